@@ -1,0 +1,1 @@
+"""Lightning callbacks of lit_puzzle; import them as lit_puzzle.callbacks."""

@@ -1,0 +1,164 @@
+"""The console script: `lightning run RECIPE [--key value ...]`, `lightning recipes [--copy DIR]`.
+
+Reads a recipe, decides by its `command` who works (Lightning for fit and validate, a typed function for every other
+stage) and turns bad input into one message and exit code 2. Imports nothing heavy, so that `--help` answers at once.
+Any other verb belongs to the `lightning-sdk` package, whose script has the same name, and is handed to it if installed.
+"""
+
+import importlib
+import shutil
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+
+from jsonargparse import ActionConfigFile, Namespace
+
+from lit_puzzle.recipe import PACKAGED_RECIPES, Recipe, RecipeParser, load_recipe, packaged_recipes
+from lit_puzzle.runs import RunClock, abandon_if_empty, open_run
+
+LIGHTNING_COMMANDS = {
+    "fit": "train a LightningModule: RL recovery, distillation, the tiny parent",
+    "validate": "one pass over data with a LightningModule: expert importance",
+}
+STAGES = {
+    "assemble": ("lit_puzzle.search.assemble.assemble", "plan + parent checkpoint -> child checkpoint"),
+    "evaluate": ("lit_puzzle.evaluate.accuracy.evaluate", "accuracy and generated tokens per reasoning effort"),
+}
+USAGE = """usage: lightning run RECIPE [--KEY=VALUE ...] [--overwrite] [--print_config]
+       lightning recipes [--copy DIR]
+
+RECIPE is a YAML file, on disk or packaged (`lightning recipes` lists those). Its `command` names the stage:
+{stages}
+  a.b.function     any typed function `f(run_dir: Path, ...) -> dict[str, float]` of yours
+
+Every key of the recipe can be overridden: --trainer.max_steps=20, --model.init_args.child=DIR.
+The same command again resumes an unfinished run; a finished one needs --overwrite.
+`lightning run RECIPE --help` lists the keys of that recipe's command."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry of `lightning`, `lit-puzzle` and `python -m lit_puzzle`.
+
+    Args:
+        argv: Words after the program's name; default: the command line.
+
+    Raises:
+        SystemExit: Code 2 with one message on bad input.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        match words:
+            case ["run", "-h" | "--help"] | ["run"] | ["-h" | "--help"] | []:
+                print(_usage())
+            case ["run", recipe, *overrides]:
+                run(recipe, overrides)
+            case ["recipes"]:
+                print("\n".join(str(Path("recipes") / path) for path in packaged_recipes()))
+            case ["recipes", "--copy", folder]:
+                _copy_recipes(Path(folder))
+            case _:
+                _hand_to_lightning_sdk(words)
+    except ValueError as error:
+        if not _raised_by_us(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def run(name: str, overrides: Sequence[str]) -> None:
+    """Runs one recipe.
+
+    Args:
+        name: Path of the recipe, on disk or packaged.
+        overrides: `--key=value` words, and `--overwrite`.
+
+    Raises:
+        ValueError: Anything wrong with the recipe, its input folders or its run folder.
+    """
+    recipe = load_recipe(name)
+    words = [word for word in overrides if word != "--overwrite"]
+    overwrite = len(words) < len(overrides)
+    command = _command(recipe, words)
+    if command in LIGHTNING_COMMANDS:
+        from lit_puzzle.training import run_lightning  # lightning and torch load here, not for --help
+
+        run_lightning(command, recipe, words, overwrite)
+    else:
+        run_stage(command, recipe, words, overwrite)
+
+
+def run_stage(command: str, recipe: Recipe, words: Sequence[str], overwrite: bool) -> None:
+    """Runs a stage function with the recipe's keys as its arguments."""
+    function = _stage_function(command, recipe.path)
+    parser = RecipeParser(parser_mode="omegaconf+", prog=f"lightning run {recipe.path}")
+    parser.recipe = recipe
+    parser.add_argument("--config", action=ActionConfigFile, help="one more YAML file")
+    parser.add_argument("--command", type=str, help="the stage")
+    parser.add_argument("--run_dir", type=str, required=True, help="folder that the stage writes")
+    parser.add_function_arguments(function, skip={"run_dir"})
+    config = parser.parse_args([*recipe.config_arguments(), *words])
+    run_dir = Path(config.run_dir)
+    resumed = open_run(run_dir, parser.dump(config, skip_unset=False), overwrite)
+    clock = RunClock()
+    arguments = parser.instantiate(Namespace(config.clone()))
+    for key in ("config", "command", "run_dir"):
+        arguments.pop(key, None)
+    with abandon_if_empty(run_dir):
+        results: Mapping[str, float] = function(run_dir=run_dir, **arguments.as_dict())
+    clock.close(run_dir, recipe.path, config.get("seed"), resumed, results)
+
+
+def _command(recipe: Recipe, words: Sequence[str]) -> str:
+    given = [word.removeprefix("--command=") for word in words if word.startswith("--command=")]
+    command = given[-1] if given else recipe.value("command")
+    if not isinstance(command, str):
+        raise ValueError(f"{recipe.path} does not say its `command`. Stages:\n{_stage_list()}")
+    return command
+
+
+def _stage_function(command: str, recipe_path: Path) -> Callable[..., Mapping[str, float]]:
+    dotted = STAGES[command][0] if command in STAGES else command
+    module_name, _, function_name = dotted.rpartition(".")
+    if not module_name:
+        raise ValueError(f"{recipe_path}: there is no command {command!r}. Stages:\n{_stage_list()}")
+    try:
+        function: Callable[..., Mapping[str, float]] = vars(importlib.import_module(module_name))[function_name]
+    except (ModuleNotFoundError, KeyError) as error:
+        raise ValueError(f"{recipe_path}: command {command!r} cannot be imported: {error}") from error
+    return function
+
+
+def _stage_list() -> str:
+    rows = LIGHTNING_COMMANDS | {name: line for name, (_, line) in STAGES.items()}
+    return "\n".join(f"  {name:<16} {line}" for name, line in rows.items())
+
+
+def _usage() -> str:
+    return USAGE.format(stages=_stage_list())
+
+
+def _copy_recipes(folder: Path) -> None:
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty; name a new folder for the recipes.")
+    shutil.copytree(PACKAGED_RECIPES, folder, dirs_exist_ok=True)
+    print(f"{len(packaged_recipes())} recipes are in {folder}")
+
+
+def _hand_to_lightning_sdk(words: Sequence[str]) -> None:
+    try:
+        scripts = metadata.distribution("lightning-sdk").entry_points.select(group="console_scripts", name="lightning")
+    except metadata.PackageNotFoundError:
+        known = "lit_puzzle knows `run` and `recipes`; other verbs belong to the lightning-sdk package"
+        raise ValueError(f"`lightning {words[0]}`: {known}, which is not installed.\n{_usage()}") from None
+    next(iter(scripts)).load()()
+
+
+def _raised_by_us(error: ValueError) -> bool:
+    """Whether our code (or a stage of the user) found the input bad: a traceback would only hide what it says."""
+    last = list(traceback.walk_tb(error.__traceback__))[-1][0]
+    libraries = (sysconfig.get_path("purelib"), sysconfig.get_path("stdlib"))
+    ours = last.f_globals.get("__name__", "").startswith("lit_puzzle")
+    return ours or not last.f_code.co_filename.startswith(libraries)

@@ -1,0 +1,60 @@
+"""Lengths of answers: mean and quantiles, and the file `generation_lengths.json` that a parent hands to its children.
+
+Reads and writes: `<checkpoint folder>/generation_lengths.json`, generated tokens per effort:
+``{"high": {"mean": 32.1, "p50": 31.0, "p95": 40.0}, ...}``.
+Source: the table of generated tokens per effort of arXiv 2602.11937. A quantile q is the smallest length that at least
+a share q of the answers does not exceed (the inverse of the empirical distribution function).
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+LENGTHS_FILE = "generation_lengths.json"
+
+
+@dataclass(frozen=True)
+class LengthStatistics:
+    """Generated tokens of one group of answers."""
+
+    mean: float
+    p50: float
+    p95: float
+
+
+def length_statistics(lengths: Sequence[int]) -> LengthStatistics:
+    """Mean, median and 95th percentile of at least one length."""
+    ordered = sorted(lengths)
+
+    def quantile(share: float) -> float:
+        return float(ordered[max(math.ceil(share * len(ordered)) - 1, 0)])
+
+    return LengthStatistics(sum(ordered) / len(ordered), quantile(0.5), quantile(0.95))
+
+
+def write_lengths(folder: Path, lengths: dict[str, LengthStatistics]) -> None:
+    """Writes `generation_lengths.json` into a folder."""
+    record = {effort: asdict(statistics) for effort, statistics in lengths.items()}
+    (folder / LENGTHS_FILE).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def read_lengths(folder: Path) -> dict[str, LengthStatistics]:
+    """Reads the lengths that a checkpoint folder carries.
+
+    Raises:
+        ValueError: no such file in the folder, or a file of another form.
+    """
+    file = folder / LENGTHS_FILE
+    if not file.is_file():
+        raise ValueError(
+            f"{file} does not exist: nothing says how long the parent's answers are. "
+            "`lightning run recipes/evaluate.yaml --checkpoint=PARENT` writes it into its run folder; copy it here."
+        )
+    try:
+        return {effort: LengthStatistics(**values) for effort, values in json.loads(file.read_text()).items()}
+    except (json.JSONDecodeError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f'{file}: {error}. Its form is {{"high": {{"mean": 1.0, "p50": 1.0, "p95": 1.0}}}}.'
+        ) from error

@@ -1,0 +1,209 @@
+"""Checkpoint folders of safetensors: opened, checked strictly, read one tensor or one layer at a time, and identified.
+
+Reads a Hugging Face folder (`config.json` with `model.safetensors`, or with shards and
+`model.safetensors.index.json`) and compares it with what its own configuration implies: an unknown, missing,
+mis-shaped or truncated tensor is a ValueError that names it and its file. Pickles are refused. Writing:
+`lit_puzzle.model.writer`.
+
+Memory: headers only; tensors are views of mapped files (`lit_puzzle.model.safetensors_file`), so whoever copies them
+decides what is held. A rank of a sharded load slices rows of a view and so touches only its share of the disk.
+
+Source: P26 (arXiv 2602.11937) section 9 for the names of KV scales; names and shapes are in `lit_puzzle.model.layout`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lit_puzzle.model.layout import (
+    ESSENTIAL_KEYS,
+    EXPERT_MATRICES,
+    KV_SCALES,
+    layer_blocks,
+    layer_prefix,
+    tensor_shapes,
+    whole,
+)
+from lit_puzzle.model.safetensors_file import SafetensorsFile, TensorInfo, read_json
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+FINGERPRINT_WHOLE_BYTES = 1 << 20
+FINGERPRINT_PAGE_BYTES = 4096
+FINGERPRINT_PAGES = 16
+
+
+class Checkpoint:
+    """A checked checkpoint folder.
+
+    Attributes:
+        folder: Where it lies.
+        config: Its config.json.
+        tensors: Header entries of all tensors by full name.
+        blocks: (number of experts, window) of every layer.
+        mxfp4_layers: Layers whose experts are stored as MXFP4.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open and check.
+
+        Raises:
+            ValueError: When anything but the tensors that its config implies is in the folder's weights.
+        """
+        self.folder = folder
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is no folder; a checkpoint is a folder with config.json and *.safetensors")
+        self.config = read_json(folder / "config.json")
+        self.blocks = layer_blocks(self.config)
+        self._files = [SafetensorsFile(path) for path in weight_files(folder)]
+        self._file_of = self._locate()
+        self.tensors = {name: file.tensors[name] for name, file in self._file_of.items()}
+        self.mxfp4_layers = frozenset(
+            layer
+            for layer in range(len(self.blocks))
+            if any(f"{layer_prefix(layer)}mlp.experts.{matrix}_blocks" in self.tensors for matrix in EXPERT_MATRICES)
+        )
+        check_tensors(folder, self.config, self.tensors, self.mxfp4_layers)
+
+    def _locate(self) -> dict[str, SafetensorsFile]:
+        located: dict[str, SafetensorsFile] = {}
+        for file in self._files:
+            for name in file.tensors:
+                if name in located:
+                    raise ValueError(f"{name} is both in {located[name].path} and in {file.path}")
+                located[name] = file
+        index_path = self.folder / INDEX_FILE
+        if index_path.is_file():
+            _check_index(index_path, located)
+        return located
+
+    @property
+    def num_layers(self) -> int:
+        """Number of decoder layers."""
+        return len(self.blocks)
+
+    def read(self, name: str) -> Tensor:
+        """A tensor by its full name, as a view of the file."""
+        return self._file_of[name].read(name)
+
+    def layer(self, layer: int) -> dict[str, Tensor]:
+        """All tensors of a layer by their name inside it (`mlp.router.weight`)."""
+        prefix = layer_prefix(layer)
+        return {name.removeprefix(prefix): self.read(name) for name in self.tensors if name.startswith(prefix)}
+
+    def outside_layers(self) -> Iterator[tuple[str, Tensor]]:
+        """Full name and tensor of what belongs to no layer: embedding, last norm, head."""
+        for name in self.tensors:
+            if not name.startswith("model.layers."):
+                yield name, self.read(name)
+
+    def fingerprint(self) -> str:
+        """See the function `fingerprint`."""
+        essentials = {key: self.config.get(key) for key in ESSENTIAL_KEYS}
+        digest = hashlib.sha256(json.dumps([essentials, self.blocks], sort_keys=True).encode())
+        for name in sorted(self.tensors):
+            info = self.tensors[name]
+            digest.update(json.dumps([name, info.dtype, info.shape]).encode())
+            raw = self._file_of[name].raw(name)
+            for begin, end in _sampled(len(raw)):
+                digest.update(raw[begin:end])
+        return digest.hexdigest()
+
+
+def _sampled(num_bytes: int) -> list[tuple[int, int]]:
+    """Byte ranges of a tensor that its checkpoint's fingerprint covers."""
+    if num_bytes <= FINGERPRINT_WHOLE_BYTES:
+        return [(0, num_bytes)]
+    last = num_bytes - FINGERPRINT_PAGE_BYTES
+    begins = [last * page // (FINGERPRINT_PAGES - 1) for page in range(FINGERPRINT_PAGES)]
+    return [(begin, begin + FINGERPRINT_PAGE_BYTES) for begin in begins]
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that make up a checkpoint folder.
+
+    Raises:
+        ValueError: When there are none, a pickle lies beside them, or files and index do not match.
+    """
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
+    if pickles:
+        raise ValueError(
+            f"{folder} holds pickles {pickles}: loading one runs code, so they are refused; "
+            "convert the weights to safetensors, or move these files away when safetensors are there too"
+        )
+    found = sorted(path.name for path in folder.glob("*.safetensors"))
+    index_path = folder / INDEX_FILE
+    if not index_path.is_file():
+        if found != [SINGLE_FILE]:
+            raise ValueError(f"{folder} has neither {SINGLE_FILE} alone nor {INDEX_FILE}; safetensors there: {found}")
+        return [folder / SINGLE_FILE]
+    listed = sorted(set(_weight_map(index_path).values()))
+    if listed != found:
+        raise ValueError(f"{index_path} lists the files {listed}, but the folder has {found}")
+    return [folder / name for name in listed]
+
+
+def _weight_map(index_path: Path) -> dict[str, str]:
+    weight_map = read_json(index_path).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ValueError(f"{index_path} has no weight_map from tensor names to file names")
+    return weight_map
+
+
+def _check_index(index_path: Path, located: Mapping[str, SafetensorsFile]) -> None:
+    weight_map = _weight_map(index_path)
+    for name in sorted(weight_map.keys() | located.keys()):
+        if name not in located:
+            raise ValueError(f"missing tensor {name}: {index_path} promises it in {weight_map[name]}")
+        actual = located[name].path.name
+        if weight_map.get(name) != actual:
+            raise ValueError(f"{name} lies in {actual}, but {index_path} says {weight_map.get(name)}")
+
+
+def check_tensors(
+    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], mxfp4_layers: frozenset[int]
+) -> None:
+    """Compare tensors with what the configuration implies.
+
+    Raises:
+        ValueError: Naming the first tensor that is missing, unknown, mis-shaped or of a wrong kind of dtype.
+    """
+    expected = tensor_shapes(config, mxfp4_layers)
+    for name in expected:
+        if name not in tensors:
+            raise ValueError(f"{folder}: missing tensor {name} of shape {expected[name]}")
+    scale_shapes = ((), (1,), (whole(config, "num_key_value_heads"),))
+    scale_names = {layer_prefix(layer) + name for layer in range(len(layer_blocks(config))) for name in KV_SCALES}
+    for name, info in tensors.items():
+        allowed = (expected[name],) if name in expected else scale_shapes if name in scale_names else ()
+        if not allowed:
+            raise ValueError(f"{info.file}: unknown tensor {name} of shape {info.shape}; the config implies none")
+        if info.shape not in allowed:
+            raise ValueError(f"{info.file}: {name} has shape {info.shape}, the config implies {allowed[0]}")
+        kind = "U8" if name.endswith(("_blocks", "_scales")) else "floating point"
+        if (kind == "U8") != (info.dtype == "U8"):
+            raise ValueError(f"{info.file}: {name} has dtype {info.dtype}; allowed: {kind}")
+    for name in sorted(scale_names & tensors.keys()):
+        partner = name[: -len("k_scale")] + ("v_scale" if name.endswith("k_scale") else "k_scale")
+        if partner not in tensors:
+            raise ValueError(f"{tensors[name].file}: {name} is there, but {partner} is missing")
+
+
+def fingerprint(folder: Path) -> str:
+    """Identity of a checkpoint: sha256 over its architecture and the name, dtype, shape and bytes of its tensors.
+
+    Small tensors (routers, norms, biases; up to 1 MiB) count whole, larger ones by 16 pages of 4 KiB spread evenly
+    over them and so cheap at any size (120B: under 200 MiB read). How the tensors are split into files does not
+    matter; the order of experts does.
+
+    Raises:
+        ValueError: When the folder is no valid checkpoint.
+    """
+    return Checkpoint(folder).fingerprint()

@@ -1,0 +1,151 @@
+"""Names and shapes of every tensor that a gpt-oss configuration implies, without torch: what a checkpoint must hold.
+
+Works on the plain dict of a `config.json`, for `gpt_oss` and `gpt_oss_puzzle` alike. Weights of experts come in two
+layouts: plain (bf16, fp16, fp32) and MXFP4 (4-bit values in blocks of 32 with one scale each), chosen layer by layer.
+
+Source: the tensor names are those of transformers' gpt-oss and of the released gpt-oss checkpoints; P26 section 3 for
+the counts.
+Shape legend: E experts, H hidden, I intermediate, V vocabulary, Q query heads x head_dim, K key-value heads x
+head_dim.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from typing import Any
+
+Shape = tuple[int, ...]
+
+MXFP4_BLOCK = 32  # values that share one scale; a block is 16 bytes
+EXPERT_MATRICES = ("gate_up_proj", "down_proj")
+KV_SCALES = ("self_attn.k_scale", "self_attn.v_scale")
+EXPERT_ROWS = frozenset(
+    {"mlp.router.weight", "mlp.router.bias"}
+    | {f"mlp.experts.{name}{kind}" for name in EXPERT_MATRICES for kind in ("", "_bias", "_blocks", "_scales")}
+)  # tensors of a layer whose first dimension counts experts
+
+# What makes two parents the same architecture; the rest of config.json (versions, dtypes, cache switches) may differ.
+ESSENTIAL_KEYS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "num_experts_per_tok",
+)
+
+
+def layer_prefix(layer: int) -> str:
+    """What the names of one layer's tensors start with."""
+    return f"model.layers.{layer}."
+
+
+def whole(config: Mapping[str, Any], key: str) -> int:
+    """A positive whole number of the configuration.
+
+    Raises:
+        ValueError: When it is missing or something else.
+    """
+    value = config.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"config.json: {key} must be a positive whole number, got {value!r}")
+    return value
+
+
+def layer_blocks(config: Mapping[str, Any]) -> list[tuple[int, int | None]]:
+    """Expert count and window of every layer.
+
+    Returns:
+        One (number of experts, window in tokens or None for full attention) per layer.
+
+    Raises:
+        ValueError: For another model type, or when the lists do not have one entry per layer.
+    """
+    layers = whole(config, "num_hidden_layers")
+    kind = config.get("model_type")
+    if kind == "gpt_oss_puzzle":
+        blocks = config.get("block_configs")
+        if not isinstance(blocks, list) or len(blocks) != layers:
+            raise ValueError(f"config.json: block_configs must list {layers} layers, got {blocks!r}")
+        return [_puzzle_block(layer, block) for layer, block in enumerate(blocks)]
+    if kind != "gpt_oss":
+        raise ValueError(f"config.json: model_type {kind!r} is not supported; allowed: gpt_oss, gpt_oss_puzzle")
+    kinds = config.get("layer_types") or ["full_attention" if i % 2 else "sliding_attention" for i in range(layers)]
+    if len(kinds) != layers or not set(kinds) <= {"full_attention", "sliding_attention"}:
+        raise ValueError(
+            f"config.json: layer_types must list {layers} times full_attention or sliding_attention, got {kinds!r}"
+        )
+    experts = whole(config, "num_local_experts")
+    window = whole(config, "sliding_window") if "sliding_attention" in kinds else None
+    return [(experts, window if kind == "sliding_attention" else None) for kind in kinds]
+
+
+def _puzzle_block(layer: int, block: object) -> tuple[int, int | None]:
+    if not isinstance(block, Mapping):
+        raise ValueError(f"config.json: block_configs[{layer}] must be an object, got {block!r}")
+    try:
+        window = None if block.get("sliding_window") is None else whole(block, "sliding_window")
+        return whole(block, "num_local_experts"), window
+    except ValueError as error:
+        raise ValueError(f"block_configs[{layer}] of {error}") from error
+
+
+def layer_shapes(config: Mapping[str, Any], num_experts: int, mxfp4: bool) -> dict[str, Shape]:
+    """Shapes of one decoder layer's tensors by their name inside the layer, without the optional KV scales."""
+    hidden, inner = whole(config, "hidden_size"), whole(config, "intermediate_size")
+    heads, head_dim = whole(config, "num_attention_heads"), whole(config, "head_dim")
+    queries, keys = heads * head_dim, whole(config, "num_key_value_heads") * head_dim
+    shapes: dict[str, Shape] = {"input_layernorm.weight": (hidden,), "post_attention_layernorm.weight": (hidden,)}
+    projections = {"q": (queries, hidden), "k": (keys, hidden), "v": (keys, hidden), "o": (hidden, queries)}
+    for name, (rows, columns) in projections.items():
+        shapes[f"self_attn.{name}_proj.weight"] = (rows, columns)
+        if config.get("attention_bias", True):
+            shapes[f"self_attn.{name}_proj.bias"] = (rows,)
+    shapes["self_attn.sinks"] = (heads,)
+    shapes["mlp.router.weight"] = (num_experts, hidden)
+    shapes["mlp.router.bias"] = (num_experts,)
+    for name, rows, columns in (("gate_up_proj", 2 * inner, hidden), ("down_proj", hidden, inner)):
+        shapes |= _expert_shapes(f"mlp.experts.{name}", num_experts, rows, columns, mxfp4)
+    return shapes
+
+
+def _expert_shapes(name: str, num_experts: int, rows: int, columns: int, mxfp4: bool) -> dict[str, Shape]:
+    """Shapes of one expert matrix [E, rows, columns]: stored transposed when plain, as packed rows when MXFP4."""
+    bias = {f"{name}_bias": (num_experts, rows)}
+    if not mxfp4:
+        return {name: (num_experts, columns, rows), **bias}
+    if columns % MXFP4_BLOCK:
+        raise ValueError(f"MXFP4 experts need rows that divide by {MXFP4_BLOCK}; {name} has rows of {columns} values")
+    groups = (num_experts, rows, columns // MXFP4_BLOCK)
+    return {f"{name}_blocks": (*groups, MXFP4_BLOCK // 2), f"{name}_scales": groups, **bias}
+
+
+def tensor_shapes(config: Mapping[str, Any], mxfp4_layers: Collection[int] = ()) -> dict[str, Shape]:
+    """Shapes of all tensors of a checkpoint, embedding first, then layer by layer, then norm and head."""
+    hidden, vocabulary = whole(config, "hidden_size"), whole(config, "vocab_size")
+    shapes: dict[str, Shape] = {"model.embed_tokens.weight": (vocabulary, hidden)}
+    for layer, (num_experts, _) in enumerate(layer_blocks(config)):
+        inside = layer_shapes(config, num_experts, layer in mxfp4_layers)
+        shapes |= {layer_prefix(layer) + name: shape for name, shape in inside.items()}
+    shapes["model.norm.weight"] = (hidden,)
+    if not config.get("tie_word_embeddings", False):
+        shapes["lm_head.weight"] = (vocabulary, hidden)
+    return shapes
+
+
+def count_parameters(config: Mapping[str, Any]) -> int:
+    """Number of parameters; independent of the storage (an MXFP4 value counts once, scales do not count)."""
+    return sum(math.prod(shape) for shape in tensor_shapes(config).values())
+
+
+def kv_values(config: Mapping[str, Any], context_tokens: int) -> int:
+    """Numbers that the KV cache of one sequence holds: a windowed layer keeps at most its window.
+
+    Returns:
+        sum over layers of 2 x key-value heads x head_dim x min(context, window).
+    """
+    per_token = 2 * whole(config, "num_key_value_heads") * whole(config, "head_dim")
+    return per_token * sum(min(context_tokens, window or context_tokens) for _, window in layer_blocks(config))

@@ -1,0 +1,148 @@
+"""One safetensors file, memory-mapped and checked byte for byte against its header.
+
+Reads the JSON header (8 bytes of length, then the header, then data without gaps) and hands tensors out as views of
+the mapped file. Reading and writing whole folders: `lit_puzzle.model.checkpoint` and `lit_puzzle.model.writer`.
+
+Memory: the header, about 150 bytes a tensor. Views are private maps: their bytes come from the page cache when
+touched, nothing anonymous is allocated, and a slice of rows touches only its rows.
+
+Source: the safetensors format.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_puzzle.model.layout import Shape
+
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "U8": torch.uint8,
+}
+DTYPE_CODES = {dtype: code for code, dtype in DTYPES.items()}
+MAX_HEADER_BYTES = 100_000_000
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a safetensors header says of one tensor: dtype code (`BF16`), shape, and where its bytes lie."""
+
+    dtype: str
+    shape: Shape
+    file: Path
+    begin: int  # of the first byte in the file
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the tensor."""
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        ValueError: When the file is missing, not JSON, or holds something else than an object.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is missing")
+    try:
+        data = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(data).__name__}")
+    return data
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """Tensors of one safetensors file, checked against the file's size.
+
+    Raises:
+        ValueError: When the file is no safetensors file, or a tensor's bytes are not all there.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is missing")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
+            raise ValueError(
+                f"{path} is truncated or no safetensors file: {size} bytes, a header of {length} announced"
+            )
+        raw = file.read(length)
+    try:
+        header = json.loads(raw)
+        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        infos = {name: _tensor_info(path, name, entry, 8 + length, size) for name, entry in entries.items()}
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: the safetensors header is damaged: {error!r}") from error
+    _check_covered(path, infos, 8 + length, size)
+    return infos
+
+
+def _tensor_info(path: Path, name: str, entry: Mapping[str, Any], data_begin: int, size: int) -> TensorInfo:
+    if entry["dtype"] not in DTYPES:
+        raise ValueError(f"{path}: {name} has dtype {entry['dtype']}; allowed: {sorted(DTYPES)}")
+    begin, end = (data_begin + int(offset) for offset in entry["data_offsets"])
+    info = TensorInfo(entry["dtype"], tuple(int(length) for length in entry["shape"]), path, begin)
+    if end - begin != info.num_bytes or begin < data_begin:
+        raise ValueError(
+            f"{path}: {name} of shape {info.shape} needs {info.num_bytes} bytes, the header gives {end - begin}"
+        )
+    if end > size:
+        raise ValueError(
+            f"{path} is truncated: {name} ends at byte {end}, the file at {size}; copy or download it again"
+        )
+    return info
+
+
+def _check_covered(path: Path, infos: Mapping[str, TensorInfo], begin: int, size: int) -> None:
+    """The format forbids gaps and overlaps: a write was cut short or mixed up."""
+    for name, info in sorted(infos.items(), key=lambda item: (item[1].begin, item[1].num_bytes)):
+        if info.begin != begin:
+            raise ValueError(
+                f"{path}: {name} begins at byte {info.begin}, expected {begin}: gap or overlap in the file"
+            )
+        begin += info.num_bytes
+    if begin != size:
+        raise ValueError(
+            f"{path}: tensors end at byte {begin}, the file at {size}: the file was not written to its end"
+        )
+
+
+class SafetensorsFile:
+    """One mapped safetensors file; `read` returns views that live as long as they are used. Do not write to them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tensors = read_header(path)
+        with path.open("rb") as file:
+            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+
+    def read(self, name: str) -> Tensor:
+        """The tensor as a view of the file; copied only when its bytes are not aligned for its dtype."""
+        info = self.tensors[name]
+        dtype = DTYPES[info.dtype]
+        if info.num_bytes == 0:
+            return torch.empty(info.shape, dtype=dtype)
+        raw = torch.frombuffer(self._bytes, dtype=torch.uint8, count=info.num_bytes, offset=info.begin)
+        aligned = raw if info.begin % dtype.itemsize == 0 else raw.clone()
+        return aligned.view(dtype).view(info.shape)
+
+    def raw(self, name: str) -> memoryview:
+        """The tensor's bytes as they lie in the file."""
+        info = self.tensors[name]
+        return memoryview(self._bytes)[info.begin : info.begin + info.num_bytes]

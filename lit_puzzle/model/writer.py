@@ -1,0 +1,173 @@
+"""Write a checkpoint tensor by tensor: safetensors in shards with an index, in a folder that appears whole or never.
+
+Names, dtypes and shapes of all tensors are known before the first byte, so headers and offsets are fixed first and
+every tensor goes straight to its place, in any order. Everything is synced to disk, then the scratch folder is
+renamed.
+
+Memory: the one tensor at hand (nothing when it is a view of a mapped file). Disk: the sum of all tensors, checked
+before writing, twice that while an older folder of the same name is being replaced. Traffic: every byte is written
+once.
+
+Source: the safetensors format and the index of Hugging Face's sharded checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lit_puzzle.model.checkpoint import INDEX_FILE, SINGLE_FILE
+from lit_puzzle.model.layout import Shape
+from lit_puzzle.model.safetensors_file import DTYPE_CODES, DTYPES
+
+Layout = Mapping[str, tuple[str, Shape]]  # full tensor name -> dtype code (`BF16`) and shape
+
+MAX_SHARD_BYTES = 5_000_000_000
+HEADER_ALIGNMENT = 64
+
+
+@contextmanager
+def atomic_folder(target: Path, replace: bool = False) -> Iterator[Path]:
+    """A scratch folder beside `target` that becomes `target` when the block ends well and disappears when it does not.
+
+    Args:
+        target: The folder to make.
+        replace: Whether a `target` that is already there is exchanged for the new one, at the very end.
+
+    Yields:
+        The scratch folder, empty.
+
+    Raises:
+        ValueError: When `target` is there and `replace` is false.
+    """
+    scratch, old = (target.with_name(f".{target.name}.{kind}") for kind in ("partial", "old"))
+    if target.exists() and not replace:
+        raise ValueError(f"{target} is already there; remove it or choose another folder")
+    for leftover in (scratch, old):  # of a process that was killed
+        if leftover.exists():
+            shutil.rmtree(leftover)
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+        for path in [*scratch.rglob("*"), scratch]:
+            _sync(path)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    if target.exists():
+        target.rename(old)
+    scratch.rename(target)
+    _sync(target.parent)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_checkpoint(
+    folder: Path, layout: Layout, tensors: Iterable[tuple[str, Tensor]], max_shard_bytes: int = MAX_SHARD_BYTES
+) -> None:
+    """Write the weights of a checkpoint into a folder that is there.
+
+    Args:
+        folder: Gets `model.safetensors`, or shards and an index when one file would be larger than `max_shard_bytes`.
+        layout: Every tensor of the checkpoint; its order decides which tensors share a shard.
+        tensors: Full name and tensor, each name of `layout` once, in any order.
+        max_shard_bytes: Largest shard, except that one tensor is never split.
+
+    Raises:
+        ValueError: When a tensor is unknown, repeated, missing, or of another dtype or shape than `layout` says, or
+        the disk is too small.
+    """
+    sizes = {name: math.prod(shape) * DTYPES[code].itemsize for name, (code, shape) in layout.items()}
+    total, free = sum(sizes.values()), shutil.disk_usage(folder).free
+    if total > free:
+        raise ValueError(
+            f"{folder}: the weights need {total / 2**30:.2f} GiB, the disk has {free / 2**30:.2f} GiB left"
+        )
+    shards = _split(sizes, max_shard_bytes)
+    files = [_file_name(number, len(shards)) for number in range(len(shards))]
+    with ExitStack() as stack:
+        places: dict[str, tuple[int, int]] = {}  # tensor name -> file descriptor, offset in the file
+        for name, shard in zip(files, shards, strict=True):
+            descriptor = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            stack.callback(os.close, descriptor)
+            header, offsets = _header({key: layout[key] for key in shard}, sizes)
+            _write(descriptor, memoryview(header), 0)
+            places |= {key: (descriptor, offset) for key, offset in offsets.items()}
+        _write_tensors(layout, places, tensors)
+        for descriptor in sorted({descriptor for descriptor, _ in places.values()}):
+            os.fsync(descriptor)
+    if len(shards) > 1:
+        weight_map = {key: name for name, shard in zip(files, shards, strict=True) for key in shard}
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / INDEX_FILE).write_text(json.dumps(index, indent=1) + "\n")
+
+
+def _write_tensors(
+    layout: Layout, places: Mapping[str, tuple[int, int]], tensors: Iterable[tuple[str, Tensor]]
+) -> None:
+    open_names = set(layout)
+    for name, tensor in tensors:
+        if name not in open_names:
+            raise ValueError(f"tensor {name} was {'already written' if name in layout else 'not expected'}")
+        given = (DTYPE_CODES.get(tensor.dtype), tuple(tensor.shape))
+        if given != layout[name]:
+            raise ValueError(f"tensor {name} is {given[0]} {given[1]}, expected {layout[name][0]} {layout[name][1]}")
+        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        _write(places[name][0], data.data, places[name][1])
+        open_names.remove(name)
+    if open_names:
+        raise ValueError(f"missing tensor(s), never handed over: {sorted(open_names)}")
+
+
+def _write(descriptor: int, data: memoryview, offset: int) -> None:
+    while data:  # one call writes at most 2 GiB
+        written = os.pwrite(descriptor, data, offset)
+        data, offset = data[written:], offset + written
+
+
+def _split(sizes: Mapping[str, int], max_shard_bytes: int) -> list[list[str]]:
+    """Names in their order, cut where a shard would become too large."""
+    shards: list[list[str]] = [[]]
+    held = 0
+    for name, size in sizes.items():
+        if shards[-1] and held + size > max_shard_bytes:
+            shards.append([])
+            held = 0
+        shards[-1].append(name)
+        held += size
+    return shards
+
+
+def _file_name(number: int, count: int) -> str:
+    return SINGLE_FILE if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+
+
+def _header(shard: Layout, sizes: Mapping[str, int]) -> tuple[bytes, dict[str, int]]:
+    """Header bytes of one file and each tensor's offset in it; wide dtypes first, so that every tensor is aligned."""
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    begins: dict[str, int] = {}
+    position = 0
+    for name in sorted(shard, key=lambda key: -DTYPES[shard[key][0]].itemsize):
+        begins[name] = position
+        position += sizes[name]
+        code, shape = shard[name]
+        entries[name] = {"dtype": code, "shape": list(shape), "data_offsets": [begins[name], position]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % HEADER_ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text, {name: 8 + len(text) + begin for name, begin in begins.items()}

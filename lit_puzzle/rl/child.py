@@ -1,0 +1,79 @@
+"""The recovered child as a folder: the child it came from, with the trained tensors exchanged.
+
+Every file that holds no weights is copied as it is (config, modelling file, tokenizer, chat template, lengths); every
+tensor that was not trained is copied byte for byte (MXFP4 experts included); a trained one is cast to the dtype it had.
+LoRA is merged on the way: W + (alpha / rank) B A, in float32.
+
+Reads: the input child's folder. Writes: the recovered child's folder, whole or not at all. Memory: one full tensor.
+Source: LoRA, arXiv 2106.09685, section 4.1.
+"""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from peft.tuners.lora import Linear as LoraLinear
+from torch import Tensor, nn
+
+from lit_puzzle.model.checkpoint import Checkpoint, weight_files
+from lit_puzzle.model.writer import atomic_folder, write_checkpoint
+from lit_puzzle.sharding import full
+
+
+def trained_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names and whole tensors of what training changed; on sharded models every rank must iterate.
+
+    Args:
+        model: the causal language model inside any LoRA wrapper: its names are those of the checkpoint.
+    """
+    adapted = {name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)}
+    for name, module in adapted.items():
+        merged = full(module.base_layer.weight).float()
+        for adapter in module.active_adapters:
+            down, up = full(module.lora_A[adapter].weight).float(), full(module.lora_B[adapter].weight).float()
+            merged = merged + module.scaling[adapter] * (up @ down)
+        yield f"{name}.weight", merged.detach()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and ".lora_" not in name:
+            yield name.replace(".base_layer.", "."), full(parameter).detach()
+
+
+def save_child(source: Path, target: Path, model: nn.Module, is_writer: bool) -> None:
+    """Writes `target` from `source` and the trained tensors of `model`; replaces a `target` that is there.
+
+    Args:
+        source: folder of the child that was trained.
+        target: folder to write.
+        model: the trained model (every rank calls this with its part).
+        is_writer: whether this process writes (rank 0).
+
+    Raises:
+        ValueError: a trained tensor that the source folder does not have.
+    """
+    if not is_writer:
+        for _ in trained_tensors(model):
+            pass
+        return
+    checkpoint = Checkpoint(source)
+    weights = {path.name for path in weight_files(source)} | {"model.safetensors.index.json"}
+    with atomic_folder(target, replace=True) as scratch:
+        for path in sorted(source.iterdir()):
+            if path.is_file() and path.name not in weights:
+                shutil.copy2(path, scratch / path.name)
+        layout = {name: (info.dtype, info.shape) for name, info in checkpoint.tensors.items()}
+        write_checkpoint(scratch, layout, _exchanged(checkpoint, model))
+
+
+def _exchanged(checkpoint: Checkpoint, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    written = set()
+    for name, tensor in trained_tensors(model):
+        if name not in checkpoint.tensors:
+            raise ValueError(
+                f"{name} was trained, but {checkpoint.folder} has no tensor of that name to exchange "
+                "(quantised experts cannot be trained in place). Add it to `freeze`."
+            )
+        written.add(name)
+        yield name, tensor.to(checkpoint.read(name).dtype)
+    for name in checkpoint.tensors:
+        if name not in written:
+            yield name, checkpoint.read(name)

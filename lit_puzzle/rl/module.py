@@ -1,0 +1,279 @@
+"""Reinforcement learning that recovers a pruned child: a LightningModule around TRL's GRPO engine.
+
+Lightning drives optimisation, sharding, logging and checkpoints; the engine gives rollouts, rewards and the loss. The
+policy is measured on held-out prompts before training and, with the best validated weights, after it.
+
+Reads: the child's folder. Writes into the run folder: `before/` and `after/` (episodes), `child/` (the recovered child).
+Results: `accuracy/<effort>/before|after`, `.../before_se|after_se`, `accuracy/<effort>/gain|gain_se`,
+`tokens/<effort>/before|after`, `reward/first|last`.
+Source: arXiv 2602.11937, the RL recovery; GRPO, arXiv 2402.03300.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+import lit_puzzle.model.gpt_oss  # noqa: F401  (registers the child's model type and attention)
+from lit_puzzle.data import Asked, PromptData
+from lit_puzzle.evaluate.accuracy import Episode, held_out_problems, mean_and_error
+from lit_puzzle.rl.child import save_child
+from lit_puzzle.rl.measure import answer_together, print_table, read_evaluation, recovery_results, write_evaluation
+from lit_puzzle.rl.rewards import RewardSettings, build_rewards
+from lit_puzzle.rl.settings import EvaluationSettings, GRPOSettings, LoraSettings, freeze_parameters
+from lit_puzzle.sharding import Sharded, load_trainable, shard, unsharded
+
+FROZEN = ["*.mlp.experts.*", "*.mlp.router.*"]
+VALIDATION_METRIC = "val/accuracy"
+
+
+class RLRecovery(LightningModule):
+    """Recovers a child by GRPO on verifiable rewards.
+
+    Args:
+        child: folder of the child: weights, configuration, tokenizer with a chat template.
+        grpo: the update.
+        rewards: weights of the built-in rewards.
+        extra_rewards: more reward functions in TRL's form, of weight 1.
+        freeze: patterns of parameters that are not trained; by default experts and router.
+        lora: trains low-rank adapters instead; everything else is then frozen.
+        evaluation: the measurement before and after.
+        optimizer: builds the optimiser on the trainable parameters.
+        lr_scheduler: builds the schedule, stepped once per update.
+        dtype: dtype in which the weights are loaded and trained.
+        attention: attention of the training passes; decoding is eager.
+        experts: implementation of the experts.
+        seed: of shuffling and sampling.
+
+    Raises:
+        ValueError: settings that cannot work together, or a child that is not there.
+    """
+
+    def __init__(
+        self,
+        child: Path,
+        grpo: GRPOSettings = GRPOSettings(),  # noqa: B008  (frozen)
+        rewards: RewardSettings = RewardSettings(),  # noqa: B008
+        extra_rewards: list[Callable[..., list[float]]] | None = None,
+        freeze: list[str] | None = None,
+        lora: LoraSettings | None = None,
+        evaluation: EvaluationSettings = EvaluationSettings(),  # noqa: B008
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        attention: str = "sink_attention",
+        experts: str = "grouped_mm",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not (child / "config.json").is_file():
+            raise ValueError(f"{child} holds no child (config.json). `lightning run recipes/assemble.yaml` makes one.")
+        if grpo.beta > 0 and lora is None:
+            raise ValueError(f"grpo.beta={grpo.beta} needs `lora` (adapter off = reference). Set beta: 0 or give lora.")
+        self.child, self.grpo, self.rewards, self.lora = child, grpo, rewards, lora
+        self.extra_rewards, self.freeze_patterns = extra_rewards or [], FROZEN if freeze is None else freeze
+        self.evaluation, self.optimizer, self.lr_scheduler = evaluation, optimizer, lr_scheduler
+        self.dtype_name, self.attention, self.experts, self.seed = dtype, attention, experts, seed
+        self.strict_loading = False  # checkpoints hold trainable parameters only
+        self.results: dict[str, float] = {}
+        self.policy: Any = None  # the model, inside a LoRA wrapper if there is one
+        self._reward_history: list[float] = []
+        self._asked: list[Asked] = []
+
+    # ---- building -------------------------------------------------------------------------------------------------
+
+    @property
+    def data(self) -> PromptData:
+        """The run's environments and prompts."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, PromptData):
+            raise ValueError(f"RLRecovery was given the data {type(data).__name__}; it needs lit_puzzle.data.PromptData.")
+        return data
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The causal language model inside any LoRA wrapper."""
+        from peft import PeftModel
+
+        return self.policy.get_base_model() if isinstance(self.policy, PeftModel) else self.policy
+
+    def setup(self, stage: str) -> None:
+        """Checks what depends on trainer and data, before anything slow."""
+        trainer = self.trainer
+        if trainer.world_size > 1 and not isinstance(trainer.strategy, Sharded):
+            raise ValueError(
+                f"{trainer.world_size} processes with the strategy {type(trainer.strategy).__name__}: gradients would "
+                "not be averaged. Set trainer.strategy to lit_puzzle.sharding.Sharded."
+            )
+        if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
+            raise ValueError("The data share prompts among processes themselves: set trainer.use_distributed_sampler: false.")
+        self.grpo.check_batch(trainer.accumulate_grad_batches, trainer.world_size, self.data.num_train_prompts)
+
+    def configure_model(self) -> None:
+        """Loads, freezes, adapts and shards the policy, then builds the engine on it (in this order only)."""
+        if self.policy is not None:
+            return
+        self.tokenizer = AutoTokenizer.from_pretrained(self.child, padding_side="left")
+        self.policy = AutoModelForCausalLM.from_pretrained(
+            self.child, dtype=self.dtype_name, attn_implementation=self.attention, experts_implementation=self.experts
+        )
+        if self.lora is None:
+            freeze_parameters(self.model, self.freeze_patterns)
+        else:
+            self.policy = self.lora.wrap(self.model)
+        if self.grpo.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        if self.device_mesh is not None:
+            shard(self.model, self.model.model.layers, self.device_mesh)
+        if not self.grpo.unshard_rollouts:
+            self.model._is_fsdp_managed_module = True  # generation then keeps the ranks in step
+        self._build_engine()
+
+    def _build_engine(self) -> None:
+        from lit_puzzle.rl.trl_engine import GRPOEngine, grpo_config
+
+        trainer, data = self.trainer, self.data
+        functions, weights = build_rewards(
+            self.rewards, data.environments, self.tokenizer, list(data.efforts), self.child
+        )
+        config = grpo_config(
+            self.grpo,
+            accumulate_grad_batches=trainer.accumulate_grad_batches,
+            precision=str(trainer.precision),
+            device=trainer.strategy.root_device,
+            output_dir=self.run_dir / "trl",
+            seed=self.seed,
+            reward_weights=[*weights, *[1.0] * len(self.extra_rewards)],
+        )
+        prompts = data.train_prompts(self.tokenizer)
+        self.engine = GRPOEngine(
+            self.policy, self.tokenizer, prompts, [*functions, *self.extra_rewards], config, self._generation
+        )
+
+    def configure_optimizers(self) -> Any:
+        """Optimiser over the trainable parameters; the schedule counts updates."""
+        optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
+        if self.lr_scheduler is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"},
+        }
+
+    # ---- training -------------------------------------------------------------------------------------------------
+
+    @property
+    def run_dir(self) -> Path:
+        """The run folder."""
+        return Path(self.trainer.default_root_dir)
+
+    def train_dataloader(self) -> Any:
+        """TRL's prompts, each repeated for its group, from where a resumed run stopped."""
+        return self.engine.loader
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Batches are texts and problems: nothing to move."""
+        return batch
+
+    def on_fit_start(self) -> None:
+        """A policy in evaluation mode would silently take TRL's evaluation path."""
+        self.policy.train()
+
+    def on_train_start(self) -> None:
+        """Measures the child once; a resumed run finds the episodes in the run folder."""
+        if (self.run_dir / "before").is_dir():
+            return
+        if self.trainer.global_step > 0:
+            raise ValueError(f"{self.run_dir / 'before'} is gone: there is nothing to compare with. Use --overwrite.")
+        write_evaluation(self.run_dir / "before", self._evaluate(), self.trainer.is_global_zero)
+
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """The loss of one slice (times the accumulation: TRL and Lightning both divide), and any new rollout."""
+        loss = self.engine.loss(batch, self.trainer.global_step) * self.trainer.accumulate_grad_batches
+        self.log("train/loss", loss.detach(), batch_size=len(batch))
+        return {"loss": loss, **self.engine.take_rollout()}
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Logs what TRL measured since the last update."""
+        metrics = self.engine.metrics()
+        shown = {"reward": metrics.pop("reward", None), "tokens": metrics.pop("completions/mean_length", None)}
+        for name, value in shown.items():
+            if value is not None:
+                self.log(f"train/{name}", value, prog_bar=True, batch_size=1)
+        if shown["reward"] is not None:
+            self._reward_history.append(shown["reward"])
+        self.log_dict({f"train/{name}": value for name, value in metrics.items()}, batch_size=1)
+
+    # ---- measuring ------------------------------------------------------------------------------------------------
+
+    def _generation(self) -> Any:
+        """Context of every generation: a sharded model is gathered once, if it fits."""
+        return unsharded(self.model) if self.grpo.unshard_rollouts else nullcontext()
+
+    def _answer(self, asked: list[Asked]) -> list[Episode]:
+        """Greedy answers of all processes together; leaves randomness, modes and gradients as they were."""
+        tokens = self.evaluation.max_new_tokens or self.grpo.max_completion_length
+        answer = partial(
+            answer_together, self.model, self.tokenizer, asked, self.data.environments, tokens, self.evaluation.batch_size
+        )
+        # Validation runs in inference mode, whose tensors could not take part in a later backward pass.
+        with torch.inference_mode(False), torch.no_grad(), self._generation():
+            with self.trainer.precision_plugin.forward_context():
+                return answer()
+
+    def _evaluate(self) -> list[Episode]:
+        settings, data = self.evaluation, self.data
+        efforts = list(data.efforts)
+        return self._answer(held_out_problems(data.environments, efforts, settings.prompts_per_effort, settings.seed))
+
+    def validation_step(self, batch: list[Asked], batch_idx: int) -> None:
+        """Collects the problems of this process."""
+        self._asked += batch
+
+    def on_validation_epoch_end(self) -> None:
+        """Answers the collected problems and logs accuracy and tokens, overall and per effort."""
+        asked, self._asked = self._asked, []
+        episodes = self._answer(asked)
+        values = {VALIDATION_METRIC: mean_and_error([episode.correct for episode in episodes])[0]}
+        self.log_dict(values, prog_bar=True, batch_size=len(episodes), sync_dist=False)
+
+    def on_fit_end(self) -> None:
+        """Measures the best weights, writes the recovered child and fills `results`."""
+        best = [
+            callback.best_model_path
+            for callback in self.trainer.checkpoint_callbacks
+            if isinstance(callback, ModelCheckpoint) and callback.monitor == VALIDATION_METRIC
+        ]
+        if best and best[0]:
+            load_trainable(self, Path(best[0]))
+        before, after = read_evaluation(self.run_dir / "before"), self._evaluate()
+        is_writer = self.trainer.is_global_zero
+        write_evaluation(self.run_dir / "after", after, is_writer)
+        save_child(self.child, self.run_dir / "child", self.model, is_writer)
+        self.results = recovery_results(before, after, self._reward_history)
+        if is_writer:
+            print_table(self.results)
+
+    # ---- resuming -------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the engine (unless only weights are saved) and drops frozen parameters."""
+        trainable = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        state: dict[str, Tensor] = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: tensor for name, tensor in state.items() if name in trainable}
+        if "optimizer_states" in checkpoint:
+            checkpoint["engine"] = self.engine.state_dict()
+            checkpoint["reward_history"] = list(self._reward_history)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Continues the engine where the checkpoint left it."""
+        self.engine.load_state_dict(checkpoint["engine"])
+        self._reward_history = list(checkpoint["reward_history"])

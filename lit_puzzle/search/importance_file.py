@@ -1,0 +1,108 @@
+"""The importance file: scores of every expert of every layer of one parent, and the ranking they mean.
+
+Writes and reads `importance.json` (fingerprint of the parent, method, tokens, experts per layer) and
+`importance.safetensors` (one float64 tensor `layers.N` of that layer's length each). Layers may differ in length.
+
+A higher score means a more important expert; equal scores go to the lower index. Disk: 8 bytes an expert.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+META_FILE, SCORES_FILE = "importance.json", "importance.safetensors"
+
+
+@dataclass(frozen=True)
+class Importance:
+    """Scores of one parent's experts.
+
+    Attributes:
+        fingerprint: `lit_puzzle.model.checkpoint.fingerprint` of the parent.
+        method: Name of the scoring rule.
+        tokens: Tokens that were scored.
+        scores: Float64 scores per layer, one per expert of that layer.
+    """
+
+    fingerprint: str
+    method: str
+    tokens: int
+    scores: tuple[Tensor, ...]
+
+    def save(self, folder: Path) -> None:
+        """Writes both files; the json, which says that they are complete, last."""
+        tensors = {f"layers.{layer}": scores_E.double().contiguous() for layer, scores_E in enumerate(self.scores)}
+        partial = folder / f"{SCORES_FILE}.partial"
+        save_file(tensors, partial)
+        partial.replace(folder / SCORES_FILE)
+        meta = {key: value for key, value in asdict(self).items() if key != "scores"}
+        meta["num_experts"] = [len(scores_E) for scores_E in self.scores]
+        partial = folder / f"{META_FILE}.partial"
+        partial.write_text(json.dumps(meta, indent=2) + "\n")
+        partial.replace(folder / META_FILE)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Importance":
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: A file is missing or damaged, or the two do not belong together.
+        """
+        if not ((folder / META_FILE).is_file() and (folder / SCORES_FILE).is_file()):
+            raise ValueError(
+                f"{folder} lacks {META_FILE} or {SCORES_FILE}. Make them with: lightning run recipes/importance.yaml"
+            )
+        try:
+            meta = json.loads((folder / META_FILE).read_text())
+            tensors = load_file(folder / SCORES_FILE)
+            scores = tuple(tensors[f"layers.{layer}"] for layer in range(len(meta["num_experts"])))
+            lengths = [len(scores_E) for scores_E in scores]
+            if len(tensors) != len(scores) or lengths != meta["num_experts"]:
+                raise ValueError(f"{META_FILE} names experts {meta['num_experts']}, {SCORES_FILE} holds {lengths}")
+            return cls(meta["fingerprint"], meta["method"], meta["tokens"], scores)
+        except (KeyError, TypeError, ValueError, SafetensorError) as error:
+            raise ValueError(
+                f"The importance files in {folder} are damaged ({error}); run the recipe again."
+            ) from error
+
+    def check_parent(self, fingerprint: str) -> None:
+        """Refuses to be used with another parent.
+
+        Raises:
+            ValueError: The fingerprints differ.
+        """
+        if fingerprint != self.fingerprint:
+            raise ValueError(
+                f"The importance scores are of parent {self.fingerprint}, not of {fingerprint}: expert indices would "
+                "mean other experts. Run recipes/importance.yaml on this parent."
+            )
+
+    def keep(self, counts: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+        """The best `counts[layer]` experts of every layer, ascending, as a plan lists them.
+
+        Raises:
+            ValueError: Not one count per layer, or a count below 1 or above the layer's experts.
+        """
+        if len(counts) != len(self.scores):
+            raise ValueError(
+                f"{len(counts)} expert counts were given for {len(self.scores)} layers; give one per layer."
+            )
+        return tuple(best_experts(scores_E, count) for scores_E, count in zip(self.scores, counts, strict=True))
+
+
+def best_experts(scores_E: Tensor, count: int) -> tuple[int, ...]:
+    """Indices of the `count` highest scores, ascending; among equal scores the lower indices are kept.
+
+    Raises:
+        ValueError: `count` is below 1 or above the number of experts.
+    """
+    if not 1 <= count <= len(scores_E):
+        raise ValueError(f"{count} experts cannot be kept of {len(scores_E)}; give 1 to {len(scores_E)}.")
+    ranking = torch.argsort(scores_E, descending=True, stable=True)
+    return tuple(sorted(ranking[:count].tolist()))

@@ -1,0 +1,280 @@
+"""The currency of the project: what one layer is, what a child is, what it will be served for, and what it may cost.
+
+Every stage from importance to export speaks in these frozen dataclasses. Each has `to_json()` (plain dicts, lists and
+numbers) and `from_json()` (strict: an unknown or missing key is a ValueError that names it). Nothing here imports
+torch: it loads in milliseconds.
+
+Source: P26 (arXiv 2602.11937) sections 2 and 3 for the search space, P24 (arXiv 2411.19146) for budgets under a
+deployment scenario.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+KV_DTYPE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1}
+
+
+def _checked_keys(kind: type, data: object) -> dict[str, Any]:
+    """The fields of `data`, checked against the dataclass `kind`: no unknown key, no required key missing."""
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{kind.__name__}: expected a JSON object, got {type(data).__name__}: {data!r}")
+    fields = dataclasses.fields(kind)
+    allowed = [field.name for field in fields]
+    unknown = sorted(set(data) - set(allowed))
+    if unknown:
+        raise ValueError(f"{kind.__name__}: unknown key(s) {unknown}; allowed: {allowed}")
+    required = [field.name for field in fields if field.default is dataclasses.MISSING]
+    missing = [name for name in required if name not in data]
+    if missing:
+        raise ValueError(f"{kind.__name__}: missing key(s) {missing}; required: {required}")
+    return dict(data)
+
+
+def _check_whole(owner: str, name: str, value: object, minimum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f"{owner}: {name} must be a whole number of at least {minimum}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """What one layer of a child is.
+
+    Attributes:
+        experts: Indices of the parent layer's experts that stay, ascending, without duplicates.
+        window_tokens: Sliding window of the attention in tokens; None is full attention.
+    """
+
+    experts: tuple[int, ...]
+    window_tokens: int | None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "experts", tuple(self.experts))
+        if not self.experts:
+            raise ValueError("BlockSpec: experts is empty; a layer keeps at least one expert")
+        for index in self.experts:
+            _check_whole("BlockSpec", "every expert index", index, 0)
+        if any(left >= right for left, right in itertools.pairwise(self.experts)):
+            raise ValueError(
+                f"BlockSpec: experts must ascend without duplicates, got {list(self.experts)}; sort them first"
+            )
+        if self.window_tokens is not None:
+            _check_whole("BlockSpec", "window_tokens", self.window_tokens, 1)
+
+    @property
+    def num_experts(self) -> int:
+        """Number of experts that stay."""
+        return len(self.experts)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON value; lists instead of tuples."""
+        return {"experts": list(self.experts), "window_tokens": self.window_tokens}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> BlockSpec:
+        """Inverse of `to_json`.
+
+        Raises:
+            ValueError: For an unknown or missing key, or values that are no layer.
+        """
+        return cls(**_checked_keys(cls, data))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A child: one block for every layer of one particular parent.
+
+    Attributes:
+        parent_fingerprint: `lit_puzzle.model.checkpoint.fingerprint` of the parent whose expert indices `blocks` holds.
+        num_parent_experts: Largest number of experts in any of the parent's layers; every index is below it.
+        blocks: One BlockSpec per layer, layer 0 first.
+    """
+
+    parent_fingerprint: str
+    num_parent_experts: int
+    blocks: tuple[BlockSpec, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "blocks", tuple(self.blocks))
+        if not isinstance(self.parent_fingerprint, str) or not self.parent_fingerprint:
+            raise ValueError(f"Plan: parent_fingerprint must be a non-empty text, got {self.parent_fingerprint!r}")
+        _check_whole("Plan", "num_parent_experts", self.num_parent_experts, 1)
+        if not self.blocks:
+            raise ValueError("Plan: blocks is empty; it needs one block per layer of the parent")
+        for layer, block in enumerate(self.blocks):
+            if block.experts[-1] >= self.num_parent_experts:
+                raise ValueError(
+                    f"Plan: layer {layer} keeps expert {block.experts[-1]}, but the parent has "
+                    f"{self.num_parent_experts} experts (indices 0..{self.num_parent_experts - 1})"
+                )
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers, the same in parent and child."""
+        return len(self.blocks)
+
+    def block_configs(self) -> list[dict[str, int | None]]:
+        """The child config's `block_configs` entry: expert count and window of every layer."""
+        return [
+            {"num_local_experts": block.num_experts, "sliding_window": block.window_tokens} for block in self.blocks
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON value."""
+        return {
+            "parent_fingerprint": self.parent_fingerprint,
+            "num_parent_experts": self.num_parent_experts,
+            "blocks": [block.to_json() for block in self.blocks],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Plan:
+        """Inverse of `to_json`.
+
+        Raises:
+            ValueError: For an unknown or missing key, or blocks that fit no parent.
+        """
+        values = _checked_keys(cls, data)
+        if not isinstance(values["blocks"], list | tuple):
+            raise ValueError(f"Plan: blocks must be a list of layers, got {type(values['blocks']).__name__}")
+        values["blocks"] = tuple(BlockSpec.from_json(block) for block in values["blocks"])
+        return cls(**values)
+
+    def save(self, path: Path) -> None:
+        """Write as a JSON file; a reader never sees half of it (temporary file, fsync, rename)."""
+        scratch = path.with_name(f"{path.name}.tmp")
+        with scratch.open("w") as file:
+            json.dump(self.to_json(), file, indent=1)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Plan:
+        """Read a JSON file that is a plan, or whose key `plan` holds one (beside costs and scores of a search).
+
+        Raises:
+            ValueError: When the file is missing, no JSON, or no plan.
+        """
+        if not path.is_file():
+            raise ValueError(f"no plan at {path}; make one with recipes/assemble.yaml or name an existing plan.json")
+        try:
+            data = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not JSON: {error}") from error
+        if isinstance(data, Mapping) and isinstance(data.get("plan"), Mapping):
+            data = data["plan"]
+        try:
+            return cls.from_json(data)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A deployment that costs are counted for.
+
+    Attributes:
+        gpu: Name of the device, a key of the cost model's device table (`H100`, `H200`, `B200`, ...).
+        num_gpus: GPUs of the deployment.
+        prompt_tokens: Tokens read per request.
+        generated_tokens: Tokens written per request.
+        batch_size: Concurrent requests; None lets the cost model take the best one that fits.
+        kv_dtype: Number format of the KV cache: float32, bfloat16, float16 or fp8.
+        tensor_parallel: Ranks that share one layer's matrices; None lets the cost model choose.
+        expert_parallel: Ranks that share one layer's experts; None lets the cost model choose.
+    """
+
+    gpu: str
+    num_gpus: int
+    prompt_tokens: int
+    generated_tokens: int
+    batch_size: int | None = None
+    kv_dtype: str = "fp8"
+    tensor_parallel: int | None = None
+    expert_parallel: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.gpu, str) or not self.gpu:
+            raise ValueError(f"Scenario: gpu must be the name of a device, got {self.gpu!r}")
+        _check_whole("Scenario", "num_gpus", self.num_gpus, 1)
+        _check_whole("Scenario", "prompt_tokens", self.prompt_tokens, 0)
+        _check_whole("Scenario", "generated_tokens", self.generated_tokens, 0)
+        shares = {"tensor_parallel": self.tensor_parallel, "expert_parallel": self.expert_parallel}
+        for name, value in {"batch_size": self.batch_size, **shares}.items():
+            if value is not None:
+                _check_whole("Scenario", name, value, 1)
+        if self.prompt_tokens + self.generated_tokens == 0:
+            raise ValueError("Scenario: prompt_tokens and generated_tokens are both 0; at least one must be positive")
+        if self.kv_dtype not in KV_DTYPE_BYTES:
+            raise ValueError(f"Scenario: unknown kv_dtype {self.kv_dtype!r}; allowed: {sorted(KV_DTYPE_BYTES)}")
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens in the cache when a request ends."""
+        return self.prompt_tokens + self.generated_tokens
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON value."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Scenario:
+        """Inverse of `to_json`.
+
+        Raises:
+            ValueError: For an unknown or missing key, or values that are no deployment.
+        """
+        return cls(**_checked_keys(cls, data))
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a child may cost; None leaves a quantity unbounded.
+
+    Attributes:
+        memory_gib: At most this much memory for weights and KV cache over all GPUs of the scenario.
+        throughput_tokens_per_second: At least this many tokens a second.
+        latency_seconds: At most this long for one request.
+        total_parameters: At most this many parameters.
+        active_parameters: At most this many parameters at work on one token.
+        full_attention_layers: At most this many layers without a window.
+    """
+
+    memory_gib: float | None = None
+    throughput_tokens_per_second: float | None = None
+    latency_seconds: float | None = None
+    total_parameters: int | None = None
+    active_parameters: int | None = None
+    full_attention_layers: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in self.to_json().items():
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise ValueError(f"Budget: {name} must be a finite number or null, got {value!r}")
+            if value < 0 or (value == 0 and name != "full_attention_layers"):
+                raise ValueError(f"Budget: {name} must be positive, got {value!r}; null leaves it unbounded")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON value."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Budget:
+        """Inverse of `to_json`.
+
+        Raises:
+            ValueError: For an unknown key, or a quantity that cannot be a bound.
+        """
+        return cls(**_checked_keys(cls, data))

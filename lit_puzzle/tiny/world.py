@@ -1,0 +1,247 @@
+"""The tiny world: three families of problems that a model of two million parameters can really reason about.
+
+Every problem is a shuffled table of 16 definitions and a question about some of them, so that an answer needs retrieval
+from far back; every answer is exactly checkable; every family has a worked solution (trace) at each reasoning effort.
+
+    chains    `` q=b+3 b=k+1 k=5`` and `value:q?`     follow the links, add the offsets modulo 10          (a digit)
+    sorting   `` q=7 b=2 k=5``     and `order:qbk?`   the letters by ascending value                       (letters)
+    counting  `` q=7 b=2 k=5``     and `above:4,qbk?` how many of the letters have a value above the bound (a digit)
+
+Low effort answers at once, medium first copies the definitions it needs, high also works out every step where the step
+before it is near. The traces are the only source of that behaviour: nothing else tells the efforts apart.
+
+Reads and writes nothing. Source: this project's own.
+"""
+
+import random
+import re
+from collections.abc import Sequence
+from typing import Protocol
+
+from lit_puzzle.rl.environments import Environment, Problem, final_text
+
+LETTERS = "abcdefghijklmnopqrst"
+TABLE_SIZE = 16
+CHAIN_LENGTHS = (5, 4, 3, 2, 1, 1)  # disjoint chains; together a table
+
+_DEFINITION = re.compile(r" ([a-t])=(?:([a-t])\+)?(\d)")
+_QUESTION = re.compile(r"(?:value:|order:|above:(\d),)([a-t]+)\?")
+
+Definition = tuple[str | None, int]  # (letter it refers to, offset) or (None, value)
+Table = dict[str, Definition]  # in the order in which the prompt shows it
+
+
+class Family(Environment, Protocol):
+    """An environment of the tiny world: problems that share a table, and worked solutions."""
+
+    def problems(self, rng: random.Random, count: int) -> list[Problem]:
+        """Draws `count` problems about one table."""
+        ...
+
+    def analysis(self, problem: Problem, effort: str) -> str:
+        """What the analysis channel says at an effort; empty at low."""
+        ...
+
+    def trace(self, problem: Problem, effort: str) -> str:
+        """The whole worked answer, from the first channel to ``<|return|>``."""
+        ...
+
+
+class Chains:
+    """Links between letters: what is the value at the end of a chain of 0 to 4 additions?
+
+    Args:
+        depth_weights: how often a question is 0, 1, 2, 3, 4 links deep.
+    """
+
+    name = "chains"
+
+    def __init__(self, depth_weights: Sequence[float] = (20, 25, 25, 20, 10)) -> None:
+        self.depth_weights = _checked_weights(self.name, "depth_weights", depth_weights, max(CHAIN_LENGTHS))
+
+    def problem(self, rng: random.Random) -> Problem:
+        return self.problems(rng, 1)[0]
+
+    def problems(self, rng: random.Random, count: int) -> list[Problem]:
+        table = _chain_table(rng)
+        by_depth: dict[int, list[str]] = {}
+        for letter in table:
+            by_depth.setdefault(len(_walk(table, letter)) - 1, []).append(letter)
+        depths = rng.choices(range(len(self.depth_weights)), self.depth_weights, k=count)
+        letters = [rng.choice(by_depth[depth]) for depth in depths]
+        return [_problem(self.name, table, f"value:{x}?", str(chain_value(table, x))) for x in letters]
+
+    def analysis(self, problem: Problem, effort: str) -> str:
+        table, letters, _ = parse(problem)
+        walk = _walk(table, letters[0])
+        down = "".join(define(table, letter) for letter in walk)
+        base = f" {walk[-1]}:{chain_value(table, walk[-1])}"
+        up = "".join(f"{define(table, x)} {x}:{chain_value(table, x)}" for x in reversed(walk[:-1]))
+        return {"low": "", "medium": down, "high": down + base + up}[effort]
+
+    def trace(self, problem: Problem, effort: str) -> str:
+        return completion(self.analysis(problem, effort), problem.answer)
+
+    def verify(self, completion: str, problem_answer: str) -> float:
+        return verify_exactly(completion, problem_answer)
+
+
+class Sorting:
+    """Letters with values: which order do the named letters (all of different value) have?
+
+    Args:
+        size_weights: how often 2, 3, 4, 5 letters are asked for.
+    """
+
+    name = "sorting"
+
+    def __init__(self, size_weights: Sequence[float] = (25, 30, 25, 20)) -> None:
+        self.size_weights = _checked_weights(self.name, "size_weights", size_weights, 4)
+
+    def problem(self, rng: random.Random) -> Problem:
+        return self.problems(rng, 1)[0]
+
+    def problems(self, rng: random.Random, count: int) -> list[Problem]:
+        table = _value_table(rng)
+        return [self._ask(rng, table) for _ in range(count)]
+
+    def _ask(self, rng: random.Random, table: Table) -> Problem:
+        one_of_each = {table[letter][1]: letter for letter in rng.sample(list(table), len(table))}
+        size = min(rng.choices((2, 3, 4, 5), self.size_weights)[0], len(one_of_each))
+        letters = rng.sample(sorted(one_of_each.values()), size)
+        return _problem(self.name, table, f"order:{''.join(letters)}?", "".join(_ascending(table, letters)))
+
+    def analysis(self, problem: Problem, effort: str) -> str:
+        table, letters, _ = parse(problem)
+        listed = "".join(_valued(table, letter) for letter in letters)
+        ordered = "".join(_valued(table, letter) for letter in _ascending(table, letters))
+        return {"low": "", "medium": listed, "high": f"{listed} |{ordered}"}[effort]
+
+    def trace(self, problem: Problem, effort: str) -> str:
+        return completion(self.analysis(problem, effort), problem.answer)
+
+    def verify(self, completion: str, problem_answer: str) -> float:
+        return verify_exactly(completion, problem_answer)
+
+
+class Counting:
+    """Letters with values: how many of the named letters have a value above a bound?
+
+    Args:
+        size_weights: how often 2, 3, 4, 5, 6 letters are asked about.
+    """
+
+    name = "counting"
+
+    def __init__(self, size_weights: Sequence[float] = (20, 20, 20, 20, 20)) -> None:
+        self.size_weights = _checked_weights(self.name, "size_weights", size_weights, 5)
+
+    def problem(self, rng: random.Random) -> Problem:
+        return self.problems(rng, 1)[0]
+
+    def problems(self, rng: random.Random, count: int) -> list[Problem]:
+        table = _value_table(rng)
+        return [self._ask(rng, table) for _ in range(count)]
+
+    def _ask(self, rng: random.Random, table: Table) -> Problem:
+        letters = rng.sample(list(table), rng.choices((2, 3, 4, 5, 6), self.size_weights)[0])
+        bound = rng.randrange(1, 8)
+        above = sum(table[letter][1] > bound for letter in letters)
+        return _problem(self.name, table, f"above:{bound},{''.join(letters)}?", str(above))
+
+    def analysis(self, problem: Problem, effort: str) -> str:
+        table, letters, bound = parse(problem)
+        text, above = "", 0
+        for letter in letters:
+            is_above = table[letter][1] > bound
+            above += is_above
+            text += _valued(table, letter) + (f"{'>' if is_above else '<'}{above}" if effort == "high" else "")
+        return "" if effort == "low" else text
+
+    def trace(self, problem: Problem, effort: str) -> str:
+        return completion(self.analysis(problem, effort), problem.answer)
+
+    def verify(self, completion: str, problem_answer: str) -> float:
+        return verify_exactly(completion, problem_answer)
+
+
+
+
+def parse(problem: Problem) -> tuple[Table, str, int]:
+    """A problem's text -> its table, the letters asked about, the bound (0 where the question has none).
+
+    Raises:
+        ValueError: the text is no problem of the tiny world.
+    """
+    content = problem.messages[-1]["content"]
+    head, _, question = content.partition("\n")
+    asked = _QUESTION.fullmatch(question)
+    table: Table = {letter: (link or None, int(number)) for letter, link, number in _DEFINITION.findall(head)}
+    if asked is None or not table or not set(asked[2]) <= set(table):
+        raise ValueError(f"{content!r} is no problem of the tiny world. Give one that a family's `problem` has drawn.")
+    return table, asked[2], int(asked[1] or 0)
+
+
+def define(table: Table, letter: str) -> str:
+    """A definition as the table shows it."""
+    link, number = table[letter]
+    return f" {letter}={number}" if link is None else f" {letter}={link}+{number}"
+
+
+def chain_value(table: Table, letter: str) -> int:
+    """The value of a letter: its chain's base plus all offsets, modulo 10."""
+    return sum(table[step][1] for step in _walk(table, letter)) % 10
+
+
+def completion(analysis: str, answer: str) -> str:
+    """An assistant's whole answer; without analysis there is no analysis channel."""
+    thinking = f"<|channel|>analysis<|message|>{analysis}<|end|><|start|>assistant" if analysis else ""
+    return f"{thinking}<|channel|>final<|message|>{answer}<|return|>"
+
+
+def verify_exactly(completion: str, problem_answer: str) -> float:
+    """1.0 if the final channel is the answer and nothing else."""
+    return float(final_text(completion) == problem_answer)
+
+
+def _problem(name: str, table: Table, question: str, answer: str) -> Problem:
+    content = f"{name}{''.join(define(table, letter) for letter in table)}\n{question}"
+    return Problem(name, ({"role": "user", "content": content},), answer)
+
+
+def _chain_table(rng: random.Random) -> Table:
+    letters = rng.sample(LETTERS, TABLE_SIZE)
+    definitions: list[tuple[str, Definition]] = []
+    for length in CHAIN_LENGTHS:
+        chain, letters = letters[:length], letters[length:]
+        definitions.append((chain[0], (None, rng.randrange(10))))
+        definitions += [(here, (before, rng.randint(1, 3))) for before, here in zip(chain, chain[1:], strict=False)]
+    rng.shuffle(definitions)
+    return dict(definitions)
+
+
+def _value_table(rng: random.Random) -> Table:
+    return {letter: (None, rng.randrange(10)) for letter in rng.sample(LETTERS, TABLE_SIZE)}
+
+
+def _walk(table: Table, letter: str) -> list[str]:
+    """The letters from one down to its chain's base."""
+    steps, link = [letter], table[letter][0]
+    while link is not None:
+        steps.append(link)
+        link = table[link][0]
+    return steps
+
+
+def _ascending(table: Table, letters: Sequence[str]) -> list[str]:
+    return sorted(letters, key=lambda letter: table[letter][1])
+
+
+def _valued(table: Table, letter: str) -> str:
+    return f" {letter}:{table[letter][1]}"
+
+
+def _checked_weights(family: str, name: str, weights: Sequence[float], count: int) -> tuple[float, ...]:
+    if len(weights) != count or min(weights) < 0 or sum(weights) <= 0:
+        raise ValueError(f"{family}: {name} {tuple(weights)} must be {count} numbers >= 0, one of them > 0.")
+    return tuple(weights)

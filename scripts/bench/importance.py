@@ -1,0 +1,95 @@
+"""Bench: leave-one-out importance against a plain forward pass of the same model on the same data.
+
+    python scripts/bench/importance.py [--runs 9]
+
+4 layers, hidden 256, 64 experts top-4 of intermediate 256, 8 sequences of 256 tokens, float32, one thread. Both sides
+run the model's body (no head) interleaved and are timed in CPU seconds; the ratio is the median of the pairs' ratios.
+The reference is transformers' own forward pass with whichever of its expert implementations is faster here.
+Goal: at most 1.6. Ends with one JSON line.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from copy import deepcopy
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+from torch import Tensor
+from transformers import GptOssConfig, GptOssForCausalLM
+
+import lit_puzzle.model.gpt_oss  # noqa: F401  (registers the attention)
+from lit_puzzle.search.expert_scores import LeaveOneOut
+from lit_puzzle.search.importance import score_layers
+
+ATTENTION = "sink_attention"
+
+
+def build() -> GptOssForCausalLM:
+    torch.manual_seed(0)
+    config = GptOssConfig(
+        num_hidden_layers=4,
+        hidden_size=256,
+        intermediate_size=256,
+        num_local_experts=64,
+        num_experts_per_tok=4,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        head_dim=32,
+        sliding_window=128,
+        vocab_size=512,
+        attn_implementation=ATTENTION,
+    )
+    return GptOssForCausalLM(config).eval()
+
+
+def cpu_seconds(work: Callable[[], object]) -> float:
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def main(runs: int) -> None:
+    torch.set_num_threads(1)
+    plain = build()
+    scored_model = deepcopy(plain)
+    scored = score_layers(scored_model, LeaveOneOut(), chunk_tokens=4096)
+    ids_BT = torch.randint(512, (8, 256), generator=torch.Generator().manual_seed(1))
+    for layer in scored:
+        layer.counted_BT = torch.ones_like(ids_BT, dtype=torch.bool)
+
+    def reference() -> Tensor:
+        return plain.model(input_ids=ids_BT, use_cache=False).last_hidden_state
+
+    def ours() -> Tensor:
+        return scored_model.model(input_ids=ids_BT, use_cache=False).last_hidden_state
+
+    with torch.inference_mode():
+        difference = float((ours() - reference()).abs().max())
+        pairs = []
+        for run in range(runs):
+            order = (ours, reference) if run % 2 else (reference, ours)  # neither side always goes first
+            seconds = {side: cpu_seconds(side) for side in order}
+            pairs.append((seconds[ours], seconds[reference]))
+    ratios = [mine / theirs for mine, theirs in pairs]
+    print(f"largest difference of the final hidden states: {difference:.1e}")
+    print(f"ratio per pair: {min(ratios):.3f} to {max(ratios):.3f}")
+    result = {
+        "name": "importance",
+        "ours": statistics.median(mine for mine, _ in pairs),
+        "reference": statistics.median(theirs for _, theirs in pairs),
+        "ratio": statistics.median(ratios),
+        "unit": "CPU seconds",
+        "runs": runs,
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=9, help="interleaved pairs")
+    main(parser.parse_args().runs)

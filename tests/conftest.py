@@ -1,0 +1,69 @@
+"""Fixtures that every test file shares: a real 40k-parameter gpt-oss with seeded random weights, on one thread.
+
+One thread because bit-exact comparisons need one order of summation, and because many test processes share few cores.
+"""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+from transformers import GptOssConfig, GptOssForCausalLM
+
+torch.set_num_threads(1)
+
+TINY: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "hidden_size": 32,
+    "intermediate_size": 8,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "sliding_window": 8,
+    "vocab_size": 128,
+    "initializer_range": 0.2,
+    "router_aux_loss_coef": 0.0,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "dtype": "float32",
+    "attn_implementation": "eager",
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Callable[..., GptOssConfig]:
+    """A factory of tiny stock configurations: `tiny_config()` or with overrides, `tiny_config(sliding_window=16)`.
+
+    4 layers (window 8 on the even ones), hidden 32, 8 experts top-2, 4 heads over 2 KV heads of 8, vocabulary 128.
+    """
+
+    def make(**overrides: Any) -> GptOssConfig:
+        return GptOssConfig(**{**TINY, **overrides})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def _tiny_weights(tiny_config: Callable[..., GptOssConfig]) -> GptOssForCausalLM:
+    """The one seeded model behind `tiny_model`; no bias, sink or norm is left at its constant initial value."""
+    generator = torch.Generator().manual_seed(20260211)
+    model = GptOssForCausalLM(tiny_config()).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            centre, spread = (1.0, 0.1) if "norm" in name else (0.0, 0.2)
+            parameter.copy_(centre + spread * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+@pytest.fixture
+def tiny_model(_tiny_weights: GptOssForCausalLM) -> GptOssForCausalLM:
+    """A fresh stock `GptOssForCausalLM` in evaluation mode, float32, eager attention, the same weights in every test."""
+    return deepcopy(_tiny_weights)

@@ -1,0 +1,134 @@
+"""The console script: verbs, stages, Lightning runs, overrides, and errors with exit code 2."""
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lit_puzzle.cli import main
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Nested settings of the stage below."""
+
+    count: int = 3
+    rate: float = 2.0
+
+
+def stage(run_dir: Path, source: Path, settings: Settings = Settings()) -> dict[str, float]:
+    """A stage as a user would write it."""
+    if not source.exists():
+        raise ValueError(f"no {source}")
+    (run_dir / "out.json").write_text(json.dumps({"count": settings.count, "rate": settings.rate}))
+    return {"sum": settings.count + settings.rate}
+
+
+def write(path: Path, content: dict[str, object]) -> str:
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
+
+
+@pytest.fixture
+def stage_recipe(tmp_path):
+    content = {
+        "command": f"{__name__}.stage",
+        "run_dir": str(tmp_path / "run"),
+        "source": str(tmp_path),
+        "settings": {"count": 4},
+    }
+    return write(tmp_path / "stage.yaml", content)
+
+
+@pytest.fixture
+def fit_recipe(tmp_path):
+    checkpoint = {
+        "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+        "init_args": {"dirpath": "${run_dir}/checkpoints", "monitor": "step", "mode": "max"},
+    }
+    trainer = {"max_steps": 3, "logger": False, "accelerator": "cpu", "callbacks": [checkpoint]}
+    trainer |= {"enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0}
+    demo = "lightning.pytorch.demos.boring_classes."
+    content = {"command": "fit", "run_dir": str(tmp_path / "fit"), "seed_everything": 1, "trainer": trainer}
+    content |= {"model": {"class_path": demo + "BoringModel"}, "data": {"class_path": demo + "BoringDataModule"}}
+    return write(tmp_path / "fit.yaml", content)
+
+
+def refused(capsys, *words: str) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_help_lists_the_stages_without_heavy_imports():
+    code = "import sys; from lit_puzzle.cli import main; main(['run', '--help']); print('torch' in sys.modules)"
+    started = time.monotonic()
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert time.monotonic() - started < 20  # the promise is 2 s; a busy machine gets ten times that
+    assert said.strip().endswith("False")
+    assert all(f"  {name} " in said for name in ("fit", "validate", "assemble", "evaluate"))
+
+
+def test_stage_runs_with_overrides_and_its_config_is_a_recipe(tmp_path, stage_recipe):
+    main(["run", stage_recipe, "--settings.rate=5"])
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["results"] == {"sum": 9.0}
+    resolved = tmp_path / "run" / "config.yaml"
+    assert yaml.safe_load(resolved.read_text())["settings"] == {"count": 4, "rate": 5.0}
+    main(["run", str(resolved), f"--run_dir={tmp_path / 'again'}"])
+    assert json.loads((tmp_path / "again" / "out.json").read_text()) == {"count": 4, "rate": 5.0}
+
+
+def test_base_merges_dataclasses_field_by_field(tmp_path, stage_recipe):
+    extended = write(tmp_path / "b.yaml", {"base": "stage.yaml", "settings": {"rate": 7.0}})
+    main(["run", extended])
+    assert json.loads((tmp_path / "run" / "out.json").read_text()) == {"count": 4, "rate": 7.0}
+
+
+def test_complete_runs_are_refused_without_overwrite(tmp_path, capsys, stage_recipe):
+    main(["run", stage_recipe])
+    assert "--overwrite" in refused(capsys, "run", stage_recipe)
+    assert "+  rate: 9.0" in refused(capsys, "run", stage_recipe, "--settings.rate=9")
+    main(["run", stage_recipe, "--settings.rate=9", "--overwrite"])
+    assert json.loads((tmp_path / "run" / "out.json").read_text())["rate"] == 9.0
+
+
+def test_bad_input_is_one_message_and_leaves_nothing(tmp_path, capsys, stage_recipe):
+    assert "unknown key 'sourc'. Did you mean 'source'?" in refused(capsys, "run", stage_recipe, "--sourc=x")
+    assert "Expected a <class 'int'>" in refused(capsys, "run", stage_recipe, "--settings.count=many")
+    no_command = write(tmp_path / "n.yaml", {"run_dir": "x"})
+    assert "does not say its `command`" in refused(capsys, "run", no_command)
+    assert "no command 'fot'" in refused(capsys, "run", stage_recipe, "--command=fot")
+    assert "cannot be imported" in refused(capsys, "run", stage_recipe, "--command=no_such.thing")
+    assert "no recipe" in refused(capsys, "run", "nowhere.yaml")
+    assert "lightning-sdk" in refused(capsys, "login")
+    assert not (tmp_path / "run").exists()
+
+
+def test_fit_runs_resumes_and_records(tmp_path, capsys, fit_recipe):
+    main(["run", fit_recipe])
+    (tmp_path / "fit" / "run.json").unlink()
+    main(["run", fit_recipe])
+    record = json.loads((tmp_path / "fit" / "run.json").read_text())
+    assert record["resumed"] is True and record["seed"] == 1
+    assert list((tmp_path / "fit" / "checkpoints").iterdir()) == [tmp_path / "fit/checkpoints/epoch=0-step=3.ckpt"]
+    message = refused(capsys, "run", fit_recipe, "--trainer.max_stepz=3")
+    assert "unknown key 'max_stepz'. Did you mean 'max_steps'?" in message
+
+
+def test_recipes_can_be_listed_and_copied(tmp_path, capsys):
+    main(["recipes"])
+    listed = capsys.readouterr().out.split()
+    assert "recipes/rl_recover.yaml" in listed
+    main(["recipes", "--copy", str(tmp_path / "mine")])
+    assert {f"recipes/{path.relative_to(tmp_path / 'mine')}" for path in (tmp_path / "mine").rglob("*.yaml")} == set(
+        listed
+    )
+    capsys.readouterr()
+    assert "not empty" in refused(capsys, "recipes", "--copy", str(tmp_path / "mine"))

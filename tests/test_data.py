@@ -1,0 +1,107 @@
+"""data.py: prompts carry their own effort, training and validation never meet, processes share validation."""
+
+import random
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from lit_puzzle.data import PromptData
+from lit_puzzle.rl.environments import Environment, Problem, is_held_out
+
+TEMPLATE = (
+    "Reasoning: {{ reasoning_effort }}|{% for message in messages %}{{ message['role'] }}={{ message['content'] }}|"
+    "{% endfor %}{% if add_generation_prompt %}assistant{% endif %}"
+)
+
+
+class Digits:
+    """Asks for a random number back."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def problem(self, rng: random.Random) -> Problem:
+        number = str(rng.randrange(10**6))
+        return Problem(self.name, ({"role": "user", "content": f"{self.name} {number}"},), number)
+
+    def verify(self, completion: str, problem_answer: str) -> float:
+        return float(completion == problem_answer)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    built = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")))
+    built.chat_template = TEMPLATE
+    return built
+
+
+def make(**overrides: Any) -> PromptData:
+    environments: list[Environment] = [Digits("a"), Digits("b")]
+    settings = {"efforts": {"low": 1.0, "high": 1.0}, "train_prompts": 60, "held_out_per_effort": 10} | overrides
+    return PromptData(**({"environments": environments} | settings))
+
+
+def test_prompts_are_text_with_their_own_effort(tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = make().train_prompts(tokenizer)
+    assert rows.column_names == ["prompt", "answer", "environment", "effort"] and len(rows) == 60
+    for row in rows:
+        question = f"{row['environment']} {row['answer']}"
+        assert row["prompt"] == f"Reasoning: {row['effort']}|user={question}|assistant"
+    assert {row["effort"] for row in rows} == {"low", "high"}
+    assert [row["environment"] for row in rows][:3] == ["a", "b", "a"]
+
+
+def test_training_and_validation_never_meet_and_seeds_do_what_they_say(tokenizer: PreTrainedTokenizerFast) -> None:
+    one, other = make(seed=1), make(seed=2)
+    assert one.train_prompts(tokenizer)["prompt"] == make(seed=1).train_prompts(tokenizer)["prompt"]
+    assert one.train_prompts(tokenizer)["prompt"] != other.train_prompts(tokenizer)["prompt"]
+    assert one.held_out("low") == other.held_out("low") == one.held_out("high")
+    assert make(held_out_seed=5).held_out("low") != one.held_out("low")
+    held_out = one.held_out("low")
+    assert all(is_held_out(problem) for problem in held_out) and len({p.text() for p in held_out}) == 10
+    trained_on = {row["prompt"].split("|user=")[1].split("|")[0] for row in one.train_prompts(tokenizer)}
+    assert not trained_on & {problem.messages[0]["content"] for problem in held_out}
+
+
+def test_effort_of_weight_zero_is_validated_but_not_trained(tokenizer: PreTrainedTokenizerFast) -> None:
+    data = make(efforts={"low": 0.0, "high": 1.0})
+    assert set(data.train_prompts(tokenizer)["effort"]) == {"high"}
+    assert {effort for batch in data.val_dataloader() for _, effort in batch} == {"low", "high"}
+    with pytest.raises(ValueError, match="'medium' was asked for"):
+        data.held_out("medium")
+
+
+def test_processes_share_the_validation_problems() -> None:
+    def asked(rank: int, world: int) -> list[Any]:
+        data = make(validation_batch_size=4)
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=world)  # type: ignore[assignment]
+        batches = list(data.val_dataloader())
+        assert all(1 <= len(batch) <= 4 for batch in batches)
+        return [pair for batch in batches for pair in batch]
+
+    everything = asked(0, 1)
+    assert everything == [(problem, effort) for effort in ("low", "high") for problem in make().held_out(effort)]
+    shares = [asked(rank, 3) for rank in range(3)]
+    assert [shares[index % 3][index // 3] for index in range(len(everything))] == everything
+    assert sum(len(share) for share in shares) == len(everything)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"environments": []}, "names must differ"),
+        ({"environments": [Digits("a"), Digits("a")]}, "names must differ"),
+        ({"efforts": {}}, "Name at least one"),
+        ({"efforts": {"extreme": 1.0}}, "extreme"),
+        ({"efforts": {"low": -1.0}}, "weights >= 0"),
+        ({"train_prompts": 0}, "train_prompts 0"),
+        ({"held_out_per_effort": 1}, "held_out_per_effort 1"),
+        ({"validation_batch_size": 0}, "validation_batch_size 0"),
+    ],
+)
+def test_bad_values_are_refused_at_construction(bad: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(**bad)

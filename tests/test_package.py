@@ -1,0 +1,34 @@
+"""The wheel: complete without a checkout, and importing the parts that must stay light loads nothing heavy."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps"]
+
+
+def test_wheel_carries_recipes_callbacks_and_assets(tmp_path):
+    ignored = shutil.ignore_patterns(".git", ".venv", "runs", "build", "*.egg-info", "__pycache__", ".*_cache")
+    source = shutil.copytree(ROOT, tmp_path / "source", symlinks=True, ignore=ignored)
+    subprocess.run([*PIP, "--no-build-isolation", "--target", tmp_path / "site", source], check=True)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    run = [sys.executable, "-P", "-m", "lit_puzzle"]
+    listed = subprocess.run([*run, "recipes"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert "recipes/rl_recover.yaml" in listed.stdout.split()
+    package = tmp_path / "site" / "lit_puzzle"
+    assert (package / "callbacks" / "generation_length.py").is_file()
+    for model in ("tiny_parent", "tiny_child"):
+        names = {path.name for path in (package / "assets" / model).iterdir()}
+        assert names >= {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"}
+    assert sum(path.stat().st_size for path in (package / "assets").rglob("*")) < 10_000_000
+
+
+@pytest.mark.parametrize("module", ["lit_puzzle.spec", "lit_puzzle.cli", "lit_puzzle.recipe", "lit_puzzle.runs"])
+def test_light_modules_import_neither_torch_nor_lightning(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -183,9 +183,10 @@ def peak_memory_gib() -> dict[str, float]:
     """Largest resident size of this process and, where CUDA was used, largest allocation per GPU, in GiB."""
     peak = {"cpu": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)}
     torch = sys.modules.get("torch")
-    for index in range(torch.cuda.device_count() if torch else 0):
-        peak[f"gpu{index}"] = round(torch.cuda.max_memory_allocated(index) / 2**30, 3)
-    return peak
+    if torch is None:
+        return peak
+    gpus = range(torch.cuda.device_count())
+    return peak | {f"gpu{index}": round(torch.cuda.max_memory_allocated(index) / 2**30, 3) for index in gpus}
 
 
 def _version(package: str) -> str | None:

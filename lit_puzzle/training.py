@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
-from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.trainer.states import TrainerStatus
 
@@ -62,6 +62,7 @@ class RecipeCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses our words only: Lightning's own version warns about the command line they came from."""
+        assert isinstance(args, list)
         self.config = parser.parse_args(args)
 
 
@@ -79,7 +80,7 @@ def run_lightning(command: str, recipe: Recipe, words: Sequence[str], overwrite:
     """
     cli = RecipeCLI(recipe, words)
     run_dir = Path(cli.config.run_dir)
-    is_first = rank_zero_only.rank == 0
+    is_first = _get_rank() in (None, 0)
     resumed = open_run(run_dir, cli.parser.dump(cli.config, skip_unset=False), overwrite) if is_first else False
     clock = RunClock()
     with abandon_if_empty(run_dir):

@@ -65,5 +65,5 @@ def _tiny_weights(tiny_config: Callable[..., GptOssConfig]) -> GptOssForCausalLM
 
 @pytest.fixture
 def tiny_model(_tiny_weights: GptOssForCausalLM) -> GptOssForCausalLM:
-    """A fresh stock `GptOssForCausalLM` in evaluation mode, float32, eager attention, the same weights in every test."""
+    """A fresh stock `GptOssForCausalLM` in evaluation mode, float32, eager, the same weights every time."""
     return deepcopy(_tiny_weights)

@@ -1,7 +1,7 @@
-"""A small twin of the released gpt-oss-puzzle-88B folder: its config keys, tensor names, MXFP4 experts and KV scales; random weights.
+"""A small twin of the released gpt-oss-puzzle-88B folder: its keys, names, MXFP4 experts and KV scales; random weights.
 
-Scaled down: 6 layers for 36, 8 and 4 experts for 128 and 64, windows 4 and 16 for 128 and 8192. Written with the safetensors library,
-not with our own writer.
+Scaled down: 6 layers for 36, 8 and 4 experts for 128 and 64, windows 4 and 16 for 128 and 8192. Written with the
+safetensors library, not with our own writer.
 """
 
 import json
@@ -114,7 +114,7 @@ def twin_tensors(seed: int = 0) -> dict[str, Tensor]:
 
 
 def write_released_twin(folder: Path, seed: int = 0) -> Path:
-    """Write the twin into `folder`, in two shards with an index, beside a generation config that lacks the tool-call stop token."""
+    """Write the twin into `folder`, in two shards with an index, with a generation config."""
     folder.mkdir(parents=True)
     tensors = twin_tensors(seed)
     names = sorted(tensors)

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import multiprocessing
 from transformers import GptOssForCausalLM, PreTrainedTokenizerFast
 
+from lit_puzzle.evaluate import generate
 from lit_puzzle.evaluate.accuracy import (
     Episode,
     answer_problems,
@@ -25,7 +26,7 @@ from lit_puzzle.evaluate.accuracy import (
     read_episodes,
     summarise,
 )
-from lit_puzzle.evaluate.generate import generate_greedily, pad_left
+from lit_puzzle.evaluate.generate import generate_greedily, generate_in_batches, pad_left, round_limits
 from lit_puzzle.evaluate.lengths import LengthStatistics, length_statistics, read_lengths
 from lit_puzzle.rl.environments import Problem, is_held_out
 
@@ -94,6 +95,19 @@ def test_answers_equal_unbatched_uncached_decoding(
             found = (episode.effort, episode.correct, episode.generated_tokens, episode.finished)
             assert found == (effort, correct, len(answer), finished)
     assert {episode.finished for episode in episodes} == {True, False}  # both kinds were tested
+
+
+def test_rounds_give_the_answers_of_one_long_generation(
+    stopping_model: GptOssForCausalLM, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert round_limits(96) == [32, 96] and round_limits(32) == [32] and round_limits(600) == [32, 128, 512, 600]
+    prompts = [[9, 8, 7], [6, 9, 4, 3], [50, 51], [60, 61, 62, 63, 64], [70, 71]]
+    stopping_model.generation_config.eos_token_id = [2, 55]
+    whole = [generate_greedily(stopping_model, tokenizer, [prompt], 30)[0] for prompt in prompts]
+    monkeypatch.setattr(generate, "FIRST_ROUND_TOKENS", 3)
+    assert round_limits(30) == [3, 12, 30]
+    assert generate_in_batches(stopping_model, tokenizer, prompts, [4, 2, 0, 1, 3], 30, 2) == whole
+    assert max(len(ids) for ids, _ in whole) == 30 > min(len(ids) for ids, _ in whole)
 
 
 def test_modes_and_random_state_are_left_alone(
@@ -222,7 +236,9 @@ def checkpoint(stopping_model: GptOssForCausalLM, tokenizer: PreTrainedTokenizer
     return folder
 
 
-def test_stage_evaluates_a_folder_and_compares_with_another_run(checkpoint: Path, tmp_path: Path) -> None:
+def test_stage_evaluates_a_folder_and_compares_with_another_run(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir(), second.mkdir()
     results = evaluate(first, checkpoint, [Parity()], ["low", "high"], 6, 8, 4, seed=1)
@@ -232,6 +248,7 @@ def test_stage_evaluates_a_folder_and_compares_with_another_run(checkpoint: Path
     assert read_lengths(first)["high"] == length_statistics(tokens)
     again = evaluate(second, checkpoint, [Parity()], ["low", "high"], 6, 8, 4, seed=1, baseline=first)
     assert {key: again[key] for key in results} == results
+    assert "+0.000 ± 0.000" in capsys.readouterr().out
     assert again["accuracy_gain/high"] == again["tokens_gain/low"] == again["tokens_gain_se/low"] == 0.0
     with pytest.raises(ValueError, match="same environments, efforts"):
         evaluate(second, checkpoint, [Parity()], ["low", "high"], 6, 8, 4, seed=2, baseline=first)

@@ -18,8 +18,8 @@ def test_wheel_carries_recipes_callbacks_and_assets(tmp_path):
     subprocess.run([*PIP, "--no-build-isolation", "--target", tmp_path / "site", source], check=True)
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
     run = [sys.executable, "-P", "-m", "lit_puzzle"]
-    listed = subprocess.run([*run, "recipes"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    assert "recipes/rl_recover.yaml" in listed.stdout.split()
+    listed = subprocess.check_output([*run, "recipes"], cwd=tmp_path, env=environment, text=True)
+    assert "recipes/rl_recover.yaml" in listed.split()
     package = tmp_path / "site" / "lit_puzzle"
     assert (package / "callbacks" / "generation_length.py").is_file()
     for model in ("tiny_parent", "tiny_child"):

@@ -1,5 +1,6 @@
 """The engine against `GRPOTrainer.train()` (bit for bit), against an independent GRPO loss, and resumed."""
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch.nn.functional import log_softmax
 from transformers import GptOssForCausalLM, PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer
 
-from lit_puzzle.rl.settings import GRPOSettings
+from lit_puzzle.rl.settings import GRPOSettings, LoraSettings
 from lit_puzzle.rl.trl_engine import GRPOEngine, grpo_config, trl_precision
 
 PROMPTS = 8
@@ -85,8 +86,7 @@ def test_weights_equal_grpo_trainer(
     case: str, tiny_model: GptOssForCausalLM, tokenizer: Any, prompts: Dataset, tmp_path: Path
 ) -> None:
     settings, accumulate, steps = CASES[case]
-    ours, theirs = tiny_model, GptOssForCausalLM(tiny_model.config)
-    theirs.load_state_dict(ours.state_dict())
+    ours, theirs, before = tiny_model, deepcopy(tiny_model), deepcopy(tiny_model)
     arguments = config(settings, accumulate, tmp_path)
     arguments.max_steps, arguments.max_grad_norm = steps, CLIP
     reference = optimiser(theirs)
@@ -106,8 +106,202 @@ def test_weights_equal_grpo_trainer(
     for step in range(steps):
         torch.manual_seed(step)  # whatever happens to the global randomness, the engine has its own
         update(engine, batches, optimizer, step)
-    changed = 0
     for name, parameter in ours.named_parameters():
         assert torch.equal(parameter, theirs.get_parameter(name)), name
-        changed += int(not torch.equal(parameter, theirs.get_parameter(name) * 0))
-    assert changed > 10
+        assert not torch.equal(parameter, before.get_parameter(name)), f"{name} was not trained"
+
+
+def token_log_probs(model: Any, prompt_BP: Tensor, mask_BP: Tensor, completion_BC: Tensor, mask_BC: Tensor) -> Tensor:
+    """log p of every completion token, from full logits."""
+    ids, mask = torch.cat([prompt_BP, completion_BC], 1), torch.cat([mask_BP, mask_BC], 1)
+    logits = model(input_ids=ids, attention_mask=mask).logits[:, prompt_BP.shape[1] - 1 : -1]
+    return log_softmax(logits.float(), -1).gather(-1, completion_BC[..., None])[..., 0]
+
+
+def independent_grpo_loss(
+    policy: Any, start: Any, batch: list[dict[str, Any]], index: int, settings: GRPOSettings, accumulate: int
+) -> tuple[Tensor, float]:
+    """GRPO from the papers' formulas and token ids alone: loss of slice `index`, and the share of clipped tokens.
+
+    Symbols: r importance ratio, A advantage, m mask, T tokens of a completion, cap the longest allowed completion.
+        token loss  l = -min(r A, clip(r, 1 - eps, 1 + eps_high) A) + beta r k,   k = exp(d) - d - 1,  d = log q - log p
+                    (q: the policy at the start; the factor r makes the KL gradient unbiased, arXiv 2512.02556)
+        grpo        mean over completions of (sum m l / T)
+        dr_grpo     sum m l / (completions * cap)
+        dapo        sum m l / (tokens of the generation batch / updates made of it)
+        bnpo        sum m l / (tokens of the slice)
+    """
+    rows = [row for part in batch for row in zip(part["prompt_ids"], part["completion_ids"], strict=True)]
+    lengths, truncated, rewards, groups = [], [], [], []
+    for prompt, completion in rows:
+        ids = completion.tolist()
+        ended = 2 in ids
+        length = ids.index(2) + 1 if ended else len(ids)
+        lengths.append(length)
+        truncated.append(not ended and ids[-1] != 0)
+        rewards.append(reward(completion_ids=[ids[:length]])[0])
+        groups.append(tuple(prompt.tolist()))
+    advantages = []
+    for own, group in zip(rewards, groups, strict=True):
+        peers = torch.tensor([r for r, g in zip(rewards, groups, strict=True) if g == group])
+        assert len(peers) == settings.num_generations
+        spread = {"group": peers.std(), "batch": torch.tensor(rewards).std(), "none": None}[settings.scale_rewards]
+        centred = own - peers.mean()
+        advantages.append(centred if spread is None else centred / (spread + 1e-4))
+
+    width = rows[0][1].shape[0]
+    mask_NC = torch.tensor([[float(column < length) for column in range(width)] for length in lengths])
+    if settings.mask_truncated_completions:
+        mask_NC = mask_NC * (1 - torch.tensor(truncated).float())[:, None]
+    size = settings.completions_per_device
+    own_rows = slice(index * size, (index + 1) * size)
+    prompt_BP = torch.stack([prompt for prompt, _ in rows[own_rows]])
+    completion_BC = torch.stack([completion for _, completion in rows[own_rows]])
+    mask_BC, A_B1 = mask_NC[own_rows], torch.stack(advantages)[own_rows, None]
+
+    inputs = (prompt_BP, (prompt_BP != 0).long(), completion_BC, mask_BC.long())
+    log_p = token_log_probs(policy, *inputs)
+    with torch.no_grad():
+        log_start = token_log_probs(start, *inputs)
+    log_ratio = log_p - log_start
+    if settings.importance_sampling_level == "sequence":
+        log_ratio = ((log_ratio * mask_BC).sum(1) / mask_BC.sum(1).clamp(min=1))[:, None].expand_as(log_p)
+    ratio = log_ratio.exp()
+    low, high = 1 - settings.epsilon, 1 + (settings.epsilon_high or settings.epsilon)
+    clipped = ratio.clamp(low, high)
+    loss_BC = -torch.minimum(ratio * A_B1, clipped * A_B1)
+    distance = log_start - log_p
+    loss_BC = loss_BC + settings.beta * ratio * (distance.exp() - distance - 1)
+    total = (loss_BC * mask_BC).sum()
+    tokens = mask_NC.sum().clamp(min=1)
+    losses = {
+        "grpo": ((loss_BC * mask_BC).sum(1) / mask_BC.sum(1).clamp(min=1)).mean() / accumulate,
+        "dr_grpo": total / (size * settings.max_completion_length) / accumulate,
+        "dapo": total / (tokens / (len(batch) / accumulate)),
+        "bnpo": total / mask_BC.sum().clamp(min=1) / accumulate,
+    }
+    share = float(((ratio != clipped) * mask_BC).sum() / mask_BC.sum().clamp(min=1))
+    return losses[settings.loss_type], share
+
+
+LOSSES = {
+    "grpo": replace(SETTINGS, num_iterations=2),
+    "dr_grpo": replace(SETTINGS, loss_type="dr_grpo", scale_rewards="none", epsilon_high=0.3, num_iterations=2),
+    "dapo": replace(SETTINGS, loss_type="dapo", completions_per_device=4, steps_per_generation=4, epsilon_high=0.28),
+    "bnpo": replace(SETTINGS, loss_type="bnpo", scale_rewards="batch", mask_truncated_completions=True, num_iterations=2),
+    "sequence": replace(SETTINGS, importance_sampling_level="sequence", epsilon=0.02, num_iterations=2),
+    "kl": replace(SETTINGS, beta=0.1, num_iterations=2),
+}
+
+
+@pytest.mark.parametrize("case", LOSSES)
+def test_loss_and_gradients_equal_independent_grpo(
+    case: str, tiny_model: GptOssForCausalLM, tokenizer: Any, prompts: Dataset, tmp_path: Path
+) -> None:
+    settings, accumulate = LOSSES[case], 2 if case == "dapo" else 1
+    start = deepcopy(tiny_model)  # both the policy that sampled and the reference
+    policy: Any = tiny_model if settings.beta == 0 else LoraSettings(rank=4).wrap(tiny_model)
+    engine = GRPOEngine(policy, tokenizer, prompts, [reward], config(settings, accumulate, tmp_path))
+    policy.train()
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    optimizer, batches, shares = torch.optim.SGD(trained, lr=1.0), endless(engine.loader), []
+    for step in range(4 if case == "dapo" else 2):
+        loss = engine.loss(next(batches), step)
+        buffered = engine._trainer._buffered_inputs
+        theirs, share = independent_grpo_loss(policy, start, buffered, step % len(buffered), settings, accumulate)
+        ours_grad = torch.autograd.grad(loss, trained, allow_unused=True)
+        theirs_grad = torch.autograd.grad(theirs, trained, allow_unused=True)
+        assert loss.item() == pytest.approx(theirs.item(), abs=1e-6)
+        for one, other in zip(ours_grad, theirs_grad, strict=True):
+            assert (one is None) == (other is None)
+            if one is not None and other is not None:
+                torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+        for parameter, gradient in zip(trained, ours_grad, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+        shares.append(share)
+    assert max(shares) > 0, "the update was too small for clipping to matter"
+    assert any(part["advantages"].abs().max() > 0.1 for part in buffered)
+
+
+def test_resumes_bit_for_bit(tiny_model: GptOssForCausalLM, tokenizer: Any, prompts: Dataset, tmp_path: Path) -> None:
+    """Saved in the middle of a generation batch and of an epoch, and again in a later epoch."""
+    settings = replace(SETTINGS, completions_per_device=4, steps_per_generation=4, num_iterations=2)
+
+    def start() -> tuple[GRPOEngine, torch.optim.Optimizer]:
+        policy = deepcopy(tiny_model).train()
+        engine = GRPOEngine(policy, tokenizer, prompts, [reward], config(settings, 2, tmp_path))
+        return engine, optimiser(policy)
+
+    engine, optimizer = start()
+    batches, whole, saved = endless(engine.loader), [], {}
+    for step in range(14):  # an epoch is 8 updates
+        if step in (3, 11):
+            parts = (engine.state_dict(), engine.loader.state_dict(), engine.policy.state_dict(), optimizer.state_dict())
+            torch.save(parts, tmp_path / f"{step}.pt")
+            saved[step] = tmp_path / f"{step}.pt"
+        whole.append(update(engine, batches, optimizer, step))
+    for begin, file in saved.items():
+        engine, optimizer = start()
+        state, position, weights, moments = torch.load(file, weights_only=True)
+        engine.policy.load_state_dict(weights)
+        optimizer.load_state_dict(moments)
+        engine.load_state_dict(state)
+        engine.loader.load_state_dict(position)
+        batches = endless(engine.loader)
+        assert [update(engine, batches, optimizer, step) for step in range(begin, 14)] == whole[begin:]
+    assert len({loss for step in whole for loss in step}) > 20
+
+
+def test_records_each_rollout_once_and_leaves_global_randomness_alone(
+    tiny_model: GptOssForCausalLM, tokenizer: Any, prompts: Dataset, tmp_path: Path
+) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    settings = replace(SETTINGS, num_iterations=2)
+    engine = GRPOEngine(tiny_model.train(), tokenizer, prompts, [reward], config(settings, 1, tmp_path))
+    batches = endless(engine.loader)
+    engine.loss(next(batches), 0)
+    rollout = engine.take_rollout()
+    (part,) = engine._trainer._buffered_inputs
+    assert sorted(rollout["completion_lengths"].tolist()) == sorted(part["completion_mask"].sum(1).tolist())
+    assert rollout["effort"] == [row for row in rollout["effort"] if row in ("low", "high")] and len(rollout["effort"]) == 8
+    assert rollout["truncated"].tolist() == [length == 6 for length in rollout["completion_lengths"]] or (
+        part["completion_ids"] == 2
+    ).any()
+    assert engine.metrics()["completions/mean_length"] == rollout["completion_lengths"].float().mean().item()
+    engine.loss(next(batches), 0)
+    assert engine.take_rollout() == {}
+    assert "reward" not in engine.metrics()
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_refuses_evaluation_mode_and_other_world_sizes(
+    tiny_model: GptOssForCausalLM, tokenizer: Any, prompts: Dataset, tmp_path: Path
+) -> None:
+    engine = GRPOEngine(tiny_model.eval(), tokenizer, prompts, [reward], config(SETTINGS, 1, tmp_path))
+    with pytest.raises(ValueError, match="evaluation mode"):
+        engine.loss(next(iter(engine.loader)), 0)
+    with pytest.raises(ValueError, match="written by 2 processes"):
+        engine.load_state_dict({"processes": [{}, {}]})
+
+
+def test_precision_is_mapped_in_one_place() -> None:
+    assert trl_precision("bf16-mixed") == {"bf16": True, "fp16": False}
+    assert trl_precision("32-true") == trl_precision("bf16-true") == {"bf16": False, "fp16": False}
+    with pytest.raises(ValueError, match="64-true"):
+        trl_precision("64-true")
+
+
+def test_batches_are_checked_early() -> None:
+    settings = replace(SETTINGS, completions_per_device=6)
+    with pytest.raises(ValueError, match="multiple of 4"):
+        settings.check_batch(accumulate_grad_batches=1, processes=1, prompts=8)
+    settings.check_batch(accumulate_grad_batches=2, processes=1, prompts=8)
+    with pytest.raises(ValueError, match="one generation batch needs 4"):
+        SETTINGS.check_batch(accumulate_grad_batches=1, processes=2, prompts=3)
+    with pytest.raises(ValueError, match="whole updates"):
+        replace(SETTINGS, steps_per_generation=1).check_batch(accumulate_grad_batches=3, processes=1, prompts=8)
+    with pytest.raises(ValueError, match="num_generations=1"):
+        GRPOSettings(num_generations=1)

@@ -21,10 +21,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from rich.console import Console
+from rich.table import Table
 from torch import distributed
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_puzzle.evaluate.generate import evaluation_mode, generate_greedily
+from lit_puzzle.evaluate.generate import evaluation_mode, generate_in_batches
 from lit_puzzle.evaluate.lengths import length_statistics, write_lengths
 from lit_puzzle.rl.environments import EFFORTS, Environment, Problem, draw, render_prompt
 
@@ -67,18 +69,15 @@ def answer_problems(
     prompts = [render_prompt(tokenizer, problem, effort) for problem, effort in problems]
     prompt_ids = [list(tokenizer(prompt, add_special_tokens=False)["input_ids"]) for prompt in prompts]
     order = sorted(range(len(problems)), key=lambda i: (EFFORTS.index(problems[i][1]), len(prompt_ids[i]), i))
-    episodes: dict[int, Episode] = {}
     with evaluation_mode(policy):
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            answers = generate_greedily(policy, tokenizer, [prompt_ids[row] for row in rows], max_new_tokens)
-            for row, (token_ids, finished) in zip(rows, answers, strict=True):
-                problem, effort = problems[row]
-                text = str(tokenizer.decode(token_ids, skip_special_tokens=False))
-                correct = by_name[problem.environment].verify(text, problem.answer)
-                identity = zlib.crc32(problem.text().encode())
-                episodes[row] = Episode(problem.environment, effort, correct, len(token_ids), finished, identity)
-    return [episodes[row] for row in range(len(problems))]
+        answers = generate_in_batches(policy, tokenizer, prompt_ids, order, max_new_tokens, batch_size)
+    episodes = []
+    for (problem, effort), (token_ids, finished) in zip(problems, answers, strict=True):
+        text = str(tokenizer.decode(token_ids, skip_special_tokens=False))
+        correct = by_name[problem.environment].verify(text, problem.answer)
+        identity = zlib.crc32(problem.text().encode())
+        episodes.append(Episode(problem.environment, effort, correct, len(token_ids), finished, identity))
+    return episodes
 
 
 def local_share(problems: Sequence[tuple[Problem, str]]) -> Sequence[tuple[Problem, str]]:
@@ -238,7 +237,25 @@ def evaluate(
         for effort, group in split_by_effort(episodes).items()
     }
     write_lengths(run_dir, lengths)
-    return summarise(episodes) | ({} if before is None else compare(before, episodes))
+    results = summarise(episodes) | ({} if before is None else compare(before, episodes))
+    print_table(results, list(lengths))
+    return results
+
+
+def print_table(results: dict[str, float], efforts: Sequence[str]) -> None:
+    """Prints the numbers of an evaluation, an effort a row."""
+    table = Table("effort", "accuracy", "tokens", "ended by itself", "accuracy - baseline", title="Evaluation")
+    for effort in efforts:
+        table.add_row(
+            effort,
+            f"{results[f'accuracy/{effort}']:.3f} ± {results[f'accuracy_se/{effort}']:.3f}",
+            f"{results[f'tokens/{effort}']:.1f} ± {results[f'tokens_se/{effort}']:.1f}",
+            f"{results[f'finished/{effort}']:.3f}",
+            f"{results[f'accuracy_gain/{effort}']:+.3f} ± {results[f'accuracy_gain_se/{effort}']:.3f}"
+            if f"accuracy_gain/{effort}" in results
+            else "",
+        )
+    Console().print(table)
 
 
 def load_policy(checkpoint: Path, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

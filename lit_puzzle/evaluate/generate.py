@@ -1,5 +1,9 @@
 """Greedy generation in left-padded batches, with transformers' own `generate` and cache.
 
+A batch decodes until its last answer ends, so one endless answer makes every other row wait. In one process answers are
+therefore generated in rounds (up to 32 tokens, 128, 512, ...): what has not ended goes on in fewer, full batches, which
+read their prompts again. Over processes there is one round: sharded weights need all to generate equally often.
+
 Shapes: B rows of a batch, T prompt tokens, G generated tokens.
 """
 
@@ -7,8 +11,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+FIRST_ROUND_TOKENS = 32
+ROUND_FACTOR = 4
+
+Answer = tuple[list[int], bool]  # generated tokens with the end token, and whether it ended by itself
 
 
 @contextmanager
@@ -23,13 +32,55 @@ def evaluation_mode(policy: PreTrainedModel) -> Iterator[None]:
             module.training = True
 
 
+def generate_in_batches(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_ids: Sequence[list[int]],
+    order: Sequence[int],
+    max_new_tokens: int,
+    batch_size: int,
+) -> list[Answer]:
+    """Greedy answers to all prompts, in the order of the prompts.
+
+    Args:
+        policy: the model, in evaluation mode.
+        tokenizer: names the padding token and an end token.
+        prompt_ids: token ids of each prompt.
+        order: indices of the prompts, those of like length beside each other.
+        max_new_tokens: an answer is cut off there.
+        batch_size: prompts decoded together.
+    """
+    answers: list[Answer] = [([], False)] * len(prompt_ids)
+    pending, reached = list(order), 0
+    for limit in round_limits(max_new_tokens):
+        for start in range(0, len(pending), batch_size):
+            rows = pending[start : start + batch_size]
+            so_far = [prompt_ids[row] + answers[row][0] for row in rows]
+            continued = generate_greedily(policy, tokenizer, so_far, limit - reached)
+            for row, (token_ids, ended) in zip(rows, continued, strict=True):
+                answers[row] = (answers[row][0] + token_ids, ended)
+        pending, reached = [row for row in pending if not answers[row][1]], limit
+    return answers
+
+
+def round_limits(max_new_tokens: int) -> list[int]:
+    """Tokens that answers may have after each round: 32, 128, ... up to the cap; the cap alone over processes."""
+    limits = []
+    if not distributed.is_initialized() or distributed.get_world_size() == 1:
+        limit = FIRST_ROUND_TOKENS
+        while limit < max_new_tokens:
+            limits.append(limit)
+            limit *= ROUND_FACTOR
+    return [*limits, max_new_tokens]
+
+
 def generate_greedily(
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompt_ids: Sequence[Sequence[int]],
     max_new_tokens: int,
-) -> list[tuple[list[int], bool]]:
-    """Greedy answers to a batch of prompts: (generated tokens with the end token, whether it ended by itself) each."""
+) -> list[Answer]:
+    """Greedy answers to one batch of prompts."""
     end_ids, pad_id = end_and_pad(policy, tokenizer)
     ids_BT, mask_BT = pad_left(prompt_ids, pad_id)
     settings = GenerationConfig(

@@ -52,7 +52,7 @@ def dequantise(blocks: Tensor, scales: Tensor, dtype: torch.dtype = torch.bfloat
     Args:
         blocks: uint8 [..., G, 16].
         scales: uint8 [..., G]. The byte 255, not a number in the standard, is read as 2^128 as transformers does.
-        dtype: What to round the values to (bfloat16 holds all of them exactly).
+        dtype: What to round the values to (bfloat16 holds them exactly up to its largest number).
 
     Returns:
         [..., G * 32] in `dtype`. Besides the result, memory is about 40 bytes per block byte of one leading index.
@@ -62,13 +62,12 @@ def dequantise(blocks: Tensor, scales: Tensor, dtype: torch.dtype = torch.bfloat
     """
     _check(blocks, scales)
     table = _byte_values().to(blocks.device)
-    powers = torch.pow(2.0, torch.arange(256, device=blocks.device) - SCALE_BIAS)
     rows = blocks.reshape(-1, *blocks.shape[-3:]) if blocks.dim() > 2 else blocks[None]
     row_scales = scales.reshape(-1, *scales.shape[-2:]) if blocks.dim() > 2 else scales[None]
     result = torch.empty(*rows.shape[:-1], MXFP4_BLOCK, dtype=dtype, device=blocks.device)
     for index in range(rows.shape[0]):  # one expert at a time: the look-up widens every byte
         values = table[rows[index].int()].flatten(-2)
-        result[index] = values * powers[row_scales[index].int()].unsqueeze(-1)
+        result[index] = torch.ldexp(values, row_scales[index].int().unsqueeze(-1) - SCALE_BIAS)
     return result.view(*blocks.shape[:-2], -1)
 
 

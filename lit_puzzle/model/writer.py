@@ -49,6 +49,8 @@ def atomic_folder(target: Path, replace: bool = False) -> Iterator[Path]:
         ValueError: When `target` is there and `replace` is false.
     """
     scratch, old = (target.with_name(f".{target.name}.{kind}") for kind in ("partial", "old"))
+    if old.exists() and not target.exists():  # killed between the two renames below
+        old.rename(target)
     if target.exists() and not replace:
         raise ValueError(f"{target} is already there; remove it or choose another folder")
     for leftover in (scratch, old):  # of a process that was killed

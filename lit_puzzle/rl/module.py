@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import lit_puzzle.model.gpt_oss  # noqa: F401  (registers the child's model type and attention)
+from lit_puzzle.callbacks.checkpoints import UpdateCheckpoint
 from lit_puzzle.data import Asked, PromptData
 from lit_puzzle.evaluate.accuracy import Episode, held_out_problems, mean_and_error
 from lit_puzzle.rl.child import save_child
@@ -115,6 +116,16 @@ class RLRecovery(LightningModule):
             )
         if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
             raise ValueError("The data share prompts among processes themselves: set trainer.use_distributed_sampler: false.")
+        unsafe = [
+            type(callback).__name__
+            for callback in trainer.checkpoint_callbacks
+            if callback._every_n_train_steps and not isinstance(callback, UpdateCheckpoint)  # type: ignore[attr-defined]
+        ]
+        if unsafe and trainer.accumulate_grad_batches > 1:
+            raise ValueError(
+                f"{unsafe} may save in the middle of gradient accumulation, which cannot be resumed. "
+                "Use lit_puzzle.callbacks.checkpoints.UpdateCheckpoint."
+            )
         self.grpo.check_batch(trainer.accumulate_grad_batches, trainer.world_size, self.data.num_train_prompts)
 
     def configure_model(self) -> None:
@@ -149,7 +160,7 @@ class RLRecovery(LightningModule):
             accumulate_grad_batches=trainer.accumulate_grad_batches,
             precision=str(trainer.precision),
             device=trainer.strategy.root_device,
-            output_dir=self.run_dir / "trl",
+            output_dir=self.run_dir,
             seed=self.seed,
             reward_weights=[*weights, *[1.0] * len(self.extra_rewards)],
         )
@@ -157,6 +168,7 @@ class RLRecovery(LightningModule):
         self.engine = GRPOEngine(
             self.policy, self.tokenizer, prompts, [*functions, *self.extra_rewards], config, self._generation
         )
+        data.train_dataloader = self.train_dataloader  # type: ignore[method-assign]  # Lightning asks the data first
 
     def configure_optimizers(self) -> Any:
         """Optimiser over the trainable parameters; the schedule counts updates."""
@@ -243,7 +255,7 @@ class RLRecovery(LightningModule):
         asked, self._asked = self._asked, []
         episodes = self._answer(asked)
         values = {VALIDATION_METRIC: mean_and_error([episode.correct for episode in episodes])[0]}
-        self.log_dict(values, prog_bar=True, batch_size=len(episodes), sync_dist=False)
+        self.log_dict(values, prog_bar=True, batch_size=len(episodes), sync_dist=True)
 
     def on_fit_end(self) -> None:
         """Measures the best weights, writes the recovered child and fills `results`."""

@@ -35,7 +35,8 @@ class GRPOSettings:
         epsilon_high: ... and 1 + epsilon_high (default: epsilon).
         importance_sampling_level: one importance ratio per `token` or per `sequence`.
         scale_rewards: what advantages are divided by: standard deviation of the `group`, of the `batch`, or `none`.
-        beta: weight of the KL divergence to the child before training; needs LoRA (adapter off = reference).
+        beta: weight of the KL divergence to the child before training (unbiased, arXiv 2512.02556); needs LoRA, whose
+            adapter when off is the reference.
         num_iterations: passes over a generation batch.
         steps_per_generation: slices of a generation batch; default: the gradient accumulation, one update a batch.
         mask_truncated_completions: leaves completions that hit the cap out of the loss.

@@ -95,7 +95,7 @@ def grpo_config(
     )
     if config.device.type == "cuda" and config.n_gpu > 1:
         config._n_gpu = 1  # one process sees several GPUs: Lightning decides how many are used, not DataParallel
-    if config.device != torch.device(device):
+    if config.device.type != device.type or (device.type == "cuda" and config.device != device):
         raise ValueError(
             f"TRL works on {config.device}, the strategy on {device}. "
             "Choose GPUs with CUDA_VISIBLE_DEVICES, not by number in trainer.devices."

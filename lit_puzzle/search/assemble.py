@@ -5,9 +5,9 @@ Writes `run_dir/child`: weights, `config.json` of type gpt_oss_puzzle with the m
 `plan.json`, tokenizer, chat template and generation config, and the parent's generation lengths and KV scales where
 it has them. The folder appears whole or not at all, and every time anew.
 
-Bytes, for layers of P parameters bytes and child layers of C: memory max(C), the expert rows of one child layer; disk
-sum(C) plus embedding and head; traffic: every child byte is read and written once. MXFP4 experts are moved as bytes
-and never re-quantised.
+Memory: max over layers of R, the bytes of a child layer's router and expert rows (0 where the kept experts are
+neighbours), whatever the depth. Disk: the child's tensors. Traffic: each of their bytes is read and written once. MXFP4
+experts are moved as bytes and never re-quantised.
 
 Source: P26 (arXiv 2602.11937) section 2, for YaRN section 10. Format of the released gpt-oss-puzzle-88B.
 """
@@ -190,7 +190,7 @@ def _with_rope_factor(config: dict[str, Any], factor: float) -> dict[str, Any]:
 
 
 def generation_config(parent: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The parent's generation config with every stop token: its own, the model's, and all of gpt-oss for its vocabulary.
+    """The parent's generation config with every stop token: its own, the model's, and those of a gpt-oss vocabulary.
 
     Without <|call|> (200012) tool calls of a gpt-oss child run on.
     """

@@ -131,9 +131,12 @@ class CalibrationData(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Reads and checks the sequences, on every process."""
         assert self.trainer is not None
-        file = self.sequences or Path(self.trainer.default_root_dir) / CALIBRATION_FILE
+        if self.sequences is None:
+            file = Path(self.trainer.default_root_dir) / CALIBRATION_FILE  # just written by the first process
+        else:
+            file = require_input(self.sequences, "calibration data")
         config = AutoConfig.from_pretrained(self.parent)
-        rows = read_sequences(require_input(file, "calibration data"), self.parent)
+        rows = read_sequences(file, self.parent)
         check_sequences(rows, file, config.vocab_size, config.max_position_embeddings)
         rows.sort(key=len, reverse=True)  # stable; the longest batch first, so that too little memory shows at once
         self.batches = [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]

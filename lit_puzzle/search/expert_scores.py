@@ -81,11 +81,8 @@ class ImportanceMethod(Protocol):
         needs_entrant: Whether the (k+1)-th expert must be evaluated beside the chosen ones.
     """
 
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def needs_entrant(self) -> bool: ...
+    name: ClassVar[str]
+    needs_entrant: ClassVar[bool]
 
     def sums(self, routed: RoutedTokens) -> tuple[Tensor, Tensor]:
         """Numerator and denominator, float64, shape E each, over counted tokens; they add up over batches and ranks."""

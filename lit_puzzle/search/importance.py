@@ -43,8 +43,6 @@ from lit_puzzle.search.expert_scores import (
 from lit_puzzle.search.importance_file import Importance
 from lit_puzzle.sharding import shard
 
-_DEFAULT_METHOD = LeaveOneOut()
-
 
 class ScoredMoE(nn.Module):
     """Stands in for the MoE layer of one decoder layer: the same output, and the sums of a scoring rule on the side.
@@ -125,7 +123,7 @@ class ExpertImportance(LightningModule):
 
     Args:
         parent: Checkpoint folder.
-        method: Scoring rule: `LeaveOneOut` (the paper's), `Reap`, `Frequency` or `Random` of
+        method: Scoring rule: `LeaveOneOut` (the paper's; None means it), `Reap`, `Frequency` or `Random` of
             `lit_puzzle.search.expert_scores`, or your own class with their interface.
         dtype: What the weights are loaded as; errors are always computed and summed in float32 or better.
         attn_implementation: "sink_attention" needs memory linear in the sequence; "eager" is the reference.
@@ -139,7 +137,7 @@ class ExpertImportance(LightningModule):
     def __init__(
         self,
         parent: Path,
-        method: ImportanceMethod = _DEFAULT_METHOD,
+        method: ImportanceMethod | None = None,
         dtype: Literal["float32", "bfloat16", "float64"] = "float32",
         attn_implementation: Literal["sink_attention", "eager"] = "sink_attention",
         chunk_tokens: int = 4096,
@@ -148,7 +146,7 @@ class ExpertImportance(LightningModule):
         if chunk_tokens < 1:
             raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}.")
         self.parent = Path(parent)
-        self.method = method
+        self.method = method or LeaveOneOut()
         self.dtype_name = dtype
         self.attn_implementation = attn_implementation
         self.chunk_tokens = chunk_tokens

@@ -1,8 +1,8 @@
-"""The tiny world's tokenizer: whole words as tokens, harmony-like chat format, a normal Hugging Face tokenizer folder.
+r"""The tiny world's tokenizer: whole words as tokens, harmony-like chat format, a normal Hugging Face tokenizer folder.
 
 A token is a word of the world with the space or line break in front of it (`` q=``, ``\nvalue:``), so that decoding is
-plain concatenation and text -> tokens -> text changes nothing. `` q=``, `` q:`` and ``q`` are three tokens: a model this
-small learns to retrieve definitions quickly only if what it looks for is one token.
+plain concatenation and text -> tokens -> text changes nothing. `` q=``, `` q:`` and ``q`` are three tokens: a small
+model learns to retrieve definitions quickly only if what it looks for is one token.
 
 Chat template: the system message says ``Reasoning: low|medium|high`` (`reasoning_effort`, medium if not given); an
 assistant message may carry its analysis as `thinking`.

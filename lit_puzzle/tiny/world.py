@@ -16,6 +16,7 @@ Reads and writes nothing. Source: this project's own.
 import random
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Protocol
 
 from lit_puzzle.rl.environments import Environment, Problem, final_text
@@ -56,13 +57,15 @@ class Chains:
 
     name = "chains"
 
-    def __init__(self, depth_weights: Sequence[float] = (20, 25, 25, 20, 10)) -> None:
+    def __init__(self, depth_weights: Sequence[float] = (30, 30, 20, 12, 8)) -> None:
         self.depth_weights = _checked_weights(self.name, "depth_weights", depth_weights, max(CHAIN_LENGTHS))
 
     def problem(self, rng: random.Random) -> Problem:
+        """One problem with a table of its own."""
         return self.problems(rng, 1)[0]
 
     def problems(self, rng: random.Random, count: int) -> list[Problem]:
+        """Problems about one table."""
         table = _chain_table(rng)
         by_depth: dict[int, list[str]] = {}
         for letter in table:
@@ -72,6 +75,7 @@ class Chains:
         return [_problem(self.name, table, f"value:{x}?", str(chain_value(table, x))) for x in letters]
 
     def analysis(self, problem: Problem, effort: str) -> str:
+        """Definitions needed (medium), then every step near the one before it (high)."""
         table, letters, _ = parse(problem)
         walk = _walk(table, letters[0])
         down = "".join(define(table, letter) for letter in walk)
@@ -80,9 +84,11 @@ class Chains:
         return {"low": "", "medium": down, "high": down + base + up}[effort]
 
     def trace(self, problem: Problem, effort: str) -> str:
+        """The worked answer at an effort."""
         return completion(self.analysis(problem, effort), problem.answer)
 
     def verify(self, completion: str, problem_answer: str) -> float:
+        """1.0 if the final channel is the answer and nothing else."""
         return verify_exactly(completion, problem_answer)
 
 
@@ -95,13 +101,15 @@ class Sorting:
 
     name = "sorting"
 
-    def __init__(self, size_weights: Sequence[float] = (25, 30, 25, 20)) -> None:
+    def __init__(self, size_weights: Sequence[float] = (35, 35, 20, 10)) -> None:
         self.size_weights = _checked_weights(self.name, "size_weights", size_weights, 4)
 
     def problem(self, rng: random.Random) -> Problem:
+        """One problem with a table of its own."""
         return self.problems(rng, 1)[0]
 
     def problems(self, rng: random.Random, count: int) -> list[Problem]:
+        """Problems about one table."""
         table = _value_table(rng)
         return [self._ask(rng, table) for _ in range(count)]
 
@@ -112,15 +120,18 @@ class Sorting:
         return _problem(self.name, table, f"order:{''.join(letters)}?", "".join(_ascending(table, letters)))
 
     def analysis(self, problem: Problem, effort: str) -> str:
+        """Definitions needed (medium), then every step near the one before it (high)."""
         table, letters, _ = parse(problem)
         listed = "".join(_valued(table, letter) for letter in letters)
         ordered = "".join(_valued(table, letter) for letter in _ascending(table, letters))
         return {"low": "", "medium": listed, "high": f"{listed} |{ordered}"}[effort]
 
     def trace(self, problem: Problem, effort: str) -> str:
+        """The worked answer at an effort."""
         return completion(self.analysis(problem, effort), problem.answer)
 
     def verify(self, completion: str, problem_answer: str) -> float:
+        """1.0 if the final channel is the answer and nothing else."""
         return verify_exactly(completion, problem_answer)
 
 
@@ -133,13 +144,15 @@ class Counting:
 
     name = "counting"
 
-    def __init__(self, size_weights: Sequence[float] = (20, 20, 20, 20, 20)) -> None:
+    def __init__(self, size_weights: Sequence[float] = (25, 25, 20, 15, 15)) -> None:
         self.size_weights = _checked_weights(self.name, "size_weights", size_weights, 5)
 
     def problem(self, rng: random.Random) -> Problem:
+        """One problem with a table of its own."""
         return self.problems(rng, 1)[0]
 
     def problems(self, rng: random.Random, count: int) -> list[Problem]:
+        """Problems about one table."""
         table = _value_table(rng)
         return [self._ask(rng, table) for _ in range(count)]
 
@@ -150,6 +163,7 @@ class Counting:
         return _problem(self.name, table, f"above:{bound},{''.join(letters)}?", str(above))
 
     def analysis(self, problem: Problem, effort: str) -> str:
+        """Definitions needed (medium), then every step near the one before it (high)."""
         table, letters, bound = parse(problem)
         text, above = "", 0
         for letter in letters:
@@ -159,12 +173,12 @@ class Counting:
         return "" if effort == "low" else text
 
     def trace(self, problem: Problem, effort: str) -> str:
+        """The worked answer at an effort."""
         return completion(self.analysis(problem, effort), problem.answer)
 
     def verify(self, completion: str, problem_answer: str) -> float:
+        """1.0 if the final channel is the answer and nothing else."""
         return verify_exactly(completion, problem_answer)
-
-
 
 
 def parse(problem: Problem) -> tuple[Table, str, int]:
@@ -215,7 +229,7 @@ def _chain_table(rng: random.Random) -> Table:
     for length in CHAIN_LENGTHS:
         chain, letters = letters[:length], letters[length:]
         definitions.append((chain[0], (None, rng.randrange(10))))
-        definitions += [(here, (before, rng.randint(1, 3))) for before, here in zip(chain, chain[1:], strict=False)]
+        definitions += [(here, (before, rng.randint(1, 3))) for before, here in pairwise(chain)]
     rng.shuffle(definitions)
     return dict(definitions)
 

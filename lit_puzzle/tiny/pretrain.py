@@ -1,0 +1,310 @@
+"""Trains the tiny parent from scratch: a stock GptOssForCausalLM, lessons as data, cross-entropy on labelled tokens.
+
+loss = -1 / N * sum over labelled tokens t of log p(token_t | tokens before t);  N = number of labelled tokens.
+
+What makes two million parameters learn to reason in minutes, besides the lessons: embeddings larger than what the
+first layers add (else layer 1 cannot see which token it stands on), and windowed layers that look a fixed number of
+tokens back from the start: with rotary embeddings constant query and key biases are a function of distance alone. And
+the three tokens of a letter begin alike, so that a match found for one holds for all.
+
+Reads nothing. Writes `<run_dir>/model`: a Hugging Face folder in bfloat16 with tokenizer, generation config and
+`generation_lengths.json` measured on held-out problems.
+Memory: 16 bytes per parameter (weights, gradients, AdamW) and the activations of one batch, sequences * tokens of it.
+Source: this project's own. Shapes: B sequences of a batch, T tokens, V vocabulary, C channels,
+H heads, D head dimension, P rotary pairs.
+"""
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from lightning import LightningDataModule, LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+from transformers import GenerationConfig, GptOssConfig, GptOssForCausalLM
+
+from lit_puzzle.evaluate.accuracy import Episode, answer_problems, held_out_problems, split_by_effort, summarise
+from lit_puzzle.evaluate.lengths import length_statistics, write_lengths
+from lit_puzzle.rl.environments import EFFORTS, Problem
+from lit_puzzle.tiny.lessons import IGNORED, Curriculum, Lessons
+from lit_puzzle.tiny.tokenizer import CALL, build_tokenizer
+from lit_puzzle.tiny.world import LETTERS, Family
+
+Asked = tuple[Problem, str]  # a problem and the effort it is asked at
+Batch = dict[str, Tensor] | list[Asked]
+POSITIONAL_PAIRS = 4  # rotary pairs, highest frequencies first, that carry the positional biases
+
+
+@dataclass(frozen=True)
+class ParentShape:
+    """Sizes of the parent, by the names of GptOssConfig; every other layer has the window, beginning with the first."""
+
+    num_hidden_layers: int = 6
+    hidden_size: int = 96
+    intermediate_size: int = 64
+    num_local_experts: int = 16
+    num_experts_per_tok: int = 2
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 2
+    head_dim: int = 32
+    sliding_window: int = 16
+    vocab_size: int = 128
+    max_position_embeddings: int = 131072
+
+
+@dataclass(frozen=True)
+class Initialisation:
+    """Where training starts.
+
+    Attributes:
+        matrix_std: standard deviation of all matrices but the embedding.
+        embedding_std: standard deviation of the embedding.
+        letter_share: correlation, at the start, of the vectors (embedding and head) of the tokens of one letter.
+        looks_back: tokens that heads of windowed layers look back, head by head, repeated.
+        positional_bias: size of the biases that make them look there; 0 for none.
+    """
+
+    matrix_std: float = 0.05
+    embedding_std: float = 1.0
+    letter_share: float = 0.8
+    looks_back: tuple[int, ...] = (1, 2, 3, 4)
+    positional_bias: float = 5.0
+
+
+class FlatThenCosine(LambdaLR):
+    """Learning rate: linear warm-up, flat, then a cosine to 5% of it.
+
+    Args:
+        optimizer: what is scheduled.
+        total_steps: the step at which the cosine ends.
+        warmup_steps: steps of the warm-up.
+        flat_share: share of all steps after which the cosine begins.
+    """
+
+    def __init__(self, optimizer: Optimizer, total_steps: int, warmup_steps: int = 20, flat_share: float = 0.4) -> None:
+        def factor(step: int) -> float:
+            if step < warmup_steps:
+                return (step + 1) / warmup_steps
+            progress = max(step / total_steps - flat_share, 0.0) / (1.0 - flat_share)
+            return 0.05 + 0.95 * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
+
+        super().__init__(optimizer, factor)
+
+
+class LessonData(LightningDataModule):
+    """Lessons to train on and held-out problems to validate on.
+
+    Args:
+        families: what is taught; they take turns.
+        curriculum: the phases.
+        seed: which lessons are drawn.
+        held_out_per_effort: held-out problems of a validation, the same ones at each effort.
+        held_out_seed: which held-out problems are drawn.
+    """
+
+    def __init__(
+        self,
+        families: list[Family],
+        curriculum: Curriculum,
+        seed: int = 0,
+        held_out_per_effort: int = 48,
+        held_out_seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not families:
+            raise ValueError("families is empty; give at least one family of lit_puzzle.tiny.world.")
+        self.families = families
+        self.curriculum = curriculum
+        self.seed = seed
+        self.held_out_per_effort = held_out_per_effort
+        self.held_out_seed = held_out_seed
+
+    def held_out(self, per_effort: int) -> list[tuple[Problem, str]]:
+        """Held-out problems, the same at each effort, one effort after the other."""
+        return held_out_problems(self.families, EFFORTS, per_effort, self.held_out_seed)
+
+    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        """The lessons from the trainer's step on: a resumed run goes on where it stopped."""
+        assert self.trainer is not None
+        first, last = self.trainer.global_step, self.trainer.max_steps
+        lessons = Lessons(self.curriculum, self.families, build_tokenizer(), self.seed, first, last)
+        return DataLoader(lessons, batch_size=None)
+
+    def val_dataloader(self) -> DataLoader[Asked]:
+        """Lists of (held-out problem, effort)."""
+        asked = self.held_out(self.held_out_per_effort)
+        return DataLoader(asked, batch_size=128, collate_fn=list)  # type: ignore[arg-type]
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Problems stay where they are."""
+        if isinstance(batch, list):
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+
+class TinyParent(LightningModule):
+    """Trains the parent; at the end of training saves and measures it.
+
+    Args:
+        shape: sizes of the model.
+        initialisation: where training starts.
+        optimizer: AdamW or another; vectors (biases, norms, sinks) never decay.
+        lr_scheduler: stepped after every optimiser step.
+        max_new_tokens: an answer is cut off there in validation.
+        measured_per_effort: held-out problems at each effort that the saved parent is measured on.
+    """
+
+    def __init__(
+        self,
+        shape: ParentShape,
+        initialisation: Initialisation,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        max_new_tokens: int = 64,
+        measured_per_effort: int = 256,
+    ) -> None:
+        super().__init__()
+        if measured_per_effort < 2 or max_new_tokens < 1:
+            raise ValueError(
+                f"measured_per_effort {measured_per_effort} and max_new_tokens {max_new_tokens} were given; at least "
+                "2 and 1 are needed."
+            )
+        self.shape = shape
+        self.initialisation = initialisation
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.max_new_tokens = max_new_tokens
+        self.measured_per_effort = measured_per_effort
+        self.tokenizer = build_tokenizer()
+        self.results: dict[str, float] = {}
+        self._episodes: list[Episode] = []
+
+    def configure_model(self) -> None:
+        """Builds the model once; random numbers come from Lightning's seed."""
+        if "model" not in self._modules:
+            self.model = build_parent(self.shape, self.initialisation)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The recipe's optimiser and schedule; vectors do not decay."""
+        parameters = list(self.model.parameters())
+        matrices = {"params": [p for p in parameters if p.ndim >= 2]}
+        vectors = {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0}
+        optimizer = self.optimizer([matrices, vectors])
+        if self.lr_scheduler is None:
+            return optimizer
+        return [optimizer], [{"scheduler": self.lr_scheduler(optimizer), "interval": "step"}]  # type: ignore[return-value]
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """The loss of one batch of lessons."""
+        logits_BTV = self.model(input_ids=batch["input_ids"], use_cache=False).logits
+        loss = next_token_loss(logits_BTV, batch["labels"])
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: list[Asked], batch_idx: int) -> None:
+        """Answers held-out problems."""
+        self._episodes += self._answer(self.model, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs accuracy and tokens at each effort."""
+        numbers = summarise(self._episodes)
+        names = [f"{what}/{effort}" for what in ("accuracy", "tokens") for effort in EFFORTS]
+        self.log_dict({name: numbers[name] for name in names})
+        self._episodes.clear()
+
+    def on_train_end(self) -> None:
+        """Saves the parent in bfloat16 and measures what was saved."""
+        if not self.trainer.is_global_zero:
+            return
+        folder = Path(self.trainer.default_root_dir) / "model"
+        parent = copy.deepcopy(self.model).to(torch.bfloat16)
+        save_parent(folder, parent)
+        episodes = self._answer(parent.float(), self._data().held_out(self.measured_per_effort))
+        lengths = {
+            effort: length_statistics([episode.generated_tokens for episode in group])
+            for effort, group in split_by_effort(episodes).items()
+        }
+        write_lengths(folder, lengths)
+        self.results = summarise(episodes)
+
+    def _answer(self, policy: GptOssForCausalLM, asked: Sequence[Asked]) -> list[Episode]:
+        families = self._data().families
+        return answer_problems(policy, self.tokenizer, asked, families, self.max_new_tokens, batch_size=128)
+
+    def _data(self) -> LessonData:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, LessonData):
+            raise ValueError(f"TinyParent trains on lessons: `data` must be {LessonData.__qualname__}, not {data!r}.")
+        return data
+
+
+def build_parent(shape: ParentShape, initialisation: Initialisation) -> GptOssForCausalLM:
+    """A stock gpt-oss with random weights, as `initialisation` says; experts run by grouped matrix products."""
+    tokenizer = build_tokenizer()
+    if len(tokenizer) > shape.vocab_size:
+        raise ValueError(f"vocab_size {shape.vocab_size} is too small: the tokenizer has {len(tokenizer)} tokens.")
+    config = GptOssConfig(
+        **asdict(shape),
+        initializer_range=initialisation.matrix_std,
+        router_aux_loss_coef=0.0,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        attn_implementation="eager",
+        experts_implementation="grouped_mm",
+    )
+    model = GptOssForCausalLM(config)
+    stop_ids = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(CALL)]
+    model.generation_config = GenerationConfig(eos_token_id=stop_ids, pad_token_id=tokenizer.pad_token_id)
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(initialisation.embedding_std / initialisation.matrix_std)
+        for matrix_VC in (model.model.embed_tokens.weight, model.lm_head.weight):
+            relate_letters(matrix_VC, tokenizer.get_vocab(), initialisation.letter_share)
+        set_positional_biases(model, initialisation)
+    return model
+
+
+def relate_letters(matrix_VC: Tensor, vocabulary: dict[str, int], share: float) -> None:
+    """Makes the rows of `` q=`` and `` q:`` share * row(`q`) + sqrt(1 - share^2) * their own, of unchanged variance."""
+    for letter in LETTERS:
+        for form in (f" {letter}=", f" {letter}:"):
+            own_C = matrix_VC[vocabulary[form]]
+            matrix_VC[vocabulary[form]] = share * matrix_VC[vocabulary[letter]] + math.sqrt(1.0 - share**2) * own_C
+
+
+def set_positional_biases(model: GptOssForCausalLM, initialisation: Initialisation) -> None:
+    """Makes head h of every windowed layer attend looks_back[h] tokens back at the start.
+
+    A constant query q and key k meet under rotary embeddings as q . R(j - i) k, for query position i and key position
+    j: largest at j = i - d if q = R(-d) k. Only the fastest pairs carry this, the others are left for content.
+    """
+    config = model.config
+    turns_P = model.model.rotary_emb.inv_freq[:POSITIONAL_PAIRS]
+    half, size = config.head_dim // 2, initialisation.positional_bias
+    for kind, layer in zip(config.layer_types, model.model.layers, strict=True):
+        if kind != "sliding_attention":
+            continue
+        query_HD = layer.self_attn.q_proj.bias.view(-1, config.head_dim)
+        layer.self_attn.k_proj.bias.view(-1, config.head_dim)[:, :POSITIONAL_PAIRS] = size
+        for head, query_D in enumerate(query_HD):
+            angle_P = -initialisation.looks_back[head % len(initialisation.looks_back)] * turns_P
+            query_D[:POSITIONAL_PAIRS] = size * angle_P.cos()
+            query_D[half : half + POSITIONAL_PAIRS] = size * angle_P.sin()
+
+
+def next_token_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
+    """Mean cross-entropy of the labelled tokens, each predicted from those before it."""
+    targets_N = labels_BT[:, 1:].flatten()
+    return nn.functional.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), targets_N, ignore_index=IGNORED)
+
+
+def save_parent(folder: Path, parent: GptOssForCausalLM) -> None:
+    """Writes the Hugging Face folder: weights, configs, tokenizer with chat template."""
+    parent.save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)

@@ -1,0 +1,51 @@
+"""The README's commands work: each is run, or, where it would take minutes, resolved and checked."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lit_puzzle.cli import main
+
+ROOT = Path(__file__).parent.parent
+BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line.strip()]
+WORDS = [shlex.split(line, comments=True) for line in COMMANDS]
+
+
+def test_readme_shows_the_two_commands_that_set_everything_up():
+    assert ["bash", "scripts/quickstart.sh"] in WORDS and ["bash", "scripts/test.sh"] in WORDS
+
+
+@pytest.mark.parametrize("words", [words for words in WORDS if words[0] == "lightning"], ids=" ".join)
+def test_lightning_command_is_accepted(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # recipes come from the package
+    arguments = words[1:]
+    if arguments[0] == "run" and arguments[1] != "--help":
+        arguments = [*arguments, *([] if "--print_config" in arguments else ["--print_config"])]
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 0
+        assert "run_dir: runs/" in capsys.readouterr().out
+    else:
+        main(arguments)
+        assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [words for words in WORDS if words[0] == "bash"], ids=" ".join)
+def test_script_is_there_and_parses(words):
+    subprocess.run(["bash", "-n", ROOT / words[1]], check=True)
+
+
+def test_quickstart_runs_the_main_job_as_written(tmp_path):
+    """What quickstart.sh types after installing, cut to one update and few prompts."""
+    script = (ROOT / "scripts" / "quickstart.sh").read_text()
+    (recipe,) = re.findall(r"^ +lightning run (\S+) \"\$@\"$", script, flags=re.MULTILINE)
+    cut = ["--trainer.max_steps=1", "--trainer.enable_progress_bar=false", f"--run_dir={tmp_path / 'run'}"]
+    cut += [f"--model.init_args.evaluation.{key}=8" for key in ("prompts_per_effort", "validation_prompts")]
+    subprocess.run([sys.executable, "-m", "lit_puzzle", "run", recipe, *cut], check=True, cwd=ROOT)
+    assert (tmp_path / "run" / "run.json").is_file()
+    assert (tmp_path / "run" / "child" / "model.safetensors").is_file()

@@ -1,0 +1,184 @@
+"""FSDP2 on two CPU processes: shards by halves, agrees with one process, resumes after a kill, by the recipe alone."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from recovery_runs import (
+    GRPO,
+    Recorder,
+    checkpoints,
+    forked,
+    kill_self,
+    losses,
+    make_child,
+    make_data,
+    make_module,
+    make_trainer,
+)
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.tensor import DTensor
+
+from lit_puzzle.rl.settings import GRPOSettings
+from lit_puzzle.runs import newest_checkpoint
+from lit_puzzle.sharding import full, unsharded
+
+SCRIPTED = GRPOSettings(num_generations=4, completions_per_device=4, max_completion_length=6, loss_type="dapo")
+RECIPE = Path(__file__).parent.parent / "recipes" / "rl_recover.yaml"
+
+
+@pytest.fixture(scope="module")
+def child(tmp_path_factory: pytest.TempPathFactory, tiny_config: Any) -> Path:
+    folder = tmp_path_factory.mktemp("sharding") / "child"
+    return make_child(folder, tiny_config(num_hidden_layers=2), experts=(4, 2))
+
+
+def reward_sum(*, completion_ids: list[list[int]], **columns: Any) -> list[float]:
+    """Varied within every group."""
+    return [sum(ids) % 7 / 3 for ids in completion_ids]
+
+
+def script_completions(trainer: Any) -> None:
+    """Generation runs as always, but its (random) result is exchanged for one that only depends on prompt and place."""
+    generate = trainer._generate_single_turn
+
+    def scripted(prompt_ids: list[list[int]], *rest: Any) -> tuple[list[list[int]], None]:
+        generated, _ = generate(prompt_ids, *rest)
+        assert len(generated) == len(prompt_ids)
+        places = [(sum(ids), place % 4) for place, ids in enumerate(prompt_ids)]
+        return [[8 + (seed + 13 * place + 5 * step) % 100 for step in range(2 + place)] for seed, place in places], None
+
+    trainer._generate_single_turn = scripted
+
+
+class Watcher(Recorder):
+    """Keeps the first gradients and, on sharded models, looks at what a rank holds."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        script_completions(pl_module.engine._trainer)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        if trainer.global_step > 0:
+            return
+        model = pl_module.model
+        gradients = {name: full(p.grad).clone() for name, p in model.named_parameters() if p.grad is not None}
+        torch.save(gradients, self.file.parent / f"gradients{trainer.global_rank}.pt")
+        if trainer.world_size > 1:
+            look_at_shards(model)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        state = trainer.optimizers[0].state
+        assert set(state) == {p for p in pl_module.parameters() if p.requires_grad}
+        assert all(type(state[p]["exp_avg"]) is type(p.data) for p in state)
+        weights = {name: full(p).detach().clone() for name, p in pl_module.model.named_parameters()}
+        torch.save(weights, self.file.parent / f"weights{trainer.global_rank}.pt")
+
+
+def look_at_shards(model: Any) -> None:
+    """Every parameter is a DTensor of half its elements; gathered inside `unsharded`, and a shard again after it."""
+    for name, parameter in model.named_parameters():
+        assert isinstance(parameter, DTensor), name
+        assert parameter.to_local().numel() * 2 == parameter.numel(), name
+    with unsharded(model):
+        assert not any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def scripted_run(folder: Path, child: Path, processes: int, rank: int, grpo: GRPOSettings) -> None:
+    """Three updates on 8 completions a step, whatever the number of processes."""
+    grpo = replace(grpo, completions_per_device=8 // processes)
+    watcher = Watcher(folder, rank=rank)
+    trainer = make_trainer(
+        folder, processes, 3, [watcher], accumulate_grad_batches=1, enable_checkpointing=False, limit_val_batches=0
+    )
+    # AdamW divides by the gradient's size: without a large eps it would blow up rounding where gradients vanish.
+    adam = partial(torch.optim.AdamW, lr=3e-3, eps=1e-3)
+    module = make_module(child, grpo=grpo, extra_rewards=[reward_sum], optimizer=adam, lr_scheduler=None)
+    trainer.fit(module, datamodule=make_data())
+    (folder / f"results{rank}.json").write_text(json.dumps(module.results))
+
+
+@pytest.fixture(scope="module")
+def scripted_runs(child: Path) -> dict[str, Path]:
+    """One process; two; two that gather layer by layer while they generate."""
+    runs = {"one": (1, SCRIPTED), "two": (2, SCRIPTED), "in step": (2, replace(SCRIPTED, unshard_rollouts=False))}
+    folders = {name: child.parent / name for name in runs}
+    for name, (processes, grpo) in runs.items():
+        folders[name].mkdir()
+        work = lambda rank, n=name, p=processes, g=grpo: scripted_run(folders[n], child, p, rank, g)  # noqa: E731
+        assert forked(processes, work) == [0] * processes
+    return folders
+
+
+@pytest.mark.parametrize("sharded", ["two", "in step"])
+def test_two_processes_agree_with_one(scripted_runs: dict[str, Path], sharded: str) -> None:
+    """The same batch: the same gradients, weights, and answers; frozen weights do not move."""
+    for kind in ("gradients", "weights"):
+        one = torch.load(scripted_runs["one"] / f"{kind}0.pt", weights_only=True)
+        for rank in (0, 1):
+            two = torch.load(scripted_runs[sharded] / f"{kind}{rank}.pt", weights_only=True)
+            assert one.keys() == two.keys()
+            for name, tensor in one.items():
+                torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=1e-5, msg=f"{kind} {name} on {rank}")
+    gradients = torch.load(scripted_runs["one"] / "gradients0.pt", weights_only=True)
+    assert max(gradient.abs().max() for gradient in gradients.values()) > 1e-2
+    results = [json.loads((scripted_runs[run] / "results0.json").read_text()) for run in ("one", sharded)]
+    assert results[0] == pytest.approx(results[1], abs=1e-6)
+
+
+def sampled_run(folder: Path, child: Path, rank: int, kill_at: int) -> None:
+    def on_step(step: int) -> None:
+        if step == kill_at:
+            kill_self()
+
+    folder.mkdir(exist_ok=True)
+    trainer = make_trainer(folder, 2, 6, [Recorder(folder, on_step, rank), *checkpoints()])
+    module = make_module(child, grpo=replace(GRPO, completions_per_device=2))
+    trainer.fit(module, datamodule=make_data(), ckpt_path=newest_checkpoint(folder))
+
+
+def test_two_killed_processes_resume_bit_for_bit(child: Path) -> None:
+    whole, killed = child.parent / "whole", child.parent / "killed"
+    assert forked(2, lambda rank: sampled_run(whole, child, rank, kill_at=0)) == [0, 0]
+    assert forked(2, lambda rank: sampled_run(killed, child, rank, kill_at=5)) == [-9, -9]
+    assert forked(2, lambda rank: sampled_run(killed, child, rank, kill_at=0)) == [0, 0]
+    for rank in (0, 1):
+        assert losses(killed, rank) == losses(whole, rank)
+    assert losses(whole, 0) != losses(whole, 1), "both processes sampled the same"
+    assert newest_checkpoint(whole) is not None
+
+
+def test_devices_alone_shard_the_recipe(child: Path, tmp_path: Path) -> None:
+    """The shipped recipe with `--trainer.devices=2`, launched as a user does: every trained tensor in two halves."""
+    small = {
+        "run_dir": tmp_path / "run",
+        "model.init_args.child": child,
+        "model.init_args.grpo.max_completion_length": 4,
+        "model.init_args.grpo.completions_per_device": 8,
+        "model.init_args.grpo.num_generations": 4,
+        "model.init_args.evaluation.prompts_per_effort": 2,
+        "data.init_args.held_out_per_effort": 2,
+        "data.init_args.train_prompts": 32,
+        "trainer.accelerator": "cpu",
+        "trainer.max_steps": 1,
+        "trainer.val_check_interval": 1,
+        "trainer.devices": 2,
+    }
+    words = [f"--{key}={value}" for key, value in small.items()]
+    command = [sys.executable, "-m", "lit_puzzle", "run", str(RECIPE), *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    best = next((tmp_path / "run" / "best").glob("*.ckpt"))
+    stored = FileSystemReader(best).read_metadata().state_dict_metadata
+    assert stored
+    for name, tensor in stored.items():
+        assert [chunk.sizes.numel() * 2 for chunk in tensor.chunks] == [tensor.size.numel()] * 2, name
+    assert "accuracy/low/gain" in json.loads((tmp_path / "run" / "run.json").read_text())["results"]

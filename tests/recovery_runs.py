@@ -1,4 +1,4 @@
-"""Small recovery runs for tests: a random child on disk, and a whole `Trainer.fit` in a forked process that may be killed.
+"""Small recovery runs for tests: a random child on disk, and a whole `Trainer.fit` in a forked process, killed or not.
 
 Forked, because a run opens a process group (which must not leak into other tests) and may end by SIGKILL, and because
 importing everything again would take longer than the run.

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from recovery_runs import (
     GRPO,
     Recorder,
@@ -24,6 +25,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOTrainer
 
+from lit_puzzle.callbacks.checkpoints import BestCheckpoint, UpdateCheckpoint
 from lit_puzzle.evaluate.accuracy import Episode
 from lit_puzzle.model.checkpoint import fingerprint
 from lit_puzzle.rl.child import save_child
@@ -32,6 +34,7 @@ from lit_puzzle.rl.module import FROZEN
 from lit_puzzle.rl.rewards import Correctness
 from lit_puzzle.rl.settings import GRPOSettings, LoraSettings, freeze_parameters
 from lit_puzzle.rl.trl_engine import grpo_config
+from lit_puzzle.rl.trainer_checks import check_trainer
 from lit_puzzle.runs import newest_checkpoint
 
 STEPS = 14
@@ -90,7 +93,7 @@ def newest_name(folder: Path) -> str | None:
 
 
 def test_killed_runs_resume_bit_for_bit(whole_run: Path, child: Path) -> None:
-    """Killed between updates, inside checkpoint writing, after an epoch's end, then left alone: the same in every bit."""
+    """Killed between updates, inside checkpoint writing, after an epoch, then left alone: the same in every bit."""
     folder = child.parent / "killed"
 
     def between_updates(step: int) -> None:
@@ -196,6 +199,17 @@ def test_refuses_what_cannot_work(child: Path, tmp_path: Path) -> None:
         freeze_parameters(model, ["*.expert.*"])
     with pytest.raises(ValueError, match="nothing to train"):
         freeze_parameters(model, ["*"])
+
+
+def test_refuses_checkpoints_between_updates_and_unsharded_processes(tmp_path: Path) -> None:
+    plain = ModelCheckpoint(every_n_train_steps=5)
+    with pytest.raises(ValueError, match="UpdateCheckpoint"):
+        check_trainer(make_trainer(tmp_path, 1, 1, [plain], strategy="auto"))
+    check_trainer(make_trainer(tmp_path, 1, 1, [UpdateCheckpoint(), BestCheckpoint()], strategy="auto"))
+    with pytest.raises(ValueError, match="gradients would not be averaged"):
+        check_trainer(make_trainer(tmp_path, 2, 1, [], strategy="ddp"))
+    with pytest.raises(ValueError, match="use_distributed_sampler: false"):
+        check_trainer(make_trainer(tmp_path, 2, 1, [], use_distributed_sampler=True))
 
 
 def test_results_are_paired() -> None:

@@ -1,0 +1,1 @@
+"""Reinforcement learning on verifiable rewards: environments, rewards, TRL's engine, and the recovery module."""

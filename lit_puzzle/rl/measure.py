@@ -39,8 +39,8 @@ def answer_together(
 ) -> list[Episode]:
     """Every process answers its share; all get all episodes, in the order asked.
 
-    Shares are filled up to one length with problems whose answers are dropped: a sharded model that is gathered layer by
-    layer needs every process to generate equally often.
+    Shares are filled up to one length with problems whose answers are dropped: a sharded model that is gathered layer
+    by layer needs every process to generate equally often.
     """
     world = distributed.get_world_size() if distributed.is_initialized() else 1
     share = list(local_share(asked))

@@ -3,7 +3,7 @@
 Lightning drives optimisation, sharding, logging and checkpoints; the engine gives rollouts, rewards and the loss. The
 policy is measured on held-out prompts before training and, with the best validated weights, after it.
 
-Reads: the child's folder. Writes into the run folder: `before/` and `after/` (episodes), `child/` (the recovered child).
+Reads: the child's folder. Writes into the run folder: `before/`, `after/` (episodes), `child/` (the recovered child).
 Results: `accuracy/<effort>/before|after`, `.../before_se|after_se`, `accuracy/<effort>/gain|gain_se`,
 `tokens/<effort>/before|after`, `reward/first|last`.
 Source: arXiv 2602.11937, the RL recovery; GRPO, arXiv 2402.03300.
@@ -11,7 +11,6 @@ Source: arXiv 2602.11937, the RL recovery; GRPO, arXiv 2402.03300.
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,14 +22,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import lit_puzzle.model.gpt_oss  # noqa: F401  (registers the child's model type and attention)
-from lit_puzzle.callbacks.checkpoints import UpdateCheckpoint
 from lit_puzzle.data import Asked, PromptData
 from lit_puzzle.evaluate.accuracy import Episode, held_out_problems, mean_and_error
 from lit_puzzle.rl.child import save_child
 from lit_puzzle.rl.measure import answer_together, print_table, read_evaluation, recovery_results, write_evaluation
 from lit_puzzle.rl.rewards import RewardSettings, build_rewards
 from lit_puzzle.rl.settings import EvaluationSettings, GRPOSettings, LoraSettings, freeze_parameters
-from lit_puzzle.sharding import Sharded, load_trainable, shard, unsharded
+from lit_puzzle.rl.trainer_checks import check_trainer
+from lit_puzzle.sharding import load_trainable, shard, unsharded
 
 FROZEN = ["*.mlp.experts.*", "*.mlp.router.*"]
 VALIDATION_METRIC = "val/accuracy"
@@ -96,7 +95,7 @@ class RLRecovery(LightningModule):
         """The run's environments and prompts."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, PromptData):
-            raise ValueError(f"RLRecovery was given the data {type(data).__name__}; it needs lit_puzzle.data.PromptData.")
+            raise ValueError(f"RLRecovery was given data {type(data).__name__}; it needs lit_puzzle.data.PromptData.")
         return data
 
     @property
@@ -109,23 +108,7 @@ class RLRecovery(LightningModule):
     def setup(self, stage: str) -> None:
         """Checks what depends on trainer and data, before anything slow."""
         trainer = self.trainer
-        if trainer.world_size > 1 and not isinstance(trainer.strategy, Sharded):
-            raise ValueError(
-                f"{trainer.world_size} processes with the strategy {type(trainer.strategy).__name__}: gradients would "
-                "not be averaged. Set trainer.strategy to lit_puzzle.sharding.Sharded."
-            )
-        if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
-            raise ValueError("The data share prompts among processes themselves: set trainer.use_distributed_sampler: false.")
-        unsafe = [
-            type(callback).__name__
-            for callback in trainer.checkpoint_callbacks
-            if callback._every_n_train_steps and not isinstance(callback, UpdateCheckpoint)  # type: ignore[attr-defined]
-        ]
-        if unsafe and trainer.accumulate_grad_batches > 1:
-            raise ValueError(
-                f"{unsafe} may save in the middle of gradient accumulation, which cannot be resumed. "
-                "Use lit_puzzle.callbacks.checkpoints.UpdateCheckpoint."
-            )
+        check_trainer(trainer)
         self.grpo.check_batch(trainer.accumulate_grad_batches, trainer.world_size, self.data.num_train_prompts)
 
     def configure_model(self) -> None:
@@ -232,14 +215,15 @@ class RLRecovery(LightningModule):
 
     def _answer(self, asked: list[Asked]) -> list[Episode]:
         """Greedy answers of all processes together; leaves randomness, modes and gradients as they were."""
-        tokens = self.evaluation.max_new_tokens or self.grpo.max_completion_length
-        answer = partial(
-            answer_together, self.model, self.tokenizer, asked, self.data.environments, tokens, self.evaluation.batch_size
-        )
-        # Validation runs in inference mode, whose tensors could not take part in a later backward pass.
-        with torch.inference_mode(False), torch.no_grad(), self._generation():
-            with self.trainer.precision_plugin.forward_context():
-                return answer()
+        settings, environments = self.evaluation, self.data.environments
+        tokens = settings.max_new_tokens or self.grpo.max_completion_length
+        with (
+            torch.inference_mode(False),  # validation runs in it; its tensors could not take part in a later backward
+            torch.no_grad(),
+            self._generation(),
+            self.trainer.precision_plugin.forward_context(),
+        ):
+            return answer_together(self.model, self.tokenizer, asked, environments, tokens, settings.batch_size)
 
     def _evaluate(self) -> list[Episode]:
         settings, data = self.evaluation, self.data

@@ -1,0 +1,37 @@
+"""What the recovery needs of the Trainer, checked before anything slow.
+
+Reads and writes: nothing. Each check stands for a run that would otherwise go wrong without saying so.
+"""
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lit_puzzle.callbacks.checkpoints import UpdateCheckpoint
+from lit_puzzle.sharding import Sharded
+
+
+def check_trainer(trainer: Trainer) -> None:
+    """Checks strategy, sampler and checkpoints.
+
+    Raises:
+        ValueError: gradients would not be averaged, prompts be shared out twice, or checkpoints lose gradients.
+    """
+    if trainer.world_size > 1 and not isinstance(trainer.strategy, Sharded):
+        raise ValueError(
+            f"{trainer.world_size} processes with the strategy {type(trainer.strategy).__name__}: gradients would "
+            "not be averaged. Set trainer.strategy to lit_puzzle.sharding.Sharded."
+        )
+    if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
+        raise ValueError("Processes share the prompts out themselves: set trainer.use_distributed_sampler: false.")
+    unsafe = [
+        type(callback).__name__
+        for callback in trainer.checkpoint_callbacks
+        if isinstance(callback, ModelCheckpoint)
+        and callback._every_n_train_steps
+        and not isinstance(callback, UpdateCheckpoint)
+    ]
+    if unsafe and trainer.accumulate_grad_batches > 1:
+        raise ValueError(
+            f"{unsafe} may save in the middle of gradient accumulation, which cannot be resumed. "
+            "Use lit_puzzle.callbacks.checkpoints.UpdateCheckpoint."
+        )

@@ -33,8 +33,8 @@ from lit_puzzle.rl.measure import recovery_results
 from lit_puzzle.rl.module import FROZEN
 from lit_puzzle.rl.rewards import Correctness
 from lit_puzzle.rl.settings import GRPOSettings, LoraSettings, freeze_parameters
-from lit_puzzle.rl.trl_engine import grpo_config
 from lit_puzzle.rl.trainer_checks import check_trainer
+from lit_puzzle.rl.trl_engine import grpo_config
 from lit_puzzle.runs import newest_checkpoint
 
 STEPS = 14

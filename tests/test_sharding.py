@@ -27,7 +27,7 @@ from recovery_runs import (
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.tensor import DTensor
 
-from lit_puzzle.rl.settings import GRPOSettings
+from lit_puzzle.rl.settings import GRPOSettings, LoraSettings
 from lit_puzzle.runs import newest_checkpoint
 from lit_puzzle.sharding import full, unsharded
 
@@ -92,7 +92,9 @@ def look_at_shards(model: Any) -> None:
     assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
-def scripted_run(folder: Path, child: Path, processes: int, rank: int, grpo: GRPOSettings) -> None:
+def scripted_run(
+    folder: Path, child: Path, processes: int, grpo: GRPOSettings, lora: LoraSettings | None, rank: int
+) -> None:
     """Three updates on 8 completions a step, whatever the number of processes."""
     grpo = replace(grpo, completions_per_device=8 // processes)
     watcher = Watcher(folder, rank=rank)
@@ -101,36 +103,43 @@ def scripted_run(folder: Path, child: Path, processes: int, rank: int, grpo: GRP
     )
     # AdamW divides by the gradient's size: without a large eps it would blow up rounding where gradients vanish.
     adam = partial(torch.optim.AdamW, lr=3e-3, eps=1e-3)
-    module = make_module(child, grpo=grpo, extra_rewards=[reward_sum], optimizer=adam, lr_scheduler=None)
+    torch.manual_seed(0)  # of the adapters
+    module = make_module(child, grpo=grpo, lora=lora, extra_rewards=[reward_sum], optimizer=adam, lr_scheduler=None)
     trainer.fit(module, datamodule=make_data())
     (folder / f"results{rank}.json").write_text(json.dumps(module.results))
 
 
 @pytest.fixture(scope="module")
 def scripted_runs(child: Path) -> dict[str, Path]:
-    """One process; two; two that gather layer by layer while they generate."""
-    runs = {"one": (1, SCRIPTED), "two": (2, SCRIPTED), "in step": (2, replace(SCRIPTED, unshard_rollouts=False))}
+    """One process; two; two that gather layer by layer while they generate; one and two with LoRA."""
+    runs: dict[str, tuple[int, GRPOSettings, LoraSettings | None]] = {
+        "one": (1, SCRIPTED, None),
+        "two": (2, SCRIPTED, None),
+        "in step": (2, replace(SCRIPTED, unshard_rollouts=False), None),
+        "one lora": (1, replace(SCRIPTED, beta=0.05), LoraSettings(rank=4)),
+        "two lora": (2, replace(SCRIPTED, beta=0.05), LoraSettings(rank=4)),
+    }
     folders = {name: child.parent / name for name in runs}
-    for name, (processes, grpo) in runs.items():
+    for name, (processes, grpo, lora) in runs.items():
         folders[name].mkdir()
-        work = lambda rank, n=name, p=processes, g=grpo: scripted_run(folders[n], child, p, rank, g)  # noqa: E731
+        work = partial(scripted_run, folders[name], child, processes, grpo, lora)
         assert forked(processes, work) == [0] * processes
     return folders
 
 
-@pytest.mark.parametrize("sharded", ["two", "in step"])
-def test_two_processes_agree_with_one(scripted_runs: dict[str, Path], sharded: str) -> None:
+@pytest.mark.parametrize(("single", "sharded"), [("one", "two"), ("one", "in step"), ("one lora", "two lora")])
+def test_two_processes_agree_with_one(scripted_runs: dict[str, Path], single: str, sharded: str) -> None:
     """The same batch: the same gradients, weights, and answers; frozen weights do not move."""
     for kind in ("gradients", "weights"):
-        one = torch.load(scripted_runs["one"] / f"{kind}0.pt", weights_only=True)
+        one = torch.load(scripted_runs[single] / f"{kind}0.pt", weights_only=True)
         for rank in (0, 1):
             two = torch.load(scripted_runs[sharded] / f"{kind}{rank}.pt", weights_only=True)
             assert one.keys() == two.keys()
             for name, tensor in one.items():
                 torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=1e-5, msg=f"{kind} {name} on {rank}")
-    gradients = torch.load(scripted_runs["one"] / "gradients0.pt", weights_only=True)
+    gradients = torch.load(scripted_runs[single] / "gradients0.pt", weights_only=True)
     assert max(gradient.abs().max() for gradient in gradients.values()) > 1e-2
-    results = [json.loads((scripted_runs[run] / "results0.json").read_text()) for run in ("one", sharded)]
+    results = [json.loads((scripted_runs[run] / "results0.json").read_text()) for run in (single, sharded)]
     assert results[0] == pytest.approx(results[1], abs=1e-6)
 
 

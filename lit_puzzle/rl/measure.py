@@ -94,13 +94,13 @@ def recovery_results(before: Sequence[Episode], after: Sequence[Episode], reward
 
 def print_table(results: dict[str, float]) -> None:
     """Prints the results, an effort a row."""
-    table = Table("effort", "accuracy before", "after", "gain (paired)", "tokens before", "after", title="Recovery")
+    table = Table("effort", "accuracy before", "accuracy after", "gain (paired)", "tokens", title="Recovery")
     efforts = [key.split("/")[1] for key in results if key.startswith("accuracy/") and key.endswith("/gain")]
     for effort in efforts:
-        before, after, gain = (
+        columns = [
             f"{results[f'accuracy/{effort}/{name}']:{sign}.3f} ± {results[f'accuracy/{effort}/{name}_se']:.3f}"
             for name, sign in (("before", ""), ("after", ""), ("gain", "+"))
-        )
-        tokens = [f"{results[f'tokens/{effort}/{when}']:.1f}" for when in ("before", "after")]
-        table.add_row(effort, before, after, gain, *tokens)
+        ]
+        tokens = " → ".join(f"{results[f'tokens/{effort}/{when}']:.1f}" for when in ("before", "after"))
+        table.add_row(effort, *columns, tokens)
     Console().print(table)

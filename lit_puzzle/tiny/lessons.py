@@ -1,7 +1,6 @@
-"""Lessons that teach the tiny world to a model from scratch: four phases, every batch a pure function of its step.
+"""Lessons that teach the tiny world to a model from scratch: three phases, every batch a pure function of its step.
 
     retrieval    a table of 3 to 16 definitions, then the same definitions in other orders: predict each right-hand side
-    drill        no table: additions, sorted lists, counts, one exercise after the other: predict each result
     practice     a table, then questions with their high-effort analyses as plain text: predict analyses
     supervised   conversations about one table at mixed efforts: predict the assistant's tokens
 
@@ -33,33 +32,25 @@ class Curriculum:
 
     Attributes:
         retrieval_steps: steps of the first phase.
-        drill_steps: steps of the second phase.
-        practice_steps: steps of the third phase; all steps after it are supervised.
+        practice_steps: steps of the second phase; all steps after it are supervised.
         first_entries: definitions in a table at the first step; it grows to all 16 over 90% of the first phase.
         sequences: sequences of a batch; families take turns.
-        drill_tokens: longest sequence of the second phase.
-        sequence_tokens: longest sequence of the phases after it.
-        efforts: weight of each effort in the supervised phase.
+        sequence_tokens: longest sequence of the second and third phase.
+        efforts: weight of each effort in the third phase.
     """
 
-    retrieval_steps: int = 100
-    drill_steps: int = 250
-    practice_steps: int = 150
+    retrieval_steps: int = 110
+    practice_steps: int = 60
     first_entries: int = 3
-    sequences: int = 24
-    drill_tokens: int = 96
+    sequences: int = 32
     sequence_tokens: int = 192
     efforts: Mapping[str, float] = field(default_factory=lambda: {"low": 1.0, "medium": 1.0, "high": 1.0})
 
     def __post_init__(self) -> None:
         """Checks the numbers."""
         effort_weights(self.efforts)
-        if (
-            min(self.retrieval_steps, self.drill_steps, self.practice_steps) < 0
-            or self.sequences < 1
-            or min(self.sequence_tokens, 2 * self.drill_tokens) < 128
-        ):
-            raise ValueError(f"{self}: steps must be >= 0, sequences >= 1, drill_tokens >= 64, sequence_tokens >= 128.")
+        if min(self.retrieval_steps, self.practice_steps) < 0 or self.sequences < 1 or self.sequence_tokens < 128:
+            raise ValueError(f"{self}: steps must be >= 0, sequences >= 1, sequence_tokens >= 128.")
         if not 1 <= self.first_entries <= TABLE_SIZE:
             raise ValueError(f"first_entries {self.first_entries} must be between 1 and {TABLE_SIZE}.")
 
@@ -102,21 +93,17 @@ class Lessons(IterableDataset[dict[str, Tensor]]):
     def batch(self, step: int) -> dict[str, Tensor]:
         """The batch of one step."""
         rng = random.Random(f"lessons {self.seed} {step}")
-        sequences = [
-            self._sequence(step, self.families[index % len(self.families)], rng)
-            for index in range(self.curriculum.sequences)
-        ]
+        plan = self.curriculum
+        sequences: Sequences = []
+        for index in range(plan.sequences):
+            family = self.families[index % len(self.families)]
+            if step < plan.retrieval_steps:
+                sequences.append(retrieval(self.tokenizer, family, rng, plan.entries(step)))
+            elif step < plan.retrieval_steps + plan.practice_steps:
+                sequences.append(practice(self.tokenizer, family, rng, plan.sequence_tokens))
+            else:
+                sequences.append(supervised(self.tokenizer, family, rng, plan.sequence_tokens, plan.efforts))
         return collate(sequences, self.tokenizer)
-
-    def _sequence(self, step: int, family: Family, rng: random.Random) -> tuple[list[int], list[int]]:
-        plan, tokenizer = self.curriculum, self.tokenizer
-        if step < plan.retrieval_steps:
-            return retrieval(tokenizer, family, rng, plan.entries(step))
-        if step < plan.retrieval_steps + plan.drill_steps:
-            return drill(tokenizer, family, rng, plan.drill_tokens)
-        if step < plan.retrieval_steps + plan.drill_steps + plan.practice_steps:
-            return practice(tokenizer, family, rng, plan.sequence_tokens)
-        return supervised(tokenizer, family, rng, plan.sequence_tokens, plan.efforts)
 
 
 def retrieval(
@@ -132,20 +119,6 @@ def retrieval(
     copied = [_ids(tokenizer, definition) for definition in copies]
     labels = [IGNORED] * len(shown) + [label for ids in copied for label in (IGNORED, *ids[1:])]
     return shown + [token for ids in copied for token in ids], labels
-
-
-def drill(
-    tokenizer: PreTrainedTokenizerBase, family: Family, rng: random.Random, longest: int
-) -> tuple[list[int], list[int]]:
-    """Exercises without a table, one after the other; labels are what follows from the text before."""
-    ids: list[int] = []
-    labels: list[int] = []
-    while len(ids) < longest:
-        for text, follows in family.drill(rng):
-            piece = _ids(tokenizer, text)
-            ids += piece
-            labels += piece if follows else [IGNORED] * len(piece)
-    return ids[:longest], labels[:longest]
 
 
 def practice(

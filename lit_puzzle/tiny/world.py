@@ -30,7 +30,6 @@ _QUESTION = re.compile(r"(?:value:|order:|above:(\d),)([a-t]+)\?")
 
 Definition = tuple[str | None, int]  # (letter it refers to, offset) or (None, value)
 Table = dict[str, Definition]  # in the order in which the prompt shows it
-Pieces = list[tuple[str, bool]]  # (text, whether it follows from the text before)
 
 
 class Family(Environment, Protocol):
@@ -42,10 +41,6 @@ class Family(Environment, Protocol):
 
     def analysis(self, problem: Problem, effort: str) -> str:
         """What the analysis channel says at an effort; empty at low."""
-        ...
-
-    def drill(self, rng: random.Random) -> Pieces:
-        """One exercise of the family's arithmetic that needs no table."""
         ...
 
     def trace(self, problem: Problem, effort: str) -> str:
@@ -87,15 +82,6 @@ class Chains:
         base = f" {walk[-1]}:{chain_value(table, walk[-1])}"
         up = "".join(f"{define(table, x)} {x}:{chain_value(table, x)}" for x in reversed(walk[:-1]))
         return {"low": "", "medium": down, "high": down + base + up}[effort]
-
-    def drill(self, rng: random.Random) -> Pieces:
-        """Additions along a chain, from its base up."""
-        table = _chain_table(rng)
-        walk = max((_walk(table, letter) for letter in table), key=len)[::-1]
-        pieces = [(f" {walk[0]}:{chain_value(table, walk[0])}", False)]
-        for letter in walk[1:]:
-            pieces += [(f"{define(table, letter)} {letter}:", False), (str(chain_value(table, letter)), True)]
-        return pieces
 
     def trace(self, problem: Problem, effort: str) -> str:
         """The worked answer at an effort."""
@@ -139,11 +125,6 @@ class Sorting:
         listed = "".join(_valued(table, letter) for letter in letters)
         ordered = "".join(_valued(table, letter) for letter in _ascending(table, letters))
         return {"low": "", "medium": listed, "high": f"{listed} |{ordered}"}[effort]
-
-    def drill(self, rng: random.Random) -> Pieces:
-        """A list and the same list in order."""
-        listed, _, ordered = self.analysis(self.problem(rng), "high").partition(" |")
-        return [(listed + " |", False), (ordered, True)]
 
     def trace(self, problem: Problem, effort: str) -> str:
         """The worked answer at an effort."""
@@ -190,13 +171,6 @@ class Counting:
             above += is_above
             text += _valued(table, letter) + (f"{'>' if is_above else '<'}{above}" if effort == "high" else "")
         return "" if effort == "low" else text
-
-    def drill(self, rng: random.Random) -> Pieces:
-        """Values compared with a bound, and the running count."""
-        problem = self.problem(rng)
-        worked = re.findall(r"( [a-t]:\d)([<>]\d)", self.analysis(problem, "high"))
-        pieces = [("\n" + problem.messages[-1]["content"].partition("\n")[2], False)]
-        return pieces + [piece for value, count in worked for piece in ((value, False), (count, True))]
 
     def trace(self, problem: Problem, effort: str) -> str:
         """The worked answer at an effort."""

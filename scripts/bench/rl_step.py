@@ -1,4 +1,4 @@
-"""CPU seconds of one RL update driven by Lightning (as in recipes/rl_recover.yaml) against one of `GRPOTrainer.train()`.
+"""CPU seconds of an RL update driven by Lightning, as in recipes/rl_recover.yaml, against `GRPOTrainer.train()`.
 
 Both sides train the same model on the same prompts with the same seed, so they sample the same completions and end in
 the same weights; each run is a fresh forked process, the sides take turns, one thread. The first updates of a run are
@@ -27,6 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOTrainer
 
 from lit_puzzle.data import PromptData
+from lit_puzzle.rl.environments import Environment
 from lit_puzzle.rl.module import FROZEN, RLRecovery
 from lit_puzzle.rl.rewards import Correctness
 from lit_puzzle.rl.settings import EvaluationSettings, GRPOSettings, freeze_parameters
@@ -43,7 +44,7 @@ LEARNING_RATE = 5e-4
 
 def prompts() -> PromptData:
     """The recipe's data."""
-    environments = [Chains(), Sorting(), Counting()]
+    environments: list[Environment] = [Chains(), Sorting(), Counting()]
     return PromptData(environments, {"low": 1.0, "medium": 1.0, "high": 1.0}, 256, held_out_per_effort=2)
 
 
@@ -57,7 +58,7 @@ class LightningClock(Callback):
         self.ended = time.process_time()
 
 
-class TrlClock(TrainerCallback):  # type: ignore[misc]
+class TrlClock(TrainerCallback):
     """The same for TRL's own loop."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -150,11 +150,15 @@ class GRPOEngine:
     ) -> None:
         tokenizer.padding_side = "left"
         self.policy, self.config = policy, config
+        # Told of beta, TRL would copy the adapters into a frozen second set, which fails on sharded ones; without that
+        # set it switches the adapters off for the reference: the same model, as they start at zero.
+        beta, config.beta = config.beta, 0.0
         with _outer_random_state(config.device):
             self._trainer = _Trainer(
                 model=policy, reward_funcs=list(rewards), args=config, train_dataset=prompts, processing_class=tokenizer
             )
             self.stream = RandomStream(config.device)
+        config.beta = self._trainer.beta = beta
         self._trainer.rollout_context = rollout_context
         self._trainer.current_gradient_accumulation_steps = config.gradient_accumulation_steps
         self.loader = ResumableLoader(self._trainer.get_train_dataloader, self.stream.inside, self.stream.fork)

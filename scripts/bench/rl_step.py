@@ -4,7 +4,7 @@ Both sides train the same model on the same prompts with the same seed, so they 
 the same weights; each run is a fresh forked process, the sides take turns, one thread. The first updates of a run are
 not counted. Last line: one JSON object; ratio = ours / reference, the goal is at most 1.05.
 
-    OMP_NUM_THREADS=1 python scripts/bench/rl_step.py [--runs 5] [--updates 8]
+    OMP_NUM_THREADS=1 python scripts/bench/rl_step.py [--runs 7] [--updates 8]
 """
 
 import argparse
@@ -137,14 +137,15 @@ def in_a_fresh_process(side: Callable[[int, Path], float], updates: int) -> floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--updates", type=int, default=8)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    seconds: dict[str, list[float]] = {"ours": [], "reference": []}
+    sides = {"ours": ours, "reference": reference}
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
     for run in range(arguments.runs):
-        for name, side in (("ours", ours), ("reference", reference)):
-            seconds[name].append(in_a_fresh_process(side, arguments.updates))
+        for name in sorted(sides, reverse=run % 2 == 1):
+            seconds[name].append(in_a_fresh_process(sides[name], arguments.updates))
             print(f"run {run + 1} {name}: {seconds[name][-1]:.3f} CPU seconds per update", flush=True)
     medians = {name: round(statistics.median(values), 4) for name, values in seconds.items()}
     ratio = round(medians["ours"] / medians["reference"], 4)

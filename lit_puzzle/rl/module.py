@@ -19,15 +19,21 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
-import lit_puzzle.model.gpt_oss  # noqa: F401  (registers the child's model type and attention)
 from lit_puzzle.data import Asked, PromptData
 from lit_puzzle.evaluate.accuracy import Episode, held_out_problems, mean_and_error
+from lit_puzzle.model.loading import DtypeName, load_model
 from lit_puzzle.rl.child import save_child
 from lit_puzzle.rl.measure import answer_together, print_table, read_evaluation, recovery_results, write_evaluation
 from lit_puzzle.rl.rewards import RewardSettings, build_rewards
-from lit_puzzle.rl.settings import EvaluationSettings, GRPOSettings, LoraSettings, freeze_parameters
+from lit_puzzle.rl.settings import (
+    EvaluationSettings,
+    GRPOSettings,
+    LoraSettings,
+    freeze_parameters,
+    keep_master_weights,
+)
 from lit_puzzle.rl.trainer_checks import check_trainer
 from lit_puzzle.sharding import load_trainable, shard, unsharded
 
@@ -48,7 +54,8 @@ class RLRecovery(LightningModule):
         evaluation: the measurement before and after.
         optimizer: builds the optimiser on the trainable parameters.
         lr_scheduler: builds the schedule, stepped once per update.
-        dtype: dtype in which the weights are loaded and trained.
+        dtype: dtype in which the weights are loaded; those that train are kept in float32, because a step of a small
+            learning rate is less than bfloat16 can tell apart.
         attention: attention of the training passes; decoding is eager.
         experts: implementation of the experts.
         seed: of shuffling and sampling.
@@ -81,7 +88,8 @@ class RLRecovery(LightningModule):
         self.child, self.grpo, self.rewards, self.lora = child, grpo, rewards, lora
         self.extra_rewards, self.freeze_patterns = extra_rewards or [], FROZEN if freeze is None else freeze
         self.evaluation, self.optimizer, self.lr_scheduler = evaluation, optimizer, lr_scheduler
-        self.dtype_name, self.attention, self.experts, self.seed = dtype, attention, experts, seed
+        self.dtype_name: DtypeName = dtype
+        self.attention, self.experts, self.seed = attention, experts, seed
         self.strict_loading = False  # checkpoints hold trainable parameters only
         self.results: dict[str, float] = {}
         self.policy: Any = None  # the model, inside a LoRA wrapper if there is one
@@ -116,13 +124,12 @@ class RLRecovery(LightningModule):
         if self.policy is not None:
             return
         self.tokenizer = AutoTokenizer.from_pretrained(self.child, padding_side="left")
-        self.policy = AutoModelForCausalLM.from_pretrained(
-            self.child, dtype=self.dtype_name, attn_implementation=self.attention, experts_implementation=self.experts
-        )
+        self.policy = load_model(self.child, self.dtype_name, self.attention, self.experts)
         if self.lora is None:
             freeze_parameters(self.model, self.freeze_patterns)
         else:
             self.policy = self.lora.wrap(self.model)
+        keep_master_weights(self.policy)
         if self.grpo.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         if self.device_mesh is not None:

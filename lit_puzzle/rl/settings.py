@@ -183,3 +183,10 @@ def freeze_parameters(model: nn.Module, patterns: list[str]) -> None:
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(f"freeze: {patterns} leaves nothing to train. Remove a pattern.")
+
+
+def keep_master_weights(model: nn.Module) -> None:
+    """Turns every parameter that trains into float32; with frozen bfloat16 beside it, precision must be mixed."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()

@@ -28,15 +28,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-import lit_puzzle.model.gpt_oss  # noqa: F401  (registers gpt_oss_puzzle)
 from lit_puzzle.evaluate.generate import end_and_pad, pad_left
+from lit_puzzle.model.loading import DtypeName, load_model
 from lit_puzzle.rl.environments import EFFORTS, Environment, draw, effort_weights, render_prompt
 from lit_puzzle.runs import require_input, write_atomically
 
@@ -58,6 +57,7 @@ class CalibrationData(LightningDataModule):
         batch_size: Sequences in one batch of the pass.
         generation_batch_size: Problems answered together.
         seed: Which problems are drawn, and the sampling.
+        dtype: Of the parent's weights while it answers.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class CalibrationData(LightningDataModule):
         batch_size: int = 32,
         generation_batch_size: int = 96,
         seed: int = 0,
+        dtype: DtypeName = "float32",
     ) -> None:
         super().__init__()
         if (environments is None) == (sequences is None):
@@ -93,6 +94,7 @@ class CalibrationData(LightningDataModule):
         self.batch_size = batch_size
         self.generation_batch_size = generation_batch_size
         self.seed = seed
+        self.dtype: DtypeName = dtype
         self.prepare_data_per_node = False  # the run folder is shared by all nodes
 
     def prepare_data(self) -> None:
@@ -104,8 +106,7 @@ class CalibrationData(LightningDataModule):
         asked = draw(self.environments, self.efforts, self.num_problems, self.seed, held_out=False)
         tokenizer = AutoTokenizer.from_pretrained(self.parent)
         prompts = [tokenizer(render_prompt(tokenizer, *pair), add_special_tokens=False)["input_ids"] for pair in asked]
-        model = AutoModelForCausalLM.from_pretrained(self.parent, dtype="float32", attn_implementation="eager").eval()
-        model.to(self.trainer.strategy.root_device)
+        model = load_model(self.parent, self.dtype, device=str(self.trainer.strategy.root_device)).eval()
         answers = self._answer(model, tokenizer, prompts)
         lines = []
         for (problem, effort), prompt, answer in zip(asked, prompts, answers, strict=True):

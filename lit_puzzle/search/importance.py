@@ -24,11 +24,11 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssMLP
 
-import lit_puzzle.model.gpt_oss  # noqa: F401  (registers gpt_oss_puzzle)
 from lit_puzzle.model.checkpoint import fingerprint
+from lit_puzzle.model.loading import load_model
 from lit_puzzle.runs import require_input
 from lit_puzzle.search.expert_scores import (
     ExpertWeights,
@@ -164,9 +164,7 @@ class ExpertImportance(LightningModule):
         """Loads the parent, lets its MoE layers score, and shards it where the strategy shards."""
         if self.model is not None:
             return
-        model = AutoModelForCausalLM.from_pretrained(
-            self.parent, dtype=self.dtype_name, attn_implementation=self.attn_implementation
-        )
+        model = load_model(self.parent, self.dtype_name, self.attn_implementation)
         model.requires_grad_(False)
         self.scored = score_layers(model, self.method, self.chunk_tokens)
         if isinstance(self.trainer.strategy, ModelParallelStrategy) and self.device_mesh is not None:

@@ -27,6 +27,7 @@ from torchmetrics import Metric
 from lit_puzzle.data import PromptData
 from lit_puzzle.evaluate.lengths import LengthStatistics, read_lengths
 from lit_puzzle.rl.environments import EFFORTS
+from lit_puzzle.runs import require_input
 
 ROLLOUT_KEYS = ("completion_lengths", "truncated", "effort", "environment")
 
@@ -111,7 +112,7 @@ class GenerationLength(Callback):
         budgets = budget_tokens or {}
         if set(budgets) - set(EFFORTS) or any(tokens <= 0 for tokens in budgets.values()):
             raise ValueError(f"budget_tokens {budgets} were given; efforts are {list(EFFORTS)}, budgets are positive.")
-        self.parent: dict[str, LengthStatistics] = {} if child is None else read_lengths(child)
+        self.parent: dict[str, LengthStatistics] = {} if child is None else read_lengths(require_input(child, "child"))
         self.environments = environments or []
         self.budget_tokens = budgets
         self.stop_on_budget = stop_on_budget

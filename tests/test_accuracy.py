@@ -260,7 +260,7 @@ def test_stage_refuses_bad_input_before_anything_slow(checkpoint: Path, tmp_path
         return lambda: evaluate(**(arguments | overrides))  # type: ignore[arg-type]
 
     cases = {
-        r"holds no config\.json": run(checkpoint=tmp_path / "missing"),
+        r"holds no config\.json": run(checkpoint=tmp_path),
         "prompts_per_effort 1": run(prompts_per_effort=1),
         "batch_size 0": run(batch_size=0),
         "no finished run": run(baseline=tmp_path / "missing"),

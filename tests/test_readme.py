@@ -45,7 +45,7 @@ def test_quickstart_runs_the_main_job_as_written(tmp_path):
     script = (ROOT / "scripts" / "quickstart.sh").read_text()
     (recipe,) = re.findall(r"^ +lightning run (\S+) \"\$@\"$", script, flags=re.MULTILINE)
     cut = ["--trainer.max_steps=1", "--trainer.enable_progress_bar=false", f"--run_dir={tmp_path / 'run'}"]
-    cut += [f"--model.init_args.evaluation.{key}=8" for key in ("prompts_per_effort", "validation_prompts")]
+    cut += ["--model.init_args.evaluation.prompts_per_effort=8", "--data.init_args.held_out_per_effort=8"]
     subprocess.run([sys.executable, "-m", "lit_puzzle", "run", recipe, *cut], check=True, cwd=ROOT)
     assert (tmp_path / "run" / "run.json").is_file()
     assert (tmp_path / "run" / "child" / "model.safetensors").is_file()

@@ -29,6 +29,7 @@ from lit_puzzle.evaluate.generate import evaluation_mode, generate_in_batches
 from lit_puzzle.evaluate.lengths import length_statistics, write_lengths
 from lit_puzzle.model.loading import DtypeName, load_model
 from lit_puzzle.rl.environments import EFFORTS, Environment, Problem, draw, render_prompt
+from lit_puzzle.runs import require_input
 
 EPISODES_FILE = "episodes.jsonl"
 
@@ -220,6 +221,7 @@ def evaluate(
     Raises:
         ValueError: missing folders, bad counts, too few held-out problems, or a baseline that asked other problems.
     """
+    checkpoint = require_input(checkpoint, "checkpoint")
     if not (checkpoint / "config.json").is_file():
         raise ValueError(f"{checkpoint} holds no config.json. Give the folder of a parent or of an assembled child.")
     if min(prompts_per_effort, 2) < 2 or min(max_new_tokens, batch_size) < 1:

@@ -35,6 +35,7 @@ from lit_puzzle.rl.settings import (
     keep_master_weights,
 )
 from lit_puzzle.rl.trainer_checks import check_trainer
+from lit_puzzle.runs import require_input
 from lit_puzzle.sharding import load_trainable, shard, unsharded
 
 FROZEN = ["*.mlp.experts.*", "*.mlp.router.*"]
@@ -81,6 +82,7 @@ class RLRecovery(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        child = require_input(child, "child")
         if not (child / "config.json").is_file():
             raise ValueError(f"{child} holds no child (config.json). `lightning run recipes/assemble.yaml` makes one.")
         if grpo.beta > 0 and lora is None:

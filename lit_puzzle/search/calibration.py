@@ -84,7 +84,7 @@ class CalibrationData(LightningDataModule):
                 f"num_problems {num_problems}, max_new_tokens {max_new_tokens}, batch_size {batch_size}, "
                 f"generation_batch_size {generation_batch_size} must be 1 or more, temperature {temperature} 0 or more."
             )
-        self.parent = Path(parent)
+        self.parent = require_input(parent, "parent checkpoint")
         self.environments = environments
         self.sequences = None if sequences is None else Path(sequences)
         self.efforts = effort_weights(efforts or EFFORTS)
@@ -99,7 +99,6 @@ class CalibrationData(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Lets the parent answer its problems (first process only) and writes `calibration.jsonl`."""
-        require_input(self.parent, "parent checkpoint")
         if self.environments is None:
             return
         assert self.trainer is not None

@@ -145,7 +145,7 @@ class ExpertImportance(LightningModule):
         super().__init__()
         if chunk_tokens < 1:
             raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}.")
-        self.parent = Path(parent)
+        self.parent = require_input(parent, "parent checkpoint")
         self.method = method or LeaveOneOut()
         self.dtype_name = dtype
         self.attn_implementation = attn_implementation
@@ -158,7 +158,7 @@ class ExpertImportance(LightningModule):
         """Checks the parent's folder before anything slow, and starts counting from zero."""
         if stage != "validate":
             raise ValueError(f"Importance is one pass over data: run it with `command: validate`, not {stage!r}.")
-        self.fingerprint = fingerprint(require_input(self.parent, "parent checkpoint"))
+        self.fingerprint = fingerprint(self.parent)
 
     def configure_model(self) -> None:
         """Loads the parent, lets its MoE layers score, and shards it where the strategy shards."""

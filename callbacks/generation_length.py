@@ -25,7 +25,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lit_puzzle.data import PromptData
-from lit_puzzle.evaluate.lengths import LengthStatistics, read_lengths
+from lit_puzzle.evaluate.lengths import LENGTHS_FILE, LengthStatistics, read_lengths
 from lit_puzzle.rl.environments import EFFORTS
 from lit_puzzle.runs import require_input
 
@@ -85,7 +85,7 @@ class GenerationLength(Callback):
     All processes generate on the same steps.
 
     Args:
-        child: the child's folder, which carries the parent's lengths; None: no drift is logged.
+        child: the child's folder; no drift is logged without it, or (with a warning) if it carries no parent's lengths.
         environments: names of the environments; None: those of the run's `PromptData`.
         budget_tokens: highest allowed mean tokens of a window at each effort; efforts left out have no budget.
         stop_on_budget: end the run (after the current step) when a budget is exceeded, instead of only warning.
@@ -94,7 +94,7 @@ class GenerationLength(Callback):
         num_bins: bins of the histogram; the bin width is max_tokens / num_bins, rounded up.
 
     Raises:
-        ValueError: unknown efforts, bad sizes, no parent's lengths in `child`, or no way to know the environments.
+        ValueError: unknown efforts, bad sizes, no folder `child`, or no way to know the environments.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class GenerationLength(Callback):
         budgets = budget_tokens or {}
         if set(budgets) - set(EFFORTS) or any(tokens <= 0 for tokens in budgets.values()):
             raise ValueError(f"budget_tokens {budgets} were given; efforts are {list(EFFORTS)}, budgets are positive.")
-        self.parent: dict[str, LengthStatistics] = {} if child is None else read_lengths(require_input(child, "child"))
+        self.parent: dict[str, LengthStatistics] = {} if child is None else _parents_lengths(child)
         self.environments = environments or []
         self.budget_tokens = budgets
         self.stop_on_budget = stop_on_budget
@@ -233,3 +233,14 @@ class GenerationLength(Callback):
             )
         self._rollouts, self._sums = state_dict["rollouts"], dict(state_dict["sums"])
         self._exceeded, self._values = list(state_dict["exceeded"]), dict(state_dict["values"])
+
+
+def _parents_lengths(child: Path) -> dict[str, LengthStatistics]:
+    folder = require_input(child, "child")
+    if not (folder / LENGTHS_FILE).is_file():
+        rank_zero_warn(
+            f"{folder} carries no {LENGTHS_FILE}: how far answers drift from the parent's is not logged. "
+            "`lightning run recipes/evaluate.yaml --checkpoint=PARENT` writes that file into its run folder; copy it."
+        )
+        return {}
+    return read_lengths(folder)

@@ -62,9 +62,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             case _:
                 _hand_to_lightning_sdk(words)
     except ValueError as error:
-        if not _raised_by_us(error):
+        cause = _ours(error)
+        if cause is None:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {cause}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
@@ -156,9 +157,17 @@ def _hand_to_lightning_sdk(words: Sequence[str]) -> None:
     next(iter(scripts)).load()()
 
 
-def _raised_by_us(error: ValueError) -> bool:
-    """Whether our code (or a stage of the user) found the input bad: a traceback would only hide what it says."""
-    last = list(traceback.walk_tb(error.__traceback__))[-1][0]
+def _ours(error: BaseException | None) -> BaseException | None:
+    """The error that our code (or a stage of the user) raised about its input, however libraries wrapped it; else None.
+
+    Its message says it all, and a traceback would only hide what it says.
+    """
     libraries = (sysconfig.get_path("purelib"), sysconfig.get_path("stdlib"))
-    ours = last.f_globals.get("__name__", "").startswith("lit_puzzle")
-    return ours or not last.f_code.co_filename.startswith(libraries)
+    while error is not None:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1:]
+        names = [(frame.f_globals.get("__name__", ""), frame.f_code.co_filename) for frame in frames]
+        ours = any(name.startswith("lit_puzzle") or not file.startswith(libraries) for name, file in names)
+        if isinstance(error, ValueError) and ours:
+            return error
+        error = error.__cause__ or error.__context__
+    return None

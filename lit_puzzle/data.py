@@ -6,6 +6,7 @@ already text. The training loader is TRL's own (it repeats each prompt for its g
 Reads and writes nothing. Memory: every training prompt as text, train_prompts * prompt bytes, on each process.
 """
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from lightning import LightningDataModule
@@ -63,6 +64,11 @@ class PromptData(LightningDataModule):
         self.validation_batch_size = validation_batch_size
         self.seed = seed
         self.held_out_seed = held_out_seed
+        self._set_aside: frozenset[str] = frozenset()
+
+    def set_aside(self, problems: Iterable[Problem]) -> None:
+        """Names the problems of a final measurement: validation, which chooses among weights, then asks others."""
+        self._set_aside = frozenset(problem.text() for problem in problems)
 
     def train_prompts(self, tokenizer: "PreTrainedTokenizerBase") -> "Dataset":
         """The training prompts as a dataset of texts with the columns prompt, answer, environment and effort."""
@@ -79,14 +85,19 @@ class PromptData(LightningDataModule):
         )
 
     def held_out(self, effort: str) -> list[Problem]:
-        """The held-out problems of one effort of the mix; the same problems at each."""
+        """The held-out problems of one effort of the mix, none of them set aside; the same problems at each.
+
+        Raises:
+            ValueError: an effort outside the mix, or too few held-out problems for these and those set aside.
+        """
         if effort not in self.efforts:
             raise ValueError(f"Effort {effort!r} was asked for; the mix has {list(self.efforts)}.")
-        asked = draw(self.environments, [effort], self.held_out_per_effort, self.held_out_seed, held_out=True)
-        return [problem for problem, _ in asked]
+        count = self.held_out_per_effort + len(self._set_aside)  # all different, so that enough are left
+        asked = draw(self.environments, [effort], count, self.held_out_seed, held_out=True)
+        left = [problem for problem, _ in asked if problem.text() not in self._set_aside]
+        return left[: self.held_out_per_effort]
 
     def val_dataloader(self) -> DataLoader[Asked]:
-        """Lists of (held-out problem, effort), effort after effort; this process's share of them, every world-th."""
+        """Lists of (held-out problem, effort), effort after effort; all of them, for processes share when they answer."""
         asked = [(problem, effort) for effort in self.efforts for problem in self.held_out(effort)]
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return DataLoader(asked[rank::world], batch_size=self.validation_batch_size, collate_fn=list)  # type: ignore[arg-type]
+        return DataLoader(asked, batch_size=self.validation_batch_size, collate_fn=list)  # type: ignore[arg-type]

@@ -10,9 +10,9 @@ import importlib
 import inspect
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -48,6 +48,9 @@ class RecipeParser(ArgumentParser):
     """A jsonargparse parser whose errors are ValueErrors that name the nearest valid key."""
 
     recipe: Recipe | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False} | kwargs)  # `--model` must not stand for `--models`
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raises ValueError with the message, the file that holds the key and the nearest valid one."""
@@ -139,10 +142,10 @@ def explain(message: str, recipe: Recipe, parser_keys: Sequence[str]) -> str:
     unknown = re.search(r"(?:[Oo]ption '|unrecognized arguments: --)([\w.]+)", message)
     if unknown is None:
         return re.sub(r'^Parser key "config": \S+: ', "", message)
-    words = unknown[1].split(".")
-    key = words[-1] if words[0] in {dotted.split(".")[0] for dotted in parser_keys} else words[0]
-    holders = [str(file) for file, layer in zip(recipe.files, recipe.layers, strict=True) if key in _all_keys(layer)]
     valid = {part for dotted in parser_keys for part in dotted.split(".")} | set(_constructor_arguments(recipe))
+    words = unknown[1].split(".")
+    key = next((word for word in words if word not in valid), words[-1])
+    holders = [str(file) for file, layer in zip(recipe.files, recipe.layers, strict=True) if key in _all_keys(layer)]
     nearest = difflib.get_close_matches(key, valid - {key}, n=1, cutoff=0.6)
     where = f" in {holders[-1]}" if holders else ""
     return f"unknown key {key!r}{where}." + (f" Did you mean {nearest[0]!r}?" if nearest else "")
@@ -163,7 +166,15 @@ def _class_paths(node: Any) -> Iterator[str]:
 
 
 def _constructor_arguments(recipe: Recipe) -> Iterator[str]:
+    """Names of the arguments of every class a recipe uses, and of the fields of dataclasses among them."""
+    yield from ("class_path", "init_args")
     for class_path in {path for layer in recipe.layers for path in _class_paths(layer)}:
         module_name, _, class_name = class_path.rpartition(".")
-        if module_name:  # a bare name is one of Lightning's own, whose arguments the parser knows
-            yield from inspect.signature(vars(importlib.import_module(module_name))[class_name]).parameters
+        if not module_name:  # a bare name is one of Lightning's own, whose arguments the parser knows
+            continue
+        for name, parameter in inspect.signature(
+            vars(importlib.import_module(module_name))[class_name]
+        ).parameters.items():
+            yield name
+            kinds = (parameter.annotation, *get_args(parameter.annotation))
+            yield from (field.name for kind in kinds if is_dataclass(kind) for field in fields(kind))

@@ -88,6 +88,11 @@ def open_run(run_dir: Path, config: str, overwrite: bool) -> bool:
         ValueError: The folder is complete, belongs to a different recipe, or is no run folder.
     """
     if overwrite and (run_dir / CONFIG).is_file():
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError(
+                f"--overwrite: processes that were started from outside (torchrun, SLURM) may already read {run_dir}. "
+                "Remove the folder first."
+            )
         shutil.rmtree(run_dir)
     if run_dir.is_dir() and any(run_dir.iterdir()):
         _check_same_run(run_dir, config)
@@ -95,6 +100,19 @@ def open_run(run_dir: Path, config: str, overwrite: bool) -> bool:
     run_dir.mkdir(parents=True, exist_ok=True)
     write_atomically(run_dir / CONFIG, config)
     return False
+
+
+def join_run(run_dir: Path, config: str, patience_seconds: float = 300.0) -> None:
+    """Waits, on every process but the first, until the first has claimed the folder for this recipe.
+
+    Raises:
+        ValueError: It did not within `patience_seconds`.
+    """
+    deadline = time.monotonic() + patience_seconds
+    while is_complete(run_dir) or not (run_dir / CONFIG).is_file() or (run_dir / CONFIG).read_text() != config:
+        if time.monotonic() > deadline:
+            raise ValueError(f"{run_dir} was not claimed by the first process within {patience_seconds:.0f} seconds.")
+        time.sleep(0.1)
 
 
 def _check_same_run(run_dir: Path, config: str) -> None:

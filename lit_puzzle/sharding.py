@@ -8,7 +8,8 @@ Checkpoints are folders (torch.distributed.checkpoint) plus `meta.pt`, hold the 
 ones are read again from the model's own folder), and appear under their name in one rename: a process that is killed
 while it writes or removes one leaves a `*.partial` folder, never half a checkpoint.
 
-Memory per rank, for P parameters of b bytes, L layers, N ranks: P b / N at rest; + 2 P b / L while layers run one after
+Memory per rank, for P parameters of b bytes, L layers, N ranks: P b on the host while loading (each rank reads the
+whole model before it keeps its shard); P b / N at rest; + 2 P b / L while layers run one after
 the other; + P b while `unsharded` (rollouts at full speed), for which it must fit. Traffic of a training step: 3 P b
 per rank (gather in forward and backward, scatter of gradients); of a rollout: P b when unsharded, else P b per token.
 Disk of a checkpoint: trainable parameters x (b + optimiser state).

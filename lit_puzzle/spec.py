@@ -4,7 +4,7 @@ Every stage from importance to export speaks in these frozen dataclasses. Each h
 numbers) and `from_json()` (strict: an unknown or missing key is a ValueError that names it). Nothing here imports
 torch: it loads in milliseconds.
 
-Source: P26 (arXiv 2602.11937) sections 2 and 3 for the search space, P24 (arXiv 2411.19146) for budgets under a
+Source: arXiv 2602.11937 for the search space, arXiv 2411.19146 for budgets under a
 deployment scenario.
 """
 

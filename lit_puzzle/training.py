@@ -5,6 +5,7 @@ by `class_path` + `init_args`; optimisers and schedules are arguments of the mod
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -14,7 +15,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.trainer.states import TrainerStatus
 
 from lit_puzzle.recipe import Recipe, RecipeParser
-from lit_puzzle.runs import RunClock, abandon_if_empty, newest_checkpoint, open_run
+from lit_puzzle.runs import RunClock, abandon_if_empty, join_run, newest_checkpoint, open_run
 
 
 @runtime_checkable
@@ -80,10 +81,15 @@ def run_lightning(command: str, recipe: Recipe, words: Sequence[str], overwrite:
     """
     cli = RecipeCLI(recipe, words)
     run_dir = Path(cli.config.run_dir)
+    config = cli.parser.dump(cli.config, skip_unset=False)
     is_first = _get_rank() in (None, 0)
-    resumed = open_run(run_dir, cli.parser.dump(cli.config, skip_unset=False), overwrite) if is_first else False
+    resumed = False
+    if is_first:
+        resumed = open_run(run_dir, config, overwrite)
+    else:
+        join_run(run_dir, config)
     clock = RunClock()
-    with abandon_if_empty(run_dir):
+    with abandon_if_empty(run_dir) if is_first else nullcontext():
         if command == "fit":
             checkpoint = newest_checkpoint(run_dir)
             cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)

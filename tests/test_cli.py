@@ -1,9 +1,9 @@
 """The console script: verbs, stages, Lightning runs, overrides, and errors with exit code 2."""
 
 import json
+import os
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,9 +68,9 @@ def refused(capsys, *words: str) -> str:
 
 def test_help_lists_the_stages_without_heavy_imports():
     code = "import sys; from lit_puzzle.cli import main; main(['run', '--help']); print('torch' in sys.modules)"
-    started = time.monotonic()
+    before = os.times()
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert time.monotonic() - started < 20  # the promise is 2 s; a busy machine gets ten times that
+    assert os.times().children_user - before.children_user < 2.0  # CPU seconds: a busy machine changes nothing
     assert said.strip().endswith("False")
     assert all(f"  {name} " in said for name in ("fit", "validate", "assemble", "evaluate"))
 
@@ -120,6 +120,42 @@ def test_fit_runs_resumes_and_records(tmp_path, capsys, fit_recipe):
     assert list((tmp_path / "fit" / "checkpoints").iterdir()) == [tmp_path / "fit/checkpoints/epoch=0-step=3.ckpt"]
     message = refused(capsys, "run", fit_recipe, "--trainer.max_stepz=3")
     assert "unknown key 'max_stepz'. Did you mean 'max_steps'?" in message
+
+
+def test_objects_that_refuse_their_arguments_are_one_message(tmp_path, capsys):
+    """Inside a list of callbacks, where the parser wraps the error, too."""
+    for words in (["--model.init_args.child=nowhere"], ["--model.init_args.grpo.num_generations=1"]):
+        said = refused(capsys, "run", "recipes/rl_recover.yaml", f"--run_dir={tmp_path / 'run'}", *words)
+        assert "nowhere" in said or "num_generations=1" in said
+        assert "Traceback" not in said and len(said.splitlines()) < 6
+    said = refused(capsys, "run", "recipes/rl_recover.yaml", "--model.init_args.evaluation.prompts_per_efort=8")
+    assert "unknown key 'prompts_per_efort'. Did you mean 'prompts_per_effort'?" in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("logger", ["CSVLogger", "TensorBoardLogger"])
+def test_loggers_come_from_the_recipe(tmp_path, fit_recipe, logger):
+    chosen = {
+        "class_path": f"lightning.pytorch.loggers.{logger}",
+        "init_args": {"save_dir": "${run_dir}", "name": "log"},
+    }
+    trainer = {"logger": chosen, "log_every_n_steps": 1}
+    trainer["callbacks+"] = [{"class_path": "lightning.pytorch.callbacks.LearningRateMonitor"}]
+    main(["run", write(tmp_path / "log.yaml", {"base": "fit.yaml", "trainer": trainer})])
+    assert len(yaml.safe_load((tmp_path / "fit" / "config.yaml").read_text())["trainer"]["callbacks"]) == 2
+    assert any(path.is_file() for path in (tmp_path / "fit" / "log").rglob("*"))
+
+
+def test_optimisers_and_schedules_come_from_the_recipe(capsys):
+    words = ["--model.init_args.optimizer=torch.optim.SGD", "--model.init_args.optimizer.lr=0.5"]
+    words += ["--model.init_args.lr_scheduler=torch.optim.lr_scheduler.ConstantLR", "--print_config"]
+    with pytest.raises(SystemExit):
+        main(["run", "recipes/rl_recover.yaml", *words])
+    arguments = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
+    assert (
+        arguments["optimizer"]["class_path"] == "torch.optim.SGD" and arguments["optimizer"]["init_args"]["lr"] == 0.5
+    )
+    assert arguments["lr_scheduler"]["class_path"] == "torch.optim.lr_scheduler.ConstantLR"
 
 
 def test_recipes_can_be_listed_and_copied(tmp_path, capsys):

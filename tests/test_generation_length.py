@@ -198,8 +198,10 @@ def test_wrong_outputs_and_settings_are_refused(tmp_path: Path) -> None:
         fit(tmp_path, GenerationLength(environments=["a"]), Policy(), steps=5)
     with pytest.raises(ValueError, match="knows no environments"):
         fit(tmp_path, GenerationLength(), Policy(), steps=1)
-    with pytest.raises(ValueError, match=r"generation_lengths\.json does not exist"):
-        GenerationLength(child=tmp_path)
+    with pytest.raises(ValueError, match=r"child .*nowhere' does not exist"):
+        GenerationLength(child=tmp_path / "nowhere")
+    with pytest.warns(UserWarning, match=r"carries no generation_lengths\.json"):
+        assert GenerationLength(child=tmp_path).parent == {}
     for bad in ({"window": 0}, {"num_bins": 0}, {"budget_tokens": {"extreme": 3.0}}, {"budget_tokens": {"low": 0.0}}):
         with pytest.raises(ValueError, match=r"window|budget"):
             GenerationLength(**bad)  # type: ignore[arg-type]

@@ -16,15 +16,8 @@ from lit_puzzle.evaluate.accuracy import answer_problems, held_out_problems, sum
 from lit_puzzle.evaluate.lengths import read_lengths
 from lit_puzzle.rl.environments import EFFORTS, Problem, is_held_out, render_prompt
 from lit_puzzle.tiny.lessons import IGNORED, Curriculum, Lessons, practice, retrieval, supervised
-from lit_puzzle.tiny.pretrain import (
-    FlatThenCosine,
-    Initialisation,
-    LessonData,
-    ParentShape,
-    TinyParent,
-    build_parent,
-    next_token_loss,
-)
+from lit_puzzle.tiny.parent import Initialisation, ParentShape, build_parent
+from lit_puzzle.tiny.pretrain import FlatThenCosine, LessonData, TinyParent, next_token_loss
 from lit_puzzle.tiny.tokenizer import build_tokenizer
 from lit_puzzle.tiny.world import Chains, Counting, Family, Sorting
 

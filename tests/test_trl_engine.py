@@ -219,9 +219,11 @@ def test_refuses_evaluation_mode_and_other_world_sizes(
 
 def test_precision_is_mapped_in_one_place() -> None:
     assert trl_precision("bf16-mixed") == {"bf16": True, "fp16": False}
-    assert trl_precision("32-true") == trl_precision("bf16-true") == {"bf16": False, "fp16": False}
-    with pytest.raises(ValueError, match="64-true"):
-        trl_precision("64-true")
+    assert trl_precision("32-true") == {"bf16": False, "fp16": False}
+    assert trl_precision("16-mixed") == {"bf16": False, "fp16": True}
+    for refused in ("64-true", "bf16-true"):
+        with pytest.raises(ValueError, match=refused):
+            trl_precision(refused)
 
 
 def test_batches_are_checked_early() -> None:

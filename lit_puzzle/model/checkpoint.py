@@ -8,7 +8,7 @@ mis-shaped or truncated tensor is a ValueError that names it and its file. Pickl
 Memory: headers only; tensors are views of mapped files (`lit_puzzle.model.safetensors_file`), so whoever copies them
 decides what is held. A rank of a sharded load slices rows of a view and so touches only its share of the disk.
 
-Source: P26 (arXiv 2602.11937) section 9 for the names of KV scales; names and shapes are in `lit_puzzle.model.layout`.
+Source: the released gpt-oss-puzzle-88B for the names of KV scales; names and shapes are in `lit_puzzle.model.layout`.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Works on the plain dict of a `config.json`, for `gpt_oss` and `gpt_oss_puzzle` alike. Weights of experts come in two
 layouts: plain (bf16, fp16, fp32) and MXFP4 (4-bit values in blocks of 32 with one scale each), chosen layer by layer.
 
-Source: the tensor names are those of transformers' gpt-oss and of the released gpt-oss checkpoints; P26 section 3 for
-the counts.
+Source: the tensor names are those of transformers' gpt-oss and of the released gpt-oss checkpoints;
+arXiv 2602.11937 for the counts.
 Shape legend: E experts, H hidden, I intermediate, V vocabulary, Q query heads x head_dim, K key-value heads x
 head_dim.
 """

@@ -4,7 +4,7 @@ Experts are rows: of the router's weight and bias, and of every expert tensor in
 `down_proj`, `*_bias`) as in the MXFP4 layout (`*_blocks`, `*_scales`, `*_bias`). Selecting rows moves bytes and
 rounds nothing, so MXFP4 stays bit-exact. A window changes no tensor: it lives in the configuration alone.
 
-Source: P26 (arXiv 2602.11937) section 2: a pruned layer keeps the chosen experts and their router rows, nothing is
+Source: arXiv 2602.11937: a pruned layer keeps the chosen experts and their router rows, nothing is
 renormalised. Names are relative to the layer (`mlp.router.weight`), see `lit_puzzle.model.layout`. E counts experts.
 Memory: the new layer's expert rows, except where the kept experts are one run of neighbours: then a view, no bytes.
 """

@@ -8,9 +8,12 @@ Source: the tables of accuracy and generated tokens per effort in arXiv 2602.119
 from collections.abc import Sequence
 from pathlib import Path
 
+from peft.tuners.lora import Linear as LoraLinear
 from rich.console import Console
 from rich.table import Table
-from torch import distributed
+from torch import distributed, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_puzzle.data import Asked
@@ -20,12 +23,13 @@ from lit_puzzle.evaluate.accuracy import (
     compare,
     gather_episodes,
     local_share,
-    read_episodes,
     split_by_effort,
     summarise,
     write_episodes,
 )
+from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.writer import atomic_folder
+from lit_puzzle.rl.child import trained_tensors
 from lit_puzzle.rl.environments import Environment
 
 
@@ -58,9 +62,38 @@ def write_evaluation(folder: Path, episodes: Sequence[Episode], is_writer: bool)
         distributed.barrier()
 
 
-def read_evaluation(folder: Path) -> list[Episode]:
-    """Reads the episodes of an evaluation."""
-    return read_episodes(folder)
+def validation_values(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Means of a validation: `val/accuracy`, and `val/accuracy/<effort>` and `val/tokens/<effort>` per effort."""
+    values = {"val/accuracy": sum(episode.correct for episode in episodes) / len(episodes)}
+    for effort, group in split_by_effort(episodes).items():
+        values[f"val/accuracy/{effort}"] = sum(episode.correct for episode in group) / len(group)
+        values[f"val/tokens/{effort}"] = sum(episode.generated_tokens for episode in group) / len(group)
+    return values
+
+
+def become_saved(model: nn.Module, source: Path) -> None:
+    """Gives a trained model, in place, the values that `save_child` writes; it is not trained any further.
+
+    Each trained tensor is rounded to the dtype that it has in `source`; LoRA is merged into it and switched off.
+
+    Args:
+        model: the causal language model inside any LoRA wrapper (every process calls this with its part).
+        source: folder of the child that was trained.
+    """
+    for group in model.modules():
+        if isinstance(group, FSDPModule):
+            group.reshard()
+    stored = Checkpoint(source)
+    parameters = {name.replace(".base_layer.", "."): parameter for name, parameter in model.named_parameters()}
+    for name, whole in trained_tensors(model):
+        target = parameters[name].data
+        rounded = whole.to(stored.read(name).dtype).to(target.dtype)
+        if isinstance(target, DTensor):
+            rounded = distribute_tensor(rounded, target.device_mesh, target.placements)
+        target.copy_(rounded)
+    for module in model.modules():
+        if isinstance(module, LoraLinear):
+            module.enable_adapters(False)
 
 
 def recovery_results(before: Sequence[Episode], after: Sequence[Episode], rewards: Sequence[float]) -> dict[str, float]:

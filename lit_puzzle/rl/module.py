@@ -1,9 +1,17 @@
 """Reinforcement learning that recovers a pruned child: a LightningModule around TRL's GRPO engine.
 
 Lightning drives optimisation, sharding, logging and checkpoints; the engine gives rollouts, rewards and the loss. The
-policy is measured on held-out prompts before training and, with the best validated weights, after it.
+child is measured on held-out prompts before training; after it, with the best validated weights as they were saved
+(rounded, adapters merged), on the same prompts. Validation asks others.
 
 Reads: the child's folder. Writes into the run folder: `before/`, `after/` (episodes), `child/` (the recovered child).
+Per process, with P weights of b bytes, T of them trained, L layers, N processes, B completions of t tokens (prompt
+included), hidden size d, vocabulary V, m completions decoded together, M measured problems:
+  Memory: (P b + 12 T) / N (gradient, Adam) + rollouts P b if gathered, else 2 P b / L, and the KV cache of m t tokens
+    + training activations, B t (L d c + 2 V) * 4 bytes, c about 20 (2 with gradient checkpointing).
+  Disk: child P b + 12 T per checkpoint to resume from, 4 T per best + 120 bytes per measured problem, twice.
+  Traffic: of a slice, gathers 2 P b and gradients 4 T; of a rollout, P b if gathered, else P b per decoded token;
+    of a measurement, the same as a rollout and M / N episodes; of the end, 4 T twice.
 Results: `accuracy/<effort>/before|after`, `.../before_se|after_se`, `accuracy/<effort>/gain|gain_se`,
 `tokens/<effort>/before|after`, `reward/first|last`.
 Source: arXiv 2602.11937, the RL recovery; GRPO, arXiv 2402.03300.
@@ -16,16 +24,23 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
+from lit_puzzle.callbacks.checkpoints import BestCheckpoint
 from lit_puzzle.data import Asked, PromptData
-from lit_puzzle.evaluate.accuracy import Episode, held_out_problems, mean_and_error
+from lit_puzzle.evaluate.accuracy import Episode, held_out_problems, read_episodes
 from lit_puzzle.model.loading import DtypeName, load_model
 from lit_puzzle.rl.child import save_child
-from lit_puzzle.rl.measure import answer_together, print_table, read_evaluation, recovery_results, write_evaluation
+from lit_puzzle.rl.measure import (
+    answer_together,
+    become_saved,
+    print_table,
+    recovery_results,
+    validation_values,
+    write_evaluation,
+)
 from lit_puzzle.rl.rewards import RewardSettings, build_rewards
 from lit_puzzle.rl.settings import (
     EvaluationSettings,
@@ -39,7 +54,6 @@ from lit_puzzle.runs import require_input
 from lit_puzzle.sharding import load_trainable, shard, unsharded
 
 FROZEN = ["*.mlp.experts.*", "*.mlp.router.*"]
-VALIDATION_METRIC = "val/accuracy"
 
 
 class RLRecovery(LightningModule):
@@ -97,6 +111,7 @@ class RLRecovery(LightningModule):
         self.policy: Any = None  # the model, inside a LoRA wrapper if there is one
         self._reward_history: list[float] = []
         self._asked: list[Asked] = []
+        self._measured: list[Asked] = []
 
     # ---- building -------------------------------------------------------------------------------------------------
 
@@ -116,10 +131,15 @@ class RLRecovery(LightningModule):
         return self.policy.get_base_model() if isinstance(self.policy, PeftModel) else self.policy
 
     def setup(self, stage: str) -> None:
-        """Checks what depends on trainer and data, before anything slow."""
+        """Checks what depends on trainer and data, and draws the prompts of the measurement, before anything slow."""
         trainer = self.trainer
-        check_trainer(trainer)
+        check_trainer(trainer, self.dtype_name)
         self.grpo.check_batch(trainer.accumulate_grad_batches, trainer.world_size, self.data.num_train_prompts)
+        data, measured = self.data, self.evaluation
+        self._measured = held_out_problems(
+            data.environments, list(data.efforts), measured.prompts_per_effort, measured.seed
+        )
+        data.set_aside(problem for problem, _ in self._measured)
 
     def configure_model(self) -> None:
         """Loads, freezes, adapts and shards the policy, then builds the engine on it (in this order only)."""
@@ -197,7 +217,7 @@ class RLRecovery(LightningModule):
             return
         if self.trainer.global_step > 0:
             raise ValueError(f"{self.run_dir / 'before'} is gone: there is nothing to compare with. Use --overwrite.")
-        write_evaluation(self.run_dir / "before", self._evaluate(), self.trainer.is_global_zero)
+        write_evaluation(self.run_dir / "before", self._answer(self._measured), self.trainer.is_global_zero)
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """The loss of one slice (times the accumulation: TRL and Lightning both divide), and any new rollout."""
@@ -234,38 +254,41 @@ class RLRecovery(LightningModule):
         ):
             return answer_together(self.model, self.tokenizer, asked, environments, tokens, settings.batch_size)
 
-    def _evaluate(self) -> list[Episode]:
-        settings, data = self.evaluation, self.data
-        efforts = list(data.efforts)
-        return self._answer(held_out_problems(data.environments, efforts, settings.prompts_per_effort, settings.seed))
-
     def validation_step(self, batch: list[Asked], batch_idx: int) -> None:
-        """Collects the problems of this process."""
+        """Collects the problems; every process gets all."""
         self._asked += batch
 
     def on_validation_epoch_end(self) -> None:
-        """Answers the collected problems and logs accuracy and tokens, overall and per effort."""
+        """Answers the collected problems, each process its share; logs accuracy and, per effort, accuracy and tokens."""
         asked, self._asked = self._asked, []
-        episodes = self._answer(asked)
-        values = {VALIDATION_METRIC: mean_and_error([episode.correct for episode in episodes])[0]}
-        self.log_dict(values, prog_bar=True, batch_size=len(episodes), sync_dist=True)
+        values = validation_values(self._answer(asked))
+        self.log("val/accuracy", values.pop("val/accuracy"), prog_bar=True, batch_size=len(asked), sync_dist=True)
+        self.log_dict(values, batch_size=len(asked), sync_dist=True)
 
     def on_fit_end(self) -> None:
-        """Measures the best weights, writes the recovered child and fills `results`."""
-        best = [
-            callback.best_model_path
-            for callback in self.trainer.checkpoint_callbacks
-            if isinstance(callback, ModelCheckpoint) and callback.monitor == VALIDATION_METRIC
-        ]
-        if best and best[0]:
-            load_trainable(self, Path(best[0]))
-        before, after = read_evaluation(self.run_dir / "before"), self._evaluate()
+        """Writes the recovered child from the best weights, measures what was written and fills `results`."""
+        self._load_best()
         is_writer = self.trainer.is_global_zero
-        write_evaluation(self.run_dir / "after", after, is_writer)
         save_child(self.child, self.run_dir / "child", self.model, is_writer)
+        become_saved(self.model, self.child)
+        before, after = read_episodes(self.run_dir / "before"), self._answer(self._measured)
+        write_evaluation(self.run_dir / "after", after, is_writer)
         self.results = recovery_results(before, after, self._reward_history)
         if is_writer:
             print_table(self.results)
+
+    def _load_best(self) -> None:
+        """Puts the best validated weights back; without `BestCheckpoint` or a validation the last ones stay."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if not isinstance(callback, BestCheckpoint) or not callback.best_model_path:
+                continue
+            best = Path(callback.best_model_path)
+            if not best.exists():
+                raise ValueError(
+                    f"The best weights {best} ({callback.monitor} {callback.best_score}) are gone: they must stay until "
+                    "the run is complete. Start again with --overwrite."
+                )
+            load_trainable(self, best)
 
     # ---- resuming -------------------------------------------------------------------------------------------------
 

@@ -10,8 +10,8 @@ from lit_puzzle.callbacks.checkpoints import UpdateCheckpoint
 from lit_puzzle.sharding import Sharded
 
 
-def check_trainer(trainer: Trainer) -> None:
-    """Checks strategy, sampler and checkpoints.
+def check_trainer(trainer: Trainer, dtype: str) -> None:
+    """Checks strategy, sampler, precision and checkpoints; `dtype` is that of the frozen weights.
 
     Raises:
         ValueError: gradients would not be averaged, prompts be shared out twice, or checkpoints lose gradients.
@@ -23,6 +23,8 @@ def check_trainer(trainer: Trainer) -> None:
         )
     if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
         raise ValueError("Processes share the prompts out themselves: set trainer.use_distributed_sampler: false.")
+    if dtype != "float32" and str(trainer.precision) == "32-true":
+        raise ValueError(f"dtype {dtype} beside trained float32 weights needs trainer.precision: bf16-mixed.")
     unsafe = [
         type(callback).__name__
         for callback in trainer.checkpoint_callbacks

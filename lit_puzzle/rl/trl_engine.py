@@ -33,19 +33,13 @@ Rows = list[dict[str, Any]]
 def trl_precision(precision: str) -> dict[str, bool]:
     """Lightning's `trainer.precision` -> TRL's flags: the one place where the two are mapped.
 
-    TRL's flags mean autocast around a float32 model, which is what Lightning calls mixed; a model that is itself in
-    half precision (`*-true`) needs none, and TRL's default (bf16 on) must be switched off.
+    TRL's flags mean autocast around the model, which is what Lightning calls mixed. Lightning's `*-true` would turn
+    trained weights into half precision, in which small steps are lost; the frozen ones get theirs by `dtype`.
 
     Raises:
         ValueError: a precision in which a policy cannot be trained here.
     """
-    flags = {
-        "32-true": (False, False),
-        "bf16-true": (False, False),
-        "16-true": (False, False),
-        "bf16-mixed": (True, False),
-        "16-mixed": (False, True),
-    }
+    flags = {"32-true": (False, False), "bf16-mixed": (True, False), "16-mixed": (False, True)}
     if precision not in flags:
         raise ValueError(f"trainer.precision={precision} was given; reinforcement learning knows {sorted(flags)}.")
     bf16, fp16 = flags[precision]

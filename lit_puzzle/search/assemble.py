@@ -9,7 +9,7 @@ Memory: max over layers of R, the bytes of a child layer's router and expert row
 neighbours), whatever the depth. Disk: the child's tensors. Traffic: each of their bytes is read and written once. MXFP4
 experts are moved as bytes and never re-quantised.
 
-Source: P26 (arXiv 2602.11937) section 2, for YaRN section 10. Format of the released gpt-oss-puzzle-88B.
+Source: arXiv 2602.11937 (pruned layers, YaRN factor). Format of the released gpt-oss-puzzle-88B.
 """
 
 from __future__ import annotations

@@ -101,7 +101,8 @@ class BestCheckpoint(Callback):
         Raises:
             ValueError: two of these callbacks, which would remove each other's weights.
         """
-        if sum(isinstance(callback, BestCheckpoint) for callback in trainer.callbacks) > 1:
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if sum(isinstance(callback, BestCheckpoint) for callback in callbacks) > 1:
             raise ValueError("trainer.callbacks holds several BestCheckpoint; one run has one best. Remove the others.")
         self._folder = Path(trainer.default_root_dir) / "best"
 
@@ -111,7 +112,7 @@ class BestCheckpoint(Callback):
         Raises:
             ValueError: the validation did not log the metric.
         """
-        if trainer.sanity_checking or trainer.fast_dev_run or trainer.state.fn != TrainerFn.FITTING:
+        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
         if self.monitor not in trainer.callback_metrics:
             known = sorted(trainer.callback_metrics)

@@ -98,6 +98,6 @@ class PromptData(LightningDataModule):
         return left[: self.held_out_per_effort]
 
     def val_dataloader(self) -> DataLoader[Asked]:
-        """Lists of (held-out problem, effort), effort after effort; all of them, for processes share when they answer."""
+        """Lists of (held-out problem, effort), effort after effort: all, for processes share when they answer."""
         asked = [(problem, effort) for effort in self.efforts for problem in self.held_out(effort)]
         return DataLoader(asked, batch_size=self.validation_batch_size, collate_fn=list)  # type: ignore[arg-type]

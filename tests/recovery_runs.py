@@ -8,7 +8,8 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Sequence
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_puzzle.callbacks.checkpoints import BestCheckpoint, UpdateCheckpoint
 from lit_puzzle.data import PromptData
+from lit_puzzle.evaluate.lengths import LengthStatistics, write_lengths
 from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig, GptOssPuzzleForCausalLM
+from lit_puzzle.rl.environments import EFFORTS, Environment
 from lit_puzzle.rl.module import RLRecovery
 from lit_puzzle.rl.settings import EvaluationSettings, GRPOSettings
 from lit_puzzle.runs import newest_checkpoint
@@ -48,7 +51,15 @@ def make_child(folder: Path, config: Any, experts: tuple[int, int] = (4, 3)) -> 
     model = GptOssPuzzleForCausalLM(GptOssPuzzleConfig.from_gpt_oss(config, blocks)).to(torch.bfloat16)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    write_lengths(folder, {effort: LengthStatistics(6.0, 6.0, 6.0) for effort in EFFORTS})
     return folder
+
+
+class Fingerprint(Chains):
+    """Counts an answer by a number between 0 and 1 that any other text would change."""
+
+    def verify(self, completion: str, problem_answer: str) -> float:
+        return zlib.crc32(completion.encode()) % 1000 / 1000
 
 
 def many_even_tokens(*, completion_ids: list[list[int]], **columns: Any) -> list[float]:
@@ -57,7 +68,7 @@ def many_even_tokens(*, completion_ids: list[list[int]], **columns: Any) -> list
 
 
 class Recorder(Callback):
-    """Appends every loss, exactly, to `losses.jsonl`; calls `on_step` after it."""
+    """Appends every loss, exactly, to `losses.jsonl`, then calls `on_step`; validations to `validated.jsonl`."""
 
     def __init__(self, folder: Path, on_step: Callable[[int], None] | None = None, rank: int = 0) -> None:
         self.file, self.on_step = folder / f"losses{rank}.jsonl", on_step
@@ -71,16 +82,27 @@ class Recorder(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_rank > 0:
             return
-        with (self.file.parent / "validated.txt").open("a") as stream:
-            stream.write(f"{trainer.global_step}\n")
+        with (self.file.parent / "validated.jsonl").open("a") as stream:
+            stream.write(
+                json.dumps([trainer.global_step, float(trainer.callback_metrics["val/accuracy"]).hex()]) + "\n"
+            )
 
 
 def losses(folder: Path, rank: int = 0) -> dict[int, str]:
     """Batch -> loss as hexadecimal text; a batch that was run again must have given the same."""
+    return _history(folder / f"losses{rank}.jsonl")
+
+
+def validations(folder: Path) -> list[tuple[int, str]]:
+    """Step and metric of every validation in order; one that was run again must have given the same."""
+    return list(_history(folder / "validated.jsonl").items())
+
+
+def _history(file: Path) -> dict[int, str]:
     found: dict[int, str] = {}
-    for line in (folder / f"losses{rank}.jsonl").read_text().splitlines():
+    for line in file.read_text().splitlines():
         index, value = json.loads(line)
-        assert found.setdefault(index, value) == value, f"batch {index} gave another loss when it was run again"
+        assert found.setdefault(index, value) == value, f"{index} gave another value when it was run again"
     return found
 
 
@@ -110,8 +132,8 @@ def make_trainer(folder: Path, devices: int, steps: int, callbacks: list[Callbac
     return Trainer(**(settings | overrides))
 
 
-def checkpoints() -> list[Callback]:
-    return [UpdateCheckpoint(every_n_updates=4), BestCheckpoint()]
+def checkpoints() -> tuple[UpdateCheckpoint, BestCheckpoint]:
+    return UpdateCheckpoint(every_n_updates=4), BestCheckpoint()
 
 
 def make_module(child: Path, **overrides: Any) -> RLRecovery:
@@ -125,8 +147,8 @@ def make_module(child: Path, **overrides: Any) -> RLRecovery:
     return RLRecovery(child, **(settings | overrides))
 
 
-def make_data(prompts: int = 8) -> PromptData:
-    return PromptData([Chains(), Counting()], {"low": 1.0, "high": 1.0}, prompts, held_out_per_effort=4)
+def make_data(prompts: int = 8, environments: Sequence[Environment] = (Chains(), Counting())) -> PromptData:
+    return PromptData(list(environments), {"low": 1.0, "high": 1.0}, prompts, held_out_per_effort=4)
 
 
 def save_weights(module: RLRecovery, folder: Path) -> None:
@@ -135,14 +157,32 @@ def save_weights(module: RLRecovery, folder: Path) -> None:
     torch.save(weights, folder / "weights.pt")
 
 
-def fit(folder: Path, child: Path, steps: int, on_step: Callable[[int], None] | None = None) -> RLRecovery:
-    """One run of one process, resuming from what is in the folder."""
+def script_validation(module: RLRecovery, scores: dict[int, float]) -> None:
+    """Validates by a table of scores per step."""
+    script = lambda: module.log("val/accuracy", scores[module.trainer.global_step])  # noqa: E731
+    module.on_validation_epoch_end = script  # type: ignore[method-assign]
+
+
+def fit(
+    folder: Path,
+    child: Path,
+    steps: int,
+    on_step: Callable[[int], None] | None = None,
+    scores: dict[int, float] | None = None,
+    callbacks: Sequence[Callback] = (),
+    **trainer_settings: Any,
+) -> RLRecovery:
+    """One run of one process, resuming from what is in the folder; `scores` take the place of validation."""
     folder.mkdir(exist_ok=True)
-    trainer = make_trainer(folder, 1, steps, [Recorder(folder, on_step), *checkpoints()])
+    saved = checkpoints()
+    trainer = make_trainer(folder, 1, steps, [Recorder(folder, on_step), *callbacks, *saved], **trainer_settings)
     module = make_module(child)
+    if scores is not None:
+        script_validation(module, scores)
     module.on_train_end = lambda: save_weights(module, folder)  # type: ignore[method-assign]  # before the best come back
     trainer.fit(module, datamodule=make_data(), ckpt_path=newest_checkpoint(folder))
     (folder / "results.json").write_text(json.dumps(module.results))
+    (folder / "best.txt").write_text(Path(saved[1].best_model_path).name)
     return module
 
 
@@ -153,6 +193,9 @@ def forked(processes: int, work: Callable[[int], None]) -> list[int | None]:
         port = probe.getsockname()[1]
 
     def child(rank: int) -> None:
+        # The first call of torch after a fork makes a new thread pool for the lost one, which is not safe in several
+        # threads at once (those that load weights, say): here there is only one.
+        torch.set_num_threads(1)
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
         os.environ |= {"LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
         work(rank)

@@ -1,4 +1,4 @@
-"""data.py: prompts carry their own effort, training and validation never meet, processes share validation."""
+"""data.py: prompts carry their own effort; training, validation and measurement never meet."""
 
 import random
 from types import SimpleNamespace
@@ -9,8 +9,10 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from lit_puzzle.data import PromptData
+from lit_puzzle.evaluate.accuracy import held_out_problems
 from lit_puzzle.rl.environments import Environment, Problem, is_held_out
 
+NUMBERS = 125  # numbers below it; 16 of their problems are held out
 TEMPLATE = (
     "Reasoning: {{ reasoning_effort }}|{% for message in messages %}{{ message['role'] }}={{ message['content'] }}|"
     "{% endfor %}{% if add_generation_prompt %}assistant{% endif %}"
@@ -75,7 +77,9 @@ def test_effort_of_weight_zero_is_validated_but_not_trained(tokenizer: PreTraine
         data.held_out("medium")
 
 
-def test_processes_share_the_validation_problems() -> None:
+def test_every_process_gets_all_validation_problems() -> None:
+    """Processes share them when they answer: a second sharding here would lose answers."""
+
     def asked(rank: int, world: int) -> list[Any]:
         data = make(validation_batch_size=4)
         data.trainer = SimpleNamespace(global_rank=rank, world_size=world)  # type: ignore[assignment]
@@ -83,11 +87,36 @@ def test_processes_share_the_validation_problems() -> None:
         assert all(1 <= len(batch) <= 4 for batch in batches)
         return [pair for batch in batches for pair in batch]
 
-    everything = asked(0, 1)
-    assert everything == [(problem, effort) for effort in ("low", "high") for problem in make().held_out(effort)]
-    shares = [asked(rank, 3) for rank in range(3)]
-    assert [shares[index % 3][index // 3] for index in range(len(everything))] == everything
-    assert sum(len(share) for share in shares) == len(everything)
+    everything = [(problem, effort) for effort in ("low", "high") for problem in make().held_out(effort)]
+    assert asked(0, 1) == asked(1, 3) == everything
+
+
+class Few(Digits):
+    """Has 16 held-out problems, so that two draws of 10 must overlap."""
+
+    def problem(self, rng: random.Random) -> Problem:
+        number = str(rng.randrange(NUMBERS))
+        return Problem(self.name, ({"role": "user", "content": f"{self.name} {number}"},), number)
+
+
+def test_validation_leaves_out_what_is_set_aside() -> None:
+    held_out = [number for number in range(NUMBERS) if is_held_out(numbered(number))]
+    assert len(held_out) == 16
+    measured = [problem for problem, _ in held_out_problems([Few("few")], ["low", "high"], 8, seed=1)]
+    data = make(environments=[Few("few")], held_out_per_effort=8)
+    texts = {problem.text() for problem in measured}
+    assert texts & {problem.text() for problem in data.held_out("low")}, "the draws do not overlap: nothing is tested"
+    data.set_aside(measured)
+    validated = data.held_out("low")
+    assert validated == data.held_out("high") and len({problem.text() for problem in validated}) == 8
+    assert not texts & {problem.text() for problem in validated}
+    data.held_out_per_effort = 9
+    with pytest.raises(ValueError, match="gave 16 different held-out problems and no more"):
+        data.held_out("low")
+
+
+def numbered(number: int) -> Problem:
+    return Problem("few", ({"role": "user", "content": f"few {number}"},), str(number))
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,11 @@
 """FSDP2 on two CPU processes: shards by halves, agrees with one process, resumes after a kill, by the recipe alone."""
 
 import json
+import math
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from recovery_runs import (
     GRPO,
+    Fingerprint,
     Recorder,
     checkpoints,
     forked,
@@ -24,12 +26,14 @@ from recovery_runs import (
     make_module,
     make_trainer,
 )
+from safetensors.torch import load_file
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.tensor import DTensor
 
 from lit_puzzle.rl.settings import GRPOSettings, LoraSettings
 from lit_puzzle.runs import newest_checkpoint
 from lit_puzzle.sharding import full, unsharded
+from lit_puzzle.tiny.world import Counting
 
 SCRIPTED = GRPOSettings(num_generations=4, completions_per_device=4, max_completion_length=6, loss_type="dapo")
 RECIPE = Path(__file__).parent.parent / "recipes" / "rl_recover.yaml"
@@ -74,6 +78,10 @@ class Watcher(Recorder):
         if trainer.world_size > 1:
             look_at_shards(model)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        values = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        (self.file.parent / f"validated{trainer.global_rank}.json").write_text(json.dumps(values))
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         state = trainer.optimizers[0].state
         assert set(state) == {p for p in pl_module.parameters() if p.requires_grad}
@@ -92,42 +100,63 @@ def look_at_shards(model: Any) -> None:
     assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
-def scripted_run(
-    folder: Path, child: Path, processes: int, grpo: GRPOSettings, lora: LoraSettings | None, rank: int
-) -> None:
-    """Three updates on 8 completions a step, whatever the number of processes."""
-    grpo = replace(grpo, completions_per_device=8 // processes)
+@dataclass(frozen=True)
+class Scripted:
+    """What differs between the scripted runs; `bf16` keeps frozen weights in bfloat16 and computes in mixed precision."""
+
+    processes: int
+    grpo: GRPOSettings = SCRIPTED
+    lora: LoraSettings | None = None
+    bf16: bool = False
+
+
+RUNS = {
+    "one": Scripted(1),
+    "two": Scripted(2),
+    "two in step": Scripted(2, replace(SCRIPTED, unshard_rollouts=False)),
+    "one lora": Scripted(1, replace(SCRIPTED, beta=0.05), LoraSettings(rank=4)),
+    "two lora": Scripted(2, replace(SCRIPTED, beta=0.05), LoraSettings(rank=4)),
+    "two bf16": Scripted(2, bf16=True),
+}
+
+
+def scripted_run(folder: Path, child: Path, run: Scripted, rank: int) -> None:
+    """Three updates on 8 completions a step, whatever the number of processes, then a validation."""
+    grpo = replace(run.grpo, completions_per_device=8 // run.processes)
+    precision = "bf16-mixed" if run.bf16 else "32-true"
+    settings = {"accumulate_grad_batches": 1, "val_check_interval": 3, "precision": precision}
     watcher = Watcher(folder, rank=rank)
-    trainer = make_trainer(
-        folder, processes, 3, [watcher], accumulate_grad_batches=1, enable_checkpointing=False, limit_val_batches=0
-    )
+    trainer = make_trainer(folder, run.processes, 3, [watcher], enable_checkpointing=False, **settings)
     # AdamW divides by the gradient's size: without a large eps it would blow up rounding where gradients vanish.
     adam = partial(torch.optim.AdamW, lr=3e-3, eps=1e-3)
     torch.manual_seed(0)  # of the adapters
-    module = make_module(child, grpo=grpo, lora=lora, extra_rewards=[reward_sum], optimizer=adam, lr_scheduler=None)
-    trainer.fit(module, datamodule=make_data())
+    module = make_module(
+        child,
+        grpo=grpo,
+        lora=run.lora,
+        extra_rewards=[reward_sum],
+        optimizer=adam,
+        lr_scheduler=None,
+        dtype="bfloat16" if run.bf16 else "float32",
+    )
+    trainer.fit(module, datamodule=make_data(environments=[Fingerprint(), Counting()]))
+    saved = load_file(folder / "child" / "model.safetensors")
+    for name, parameter in module.model.named_parameters():
+        assert ".lora_" in name or torch.equal(full(parameter), saved[name.replace(".base_layer.", ".")].to(parameter))
     (folder / f"results{rank}.json").write_text(json.dumps(module.results))
 
 
 @pytest.fixture(scope="module")
 def scripted_runs(child: Path) -> dict[str, Path]:
-    """One process; two; two that gather layer by layer while they generate; one and two with LoRA."""
-    runs: dict[str, tuple[int, GRPOSettings, LoraSettings | None]] = {
-        "one": (1, SCRIPTED, None),
-        "two": (2, SCRIPTED, None),
-        "in step": (2, replace(SCRIPTED, unshard_rollouts=False), None),
-        "one lora": (1, replace(SCRIPTED, beta=0.05), LoraSettings(rank=4)),
-        "two lora": (2, replace(SCRIPTED, beta=0.05), LoraSettings(rank=4)),
-    }
-    folders = {name: child.parent / name for name in runs}
-    for name, (processes, grpo, lora) in runs.items():
+    """Each run of `RUNS`, and its folder."""
+    folders = {name: child.parent / name for name in RUNS}
+    for name, run in RUNS.items():
         folders[name].mkdir()
-        work = partial(scripted_run, folders[name], child, processes, grpo, lora)
-        assert forked(processes, work) == [0] * processes
+        assert forked(run.processes, partial(scripted_run, folders[name], child, run)) == [0] * run.processes, name
     return folders
 
 
-@pytest.mark.parametrize(("single", "sharded"), [("one", "two"), ("one", "in step"), ("one lora", "two lora")])
+@pytest.mark.parametrize(("single", "sharded"), [("one", "two"), ("one", "two in step"), ("one lora", "two lora")])
 def test_two_processes_agree_with_one(scripted_runs: dict[str, Path], single: str, sharded: str) -> None:
     """The same batch: the same gradients, weights, and answers; frozen weights do not move."""
     for kind in ("gradients", "weights"):
@@ -141,6 +170,30 @@ def test_two_processes_agree_with_one(scripted_runs: dict[str, Path], single: st
     assert max(gradient.abs().max() for gradient in gradients.values()) > 1e-2
     results = [json.loads((scripted_runs[run] / "results0.json").read_text()) for run in (single, sharded)]
     assert results[0] == pytest.approx(results[1], abs=1e-6)
+
+
+@pytest.mark.parametrize("sharded", ["two", "two in step"])
+def test_two_processes_validate_like_one(scripted_runs: dict[str, Path], sharded: str) -> None:
+    """Every answer counts once: each changes the mean, for its score is a fingerprint of its text."""
+    one = json.loads((scripted_runs["one"] / "validated0.json").read_text())
+    assert {"val/accuracy", "val/accuracy/low", "val/accuracy/high", "val/tokens/low", "val/tokens/high"} == one.keys()
+    assert one["val/accuracy"] not in (0.0, 1.0)
+    for rank in (0, 1):
+        assert json.loads((scripted_runs[sharded] / f"validated{rank}.json").read_text()) == pytest.approx(one)
+
+
+def test_two_processes_train_float32_beside_frozen_bfloat16(scripted_runs: dict[str, Path], child: Path) -> None:
+    folder = scripted_runs["two bf16"]
+    start = load_file(child / "model.safetensors")
+    ends = [torch.load(folder / f"weights{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert ends[0].keys() == start.keys()
+    for name, tensor in ends[0].items():
+        assert torch.equal(tensor, ends[1][name]), name
+        frozen = ".experts." in name or ".router." in name
+        assert tensor.dtype == (torch.bfloat16 if frozen else torch.float32)
+        assert torch.equal(tensor.float(), start[name].float()) == frozen, name
+    assert all(math.isfinite(float.fromhex(loss)) for rank in (0, 1) for loss in losses(folder, rank).values())
+    assert len(losses(folder, 0)) == 3
 
 
 def sampled_run(folder: Path, child: Path, rank: int, kill_at: int) -> None:
@@ -187,7 +240,7 @@ def test_devices_alone_shard_the_recipe(child: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     best = next((tmp_path / "run" / "best").glob("*.ckpt"))
     stored = FileSystemReader(best).read_metadata().state_dict_metadata
-    assert stored
+    assert len(stored) == 2 * 2 * 4 and all(".lora_" in name for name in stored)  # of 2 layers: A and B of q, k, v, o
     for name, tensor in stored.items():
         assert [chunk.sizes.numel() * 2 for chunk in tensor.chunks] == [tensor.size.numel()] * 2, name
     assert "accuracy/low/gain" in json.loads((tmp_path / "run" / "run.json").read_text())["results"]

@@ -1,6 +1,9 @@
-"""What a recovery reports: the same held-out prompts answered before and after, paired, as numbers and as a table.
+"""What a recovery measures and reports: the same held-out prompts before and after, paired, as numbers and as a table.
+
+`after` is of the weights that are saved: `load_best`, `save_child` (of `child.py`), `become_saved`, then the answers.
 
 Reads and writes: `<run>/before/episodes.jsonl`, `<run>/after/episodes.jsonl` (an answer a line).
+Memory and traffic of `become_saved`: one full trained tensor at a time on every process.
 reward/first and reward/last are means over the first and last tenth of the updates that generated.
 Source: the tables of accuracy and generated tokens per effort in arXiv 2602.11937.
 """
@@ -8,6 +11,7 @@ Source: the tables of accuracy and generated tokens per effort in arXiv 2602.119
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning.pytorch import LightningModule
 from peft.tuners.lora import Linear as LoraLinear
 from rich.console import Console
 from rich.table import Table
@@ -16,6 +20,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lit_puzzle.callbacks.checkpoints import BestCheckpoint
 from lit_puzzle.data import Asked
 from lit_puzzle.evaluate.accuracy import (
     Episode,
@@ -31,6 +36,7 @@ from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.writer import atomic_folder
 from lit_puzzle.rl.child import trained_tensors
 from lit_puzzle.rl.environments import Environment
+from lit_puzzle.sharding import load_trainable
 
 
 def answer_together(
@@ -71,10 +77,28 @@ def validation_values(episodes: Sequence[Episode]) -> dict[str, float]:
     return values
 
 
+def load_best(module: LightningModule) -> None:
+    """Puts the best validated weights back; without `BestCheckpoint` or a validation the last ones stay.
+
+    Raises:
+        ValueError: they are no longer on disk.
+    """
+    for callback in module.trainer.callbacks:  # type: ignore[attr-defined]
+        if not isinstance(callback, BestCheckpoint) or not callback.best_model_path:
+            continue
+        best = Path(callback.best_model_path)
+        if not best.exists():
+            raise ValueError(
+                f"The best weights {best} ({callback.monitor} = {callback.best_score}) are gone; they must stay until "
+                "the run is complete. Start again with --overwrite."
+            )
+        load_trainable(module, best)
+
+
 def become_saved(model: nn.Module, source: Path) -> None:
     """Gives a trained model, in place, the values that `save_child` writes; it is not trained any further.
 
-    Each trained tensor is rounded to the dtype that it has in `source`; LoRA is merged into it and switched off.
+    Each trained tensor is rounded to the dtype that it has in `source`; LoRA is merged and then set to zero.
 
     Args:
         model: the causal language model inside any LoRA wrapper (every process calls this with its part).
@@ -93,7 +117,8 @@ def become_saved(model: nn.Module, source: Path) -> None:
         target.copy_(rounded)
     for module in model.modules():
         if isinstance(module, LoraLinear):
-            module.enable_adapters(False)
+            for up in module.lora_B.values():
+                up.weight.data.zero_()
 
 
 def recovery_results(before: Sequence[Episode], after: Sequence[Episode], rewards: Sequence[float]) -> dict[str, float]:

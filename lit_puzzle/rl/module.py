@@ -28,7 +28,6 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
-from lit_puzzle.callbacks.checkpoints import BestCheckpoint
 from lit_puzzle.data import Asked, PromptData
 from lit_puzzle.evaluate.accuracy import Episode, held_out_problems, read_episodes
 from lit_puzzle.model.loading import DtypeName, load_model
@@ -36,6 +35,7 @@ from lit_puzzle.rl.child import save_child
 from lit_puzzle.rl.measure import (
     answer_together,
     become_saved,
+    load_best,
     print_table,
     recovery_results,
     validation_values,
@@ -51,7 +51,7 @@ from lit_puzzle.rl.settings import (
 )
 from lit_puzzle.rl.trainer_checks import check_trainer
 from lit_puzzle.runs import require_input
-from lit_puzzle.sharding import load_trainable, shard, unsharded
+from lit_puzzle.sharding import shard, unsharded
 
 FROZEN = ["*.mlp.experts.*", "*.mlp.router.*"]
 
@@ -259,7 +259,7 @@ class RLRecovery(LightningModule):
         self._asked += batch
 
     def on_validation_epoch_end(self) -> None:
-        """Answers the collected problems, each process its share; logs accuracy and, per effort, accuracy and tokens."""
+        """Answers the collected problems together; logs accuracy and, per effort, accuracy and tokens."""
         asked, self._asked = self._asked, []
         values = validation_values(self._answer(asked))
         self.log("val/accuracy", values.pop("val/accuracy"), prog_bar=True, batch_size=len(asked), sync_dist=True)
@@ -267,7 +267,7 @@ class RLRecovery(LightningModule):
 
     def on_fit_end(self) -> None:
         """Writes the recovered child from the best weights, measures what was written and fills `results`."""
-        self._load_best()
+        load_best(self)
         is_writer = self.trainer.is_global_zero
         save_child(self.child, self.run_dir / "child", self.model, is_writer)
         become_saved(self.model, self.child)
@@ -276,19 +276,6 @@ class RLRecovery(LightningModule):
         self.results = recovery_results(before, after, self._reward_history)
         if is_writer:
             print_table(self.results)
-
-    def _load_best(self) -> None:
-        """Puts the best validated weights back; without `BestCheckpoint` or a validation the last ones stay."""
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if not isinstance(callback, BestCheckpoint) or not callback.best_model_path:
-                continue
-            best = Path(callback.best_model_path)
-            if not best.exists():
-                raise ValueError(
-                    f"The best weights {best} ({callback.monitor} {callback.best_score}) are gone: they must stay until "
-                    "the run is complete. Start again with --overwrite."
-                )
-            load_trainable(self, best)
 
     # ---- resuming -------------------------------------------------------------------------------------------------
 

@@ -96,14 +96,7 @@ class BestCheckpoint(Callback):
         return str(self._folder / self._name) if self._name else ""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Apart from the checkpoints to resume from.
-
-        Raises:
-            ValueError: two of these callbacks, which would remove each other's weights.
-        """
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        if sum(isinstance(callback, BestCheckpoint) for callback in callbacks) > 1:
-            raise ValueError("trainer.callbacks holds several BestCheckpoint; one run has one best. Remove the others.")
+        """Apart from the checkpoints to resume from."""
         self._folder = Path(trainer.default_root_dir) / "best"
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

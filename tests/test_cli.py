@@ -158,6 +158,18 @@ def test_optimisers_and_schedules_come_from_the_recipe(capsys):
     assert arguments["lr_scheduler"]["class_path"] == "torch.optim.lr_scheduler.ConstantLR"
 
 
+def test_other_verbs_go_to_the_package_of_the_same_script(tmp_path):
+    """A package that calls itself lightning-sdk and has a `lightning` script gets the verb, command line untouched."""
+    (tmp_path / "their_cli.py").write_text("import sys\ndef main():\n    print('theirs', sys.argv[1:])\n")
+    installed = tmp_path / "lightning_sdk-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: lightning-sdk\nVersion: 1.0\n")
+    (installed / "entry_points.txt").write_text("[console_scripts]\nlightning = their_cli:main\n")
+    command = [sys.executable, "-m", "lit_puzzle", "login", "--fast"]
+    said = subprocess.check_output(command, env=os.environ | {"PYTHONPATH": str(tmp_path)}, text=True)
+    assert said.strip() == "theirs ['login', '--fast']"
+
+
 def test_recipes_can_be_listed_and_copied(tmp_path, capsys):
     main(["recipes"])
     listed = capsys.readouterr().out.split()

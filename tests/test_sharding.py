@@ -102,7 +102,7 @@ def look_at_shards(model: Any) -> None:
 
 @dataclass(frozen=True)
 class Scripted:
-    """What differs between the scripted runs; `bf16` keeps frozen weights in bfloat16 and computes in mixed precision."""
+    """What differs between the scripted runs; `bf16` freezes weights in bfloat16 and computes in mixed precision."""
 
     processes: int
     grpo: GRPOSettings = SCRIPTED

@@ -139,11 +139,11 @@ def killer(at: int) -> Callable[[int], None]:
 
 
 def test_killed_runs_validate_alike_and_keep_the_best_weights(child: Path) -> None:
-    """Killed after the best, inside the checkpoint of a validated step, and late: the same best at the end."""
+    """Killed after the best, inside a validation where a checkpoint is due, and late: the same best at the end."""
 
-    def inside_writing(step: int) -> None:
-        if step == 8:  # validated next; not the best, so that the next thing written is what to resume from
-            torch.save = lambda *_, **__: kill_self()  # type: ignore[assignment]
+    def inside_validation(step: int) -> None:
+        if step == 8:
+            Recorder.on_validation_end = lambda *_: kill_self()  # type: ignore[method-assign, assignment]
 
     def run(folder: Path, on_step: Callable[[int], None] | None = None) -> list[int | None]:
         return forked(1, lambda _: fit(folder, child, STEPS, on_step, SCORES, val_check_interval=4))
@@ -152,7 +152,7 @@ def test_killed_runs_validate_alike_and_keep_the_best_weights(child: Path) -> No
     assert run(whole) == [0]
     assert run(killed, killer(7)) == [-9]
     assert newest_name(killed) == "step=4.ckpt" and (killed / "best" / "step=6.ckpt").is_dir()
-    assert run(killed, inside_writing) == [-9]
+    assert run(killed, inside_validation) == [-9]
     assert newest_name(killed) == "step=4.ckpt"
     assert run(killed, killer(13)) == [-9]
     assert newest_name(killed) == "step=12.ckpt"

@@ -50,12 +50,16 @@ def answer_together(
     """Every process answers its share; all get all episodes, in the order asked.
 
     Shares are filled up to one length with problems whose answers are dropped: a sharded model that is gathered layer
-    by layer needs every process to generate equally often.
+    by layer needs every process to generate equally often. Its root keeps its weights after that: they are given back,
+    for optimiser and checkpoints know the sharded ones only.
     """
     world = distributed.get_world_size() if distributed.is_initialized() else 1
     share = list(local_share(asked))
     filled = share + list(asked[: -(-len(asked) // world) - len(share)])
     episodes = answer_problems(policy, tokenizer, filled, environments, max_new_tokens, batch_size)
+    for group in policy.modules():
+        if isinstance(group, FSDPModule):
+            group.reshard()
     return gather_episodes(episodes[: len(share)])
 
 
@@ -104,9 +108,6 @@ def become_saved(model: nn.Module, source: Path) -> None:
         model: the causal language model inside any LoRA wrapper (every process calls this with its part).
         source: folder of the child that was trained.
     """
-    for group in model.modules():
-        if isinstance(group, FSDPModule):
-            group.reshard()
     stored = Checkpoint(source)
     parameters = {name.replace(".base_layer.", "."): parameter for name, parameter in model.named_parameters()}
     for name, whole in trained_tensors(model):

@@ -152,8 +152,7 @@ class EvaluationSettings:
         prompts_per_effort: prompts per effort before and after training, the same ones.
         max_new_tokens: cap on generated tokens; default: the cap of training.
         batch_size: prompts generated together on one process.
-        seed: which held-out prompts; another than the data's `held_out_seed`, by whose prompts the best weights are
-            chosen: the same prompts would flatter them.
+        seed: which held-out prompts; validation, which chooses the best weights, asks none of them.
     """
 
     prompts_per_effort: int = 256

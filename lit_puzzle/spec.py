@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 KV_DTYPE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1}
+# MXFP4: 32 values of 4 bits share one scale of 8 bits.
+WEIGHT_BITS: dict[str, float] = {"mxfp4": 4.25, "fp8": 8.0, "bfloat16": 16.0, "float16": 16.0, "float32": 32.0}
 
 
 def _checked_keys(kind: type, data: object) -> dict[str, Any]:
@@ -188,10 +190,13 @@ class Scenario:
         num_gpus: GPUs of the deployment.
         prompt_tokens: Tokens read per request.
         generated_tokens: Tokens written per request.
-        batch_size: Concurrent requests; None lets the cost model take the best one that fits.
+        batch_size: Concurrent requests of one replica of the model; None lets the cost model take the best that fits.
         kv_dtype: Number format of the KV cache: float32, bfloat16, float16 or fp8.
         tensor_parallel: Ranks that share one layer's matrices; None lets the cost model choose.
-        expert_parallel: Ranks that share one layer's experts; None lets the cost model choose.
+        expert_parallel: Ranks, among those of tensor parallelism, that each hold whole experts; None means 1: every
+            expert is split over all of them.
+        weight_dtype: Number format of everything but the experts' matrices: a key of `WEIGHT_BITS`.
+        expert_dtype: Number format of the experts' matrices: a key of `WEIGHT_BITS`.
     """
 
     gpu: str
@@ -202,6 +207,8 @@ class Scenario:
     kv_dtype: str = "fp8"
     tensor_parallel: int | None = None
     expert_parallel: int | None = None
+    weight_dtype: str = "bfloat16"
+    expert_dtype: str = "mxfp4"
 
     def __post_init__(self) -> None:
         if not isinstance(self.gpu, str) or not self.gpu:
@@ -217,6 +224,9 @@ class Scenario:
             raise ValueError("Scenario: prompt_tokens and generated_tokens are both 0; at least one must be positive")
         if self.kv_dtype not in KV_DTYPE_BYTES:
             raise ValueError(f"Scenario: unknown kv_dtype {self.kv_dtype!r}; allowed: {sorted(KV_DTYPE_BYTES)}")
+        for name, dtype in {"weight_dtype": self.weight_dtype, "expert_dtype": self.expert_dtype}.items():
+            if dtype not in WEIGHT_BITS:
+                raise ValueError(f"Scenario: unknown {name} {dtype!r}; allowed: {sorted(WEIGHT_BITS)}")
 
     @property
     def total_tokens(self) -> int:
@@ -243,7 +253,8 @@ class Budget:
 
     Attributes:
         memory_gib: At most this much memory for weights and KV cache over all GPUs of the scenario.
-        throughput_tokens_per_second: At least this many tokens a second.
+        throughput_tokens_per_second: At least this many generated tokens a second.
+        throughput_over_parent: At least this many times the parent's own best throughput in the scenario.
         latency_seconds: At most this long for one request.
         total_parameters: At most this many parameters.
         active_parameters: At most this many parameters at work on one token.
@@ -252,6 +263,7 @@ class Budget:
 
     memory_gib: float | None = None
     throughput_tokens_per_second: float | None = None
+    throughput_over_parent: float | None = None
     latency_seconds: float | None = None
     total_parameters: int | None = None
     active_parameters: int | None = None
@@ -278,3 +290,30 @@ class Budget:
             ValueError: For an unknown key, or a quantity that cannot be a bound.
         """
         return cls(**_checked_keys(cls, data))
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a child must reach in one deployment.
+
+    Attributes:
+        scenario: The deployment.
+        budget: Its bounds there.
+    """
+
+    scenario: Scenario
+    budget: Budget
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON value."""
+        return {"scenario": self.scenario.to_json(), "budget": self.budget.to_json()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Target:
+        """Inverse of `to_json`.
+
+        Raises:
+            ValueError: For an unknown or missing key, or values that are no deployment or no bounds.
+        """
+        values = _checked_keys(cls, data)
+        return cls(Scenario.from_json(values["scenario"]), Budget.from_json(values["budget"]))

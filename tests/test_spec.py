@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_puzzle.spec import BlockSpec, Budget, Plan, Scenario
+from lit_puzzle.spec import BlockSpec, Budget, Plan, Scenario, Target
 
 block_specs = st.builds(
     BlockSpec,
@@ -131,3 +131,12 @@ def test_import_needs_neither_torch_nor_lightning() -> None:
     code = "import sys, lit_puzzle.spec; print(sorted({'torch', 'lightning', 'numpy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_target_survives_json_and_refuses_strangers() -> None:
+    target = Target(Scenario("H100", 8, 65536, 65536, expert_dtype="bfloat16"), Budget(throughput_over_parent=1.6))
+    assert Target.from_json(json.loads(json.dumps(target.to_json()))) == target
+    with pytest.raises(ValueError, match="unknown key.*'speed'"):
+        Target.from_json({**target.to_json(), "speed": 1})
+    with pytest.raises(ValueError, match="expert_dtype 'int3'.*mxfp4"):
+        Scenario("H100", 8, 1, 1, expert_dtype="int3")

@@ -8,8 +8,8 @@ Checkpoints are folders (torch.distributed.checkpoint) plus `meta.pt`, hold the 
 ones are read again from the model's own folder), and appear under their name in one rename: a process that is killed
 while it writes or removes one leaves a `*.partial` folder, never half a checkpoint.
 
-Memory per rank, for P parameters of b bytes, L layers, N ranks: P b on the host while loading (each rank reads the
-whole model before it keeps its shard); P b / N at rest; + 2 P b / L while layers run one after
+Memory per rank, for P parameters of b bytes, L layers, N ranks: P b / N + one layer while loading
+(`lit_puzzle.model.loading`); P b / N at rest; + 2 P b / L while layers run one after
 the other; + P b while `unsharded` (rollouts at full speed), for which it must fit. Traffic of a training step: 3 P b
 per rank (gather in forward and backward, scatter of gradients); of a rollout: P b when unsharded, else P b per token.
 Disk of a checkpoint: trainable parameters x (b + optimiser state).
@@ -37,13 +37,36 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from lit_puzzle.model.loading import DtypeName, WaitingExperts, load_mapped, load_model
 
 METADATA = "meta.pt"
 PARTIAL = ".partial"
 _TRAINABLE = StateDictOptions(ignore_frozen_params=True, strict=False)
 
 
-def shard(model: nn.Module, layers: nn.ModuleList, mesh: DeviceMesh) -> None:
+def load_for(
+    mesh: DeviceMesh | None, folder: Path, dtype: DtypeName, attention: str, experts: str = "grouped_mm"
+) -> tuple[PreTrainedModel, WaitingExperts | None]:
+    """A model for `shard` over a mesh: left in its mapped files where the mesh has several processes, else loaded.
+
+    Args:
+        mesh: of the running strategy; None where nothing is sharded.
+        folder: checkpoint folder.
+        dtype: of all weights.
+        attention: implementation of attention.
+        experts: implementation of the experts.
+
+    Returns:
+        The model, and what `shard` has to fill.
+    """
+    if mesh is None or mesh.size() == 1:
+        return load_model(folder, dtype, attention, experts), None
+    return load_mapped(folder, dtype, attention, experts)
+
+
+def shard(model: nn.Module, layers: nn.ModuleList, mesh: DeviceMesh, waiting: WaitingExperts | None = None) -> None:
     """Shards a model in place over the `data_parallel` dimension of a mesh; a mesh of one process changes nothing.
 
     Call it after freezing and after LoRA (trainable parameters of one group must share a dtype) and before the
@@ -53,11 +76,14 @@ def shard(model: nn.Module, layers: nn.ModuleList, mesh: DeviceMesh) -> None:
         model: the module whose `forward` is called in training and in generation: it becomes the FSDP root.
         layers: its decoder layers, one group each.
         mesh: the mesh of the running strategy (`LightningModule.device_mesh`).
+        waiting: experts that are read just before their layer is sharded, so that one layer is whole at a time.
     """
     if mesh.size() == 1:
         return
     data_parallel = mesh["data_parallel"]
     for layer in layers:
+        if waiting is not None:
+            waiting.fill(layer)
         fully_shard(layer, mesh=data_parallel)
     fully_shard(model, mesh=data_parallel)
 

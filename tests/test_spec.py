@@ -136,7 +136,7 @@ def test_import_needs_neither_torch_nor_lightning() -> None:
 def test_a_target_survives_json_and_refuses_strangers() -> None:
     target = Target(Scenario("H100", 8, 65536, 65536, expert_dtype="bfloat16"), Budget(throughput_over_parent=1.6))
     assert Target.from_json(json.loads(json.dumps(target.to_json()))) == target
-    with pytest.raises(ValueError, match="unknown key.*'speed'"):
+    with pytest.raises(ValueError, match=r"unknown key.*'speed'"):
         Target.from_json({**target.to_json(), "speed": 1})
-    with pytest.raises(ValueError, match="expert_dtype 'int3'.*mxfp4"):
+    with pytest.raises(ValueError, match=r"expert_dtype 'int3'.*mxfp4"):
         Scenario("H100", 8, 1, 1, expert_dtype="int3")

@@ -30,7 +30,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from lit_puzzle.data import Asked, PromptData
 from lit_puzzle.evaluate.accuracy import Episode, held_out_problems, read_episodes
-from lit_puzzle.model.loading import DtypeName, load_model
+from lit_puzzle.model.loading import DtypeName
 from lit_puzzle.rl.child import save_child
 from lit_puzzle.rl.measure import (
     answer_together,
@@ -51,7 +51,7 @@ from lit_puzzle.rl.settings import (
 )
 from lit_puzzle.rl.trainer_checks import check_trainer
 from lit_puzzle.runs import require_input
-from lit_puzzle.sharding import shard, unsharded
+from lit_puzzle.sharding import load_for, shard, unsharded
 
 FROZEN = ["*.mlp.experts.*", "*.mlp.router.*"]
 
@@ -146,7 +146,7 @@ class RLRecovery(LightningModule):
         if self.policy is not None:
             return
         self.tokenizer = AutoTokenizer.from_pretrained(self.child, padding_side="left")
-        self.policy = load_model(self.child, self.dtype_name, self.attention, self.experts)
+        self.policy, waiting = load_for(self.device_mesh, self.child, self.dtype_name, self.attention, self.experts)
         if self.lora is None:
             freeze_parameters(self.model, self.freeze_patterns)
         else:
@@ -155,7 +155,7 @@ class RLRecovery(LightningModule):
         if self.grpo.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         if self.device_mesh is not None:
-            shard(self.model, self.model.model.layers, self.device_mesh)
+            shard(self.model, self.model.model.layers, self.device_mesh, waiting)
         if not self.grpo.unshard_rollouts:
             self.model._is_fsdp_managed_module = True  # generation then keeps the ranks in step
         self._build_engine()

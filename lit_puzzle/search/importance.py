@@ -28,7 +28,6 @@ from transformers import PreTrainedModel
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssMLP
 
 from lit_puzzle.model.checkpoint import fingerprint
-from lit_puzzle.model.loading import load_model
 from lit_puzzle.runs import require_input
 from lit_puzzle.search.expert_scores import (
     ExpertWeights,
@@ -41,7 +40,7 @@ from lit_puzzle.search.expert_scores import (
     mixed_output,
 )
 from lit_puzzle.search.importance_file import Importance
-from lit_puzzle.sharding import shard
+from lit_puzzle.sharding import load_for, shard
 
 
 class ScoredMoE(nn.Module):
@@ -164,11 +163,12 @@ class ExpertImportance(LightningModule):
         """Loads the parent, lets its MoE layers score, and shards it where the strategy shards."""
         if self.model is not None:
             return
-        model = load_model(self.parent, self.dtype_name, self.attn_implementation)
+        mesh = self.device_mesh if isinstance(self.trainer.strategy, ModelParallelStrategy) else None
+        model, waiting = load_for(mesh, self.parent, self.dtype_name, self.attn_implementation)
         model.requires_grad_(False)
         self.scored = score_layers(model, self.method, self.chunk_tokens)
-        if isinstance(self.trainer.strategy, ModelParallelStrategy) and self.device_mesh is not None:
-            shard(model.model, model.model.layers, self.device_mesh)
+        if mesh is not None:
+            shard(model.model, model.model.layers, mesh, waiting)
         self.model = model
 
     def on_validation_epoch_start(self) -> None:

@@ -1,10 +1,12 @@
 """Writing: what the safetensors library and transformers read back, shards, refusals, and a kill in the middle."""
 
+import errno
 import json
 import multiprocessing
 import os
+import shutil
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lit_puzzle.model.checkpoint import Checkpoint
-from lit_puzzle.model.safetensors_file import DTYPE_CODES
-from lit_puzzle.model.writer import Layout, atomic_folder, write_checkpoint
+from lit_puzzle.model.safetensors_file import DTYPE_CODES, read_header
+from lit_puzzle.model.writer import Layout, StoredRows, atomic_folder, write_checkpoint
 
 MIXED = {
     "bytes": torch.arange(7, dtype=torch.uint8),
@@ -140,3 +142,50 @@ def test_kill_in_the_middle_leaves_the_old_folder_and_a_later_write_cleans_up(tm
     with atomic_folder(target, replace=True) as scratch:
         write_checkpoint(scratch, layout_of(MIXED), MIXED.items())
     assert [path.name for path in tmp_path.iterdir()] == ["child"]
+
+
+def kernel_that_stops(after: int) -> Callable[..., int]:
+    """Copies some bytes, then says that it cannot: the rest must follow where it stopped."""
+    calls = iter(range(after))
+    real = os.copy_file_range
+
+    def copy(source: int, target: int, count: int, *offsets: int) -> int:
+        if next(calls, None) is None:
+            raise OSError(errno.EXDEV, "another file system")
+        return real(source, target, min(count, 5), *offsets)
+
+    return copy
+
+
+@pytest.mark.parametrize("kernel_calls", [None, 0, 3])
+def test_stored_rows_are_copied_byte_for_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel_calls: int | None
+) -> None:
+    stored = {"experts": torch.randn(8, 3, 5).bfloat16(), "blocks": torch.randint(0, 255, (8, 33), dtype=torch.uint8)}
+    (tmp_path / "parent").mkdir()
+    write_checkpoint(tmp_path / "parent", layout_of(stored), stored.items())
+    source = read_header(tmp_path / "parent" / "model.safetensors")
+    if kernel_calls is not None:
+        monkeypatch.setattr(os, "copy_file_range", kernel_that_stops(kernel_calls))
+    kept = (1, 2, 3, 6, 5)
+    expected = {"experts": stored["experts"][list(kept)], "blocks": stored["blocks"]}
+    parts = {"experts": StoredRows(source["experts"], kept), "blocks": StoredRows(source["blocks"])}
+    (tmp_path / "child").mkdir()
+    write_checkpoint(tmp_path / "child", layout_of(expected), parts.items())
+    written = load_file(tmp_path / "child" / "model.safetensors")
+    assert all(torch.equal(written[name], expected[name]) for name in expected)
+    assert len(list(parts["experts"].runs())) == 3
+
+
+def test_a_stored_tensor_of_another_shape_or_cut_short_is_refused(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, layout_of(MIXED), MIXED.items())
+    file = tmp_path / "model.safetensors"
+    stored = StoredRows(read_header(file)["wide"], (0, 1))
+    (tmp_path / "child").mkdir()
+    with pytest.raises(ValueError, match=r"wide is F32 \(2,\), expected F32 \(5,\)"):
+        write_checkpoint(tmp_path / "child", {"wide": ("F32", (5,))}, [("wide", stored)])
+    os.truncate(file, stored.info.begin + 4)
+    shutil.rmtree(tmp_path / "child")
+    (tmp_path / "child").mkdir()
+    with pytest.raises(ValueError, match="cut short while it was being copied"):
+        write_checkpoint(tmp_path / "child", {"wide": ("F32", (2,))}, [("wide", stored)])

@@ -4,8 +4,11 @@ Names, dtypes and shapes of all tensors are known before the first byte, so head
 every tensor goes straight to its place, in any order. Everything is synced to disk, then the scratch folder is
 renamed.
 
-Memory: the one tensor at hand (nothing when it is a view of a mapped file). Disk: the sum of all tensors, checked
-before writing, twice that while an older folder of the same name is being replaced. Traffic: every byte is written
+Bytes that already lie in another file (`StoredRows`: a tensor, or some experts of it) are copied by the kernel, file to
+file, where the file systems allow it.
+
+Memory: the one tensor at hand; for stored bytes at most `BUFFER_BYTES`. Disk: the sum of all tensors, checked before
+writing, twice that while an older folder of the same name is being replaced. Traffic: every byte is read and written
 once.
 
 Source: the safetensors format and the index of Hugging Face's sharded checkpoints.
@@ -13,12 +16,16 @@ Source: the safetensors format and the index of Hugging Face's sharded checkpoin
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import math
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,12 +33,43 @@ from torch import Tensor
 
 from lit_puzzle.model.checkpoint import INDEX_FILE, SINGLE_FILE
 from lit_puzzle.model.layout import Shape
-from lit_puzzle.model.safetensors_file import DTYPE_CODES, DTYPES
+from lit_puzzle.model.safetensors_file import DTYPE_CODES, DTYPES, TensorInfo
 
 Layout = Mapping[str, tuple[str, Shape]]  # full tensor name -> dtype code (`BF16`) and shape
 
 MAX_SHARD_BYTES = 5_000_000_000
 HEADER_ALIGNMENT = 64
+BUFFER_BYTES = 1 << 24
+# The kernel cannot copy between these two files (other file systems, an old kernel): read and write instead.
+NOT_BY_KERNEL = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """A tensor whose bytes lie in a safetensors file, or rows of it.
+
+    Attributes:
+        info: The stored tensor.
+        rows: Indices of the first dimension that are taken, in this order; None takes the tensor as it is.
+    """
+
+    info: TensorInfo
+    rows: tuple[int, ...] | None = None
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of what is taken."""
+        return self.info.shape if self.rows is None else (len(self.rows), *self.info.shape[1:])
+
+    def runs(self) -> Iterator[tuple[int, int]]:
+        """First byte in the file and number of bytes of each run of neighbouring rows."""
+        if self.rows is None:
+            yield self.info.begin, self.info.num_bytes
+            return
+        row_bytes = self.info.num_bytes // self.info.shape[0]
+        for _, run in itertools.groupby(enumerate(self.rows), key=lambda pair: pair[1] - pair[0]):
+            rows = [row for _, row in run]
+            yield self.info.begin + rows[0] * row_bytes, len(rows) * row_bytes
 
 
 @contextmanager
@@ -81,14 +119,17 @@ def _sync(path: Path) -> None:
 
 
 def write_checkpoint(
-    folder: Path, layout: Layout, tensors: Iterable[tuple[str, Tensor]], max_shard_bytes: int = MAX_SHARD_BYTES
+    folder: Path,
+    layout: Layout,
+    tensors: Iterable[tuple[str, Tensor | StoredRows]],
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Write the weights of a checkpoint into a folder that is there.
 
     Args:
         folder: Gets `model.safetensors`, or shards and an index when one file would be larger than `max_shard_bytes`.
         layout: Every tensor of the checkpoint; its order decides which tensors share a shard.
-        tensors: Full name and tensor, each name of `layout` once, in any order.
+        tensors: Full name and tensor (or where its bytes lie), each name of `layout` once, in any order.
         max_shard_bytes: Largest shard, except that one tensor is never split.
 
     Raises:
@@ -121,20 +162,64 @@ def write_checkpoint(
 
 
 def _write_tensors(
-    layout: Layout, places: Mapping[str, tuple[int, int]], tensors: Iterable[tuple[str, Tensor]]
+    layout: Layout, places: Mapping[str, tuple[int, int]], tensors: Iterable[tuple[str, Tensor | StoredRows]]
 ) -> None:
     open_names = set(layout)
     for name, tensor in tensors:
         if name not in open_names:
             raise ValueError(f"tensor {name} was {'already written' if name in layout else 'not expected'}")
-        given = (DTYPE_CODES.get(tensor.dtype), tuple(tensor.shape))
+        code = tensor.info.dtype if isinstance(tensor, StoredRows) else DTYPE_CODES.get(tensor.dtype)
+        given = (code, tuple(tensor.shape))
         if given != layout[name]:
             raise ValueError(f"tensor {name} is {given[0]} {given[1]}, expected {layout[name][0]} {layout[name][1]}")
-        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        _write(places[name][0], data.data, places[name][1])
+        if isinstance(tensor, StoredRows):
+            _copy(tensor, *places[name])
+        else:
+            data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            _write(places[name][0], data.data, places[name][1])
         open_names.remove(name)
     if open_names:
         raise ValueError(f"missing tensor(s), never handed over: {sorted(open_names)}")
+
+
+def _copy(stored: StoredRows, descriptor: int, offset: int) -> None:
+    """Copies stored bytes to their place in the new file, without passing them through this process if possible."""
+    source = os.open(stored.info.file, os.O_RDONLY)
+    try:
+        if sys.platform == "linux":
+            os.posix_fadvise(source, 0, 0, os.POSIX_FADV_SEQUENTIAL)  # reads further ahead, as cp does
+        for begin, length in stored.runs():
+            _copy_run(source, begin, descriptor, offset, length)
+            offset += length
+    finally:
+        os.close(source)
+
+
+def _copy_run(source: int, begin: int, target: int, offset: int, length: int) -> None:
+    done = _copy_by_kernel(source, begin, target, offset, length) if sys.platform == "linux" else 0
+    buffer = memoryview(bytearray(min(BUFFER_BYTES, length - done)))
+    while done < length:
+        copied = _some(os.preadv(source, [buffer[: length - done]], begin + done))
+        _write(target, buffer[:copied], offset + done)
+        done += copied
+
+
+def _copy_by_kernel(source: int, begin: int, target: int, offset: int, length: int) -> int:
+    """Bytes that were copied: all of them, or those before the kernel declined."""
+    done = 0
+    try:
+        while done < length:  # one call copies at most 2 GiB
+            done += _some(os.copy_file_range(source, target, length - done, begin + done, offset + done))
+    except OSError as error:
+        if error.errno not in NOT_BY_KERNEL:
+            raise
+    return done
+
+
+def _some(num_bytes: int) -> int:
+    if num_bytes == 0:
+        raise ValueError("a weight file was cut short while it was being copied; copy or download it again")
+    return num_bytes
 
 
 def _write(descriptor: int, data: memoryview, offset: int) -> None:

@@ -16,7 +16,7 @@ from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
 from lit_puzzle.model.checkpoint import Checkpoint, weight_files
-from lit_puzzle.model.writer import atomic_folder, write_checkpoint
+from lit_puzzle.model.writer import StoredRows, atomic_folder, write_checkpoint
 from lit_puzzle.sharding import full
 
 
@@ -64,7 +64,7 @@ def save_child(source: Path, target: Path, model: nn.Module, is_writer: bool) ->
         write_checkpoint(scratch, layout, _exchanged(checkpoint, model))
 
 
-def _exchanged(checkpoint: Checkpoint, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def _exchanged(checkpoint: Checkpoint, model: nn.Module) -> Iterator[tuple[str, Tensor | StoredRows]]:
     written = set()
     for name, tensor in trained_tensors(model):
         if name not in checkpoint.tensors:
@@ -74,6 +74,6 @@ def _exchanged(checkpoint: Checkpoint, model: nn.Module) -> Iterator[tuple[str, 
             )
         written.add(name)
         yield name, tensor.to(checkpoint.read(name).dtype)
-    for name in checkpoint.tensors:
+    for name, info in checkpoint.tensors.items():
         if name not in written:
-            yield name, checkpoint.read(name)
+            yield name, StoredRows(info)

@@ -5,9 +5,8 @@ Writes `run_dir/child`: weights, `config.json` of type gpt_oss_puzzle with the m
 `plan.json`, tokenizer, chat template and generation config, and the parent's generation lengths and KV scales where
 it has them. The folder appears whole or not at all, and every time anew.
 
-Memory: max over layers of R, the bytes of a child layer's router and expert rows (0 where the kept experts are
-neighbours), whatever the depth. Disk: the child's tensors. Traffic: each of their bytes is read and written once. MXFP4
-experts are moved as bytes and never re-quantised.
+Memory: headers, and a buffer of 16 MiB where the kernel cannot copy from file to file. Disk: the child's tensors.
+Traffic: each of their bytes is read and written once. MXFP4 experts are moved as bytes and never re-quantised.
 
 Source: arXiv 2602.11937 (pruned layers, YaRN factor). Format of the released gpt-oss-puzzle-88B.
 """
@@ -21,14 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig
 from lit_puzzle.model.layout import EXPERT_ROWS, count_parameters, kv_values, layer_prefix, whole
 from lit_puzzle.model.safetensors_file import read_json
-from lit_puzzle.model.surgery import prune_layer
-from lit_puzzle.model.writer import MAX_SHARD_BYTES, Layout, atomic_folder, write_checkpoint
+from lit_puzzle.model.writer import MAX_SHARD_BYTES, Layout, StoredRows, atomic_folder, write_checkpoint
 from lit_puzzle.runs import require_input
 from lit_puzzle.search.importance_file import Importance
 from lit_puzzle.spec import BlockSpec, Plan
@@ -239,12 +236,13 @@ def child_layout(parent: Checkpoint, plan: Plan) -> Layout:
     return layout
 
 
-def child_tensors(parent: Checkpoint, plan: Plan) -> Iterator[tuple[str, Tensor]]:
-    """Full name and tensor of everything the child has, one layer in memory at a time."""
-    yield from parent.outside_layers()
-    for layer, block in enumerate(plan.blocks):
-        for name, tensor in prune_layer(parent.layer(layer), block.experts).items():
-            yield layer_prefix(layer) + name, tensor
+def child_tensors(parent: Checkpoint, plan: Plan) -> Iterator[tuple[str, StoredRows]]:
+    """Full name of everything the child has, and where in the parent's files its bytes lie."""
+    rows = {
+        layer_prefix(layer) + name: block.experts for layer, block in enumerate(plan.blocks) for name in EXPERT_ROWS
+    }
+    for name, info in parent.tensors.items():
+        yield name, StoredRows(info, rows.get(name))
 
 
 def summarise(parent: Checkpoint, child: Checkpoint) -> dict[str, float]:

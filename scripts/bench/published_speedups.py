@@ -1,0 +1,177 @@
+"""Predict the published speed-ups of gpt-oss-puzzle-88B over gpt-oss-120B, from measured kernels and from the roofline.
+
+    python scripts/bench/published_speedups.py
+
+Reads the tables of the extra `gpu-tables` and no checkpoint; writes nothing. Every constant has its source beside its
+definition (`Engine`, `Roofline`, `gpus.json`) and was fixed before this file first ran; none is fitted to the numbers.
+Prints, for each scenario with FP8 KV cache, predicted and published throughputs (tokens a second, parent and child,
+each with its own best tensor parallelism and batch size) and speed-ups, then what a change of each constant by a
+quarter does to the speed-ups. The last line is JSON: `predicted` and `published` (throughputs and speed-ups by source
+and scenario) and `error` (relative error of the speed-up, measured kernels, the four H100 scenarios).
+
+Source: arXiv 2602.11937 and the release of gpt-oss-puzzle-88B: its architecture and its published throughputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+from lit_puzzle.search.cost import Block, CostModel, Engine, KernelTimes, ModelShape, Prediction
+from lit_puzzle.search.measured_kernels import MeasuredKernels
+from lit_puzzle.search.roofline import Roofline
+from lit_puzzle.spec import Scenario
+
+MODEL = ModelShape(
+    hidden=2880,
+    intermediate=2880,
+    num_query_heads=64,
+    num_kv_heads=8,
+    head_dim=64,
+    vocab=201088,
+    experts_per_token=4,
+)
+PARENT = tuple(Block(128, None if layer % 2 else 128) for layer in range(36))
+WIDE_WINDOWS = {3, 5, 21, 23, 27, 31, 33, 35}
+HALF_EXPERTS = {15, 17, 19, *range(21, 36)}
+CHILD = tuple(
+    Block(64 if layer in HALF_EXPERTS else 128, (8192 if layer in WIDE_WINDOWS else None) if layer % 2 else 128)
+    for layer in range(36)
+)
+
+Owner = TypeVar("Owner", Engine, Roofline)
+
+K = 1024
+SCENARIOS = {
+    "8xH100 64K/64K": Scenario("H100", 8, 64 * K, 64 * K),
+    "8xH100 4K/4K": Scenario("H100", 8, 4 * K, 4 * K),
+    "1xH100 64K/64K": Scenario("H100", 1, 64 * K, 64 * K),
+    "1xH100 4K/4K": Scenario("H100", 1, 4 * K, 4 * K),
+    "8xB200 64K/64K": Scenario("B200", 8, 64 * K, 64 * K),
+    "8xB200 4K/4K": Scenario("B200", 8, 4 * K, 4 * K),
+}
+# Tokens a second of parent and child, and the speed-up; on B200 only the latter is published.
+PUBLISHED: dict[str, tuple[float | None, float | None, float]] = {
+    "8xH100 64K/64K": (5700, 9300, 1.63),
+    "8xH100 4K/4K": (29600, 36100, 1.22),
+    "1xH100 64K/64K": (300, 800, 2.82),
+    "1xH100 4K/4K": (1400, 3300, 2.44),
+    "8xB200 64K/64K": (None, None, 1.40),
+    "8xB200 4K/4K": (None, None, 1.15),
+}
+# Constants of ours and of the engine that a source of seconds uses; the others are counts or the GPU's own.
+ENGINE_CONSTANTS = (
+    "max_sequences",
+    "chunk_tokens",
+    "memory_utilisation",
+    "memory_tolerance",
+    "reserved_gib",
+    "activation_factors",
+    "step_overhead_seconds",
+    "sampling_bytes",
+    "small_kernel_seconds",
+    "small_kernel_bandwidth",
+)
+ROOFLINE_CONSTANTS = (
+    "attention_bandwidth",
+    "expert_bandwidth",
+    "expert_arithmetic",
+    "dense_bandwidth",
+    "dense_arithmetic",
+    "communication",
+    "launch_seconds",
+)
+
+
+def predict(scenario: Scenario, times: KernelTimes, engine: Engine) -> tuple[Prediction, Prediction]:
+    """Best throughput of parent and child."""
+    costs = CostModel(MODEL, scenario, times, engine)
+    return costs.best(PARENT), costs.best(CHILD)
+
+
+def speedup(scenario: Scenario, times: KernelTimes, engine: Engine) -> float | None:
+    """Throughput of the child over the parent's; None where one of them does not fit the memory."""
+    try:
+        parent, child = predict(scenario, times, engine)
+    except ValueError:
+        return None
+    return child.tokens_per_second / parent.tokens_per_second
+
+
+def compare(times: KernelTimes, scenarios: dict[str, Scenario]) -> dict[str, dict[str, float]]:
+    """Print the table of one source; return throughputs and speed-ups by scenario."""
+    print(f"\n{times.name}: predicted and published tokens/s, parent -> child, and speed-up")
+    found: dict[str, dict[str, float]] = {}
+    for name, scenario in scenarios.items():
+        parent, child = predict(scenario, times, Engine())
+        ratio, (old, new, told) = child.tokens_per_second / parent.tokens_per_second, PUBLISHED[name]
+        where = " -> ".join(f"TP{p.deployment.tensor_parallel} x {p.batch_size}" for p in (parent, child))
+        published = f"{old:7.0f} -> {new:7.0f}" if old and new else "not told".rjust(18)
+        print(
+            f"  {name:15s} {parent.tokens_per_second:8.0f} -> {child.tokens_per_second:8.0f} = {ratio:4.2f}x"
+            f"   published {published} = {told:4.2f}x   error {ratio / told - 1:+6.1%}   ({where})"
+        )
+        found[name] = {"parent": parent.tokens_per_second, "child": child.tokens_per_second, "speedup": ratio}
+    return found
+
+
+def changed(owner: Owner, name: str, factor: float) -> Owner:
+    """The same with one constant times `factor`; shares stay at or below 1, counts stay whole."""
+    value: Any = dataclasses.asdict(owner)[name]
+    if isinstance(value, tuple):
+        value = tuple(factor * number for number in value)
+    elif isinstance(value, int):
+        value = round(factor * value)
+    elif name.startswith("memory_") or name.endswith(("_bandwidth", "_arithmetic", "communication")):
+        value = min(1.0, factor * value)
+    else:
+        value = factor * value
+    changes: dict[str, Any] = {name: value}
+    return dataclasses.replace(owner, **changes)
+
+
+def variations(times: KernelTimes) -> Iterator[tuple[str, KernelTimes, Engine]]:
+    """Every constant of one source of seconds, a quarter less and a quarter more.
+
+    The engine's constants are the same for both sources and are varied with the measured kernels only.
+    """
+    for name in () if isinstance(times, Roofline) else ENGINE_CONSTANTS:
+        for factor in (0.75, 1.25):
+            yield f"{name} x {factor}", times, changed(Engine(), name, factor)
+    if isinstance(times, Roofline):
+        for name in ROOFLINE_CONSTANTS:
+            for factor in (0.75, 1.25):
+                yield f"{name} x {factor}", changed(times, name, factor), Engine()
+    else:
+        for distribution in ("balanced", "power_law_1.2"):
+            yield f"distribution {distribution}", MeasuredKernels(distribution), Engine()
+
+
+def sensitivity(times: KernelTimes, scenarios: dict[str, Scenario]) -> None:
+    """Print the speed-ups under every variation."""
+    print(f"\n{times.name}: speed-up when one constant changes by a quarter")
+    print(" " * 34 + "".join(f"{name:>17s}" for name in scenarios))
+    for label, source, engine in variations(times):
+        ratios = (speedup(scenario, source, engine) for scenario in scenarios.values())
+        print(f"  {label:32s}" + "".join(f"{'no room' if ratio is None else f'{ratio:.2f}':>17s}" for ratio in ratios))
+
+
+def main() -> None:
+    h100 = {name: scenario for name, scenario in SCENARIOS.items() if scenario.gpu == "H100"}
+    sources: tuple[KernelTimes, ...] = (MeasuredKernels(), Roofline())
+    predicted = {source.name: compare(source, SCENARIOS) for source in sources}
+    for source in sources:
+        sensitivity(source, h100)
+    published = {
+        name: {key: value for key, value in zip(("parent", "child", "speedup"), numbers, strict=True) if value}
+        for name, numbers in PUBLISHED.items()
+    }
+    measured = predicted[MeasuredKernels.name]
+    error = {name: round(measured[name]["speedup"] / PUBLISHED[name][2] - 1, 4) for name in h100}
+    print(json.dumps({"predicted": predicted, "published": published, "error": error}))
+
+
+if __name__ == "__main__":
+    main()

@@ -15,6 +15,8 @@ import pytest
 import torch
 from transformers import GptOssConfig, GptOssForCausalLM
 
+import lit_puzzle.model.sink_attention  # noqa: F401  (registers it)
+
 torch.set_num_threads(1)
 
 TINY: dict[str, Any] = {

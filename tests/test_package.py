@@ -25,10 +25,14 @@ def test_wheel_carries_recipes_callbacks_and_assets(tmp_path):
     for model in ("tiny_parent", "tiny_child"):
         names = {path.name for path in (package / "assets" / model).iterdir()}
         assert names >= {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"}
+    assert (package / "search" / "gpus.json").is_file()
     assert sum(path.stat().st_size for path in (package / "assets").rglob("*")) < 10_000_000
 
 
-@pytest.mark.parametrize("module", ["lit_puzzle.spec", "lit_puzzle.cli", "lit_puzzle.recipe", "lit_puzzle.runs"])
+LIGHT = ("spec", "cli", "recipe", "runs", "model.layout", "search.cost", "search.measured_kernels", "search.search")
+
+
+@pytest.mark.parametrize("module", [f"lit_puzzle.{name}" for name in LIGHT])
 def test_light_modules_import_neither_torch_nor_lightning(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -23,7 +23,8 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Mxfp4Config, PreTrainedModel
 
-import lit_puzzle.model.gpt_oss  # noqa: F401  (registers gpt_oss_puzzle)
+import lit_puzzle.model.gpt_oss
+import lit_puzzle.model.sink_attention  # noqa: F401  (both register themselves with transformers)
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.mxfp4 import expert_weight
 

@@ -1,6 +1,6 @@
 """Exact attention with sinks, windows and padding in linear memory: `attn_implementation="sink_attention"`.
 
-For training and scoring with any gpt-oss model, the stock one included; importing `lit_puzzle.model` is enough.
+For training and scoring with any gpt-oss model, the stock one included; importing this module registers it.
 transformers' own eager attention, the reference, is quadratic, and its SDPA knows no sinks. With cached keys (decoding)
 this is the eager computation. Source of the sinks: the gpt-oss model card, arXiv 2508.10925.
 

@@ -19,6 +19,7 @@ Legend: H hidden, Q query heads x head_dim of one rank, K key-value heads x head
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -73,7 +74,9 @@ class Kernels:
     """All kernels of one setting.
 
     Attributes:
-        rests: What was added up already, by number of experts, tokens and whether in a graph.
+        tabulated: Tables added up already, by number of experts, tokens and whether in a graph; all settings that
+            differ only in prompt, batch and engine share it.
+        layers: The same with the engine's small kernels, of this setting alone.
     """
 
     decode_attention: DecodeAttention
@@ -81,7 +84,8 @@ class Kernels:
     experts: Experts
     products: Products
     collectives: Collectives
-    rests: dict[tuple[int, int, bool], float] = field(default_factory=dict)
+    tabulated: dict[tuple[int, int, bool], float] = field(default_factory=dict)
+    layers: dict[tuple[int, int, bool], float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -150,7 +154,8 @@ def _chunks(setting: Setting, prompt_tokens: int) -> list[int]:
 def _kernels(setting: Setting, distribution: str) -> Kernels:
     scenario = setting.scenario
     dtypes = (scenario.kv_dtype, scenario.weight_dtype, scenario.expert_dtype)
-    return _load(find_system(scenario.gpu), setting.model, setting.deployment, dtypes, distribution)
+    tables = _load(find_system(scenario.gpu), setting.model, setting.deployment, dtypes, distribution)
+    return dataclasses.replace(tables, layers={})
 
 
 @functools.lru_cache(maxsize=256)
@@ -170,15 +175,19 @@ def _load(
 
 def _besides_attention(kernels: Kernels, setting: Setting, num_experts: int, tokens: int, graph: bool) -> float:
     """Everything of a layer but attention itself, for `tokens` tokens."""
-    model, ranks, key = setting.model, setting.deployment.tensor_parallel, (num_experts, tokens, graph)
+    key = (num_experts, tokens, graph)
+    if key in kernels.layers:
+        return kernels.layers[key]
+    model, ranks = setting.model, setting.deployment.tensor_parallel
     queries, keys = model.num_query_heads * model.head_dim / ranks, -(-model.num_kv_heads // ranks) * model.head_dim
-    if key not in kernels.rests:
+    if key not in kernels.tabulated:
         seconds = kernels.products.at(queries + 2 * keys, model.hidden, tokens)
         seconds += kernels.products.at(model.hidden, queries, tokens)
         seconds += kernels.products.at(num_experts, model.hidden, tokens)
         seconds += kernels.experts.at(num_experts, tokens)
-        kernels.rests[key] = seconds + 2 * kernels.collectives.reduce(tokens * model.hidden, graph)
-    return kernels.rests[key] + _small_kernels(setting, queries, keys, tokens)
+        kernels.tabulated[key] = seconds + 2 * kernels.collectives.reduce(tokens * model.hidden, graph)
+    kernels.layers[key] = kernels.tabulated[key] + _small_kernels(setting, queries, keys, tokens)
+    return kernels.layers[key]
 
 
 def _small_kernels(setting: Setting, queries: float, keys: float, tokens: int) -> float:

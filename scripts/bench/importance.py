@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from transformers import GptOssConfig, GptOssForCausalLM
 
-import lit_puzzle.model.gpt_oss  # noqa: F401  (registers the attention)
+import lit_puzzle.model.sink_attention  # noqa: F401  (registers it)
 from lit_puzzle.search.expert_scores import LeaveOneOut
 from lit_puzzle.search.importance import score_layers
 

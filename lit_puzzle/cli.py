@@ -6,27 +6,34 @@ Any other verb belongs to the `lightning-sdk` package, whose script has the same
 """
 
 import importlib
+import os
 import shutil
 import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from importlib import metadata
 from pathlib import Path
 
 from jsonargparse import ActionConfigFile, Namespace
 
 from lit_puzzle.recipe import PACKAGED_RECIPES, Recipe, RecipeParser, load_recipe, packaged_recipes
-from lit_puzzle.runs import RunClock, abandon_if_empty, open_run
+from lit_puzzle.runs import RunClock, abandon_if_empty, join_run, open_run
 
 LIGHTNING_COMMANDS = {
     "fit": "train a LightningModule: RL recovery, distillation, the tiny parent",
     "validate": "one pass over data with a LightningModule: expert importance",
 }
 STAGES = {
+    "library": ("lit_puzzle.search.candidates.library", "expert importance -> the blocks each layer could become"),
+    "score": ("lit_puzzle.search.scoring.score", "what each block of the library damages, alone in the parent"),
+    "search": ("lit_puzzle.search.search.search", "library + scores + costs -> the least damaging plan in the budget"),
     "assemble": ("lit_puzzle.search.assemble.assemble", "plan + parent checkpoint -> child checkpoint"),
     "evaluate": ("lit_puzzle.evaluate.accuracy.evaluate", "accuracy and generated tokens per reasoning effort"),
 }
+PARALLEL_STAGES = frozenset({"score"})  # the other stages of ours would each do the same work in every process
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "NODE_RANK")  # the first that is set is the rank
 USAGE = """usage: lightning run RECIPE [--KEY=VALUE ...] [--overwrite] [--print_config]
        lightning recipes [--copy DIR]
 
@@ -92,7 +99,11 @@ def run(name: str, overrides: Sequence[str]) -> None:
 
 
 def run_stage(command: str, recipe: Recipe, words: Sequence[str], overwrite: bool) -> None:
-    """Runs a stage function with the recipe's keys as its arguments."""
+    """Runs a stage function with the recipe's keys as its arguments.
+
+    A stage may start further processes, which run this same command line: they join the folder that the first one
+    has claimed, and leave its record to it.
+    """
     function = _stage_function(command, recipe.path)
     parser = RecipeParser(parser_mode="omegaconf+", prog=f"lightning run {recipe.path}")
     parser.recipe = recipe
@@ -102,14 +113,26 @@ def run_stage(command: str, recipe: Recipe, words: Sequence[str], overwrite: boo
     parser.add_function_arguments(function, skip={"run_dir"})
     config = parser.parse_args([*recipe.config_arguments(), *words])
     run_dir = Path(config.run_dir)
-    resumed = open_run(run_dir, parser.dump(config, skip_unset=False), overwrite)
+    is_first, resolved, resumed = _rank() == 0, parser.dump(config, skip_unset=False), False
+    if is_first:
+        resumed = open_run(run_dir, resolved, overwrite)
+    elif command in STAGES and command not in PARALLEL_STAGES:
+        raise ValueError(f"{command} runs in one process; this one was started as number {_rank()} of several.")
+    else:
+        join_run(run_dir, resolved)
     clock = RunClock()
     arguments = parser.instantiate(Namespace(config.clone()))
     for key in ("config", "command", "run_dir"):
         arguments.pop(key, None)
-    with abandon_if_empty(run_dir):
+    with abandon_if_empty(run_dir) if is_first else nullcontext():
         results: Mapping[str, float] = function(run_dir=run_dir, **arguments.as_dict())
-    clock.close(run_dir, recipe.path, config.get("seed"), resumed, results)
+    if is_first:
+        clock.close(run_dir, recipe.path, config.get("seed"), resumed, results)
+
+
+def _rank() -> int:
+    """This process's number among those of the job, as its starter says; 0 for one that is alone."""
+    return next((int(os.environ[name]) for name in RANKS if name in os.environ), 0)
 
 
 def _command(recipe: Recipe, words: Sequence[str]) -> str:

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,6 +99,36 @@ def test_complete_runs_are_refused_without_overwrite(tmp_path, capsys, stage_rec
     assert "+  rate: 9.0" in refused(capsys, "run", stage_recipe, "--settings.rate=9")
     main(["run", stage_recipe, "--settings.rate=9", "--overwrite"])
     assert json.loads((tmp_path / "run" / "out.json").read_text())["rate"] == 9.0
+
+
+def ranked_stage(run_dir: Path) -> dict[str, float]:
+    """A stage of several processes: each leaves a file, which nobody else writes."""
+    rank = os.environ.get("LOCAL_RANK", "0")
+    (run_dir / f"rank{rank}").write_text(str((run_dir / "config.yaml").exists()))
+    return {"rank": float(rank)}
+
+
+def test_processes_of_a_stage_join_the_first_ones_run(tmp_path, monkeypatch, capsys):
+    """What a launcher starts again with the same words writes no config and no record of its own."""
+    recipe = write(tmp_path / "stage.yaml", {"command": f"{__name__}.ranked_stage", "run_dir": str(tmp_path / "run")})
+    with ThreadPoolExecutor(1) as first:
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        second = first.submit(main, ["run", recipe])  # waits for the first to claim the folder
+        time.sleep(0.3)
+        assert not second.done() and not (tmp_path / "run").exists()
+        (tmp_path / "run").mkdir()
+        resolved = {"command": f"{__name__}.ranked_stage", "run_dir": str(tmp_path / "run")}
+        (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False))
+        second.result(timeout=30)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml", "rank1"}
+    monkeypatch.delenv("LOCAL_RANK")
+    main(["run", recipe])  # the first process: takes the folder up, closes the run
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["results"] == {"rank": 0.0}
+    monkeypatch.setenv("RANK", "3")
+    words = ["--parent=x", "--plan=y", f"--run_dir={tmp_path / 'other'}"]
+    alone = write(tmp_path / "assemble.yaml", {"command": "assemble"})
+    assert "assemble runs in one process; this one was started as number 3" in refused(capsys, "run", alone, *words)
+    assert not (tmp_path / "other").exists()
 
 
 def test_bad_input_is_one_message_and_leaves_nothing(tmp_path, capsys, stage_recipe):

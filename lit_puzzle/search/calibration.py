@@ -99,19 +99,23 @@ class CalibrationData(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Lets the parent answer its problems (first process only) and writes `calibration.jsonl`."""
+        assert self.trainer is not None
+        self.write_sequences(Path(self.trainer.default_root_dir), str(self.trainer.strategy.root_device))
+
+    def write_sequences(self, folder: Path, device: str) -> None:
+        """Lets the parent answer its problems on a device and writes `calibration.jsonl`; nothing for a given file."""
         if self.environments is None:
             return
-        assert self.trainer is not None
         asked = draw(self.environments, self.efforts, self.num_problems, self.seed, held_out=False)
         tokenizer = AutoTokenizer.from_pretrained(self.parent)
         prompts = [tokenizer(render_prompt(tokenizer, *pair), add_special_tokens=False)["input_ids"] for pair in asked]
-        model = load_model(self.parent, self.dtype, device=str(self.trainer.strategy.root_device)).eval()
+        model = load_model(self.parent, self.dtype, device=device).eval()
         answers = self._answer(model, tokenizer, prompts)
         lines = []
         for (problem, effort), prompt, answer in zip(asked, prompts, answers, strict=True):
             origin = {"prompt_tokens": len(prompt), "environment": problem.environment, "effort": effort}
             lines.append(json.dumps({"input_ids": [*prompt, *answer], **origin}) + "\n")
-        write_atomically(Path(self.trainer.default_root_dir) / CALIBRATION_FILE, "".join(lines))
+        write_atomically(folder / CALIBRATION_FILE, "".join(lines))
 
     def _answer(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]]
@@ -131,15 +135,42 @@ class CalibrationData(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Reads and checks the sequences, on every process."""
         assert self.trainer is not None
-        if self.sequences is None:
-            file = Path(self.trainer.default_root_dir) / CALIBRATION_FILE  # just written by the first process
-        else:
-            file = require_input(self.sequences, "calibration data")
+        self.batches = self.read_batches(Path(self.trainer.default_root_dir))
+
+    def read_batches(self, folder: Path) -> list[list[list[int]]]:
+        """The batches of all processes.
+
+        Args:
+            folder: Where `write_sequences` wrote, if the sequences are the parent's answers.
+
+        Raises:
+            ValueError: Sequences the parent cannot read.
+        """
+        file = self._file(folder)
         config = AutoConfig.from_pretrained(self.parent)
         rows = read_sequences(file, self.parent)
         check_sequences(rows, file, config.vocab_size, config.max_position_embeddings)
         rows.sort(key=len, reverse=True)  # stable; the longest batch first, so that too little memory shows at once
-        self.batches = [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
+        return [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
+
+    def prompt_lengths(self, folder: Path) -> list[list[int]]:
+        """How many tokens of each sequence of `read_batches(folder)` the parent was given; 0 where the file is silent.
+
+        Raises:
+            ValueError: Not fewer than the sequence has.
+        """
+        file = self._file(folder)
+        prompts, rows = read_prompt_lengths(file), read_sequences(file, self.parent)
+        for number, (prompt, row) in enumerate(zip(prompts, rows, strict=True), 1):
+            if not 0 <= prompt < len(row):
+                raise ValueError(f"{file}: sequence {number} has {len(row)} tokens, prompt_tokens is {prompt}.")
+        order = sorted(range(len(rows)), key=lambda place: len(rows[place]), reverse=True)  # stable, as `read_batches`
+        ordered = [prompts[place] for place in order]
+        return [ordered[start : start + self.batch_size] for start in range(0, len(ordered), self.batch_size)]
+
+    def _file(self, folder: Path) -> Path:
+        written = folder / CALIBRATION_FILE
+        return written if self.sequences is None else require_input(self.sequences, "calibration data")
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """This process's batches."""
@@ -217,6 +248,19 @@ def read_sequences(file: Path, parent: Path) -> list[list[int]]:
     if not rows:
         raise ValueError(f'{file} holds no sequence. Give one {{"input_ids": [...]}} or {{"text": "..."}} per line.')
     return rows
+
+
+def read_prompt_lengths(file: Path) -> list[int]:
+    """`prompt_tokens` of each sequence of a file that `read_sequences` reads, 0 where there is none."""
+    lengths = []
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                length = json.loads(line).get("prompt_tokens", 0)
+                if type(length) is not int:
+                    raise ValueError(f"{file}:{number}: prompt_tokens must be a whole number, got {length!r}.")
+                lengths.append(length)
+    return lengths
 
 
 def _parse(line: str, where: str) -> list[int] | str:

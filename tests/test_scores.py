@@ -1,0 +1,76 @@
+"""The file of scores: it comes back bit for bit, means have their standard errors, other forms are refused by name."""
+
+import json
+import math
+
+import pytest
+
+from lit_puzzle.search.scores import Measurement, Scores, measure
+
+GOOD = Scores(
+    "print",
+    3,
+    50,
+    {
+        (0, "experts=4"): {"kl": Measurement(0.1, 1 / 3), "hidden_mse": Measurement(1e-300, 0.0)},
+        (2, "window=16"): {"kl": Measurement(-0.25, 0.5)},
+    },
+)
+
+
+def test_it_comes_back_from_folder_or_file(tmp_path):
+    GOOD.save(tmp_path)
+    assert Scores.load(tmp_path) == GOOD == Scores.load(tmp_path / "scores.json")
+    first = json.loads((tmp_path / "scores.json").read_text())["entries"][0]
+    assert first["layer"] == 0 and first["candidate"] == "experts=4"
+    assert first["metrics"]["kl"] == {"mean": 0.1, "standard_error": 1 / 3}
+
+
+def test_mean_and_standard_error():
+    # 1, 2, 6: mean 3, deviations 4 + 1 + 9 = 14, variance 7, error sqrt(7 / 3)
+    assert measure([1.0, 2.0, 6.0]) == Measurement(3.0, math.sqrt(7 / 3))
+    with pytest.raises(ValueError, match="1 samples were scored; a standard error needs two"):
+        measure([1.0])
+
+
+def test_scores_of_another_parent_are_refused():
+    GOOD.check_parent("print")
+    with pytest.raises(ValueError, match="of parent print, not of other"):
+        GOOD.check_parent("other")
+
+
+def change(path: list[object], value: object) -> dict:
+    data = GOOD.to_json()
+    place = data
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    return data
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (change(["extra"], 1), "exactly the keys"),
+        (change(["samples"], -1), "samples must be a whole number"),
+        (change(["parent_fingerprint"], None), "parent_fingerprint must be a text"),
+        (change(["entries", 0, "layer"], 1.5), "layer must be a whole number"),
+        (change(["entries", 0, "extra"], 1), "an entry must have exactly the keys"),
+        (change(["entries", 0, "metrics", "kl"], 0.5), "layer 0, candidate 'experts=4', kl must have exactly the keys"),
+        (change(["entries", 0, "metrics", "kl", "mean"], "0.5"), "must be numbers"),
+        (change(["entries", 1], GOOD.to_json()["entries"][0]), "layer 0, candidate 'experts=4' comes twice"),
+        ([], "exactly the keys"),
+    ],
+)
+def test_other_forms_are_refused(tmp_path, data, message):
+    (tmp_path / "scores.json").write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=message):
+        Scores.load(tmp_path)
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"no scores.json. Make it with: lightning run recipes/score.yaml"):
+        Scores.load(tmp_path)
+    (tmp_path / "scores.json").write_text("{")
+    with pytest.raises(ValueError, match=r"scores\.json: "):
+        Scores.load(tmp_path)

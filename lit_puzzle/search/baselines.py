@@ -1,0 +1,202 @@
+"""Ways to choose a plan without proof, to measure the exact search against; called like `lit_puzzle.search.mip.solve`.
+
+- greedy: start at the parent; while a limit is exceeded take, for the one exceeded most, the replacement with the best
+  saving per damage; a candidate once left is not taken again.
+- uniform: the same expert count in every layer and the same window in every layer that offers it; the least damaging
+  of those within the limits.
+- random: a plan drawn evenly; while a limit is exceeded, a random layer moves to a random candidate that costs less in
+  the limit exceeded most. Seeded.
+- max_parameters: the plan with the most parameters within the limits, whatever the damage (exact, by the same solver).
+
+Of several options of a scenario each takes the one that the plan at hand exceeds least. `Infeasible` means that none
+was found; only `max_parameters` proves that there is none.
+
+Source: arXiv 2411.19146 compares its search with greedy choice and with maximal parameters.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random as random_module
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import replace
+
+from lit_puzzle.search import mip
+from lit_puzzle.search.choices import Infeasible, Limit, Problem, Settings, Solution, Traits
+
+RESTARTS = 100
+Solver = Callable[[Problem, Settings], list[Solution]]
+
+
+def greedy(problem: Problem, settings: Settings = Settings()) -> list[Solution]:  # noqa: B008  (frozen)
+    """See the module's docstring.
+
+    Raises:
+        Infeasible: No replacement was left that saves something.
+        ValueError: More than one solution is asked for.
+    """
+    _one_only("greedy", settings)
+    plans = (_greedy(problem, label) for label in problem.labels() or [None])
+    return _best("greedy", problem, (plan for plan in plans if plan is not None))
+
+
+def _greedy(problem: Problem, label: Hashable) -> list[int] | None:
+    allowed = _allowed(problem, label)
+    chosen = [min(row, key=lambda i: (i != 0, damage[i])) for row, damage in zip(allowed, problem.damage)]
+    while (limit := _exceeded_most(problem, chosen)) is not None:
+        moves = [
+            (_merit(limit.coefficients[layer], problem.damage[layer], chosen[layer], index), layer, index)
+            for layer, row in enumerate(allowed)
+            for index in row
+            if limit.coefficients[layer][index] < limit.coefficients[layer][chosen[layer]]
+        ]
+        if not moves:
+            return None
+        _, layer, index = max(moves)
+        allowed[layer].remove(chosen[layer])
+        chosen[layer] = index
+    return chosen
+
+
+def _merit(costs: Sequence[float], damages: Sequence[float], now: int, then: int) -> tuple[float, float]:
+    """Saving per damage; a replacement that does no further damage is better than any that does."""
+    saving, harm = costs[now] - costs[then], damages[then] - damages[now]
+    return (math.inf, saving) if harm <= 0 else (saving / harm, saving)
+
+
+def uniform(problem: Problem, settings: Settings = Settings()) -> list[Solution]:  # noqa: B008
+    """See the module's docstring.
+
+    Raises:
+        Infeasible: No uniform plan is within the limits.
+        ValueError: More than one solution is asked for, or the problem has no traits.
+    """
+    _one_only("uniform", settings)
+    return _best("uniform", problem, _uniform_plans(_traits(problem)))
+
+
+def _uniform_plans(traits: Traits) -> Iterator[list[int]]:
+    counts = sorted({count for row in traits.experts for count in row}, reverse=True)
+    windows = {window for row in traits.windows for window in row if window is not None}
+    for count, window in itertools.product(counts, [None, *sorted(windows, reverse=True)]):
+        plan = []
+        for experts, offered in zip(traits.experts, traits.windows):
+            own = offered[0]  # the parent's; None in `window` leaves every layer its own
+            wanted = window if window is not None and window in offered else own
+            plan += [i for i, kind in enumerate(zip(experts, offered)) if kind == (count, wanted)][:1]
+        if len(plan) == len(traits.experts):
+            yield plan
+
+
+def random(problem: Problem, settings: Settings = Settings()) -> list[Solution]:  # noqa: B008
+    """See the module's docstring.
+
+    Raises:
+        Infeasible: None of 100 draws could be repaired.
+        ValueError: More than one solution is asked for.
+    """
+    _one_only("random", settings)
+    generator = random_module.Random(settings.seed)
+    for _ in range(RESTARTS):
+        allowed = _allowed(problem, generator.choice(problem.labels() or [None]))
+        chosen = [generator.choice(row) for row in allowed]
+        if _repair(problem, allowed, chosen, generator):
+            return _best("random", problem, [chosen])
+    return _best("random", problem, [])
+
+
+def _repair(problem: Problem, allowed: list[list[int]], chosen: list[int], generator: random_module.Random) -> bool:
+    for _ in range(10 * sum(len(row) for row in allowed)):
+        limit = _exceeded_most(problem, chosen)
+        if limit is None:
+            return True
+        cheaper = [
+            (layer, index)
+            for layer, row in enumerate(allowed)
+            for index in row
+            if limit.coefficients[layer][index] < limit.coefficients[layer][chosen[layer]]
+        ]
+        if not cheaper:
+            return False
+        layer = generator.choice(sorted({layer for layer, _ in cheaper}))
+        chosen[layer] = generator.choice([index for other, index in cheaper if other == layer])
+    return False
+
+
+def max_parameters(problem: Problem, settings: Settings = Settings()) -> list[Solution]:  # noqa: B008
+    """See the module's docstring.
+
+    Raises:
+        Infeasible: There is no plan within the limits.
+        ValueError: The problem has no traits.
+    """
+    fewest = tuple(tuple(-float(count) for count in row) for row in _traits(problem).parameters)
+    found = mip.solve(replace(problem, damage=fewest), settings)
+    return [Solution(s.chosen, problem.total_damage(s.chosen), s.options) for s in found]
+
+
+def _traits(problem: Problem) -> Traits:
+    if problem.traits is None:
+        raise ValueError("this baseline needs to know what the candidates are: give the Problem its traits")
+    return problem.traits
+
+
+def _one_only(name: str, settings: Settings) -> None:
+    if settings.num_solutions != 1:
+        raise ValueError(f"solver {name!r} gives one plan; num_solutions: {settings.num_solutions} needs solver: mip")
+
+
+def _allowed(problem: Problem, label: Hashable) -> list[list[int]]:
+    """Candidates of every layer that no limit that always holds forbids, of one label when the problem has labels."""
+    labels = problem.same or [[None] * len(row) for row in problem.damage]
+    forbidden = [
+        [any(limit.coefficients[layer][i] == math.inf for limit in problem.limits) for i in range(len(row))]
+        for layer, row in enumerate(problem.damage)
+    ]
+    rows = [
+        [i for i, other in enumerate(row) if (other == label or problem.same is None) and not forbidden[layer][i]]
+        for layer, row in enumerate(labels)
+    ]
+    if not all(rows):
+        raise Infeasible("A layer has no candidate that is allowed at all.")
+    return rows
+
+
+def _exceeded_most(problem: Problem, chosen: Sequence[int]) -> Limit | None:
+    """The limit with the largest relative excess, looking at each choice's best option; None when all hold."""
+    groups = [min((_exceeded(option.limits, chosen) for option in options), key=_size) for options in problem.choices]
+    worst = max([_exceeded(problem.limits, chosen), *groups], key=_size)
+    return worst[1] if worst[0] > 0 else None
+
+
+def _exceeded(limits: Sequence[Limit], chosen: Sequence[int]) -> tuple[float, Limit | None]:
+    return max(((limit.excess(chosen), limit) for limit in limits), key=_size, default=(0.0, None))
+
+
+def _size(item: tuple[float, Limit | None]) -> float:
+    return item[0]
+
+
+def _best(name: str, problem: Problem, plans: Iterator[list[int]] | list[list[int]]) -> list[Solution]:
+    found = []
+    for plan in plans:
+        options = problem.options_that_hold(plan)
+        if options is not None:
+            found.append(Solution(tuple(plan), problem.total_damage(plan), options))
+    if not found:
+        raise Infeasible(
+            f"The solver {name!r} found no plan within the limits, which does not mean that there is none: "
+            "solver: mip decides that.",
+            proven=False,
+        )
+    return [min(found, key=lambda solution: solution.damage)]
+
+
+SOLVERS: dict[str, Solver] = {
+    "mip": mip.solve,
+    "greedy": greedy,
+    "uniform": uniform,
+    "random": random,
+    "max_parameters": max_parameters,
+}

@@ -1,0 +1,181 @@
+"""Bench: proven optimum of a search at the shape of gpt-oss-120b, and how soon `lightning run` reaches its solver.
+
+    python scripts/bench/search.py [--runs 7]
+
+36 layers, 12 candidates in each (6 expert counts x full or 8192-token window where attention is full, 12 expert counts
+elsewhere), made-up damages with another seed in every run, costs from the roofline, targets of arXiv 2602.11937: on
+8 x H100 at least 1.6 times the parent at 64K/64K and 1.2 times at 4K/4K.
+
+    solve     one deployment and batch per scenario: seconds of one proven solve                       goal 1
+    product   8 batch sizes x 2 scenarios x every deployment: seconds until proven                      goal 10
+    startup   `lightning run` of a recipe of this size, in a new process, to the solver's first line    goal 1
+
+Medians of wall-clock seconds with CPU seconds beside them, and the slowest; library and scores lie in a temporary
+folder. Ends with one JSON line.
+"""
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from lit_puzzle.search import mip
+from lit_puzzle.search.cost import CostModel, ModelShape
+from lit_puzzle.search.damage import DamageRule
+from lit_puzzle.search.library import Candidate, Library, candidate_name, parent_blocks
+from lit_puzzle.search.problem import Search, write_problem
+from lit_puzzle.search.roofline import Roofline
+from lit_puzzle.search.scores import Measurement, Scores
+from lit_puzzle.spec import BlockSpec, Budget, Scenario, Target
+
+COUNTS = (8, 16, 32, 64, 96, 128)
+MORE_COUNTS = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128)  # pads layers without a choice of window to 12
+WINDOW = 8192
+BATCHES = (32, 48, 64, 96, 128, 160, 192, 256)
+CONFIG = {
+    "model_type": "gpt_oss",
+    "hidden_size": 2880,
+    "intermediate_size": 2880,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "vocab_size": 201088,
+    "num_local_experts": 128,
+    "num_experts_per_tok": 4,
+    "sliding_window": 128,
+}
+TARGETS = (
+    Target(Scenario("H100", 8, 65536, 65536), Budget(throughput_over_parent=1.6)),
+    Target(Scenario("H100", 8, 4096, 4096), Budget(throughput_over_parent=1.2)),
+)
+RECIPE = """command: search
+run_dir: {folder}/run
+library: {folder}/library
+scores: {folder}/scores
+times: {{class_path: lit_puzzle.search.roofline.Roofline}}
+targets:
+- scenario: {{gpu: H100, num_gpus: 8, prompt_tokens: 65536, generated_tokens: 65536}}
+  budget: {{throughput_over_parent: 1.6}}
+- scenario: {{gpu: H100, num_gpus: 8, prompt_tokens: 4096, generated_tokens: 4096}}
+  budget: {{throughput_over_parent: 1.2}}
+"""
+
+
+def make_library(padded: bool = True, seed: int = 0) -> Library:
+    """The 120B search space with a made-up order of importance of its experts."""
+    generator, layers = random.Random(seed), []
+    for own in parent_blocks(CONFIG):
+        order = list(own.experts)
+        generator.shuffle(order)
+        windows = [None, WINDOW] if own.window_tokens is None else [own.window_tokens]
+        counts = COUNTS if len(windows) > 1 or not padded else MORE_COUNTS
+        blocks = [BlockSpec(tuple(sorted(order[:count])), window) for window in windows for count in counts]
+        blocks.sort(key=lambda block: block != own)
+        layers.append(tuple(Candidate(candidate_name(own, block), block) for block in blocks))
+    return Library("made-up", 128, CONFIG, tuple(layers))
+
+
+def make_scores(library: Library, seed: int = 0) -> Scores:
+    """Damages that grow with the experts that go, by a factor of the layer; windows cost by a factor of theirs."""
+    generator, entries = random.Random(seed), {}
+    for layer, row in enumerate(library.layers):
+        experts, window = generator.lognormvariate(-4, 0.7), generator.lognormvariate(-5, 1.5)
+        for candidate in row:
+            gone = 1 - candidate.block.num_experts / 128
+            names = {f"experts={candidate.block.num_experts}": experts * gone**2 * generator.uniform(0.95, 1.05)}
+            names |= {f"window={candidate.block.window_tokens}": window}
+            for name, value in names.items():
+                noise = Measurement(0.02 * value, 0.0)
+                entries[layer, name] = {
+                    "kl": Measurement(value, noise.mean),
+                    "long_context": Measurement(10 * value, 0.0),
+                }
+    return Scores(library.parent_fingerprint, 128, 128 * 32768, entries)
+
+
+def make_search(seed: int, one_option: bool) -> Search:
+    """The problem in numbers; `one_option` keeps the deployment and batch of each scenario that a first search took."""
+    library = make_library()
+    damages = DamageRule().damages(library, make_scores(library, seed))
+    models = [CostModel(ModelShape.from_config(CONFIG), target.scenario, Roofline()) for target in TARGETS]
+    written = write_problem(library.layers, damages, TARGETS, models, Budget(), batch_sizes=BATCHES)
+    if not one_option:
+        return written
+    (best,) = mip.solve(written.problem)
+    choices = tuple((options[index],) for options, index in zip(written.problem.choices, best.options))
+    return replace(written, problem=replace(written.problem, choices=choices))
+
+
+def proven_solve(written: Search) -> tuple[float, float]:
+    """Wall-clock and CPU seconds of one solve."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    (solution,) = mip.solve(written.problem)
+    if not solution.proven or solution.gap != 0:
+        raise SystemExit(f"not proven: {solution}")
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def seconds_to_first_line(recipe: Path) -> tuple[float, float]:
+    """Wall-clock and CPU seconds of a process from its start to the solver's first line, where it is ended."""
+    command = [sys.executable, "-m", "lit_puzzle", "run", str(recipe), "--overwrite"]
+    start = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        first = next((line for line in run.stdout if line.startswith("solver")), None)
+        seconds = time.perf_counter() - start
+        run.kill()
+        usage = os.wait4(run.pid, 0)[2]
+        run.returncode = 0
+    if first is None:
+        raise SystemExit("`lightning run` failed")
+    return seconds, usage.ru_utime + usage.ru_stime
+
+
+def imports_torch(recipe: Path) -> bool:
+    """Whether a whole run loads torch."""
+    code = "import sys; from lit_puzzle.cli import main; main(sys.argv[1:]); print('torch' in sys.modules)"
+    command = [sys.executable, "-c", code, "run", str(recipe), "--overwrite"]
+    return subprocess.check_output(command, text=True).split()[-1] != "False"
+
+
+def main(runs: int) -> None:
+    results: dict[str, float | bool] = {}
+    for name, one_option in (("solve", True), ("product", False)):
+        pairs = [proven_solve(make_search(seed, one_option)) for seed in range(runs)]
+        results |= medians(name, pairs) | {f"{name}_slowest_seconds": max(wall for wall, _ in pairs)}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for part in ("library", "scores"):
+            (folder / part).mkdir()
+        library = make_library()
+        library.save(folder / "library")
+        make_scores(library).save(folder / "scores")
+        recipe = folder / "search.yaml"
+        recipe.write_text(RECIPE.format(folder=folder))
+        results |= medians("startup", [seconds_to_first_line(recipe) for _ in range(runs)])
+        results["imports_torch"] = imports_torch(recipe)
+    for key, value in results.items():
+        print(f"{key:24} {value if isinstance(value, bool) else round(value, 3)}")
+    print(json.dumps(results))
+
+
+def medians(name: str, pairs: list[tuple[float, float]]) -> dict[str, float | bool]:
+    """Medians of wall-clock and CPU seconds."""
+    walls, cpus = zip(*pairs)
+    return {f"{name}_seconds": statistics.median(walls), f"{name}_cpu_seconds": statistics.median(cpus)}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=7)
+    main(parser.parse_args().runs)

@@ -121,10 +121,10 @@ def run_stage(command: str, recipe: Recipe, words: Sequence[str], overwrite: boo
     else:
         join_run(run_dir, resolved)
     clock = RunClock()
-    arguments = parser.instantiate(Namespace(config.clone()))
-    for key in ("config", "command", "run_dir"):
-        arguments.pop(key, None)
     with abandon_if_empty(run_dir) if is_first else nullcontext():
+        arguments = parser.instantiate(Namespace(config.clone()))
+        for key in ("config", "command", "run_dir"):
+            arguments.pop(key, None)
         results: Mapping[str, float] = function(run_dir=run_dir, **arguments.as_dict())
     if is_first:
         clock.close(run_dir, recipe.path, config.get("seed"), resumed, results)

@@ -61,16 +61,20 @@ def require_input(path: Path, purpose: str) -> Path:
     Raises:
         ValueError: It is missing, or the run that writes it has not finished; names the command that makes it.
     """
-    given, maker = path, recipe_that_makes(path)
-    advice = f" Make it with: lightning run {maker}" if maker else ""
+    given = path
     if not path.exists() and path.parts[:1] == (PACKAGE.name,):
         path = PACKAGE.joinpath(*path.parts[1:])
     if not path.exists():
-        raise ValueError(f"The {purpose} {str(given)!r} does not exist.{advice}")
+        raise ValueError(f"The {purpose} {str(given)!r} does not exist.{_how_to_make(given)}")
     run_folder = next((folder for folder in (path, *path.parents) if (folder / CONFIG).is_file()), None)
     if run_folder is not None and not is_complete(run_folder):
-        raise ValueError(f"The {purpose} {str(path)!r} is in a run folder that is not complete.{advice}")
+        raise ValueError(f"The {purpose} {str(path)!r} is in a run folder that is not complete.{_how_to_make(given)}")
     return path
+
+
+def _how_to_make(path: Path) -> str:
+    maker = recipe_that_makes(path)
+    return f" Make it with: lightning run {maker}" if maker else ""
 
 
 def open_run(run_dir: Path, config: str, overwrite: bool) -> bool:

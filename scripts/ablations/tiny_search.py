@@ -1,0 +1,133 @@
+"""Ablation of the search on the tiny model: solvers, expert scores, window scores, before any training.
+
+    python scripts/ablations/search.py [--seeds 0 1 2] [--folder runs/ablation_search]
+
+For every seed (of the calibration problems and of the evaluation's sampling): importance, block library, scores; then
+for every variant below the search of `recipes/search.yaml` under the same budget, the assembled child, and its
+accuracy on held-out problems, the same for all. A finished step is not run again. Ends with the table and a JSON line.
+"""
+
+import argparse
+import json
+import os
+import statistics
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from lit_puzzle.cli import run
+from lit_puzzle.runs import is_complete
+from lit_puzzle.search.library import Library
+from lit_puzzle.search.scores import Scores
+
+RULES = {"leave_one_out": "LeaveOneOut", "reap": "Reap", "frequency": "Frequency", "random": "Random"}
+EFFORTS = ("low", "medium", "high")
+EXPERTS_ONLY = "--damage.window_metric=null"
+# name -> (expert scores, overrides of recipes/search.yaml)
+VARIANTS: dict[str, tuple[str, list[str]]] = {
+    "search (MIP)": ("leave_one_out", []),
+    "greedy": ("leave_one_out", ["--solver=greedy"]),
+    "uniform": ("leave_one_out", ["--solver=uniform"]),
+    "random, draw 1": ("leave_one_out", ["--solver=random", "--seed=1"]),
+    "random, draw 2": ("leave_one_out", ["--solver=random", "--seed=2"]),
+    "random, draw 3": ("leave_one_out", ["--solver=random", "--seed=3"]),
+    "max parameters": ("leave_one_out", ["--solver=max_parameters"]),
+    "experts by REAP": ("reap", []),
+    "experts by frequency": ("frequency", []),
+    "experts at random": ("random", []),
+    "windows by kl": ("leave_one_out", [EXPERTS_ONLY]),
+    "windows and experts by hidden_mse": ("leave_one_out", [EXPERTS_ONLY, "--damage.metric=hidden_mse"]),
+    "windows and experts by mean_rank": ("leave_one_out", [EXPERTS_ONLY, "--damage.metric=mean_rank"]),
+    "windows by long context, experts by hidden_mse": ("leave_one_out", ["--damage.metric=hidden_mse"]),
+    "balance 0.1": ("leave_one_out", ["--damage.balance=0.1"]),
+    "balance 0.3": ("leave_one_out", ["--damage.balance=0.3"]),
+    "balance 0.7": ("leave_one_out", ["--damage.balance=0.7"]),
+    "balance 0.9": ("leave_one_out", ["--damage.balance=0.9"]),
+}
+BUDGETS = {"1.25M parameters": [], "1.5M parameters": ["--limits.total_parameters=1500000"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--folder", type=Path, default=Path("runs/ablation_search"))
+    arguments = parser.parse_args()
+    found = {seed: variants(arguments.folder / f"seed{seed}", seed) for seed in arguments.seeds}
+    for budget in BUDGETS:
+        print(f"\n{budget}\n| variant | {' | '.join(EFFORTS)} | mean | of each seed | plan of the first |")
+        for name in VARIANTS:
+            rows = [found[seed][budget][name] for seed in arguments.seeds]
+            cells = [f"{statistics.mean(row[effort] for row in rows):.3f}" for effort in (*EFFORTS, "mean")]
+            by_seed = " ".join(f"{row['mean']:.3f}" for row in rows)
+            print(f"| {name} | {' | '.join(cells)} | {by_seed} | {rows[0]['plan']} |")
+    print(json.dumps(found))
+
+
+def variants(folder: Path, seed: int) -> dict[str, dict[str, dict[str, Any]]]:
+    for rule in RULES:
+        prepare(folder, seed, rule)
+    results: dict[str, dict[str, dict[str, Any]]] = {budget: {} for budget in BUDGETS}
+    evaluated: dict[str, dict[str, Any]] = {}
+    for index, (budget, limits) in enumerate(BUDGETS.items()):
+        for number, (name, (rule, changes)) in enumerate(VARIANTS.items()):
+            place = folder / f"budget{index}_variant{number}"
+            sources = [f"--library={folder}/library_{rule}", f"--scores={folder}/scores_{rule}.json", "--sweep=null"]
+            stage("search", place / "search", [*sources, *limits, *changes])
+            plan = place / "search" / "plan.json"
+            content = json.dumps(json.loads(plan.read_text())["plan"])
+            if content not in evaluated:
+                evaluated[content] = measured(place, plan)
+            results[budget][name] = evaluated[content]
+    return results
+
+
+def prepare(folder: Path, seed: int, rule: str) -> None:
+    """Importance by one rule, its library, and the scores of that library."""
+    importance, library, scores = (folder / f"{what}_{rule}" for what in ("importance", "library", "score"))
+    changes = [
+        f"--model.init_args.method=lit_puzzle.search.expert_scores.{RULES[rule]}",
+        f"--data.init_args.seed={seed}",
+    ]
+    if rule == "random":
+        changes.append(f"--model.init_args.method.init_args.seed={seed}")
+    stage("importance", importance, changes)
+    stage("library", library, [f"--importance={importance}"])
+    first = folder / "score_leave_one_out"
+    changes = [f"--library={library}", f"--seed={seed}"]
+    if scores != first:  # windows do not depend on the rule: they keep the scores they have
+        changes += ["--data.init_args.environments=null", "--evaluations=null"]
+        changes += [f"--data.init_args.sequences={first}/calibration.jsonl"]
+    stage("score", scores, changes)
+    own, windows = Scores.load(scores), Scores.load(first)
+    entries = {
+        key: windows.entries[key] if key[1].startswith("window=") else metrics for key, metrics in own.entries.items()
+    }
+    file = folder / f"scores_{rule}.json"
+    merged = Scores(own.parent_fingerprint, own.samples, own.tokens, entries)
+    file.write_text(json.dumps(merged.to_json()))
+    assert Library.load(library).parent_fingerprint == merged.parent_fingerprint
+
+
+def stage(recipe: str, run_dir: Path, changes: list[str]) -> None:
+    if not is_complete(run_dir):
+        run(f"recipes/{recipe}.yaml", [f"--run_dir={run_dir}", *changes])
+
+
+def measured(place: Path, plan: Path) -> dict[str, Any]:
+    """Accuracy of the assembled child, and its plan in short: experts per layer, w where a window was put."""
+    keys = ["--importance=null", "--experts=null", "--windows=null"]
+    stage("assemble", place / "assemble", [f"--plan={plan}", *keys])
+    stage("evaluate", place / "evaluate", [f"--checkpoint={place}/assemble/child"])
+    results = json.loads((place / "evaluate" / "run.json").read_text())["results"]
+    accuracy = {effort: results[f"accuracy/{effort}"] for effort in EFFORTS}
+    blocks = json.loads(plan.read_text())["plan"]["blocks"]
+    short = " ".join(
+        f"{len(block['experts'])}" + (f"w{block['window_tokens']}" if layer % 2 and block["window_tokens"] else "")
+        for layer, block in enumerate(blocks)
+    )
+    return accuracy | {"mean": statistics.mean(accuracy.values()), "plan": short}
+
+
+if __name__ == "__main__":
+    main()

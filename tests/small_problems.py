@@ -5,7 +5,7 @@ import math
 
 from hypothesis import strategies as st
 
-from lit_puzzle.search.choices import Limit, Option, Problem
+from lit_puzzle.search.solver.choices import Limit, Option, Problem
 
 NUMBERS = st.one_of(st.integers(0, 6).map(float), st.floats(0, 6, allow_nan=False).map(lambda value: round(value, 3)))
 

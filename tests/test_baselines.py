@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_problems import SMALL, all_plans, brute_force, feasible, problems
 
-from lit_puzzle.search.baselines import SOLVERS, greedy, max_parameters, random, uniform
-from lit_puzzle.search.choices import Infeasible, Limit, Problem, Settings, Traits
+from lit_puzzle.search.solver.baselines import SOLVERS, greedy, max_parameters, random, uniform
+from lit_puzzle.search.solver.choices import Infeasible, Limit, Problem, Settings, Traits
 
 
 def with_traits(problem):

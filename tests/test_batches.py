@@ -2,8 +2,8 @@
 
 import pytest
 
-from lit_puzzle.search.batches import LADDER, finer, ladder
 from lit_puzzle.search.cost import Deployment
+from lit_puzzle.search.solver.batches import LADDER, finer, ladder
 
 ONE, TWO = Deployment(1, 1, 8), Deployment(2, 1, 4)
 

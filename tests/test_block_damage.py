@@ -7,7 +7,7 @@ import torch
 from live_bytes import LiveBytes
 from torch import Tensor
 
-from lit_puzzle.search.block_damage import (
+from lit_puzzle.search.replacing.block_damage import (
     METRICS,
     NO_TOKEN,
     ScoredTokens,

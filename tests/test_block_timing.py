@@ -10,10 +10,18 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from lit_puzzle.search.block_timing import Bench, Machine, Points, filled_cache, measure, puzzle_config, same_cache
 from lit_puzzle.search.cost import CostModel
-from lit_puzzle.search.serving import Block, Engine, ModelShape, Setting, parent_blocks
-from lit_puzzle.search.timed_blocks import AXES, TimedBlocks
+from lit_puzzle.search.costs.block_timing import (
+    Bench,
+    Machine,
+    Points,
+    filled_cache,
+    measure,
+    puzzle_config,
+    same_cache,
+)
+from lit_puzzle.search.costs.serving import Block, Engine, ModelShape, Setting, parent_blocks
+from lit_puzzle.search.costs.timed_blocks import AXES, TimedBlocks
 from lit_puzzle.spec import Scenario
 
 ROOT = Path(__file__).parent.parent

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from small_problems import SMALL, all_plans, feasible, problems
 
-from lit_puzzle.search.choices import Limit, Problem, Settings
+from lit_puzzle.search.solver.choices import Limit, Problem, Settings
 
 
 @given(problems())

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 import pytest
 
 from lit_puzzle.model.layout import count_parameters, tensor_shapes
-from lit_puzzle.search.accounting import distinct_experts, mean_context, mean_over_life
 from lit_puzzle.search.cost import Block, CostModel, Deployment, Engine, ModelShape, Setting, parent_blocks
-from lit_puzzle.search.roofline import Roofline
+from lit_puzzle.search.costs.accounting import distinct_experts, mean_context, mean_over_life
+from lit_puzzle.search.costs.roofline import Roofline
 from lit_puzzle.spec import Scenario
 
 PARENT_120B: dict[str, Any] = {

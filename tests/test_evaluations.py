@@ -12,9 +12,9 @@ from transformers import AutoTokenizer, GptOssForCausalLM
 from lit_puzzle.evaluate.accuracy import answer_problems
 from lit_puzzle.evaluate.long_context import LongContextAccuracy
 from lit_puzzle.rl.environments import is_held_out
-from lit_puzzle.search.evaluations import answer_items
-from lit_puzzle.search.processes import FabricSettings, launch, load_parent
-from lit_puzzle.search.swap import swapped
+from lit_puzzle.search.replacing.evaluations import answer_items
+from lit_puzzle.search.replacing.processes import FabricSettings, launch, load_parent
+from lit_puzzle.search.replacing.swap import swapped
 from lit_puzzle.spec import BlockSpec
 from lit_puzzle.tiny.tokenizer import build_tokenizer
 from lit_puzzle.tiny.world import Chains, Counting

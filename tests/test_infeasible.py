@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from small_problems import SMALL, all_plans, brute_force, problems, within
 
 from lit_puzzle.search import mip
-from lit_puzzle.search.choices import Infeasible, Limit, Option, Problem
-from lit_puzzle.search.infeasible import explain
+from lit_puzzle.search.solver.choices import Infeasible, Limit, Option, Problem
+from lit_puzzle.search.solver.infeasible import explain
 
 
 def test_one_budget_that_no_plan_meets_is_named_with_its_cheapest_plan():

@@ -20,7 +20,7 @@ from lit_puzzle.evaluate.long_context_tasks import Retrieval, VariableChain, def
 from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig, GptOssPuzzleForCausalLM
 from lit_puzzle.model.loading import load_model
 from lit_puzzle.rl.environments import Environment, is_held_out, render_prompt
-from lit_puzzle.search.evaluations import Evaluation
+from lit_puzzle.search.replacing.evaluations import Evaluation
 from lit_puzzle.tiny.tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS
 from lit_puzzle.tiny.world import Chains, Counting, Sorting
 

@@ -7,12 +7,12 @@ from typing import Any
 import pyarrow.parquet as parquet
 import pytest
 
-from lit_puzzle.search import kernel_tables
-from lit_puzzle.search.accounting import distinct_experts
 from lit_puzzle.search.cost import Block, CostModel, Deployment, Engine, ModelShape, Setting
-from lit_puzzle.search.kernel_laws import DecodeAttention, Experts, PrefillAttention, load_products
-from lit_puzzle.search.kernel_tables import Curve, data_folder, find_system, mix, read_rows
-from lit_puzzle.search.measured_kernels import Collectives, MeasuredKernels
+from lit_puzzle.search.costs import kernel_tables
+from lit_puzzle.search.costs.accounting import distinct_experts
+from lit_puzzle.search.costs.kernel_laws import DecodeAttention, Experts, PrefillAttention, load_products
+from lit_puzzle.search.costs.kernel_tables import Curve, data_folder, find_system, mix, read_rows
+from lit_puzzle.search.costs.measured_kernels import Collectives, MeasuredKernels
 from lit_puzzle.spec import Scenario
 
 SHAPE = ModelShape(

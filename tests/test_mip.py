@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_problems import SMALL, brute_force, feasible, problems, within
 
-from lit_puzzle.search import highs, mip
-from lit_puzzle.search.choices import Infeasible, Limit, Option, Problem, Settings
+from lit_puzzle.search import mip
+from lit_puzzle.search.solver import highs
+from lit_puzzle.search.solver.choices import Infeasible, Limit, Option, Problem, Settings
 
 FEW = settings(max_examples=120, deadline=None, derandomize=True)
 

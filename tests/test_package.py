@@ -25,11 +25,20 @@ def test_wheel_carries_recipes_callbacks_and_assets(tmp_path):
     for model in ("tiny_parent", "tiny_child"):
         names = {path.name for path in (package / "assets" / model).iterdir()}
         assert names >= {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"}
-    assert (package / "search" / "gpus.json").is_file()
+    assert (package / "search" / "costs" / "gpus.json").is_file()
     assert sum(path.stat().st_size for path in (package / "assets").rglob("*")) < 10_000_000
 
 
-LIGHT = ("spec", "cli", "recipe", "runs", "model.layout", "search.cost", "search.measured_kernels", "search.search")
+LIGHT = (
+    "spec",
+    "cli",
+    "recipe",
+    "runs",
+    "model.layout",
+    "search.cost",
+    "search.costs.measured_kernels",
+    "search.search",
+)
 
 
 @pytest.mark.parametrize("module", [f"lit_puzzle.{name}" for name in LIGHT])

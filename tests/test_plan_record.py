@@ -7,9 +7,9 @@ from test_problem import CONFIG, SCENARIO, library
 
 from lit_puzzle.search import mip
 from lit_puzzle.search.cost import CostModel, ModelShape
+from lit_puzzle.search.costs.roofline import Roofline
 from lit_puzzle.search.plan_record import check_totals, headline, plan_record
 from lit_puzzle.search.problem import write_problem
-from lit_puzzle.search.roofline import Roofline
 from lit_puzzle.search.search_report import SweepPoint
 from lit_puzzle.spec import Budget, Plan, Target
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 
 from lit_puzzle.search import mip
-from lit_puzzle.search.choices import Infeasible
 from lit_puzzle.search.cost import GIB, CostModel, ModelShape
+from lit_puzzle.search.costs.roofline import Roofline
 from lit_puzzle.search.library import Candidate, Library, candidate_name, parent_blocks
 from lit_puzzle.search.problem import offered, write_problem
-from lit_puzzle.search.roofline import Roofline
+from lit_puzzle.search.solver.choices import Infeasible
 from lit_puzzle.spec import BlockSpec, Budget, Scenario, Target
 
 CONFIG = {

@@ -6,8 +6,8 @@ from types import ModuleType
 import pytest
 
 from lit_puzzle.search.cost import CostModel, Engine
-from lit_puzzle.search.measured_kernels import MeasuredKernels
-from lit_puzzle.search.roofline import Roofline
+from lit_puzzle.search.costs.measured_kernels import MeasuredKernels
+from lit_puzzle.search.costs.roofline import Roofline
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "bench" / "published_speedups.py"
 

@@ -9,9 +9,9 @@ from live_bytes import LiveBytes
 from test_block_damage import plain
 from transformers import GptOssForCausalLM
 
-from lit_puzzle.search.block_damage import METRICS, NO_TOKEN
-from lit_puzzle.search.replace_block import FEWEST_TOKENS, Memory, ReplaceOneBlock, lay_out, next_tokens
-from lit_puzzle.search.swap import swapped, with_own_blocks
+from lit_puzzle.search.replacing.block_damage import METRICS, NO_TOKEN
+from lit_puzzle.search.replacing.replace_block import FEWEST_TOKENS, Memory, ReplaceOneBlock, lay_out, next_tokens
+from lit_puzzle.search.replacing.swap import swapped, with_own_blocks
 from lit_puzzle.spec import BlockSpec
 
 ALL = tuple(range(8))

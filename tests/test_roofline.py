@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 
 from lit_puzzle.search.cost import Block, Deployment, Engine, ModelShape, Setting
-from lit_puzzle.search.gpus import find_gpu, gpus
-from lit_puzzle.search.roofline import Roofline, attended_pairs
+from lit_puzzle.search.costs.gpus import find_gpu, gpus
+from lit_puzzle.search.costs.roofline import Roofline, attended_pairs
 from lit_puzzle.spec import Scenario
 
 TINY = ModelShape(

@@ -5,8 +5,8 @@ import math
 import pytest
 
 from lit_puzzle.search.library import Candidate, Library
-from lit_puzzle.search.score_files import Entry, ScoreFiles, check_finite, claim_inputs, entries_of
-from lit_puzzle.search.score_table import ranks_by_sample, score_table
+from lit_puzzle.search.replacing.score_files import Entry, ScoreFiles, check_finite, claim_inputs, entries_of
+from lit_puzzle.search.replacing.score_table import ranks_by_sample, score_table
 from lit_puzzle.search.scores import Measurement
 from lit_puzzle.spec import BlockSpec
 

@@ -24,7 +24,7 @@ from lit_puzzle.search.calibration import CalibrationData
 from lit_puzzle.search.candidates import library
 from lit_puzzle.search.importance_file import Importance
 from lit_puzzle.search.library import Library
-from lit_puzzle.search.replace_block import Memory
+from lit_puzzle.search.replacing.replace_block import Memory
 from lit_puzzle.search.scores import Scores
 from lit_puzzle.search.scoring import score
 from lit_puzzle.tiny.tokenizer import build_tokenizer

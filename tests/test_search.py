@@ -13,14 +13,14 @@ import pytest
 
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.search.assemble import assemble
-from lit_puzzle.search.choices import Infeasible
 from lit_puzzle.search.cost import Block, CostModel, Engine, ModelShape
+from lit_puzzle.search.costs.roofline import Roofline
 from lit_puzzle.search.damage import DamageRule
 from lit_puzzle.search.library import Candidate, Library, candidate_name, parent_blocks
 from lit_puzzle.search.mip import DisagreementError
-from lit_puzzle.search.roofline import Roofline
 from lit_puzzle.search.scores import Measurement, Scores
 from lit_puzzle.search.search import search
+from lit_puzzle.search.solver.choices import Infeasible
 from lit_puzzle.spec import BlockSpec, Budget, Plan, Scenario, Target
 
 ROOT = Path(__file__).parent.parent
@@ -227,7 +227,7 @@ RECIPE = """command: lit_puzzle.search.search.search
 run_dir: {folder}/run
 library: {inputs}/library
 scores: {inputs}/scores
-times: {{class_path: lit_puzzle.search.roofline.Roofline}}
+times: {{class_path: lit_puzzle.search.costs.roofline.Roofline}}
 targets:
 - scenario: {{gpu: cpu, num_gpus: 1, prompt_tokens: 96, generated_tokens: 32, expert_dtype: bfloat16}}
   budget: {{total_parameters: {parameters}}}

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from lit_puzzle.search import stopwatch
-from lit_puzzle.search.stopwatch import WARM_UP_RUNS, interleaved, seconds
+from lit_puzzle.search.costs import stopwatch
+from lit_puzzle.search.costs.stopwatch import WARM_UP_RUNS, interleaved, seconds
 
 
 @pytest.fixture

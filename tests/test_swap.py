@@ -16,8 +16,8 @@ from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig, GptOssPuzzleForCausalLM
 from lit_puzzle.model.layout import EXPERT_ROWS, layer_prefix
 from lit_puzzle.model.surgery import prune_layer
 from lit_puzzle.search.library import Candidate
-from lit_puzzle.search.processes import FabricSettings, launch, load_parent
-from lit_puzzle.search.swap import check_trained, swapped, trained_tensors, with_own_blocks
+from lit_puzzle.search.replacing.processes import FabricSettings, launch, load_parent
+from lit_puzzle.search.replacing.swap import check_trained, swapped, trained_tensors, with_own_blocks
 from lit_puzzle.sharding import full
 from lit_puzzle.spec import BlockSpec
 

@@ -14,8 +14,8 @@ import pytest
 from jsonargparse import ArgumentParser
 
 from lit_puzzle.search.cost import CostModel
-from lit_puzzle.search.serving import Block, Deployment, Engine, KernelTimes, ModelShape, Setting
-from lit_puzzle.search.timed_blocks import TimedBlocks, shape_fingerprint
+from lit_puzzle.search.costs.serving import Block, Deployment, Engine, KernelTimes, ModelShape, Setting
+from lit_puzzle.search.costs.timed_blocks import TimedBlocks, shape_fingerprint
 from lit_puzzle.spec import Scenario
 
 SHAPE = ModelShape(96, 64, 4, 2, 32, 128, 2)
@@ -179,9 +179,8 @@ def test_cost_model_adds_these_seconds(times: TimedBlocks) -> None:
 def test_recipes_name_it_by_class_path(write: Callable[[dict[str, Any]], Path]) -> None:
     parser = ArgumentParser()
     parser.add_argument("--times", type=KernelTimes)
-    source = (
-        f"--times={{class_path: lit_puzzle.search.timed_blocks.TimedBlocks, init_args: {{table: {write(a_table())}}}}}"
-    )
+    name = "lit_puzzle.search.costs.timed_blocks.TimedBlocks"
+    source = f"--times={{class_path: {name}, init_args: {{table: {write(a_table())}}}}}"
     times = parser.instantiate(parser.parse_args([source])).times
     assert times.decode_rest(SETTING, 1) == 2e-4
 
@@ -223,5 +222,5 @@ def test_missing_and_unreadable_files_are_named(tmp_path: Path) -> None:
 
 def test_needs_no_torch() -> None:
     heavy = "{'torch', 'lightning', 'transformers', 'pandas'} & set(sys.modules)"
-    code = f"import sys, lit_puzzle.search.timed_blocks; sys.exit(bool({heavy}))"
+    code = f"import sys, lit_puzzle.search.costs.timed_blocks; sys.exit(bool({heavy}))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -22,7 +22,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from lit_puzzle.search.accounting import (
+from lit_puzzle.search.costs.accounting import (
     distinct_experts,
     layer_parameters,
     layer_weight_bytes,
@@ -30,16 +30,16 @@ from lit_puzzle.search.accounting import (
     mean_over_life,
     rest_weight_bytes,
 )
-from lit_puzzle.search.block_cost import BlockCost as BlockCost
-from lit_puzzle.search.block_cost import Prediction as Prediction
-from lit_puzzle.search.gpus import find_gpu
-from lit_puzzle.search.serving import Block as Block
-from lit_puzzle.search.serving import Deployment as Deployment
-from lit_puzzle.search.serving import Engine as Engine
-from lit_puzzle.search.serving import KernelTimes as KernelTimes
-from lit_puzzle.search.serving import ModelShape as ModelShape
-from lit_puzzle.search.serving import Setting as Setting
-from lit_puzzle.search.serving import parent_blocks as parent_blocks
+from lit_puzzle.search.costs.block_cost import BlockCost as BlockCost
+from lit_puzzle.search.costs.block_cost import Prediction as Prediction
+from lit_puzzle.search.costs.gpus import find_gpu
+from lit_puzzle.search.costs.serving import Block as Block
+from lit_puzzle.search.costs.serving import Deployment as Deployment
+from lit_puzzle.search.costs.serving import Engine as Engine
+from lit_puzzle.search.costs.serving import KernelTimes as KernelTimes
+from lit_puzzle.search.costs.serving import ModelShape as ModelShape
+from lit_puzzle.search.costs.serving import Setting as Setting
+from lit_puzzle.search.costs.serving import parent_blocks as parent_blocks
 from lit_puzzle.spec import KV_DTYPE_BYTES, Scenario
 
 GIB = 2**30

@@ -27,9 +27,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from lit_puzzle.search import highs
-from lit_puzzle.search.choices import Grid, Limit, Option, Problem, Settings, Solution
-from lit_puzzle.search.highs import Answer, Program, Relaxation, Row
+from lit_puzzle.search.solver import highs
+from lit_puzzle.search.solver.choices import Grid, Limit, Option, Problem, Settings, Solution
+from lit_puzzle.search.solver.highs import Answer, Program, Relaxation, Row
 
 SAME_DAMAGE = 1e-8  # of the largest damage of one candidate: below this two plans are equally good
 ADDED_AGAIN = 1e-6  # what HiGHS' damage may differ by: columns at 1 - 1e-8, and rounding
@@ -76,7 +76,7 @@ def solve(problem: Problem, settings: Settings = Settings()) -> list[Solution]: 
 
 
 def _refuse(problem: Problem, settings: Settings, timed_out: bool) -> None:
-    from lit_puzzle.search.infeasible import explain  # it solves programs of its own with this module
+    from lit_puzzle.search.solver.infeasible import explain  # it solves programs of its own with this module
 
     if timed_out:
         raise ValueError(

@@ -10,12 +10,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from lit_puzzle.search.choices import Solution
 from lit_puzzle.search.cost import Block, CostModel, Prediction
 from lit_puzzle.search.library import Library
 from lit_puzzle.search.mip import DisagreementError
 from lit_puzzle.search.problem import Search, required_throughput
 from lit_puzzle.search.search_report import SweepPoint
+from lit_puzzle.search.solver.choices import Solution
 from lit_puzzle.spec import Budget, Target
 
 SAME_TOTALS = 1e-6  # relative; the two sums differ in order and units only

@@ -12,7 +12,7 @@ A deployment and a batch make one option of a target; of every target one option
 `throughput_tokens_per_second` and `throughput_over_parent` x the parent's best throughput in the scenario.
 
 Batches: the scenario's own, else `batch_sizes`, else up to 12 in geometric steps from the parent's memory-limited batch
-(from 1 where latency is bounded) to that of the smallest plan (`lit_puzzle.search.batches`).
+(from 1 where latency is bounded) to that of the smallest plan (`lit_puzzle.search.solver.batches`).
 
 Source: arXiv 2411.19146 (constraints, batch sizes swept), arXiv 2602.11937 (two scenarios at once).
 Legend: G generated tokens.
@@ -27,10 +27,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from lit_puzzle.search.batches import Pairs, ladder
-from lit_puzzle.search.choices import Grid, Limit, Option, Problem, Traits
 from lit_puzzle.search.cost import GIB, Block, BlockCost, CostModel, Deployment, Prediction
 from lit_puzzle.search.library import Candidate, Library
+from lit_puzzle.search.solver.batches import Pairs, ladder
+from lit_puzzle.search.solver.choices import Grid, Limit, Option, Problem, Traits
 from lit_puzzle.spec import Budget, Scenario, Target
 
 Layers = tuple[tuple[Candidate, ...], ...]

@@ -1,8 +1,8 @@
 """The stage `score`: how much each candidate of a library damages the parent when it alone is put into it.
 
-Reads the parent, its library, and calibration data; writes `scores.json` (`lit_puzzle.search.scores`, which defines
-the metrics) and, as it goes, one file per finished candidate (`lit_puzzle.search.score_files`): the same command again
-goes on after the last of them. Candidates with trained tensors are scored with these.
+Reads the parent, its library, and calibration data; writes `scores.json` (`lit_puzzle.search.scores`, which defines the
+metrics) and, as it goes, one file per finished candidate (`lit_puzzle.search.replacing.score_files`): the same command
+again goes on after the last of them. Candidates with trained tensors are scored with these.
 
 Damage is looked at where the parent writes: from the last token of its prompt on, where the data says which that is.
 
@@ -10,9 +10,10 @@ Scored apart (default), a candidate is its halves, `experts=N` and `window=W`, w
 every candidate of the library has its own row. Evaluations (long-context accuracy) are run on window rows afterwards,
 with the candidate in the whole model.
 
-Memory: the parent's share (`lit_puzzle.search.processes`) + one set of hidden states, whatever the number of layers and
-candidates (formula in `lit_puzzle.search.replace_block`). Time: sum over candidates of (L - l) / L forward passes of
-the data, l of L the layer; + 1 generation per evaluation and row. Source: arXiv 2602.11937 section 4, arXiv 2411.19146.
+Memory: the parent's share (`lit_puzzle.search.replacing.processes`) + one set of hidden states, whatever the number of
+layers and candidates (formula in `lit_puzzle.search.replacing.replace_block`). Time: sum over candidates of (L - l) / L
+forward passes of the data, l of L the layer; + 1 generation per evaluation and row. Source: arXiv 2602.11937 section 4,
+arXiv 2411.19146.
 """
 
 import hashlib
@@ -32,16 +33,16 @@ from transformers import AutoTokenizer
 from lit_puzzle.model.checkpoint import fingerprint
 from lit_puzzle.model.gpt_oss import GptOssPuzzleForCausalLM
 from lit_puzzle.runs import require_input
-from lit_puzzle.search.block_damage import METRICS
 from lit_puzzle.search.calibration import CALIBRATION_FILE, CalibrationData
-from lit_puzzle.search.evaluations import Evaluation, answer_items
 from lit_puzzle.search.library import Library
-from lit_puzzle.search.processes import FabricSettings, launch, load_parent, sum_over_processes
-from lit_puzzle.search.replace_block import Memory, ReplaceOneBlock, lay_out
-from lit_puzzle.search.score_files import Entry, ScoreFiles, check_finite, claim_inputs, entries_of
-from lit_puzzle.search.score_table import MEAN_RANK, score_table
+from lit_puzzle.search.replacing.block_damage import METRICS
+from lit_puzzle.search.replacing.evaluations import Evaluation, answer_items
+from lit_puzzle.search.replacing.processes import FabricSettings, launch, load_parent, sum_over_processes
+from lit_puzzle.search.replacing.replace_block import Memory, ReplaceOneBlock, lay_out
+from lit_puzzle.search.replacing.score_files import Entry, ScoreFiles, check_finite, claim_inputs, entries_of
+from lit_puzzle.search.replacing.score_table import MEAN_RANK, score_table
+from lit_puzzle.search.replacing.swap import check_trained, swapped, trained_tensors
 from lit_puzzle.search.scores import Scores
-from lit_puzzle.search.swap import check_trained, swapped, trained_tensors
 
 PARENT_FILE = "parent.json"
 SCRATCH_FILE = "hidden_states"

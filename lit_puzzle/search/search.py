@@ -31,9 +31,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lit_puzzle.runs import require_input, write_atomically
-from lit_puzzle.search.baselines import SOLVERS
-from lit_puzzle.search.batches import Pairs, finer
-from lit_puzzle.search.choices import Infeasible, Settings, Solution
 from lit_puzzle.search.cost import CostModel, Engine, KernelTimes, ModelShape, Prediction
 from lit_puzzle.search.damage import DamageRule
 from lit_puzzle.search.library import Library
@@ -41,6 +38,9 @@ from lit_puzzle.search.plan_record import check_totals, headline, plan_record
 from lit_puzzle.search.problem import Search, Windows, describe, offered, write_problem
 from lit_puzzle.search.scores import Scores
 from lit_puzzle.search.search_report import SweepPoint, draw_curve, draw_plan, write_table
+from lit_puzzle.search.solver.baselines import SOLVERS
+from lit_puzzle.search.solver.batches import Pairs, finer
+from lit_puzzle.search.solver.choices import Infeasible, Settings, Solution
 from lit_puzzle.spec import Budget, Target
 
 SolverName = Literal["mip", "greedy", "uniform", "random", "max_parameters"]
@@ -73,7 +73,7 @@ def search(
         library: Folder with library.json.
         scores: Folder with scores.json, or such a file.
         targets: Deployments and what the child must reach in each; all of them hold at once.
-        times: Where seconds come from: `lit_puzzle.search.roofline.Roofline`, `MeasuredKernels`, `TimedBlocks`.
+        times: Where seconds come from: `lit_puzzle.search.costs.roofline.Roofline`, `MeasuredKernels`, `TimedBlocks`.
         limits: Bounds that no deployment changes: total_parameters, active_parameters, full_attention_layers.
         damage: How scores become the damage of a candidate.
         engine: Settings of the serving engine.

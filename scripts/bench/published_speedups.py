@@ -20,8 +20,8 @@ from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from lit_puzzle.search.cost import Block, CostModel, Engine, KernelTimes, ModelShape, Prediction
-from lit_puzzle.search.measured_kernels import MeasuredKernels
-from lit_puzzle.search.roofline import Roofline
+from lit_puzzle.search.costs.measured_kernels import MeasuredKernels
+from lit_puzzle.search.costs.roofline import Roofline
 from lit_puzzle.spec import Scenario
 
 MODEL = ModelShape(

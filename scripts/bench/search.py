@@ -30,10 +30,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from lit_puzzle.search import mip
 from lit_puzzle.search.cost import CostModel, ModelShape
+from lit_puzzle.search.costs.roofline import Roofline
 from lit_puzzle.search.damage import DamageRule
 from lit_puzzle.search.library import Candidate, Library, candidate_name, parent_blocks
 from lit_puzzle.search.problem import Search, write_problem
-from lit_puzzle.search.roofline import Roofline
 from lit_puzzle.search.scores import Measurement, Scores
 from lit_puzzle.spec import BlockSpec, Budget, Scenario, Target
 
@@ -62,7 +62,7 @@ RECIPE = """command: search
 run_dir: {folder}/run
 library: {folder}/library
 scores: {folder}/scores
-times: {{class_path: lit_puzzle.search.roofline.Roofline}}
+times: {{class_path: lit_puzzle.search.costs.roofline.Roofline}}
 targets:
 - scenario: {{gpu: H100, num_gpus: 8, prompt_tokens: 65536, generated_tokens: 65536}}
   budget: {{throughput_over_parent: 1.6}}

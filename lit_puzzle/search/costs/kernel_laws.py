@@ -1,6 +1,7 @@
 """One kernel each: its measured table, and the physical laws that carry it where it was not measured.
 
-Reads through `lit_puzzle.search.kernel_tables`. Where no law is stated, outside the measured range is a ValueError.
+Reads through `lit_puzzle.search.costs.kernel_tables`. Where no law is stated, outside the measured range is a
+ValueError.
 
     decode attention    moves the cache through the GPU, so time grows linearly in cached tokens: a batch measured up to
                         some context goes on with the slope of its last two contexts, up to 131072 tokens. A window
@@ -29,9 +30,9 @@ from bisect import bisect_left
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from lit_puzzle.search.accounting import distinct_experts
-from lit_puzzle.search.kernel_tables import Curve, System, mix, neighbours, read_rows
-from lit_puzzle.search.serving import Deployment, ModelShape
+from lit_puzzle.search.costs.accounting import distinct_experts
+from lit_puzzle.search.costs.kernel_tables import Curve, System, mix, neighbours, read_rows
+from lit_puzzle.search.costs.serving import Deployment, ModelShape
 
 LONGEST_CONTEXT = 131072  # the longest that was measured for any number of heads
 KV_DTYPES = {"bfloat16": "bfloat16", "fp8": "fp8"}

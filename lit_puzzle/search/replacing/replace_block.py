@@ -1,8 +1,8 @@
 """Replace one block: what each candidate of each layer does to the end of the parent, layer by layer.
 
-Reads and writes nothing but the scratch file of `lit_puzzle.search.hidden_states`. Holds the hidden states that enter
-layer l and the parent's final ones; scores layer l's candidates through layers l..L; then advances one layer. A
-candidate of layer l of L costs (L - l) / L of a forward pass, its head and its metrics on scored tokens only.
+Reads and writes nothing but the scratch file of `lit_puzzle.search.replacing.hidden_states`. Holds the hidden states
+that enter layer l and the parent's final ones; scores layer l's candidates through layers l..L; then advances one
+layer. A candidate of layer l of L costs (L - l) / L of a forward pass, its head and its metrics on scored tokens only.
 
 Memory of one of R processes, beside the model and one batch's activations, for T tokens (padding included), N of them
 scored, D channels of b bytes, vocabulary V, chunks of n tokens:
@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from lit_puzzle.model.gpt_oss import GptOssPuzzleForCausalLM
-from lit_puzzle.search.block_damage import (
+from lit_puzzle.search.calibration import Batch, RankBatches
+from lit_puzzle.search.replacing.block_damage import (
     METRICS,
     NO_TOKEN,
     ScoredTokens,
@@ -32,9 +33,8 @@ from lit_puzzle.search.block_damage import (
     log_probabilities,
     token_counts,
 )
-from lit_puzzle.search.calibration import Batch, RankBatches
-from lit_puzzle.search.hidden_states import bytes_of, hold
-from lit_puzzle.search.swap import swapped
+from lit_puzzle.search.replacing.hidden_states import bytes_of, hold
+from lit_puzzle.search.replacing.swap import swapped
 from lit_puzzle.spec import BlockSpec
 
 GIB = 2**30

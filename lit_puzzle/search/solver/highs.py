@@ -24,7 +24,7 @@ import numpy as np
 from highspy._core import _Highs  # `highspy.Highs` adds callbacks and prints a banner that cannot be switched off
 from numpy.typing import NDArray
 
-from lit_puzzle.search.choices import Limit
+from lit_puzzle.search.solver.choices import Limit
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]

@@ -10,7 +10,7 @@ Reads `gpus.json` (peaks of the devices). Each kind of kernel reaches a named sh
     launches       kernels_per_layer x launch_seconds
 
 The shares are those that the kernels of vLLM 0.24 reach on an H100 in the tables of aiconfigurator-core 0.12.0
-(`lit_puzzle.search.measured_kernels`), each from one or two rows that its attribute names; none was fitted to a
+(`lit_puzzle.search.costs.measured_kernels`), each from one or two rows that its attribute names; none was fitted to a
 throughput. Every other device is predicted with the same shares.
 
 Source: S. Williams et al., "Roofline", 2009, for the model.
@@ -24,9 +24,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lit_puzzle.search.accounting import distinct_experts
-from lit_puzzle.search.gpus import Gpu, find_gpu
-from lit_puzzle.search.serving import Block, Setting
+from lit_puzzle.search.costs.accounting import distinct_experts
+from lit_puzzle.search.costs.gpus import Gpu, find_gpu
+from lit_puzzle.search.costs.serving import Block, Setting
 from lit_puzzle.spec import KV_DTYPE_BYTES, WEIGHT_BITS
 
 

@@ -20,7 +20,7 @@ from torch.distributed.fsdp import fully_shard
 
 from lit_puzzle.model.gpt_oss import GptOssPuzzleForCausalLM
 from lit_puzzle.model.loading import DtypeName, load_model
-from lit_puzzle.search.swap import with_own_blocks
+from lit_puzzle.search.replacing.swap import with_own_blocks
 from lit_puzzle.sharding import load_for
 
 PRECISIONS: dict[str, DtypeName] = {

@@ -1,7 +1,7 @@
 """The search in numbers only: one candidate per layer, damages to add up, limits that sums must respect.
 
 Nothing here knows about models, GPUs or files; `lit_puzzle.search.problem` writes a search down in these types, and
-`lit_puzzle.search.mip` and `lit_puzzle.search.baselines` solve it.
+`lit_puzzle.search.mip` and `lit_puzzle.search.solver.baselines` solve it.
 
     minimise    sum_l damage[l][x_l]
     subject to  constant_r + sum_l coefficient_r[l][x_l] <= bound_r        for every limit r,

@@ -20,7 +20,7 @@ from lightning.fabric import Fabric
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_puzzle.search.processes import sum_over_processes
+from lit_puzzle.search.replacing.processes import sum_over_processes
 from lit_puzzle.sharding import unsharded
 
 

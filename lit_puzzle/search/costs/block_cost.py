@@ -9,7 +9,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from lit_puzzle.search.serving import Deployment
+from lit_puzzle.search.costs.serving import Deployment
 
 
 @dataclass(frozen=True)

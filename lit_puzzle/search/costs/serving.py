@@ -1,8 +1,8 @@
 """What is served and how: the shape of a model, its blocks, how GPUs share it, the engine, and who knows the seconds.
 
 Reads and writes nothing. `KernelTimes` is the one interface of all sources of seconds: a roofline
-(`lit_puzzle.search.roofline`), measured GPU kernels (`lit_puzzle.search.measured_kernels`) and blocks timed on the
-machine at hand (`lit_puzzle.search.timed_blocks`).
+(`lit_puzzle.search.costs.roofline`), measured GPU kernels (`lit_puzzle.search.costs.measured_kernels`) and blocks timed
+on the machine at hand (`lit_puzzle.search.costs.timed_blocks`).
 
 Source: arXiv 2602.11937 for blocks and deployments. Every setting of `Engine` names its own source.
 """

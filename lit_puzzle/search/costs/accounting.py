@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from lit_puzzle.search.serving import ModelShape, Setting
+from lit_puzzle.search.costs.serving import ModelShape, Setting
 from lit_puzzle.spec import WEIGHT_BITS, Scenario
 
 # Nodes and weights of Gauss-Legendre quadrature with 3 points on [0, 1]: exact for polynomials of degree 5.

@@ -1,7 +1,7 @@
 """From the values of every sample and item to the table of scores: means, standard errors, ranks, accuracy drops.
 
-Reads the files of finished candidates (`lit_puzzle.search.score_files`); writes nothing. Source: arXiv 2602.11937
-section 4: per sample the candidates are ranked, ranks are averaged over a random subset of samples.
+Reads the files of finished candidates (`lit_puzzle.search.replacing.score_files`); writes nothing. Source: arXiv
+2602.11937 section 4: per sample the candidates are ranked, ranks are averaged over a random subset of samples.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_puzzle.search.score_files import Entry, ScoreFiles
+from lit_puzzle.search.replacing.score_files import Entry, ScoreFiles
 from lit_puzzle.search.scores import Metrics, measure
 
 MEAN_RANK = "mean_rank"

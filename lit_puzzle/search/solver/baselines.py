@@ -23,7 +23,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
 
 from lit_puzzle.search import mip
-from lit_puzzle.search.choices import Infeasible, Limit, Problem, Settings, Solution, Traits
+from lit_puzzle.search.solver.choices import Infeasible, Limit, Problem, Settings, Solution, Traits
 
 RESTARTS = 100
 Solver = Callable[[Problem, Settings], list[Solution]]

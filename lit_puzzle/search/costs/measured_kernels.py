@@ -1,7 +1,7 @@
 """Seconds from measured GPU kernels: a layer is the sum of its kernels as vLLM launches them.
 
-Reads the tables of `aiconfigurator-core` (extra `gpu-tables`) through `lit_puzzle.search.kernel_laws`, which states the
-laws that extend them; loads only what a deployment asks for, once a process.
+Reads the tables of `aiconfigurator-core` (extra `gpu-tables`) through `lit_puzzle.search.costs.kernel_laws`, which
+states the laws that extend them; loads only what a deployment asks for, once a process.
 
     decode layer     attention + products (queries, keys and values; output; router) + experts + 2 all-reduces
                      + small kernels
@@ -24,10 +24,10 @@ import functools
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from lit_puzzle.search.gpus import find_gpu
-from lit_puzzle.search.kernel_laws import DecodeAttention, Experts, PrefillAttention, Products, load_products
-from lit_puzzle.search.kernel_tables import Curve, System, find_system, read_rows
-from lit_puzzle.search.serving import Block, Deployment, ModelShape, Setting
+from lit_puzzle.search.costs.gpus import find_gpu
+from lit_puzzle.search.costs.kernel_laws import DecodeAttention, Experts, PrefillAttention, Products, load_products
+from lit_puzzle.search.costs.kernel_tables import Curve, System, find_system, read_rows
+from lit_puzzle.search.costs.serving import Block, Deployment, ModelShape, Setting
 from lit_puzzle.spec import KV_DTYPE_BYTES
 
 BFLOAT16_BYTES = 2

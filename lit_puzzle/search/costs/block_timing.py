@@ -28,8 +28,8 @@ from transformers.models.gpt_oss.modeling_gpt_oss import GptOssDecoderLayer, Gpt
 
 import lit_puzzle.model.sink_attention  # noqa: F401  (registers itself with transformers)
 from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig, GptOssPuzzleForCausalLM
-from lit_puzzle.search.serving import Block, parent_blocks
-from lit_puzzle.search.stopwatch import Work, interleaved
+from lit_puzzle.search.costs.serving import Block, parent_blocks
+from lit_puzzle.search.costs.stopwatch import Work, interleaved
 
 DECODE_INPUTS = 8  # sets of tokens
 REPLACED = {"model_type", "architectures", "layer_types", "block_configs", "num_hidden_layers", "auto_map"} | {

@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lit_puzzle.search.serving import Block, ModelShape, Setting
+from lit_puzzle.search.costs.serving import Block, ModelShape, Setting
 
 AXES: dict[str, tuple[str, ...]] = {
     "decode_layer": ("num_experts", "batch_size", "context_tokens"),

@@ -12,8 +12,8 @@ import math
 import time
 from dataclasses import dataclass, replace
 
-from lit_puzzle.search.choices import Infeasible, Limit, Option, Problem
 from lit_puzzle.search.mip import Tree
+from lit_puzzle.search.solver.choices import Infeasible, Limit, Option, Problem
 
 SECONDS = 20.0  # for finding the smallest relaxation and the pair; after that the message says less
 

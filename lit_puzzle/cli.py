@@ -30,6 +30,11 @@ STAGES = {
     "score": ("lit_puzzle.search.scoring.score", "what each block of the library damages, alone in the parent"),
     "search": ("lit_puzzle.search.search.search", "library + scores + costs -> the least damaging plan in the budget"),
     "assemble": ("lit_puzzle.search.assemble.assemble", "plan + parent checkpoint -> child checkpoint"),
+    "generate": ("lit_puzzle.distill.written.generate", "prompts answered by the parent -> documents to distil on"),
+    "precompute_logits": (
+        "lit_puzzle.distill.top_logits.precompute_logits",
+        "the parent's top-k next-token probabilities of documents -> disk",
+    ),
     "evaluate": ("lit_puzzle.evaluate.accuracy.evaluate", "accuracy and generated tokens per reasoning effort"),
 }
 PARALLEL_STAGES = frozenset({"score"})  # the other stages of ours would each do the same work in every process

@@ -1,0 +1,1 @@
+"""Distillation: the losses, and a whole child that learns from its parent."""

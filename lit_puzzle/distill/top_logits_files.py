@@ -1,0 +1,194 @@
+"""A parent's most likely tokens on disk: a safetensors file for each shard of documents, and the rows of a batch.
+
+Reads and writes `shard-00000.safetensors`, ...: `token_ids` (N, K) int32, `log_probs` (N, K) and `log_rest` (N) float16
+or float32, `first` (D + 1) int64: the row of each document's first target, and at the end N. `top_logits.json` makes
+the folder complete: fingerprint of the parent, identity of the documents, K and precision. What the numbers are:
+`lit_puzzle.distill.top_logits`.
+
+Memory: files are mapped, for writing too; a reader copies the rows of one batch. Disk: `disk_bytes`.
+
+Shapes: D documents and N targets of a shard or a batch, K tokens kept, B rows and T tokens of a packed batch.
+"""
+
+import json
+import math
+import os
+import shutil
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from torch import Tensor
+
+from lit_puzzle.distill.losses import TopParent
+from lit_puzzle.document_files import DocumentFolder
+from lit_puzzle.model.safetensors_file import read_json
+from lit_puzzle.packing import Integers
+from lit_puzzle.runs import require_input, write_atomically
+
+RECORD_FILE = "top_logits.json"
+ALIGNMENT = 64
+Precision = Literal["float16", "float32"]
+CODES = {"int32": "I32", "int64": "I64", "float16": "F16", "float32": "F32"}
+
+
+def file_name(number: int) -> str:
+    """Of a shard's file."""
+    return f"shard-{number:05d}.safetensors"
+
+
+def disk_bytes(targets: int, documents: int, shards: int, top_k: int, precision: Precision) -> int:
+    """All files together, headers (at most 512 bytes each) included."""
+    size = np.dtype(precision).itemsize
+    return targets * (top_k * (4 + size) + size) + 8 * (documents + shards) + 512 * shards
+
+
+def check_disk(folder: Path, needed: int) -> None:
+    """Refuses to begin what the disk cannot hold.
+
+    Raises:
+        ValueError: With both sizes.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ValueError(
+            f"{folder}: the parent's logits need {needed / 2**30:.2f} GiB, the disk has {free / 2**30:.2f} GiB left. "
+            "Keep a smaller top_k, float16, or fewer documents."
+        )
+
+
+@contextmanager
+def new_shard(path: Path, first: Integers, top_k: int, precision: Precision) -> Iterator[dict[str, NDArray[Any]]]:
+    """Mapped arrays to be filled; the file appears, whole and synced, when the block ends well.
+
+    Args:
+        path: The file.
+        first: (D + 1), which is written at once.
+        top_k: K.
+        precision: Of the log-probabilities.
+
+    Yields:
+        `token_ids`, `log_probs`, `log_rest`.
+    """
+    targets = int(first[-1])
+    layout = {
+        "first": ("int64", first.shape),
+        "token_ids": ("int32", (targets, top_k)),
+        "log_probs": (precision, (targets, top_k)),
+        "log_rest": (precision, (targets,)),
+    }
+    header, places = _header(layout)
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as stream:
+        stream.write(header)
+        stream.truncate(max(end for _, end in places.values()))
+    arrays = {
+        name: np.memmap(partial, dtype, "r+", places[name][0], shape)
+        for name, (dtype, shape) in layout.items()
+        if places[name][0] < places[name][1]
+    }
+    arrays["first"][:] = first
+    yield {name: array for name, array in arrays.items() if name != "first"}
+    for array in arrays.values():
+        array.flush()
+    with partial.open("rb") as stream:
+        os.fsync(stream.fileno())
+    partial.replace(path)
+
+
+def _header(layout: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, dict[str, tuple[int, int]]]:
+    """Header of a safetensors file, widest numbers first, and each tensor's first and last byte in the file."""
+    spans, end = {}, 0
+    for name, (dtype, shape) in layout.items():
+        begin, end = end, end + math.prod(shape) * np.dtype(dtype).itemsize
+        spans[name] = (begin, end)
+    entries = {
+        name: {"dtype": CODES[dtype], "shape": list(shape), "data_offsets": list(spans[name])}
+        for name, (dtype, shape) in layout.items()
+    }
+    text = json.dumps(entries).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    data = 8 + len(text)
+    return len(text).to_bytes(8, "little") + text, {name: (data + a, data + b) for name, (a, b) in spans.items()}
+
+
+def write_record(folder: Path, fingerprint: str, documents: DocumentFolder, top_k: int, precision: Precision) -> None:
+    """Makes the folder complete."""
+    record = {
+        "fingerprint": fingerprint,
+        "documents": documents.identity,
+        "top_k": top_k,
+        "precision": precision,
+    }
+    write_atomically(folder / RECORD_FILE, json.dumps(record, indent=1) + "\n")
+
+
+def rest_mass(folder: Path, shards: int) -> float:
+    """Summed over all targets, the probability of the tokens that were not kept."""
+    files = (safe_open(folder / file_name(number), framework="pt") for number in range(shards))
+    return sum(float(file.get_tensor("log_rest").double().exp().sum()) for file in files)
+
+
+class TopLogits:
+    """A complete folder of a parent's most likely tokens, mapped.
+
+    Attributes:
+        record: What its `top_logits.json` says: fingerprint (of the parent), documents, top_k, precision.
+    """
+
+    def __init__(self, folder: Path, documents: DocumentFolder) -> None:
+        """Opens it.
+
+        Args:
+            folder: `top_logits/` of a run.
+            documents: The documents that packed batches are made of.
+
+        Raises:
+            ValueError: It is missing, unfinished, or was computed for other documents.
+        """
+        folder = require_input(folder, "folder of the parent's logits")
+        if not (folder / RECORD_FILE).is_file():
+            raise ValueError(
+                f"{folder} holds no {RECORD_FILE}. `lightning run recipes/precompute_logits.yaml` makes one."
+            )
+        self.record = read_json(folder / RECORD_FILE)
+        if self.record["documents"] != documents.identity:
+            raise ValueError(
+                f"{folder} was computed for other documents than {documents.folder}. Compute it for these."
+            )
+        self._first_document = documents.first
+        self._files = [safe_open(folder / file_name(n), framework="pt") for n in range(documents.num_shards)]
+        self._first_row = [file.get_tensor("first") for file in self._files]
+
+    def for_batch(self, batch: Mapping[str, Tensor]) -> TopParent:
+        """The rows of a packed batch's targets, in the order of `batch["loss_mask"].nonzero()`.
+
+        Args:
+            batch: `document_ids` and `loss_mask`, (B, T) each, of `PackedDocuments` (documents may be cut there).
+
+        Returns:
+            Token ids (N, K) int64 and logs (N, K), (N) float32, on the batch's device.
+        """
+        mask_BT = batch["loss_mask"]
+        numbers, targets = torch.unique_consecutive(batch["document_ids"][mask_BT].cpu(), return_counts=True)
+        spans = [self._rows(*pair) for pair in zip(numbers.tolist(), targets.tolist(), strict=True)]
+        columns = {
+            name: torch.cat([self._files[n].get_slice(name)[begin:end] for n, begin, end in spans])
+            if spans
+            else self._files[0].get_slice(name)[:0]
+            for name in ("token_ids", "log_probs", "log_rest")
+        }
+        ids_NK, log_p_NK, log_rest_N = (column.to(mask_BT.device) for column in columns.values())
+        return TopParent(ids_NK.long(), log_p_NK.float(), log_rest_N.float())
+
+    def _rows(self, number: int, targets: int) -> tuple[int, int, int]:
+        """Shard, first row and end of the first `targets` targets of a document."""
+        shard = bisect_right(self._first_document, number) - 1
+        begin = int(self._first_row[shard][number - self._first_document[shard]])
+        return shard, begin, begin + targets

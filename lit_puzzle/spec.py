@@ -15,7 +15,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,20 +25,34 @@ KV_DTYPE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "fp
 WEIGHT_BITS: dict[str, float] = {"mxfp4": 4.25, "fp8": 8.0, "bfloat16": 16.0, "float16": 16.0, "float32": 32.0}
 
 
-def _checked_keys(kind: type, data: object) -> dict[str, Any]:
-    """The fields of `data`, checked against the dataclass `kind`: no unknown key, no required key missing."""
+def checked_keys(owner: str, data: object, required: Collection[str], optional: Collection[str] = ()) -> dict[str, Any]:
+    """A JSON object with exactly these keys.
+
+    Args:
+        owner: What the object is, for the message.
+        data: What was read.
+        required: Keys that must be there.
+        optional: Keys that may be there.
+
+    Raises:
+        ValueError: It is no object, or a key is unknown or missing; names it.
+    """
     if not isinstance(data, Mapping):
-        raise ValueError(f"{kind.__name__}: expected a JSON object, got {type(data).__name__}: {data!r}")
-    fields = dataclasses.fields(kind)
-    allowed = [field.name for field in fields]
-    unknown = sorted(set(data) - set(allowed))
+        raise ValueError(f"{owner}: expected a JSON object, got {type(data).__name__}: {data!r}")
+    unknown = sorted(set(data) - {*required, *optional})
     if unknown:
-        raise ValueError(f"{kind.__name__}: unknown key(s) {unknown}; allowed: {allowed}")
-    required = [field.name for field in fields if field.default is dataclasses.MISSING]
+        raise ValueError(f"{owner}: unknown key(s) {unknown}; allowed: {[*required, *optional]}")
     missing = [name for name in required if name not in data]
     if missing:
-        raise ValueError(f"{kind.__name__}: missing key(s) {missing}; required: {required}")
+        raise ValueError(f"{owner}: missing key(s) {missing}; required: {[*required]}")
     return dict(data)
+
+
+def _checked_fields(kind: type, data: object) -> dict[str, Any]:
+    """The fields of the dataclass `kind`; those with a default may be missing."""
+    fields = dataclasses.fields(kind)
+    required = [field.name for field in fields if field.default is dataclasses.MISSING]
+    return checked_keys(kind.__name__, data, required, [field.name for field in fields if field.name not in required])
 
 
 def _check_whole(owner: str, name: str, value: object, minimum: int) -> None:
@@ -87,7 +101,7 @@ class BlockSpec:
         Raises:
             ValueError: For an unknown or missing key, or values that are no layer.
         """
-        return cls(**_checked_keys(cls, data))
+        return cls(**_checked_fields(cls, data))
 
 
 @dataclass(frozen=True)
@@ -144,7 +158,7 @@ class Plan:
         Raises:
             ValueError: For an unknown or missing key, or blocks that fit no parent.
         """
-        values = _checked_keys(cls, data)
+        values = _checked_fields(cls, data)
         if not isinstance(values["blocks"], list | tuple):
             raise ValueError(f"Plan: blocks must be a list of layers, got {type(values['blocks']).__name__}")
         values["blocks"] = tuple(BlockSpec.from_json(block) for block in values["blocks"])
@@ -244,7 +258,7 @@ class Scenario:
         Raises:
             ValueError: For an unknown or missing key, or values that are no deployment.
         """
-        return cls(**_checked_keys(cls, data))
+        return cls(**_checked_fields(cls, data))
 
 
 @dataclass(frozen=True)
@@ -289,7 +303,7 @@ class Budget:
         Raises:
             ValueError: For an unknown key, or a quantity that cannot be a bound.
         """
-        return cls(**_checked_keys(cls, data))
+        return cls(**_checked_fields(cls, data))
 
 
 @dataclass(frozen=True)
@@ -315,5 +329,5 @@ class Target:
         Raises:
             ValueError: For an unknown or missing key, or values that are no deployment or no bounds.
         """
-        values = _checked_keys(cls, data)
+        values = _checked_fields(cls, data)
         return cls(Scenario.from_json(values["scenario"]), Budget.from_json(values["budget"]))

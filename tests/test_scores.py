@@ -51,15 +51,18 @@ def change(path: list[object], value: object) -> dict:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (change(["extra"], 1), "exactly the keys"),
+        (change(["extra"], 1), r"scores: unknown key\(s\) \['extra'\]"),
         (change(["samples"], -1), "samples must be a whole number"),
         (change(["parent_fingerprint"], None), "parent_fingerprint must be a text"),
         (change(["entries", 0, "layer"], 1.5), "layer must be a whole number"),
-        (change(["entries", 0, "extra"], 1), "an entry must have exactly the keys"),
-        (change(["entries", 0, "metrics", "kl"], 0.5), "layer 0, candidate 'experts=4', kl must have exactly the keys"),
+        (change(["entries", 0, "extra"], 1), r"an entry: unknown key\(s\) \['extra'\]"),
+        (
+            change(["entries", 0, "metrics", "kl"], 0.5),
+            "layer 0, candidate 'experts=4', kl: expected a JSON object",
+        ),
         (change(["entries", 0, "metrics", "kl", "mean"], "0.5"), "must be numbers"),
         (change(["entries", 1], GOOD.to_json()["entries"][0]), "layer 0, candidate 'experts=4' comes twice"),
-        ([], "exactly the keys"),
+        ([], "scores: expected a JSON object, got list"),
     ],
 )
 def test_other_forms_are_refused(tmp_path, data, message):

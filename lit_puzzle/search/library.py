@@ -21,7 +21,7 @@ from typing import Any
 
 from lit_puzzle.model.layout import layer_blocks
 from lit_puzzle.runs import write_atomically
-from lit_puzzle.spec import BlockSpec, Plan
+from lit_puzzle.spec import BlockSpec, Plan, checked_keys
 
 LIBRARY_FILE = "library.json"
 PARENT = "parent"
@@ -54,7 +54,7 @@ class Candidate:
         Raises:
             ValueError: For an unknown or missing key, or a value of another kind.
         """
-        values = _exact_keys("a candidate", data, _CANDIDATE_KEYS)
+        values = checked_keys("a candidate", data, _CANDIDATE_KEYS)
         if not isinstance(values["name"], str) or not isinstance(values["weights"], str | None):
             raise ValueError(
                 f"a candidate's name and weights must be texts, got {values['name']!r}, {values['weights']!r}"
@@ -173,7 +173,7 @@ class Library:
         Raises:
             ValueError: For an unknown or missing key, or candidates that are no library.
         """
-        values = _exact_keys("a library", data, _LIBRARY_KEYS)
+        values = checked_keys("a library", data, _LIBRARY_KEYS)
         layers, config = values["layers"], values["config"]
         if not isinstance(layers, list) or not all(isinstance(candidates, list) for candidates in layers):
             raise ValueError("layers must be a list of lists of candidates")
@@ -244,10 +244,3 @@ def _check_layer(layer: int, own: BlockSpec, candidates: tuple[Candidate, ...]) 
             )
         if candidate.weights is not None and Path(candidate.weights).name != candidate.weights:
             raise ValueError(f"{where}: weights must name a file in the library's folder, got {candidate.weights!r}")
-
-
-def _exact_keys(what: str, data: object, keys: set[str]) -> dict[str, Any]:
-    if not isinstance(data, Mapping) or set(data) != keys:
-        given = sorted(data) if isinstance(data, Mapping) else type(data).__name__
-        raise ValueError(f"{what} must have exactly the keys {sorted(keys)}, got {given}")
-    return dict(data)

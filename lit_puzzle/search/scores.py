@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_puzzle.runs import write_atomically
+from lit_puzzle.spec import checked_keys
 
 SCORES_FILE = "scores.json"
 _KEYS = {"parent_fingerprint", "samples", "tokens", "entries"}
@@ -94,7 +95,7 @@ class Scores:
         Raises:
             ValueError: For an unknown or missing key, a value of another kind, or an entry that comes twice.
         """
-        values = _exact_keys("scores", data, _KEYS)
+        values = checked_keys("scores", data, _KEYS)
         fingerprint, entries = values["parent_fingerprint"], values["entries"]
         if not isinstance(fingerprint, str) or not isinstance(entries, list):
             raise ValueError(f"parent_fingerprint must be a text and entries a list, got {fingerprint!r}")
@@ -146,7 +147,7 @@ def measure(values: list[float]) -> Measurement:
 
 
 def _entry(data: object) -> tuple[tuple[int, str], Metrics]:
-    values = _exact_keys("an entry", data, _ENTRY_KEYS)
+    values = checked_keys("an entry", data, _ENTRY_KEYS)
     layer, name, metrics = _count("layer", values["layer"]), values["candidate"], values["metrics"]
     where = f"layer {layer}, candidate {name!r}"
     if not isinstance(name, str) or not isinstance(metrics, Mapping):
@@ -155,7 +156,7 @@ def _entry(data: object) -> tuple[tuple[int, str], Metrics]:
 
 
 def _measurement(where: str, data: object) -> Measurement:
-    values = _exact_keys(where, data, _MEASUREMENT_KEYS)
+    values = checked_keys(where, data, _MEASUREMENT_KEYS)
     if any(isinstance(value, bool) or not isinstance(value, int | float) for value in values.values()):
         raise ValueError(f"{where}: mean and standard_error must be numbers, got {values}")
     return Measurement(float(values["mean"]), float(values["standard_error"]))
@@ -165,10 +166,3 @@ def _count(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ValueError(f"{name} must be a whole number of at least 0, got {value!r}")
     return value
-
-
-def _exact_keys(what: str, data: object, keys: set[str]) -> dict[str, Any]:
-    if not isinstance(data, Mapping) or set(data) != keys:
-        given = sorted(data) if isinstance(data, Mapping) else type(data).__name__
-        raise ValueError(f"{what} must have exactly the keys {sorted(keys)}, got {given}")
-    return dict(data)

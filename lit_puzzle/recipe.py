@@ -38,10 +38,40 @@ class Recipe:
         """The last word the files have on a top-level key, or None."""
         return next((layer[key] for layer in reversed(self.layers) if key in layer), None)
 
-    def config_arguments(self) -> list[str]:
-        """The layers as repeated `--config`, base first; the YAML text stands in place of a file."""
-        texts = [yaml.safe_dump(layer, sort_keys=False) for layer in self.layers]
+    def config_arguments(self, words: Sequence[str] = ()) -> list[str]:
+        """The layers as repeated `--config`, base first; the YAML text stands in place of a file.
+
+        A list replaces the list before it. jsonargparse would fill up the new list's items, one by one, with what the
+        items at their places said; so a list that comes again is left out of the earlier layers.
+
+        Args:
+            words: Overrides from the command line, which come after all layers.
+        """
+        later = [_nested(word.partition("=")[0], []) for word in words if word.partition("=")[2].startswith("[")]
+        layers: list[dict[str, Any]] = []
+        for layer in reversed(self.layers):
+            layers.insert(0, _without_lists_of(layer, later))
+            later.append(layer)
+        texts = [yaml.safe_dump(layer, sort_keys=False) for layer in layers]
         return [argument for text in texts for argument in ("--config", text)]
+
+
+def _nested(word: str, value: Any) -> dict[str, Any]:
+    """`--a.b` and a value -> {"a": {"b": value}}."""
+    first, *rest = word.removeprefix("--").split(".", 1)
+    return {first: _nested(rest[0], value) if rest else value}
+
+
+def _without_lists_of(node: dict[str, Any], later: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A mapping without the lists that one of the later mappings has at the same place."""
+    kept: dict[str, Any] = {}
+    for key, value in node.items():
+        again = [mapping[key] for mapping in later if key in mapping]
+        if isinstance(value, dict):
+            kept[key] = _without_lists_of(value, [item for item in again if isinstance(item, dict)])
+        elif not (isinstance(value, list) and any(isinstance(item, list) for item in again)):
+            kept[key] = value
+    return kept
 
 
 class RecipeParser(ArgumentParser):

@@ -1,11 +1,21 @@
 """Recipes: finding, expanding `base:`, and messages about what is wrong in them."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
+from jsonargparse import ActionConfigFile
 
-from lit_puzzle.recipe import explain, find_recipe, load_recipe, packaged_recipes, recipe_that_makes
+from lit_puzzle.recipe import (
+    Recipe,
+    RecipeParser,
+    explain,
+    find_recipe,
+    load_recipe,
+    packaged_recipes,
+    recipe_that_makes,
+)
 
 
 def write(path: Path, **content: object) -> Path:
@@ -55,6 +65,34 @@ def test_packaged_recipes_are_found_from_any_folder(tmp_path, monkeypatch):
 def test_the_maker_of_a_folder_is_known():
     assert recipe_that_makes(Path("runs/importance/importance.json")) == "recipes/importance.yaml"
     assert recipe_that_makes(Path("somewhere/else")) is None
+
+
+@dataclass(frozen=True)
+class Item:
+    """An element of a list in a recipe."""
+
+    name: str
+    size: int = 1
+    limit: int | None = None
+
+
+def parsed(recipe: Recipe, *words: str) -> list[Item]:
+    parser = RecipeParser(parser_mode="omegaconf+")
+    parser.add_argument("--config", action=ActionConfigFile)
+    parser.add_argument("--nested.items", type=list[Item])
+    return parser.instantiate(parser.parse_args([*recipe.config_arguments(words), *words])).nested["items"]
+
+
+def test_a_list_replaces_the_list_of_its_base(tmp_path):
+    items = [{"name": "first", "size": 7, "limit": 3}]
+    base = write(tmp_path / "base.yaml", nested={"items": items})
+    assert parsed(load_recipe(str(base))) == [Item("first", 7, 3)]
+    recipe = load_recipe(str(write(tmp_path / "a.yaml", base="base.yaml", nested={"items": [{"name": "second"}]})))
+    assert parsed(recipe) == [Item("second")]
+    assert parsed(recipe, "--nested.items=[{name: third}]") == [Item("third")]
+    assert parsed(load_recipe(str(base)), "--nested.items=[{name: third}]") == [Item("third")]
+    silent = load_recipe(str(write(tmp_path / "b.yaml", base="base.yaml", nested={})))
+    assert parsed(silent) == [Item("first", 7, 3)]
 
 
 @pytest.mark.parametrize(

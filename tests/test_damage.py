@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from lit_puzzle.search.damage import DamageRule
+from lit_puzzle.search.damage import TIE, DamageRule
 from lit_puzzle.search.library import Candidate, Library
 from lit_puzzle.search.scores import Measurement, Scores
 from lit_puzzle.spec import BlockSpec
@@ -58,19 +58,35 @@ def test_a_pair_that_was_measured_counts_itself():
 
 
 def test_two_scales_by_hand():
-    # S_experts = 0.3 + 0.5 = 0.8, S_window = 0.1.
+    # S_experts = 0.3 + 0.5 = 0.8, S_w = 0.1, S_m = 0.25.
     rule = DamageRule(window_metric="long", balance=0.25)
     damages = rule.damages(LIBRARY, scores())
+    window = 0.25 * (1 + TIE)
     assert damages[0] == pytest.approx([0.0, 0.75 * 0.3 / 0.8])
-    assert damages[1] == pytest.approx([0.0, 0.75 * 0.5 / 0.8, 0.25, 0.75 * 0.5 / 0.8 + 0.25])
+    assert damages[1] == pytest.approx([0.0, 0.75 * 0.5 / 0.8, window, 0.75 * 0.5 / 0.8 + window])
     worst = sum(max(row) for row in damages)
-    assert worst == pytest.approx(1.0)  # the worst everywhere costs 1 of each kind, weighted
+    assert worst == pytest.approx(1.0 + 0.25 * TIE)  # the worst everywhere costs 1 of each kind, weighted
 
 
-def test_a_window_that_helps_earns_nothing():
-    helped = {(1, "window=8"): {"kl": 0.25, "long": -0.2}}
-    damages = DamageRule(window_metric="long").damages(LIBRARY, scores(entries=helped))
-    assert damages[1][2] == 0.0 and damages[1][3] == damages[1][1]
+def windows_of_layer_1(**drops):
+    """Damages of windows 8, 4 and 2 of layer 1, with `long` and, where two are given, `kl`."""
+    row = (LIBRARY.layers[1][0], *(Candidate(f"window={w}", BlockSpec(ALL, w)) for w in (4, 8, 2)))
+    entries = {
+        (1, f"window={name[1:]}"): dict(zip(("long", "kl"), values, strict=False)) for name, values in drops.items()
+    }
+    library = Library("parent", 4, CONFIG, (LIBRARY.layers[0], row))
+    found = DamageRule(window_metric="long", balance=1.0).damages(library, scores(entries=entries))[1]
+    return {"w4": found[1], "w8": found[2], "w2": found[3]}
+
+
+def test_a_window_that_helps_earns_nothing_but_the_ordinary_score_tells_ties_apart():
+    damages = windows_of_layer_1(w8=(-0.2, 0.1), w4=(-0.1, 0.3), w2=(0.4, 0.6))
+    assert damages == pytest.approx({"w8": TIE * 0.1 / 0.6, "w4": TIE * 0.3 / 0.6, "w2": 1 + TIE})
+
+
+def test_a_narrower_window_is_never_the_milder_one():
+    damages = windows_of_layer_1(w8=(0.2,), w4=(0.05,), w2=(0.4,))
+    assert damages == pytest.approx({"w8": 0.5, "w4": 0.5, "w2": 1.0})
 
 
 def test_no_windows_at_all():

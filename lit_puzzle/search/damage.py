@@ -5,11 +5,15 @@ damage of a child is the sum over its layers.
 
     window_metric None:  damage = the pair's own score in `metric` when it was measured,
                          else score(experts) + score(window)
-    window_metric given: damage = (1 - balance) score(experts) / S_experts + balance max(0, score(window)) / S_window
+    window_metric given: damage = (1 - balance) score(experts) / S_experts + balance (w / S_w + TIE m / S_m)
+        w = max over the layer's windows at least as wide of max(0, score in `window_metric`)
+        m = score of the window in `metric`, where the file has it
 
-where the scores of experts are in `metric` and those of windows in `window_metric`, and S is the sum over layers of the
-worst candidate of that kind in the layer: the worst everywhere costs 1 of each kind. `balance` says how much of the
-damage windows stand for; an accuracy that rises by chance when a layer gets a window earns nothing.
+Scores of experts are in `metric`. S is the sum over layers of the worst candidate of that kind in the layer: the worst
+everywhere costs 1 of each kind, so a damage means something beside others of the same library only. `balance` says how
+much of it windows stand for. An accuracy that rises by chance when a layer gets a window earns nothing, and a narrower
+window, which sees less, is never taken for the milder one; between windows that long contexts cannot tell apart, the
+ordinary score decides (TIE = 0.01).
 
 Source: arXiv 2602.11937 scores windows by long-context accuracy and experts by the distance of hidden states; how it
 mixes the two scales is not published: this is a choice, with one parameter.
@@ -18,10 +22,14 @@ mixes the two scales is not published: this is a choice, with one parameter.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from lit_puzzle.search.library import Candidate, Library, parts
 from lit_puzzle.search.scores import Scores
+
+TIE = 0.01
 
 
 @dataclass(frozen=True)
@@ -51,13 +59,27 @@ class DamageRule:
         scores.check_parent(library.parent_fingerprint)
         if self.window_metric is None:
             return [[self._summed(scores, layer, c) for c in row] for layer, row in enumerate(library.layers)]
-        experts = [[self._part(scores, layer, c, 0) for c in row] for layer, row in enumerate(library.layers)]
-        windows = [[max(0.0, self._part(scores, layer, c, 1)) for c in row] for layer, row in enumerate(library.layers)]
-        expert_scale, window_scale = _worst(experts), _worst(windows)
+        rows = list(enumerate(library.layers))
+        experts = _of_worst_1([[self._part(scores, layer, c, 0) for c in row] for layer, row in rows])
+        windows = _of_worst_1([self._windows(scores, layer, row) for layer, row in rows])
+        ties = _of_worst_1([[self._ordinary(scores, layer, c) for c in row] for layer, row in rows])
         return [
-            [(1 - self.balance) * e / expert_scale + self.balance * w / window_scale for e, w in zip(*rows)]
-            for rows in zip(experts, windows)
+            [(1 - self.balance) * e + self.balance * (w + TIE * m) for e, w, m in zip(*grids)]
+            for grids in zip(experts, windows, ties)
         ]
+
+    def _windows(self, scores: Scores, layer: int, row: Sequence[Candidate]) -> list[float]:
+        """Damage of every candidate's window: none where it is the parent's, never less than that of a wider one."""
+        drops = {c.block.window_tokens or 0: self._part(scores, layer, c, 1) for c in row if parts(c)[1] is not None}
+        worst = dict(zip(sorted(drops, reverse=True), accumulate((drops[w] for w in sorted(drops, reverse=True)), max)))
+        return [0.0 if parts(c)[1] is None else max(0.0, worst[c.block.window_tokens or 0]) for c in row]
+
+    def _ordinary(self, scores: Scores, layer: int, candidate: Candidate) -> float:
+        """The window's score in `metric`; 0 where there is none."""
+        name = parts(candidate)[1]
+        if name is None or self.metric not in scores.entries[layer, name]:
+            return 0.0
+        return _value(scores, layer, candidate, name, self.metric)
 
     def _summed(self, scores: Scores, layer: int, candidate: Candidate) -> float:
         if None not in parts(candidate) and self.metric in scores.entries.get((layer, candidate.name), {}):
@@ -72,9 +94,10 @@ class DamageRule:
         return _value(scores, layer, candidate, name, metric)
 
 
-def _worst(grid: list[list[float]]) -> float:
-    """Sum over layers of the worst candidate; 1 when nothing does damage."""
-    return math.fsum(max(0.0, *row) if len(row) > 1 else max(0.0, row[0]) for row in grid) or 1.0
+def _of_worst_1(grid: list[list[float]]) -> list[list[float]]:
+    """The grid over the sum over layers of the worst candidate, unless nothing does damage."""
+    scale = math.fsum(max(0.0, max(row)) for row in grid) or 1.0
+    return [[value / scale for value in row] for row in grid]
 
 
 def _value(scores: Scores, layer: int, candidate: Candidate, name: str, metric: str) -> float:

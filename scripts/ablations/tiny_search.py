@@ -45,7 +45,13 @@ VARIANTS: dict[str, tuple[str, list[str]]] = {
     "balance 0.7": ("leave_one_out", ["--damage.balance=0.7"]),
     "balance 0.9": ("leave_one_out", ["--damage.balance=0.9"]),
 }
-BUDGETS = {"1.25M parameters": [], "1.5M parameters": ["--limits.total_parameters=1500000"]}
+SCENARIO = "gpu: cpu, num_gpus: 1, prompt_tokens: 96, generated_tokens: 48, kv_dtype: bfloat16, expert_dtype: bfloat16"
+MEMORY = f"[{{scenario: {{{SCENARIO}, batch_size: 32}}, budget: {{memory_gib: 0.0042}}}}]"
+BUDGETS = {
+    "1.25M parameters, 1.06x": [],
+    "1.5M parameters, 1.06x": ["--limits.total_parameters=1500000"],
+    "60% of the parent's memory with 32 requests": ["--limits.total_parameters=null", f"--targets={MEMORY}"],
+}
 
 
 def main() -> None:

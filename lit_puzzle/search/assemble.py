@@ -1,12 +1,15 @@
 """Assemble a child: a plan and a parent checkpoint become a child checkpoint, a stage of its own.
 
-Reads the parent's folder and a plan (`plan.json`), or makes the plan from an importance folder and two settings.
+Reads the parent's folder and a plan (`plan.json`), or makes the plan from an importance folder and two settings; and,
+where it is named, a library, whose trained tensors take the place of the parent's in the layers that the plan gives
+their block. A combination of experts and window without a file of its own takes the tensors of its two halves.
 Writes `run_dir/child`: weights, `config.json` of type gpt_oss_puzzle with the modelling file it names in `auto_map`,
 `plan.json`, tokenizer, chat template and generation config, and the parent's generation lengths and KV scales where
 it has them. The folder appears whole or not at all, and every time anew.
 
-Memory: headers, and a buffer of 16 MiB where the kernel cannot copy from file to file. Disk: the child's tensors.
-Traffic: each of their bytes is read and written once. MXFP4 experts are moved as bytes and never re-quantised.
+Memory: headers, one trained tensor, and a buffer of 16 MiB where the kernel cannot copy from file to file. Disk: the
+child's tensors. Traffic: each of their bytes is read and written once. MXFP4 experts are moved as bytes and never
+re-quantised.
 
 Source: arXiv 2602.11937 (pruned layers, YaRN factor). Format of the released gpt-oss-puzzle-88B.
 """
@@ -20,14 +23,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig
 from lit_puzzle.model.layout import EXPERT_ROWS, count_parameters, kv_values, layer_prefix, whole
-from lit_puzzle.model.safetensors_file import read_json
+from lit_puzzle.model.safetensors_file import DTYPES, read_json
 from lit_puzzle.model.writer import MAX_SHARD_BYTES, Layout, StoredRows, atomic_folder, write_checkpoint
 from lit_puzzle.runs import require_input
 from lit_puzzle.search.importance_file import Importance
+from lit_puzzle.search.trained_blocks import chosen_tensors
 from lit_puzzle.spec import BlockSpec, Plan
 
 MODELLING_FILE = Path(__file__).parents[1] / "model" / "gpt_oss.py"
@@ -57,6 +62,7 @@ def assemble(
     experts: int | list[int] | None = None,
     windows: dict[int, int] | None = None,
     rope_factor: float | None = None,
+    library: Path | None = None,
 ) -> dict[str, float]:
     """Make a child of `parent` in `run_dir/child`.
 
@@ -68,13 +74,15 @@ def assemble(
         experts: How many experts stay in every layer, or a list with a number per layer; default: all.
         windows: Layer -> sliding window in tokens, for the layers whose attention gets a (smaller) window.
         rope_factor: New YaRN factor; max_position_embeddings becomes the original length times it.
+        library: Folder of the library that the plan was searched in, for the tensors of its trained blocks.
 
     Returns:
         Parameters, experts, full-attention layers, weight bytes and KV values at 128K tokens of parent and child, and
         the ratios.
 
     Raises:
-        ValueError: When plan, importance and parent do not belong together, or the settings are contradictory.
+        ValueError: When plan, importance, library and parent do not belong together, or the settings are
+            contradictory.
     """
     source = Checkpoint(require_input(parent, "parent checkpoint"))
     if plan is not None:
@@ -85,11 +93,12 @@ def assemble(
         chosen = plan_from_importance(source, importance, experts, windows or {})
     check_plan(source, chosen)
     config = child_config(source.config, chosen, rope_factor)
+    trained = {} if library is None else chosen_tensors(source, chosen, require_input(library, "block library"))
     run_dir.mkdir(parents=True, exist_ok=True)
     if (run_dir / "child").resolve() == source.folder.resolve():
         raise ValueError(f"{source.folder} would be replaced by its own child; choose another run_dir")
     with atomic_folder(run_dir / "child", replace=True) as scratch:
-        write_child(scratch, source, chosen, config)
+        write_child(scratch, source, chosen, config, trained=trained)
     return summarise(source, Checkpoint(run_dir / "child"))
 
 
@@ -207,8 +216,9 @@ def write_child(
     plan: Plan,
     config: Mapping[str, Any],
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    trained: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write a complete child folder into the empty `folder`.
+    """Write a complete child folder into the empty `folder`, with trained tensors (by full name) where there are some.
 
     Raises:
         ValueError: When the configuration is not one the model takes.
@@ -221,7 +231,7 @@ def write_child(
     for path in [MODELLING_FILE, *(parent.folder / name for name in COPIED_FILES)]:
         if path.is_file():
             shutil.copyfile(path, folder / path.name)
-    write_checkpoint(folder, child_layout(parent, plan), child_tensors(parent, plan), max_shard_bytes)
+    write_checkpoint(folder, child_layout(parent, plan), child_tensors(parent, plan, trained or {}), max_shard_bytes)
 
 
 def child_layout(parent: Checkpoint, plan: Plan) -> Layout:
@@ -236,13 +246,15 @@ def child_layout(parent: Checkpoint, plan: Plan) -> Layout:
     return layout
 
 
-def child_tensors(parent: Checkpoint, plan: Plan) -> Iterator[tuple[str, StoredRows]]:
-    """Full name of everything the child has, and where in the parent's files its bytes lie."""
+def child_tensors(
+    parent: Checkpoint, plan: Plan, trained: Mapping[str, Tensor]
+) -> Iterator[tuple[str, StoredRows | Tensor]]:
+    """Full name of everything the child has, and where in the parent's files its bytes lie, unless it was trained."""
     rows = {
         layer_prefix(layer) + name: block.experts for layer, block in enumerate(plan.blocks) for name in EXPERT_ROWS
     }
     for name, info in parent.tensors.items():
-        yield name, StoredRows(info, rows.get(name))
+        yield name, trained[name].to(DTYPES[info.dtype]) if name in trained else StoredRows(info, rows.get(name))
 
 
 def summarise(parent: Checkpoint, child: Checkpoint) -> dict[str, float]:

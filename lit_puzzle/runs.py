@@ -28,7 +28,10 @@ from lit_puzzle.recipe import recipe_that_makes
 
 PACKAGE = Path(__file__).parent
 CONFIG, RECORD = "config.yaml", "run.json"
-PACKAGES = ("lit-puzzle", "torch", "lightning", "transformers", "trl", "peft", "torchmetrics", "safetensors")
+PACKAGES = (
+    *("lit-puzzle", "torch", "lightning", "transformers", "trl", "peft", "torchmetrics", "safetensors"),
+    *("highspy", "numpy", "aiconfigurator-core", "pyarrow"),  # of the search
+)
 
 
 def write_atomically(path: Path, text: str) -> None:

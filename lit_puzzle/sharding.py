@@ -93,18 +93,35 @@ def unsharded(model: nn.Module) -> Iterator[None]:
     """Gathers every group once and keeps it for the body: generation then runs without any communication.
 
     Ranks may generate different numbers of tokens inside. Costs the memory of the whole model; a model that was not
-    sharded passes through. The root keeps its parameters after forward by default, layers do not: both are restored.
+    sharded passes through. What each group does with its parameters after forward (a root keeps them by default, layers
+    do not) is restored.
     """
     groups = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    reshards = [_reshards_after_forward(group) for group in groups]
     for group in groups:
         group.set_reshard_after_forward(False, recurse=False)
         group.unshard()
     try:
         yield
     finally:
-        for index, group in enumerate(groups):
+        for group, reshard in zip(groups, reshards, strict=True):
             group.reshard()
-            group.set_reshard_after_forward(index > 0, recurse=False)
+            group.set_reshard_after_forward(reshard, recurse=False)
+
+
+def _reshards_after_forward(group: FSDPModule) -> bool:
+    """The group's setting; PyTorch has no public way to read it.
+
+    One that was left to PyTorch is decided at the first forward pass: the root then keeps, and layers do not.
+    """
+    state = group._get_fsdp_state()
+    undecided_root = state._auto_reshard_after_forward and _holds_groups(group)
+    return not undecided_root and all(part.post_forward_mesh_info is not None for part in state._fsdp_param_groups)
+
+
+def _holds_groups(group: FSDPModule) -> bool:
+    assert isinstance(group, nn.Module)
+    return any(isinstance(module, FSDPModule) for module in group.modules() if module is not group)
 
 
 def full(tensor: Tensor) -> Tensor:

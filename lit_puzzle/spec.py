@@ -14,50 +14,16 @@ import dataclasses
 import itertools
 import json
 import math
-import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lit_puzzle.strict_json import check_whole, checked_fields
+
 KV_DTYPE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1}
 # MXFP4: 32 values of 4 bits share one scale of 8 bits.
 WEIGHT_BITS: dict[str, float] = {"mxfp4": 4.25, "fp8": 8.0, "bfloat16": 16.0, "float16": 16.0, "float32": 32.0}
-
-
-def checked_keys(owner: str, data: object, required: Collection[str], optional: Collection[str] = ()) -> dict[str, Any]:
-    """A JSON object with exactly these keys.
-
-    Args:
-        owner: What the object is, for the message.
-        data: What was read.
-        required: Keys that must be there.
-        optional: Keys that may be there.
-
-    Raises:
-        ValueError: It is no object, or a key is unknown or missing; names it.
-    """
-    if not isinstance(data, Mapping):
-        raise ValueError(f"{owner}: expected a JSON object, got {type(data).__name__}: {data!r}")
-    unknown = sorted(set(data) - {*required, *optional})
-    if unknown:
-        raise ValueError(f"{owner}: unknown key(s) {unknown}; allowed: {[*required, *optional]}")
-    missing = [name for name in required if name not in data]
-    if missing:
-        raise ValueError(f"{owner}: missing key(s) {missing}; required: {[*required]}")
-    return dict(data)
-
-
-def _checked_fields(kind: type, data: object) -> dict[str, Any]:
-    """The fields of the dataclass `kind`; those with a default may be missing."""
-    fields = dataclasses.fields(kind)
-    required = [field.name for field in fields if field.default is dataclasses.MISSING]
-    return checked_keys(kind.__name__, data, required, [field.name for field in fields if field.name not in required])
-
-
-def _check_whole(owner: str, name: str, value: object, minimum: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(f"{owner}: {name} must be a whole number of at least {minimum}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -77,13 +43,13 @@ class BlockSpec:
         if not self.experts:
             raise ValueError("BlockSpec: experts is empty; a layer keeps at least one expert")
         for index in self.experts:
-            _check_whole("BlockSpec", "every expert index", index, 0)
+            check_whole("BlockSpec", "every expert index", index, 0)
         if any(left >= right for left, right in itertools.pairwise(self.experts)):
             raise ValueError(
                 f"BlockSpec: experts must ascend without duplicates, got {list(self.experts)}; sort them first"
             )
         if self.window_tokens is not None:
-            _check_whole("BlockSpec", "window_tokens", self.window_tokens, 1)
+            check_whole("BlockSpec", "window_tokens", self.window_tokens, 1)
 
     @property
     def num_experts(self) -> int:
@@ -101,7 +67,7 @@ class BlockSpec:
         Raises:
             ValueError: For an unknown or missing key, or values that are no layer.
         """
-        return cls(**_checked_fields(cls, data))
+        return cls(**checked_fields(cls, data))
 
 
 @dataclass(frozen=True)
@@ -122,7 +88,7 @@ class Plan:
         object.__setattr__(self, "blocks", tuple(self.blocks))
         if not isinstance(self.parent_fingerprint, str) or not self.parent_fingerprint:
             raise ValueError(f"Plan: parent_fingerprint must be a non-empty text, got {self.parent_fingerprint!r}")
-        _check_whole("Plan", "num_parent_experts", self.num_parent_experts, 1)
+        check_whole("Plan", "num_parent_experts", self.num_parent_experts, 1)
         if not self.blocks:
             raise ValueError("Plan: blocks is empty; it needs one block per layer of the parent")
         for layer, block in enumerate(self.blocks):
@@ -158,7 +124,7 @@ class Plan:
         Raises:
             ValueError: For an unknown or missing key, or blocks that fit no parent.
         """
-        values = _checked_fields(cls, data)
+        values = checked_fields(cls, data)
         if not isinstance(values["blocks"], list | tuple):
             raise ValueError(f"Plan: blocks must be a list of layers, got {type(values['blocks']).__name__}")
         values["blocks"] = tuple(BlockSpec.from_json(block) for block in values["blocks"])
@@ -166,13 +132,9 @@ class Plan:
 
     def save(self, path: Path) -> None:
         """Write as a JSON file; a reader never sees half of it (temporary file, fsync, rename)."""
-        scratch = path.with_name(f"{path.name}.tmp")
-        with scratch.open("w") as file:
-            json.dump(self.to_json(), file, indent=1)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
+        from lit_puzzle.runs import write_atomically  # it knows recipes: most users of a plan need neither
+
+        write_atomically(path, json.dumps(self.to_json(), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Plan:
@@ -182,7 +144,7 @@ class Plan:
             ValueError: When the file is missing, no JSON, or no plan.
         """
         if not path.is_file():
-            raise ValueError(f"no plan at {path}; make one with recipes/assemble.yaml or name an existing plan.json")
+            raise ValueError(f"no plan at {path}; make one with recipes/search.yaml or name an existing plan.json")
         try:
             data = json.loads(path.read_text())
         except json.JSONDecodeError as error:
@@ -227,13 +189,13 @@ class Scenario:
     def __post_init__(self) -> None:
         if not isinstance(self.gpu, str) or not self.gpu:
             raise ValueError(f"Scenario: gpu must be the name of a device, got {self.gpu!r}")
-        _check_whole("Scenario", "num_gpus", self.num_gpus, 1)
-        _check_whole("Scenario", "prompt_tokens", self.prompt_tokens, 0)
-        _check_whole("Scenario", "generated_tokens", self.generated_tokens, 0)
+        check_whole("Scenario", "num_gpus", self.num_gpus, 1)
+        check_whole("Scenario", "prompt_tokens", self.prompt_tokens, 0)
+        check_whole("Scenario", "generated_tokens", self.generated_tokens, 0)
         shares = {"tensor_parallel": self.tensor_parallel, "expert_parallel": self.expert_parallel}
         for name, value in {"batch_size": self.batch_size, **shares}.items():
             if value is not None:
-                _check_whole("Scenario", name, value, 1)
+                check_whole("Scenario", name, value, 1)
         if self.prompt_tokens + self.generated_tokens == 0:
             raise ValueError("Scenario: prompt_tokens and generated_tokens are both 0; at least one must be positive")
         if self.kv_dtype not in KV_DTYPE_BYTES:
@@ -258,7 +220,7 @@ class Scenario:
         Raises:
             ValueError: For an unknown or missing key, or values that are no deployment.
         """
-        return cls(**_checked_fields(cls, data))
+        return cls(**checked_fields(cls, data))
 
 
 @dataclass(frozen=True)
@@ -303,7 +265,7 @@ class Budget:
         Raises:
             ValueError: For an unknown key, or a quantity that cannot be a bound.
         """
-        return cls(**_checked_fields(cls, data))
+        return cls(**checked_fields(cls, data))
 
 
 @dataclass(frozen=True)
@@ -329,5 +291,5 @@ class Target:
         Raises:
             ValueError: For an unknown or missing key, or values that are no deployment or no bounds.
         """
-        values = _checked_fields(cls, data)
+        values = checked_fields(cls, data)
         return cls(Scenario.from_json(values["scenario"]), Budget.from_json(values["budget"]))

@@ -172,10 +172,22 @@ def test_the_largest_batch_is_where_memory_ends() -> None:
     (deployment,) = costs.deployments()
     blocks = parent_blocks(CHILD_88B)
     largest = costs.largest_batch(blocks, deployment)
-    assert 1 < largest < Engine().max_sequences
+    assert 1 < largest < 1024
     assert costs.predict(blocks, deployment, largest).fits
     assert not costs.predict(blocks, deployment, largest + 1).fits
-    assert costs.largest_batch([Block(128, 128)], deployment) == Engine().max_sequences
+    assert costs.largest_batch([Block(128, 128)], deployment) == 1024
+
+
+@pytest.mark.parametrize(("gpu", "most"), [("H100", 1024), ("H200", 1024), ("B200", 1024), ("A100", 256), ("cpu", 256)])
+def test_a_device_has_its_own_most_sequences(gpu: str, most: int) -> None:
+    """One layer of one window: memory would hold thousands of requests on each device."""
+    scenario, blocks = Scenario(gpu, 1, 100, 10, kv_dtype="bfloat16"), [Block(8, 128)]
+    costs = CostModel(SHAPE, scenario, Clock())
+    (deployment,) = costs.deployments()
+    assert costs.largest_batch(blocks, deployment) == most == costs.max_sequences == costs.engine.max_sequences
+    assert costs.best(blocks).batch_size <= most
+    told = CostModel(SHAPE, scenario, Clock(), Engine(max_sequences=300))
+    assert told.largest_batch(blocks, deployment) == 300
 
 
 def test_a_fixed_batch_is_kept() -> None:

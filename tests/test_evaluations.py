@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from recovery_runs import Fingerprint, forked
+from torch.distributed.tensor import DTensor
 from transformers import AutoTokenizer, GptOssForCausalLM
 
 from lit_puzzle.evaluate.accuracy import answer_problems
 from lit_puzzle.evaluate.long_context import LongContextAccuracy
 from lit_puzzle.rl.environments import is_held_out
-from lit_puzzle.search.replacing.evaluations import answer_items
+from lit_puzzle.search.replacing.evaluations import answer_items, task_items
 from lit_puzzle.search.replacing.processes import FabricSettings, launch, load_parent
 from lit_puzzle.search.replacing.swap import swapped
 from lit_puzzle.spec import BlockSpec
@@ -21,6 +22,7 @@ from lit_puzzle.tiny.world import Chains, Counting
 
 TOKENS = 12
 ON_CPU = FabricSettings(accelerator="cpu")
+TINY_PARENT = Path(__file__).parent.parent / "lit_puzzle" / "assets" / "tiny_parent"
 BLOCK = BlockSpec((0, 1, 2, 5, 6, 7), 4)
 
 
@@ -114,7 +116,6 @@ class Answers:
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        (Answers([1.0], items=1), "'told' has 1 items; a standard error needs two"),
         (Answers([1.0, 0.0]), "gave 2 scores for 3 items"),
         (Answers([1.0, 0.0, 1.5]), "must give one in 0..1 for each"),
         (Answers([1.0, 0.0, float("nan")]), "must give one in 0..1 for each"),
@@ -124,3 +125,47 @@ def test_scores_that_are_none_are_refused(parent, task, message):
     model = load_parent(launch(ON_CPU), ON_CPU, parent)
     with pytest.raises(ValueError, match=message):
         answer_items(model, build_tokenizer(), task, task.items(None), launch(ON_CPU), True)
+
+
+def test_one_item_has_no_standard_error():
+    with pytest.raises(ValueError, match="'told' has 1 items; a standard error needs two"):
+        task_items(Answers([1.0], items=1), build_tokenizer())
+
+
+@torch.no_grad()
+def teacher_forced(parent: Path, settings: FabricSettings) -> dict[str, list[float]]:
+    """Teacher-forced scores of the parent, and of it with trained tensors in layer 0, with a pass in between."""
+    processes, tokenizer = launch(settings), AutoTokenizer.from_pretrained(parent)
+    task = LongContextAccuracy(
+        environments=[Chains(), Counting()],
+        efforts=["low"],
+        problems_per_effort=5,
+        mode="teacher_forced",
+        batch_size=2,
+    )
+    model = load_parent(processes, settings, parent)
+    unshard = settings.unshard_evaluations
+    answer = partial(answer_items, model, tokenizer, task, task.items(tokenizer), processes, unshard)
+    shape = (model.config.hidden_size, model.config.num_attention_heads * model.config.head_dim)
+    trained = {"self_attn.o_proj.weight": torch.randn(shape, generator=torch.Generator().manual_seed(1))}
+    found = {"parent": answer()}
+    model(input_ids=torch.tensor([[5, 6, 7]]))  # through the layers, as the scores of blocks go
+    if processes.world_size > 1 and settings.strategy == "sharded":
+        assert all(isinstance(parameter, DTensor) for parameter in model.model.layers.parameters())
+    with swapped(model, 0, BLOCK, trained):
+        found["child"] = answer()
+    return found | {"again": answer()}
+
+
+def forced_on_two(folder: Path, settings: FabricSettings, rank: int) -> None:
+    (folder / f"{rank}.json").write_text(json.dumps(teacher_forced(TINY_PARENT, settings)))
+
+
+@pytest.mark.parametrize("unshard", [True, False], ids=["gathered", "in step"])
+def test_two_processes_are_teacher_forced_like_one(tmp_path, unshard):
+    settings = FabricSettings(accelerator="cpu", devices=2, unshard_evaluations=unshard)
+    assert forked(2, partial(forced_on_two, tmp_path, settings)) == [0, 0]
+    one = teacher_forced(TINY_PARENT, ON_CPU)
+    assert one["parent"] == one["again"] != one["child"] and len(one["parent"]) == 5
+    for rank in (0, 1):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == one

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_problems import SMALL, all_plans, brute_force, feasible, problems
 
-from lit_puzzle.search.mip import Tree
 from lit_puzzle.search.solver import highs
 from lit_puzzle.search.solver.choices import Limit, Problem
 from lit_puzzle.search.solver.highs import Program, Row
+from lit_puzzle.search.solver.tree import Tree
 
 
 def without_choices(problem):

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from small_problems import SMALL, brute_force, feasible, problems, within
 
 from lit_puzzle.search import mip
-from lit_puzzle.search.solver import highs
-from lit_puzzle.search.solver.choices import Infeasible, Limit, Option, Problem, Settings
+from lit_puzzle.search.solver import highs, tree
+from lit_puzzle.search.solver.choices import DisagreementError, Infeasible, Limit, Option, Problem, Settings
 
 FEW = settings(max_examples=120, deadline=None, derandomize=True)
 
@@ -22,7 +22,7 @@ FEW = settings(max_examples=120, deadline=None, derandomize=True)
 @FEW
 def test_equals_brute_force(problem, first_columns):
     # With 1 the first programs lack candidates that the best plan may need.
-    with mock.patch.object(mip, "FIRST_COLUMNS", first_columns):
+    with mock.patch.object(tree, "FIRST_COLUMNS", first_columns):
         check_against_brute_force(problem)
 
 
@@ -82,7 +82,7 @@ def test_a_corrupted_answer_is_caught(monkeypatch):
         return replace(answer, chosen=tuple(2 - index for index in answer.chosen))
 
     monkeypatch.setattr(highs, "solve", corrupted)
-    with pytest.raises(mip.DisagreementError, match="adds up to"):
+    with pytest.raises(DisagreementError, match="adds up to"):
         mip.solve(SMALL)
 
 
@@ -100,7 +100,7 @@ def test_plans_over_a_bound_are_cut_off_and_solved_again(monkeypatch):
     monkeypatch.setattr(
         highs, "solve", lambda program, *rest: honest(replace(program, room_R=program.room_R + 9), *rest)
     )
-    with pytest.raises(mip.DisagreementError, match="break the limits"):
+    with pytest.raises(DisagreementError, match="break the limits"):
         mip.solve(SMALL)
 
 
@@ -108,14 +108,14 @@ def test_a_time_limit_gives_a_true_bound(monkeypatch):
     hard = knapsack(layers=20, candidates=8)
     (exact,) = mip.solve(hard)
     moment = itertools.count()
-    opened = mip.Tree._open
+    opened = tree.Tree._open
 
-    def slow(tree, node):
-        if tree.best is not None and next(moment) >= 0:
-            tree.deadline = -math.inf
-        opened(tree, node)
+    def slow(search, node):
+        if search.best is not None and next(moment) >= 0:
+            search.deadline = -math.inf
+        opened(search, node)
 
-    monkeypatch.setattr(mip.Tree, "_open", slow)
+    monkeypatch.setattr(tree.Tree, "_open", slow)
     (stopped,) = mip.solve(hard)
     assert stopped.bound <= exact.damage + 1e-9 <= stopped.damage + 2e-9
     assert stopped.proven == (stopped.gap == 0)
@@ -148,6 +148,30 @@ def test_first_programs_without_the_candidates_that_matter(seed):
     problem = knapsack(layers=12, candidates=8, seed=seed, share=0.7)
     answers = set()
     for columns in (1, 2, 8):
-        with mock.patch.object(mip, "FIRST_COLUMNS", columns):
+        with mock.patch.object(tree, "FIRST_COLUMNS", columns):
             answers.add(round(mip.solve(problem)[0].damage, 9))
     assert len(answers) == 1
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_damages_of_fifteen_decades(data):
+    """A user forbids a block with a huge damage: the proof must not drown in it."""
+    damage = tuple(
+        tuple(data.draw(st.sampled_from([1e-6, 1.5e-6, 3e-5, 1e-4, 0.02, 0.5, 3.0, 1e3, 1e7, 1e9])) for _ in range(4))
+        for _ in range(5)
+    )
+    cost = tuple(tuple(data.draw(st.integers(0, 9)) for _ in range(4)) for _ in range(5))
+    bound = sum(map(min, cost)) + data.draw(st.integers(0, 12))
+    problem = Problem(damage, (Limit("cost", cost, 0.0, float(bound)),))
+    (solution,) = mip.solve(problem)
+    assert solution.proven and solution.gap == 0 and solution.bound == solution.damage
+    assert solution.damage == pytest.approx(brute_force(problem), rel=1e-9)
+
+
+def test_later_plans_may_be_asked_for_by_themselves():
+    both = mip.solve(SMALL, Settings(num_solutions=2, alpha=0.5))
+    (later,) = mip.solve(SMALL, Settings(alpha=0.5, unlike=(both[0].chosen,)))
+    assert later == both[1]
+    everything = tuple(itertools.product(range(3), repeat=2))
+    assert mip.solve(SMALL, Settings(alpha=0.0, unlike=everything)) == []

@@ -76,12 +76,15 @@ def test_every_limit_says_what_the_cost_model_predicts():
             ]
             assert [limit.holds(plan) for limit in option.limits] == truth
             assert option.limits[1].total(plan) == pytest.approx(predicted.memory_gib, rel=1e-12)
+            asked = option.limits[2]
+            assert asked.told(asked.total(plan)) == pytest.approx(predicted.tokens_per_second, rel=1e-12)
+            assert asked.told(asked.bound) == pytest.approx(9000.0)
             assert option.limits[3].total(plan) == pytest.approx(predicted.latency_seconds, rel=1e-12)
             held |= set(enumerate(truth))
-        limits = {limit.name.split()[0]: limit for limit in search.problem.limits}
-        assert limits["total"].total(plan) == pytest.approx(predicted.parameters / 1e9, rel=1e-12)
-        assert limits["active"].total(plan) == pytest.approx(predicted.active_parameters / 1e9, rel=1e-12)
-        assert limits["layers"].total(plan) == sum(block.window_tokens is None for block in blocks)
+        limits = {limit.key: limit for limit in search.problem.limits}
+        assert limits["total_parameters"].total(plan) == predicted.parameters
+        assert limits["active_parameters"].total(plan) == predicted.active_parameters
+        assert limits["full_attention_layers"].total(plan) == sum(block.window_tokens is None for block in blocks)
     assert {(which, value) for which in (1, 2, 3) for value in (True, False)} <= held  # both sides were seen
 
 
@@ -143,7 +146,9 @@ def test_uniform_experts_and_unchanged_windows():
 def test_where_nothing_fits_memory_is_named():
     small = Target(Scenario("H100", 1, 4096, 1024, expert_dtype="float32", weight_dtype="float32"), NOTHING)
     big = tuple(row[:1] for row in LAYERS) * 30
-    with pytest.raises(Infeasible, match=r"tightest budget is 'GiB of each GPU on 1 x H100 at 4096 \+ 1024 tokens'"):
+    with pytest.raises(
+        Infeasible, match=r"tightest budget is 'memory of each GPU in GiB on 1 x H100 at 4096 \+ 1024 tokens'"
+    ):
         mip.solve(written(small, layers=big).problem)
     with pytest.raises(ValueError, match="the parent does not fit there at all; give throughput_tokens_per_second"):
         written(replace(small, budget=Budget(throughput_over_parent=1.1)), layers=big)
@@ -162,3 +167,16 @@ def test_settings_without_meaning_are_refused(arguments, message):
     targets = arguments.pop("targets", (Target(SCENARIO, NOTHING),))
     with pytest.raises(ValueError, match=message):
         written(*targets, **arguments)
+
+
+def test_a_source_of_seconds_that_cannot_say_is_no_parent_that_does_not_fit():
+    class UpToEight(Roofline):
+        def decode_layer(self, setting, block, batch_size, context_tokens):
+            if batch_size > 8:
+                raise ValueError(f"timed up to batch 8, not {batch_size}; set engine.max_sequences")
+            return super().decode_layer(setting, block, batch_size, context_tokens)
+
+    target = Target(SCENARIO, Budget(throughput_over_parent=1.1))
+    model = CostModel(ModelShape.from_config(CONFIG), SCENARIO, UpToEight())
+    with pytest.raises(ValueError, match=r"timed up to batch 8, not 9; set engine\.max_sequences"):
+        write_problem(LAYERS, [[0.0] * len(row) for row in LAYERS], [target], [model], NOTHING)

@@ -19,6 +19,7 @@ def test_fresh_then_resumed_then_complete(tmp_path):
     assert record["results"] == {"accuracy": 0.5}
     assert record["seed"] == 3 and record["resumed"] is True
     assert record["versions"]["torch"] == torch.__version__
+    assert {"highspy", "numpy", "aiconfigurator-core", "pyarrow"} <= record["versions"].keys()
     assert record["seconds"] >= 0 and record["peak_memory_gib"]["cpu"] > 0.05
     with pytest.raises(ValueError, match="is complete; give --overwrite"):
         runs.open_run(folder, "a: 1\n", overwrite=False)

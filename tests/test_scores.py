@@ -5,7 +5,9 @@ import math
 
 import pytest
 
+from lit_puzzle.search.library import Candidate, Library, candidate_name, parent_blocks
 from lit_puzzle.search.scores import Measurement, Scores, measure
+from lit_puzzle.spec import BlockSpec
 
 GOOD = Scores(
     "print",
@@ -37,6 +39,45 @@ def test_scores_of_another_parent_are_refused():
     GOOD.check_parent("print")
     with pytest.raises(ValueError, match="of parent print, not of other"):
         GOOD.check_parent("other")
+
+
+def two_layers() -> Library:
+    """8 experts, a window of 32 and then full attention; 4 experts, a window of 16, and both in either layer."""
+    config = {
+        "model_type": "gpt_oss",
+        "num_hidden_layers": 2,
+        "num_local_experts": 8,
+        "sliding_window": 32,
+        "layer_types": ["sliding_attention", "full_attention"],
+    }
+    layers = []
+    for own in parent_blocks(config):
+        blocks = [own, BlockSpec((0, 1, 2, 3), own.window_tokens), BlockSpec((0, 1, 2, 3), 16)]
+        layers.append(tuple(Candidate(candidate_name(own, block), block) for block in blocks))
+    return Library("print", 8, config, tuple(layers))
+
+
+def test_scores_of_no_candidate_are_refused_by_name():
+    library, of_kl = two_layers(), {"kl": Measurement(0.5)}
+    names = ["parent", "experts=4", "window=16", "experts=4,window=16"]  # window=16: a half, no candidate of its own
+    assert [candidate.name for candidate in library.layers[1]] == ["parent", "experts=4", "experts=4,window=16"]
+    Scores("print", 0, 0, {(layer, name): of_kl for layer in (0, 1) for name in names}).check_library(library)
+    refused = {
+        (1, "window=16,experts=4"): r"1 entries .*\(1, 'window=16,experts=4'\).*layer 1 allows .*experts=4,window=16",
+        (0, "experts=5"): r"\(0, 'experts=5'\)",
+        (99, "experts=4"): r"entries of layers \[99\]; the library's are 0 to 1",
+    }
+    for key, message in refused.items():
+        with pytest.raises(ValueError, match=message):
+            Scores("print", 0, 0, {(0, "experts=4"): of_kl, key: of_kl}).check_library(library)
+    with pytest.raises(ValueError, match="of parent other, not of print"):
+        Scores("other", 0, 0, {(0, "experts=4"): of_kl}).check_library(library)
+
+
+def test_the_least_file_of_a_stranger(tmp_path):
+    entry = {"layer": 0, "candidate": "experts=8", "metrics": {"kl": {"mean": 0.1}}}
+    (tmp_path / "mine.json").write_text(json.dumps({"parent_fingerprint": "print", "entries": [entry]}))
+    assert Scores.load(tmp_path / "mine.json") == Scores("print", 0, 0, {(0, "experts=8"): {"kl": Measurement(0.1, 0)}})
 
 
 def change(path: list[object], value: object) -> dict:

@@ -246,6 +246,53 @@ def test_bad_input_is_refused_before_anything_slow(inputs, tmp_path, tiny_model)
     assert not list(tmp_path.glob("candidates*"))
 
 
+class Broken:
+    """An evaluation that asks or scores what no evaluation may."""
+
+    name = "broken"
+
+    def __init__(self, items: int, score: float) -> None:
+        self.size, self.score, self.asked = items, score, 0
+
+    def items(self, tokenizer: object) -> list[int]:
+        return list(range(self.size))
+
+    def scores(self, policy: object, tokenizer: object, items: list[int]) -> list[float]:
+        self.asked += 1
+        return [self.score] * len(items)
+
+
+def test_a_broken_evaluation_shows_before_any_block_is_scored(inputs, tmp_path):
+    far = LongContextAccuracy(environments=[Fingerprint()], efforts=["low"], max_new_tokens=10**6, name="far")
+    refused = {
+        "'broken' has 1 items": [Broken(1, 0.5)],
+        "'broken' gave 3 scores for 3 items, from 1.5 to 1.5": [Broken(3, 0.5), Broken(3, 1.5)],
+        "far: a prompt with its answer has .* the model's context holds 256": [far],
+    }
+    for message, tasks in refused.items():
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        tasks[0].name = "first" if len(tasks) > 1 else tasks[0].name
+        with pytest.raises(ValueError, match=message):
+            score(folder, inputs / "parent", inputs / "library", small_data(inputs), evaluations=tasks)
+        assert not (folder / "candidates").exists()
+        assert (folder / "inputs.json").exists() == ("1 items" not in message)  # before any data is read or written
+    assert (tmp_path / "1" / "evaluations" / "first" / "parent.json").is_file()
+
+
+def test_what_the_parent_scored_is_not_asked_again(inputs, tmp_path):
+    task, windows = Broken(3, 0.5), 4
+    run = partial(score, tmp_path, inputs / "parent", inputs / "library", small_data(inputs), evaluations=[task])
+    run()
+    assert task.asked == 1 + windows
+    (tmp_path / "evaluations" / "broken" / "layer=2,window=4.json").unlink()
+    (tmp_path / "candidates" / "layer=2,window=4.json").unlink()
+    run()
+    assert task.asked == 1 + windows + 1
+    run()
+    assert task.asked == 1 + windows + 1
+
+
 def test_nan_is_named(inputs, tmp_path):
     model = GptOssForCausalLM.from_pretrained(inputs / "parent")
     folder = tmp_path / "library"

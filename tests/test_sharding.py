@@ -1,5 +1,6 @@
 """FSDP2 on two CPU processes: shards by halves, agrees with one process, resumes after a kill, by the recipe alone."""
 
+import itertools
 import json
 import math
 import os
@@ -27,12 +28,16 @@ from recovery_runs import (
     make_trainer,
 )
 from safetensors.torch import load_file
+from torch import nn
 from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from lit_puzzle.rl.settings import GRPOSettings, LoraSettings
 from lit_puzzle.runs import newest_checkpoint
-from lit_puzzle.sharding import full, unsharded
+from lit_puzzle.search.replacing.processes import FabricSettings, launch
+from lit_puzzle.sharding import full, shard, unsharded
 from lit_puzzle.tiny.world import Counting
 
 SCRIPTED = GRPOSettings(num_generations=4, completions_per_device=4, max_completion_length=6, loss_type="dapo")
@@ -98,6 +103,39 @@ def look_at_shards(model: Any) -> None:
     with unsharded(model):
         assert not any(isinstance(parameter, DTensor) for parameter in model.parameters())
     assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def toy_groups(rooted: bool) -> Any:
+    """Four layers, each a group; with a root, its own layer is one more."""
+    model = nn.Sequential(*(nn.Linear(4, 4, bias=False) for _ in range(4)))
+    mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("data_parallel",))
+    if rooted:
+        shard(model, nn.ModuleList(model[:3]), mesh)
+        return model
+    for layer, reshard in zip(model, (True, False, True, True), strict=True):
+        fully_shard(layer, mesh=mesh, reshard_after_forward=reshard)
+    return model
+
+
+def settings_are_restored(rank: int) -> None:
+    launch(FabricSettings(accelerator="cpu", devices=2))
+    kept_after_forward = {True: [False, False, False, True], False: [False, True, False, False]}
+    for rooted, forward_first in itertools.product((True, False), (True, False)):
+        model = toy_groups(rooted)
+        if forward_first:
+            model(torch.ones(2, 4))
+        for _ in range(2):
+            with unsharded(model):
+                model(torch.ones(2, 4))
+                assert not any(isinstance(parameter, DTensor) for parameter in model.parameters())
+            assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
+            model(torch.ones(2, 4))
+            kept = [not isinstance(parameter, DTensor) for parameter in model.parameters()]
+            assert kept == kept_after_forward[rooted], (rooted, forward_first)
+
+
+def test_unsharded_restores_each_groups_own_setting() -> None:
+    assert forked(2, settings_are_restored) == [0, 0]
 
 
 @dataclass(frozen=True)

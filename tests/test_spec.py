@@ -84,7 +84,7 @@ def test_json_with_unknown_or_missing_keys_is_refused_by_name() -> None:
 
 
 def test_plan_file_that_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no plan at .*nothing\.json"):
+    with pytest.raises(ValueError, match=r"no plan at .*nothing\.json; make one with recipes/search\.yaml"):
         Plan.load(tmp_path / "nothing.json")
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(ValueError, match=r"bad\.json is not JSON"):

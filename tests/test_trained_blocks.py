@@ -1,5 +1,7 @@
 """Trained tensors of a plan: found by block, put into the child byte for byte, and refused where they do not belong."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from torch import Tensor
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.search.assemble import assemble
 from lit_puzzle.search.library import Candidate, Library, candidate_name, parent_blocks
+from lit_puzzle.search.plan_record import trained_files
 from lit_puzzle.search.trained_blocks import chosen_tensors
 from lit_puzzle.spec import BlockSpec, Plan
 
@@ -69,3 +72,34 @@ def test_a_plan_of_other_blocks_and_tensors_of_other_shapes_are_refused(tmp_path
     blocks = (plan.blocks[0], other, *plan.blocks[2:])
     with pytest.raises(ValueError, match=r"has no candidate with the plan's 2 experts and window .* in layer 1"):
         chosen_tensors(parent, Plan(plan.parent_fingerprint, plan.num_parent_experts, blocks), tmp_path / "library")
+
+
+def test_a_searched_plan_does_not_lose_its_trained_blocks(tmp_path: Path) -> None:
+    parent = Checkpoint(write_released_twin(tmp_path / "twin"))
+    rows = torch.zeros(2, *parent.layer(1)["mlp.router.weight"].shape[1:])
+    library = one_trained(tmp_path / "library", parent, {"mlp.router.weight": rows})
+    untrained, chosen = (["parent"] * library.num_layers for _ in range(2))
+    chosen[1] = library.layers[1][-1].name
+    for names, files in ((untrained, []), (chosen, ["layer1.safetensors"])):
+        assert trained_files(library, names) == files
+        record = {"plan": library.plan(names).to_json(), "library": "LIBRARY", "trained_files": files}
+        (tmp_path / "plan.json").write_text(json.dumps(record))
+        if files:
+            with pytest.raises(ValueError, match=r"1 files of LIBRARY\); .* Add --library=LIBRARY"):
+                assemble(tmp_path / "run", parent.folder, plan=tmp_path / "plan.json")
+        else:
+            assemble(tmp_path / "run", parent.folder, plan=tmp_path / "plan.json")
+
+
+def test_a_combination_takes_the_tensors_of_its_halves(tmp_path: Path) -> None:
+    parent = Checkpoint(write_released_twin(tmp_path / "twin"))
+    library = one_trained(tmp_path / "library", parent, {"mlp.router.weight": torch.zeros(2, 64)})
+    own, half = library.layers[1]
+    block = BlockSpec(KEPT, 3)
+    both, window = Candidate("experts=2,window=3", block), Candidate("window=3", BlockSpec(own.block.experts, 3), "w")
+    row = (own, half, window, both)
+    grown = replace(library, layers=(library.layers[0], row, *library.layers[2:]))
+    assert grown.trained(1, both) == (half, window)
+    assert grown.trained(1, half) == (half,) and grown.trained(1, own) == ()
+    whole = replace(both, weights="both")
+    assert replace(grown, layers=(grown.layers[0], (*row[:3], whole), *grown.layers[2:])).trained(1, whole) == (whole,)

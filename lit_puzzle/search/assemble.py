@@ -93,6 +93,8 @@ def assemble(
         chosen = plan_from_importance(source, importance, experts, windows or {})
     check_plan(source, chosen)
     config = child_config(source.config, chosen, rope_factor)
+    if plan is not None and library is None:
+        _refuse_to_lose_training(plan)
     trained = {} if library is None else chosen_tensors(source, chosen, require_input(library, "block library"))
     run_dir.mkdir(parents=True, exist_ok=True)
     if (run_dir / "child").resolve() == source.folder.resolve():
@@ -100,6 +102,15 @@ def assemble(
     with atomic_folder(run_dir / "child", replace=True) as scratch:
         write_child(scratch, source, chosen, config, trained=trained)
     return summarise(source, Checkpoint(run_dir / "child"))
+
+
+def _refuse_to_lose_training(plan: Path) -> None:
+    record = read_json(plan)
+    if record.get("trained_files"):
+        raise ValueError(
+            f"{plan} was searched among trained blocks ({len(record['trained_files'])} files of {record['library']}); "
+            f"without them the child is another one. Add --library={record['library']}"
+        )
 
 
 def plan_from_importance(

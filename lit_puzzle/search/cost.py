@@ -45,6 +45,10 @@ from lit_puzzle.spec import KV_DTYPE_BYTES, Scenario
 GIB = 2**30
 
 
+class DoesNotFit(ValueError):  # noqa: N818  (what the user reads is its message)
+    """The model needs more memory than the GPUs have, in every deployment."""
+
+
 class CostModel:
     """Costs of blocks and of whole models in one scenario.
 
@@ -61,8 +65,10 @@ class CostModel:
 
     def __init__(self, model: ModelShape, scenario: Scenario, times: KernelTimes, engine: Engine | None = None) -> None:
         self.model, self.scenario, self.times = model, scenario, times
-        self.engine = engine or Engine()
         self.gpu = find_gpu(scenario.gpu)
+        given = engine or Engine()
+        self.max_sequences = self.gpu.max_sequences if given.max_sequences is None else given.max_sequences
+        self.engine = dataclasses.replace(given, max_sequences=self.max_sequences)
         if scenario.generated_tokens == 0:
             raise ValueError("the scenario generates 0 tokens: throughput counts generated tokens; set 1 or more")
         self._still: dict[tuple[Block, Deployment], BlockCost] = {}
@@ -194,10 +200,10 @@ class CostModel:
         return batch_size * total.prefill_seconds + self.scenario.generated_tokens * total.decode_seconds
 
     def largest_batch(self, blocks: Sequence[Block], deployment: Deployment) -> int:
-        """Requests that fit one replica, at most `engine.max_sequences`; 0 when not even one does."""
+        """Requests that fit one replica, at most `max_sequences`; 0 when not even one does."""
         total = self._weights_and_cache(Counter(blocks), deployment)
         free = self.usable_bytes(deployment) - total.weight_bytes
-        return 0 if free < total.kv_bytes else min(self.engine.max_sequences, int(free / total.kv_bytes))
+        return 0 if free < total.kv_bytes else min(self.max_sequences, int(free / total.kv_bytes))
 
     def _weights_and_cache(self, counts: Counter[Block], deployment: Deployment) -> BlockCost:
         total = self.rest(deployment, 1)
@@ -211,7 +217,7 @@ class CostModel:
         Exact over whole numbers: every batch size from 1 to the largest that fits is tried, or the scenario's own.
 
         Raises:
-            ValueError: When nothing fits; it says what the smallest deployment needs.
+            DoesNotFit: When nothing fits; it says what the smallest deployment needs.
         """
         fixed = self.scenario.batch_size
         found: list[tuple[float, Deployment, int]] = []
@@ -223,7 +229,7 @@ class CostModel:
         if found:
             _, deployment, size = max(found, key=lambda entry: entry[0])
             return self.predict(blocks, deployment, size)
-        raise ValueError(self._too_large(blocks, fixed or 1))
+        raise DoesNotFit(self._too_large(blocks, fixed or 1))
 
     def _speeds(self, counts: Counter[Block], deployment: Deployment, sizes: Iterable[int]) -> list[float]:
         """Requests a second by batch size: `predict` without everything that does not depend on the batch size."""

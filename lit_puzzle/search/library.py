@@ -21,7 +21,8 @@ from typing import Any
 
 from lit_puzzle.model.layout import layer_blocks
 from lit_puzzle.runs import write_atomically
-from lit_puzzle.spec import BlockSpec, Plan, checked_keys
+from lit_puzzle.spec import BlockSpec, Plan
+from lit_puzzle.strict_json import checked_keys
 
 LIBRARY_FILE = "library.json"
 PARENT = "parent"
@@ -144,6 +145,12 @@ class Library:
             names = [candidate.name for candidate in self.layers[layer]]
             raise ValueError(f"layer {layer} has no candidate {name!r}; it has {names}")
         return found[0]
+
+    def trained(self, layer: int, candidate: Candidate) -> tuple[Candidate, ...]:
+        """The candidates of the layer whose files hold its trained tensors: itself, or else its two halves."""
+        if candidate.weights is not None:
+            return (candidate,)
+        return tuple(half for half in self.layers[layer] if half.name in parts(candidate) and half.weights is not None)
 
     def check_parent(self, fingerprint: str) -> None:
         """Refuses to be used with another parent.

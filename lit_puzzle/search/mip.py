@@ -1,45 +1,25 @@
-"""The least damaging plan within all limits, proven, by a search tree over options with a mixed-integer program in it.
+"""The least damaging plan within all limits, proven, and the next best ones that differ from it.
 
-Every scenario has options (deployment x batch size), of which one must hold. Their product is not enumerated: a node
-of the tree fixes options of the first scenarios, its bound is that of its linear relaxation and at least that of each
-option taken alone, and the node with the lowest bound is opened first. Where all options are fixed HiGHS solves the
-program in whole numbers, without the candidates that the relaxation shows to cost more than a cutoff. The first cutoff
-is a guess that keeps about 3 candidates per layer; when the best plan left is not below it, the cutoff is proven to be
-the node's bound, and the node waits for its turn with twice as many.
-The tree is done when no bound is below the best damage.
+Damages are scaled by the largest of those that matter, or the tolerances of the solver would hide differences: whatever
+cannot be in a plan as good as the best one known is left out, and as long as that makes the largest damage left much
+smaller the search is run once more (`lit_puzzle.search.solver.tree`).
 
 Later solutions differ: sum_l x_l y_l <= alpha L against every plan y before (arXiv 2411.19146).
-
-What HiGHS answers is added up again in plain Python: another damage is a `DisagreementError`; a plan over a bound by
-more than rounding is excluded by a cut and the program is solved again.
 
 Memory: 8 bytes x (limits of all options) x (candidates of all layers). Time: 1 linear program per option, then few.
 """
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 
-import numpy as np
+from lit_puzzle.search.solver.choices import Limit, OutOfTimeError, Problem, Settings, Solution
+from lit_puzzle.search.solver.infeasible import explain
+from lit_puzzle.search.solver.tree import Tree, indicator
 
-from lit_puzzle.search.solver import highs
-from lit_puzzle.search.solver.choices import Grid, Limit, Option, Problem, Settings, Solution
-from lit_puzzle.search.solver.highs import Answer, Program, Relaxation, Row
-
-SAME_DAMAGE = 1e-8  # of the largest damage of one candidate: below this two plans are equally good
-ADDED_AGAIN = 1e-6  # what HiGHS' damage may differ by: columns at 1 - 1e-8, and rounding
-MOST_CUTS = 100
-FIRST_COLUMNS = 3  # candidates per layer that the first program in whole numbers of a node keeps
-FOREVER = 3600.0
-
-
-class DisagreementError(RuntimeError):
-    """The solver's totals are not those of the plan it returned."""
+MOST_SCALES = 8
 
 
 def solve(problem: Problem, settings: Settings = Settings()) -> list[Solution]:  # noqa: B008  (frozen)
@@ -50,36 +30,51 @@ def solve(problem: Problem, settings: Settings = Settings()) -> list[Solution]: 
         settings: Number of plans, alpha, time limit, gap.
 
     Returns:
-        At least one solution, best first; fewer than asked for when no more exist that are different enough, or when
-        the time was up.
+        Solutions, best first; fewer than asked for when no more exist that are different enough, or when the time was
+        up. At least one, unless they must be unlike given plans.
 
     Raises:
         Infeasible: No plan is within the limits: names the tightest one and what the cheapest plan needs.
-        ValueError: No plan was found in the time given.
+        OutOfTimeError: No plan was found in the time given.
         DisagreementError: Totals do not add up.
     """
     deadline = time.monotonic() + settings.time_limit_seconds
     found: list[Solution] = []
     for _ in range(settings.num_solutions):
-        unlike = tuple(_unlike(problem, earlier.chosen, settings.alpha) for earlier in found)
-        tree = Tree(problem, settings.relative_gap, deadline, unlike)
-        if settings.known is not None and not found:
+        earlier = (*settings.unlike, *(solution.chosen for solution in found))
+        cuts = tuple(_unlike(problem, chosen, settings.alpha) for chosen in earlier)
+        tree = Tree(problem, settings.relative_gap, deadline, cuts)
+        if settings.known is not None and not earlier:
             tree.start_from(settings.known)
-        solution = tree.run()
-        if solution is None:
-            if found:
-                break
-            _refuse(problem, settings, tree.timed_out)
-        else:
+        solution, timed_out = _at_its_own_scale(tree)
+        if solution is not None:
             found.append(solution)
+        elif found or (earlier and not timed_out):
+            break
+        else:
+            _refuse(problem, settings, timed_out)
     return found
 
 
-def _refuse(problem: Problem, settings: Settings, timed_out: bool) -> None:
-    from lit_puzzle.search.solver.infeasible import explain  # it solves programs of its own with this module
+def _at_its_own_scale(tree: Tree) -> tuple[Solution | None, bool]:
+    """Solve, and again without what cannot be as good as the plan found while the largest damage left gets smaller."""
+    solution = tree.run()
+    for _ in range(MOST_SCALES):
+        closer = None if solution is None or tree.timed_out else tree.closer()
+        if closer is None:
+            break
+        before, tree = solution, closer
+        solution = tree.run()
+        assert before is not None and solution is not None  # it starts from the plan before
+        assert before.bound is not None and solution.bound is not None
+        if solution.bound < before.bound <= solution.damage:  # the time was up
+            solution = solution.with_bound(before.bound, tree.relative_gap)
+    return solution, tree.timed_out
 
+
+def _refuse(problem: Problem, settings: Settings, timed_out: bool) -> None:
     if timed_out:
-        raise ValueError(
+        raise OutOfTimeError(
             f"No plan was found in {settings.time_limit_seconds:g} seconds, and none was ruled out; "
             "raise time_limit_seconds or give fewer batch_sizes."
         )
@@ -88,203 +83,4 @@ def _refuse(problem: Problem, settings: Settings, timed_out: bool) -> None:
 
 def _unlike(problem: Problem, chosen: Sequence[int], alpha: float) -> Limit:
     shared = math.floor(alpha * problem.num_layers + 1e-9)  # 0.7 x 10 is 7.000000000000001
-    return Limit("unlike an earlier plan", _indicator(problem.damage, chosen), 0.0, float(shared))
-
-
-def _indicator(shape: Grid, chosen: Sequence[int]) -> list[list[float]]:
-    return [[float(index == taken) for index in range(len(row))] for row, taken in zip(shape, chosen)]
-
-
-def label_choice(problem: Problem) -> tuple[tuple[Option, ...], ...]:
-    """`same` as one more choice: an option per label, which forbids every candidate of another label."""
-    if problem.same is None:
-        return ()
-    options = []
-    for label in problem.labels():
-        grid = [[0.0 if other == label else math.inf for other in row] for row in problem.same]
-        options.append(Option(f"{label} everywhere", (Limit(f"{label} everywhere", grid, 0.0, 0.0),)))
-    return (tuple(options),)
-
-
-@dataclass(order=True)
-class Node:
-    """Options of the first scenarios; lowest bound first, among equals the one with the most options fixed."""
-
-    bound: float
-    undecided: int
-    number: int
-    options: tuple[int, ...] = field(compare=False)
-    relaxed: bool = field(compare=False)
-    columns: int = field(default=0, compare=False)  # candidates that the next program in whole numbers keeps
-
-
-class Tree:
-    """One search for one best plan; see the module's docstring.
-
-    Attributes:
-        timed_out: Whether the time was up before the tree was done.
-    """
-
-    def __init__(
-        self,
-        problem: Problem,
-        relative_gap: float = 0.0,
-        deadline: float | None = None,
-        cuts: tuple[Limit, ...] = (),
-        elastic: bool = False,
-    ) -> None:
-        """`elastic`: minimise the largest relative excess over the limits instead of the damage."""
-        self.problem, self.relative_gap, self.elastic = problem, relative_gap, elastic
-        self.always = (*problem.limits, *cuts)
-        self.deadline = time.monotonic() + FOREVER if deadline is None else deadline
-        self.choices = problem.choices + label_choice(problem)
-        self.starts = (0, *itertools.accumulate(len(row) for row in problem.damage))
-        damage_C = np.array([value for row in problem.damage for value in row])
-        self.scale = float(np.abs(damage_C).max()) or 1.0
-        self.cost_C = damage_C / self.scale
-        self.base = [self._row(limit) for limit in self.always]
-        self.option_rows = [[[self._row(limit) for limit in o.limits] for o in options] for options in self.choices]
-        self.best: tuple[float, tuple[int, ...], tuple[int, ...]] | None = None  # scaled objective, chosen, options
-        self.closed_bound = math.inf  # lowest bound among nodes that were given up because they are not better
-        self.heap: list[Node] = []
-        self.counter = itertools.count()
-        self.timed_out = False
-
-    def _row(self, limit: Limit) -> Row:
-        return Row.of(limit, self.elastic)
-
-    @property
-    def cutoff(self) -> float:
-        """Only what is below this (scaled) is worth looking for."""
-        if self.best is None:
-            return math.inf
-        return self.best[0] - max(SAME_DAMAGE, self.relative_gap * abs(self.best[0]))
-
-    def program(self, options: Sequence[int], more: Sequence[Row] = ()) -> Program:
-        """The program with these options of the first choices."""
-        chosen = (rows[index] for rows, index in zip(self.option_rows, options))
-        return Program.of(self.starts, self.cost_C, [*self.base, *more, *itertools.chain(*chosen)], self.elastic)
-
-    def start_from(self, chosen: tuple[int, ...]) -> None:
-        """Take a plan as the best so far, if it is within all limits."""
-        options = self.problem.options_that_hold(chosen)
-        if options is not None:
-            self.best = (self.problem.total_damage(chosen) / self.scale, chosen, options)
-
-    def run(self) -> Solution | None:
-        """The best plan; None when there is none, or none was found in time (`timed_out`)."""
-        self.option_bounds = self._bound_options()
-        if all(min(bounds, default=math.inf) < math.inf for bounds in self.option_bounds):
-            self._push(max((min(bounds) for bounds in self.option_bounds), default=-math.inf), (), relaxed=False)
-        while self.heap and self.heap[0].bound < self.cutoff:
-            if time.monotonic() > self.deadline:
-                self.timed_out = True
-                break
-            self._open(heapq.heappop(self.heap))
-            if self.timed_out:
-                break
-        return self._solution()
-
-    def _bound_options(self) -> list[list[float]]:
-        """Bound of every option taken alone; inf when even that is impossible."""
-
-        def bound(rows: list[Row]) -> float:
-            if time.monotonic() > self.deadline:
-                return -math.inf  # true of everything; the loop will see that the time is up
-            relaxation = highs.relax(Program.of(self.starts, self.cost_C, [*self.base, *rows], self.elastic))
-            return math.inf if relaxation is None else relaxation.bound
-
-        if len(self.option_rows) == 1:  # the tree relaxes them itself
-            return [[-math.inf] * len(options) for options in self.option_rows]
-        return [[bound(rows) for rows in options] for options in self.option_rows]
-
-    def _push(self, bound: float, options: tuple[int, ...], relaxed: bool, columns: int = 0) -> None:
-        if math.isfinite(bound) and bound >= self.cutoff:
-            self.closed_bound = min(self.closed_bound, bound)
-        elif bound < math.inf:
-            undecided = len(self.choices) - len(options)
-            heapq.heappush(self.heap, Node(bound, undecided, next(self.counter), options, relaxed, columns))
-
-    def _open(self, node: Node) -> None:
-        if not node.relaxed:
-            relaxation = highs.relax(self.program(node.options))
-            if relaxation is not None:
-                self._push(max(node.bound, relaxation.bound), node.options, relaxed=True)
-        elif node.undecided:
-            for index, bound in enumerate(self.option_bounds[len(node.options)]):
-                self._push(max(node.bound, bound), (*node.options, index), relaxed=False)
-        else:
-            self._solve(node)
-
-    def _solve(self, node: Node) -> None:
-        """Solve a node with all options fixed; plans over a bound by more than rounding are cut off one by one."""
-        cuts: list[Row] = []
-        for _ in range(MOST_CUTS):
-            program = self.program(node.options, cuts)
-            relaxation = highs.relax(program)
-            if relaxation is None:
-                return
-            columns, guess = self._guess(node, relaxation)
-            whole, cutoff = guess >= self.cutoff, min(guess, self.cutoff)
-            smaller = program.without_worse(relaxation, cutoff)
-            answer = highs.solve(smaller, cutoff, self.relative_gap, self.deadline - time.monotonic())
-            if answer.chosen is None or self._accept(node, answer):
-                bound = max(node.bound, min(answer.bound, cutoff))  # above the cutoff candidates were missing
-                self._close(replace(node, bound=bound, columns=2 * columns), answer.finished, whole)
-                return
-            grid = _indicator(self.problem.damage, answer.chosen)
-            cuts.append(Row.of(Limit("not this plan", grid, 0.0, self.problem.num_layers - 1.0), False))
-        raise DisagreementError(f"HiGHS returned {MOST_CUTS} plans that break the limits they were solved under")
-
-    def _guess(self, node: Node, relaxation: Relaxation) -> tuple[int, float]:
-        """How many candidates to keep, and the cutoff that keeps them: above what is known to hold nothing."""
-        columns = node.columns or FIRST_COLUMNS * self.problem.num_layers
-        while (guess := relaxation.cutoff_that_keeps(columns)) <= node.bound + SAME_DAMAGE:
-            columns *= 2
-        return columns, guess
-
-    def _close(self, node: Node, finished: bool, whole: bool) -> None:
-        """Put a node back with its new bound, unless all its candidates that matter were in the program."""
-        if finished and whole:
-            self.closed_bound = min(self.closed_bound, node.bound)
-        else:
-            self._push(node.bound, node.options, relaxed=True, columns=node.columns)
-        self.timed_out = self.timed_out or not finished
-
-    def _accept(self, node: Node, answer: Answer) -> bool:
-        """Add HiGHS' plan up again; keep it when it is within all limits and better than the best."""
-        assert answer.chosen is not None
-        chosen, limits = answer.chosen, self._limits(node)
-        if any(limit.total(chosen) == math.inf for limit in limits):
-            raise DisagreementError(f"HiGHS chose a forbidden candidate: {chosen}")
-        if self.elastic:
-            objective = max((limit.excess(chosen) for limit in limits), default=0.0)
-        else:
-            objective = self.problem.total_damage(chosen) / self.scale
-        if abs(objective - answer.objective) > ADDED_AGAIN * max(1.0, abs(objective)):
-            raise DisagreementError(
-                f"HiGHS says the objective is {answer.objective!r}, its plan adds up to {objective!r}"
-            )
-        if not self.elastic and not all(limit.holds(chosen) for limit in limits):
-            return False
-        if self.best is None or objective < self.best[0]:
-            self.best = (objective, chosen, node.options)
-        return True
-
-    def _limits(self, node: Node) -> list[Limit]:
-        fixed = (options[index] for options, index in zip(self.choices, node.options))
-        return [*self.always, *itertools.chain(*(option.limits for option in fixed))]
-
-    def _solution(self) -> Solution | None:
-        if self.best is None:
-            return None
-        objective, chosen, options = self.best
-        open_bound = min((node.bound for node in self.heap), default=math.inf)
-        bound = min(objective, self.closed_bound, open_bound)
-        if objective - bound <= 2 * SAME_DAMAGE:
-            bound = objective
-        gap = 0.0 if bound == objective else (objective - bound) / abs(objective) if objective else math.inf
-        damage = self.problem.total_damage(chosen)
-        scaled = damage if bound == objective else bound * self.scale
-        options = options[: len(self.problem.choices)]
-        return Solution(chosen, damage, options, scaled, gap, proven=gap <= self.relative_gap * (1 + SAME_DAMAGE))
+    return Limit("unlike an earlier plan", indicator(problem.damage, chosen), 0.0, float(shared))

@@ -12,51 +12,82 @@ from typing import Any
 
 from lit_puzzle.search.cost import Block, CostModel, Prediction
 from lit_puzzle.search.library import Library
-from lit_puzzle.search.mip import DisagreementError
-from lit_puzzle.search.problem import Search, required_throughput
+from lit_puzzle.search.limits import GPU_MEMORY, SERVABLE, required_throughput
+from lit_puzzle.search.problem import Search
 from lit_puzzle.search.search_report import SweepPoint
-from lit_puzzle.search.solver.choices import Solution
+from lit_puzzle.search.solver.choices import DisagreementError, Solution
 from lit_puzzle.spec import Budget, Target
 
 SAME_TOTALS = 1e-6  # relative; the two sums differ in order and units only
 
 
 def check_totals(written: Search, solution: Solution) -> None:
-    """Predict the chosen plan with the cost model and compare with the sums that the solver worked with.
+    """Predict the chosen plan with the cost model and compare with every sum that the solver worked with.
 
     Raises:
         DisagreementError: They differ, or the prediction misses a budget.
     """
-    blocks = written.blocks(solution.chosen)
-    for target, model, parent, pairs, options, index in zip(
-        written.targets,
-        written.models,
-        written.parents,
-        written.deployed,
-        written.problem.choices,
-        solution.options,
-        strict=True,
-    ):
-        deployment, batch = pairs[index]
-        predicted = model.predict(blocks, deployment, batch)
-        memory = options[index].limits[0].total(solution.chosen) * target.scenario.num_gpus
-        if not math.isclose(memory, predicted.memory_gib, rel_tol=SAME_TOTALS):
-            raise DisagreementError(f"the solver counted {memory} GiB, the cost model {predicted.memory_gib} GiB")
-        for name, value, bound in _bounds(target.budget, required_throughput(target, parent), predicted):
-            if value > bound * (1 + SAME_TOTALS):
-                raise DisagreementError(f"the plan misses its budget: {name} is {value}, at most {bound} is allowed")
+    blocks, problem = written.blocks(solution.chosen), written.problem
+    _check_servable(written, blocks)
+    for position, index in enumerate(solution.options):
+        target, model, parent = written.targets[position], written.models[position], written.parents[position]
+        predicted = model.predict(blocks, *written.deployed[position][index])
+        truth = _truth(predicted, target, parent, blocks)
+        for limit in (*problem.limits, *problem.choices[position][index].limits):
+            total = limit.total(solution.chosen)
+            if not math.isclose(limit.told(total), truth[limit.key], rel_tol=SAME_TOTALS):
+                raise DisagreementError(
+                    f"{limit.name}: the solver counted {limit.told(total)}, the cost model {truth[limit.key]}"
+                )
+        _check_budgets(written.limits, target, parent, truth)
 
 
-def _bounds(budget: Budget, throughput: float | None, predicted: Prediction) -> list[tuple[str, float, float]]:
-    """What was asked for: (name, predicted, at most)."""
-    asked: list[tuple[str, float, float | None]] = [
-        ("seconds per token", 1 / predicted.tokens_per_second, 1 / throughput if throughput else None),
-        ("memory_gib", predicted.memory_gib, budget.memory_gib),
-        ("latency_seconds", predicted.latency_seconds, budget.latency_seconds),
-        ("total_parameters", predicted.parameters, budget.total_parameters),
-        ("active_parameters", predicted.active_parameters, budget.active_parameters),
-    ]
-    return [(name, value, bound) for name, value, bound in asked if bound is not None]
+def _check_servable(written: Search, blocks: Sequence[Block]) -> None:
+    """What no cost can say: experts that can be shared out and routed to, and the same number of them everywhere."""
+    for model in written.models:
+        ranks, active = model.scenario.expert_parallel or 1, model.model.experts_per_token
+        for layer, block in enumerate(blocks):
+            if block.num_experts % ranks or block.num_experts < active:
+                raise DisagreementError(
+                    f"layer {layer} of the plan has {block.num_experts} experts: expert_parallel {ranks} must divide "
+                    f"them, and a token takes {active}"
+                )
+    counts = {block.num_experts for block in blocks}
+    if written.problem.same is not None and len(counts) > 1:
+        raise DisagreementError(f"uniform_experts was asked for, but the plan has layers of {sorted(counts)} experts")
+
+
+def _truth(
+    predicted: Prediction, target: Target, parent: Prediction | None, blocks: Sequence[Block]
+) -> dict[str, float]:
+    """The cost model's word for every kind of limit, by its key."""
+    speed = predicted.tokens_per_second
+    return {
+        GPU_MEMORY: predicted.memory_gib / target.scenario.num_gpus,
+        SERVABLE: 0.0,
+        "memory_gib": predicted.memory_gib,
+        "throughput_tokens_per_second": speed,
+        "throughput_over_parent": math.nan if parent is None else speed / parent.tokens_per_second,
+        "latency_seconds": predicted.latency_seconds,
+        "total_parameters": predicted.parameters,
+        "active_parameters": predicted.active_parameters,
+        "full_attention_layers": sum(block.window_tokens is None for block in blocks),
+    }
+
+
+def _check_budgets(limits: Budget, target: Target, parent: Prediction | None, truth: dict[str, float]) -> None:
+    asked = required_throughput(target, parent)
+    if asked is not None and truth["throughput_tokens_per_second"] < asked[1] * (1 - SAME_TOTALS):
+        raise DisagreementError(
+            f"the plan misses its budget: {truth['throughput_tokens_per_second']} tokens a second, "
+            f"{asked[0]} asks for {asked[1]}"
+        )
+    for budget in (limits, target.budget):
+        for key, bound in budget.to_json().items():
+            if bound is not None and not key.startswith("throughput") and truth[key] > bound * (1 + SAME_TOTALS):
+                raise DisagreementError(
+                    f"the plan misses its budget: {key} is {truth[key]}, at most {bound} is allowed"
+                )
 
 
 def plan_record(
@@ -64,23 +95,24 @@ def plan_record(
 ) -> dict[str, Any]:
     """What plan.json holds."""
     best = solutions[0]
+    tried = [len(pairs) for pairs in written.deployed]
     names = [[row[index].name for row, index in zip(written.layers, solution.chosen)] for solution in solutions]
     damages = [row[index] for row, index in zip(written.problem.damage, best.chosen)]
     return {
         "plan": library.plan(names[0]).to_json(),
         "damage": best.damage,
-        "optimality": {"bound": best.bound, "gap": best.gap, "proven": best.proven, **how},
+        "optimality": {**_proof(best), "deployments_and_batches_tried": tried, **how},
         "predicted": _predicted(written, best),
         "scores": [
             {"layer": layer, "candidate": name, "damage": value}
             for layer, (name, value) in enumerate(zip(names[0], damages))
         ],
+        "trained_files": trained_files(library, names[0]),
         "alternatives": [
             {
                 "plan": library.plan(chosen).to_json(),
                 "damage": solution.damage,
-                "gap": solution.gap,
-                "proven": solution.proven,
+                **_proof(solution),
                 "candidates": chosen,
                 "predicted": _predicted(written, solution),
             }
@@ -90,16 +122,33 @@ def plan_record(
     }
 
 
+def trained_files(library: Library, names: Sequence[str]) -> list[str]:
+    """Files of the library with the trained tensors of the chosen candidates; assembling needs them."""
+    chosen = [(layer, library.candidate(layer, name)) for layer, name in enumerate(names)]
+    return [str(part.weights) for layer, candidate in chosen for part in library.trained(layer, candidate)]
+
+
+def _proof(solution: Solution) -> dict[str, Any]:
+    """Holds for the deployments and batches tried; nothing where the time was up before any bound was found."""
+    known = solution.bound is not None and math.isfinite(solution.bound)
+    return {
+        "bound": solution.bound if known else None,
+        "gap": solution.gap if known and solution.gap != math.inf else None,
+        "proven": solution.proven,
+    }
+
+
 def _predicted(written: Search, solution: Solution) -> list[dict[str, Any]]:
     blocks, rows = written.blocks(solution.chosen), []
     for target, model, parent, pairs, index in zip(
         written.targets, written.models, written.parents, written.deployed, solution.options, strict=True
     ):
         child = _best_within(target, model, blocks, model.predict(blocks, *pairs[index]))
+        asked = required_throughput(target, parent)
         rows.append(
             {
                 "target": target.to_json(),
-                "required_tokens_per_second": required_throughput(target, parent),
+                "required_tokens_per_second": None if asked is None else asked[1],
                 "parent": None if parent is None else parent.to_json(),
                 "child": child.to_json(),
                 "speedup": None if parent is None else child.tokens_per_second / parent.tokens_per_second,

@@ -1,12 +1,19 @@
 """The scores of a library: for every candidate of every layer, how much it damages the parent, in several metrics.
 
 Reads and writes `scores.json`: {"parent_fingerprint", "samples", "tokens", "entries": [{"layer", "candidate",
-"metrics": {name: {"mean", "standard_error"}}}]}. A file of your own in this form serves the search as well.
+"metrics": {name: {"mean", "standard_error"}}}]}. A file of your own in this form serves the search as well; `samples`,
+`tokens` and `standard_error` may be left out and then are 0. The least such file:
+
+    {"parent_fingerprint": "5d1c...",
+     "entries": [{"layer": 0, "candidate": "experts=8", "metrics": {"kl": {"mean": 0.1}}}]}
+
+The fingerprint stands in the library's `library.json` as `parent_fingerprint`; of a checkpoint folder it is
+`lit_puzzle.model.checkpoint.fingerprint(folder)`. Names are those of the library's candidates, or of their halves.
 Every metric is a damage: 0 for the parent itself, larger is worse; an evaluation adds one under its own name.
 
 | metric | per sample, over its scored tokens |
 |---|---|
-| hidden_mse | mean squared difference of the hidden states before the last norm and the head |
+| hidden_mse | mean squared difference of the hidden states that the head reads (after the last norm) |
 | hidden_cosine | 1 - cosine of the same |
 | kl | KL(parent, candidate) of the next-token distributions, in nats |
 | js | Jensen-Shannon divergence of the same, in nats |
@@ -21,26 +28,26 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lit_puzzle.runs import write_atomically
-from lit_puzzle.spec import checked_keys
+from lit_puzzle.search.library import Candidate, Library, parts
+from lit_puzzle.strict_json import checked_keys
 
 SCORES_FILE = "scores.json"
-_KEYS = {"parent_fingerprint", "samples", "tokens", "entries"}
+_KEYS, _COUNTS = {"parent_fingerprint", "entries"}, ("samples", "tokens")
 _ENTRY_KEYS = {"layer", "candidate", "metrics"}
-_MEASUREMENT_KEYS = {"mean", "standard_error"}
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """A mean over samples, and its standard error."""
+    """A mean over samples, and its standard error; 0 where it is not known."""
 
     mean: float
-    standard_error: float
+    standard_error: float = 0.0
 
     def to_json(self) -> dict[str, float]:
         """Plain JSON value."""
@@ -56,8 +63,8 @@ class Scores:
 
     Attributes:
         parent_fingerprint: `lit_puzzle.model.checkpoint.fingerprint` of the parent.
-        samples: Sequences that were scored.
-        tokens: Their scored tokens.
+        samples: Sequences that were scored; 0 where the file does not say.
+        tokens: Their scored tokens; 0 where the file does not say.
         entries: (layer, candidate name) -> metric -> damage. Halves that were scored apart stand under their own names,
             `experts=N` and `window=W`.
     """
@@ -79,6 +86,28 @@ class Scores:
                 "Run recipes/score.yaml on this parent."
             )
 
+    def check_library(self, library: Library) -> None:
+        """Refuses scores of candidates that the library has not: they would count for nothing.
+
+        Allowed in a layer are the names of its candidates and of their halves, `experts=N` and `window=W`.
+
+        Raises:
+            ValueError: Scores of another parent, of a layer there is not, or of an unknown candidate; names all.
+        """
+        self.check_parent(library.parent_fingerprint)
+        known = [_names(candidates) for candidates in library.layers]
+        layers = sorted({layer for layer, _ in self.entries if layer >= len(known)})
+        if layers:
+            raise ValueError(f"the scores have entries of layers {layers}; the library's are 0 to {len(known) - 1}")
+        strangers = [(layer, name) for layer, name in self.entries if name not in known[layer]]
+        if strangers:
+            layer, name = strangers[0]
+            raise ValueError(
+                f"the scores have {len(strangers)} entries of no candidate of the library: {strangers[:5]}; layer "
+                f"{layer} allows {sorted(known[layer])}. Correct or remove {name!r}, or score this very library with "
+                "recipes/score.yaml."
+            )
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON value."""
         entries = [
@@ -95,11 +124,11 @@ class Scores:
         Raises:
             ValueError: For an unknown or missing key, a value of another kind, or an entry that comes twice.
         """
-        values = checked_keys("scores", data, _KEYS)
+        values = checked_keys("scores", data, _KEYS, _COUNTS)
         fingerprint, entries = values["parent_fingerprint"], values["entries"]
         if not isinstance(fingerprint, str) or not isinstance(entries, list):
             raise ValueError(f"parent_fingerprint must be a text and entries a list, got {fingerprint!r}")
-        counts = [_count(name, values[name]) for name in ("samples", "tokens")]
+        counts = [_count(name, values.get(name, 0)) for name in _COUNTS]
         read: dict[tuple[int, str], Metrics] = {}
         for entry in entries:
             key, metrics = _entry(entry)
@@ -146,6 +175,12 @@ def measure(values: list[float]) -> Measurement:
     return Measurement(mean, math.sqrt(variance / len(values)))
 
 
+def _names(candidates: Sequence[Candidate]) -> set[str]:
+    """The names that scores of a layer may have."""
+    halves = {name for candidate in candidates for name in parts(candidate) if name is not None}
+    return {candidate.name for candidate in candidates} | halves
+
+
 def _entry(data: object) -> tuple[tuple[int, str], Metrics]:
     values = checked_keys("an entry", data, _ENTRY_KEYS)
     layer, name, metrics = _count("layer", values["layer"]), values["candidate"], values["metrics"]
@@ -156,10 +191,10 @@ def _entry(data: object) -> tuple[tuple[int, str], Metrics]:
 
 
 def _measurement(where: str, data: object) -> Measurement:
-    values = checked_keys(where, data, _MEASUREMENT_KEYS)
+    values = checked_keys(where, data, {"mean"}, {"standard_error"})
     if any(isinstance(value, bool) or not isinstance(value, int | float) for value in values.values()):
         raise ValueError(f"{where}: mean and standard_error must be numbers, got {values}")
-    return Measurement(float(values["mean"]), float(values["standard_error"]))
+    return Measurement(float(values["mean"]), float(values.get("standard_error", 0.0)))
 
 
 def _count(name: str, value: object) -> int:

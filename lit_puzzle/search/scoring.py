@@ -7,8 +7,8 @@ again goes on after the last of them. Candidates with trained tensors are scored
 Damage is looked at where the parent writes: from the last token of its prompt on, where the data says which that is.
 
 Scored apart (default), a candidate is its halves, `experts=N` and `window=W`, whose damages the search adds; as pairs,
-every candidate of the library has its own row. Evaluations (long-context accuracy) are run on window rows afterwards,
-with the candidate in the whole model.
+every candidate of the library has its own row. Evaluations (long-context accuracy) are run on the parent first, so that
+what is wrong with one shows at once, and on window rows at the end, with the candidate in the whole model.
 
 Memory: the parent's share (`lit_puzzle.search.replacing.processes`) + one set of hidden states, whatever the number of
 layers and candidates (formula in `lit_puzzle.search.replacing.replace_block`). Time: sum over candidates of (L - l) / L
@@ -20,15 +20,15 @@ import hashlib
 import json
 import random
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lightning.fabric import Fabric
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lit_puzzle.model.checkpoint import fingerprint
 from lit_puzzle.model.gpt_oss import GptOssPuzzleForCausalLM
@@ -36,13 +36,14 @@ from lit_puzzle.runs import require_input
 from lit_puzzle.search.calibration import CALIBRATION_FILE, CalibrationData
 from lit_puzzle.search.library import Library
 from lit_puzzle.search.replacing.block_damage import METRICS
-from lit_puzzle.search.replacing.evaluations import Evaluation, answer_items
+from lit_puzzle.search.replacing.evaluations import Evaluation, answer_items, task_items
 from lit_puzzle.search.replacing.processes import FabricSettings, launch, load_parent, sum_over_processes
 from lit_puzzle.search.replacing.replace_block import Memory, ReplaceOneBlock, lay_out
 from lit_puzzle.search.replacing.score_files import Entry, ScoreFiles, check_finite, claim_inputs, entries_of
 from lit_puzzle.search.replacing.score_table import MEAN_RANK, score_table
-from lit_puzzle.search.replacing.swap import check_trained, swapped, trained_tensors
+from lit_puzzle.search.replacing.swap import check_trained, swapped
 from lit_puzzle.search.scores import Scores
+from lit_puzzle.search.trained_blocks import block_tensors
 
 PARENT_FILE = "parent.json"
 SCRATCH_FILE = "hidden_states"
@@ -89,15 +90,19 @@ def score(
     _check(parent, candidates, library, data, tasks, rank_samples)
     entries = entries_of(candidates, pairs)
     run = _Run(run_dir, parent, library, candidates, fabric, launch(fabric))
-    batches, prompts = run.sequences(data, score_prompts)
     rows = {task.name: [e for e in entries if evaluate == "all" or e.name.startswith("window=")] for task in tasks}
     unscored = run.unfinished(run.blocks, entries)
     unanswered = {name: run.unfinished(run.evaluation(name), rows[name]) for name in rows}
-    if unscored or any(unanswered.values()):
+    # Every task is tried on the parent before the blocks: what is wrong with one must not show after days of scoring.
+    asked = [(task, run.items(task)) for task in tasks if unanswered[task.name]]
+    batches, prompts = run.sequences(data, score_prompts)
+    if unscored or asked:
         model = load_parent(run.processes, fabric, parent)
+        for task, items in asked:
+            run.ask_parent(model, task, items)
         run.score_blocks(model, batches, prompts, unscored, memory)
-        for task in tasks:
-            run.evaluate(model, task, unanswered[task.name])
+        for task, items in asked:
+            run.evaluate(model, task, items, unanswered[task.name])
     if not run.processes.is_global_zero:
         return {}
     samples = sum(len(batch) for batch in batches)
@@ -106,6 +111,7 @@ def score(
     table = score_table(run.blocks, entries, chosen, answers, PARENT_FILE)
     tokens = sum(int(part.batch["scored_mask"].sum()) for part in lay_out(batches, 0, 1, prompts))
     scores = Scores(candidates.parent_fingerprint, samples, tokens, table)
+    scores.check_library(candidates)
     scores.save(run_dir)
     print_scores(scores, ["kl", *rows])
     return _summary(scores)
@@ -120,6 +126,12 @@ class _Run:
         self.run_dir, self.parent, self.folder, self.library = run_dir, parent, folder, library
         self.settings, self.processes = settings, processes
         self.blocks = ScoreFiles(run_dir / "candidates")
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The parent's; only evaluations need it."""
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.parent)
+        return tokenizer
 
     def evaluation(self, name: str) -> ScoreFiles:
         """The files of one evaluation."""
@@ -182,22 +194,32 @@ class _Run:
             self.processes.print(f"{number}/{len(entries)}: layer {entry.layer}, {entry.name}: kl {kl:.3g}", flush=True)
         scratch.unlink(missing_ok=True)
 
-    def evaluate(self, model: GptOssPuzzleForCausalLM, task: Evaluation, entries: Sequence[Entry]) -> None:
-        """Lets the parent, and the parent with each of the entries in it, do a task."""
-        if not entries:
-            return
-        files, tokenizer = self.evaluation(task.name), AutoTokenizer.from_pretrained(self.parent)
-        items = task.items(tokenizer)
-        answer = partial(answer_items, model, tokenizer, task, items, self.processes, self.settings.unshard_evaluations)
+    def items(self, task: Evaluation) -> Sequence[Any]:
+        """What a task asks."""
+        return task_items(task, self.tokenizer)
+
+    def ask_parent(self, model: GptOssPuzzleForCausalLM, task: Evaluation, items: Sequence[Any]) -> None:
+        """Lets the parent do a task, unless it has."""
+        files = self.evaluation(task.name)
         if not self.processes.broadcast(files.has(PARENT_FILE)):
-            self._keep(files, PARENT_FILE, answer())
+            self._keep(files, PARENT_FILE, self._answer(model, task, items))
+
+    def evaluate(
+        self, model: GptOssPuzzleForCausalLM, task: Evaluation, items: Sequence[Any], entries: Sequence[Entry]
+    ) -> None:
+        """Lets the parent with each of the entries in it do a task."""
+        files = self.evaluation(task.name)
         for number, entry in enumerate(entries, 1):
             with swapped(model, entry.layer, entry.block, self._trained(entry)):
-                values = answer()
+                values = self._answer(model, task, items)
             self._keep(files, entry.file_name, values)
             mean = sum(values) / len(values)
             line = f"{number}/{len(entries)}: layer {entry.layer}, {entry.name}: {task.name} {mean:.3f}"
             self.processes.print(line, flush=True)
+
+    def _answer(self, model: GptOssPuzzleForCausalLM, task: Evaluation, items: Sequence[Any]) -> list[float]:
+        unshard = self.settings.unshard_evaluations
+        return answer_items(model, self.tokenizer, task, items, self.processes, unshard)
 
     def _keep(self, files: ScoreFiles, name: str, values: list[float]) -> None:
         if self.processes.is_global_zero:
@@ -206,7 +228,7 @@ class _Run:
     def _trained(self, entry: Entry) -> dict[str, Tensor]:
         if entry.candidate is None:
             return {}
-        return trained_tensors(self.folder, self.library.candidate(entry.layer, entry.candidate))
+        return block_tensors(self.library, self.folder, entry.layer, entry.block)
 
 
 def _check(

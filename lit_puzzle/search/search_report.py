@@ -22,7 +22,13 @@ FULL, NARROWED, OWN_WINDOW = "#1b6ca8", "#e07b39", "#9db4c0"
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """One budget of a sweep: the speed asked for, as a multiple of the parent's, and the damage (None: no plan)."""
+    """One budget of a sweep.
+
+    Attributes:
+        throughput_over_parent: The speed asked for.
+        damage: Of the best plan; None when none was found.
+        proven: That this is the least damage or, without one, that there is no plan.
+    """
 
     throughput_over_parent: float
     damage: float | None
@@ -41,8 +47,7 @@ def write_table(path: Path, record: Mapping[str, Any]) -> None:
     if record["sweep"]:
         lines += ["", "## Damage against speed", "", "| times the parent, first target | damage |", "|---|---|"]
         for point in record["sweep"]:
-            damage = "no plan" if point["damage"] is None else f"{point['damage']:.6g}"
-            lines.append(f"| {point['throughput_over_parent']:g} | {damage} |")
+            lines.append(f"| {point['throughput_over_parent']:g} | {_point(point)} |")
     write_atomically(path, "\n".join(lines) + "\n")
 
 
@@ -51,9 +56,17 @@ def _verdict(record: Mapping[str, Any]) -> str:
     told = f"Damage {record['damage']:.6g}, found by `{optimality['solver']}` in {optimality['seconds']:.2f} s: "
     if optimality["gap"] is None:
         return told + "nothing is proven."
+    tried = " and ".join(str(count) for count in optimality["deployments_and_batches_tried"])
+    where = f"for the {tried} deployments and batches tried"
     if optimality["gap"] == 0:
-        return told + "proven, no plan within these budgets does less."
-    return told + f"no plan does less than {optimality['bound']:.6g} (gap {optimality['gap']:.2%})."
+        return told + f"proven {where}, no plan within these budgets does less there."
+    return told + f"{where}, no plan does less than {optimality['bound']:.6g} (gap {optimality['gap']:.2%})."
+
+
+def _point(point: Mapping[str, Any]) -> str:
+    if point["damage"] is None:
+        return "no plan" if point["proven"] else "none found"
+    return f"{point['damage']:.6g}" + ("" if point["proven"] else " (not proven)")
 
 
 def _targets(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -115,14 +128,15 @@ def draw_plan(folder: Path, library: Library, plan: Mapping[str, Any]) -> None:
 
 
 def draw_curve(folder: Path, points: Sequence[SweepPoint]) -> None:
-    """Damage of the best plan for every speed asked for; a cross where there is no plan."""
+    """Damage of the best plan for every speed; a cross where there is no plan, a plus where none was found."""
     figure = _figure(width=5.0)
     axes = figure.subplots()
     found = [(point.throughput_over_parent, point.damage) for point in points if point.damage is not None]
-    axes.plot(*zip(*found) if found else ([], []), marker="o", color=FULL, label="least damage")
-    missing = [point.throughput_over_parent for point in points if point.damage is None]
-    if missing:
-        axes.plot(missing, [0.0] * len(missing), "x", color=NARROWED, label="no plan")
+    axes.plot(*zip(*found) if found else ([], []), marker="o", color=FULL, label="least damage found")
+    for proven, marker, label in ((True, "x", "no plan"), (False, "+", "none found")):
+        missing = [p.throughput_over_parent for p in points if p.damage is None and p.proven is proven]
+        if missing:
+            axes.plot(missing, [0.0] * len(missing), marker, color=NARROWED, label=label)
     axes.set_xlabel("throughput of the first target, times the parent's")
     axes.set_ylabel("damage")
     axes.legend(fontsize=8, frameon=False)

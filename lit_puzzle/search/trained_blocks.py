@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.layout import layer_prefix
-from lit_puzzle.search.library import Library, parts
+from lit_puzzle.search.library import Library
 from lit_puzzle.search.replacing.swap import check_trained, trained_tensors
 from lit_puzzle.spec import BlockSpec, Plan
 
@@ -43,17 +43,14 @@ def block_tensors(library: Library, folder: Path, layer: int, block: BlockSpec) 
     Raises:
         ValueError: The layer has no such candidate, or a file does not fit it.
     """
-    candidates = library.layers[layer]
-    chosen = [candidate for candidate in candidates if candidate.block == block]
+    chosen = [candidate for candidate in library.layers[layer] if candidate.block == block]
     if not chosen:
         raise ValueError(
             f"{folder} has no candidate with the plan's {block.num_experts} experts and window {block.window_tokens} "
             f"in layer {layer}; give the library that the plan was searched in"
         )
-    if chosen[0].weights is None:
-        chosen = [candidate for candidate in candidates if candidate.name in parts(chosen[0])]
     tensors: dict[str, Tensor] = {}
-    for candidate in chosen:  # halves have no tensor in common
+    for candidate in library.trained(layer, chosen[0]):  # halves have no tensor in common
         check_trained(folder, library.config, candidate)
         tensors |= trained_tensors(folder, candidate)
     return tensors

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from lit_puzzle.search.cost import Block, CostModel, Engine, KernelTimes, ModelShape, Prediction
+from lit_puzzle.search.costs.gpus import find_gpu
 from lit_puzzle.search.costs.measured_kernels import MeasuredKernels
 from lit_puzzle.search.costs.roofline import Roofline
 from lit_puzzle.spec import Scenario
@@ -42,6 +43,8 @@ CHILD = tuple(
 )
 
 Owner = TypeVar("Owner", Engine, Roofline)
+
+ENGINE = Engine(max_sequences=find_gpu("H100").max_sequences)  # as on H100 and B200, so that it can be varied
 
 K = 1024
 SCENARIOS = {
@@ -105,7 +108,7 @@ def compare(times: KernelTimes, scenarios: dict[str, Scenario]) -> dict[str, dic
     print(f"\n{times.name}: predicted and published tokens/s, parent -> child, and speed-up")
     found: dict[str, dict[str, float]] = {}
     for name, scenario in scenarios.items():
-        parent, child = predict(scenario, times, Engine())
+        parent, child = predict(scenario, times, ENGINE)
         ratio, (old, new, told) = child.tokens_per_second / parent.tokens_per_second, PUBLISHED[name]
         where = " -> ".join(f"TP{p.deployment.tensor_parallel} x {p.batch_size}" for p in (parent, child))
         published = f"{old:7.0f} -> {new:7.0f}" if old and new else "not told".rjust(18)
@@ -139,14 +142,14 @@ def variations(times: KernelTimes) -> Iterator[tuple[str, KernelTimes, Engine]]:
     """
     for name in () if isinstance(times, Roofline) else ENGINE_CONSTANTS:
         for factor in (0.75, 1.25):
-            yield f"{name} x {factor}", times, changed(Engine(), name, factor)
+            yield f"{name} x {factor}", times, changed(ENGINE, name, factor)
     if isinstance(times, Roofline):
         for name in ROOFLINE_CONSTANTS:
             for factor in (0.75, 1.25):
-                yield f"{name} x {factor}", changed(times, name, factor), Engine()
+                yield f"{name} x {factor}", changed(times, name, factor), ENGINE
     else:
         for distribution in ("balanced", "power_law_1.2"):
-            yield f"distribution {distribution}", MeasuredKernels(distribution), Engine()
+            yield f"distribution {distribution}", MeasuredKernels(distribution), ENGINE
 
 
 def sensitivity(times: KernelTimes, scenarios: dict[str, Scenario]) -> None:

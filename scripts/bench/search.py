@@ -9,12 +9,16 @@ elsewhere), made-up damages with another seed in every run, costs from the roofl
     solve     one deployment and batch per scenario: seconds of one proven solve                       goal 1
     product   8 batch sizes x 2 scenarios x every deployment: seconds until proven                      goal 10
     startup   `lightning run` of a recipe of this size, in a new process, to the solver's first line    goal 1
+    recipe    `lightning run recipes/gpt_oss_120b/search.yaml` on made-up library and scores: measured kernels, ladders
+              of batches refined, alternatives and the sweep. Once; seconds of the whole command and of the solver, and
+              what became of it. Without aiconfigurator-core (extra `gpu-tables`) it is left out.
 
 Medians of wall-clock seconds with CPU seconds beside them, and the slowest; library and scores lie in a temporary
 folder. Ends with one JSON line.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import random
@@ -37,6 +41,7 @@ from lit_puzzle.search.problem import Search, write_problem
 from lit_puzzle.search.scores import Measurement, Scores
 from lit_puzzle.spec import BlockSpec, Budget, Scenario, Target
 
+RECIPE_120B = Path(__file__).parents[2] / "recipes" / "gpt_oss_120b" / "search.yaml"
 COUNTS = (8, 16, 32, 64, 96, 128)
 MORE_COUNTS = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128)  # pads layers without a choice of window to 12
 WINDOW = 8192
@@ -95,9 +100,9 @@ def make_scores(library: Library, seed: int = 0) -> Scores:
             names = {f"experts={candidate.block.num_experts}": experts * gone**2 * generator.uniform(0.95, 1.05)}
             names |= {f"window={candidate.block.window_tokens}": window}
             for name, value in names.items():
-                noise = Measurement(0.02 * value, 0.0)
                 entries[layer, name] = {
-                    "kl": Measurement(value, noise.mean),
+                    "kl": Measurement(value, 0.02 * value),
+                    "hidden_mse": Measurement(3 * value, 0.06 * value),
                     "long_context": Measurement(10 * value, 0.0),
                 }
     return Scores(library.parent_fingerprint, 128, 128 * 32768, entries)
@@ -148,6 +153,25 @@ def imports_torch(recipe: Path) -> bool:
     return subprocess.check_output(command, text=True).split()[-1] != "False"
 
 
+def run_recipe(folder: Path, recipe: Path) -> dict[str, float | bool]:
+    """The whole recipe on the library and scores in a folder: its seconds, and how much of it was proven and found."""
+    command = [sys.executable, "-m", "lit_puzzle", "run", str(recipe), "--overwrite"]
+    command += [f"--{name}={folder / name}" for name in ("library", "scores")]
+    start = time.perf_counter()
+    subprocess.run([*command, f"--run_dir={folder / 'recipe'}"], check=True)
+    seconds = time.perf_counter() - start
+    record = json.loads((folder / "recipe" / "plan.json").read_text())
+    return {
+        "recipe_seconds": seconds,
+        "recipe_solver_seconds": record["optimality"]["seconds"],
+        "recipe_proven": record["optimality"]["proven"],
+        "recipe_alternatives": len(record["alternatives"]),
+        "recipe_alternatives_proven": sum(other["proven"] for other in record["alternatives"]),
+        "recipe_sweep_proven": sum(point["proven"] for point in record["sweep"]),
+        "recipe_sweep_points": len(record["sweep"]),
+    }
+
+
 def main(runs: int) -> None:
     results: dict[str, float | bool] = {}
     for name, one_option in (("solve", True), ("product", False)):
@@ -164,6 +188,8 @@ def main(runs: int) -> None:
         recipe.write_text(RECIPE.format(folder=folder))
         results |= medians("startup", [seconds_to_first_line(recipe) for _ in range(runs)])
         results["imports_torch"] = imports_torch(recipe)
+        if importlib.util.find_spec("aiconfigurator_core") is not None:
+            results |= run_recipe(folder, RECIPE_120B)
     for key, value in results.items():
         print(f"{key:24} {value if isinstance(value, bool) else round(value, 3)}")
     print(json.dumps(results))

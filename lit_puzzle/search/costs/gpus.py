@@ -27,6 +27,7 @@ class Gpu:
         float32_flops: The same with float32 inputs; None where it is not known.
         link_bytes_per_second: To its neighbours, one direction.
         link_seconds: From the start of a message to its arrival, without its length.
+        max_sequences: Requests that a serving engine keeps in flight there, unless it is told otherwise.
         source: Where these numbers come from.
     """
 
@@ -38,6 +39,7 @@ class Gpu:
     float32_flops: float | None
     link_bytes_per_second: float
     link_seconds: float
+    max_sequences: int
     source: str
 
 

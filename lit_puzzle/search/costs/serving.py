@@ -7,13 +7,11 @@ on the machine at hand (`lit_puzzle.search.costs.timed_blocks`).
 Source: arXiv 2602.11937 for blocks and deployments. Every setting of `Engine` names its own source.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 from lit_puzzle.model.layout import layer_blocks, whole
 from lit_puzzle.spec import Scenario
@@ -34,7 +32,7 @@ class ModelShape:
     tied_embeddings: bool = False
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> ModelShape:
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
         """The shape in the plain dict of a `config.json`.
 
         Raises:
@@ -92,8 +90,8 @@ class Engine:
         activations = 2 bytes x activation_factor x chunk_tokens x query heads x head_dim
 
     Attributes:
-        max_sequences: Most requests in flight in one replica. vLLM's `EngineArgs.get_batch_defaults`: 1024 on GPUs of
-            at least 70 GiB other than the A100, for which and for smaller ones it is 256.
+        max_sequences: Most requests in flight in one replica (`max_num_seqs`). None: the device's own number in
+            gpus.json, which names its source.
         chunk_tokens: Most prompt tokens read in one step (`max_num_batched_tokens`): 8192 by the same function, for the
             API server.
         graph_sequences: Most sequences that a CUDA graph decodes (`max_cudagraph_capture_size`): vLLM captures 512.
@@ -116,7 +114,7 @@ class Engine:
         small_kernel_bandwidth: Share of the peak bandwidth that they reach (`mem_bw_empirical_scaling_factor`).
     """
 
-    max_sequences: int = 1024
+    max_sequences: int | None = None
     chunk_tokens: int = 8192
     graph_sequences: int = 512
     memory_utilisation: float = 0.92
@@ -132,7 +130,9 @@ class Engine:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "activation_factors", tuple(self.activation_factors))
-        counts = {"max_sequences": self.max_sequences, "chunk_tokens": self.chunk_tokens}
+        counts = {"chunk_tokens": self.chunk_tokens}
+        if self.max_sequences is not None:
+            counts["max_sequences"] = self.max_sequences
         for name, count in counts.items():
             if isinstance(count, bool) or not isinstance(count, int) or count < 1:
                 raise ValueError(f"Engine: {name} must be a whole number of at least 1, got {count!r}")
@@ -144,7 +144,7 @@ class Engine:
         if len(self.activation_factors) != 3:
             raise ValueError(f"Engine: activation_factors must be 3 numbers, got {self.activation_factors!r}")
         for name, value in dataclasses.asdict(self).items():
-            values = value if isinstance(value, tuple) else (value,)
+            values = value if isinstance(value, tuple) else () if value is None else (value,)
             if not all(math.isfinite(number) and number >= 0 for number in values):
                 raise ValueError(f"Engine: {name} must not be negative, got {value!r}")
 
@@ -171,21 +171,26 @@ class Setting:
 
 
 class KernelTimes(Protocol):
-    """A source of seconds. All times are of one replica; a layer's include the all-reduces of its ranks."""
+    """A source of seconds. All times are of one replica; a layer's include the all-reduces of its ranks.
+
+    `Any` below lets an implementation annotate its own types, as text (`from __future__ import annotations`) or not:
+    recipes compare annotations to the letter. `setting` is a `Setting`, `block` a `Block`, `context_tokens` a float,
+    the other numbers are int; all return a float but `check`, which returns nothing.
+    """
 
     name: ClassVar[str]
 
-    def check(self, setting: Setting) -> None:
+    def check(self, setting: Any) -> Any:
         """Raise ValueError when this source knows nothing about the setting."""
 
-    def decode_layer(self, setting: Setting, block: Block, batch_size: int, context_tokens: float) -> float:
+    def decode_layer(self, setting: Any, block: Any, batch_size: Any, context_tokens: Any) -> Any:
         """Seconds of one decode step of one layer, for sequences that each attend to `context_tokens`."""
 
-    def prefill_layer(self, setting: Setting, block: Block, prompt_tokens: int) -> float:
+    def prefill_layer(self, setting: Any, block: Any, prompt_tokens: Any) -> Any:
         """Seconds to read one prompt through one layer, in the engine's chunks."""
 
-    def decode_rest(self, setting: Setting, batch_size: int) -> float:
+    def decode_rest(self, setting: Any, batch_size: Any) -> Any:
         """Seconds of one decode step outside the layers: embedding, last norm, head, sampling, the engine itself."""
 
-    def prefill_rest(self, setting: Setting, prompt_tokens: int) -> float:
+    def prefill_rest(self, setting: Any, prompt_tokens: Any) -> Any:
         """Seconds outside the layers to read one prompt."""

@@ -1,7 +1,7 @@
 """What replacing a block did to the final hidden states and the next-token distributions: pure functions on tensors.
 
-For one token with hidden states h (parent) and g (candidate) before the head, and the log-probabilities a = log p and
-b = log q that the head makes of them, d = b - a:
+For one token with hidden states h (parent) and g (candidate), after the last norm as the head reads them, and the
+log-probabilities a = log p and b = log q that the head makes of them, d = b - a:
 
     hidden_mse          mean over channels of (h - g)^2
     hidden_cosine       1 - h.g / (|h| |g|)
@@ -12,7 +12,7 @@ b = log q that the head makes of them, d = b - a:
     top1_disagreement   1 if argmax a != argmax b, else 0
 
 All are computed in float32 (float64 for float64 models) and summed by sample in float64. Reads and writes nothing.
-Source: arXiv 2602.11937 (MSE before the head), arXiv 2411.19146 (KL, LM loss).
+Source: arXiv 2602.11937 (MSE of the states before the head), arXiv 2411.19146 (KL, LM loss).
 
 Memory beside the arguments, for chunks of n tokens, vocabulary V, b = 4 (8 in float64): at most 7 b n V bytes, whatever
 the number of tokens.
@@ -39,7 +39,7 @@ class ScoredTokens:
     Attributes:
         samples_N: Index of each token's sample.
         targets_N: The token that follows in the sample, or NO_TOKEN.
-        final_ND: The parent's hidden states before the head.
+        final_ND: The parent's hidden states after the last norm, as the head reads them.
         log_probs_NV: The parent's log-probabilities, or None to have them computed from `final_ND`.
     """
 
@@ -56,7 +56,7 @@ def damage_sums(
 
     Args:
         tokens: The parent's side.
-        child_ND: Hidden states before the head with the candidate in place.
+        child_ND: The same with the candidate in place.
         head: Hidden states (N, D) -> logits (N, V).
         num_samples: Number S of samples.
         chunk_tokens: Tokens whose logits exist at a time.

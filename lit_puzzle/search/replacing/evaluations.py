@@ -44,6 +44,18 @@ class Evaluation(Protocol):
         ...
 
 
+def task_items(task: Evaluation, tokenizer: PreTrainedTokenizerBase) -> Sequence[Any]:
+    """All items of a task.
+
+    Raises:
+        ValueError: Fewer than two, or what the task itself refuses.
+    """
+    items: Sequence[Any] = task.items(tokenizer)
+    if len(items) < 2:
+        raise ValueError(f"evaluation {task.name!r} has {len(items)} items; a standard error needs two")
+    return items
+
+
 def answer_items(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -57,10 +69,8 @@ def answer_items(
     Each answers as many items (a process that has one less repeats the last), so that it may call the model as often.
 
     Raises:
-        ValueError: Fewer than two items, not one score per item, or one outside 0..1.
+        ValueError: Not one score per item, or one outside 0..1.
     """
-    if len(items) < 2:
-        raise ValueError(f"evaluation {task.name!r} has {len(items)} items; a standard error needs two")
     rank, world_size = processes.global_rank, processes.world_size
     turns = range(rank, -(-len(items) // world_size) * world_size, world_size)
     with _ready_to_generate(model, unshard):

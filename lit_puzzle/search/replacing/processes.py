@@ -8,12 +8,16 @@ Memory of one of R processes, P parameters of b bytes, L layers, V vocabulary, D
 layers run one after the other + 2 V D b. Source: PyTorch FSDP2, arXiv 2304.11277.
 """
 
+import math
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -41,6 +45,9 @@ class FabricSettings:
         num_nodes: Machines.
         precision: Of all weights and of the arithmetic.
         strategy: `sharded` splits the layers over the processes, `replicated` loads the whole parent on each.
+        timeout_hours: How long processes wait for one another: the first alone lets the parent write the data, and
+            writes the table at the end, while the others stand at a barrier. PyTorch's own 10 to 30 minutes would end
+            the run there.
         unshard_evaluations: Whether sharded weights are gathered once while a candidate answers; False answers in
             step, with every layer gathered for every token: for parents that do not fit on a device.
     """
@@ -50,12 +57,20 @@ class FabricSettings:
     num_nodes: int = 1
     precision: Literal["32-true", "bf16-true", "16-true", "64-true"] = "32-true"
     strategy: Literal["sharded", "replicated"] = "sharded"
+    timeout_hours: float = 24.0
     unshard_evaluations: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.timeout_hours < math.inf:
+            raise ValueError(f"fabric: timeout_hours must be more than 0, got {self.timeout_hours}")
 
 
 def launch(settings: FabricSettings) -> Fabric:
     """Starts the other processes and joins them."""
-    fabric = Fabric(accelerator=settings.accelerator, devices=settings.devices, num_nodes=settings.num_nodes)
+    make = partial(Fabric, accelerator=settings.accelerator, devices=settings.devices, num_nodes=settings.num_nodes)
+    fabric = make()
+    if not isinstance(fabric.strategy, SingleDeviceStrategy):  # how many "auto" devices are is known only now
+        fabric = make(strategy=DDPStrategy(timeout=timedelta(hours=settings.timeout_hours)))
     fabric.launch()
     return fabric
 

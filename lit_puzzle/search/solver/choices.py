@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Grid = Sequence[Sequence[float]]
 
@@ -30,8 +30,9 @@ class Infeasible(ValueError):  # noqa: N818  (what the user reads is its message
     Attributes:
         chosen: The plan that comes nearest, one candidate per layer; None when there is none to show.
         options: Its option of every choice.
-        needs: For every limit that stands in the way: (what is needed, what is allowed). Needed is what that plan
-            comes to; where several limits cannot be met one by one, what the cheapest plan for each comes to.
+        needs: For every limit that stands in the way: (what is needed, what is allowed), as `Limit.told` counts.
+            Needed is what that plan comes to; where several limits cannot be met one by one, what the cheapest plan
+            for each comes to.
         proven: Whether there is no plan at all; a baseline only says that it found none.
     """
 
@@ -47,21 +48,33 @@ class Infeasible(ValueError):  # noqa: N818  (what the user reads is its message
         self.chosen, self.options, self.needs, self.proven = chosen, options, needs or {}, proven
 
 
+class DisagreementError(RuntimeError):
+    """The solver's totals are not those of the plan it returned."""
+
+
+class OutOfTimeError(ValueError):
+    """No plan was found in the time given, and none was ruled out."""
+
+
 @dataclass(frozen=True)
 class Limit:
     """An upper bound on a sum over the layers.
 
     Attributes:
-        name: What is bounded, for messages: quantity, deployment and bound in words.
+        name: What is bounded, for messages: the user's word for it and where.
         coefficients: What each candidate of each layer adds; `math.inf` forbids it.
         constant: What the model adds outside its layers.
         bound: The most that constant and layers may come to.
+        key: What kind of quantity it is, to whoever checks the totals.
+        numerator: The user asked for a rate of at least numerator / bound; a total stands for numerator / total.
     """
 
     name: str
     coefficients: Grid
     constant: float
     bound: float
+    key: str = ""
+    numerator: float | None = None
 
     def total(self, chosen: Sequence[int]) -> float:
         """The sum that a plan comes to."""
@@ -78,6 +91,10 @@ class Limit:
     def holds(self, chosen: Sequence[int]) -> bool:
         """Whether a plan stays within the bound."""
         return self.total(chosen) <= self.bound + self.tolerance
+
+    def told(self, total: float) -> float:
+        """A total, or the bound, in the unit that the user asked in."""
+        return total if self.numerator is None else self.numerator / total
 
     def excess(self, chosen: Sequence[int]) -> float:
         """How far a plan is over the bound, relative to the bound; 0 when it holds."""
@@ -202,6 +219,7 @@ class Settings:
         relative_gap: Stop once the damage is proven to be within this part of the optimum.
         seed: For the solver `random`.
         known: A plan from elsewhere; the exact search starts from its damage when it is within all limits.
+        unlike: Plans that every plan wanted must differ from, as `alpha` says.
     """
 
     num_solutions: int = 1
@@ -210,6 +228,7 @@ class Settings:
     relative_gap: float = 0.0
     seed: int = 0
     known: tuple[int, ...] | None = None
+    unlike: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if self.num_solutions < 1:
@@ -241,3 +260,8 @@ class Solution:
     bound: float | None = None
     gap: float | None = None
     proven: bool = False
+
+    def with_bound(self, bound: float, relative_gap: float) -> Solution:
+        """The same plan with what is proven of it; `relative_gap` is what may be left unproven."""
+        gap = 0.0 if bound == self.damage else (self.damage - bound) / abs(self.damage) if self.damage else math.inf
+        return replace(self, bound=bound, gap=gap, proven=gap <= relative_gap * (1 + RELATIVE_TOLERANCE))

@@ -3,6 +3,8 @@
 First every budget alone: its cheapest plan is the cheapest candidate of every layer, over all options that carry it.
 If each can be met alone, the plan with the smallest relaxation is found (minimise t, where every limit may exceed its
 bound by the fraction t), and two budgets that exclude each other are looked for pair by pair.
+Totals are told in the unit that the user asked in; where a rate is missed, also the best that can be reached within the
+memory of its deployments and the limits that always hold, with the other choices left aside.
 """
 
 from __future__ import annotations
@@ -12,8 +14,8 @@ import math
 import time
 from dataclasses import dataclass, replace
 
-from lit_puzzle.search.mip import Tree
 from lit_puzzle.search.solver.choices import Infeasible, Limit, Option, Problem
+from lit_puzzle.search.solver.tree import Tree
 
 SECONDS = 20.0  # for finding the smallest relaxation and the pair; after that the message says less
 
@@ -34,7 +36,7 @@ def explain(problem: Problem) -> Infeasible:
         return Infeasible("No label is offered by every layer: the layers have no expert count in common.")
     alone = sorted((_cheapest_of(problem, name) for name in _names(problem)), key=lambda c: -c.excess)
     failing = [cheapest for cheapest in alone if cheapest.excess > 0]
-    return _one_fails(failing) if failing else _none_fails_alone(problem)
+    return _one_fails(problem, failing) if failing else _none_fails_alone(problem)
 
 
 def _names(problem: Problem) -> list[str]:
@@ -60,21 +62,70 @@ def _cheapest(problem: Problem, limit: Limit) -> Cheapest:
     return Cheapest(limit, best, limit.total(best), limit.excess(best))
 
 
-def _one_fails(failing: list[Cheapest]) -> Infeasible:
+def _one_fails(problem: Problem, failing: list[Cheapest]) -> Infeasible:
     tightest = failing[0]
-    needs = {cheapest.limit.name: (cheapest.needed, cheapest.limit.bound) for cheapest in failing}
+    needs = {cheapest.limit.name: _told(cheapest.limit, cheapest.needed) for cheapest in failing}
     if tightest.needed == math.inf:
         taken = zip(tightest.limit.coefficients, tightest.chosen)
         layer = next(layer for layer, (row, index) in enumerate(taken) if row[index] == math.inf)
         message = f"No plan: {tightest.limit.name!r} forbids every candidate of layer {layer}."
     else:
         message = (
-            f"No plan: the tightest budget is {tightest.limit.name!r}. Its cheapest plan needs {tightest.needed:.6g}, "
-            f"allowed is {tightest.limit.bound:.6g} ({tightest.excess:.1%} too much)."
+            f"No plan: the tightest budget is {tightest.limit.name!r}. Its cheapest plan "
+            f"{_compared(tightest.limit, tightest.needed)}."
         )
+        message += _reachable(problem, tightest.limit, time.monotonic() + SECONDS)
     others = ", ".join(repr(cheapest.limit.name) for cheapest in failing[1:])
     more = f" By themselves these cannot be met either: {others}." if others else ""
     return Infeasible(message + more, tightest.chosen, needs=needs)
+
+
+def _told(limit: Limit, total: float) -> tuple[float, float]:
+    return limit.told(total), limit.told(limit.bound)
+
+
+def _compared(limit: Limit, total: float) -> str:
+    """What a total comes to against what was asked for, in the user's unit."""
+    needed, bound = _told(limit, total)
+    if limit.numerator is not None:
+        return f"reaches {_number(needed)}, asked for is {_number(bound)} ({1 - needed / bound:.1%} too little)"
+    over = (total - limit.bound) / (abs(limit.bound) or 1.0)
+    return f"needs {_number(needed)}, allowed is {_number(bound)} ({over:.1%} too much)"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.6g}"
+
+
+def _reachable(problem: Problem, limit: Limit, deadline: float) -> str:
+    """The best rate that plans can reach, when the limit is one; the first of equal names stands for them all."""
+    if limit.numerator is None:
+        return ""
+    rates = []
+    for option in itertools.chain(*problem.choices):
+        for own in option.limits:
+            if own.name == limit.name and own.numerator is not None:
+                seconds = _least(problem, option, own, deadline)
+                rates += [] if seconds is None else [(own.told(seconds), option.name)]
+    if time.monotonic() > deadline or not rates:
+        return ""
+    rate, where = max(rates)
+    return f" With the other limits of its deployments kept, at most {_number(rate)} can be reached there ({where})."
+
+
+def _least(problem: Problem, option: Option, limit: Limit, deadline: float) -> float | None:
+    """The smallest total of a limit among plans within all others of its option and those that always hold."""
+    large = max(value for row in limit.coefficients for value in row if value < math.inf)
+    forbidden = tuple(tuple(value if value == math.inf else 0.0 for value in row) for row in limit.coefficients)
+    others = tuple(other for other in option.limits if other is not limit)
+    alone = replace(
+        problem,
+        damage=tuple(tuple(min(value, large) for value in row) for row in limit.coefficients),
+        limits=(*problem.limits, *others, Limit("can be served", forbidden, 0.0, 0.0)),
+        choices=(),
+    )
+    found = Tree(alone, relative_gap=1e-3, deadline=deadline).run()
+    return None if found is None else limit.total(found.chosen)
 
 
 def _none_fails_alone(problem: Problem) -> Infeasible:
@@ -85,15 +136,17 @@ def _none_fails_alone(problem: Problem) -> Infeasible:
     options = [problem.choices[choice][index] for choice, index in enumerate(nearest.options)]
     limits = [*problem.limits, *itertools.chain(*(option.limits for option in options))]
     over = sorted((limit for limit in limits if limit.excess(nearest.chosen)), key=lambda o: -o.excess(nearest.chosen))
-    needs = {limit.name: (limit.total(nearest.chosen), limit.bound) for limit in over}
+    needs = {limit.name: _told(limit, limit.total(nearest.chosen)) for limit in over}
     pair = _excluding_pair(problem, [limit.name for limit in over], deadline)
     who = f"{pair[0]!r} and {pair[1]!r} exclude each other" if pair else "not all of them can be met together"
-    wants = "; ".join(f"{name!r} needs {need:.6g}, allowed is {bound:.6g}" for name, (need, bound) in needs.items())
+    wants = "; ".join(f"{limit.name!r} {_compared(limit, limit.total(nearest.chosen))}" for limit in over)
+    rate = next((limit for limit in over if limit.numerator is not None), None)
+    reach = "" if rate is None else _reachable(problem, rate, deadline)
     worst = max((limit.excess(nearest.chosen) for limit in over), default=0.0)
     where = f" ({', '.join(option.name for option in options)})" if options else ""
     return Infeasible(
         f"No plan: every budget can be met alone, but {who}. With the smallest relaxation, {worst:.1%} on each, "
-        f"there is a plan{where}: {wants}.",
+        f"there is a plan{where}: {wants}.{reach}",
         nearest.chosen,
         nearest.options,
         needs,

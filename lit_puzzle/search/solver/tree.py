@@ -1,0 +1,278 @@
+"""A search tree over options with a mixed-integer program in its leaves.
+
+Every scenario has options (deployment x batch size), of which one must hold. Their product is not enumerated: a node
+of the tree fixes options of the first scenarios, its bound is that of its linear relaxation and at least that of each
+option taken alone, and the node with the lowest bound is opened first. Where all options are fixed HiGHS solves the
+program in whole numbers, without the candidates that the relaxation shows to cost more than a cutoff. The first cutoff
+is a guess that keeps about 3 candidates per layer; when the best plan left is not below it, the cutoff is proven to be
+the node's bound, and the node waits for its turn with twice as many.
+The tree is done when no bound is below the best damage. A plan is called optimal only when damage - bound <= 1e-9 of
+what it adds up; otherwise the true bound is told.
+
+What HiGHS answers is added up again in plain Python: another damage is a `DisagreementError`; a plan over a bound by
+more than rounding is excluded by a cut and the program is solved again.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from lit_puzzle.search.solver import highs
+from lit_puzzle.search.solver.choices import DisagreementError, Grid, Limit, Option, Problem, Solution
+from lit_puzzle.search.solver.highs import Answer, Flags, Floats, Program, Relaxation, Row
+
+LARGEST = 100.0  # the largest damage of one candidate after scaling: HiGHS' tolerances are absolute, about 1e-8
+SAME_DAMAGE = 1e-8  # after scaling: below this two plans are equally good
+PROVEN = 1e-9  # of the damages that a plan adds up: a bound this near is the damage itself
+ADDED_AGAIN = 1e-6  # of the largest number: what HiGHS' damage may differ by, columns at 1 - 1e-8 and rounding
+MOST_CUTS = 100
+FIRST_COLUMNS = 3  # candidates per layer that the first program in whole numbers of a node keeps
+FOREVER = 3600.0
+
+
+def indicator(shape: Grid, chosen: Sequence[int]) -> list[list[float]]:
+    """1 for the candidates of a plan, 0 for the others."""
+    return [[float(index == taken) for index in range(len(row))] for row, taken in zip(shape, chosen)]
+
+
+def label_choice(problem: Problem) -> tuple[tuple[Option, ...], ...]:
+    """`same` as one more choice: an option per label, which forbids every candidate of another label."""
+    if problem.same is None:
+        return ()
+    options = []
+    for label in problem.labels():
+        grid = [[0.0 if other == label else math.inf for other in row] for row in problem.same]
+        options.append(Option(f"{label} everywhere", (Limit(f"{label} everywhere", grid, 0.0, 0.0),)))
+    return (tuple(options),)
+
+
+@dataclass(order=True)
+class Node:
+    """Options of the first scenarios; lowest bound first, among equals the one with the most options fixed."""
+
+    bound: float
+    undecided: int
+    number: int
+    options: tuple[int, ...] = field(compare=False)
+    relaxed: bool = field(compare=False)
+    columns: int = field(default=0, compare=False)  # candidates that the next program in whole numbers keeps
+
+
+class Tree:
+    """One search for one best plan; see the module's docstring.
+
+    Attributes:
+        timed_out: Whether the time was up before the tree was done.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        relative_gap: float = 0.0,
+        deadline: float | None = None,
+        cuts: tuple[Limit, ...] = (),
+        elastic: bool = False,
+        ceiling: float = math.inf,
+    ) -> None:
+        """Make the rows.
+
+        Args:
+            problem: What to solve.
+            relative_gap: Part of the damage that may be left unproven.
+            deadline: When to stop, by the monotonic clock.
+            cuts: More limits that always hold.
+            elastic: Minimise the largest relative excess over the limits instead of the damage.
+            ceiling: Damage of a plan that is known to be within all limits: no plan above it matters.
+        """
+        self.problem, self.relative_gap, self.elastic = problem, relative_gap, elastic
+        self.always = (*problem.limits, *cuts)
+        self.deadline = time.monotonic() + FOREVER if deadline is None else deadline
+        self.choices = problem.choices + label_choice(problem)
+        self.starts = (0, *itertools.accumulate(len(row) for row in problem.damage))
+        damage_C = np.array([value for row in problem.damage for value in row])
+        self.base = [self._row(limit) for limit in self.always]
+        self.useful_C = self._useful(damage_C, ceiling)
+        self.scale = float(np.abs(damage_C[self.useful_C]).max(initial=0.0)) / LARGEST or 1.0
+        self.cost_C = np.where(self.useful_C, damage_C / self.scale, 0.0)
+        self.option_rows = [[[self._row(limit) for limit in o.limits] for o in options] for options in self.choices]
+        self.best: tuple[float, tuple[int, ...], tuple[int, ...]] | None = None  # scaled objective, chosen, options
+        self.closed_bound = math.inf  # lowest bound among nodes that were given up because they are not better
+        self.heap: list[Node] = []
+        self.counter = itertools.count()
+        self.timed_out = False
+
+    def _useful(self, damage_C: Floats, ceiling: float) -> Flags:
+        """Candidates that a plan up to the ceiling may hold: not ruled out, and not too bad beside the least others."""
+        useful_C = np.logical_and.reduce([np.ones(len(damage_C), dtype=bool), *(row.allowed_C for row in self.base)])
+        least_L = np.minimum.reduceat(np.where(useful_C, damage_C, math.inf), self.starts[:-1])
+        if ceiling < math.inf:
+            rounding = 1e-12 * (abs(ceiling) + float(np.abs(least_L).sum()))
+            spare = ceiling - math.fsum(least_L.tolist()) + rounding
+            useful_C &= damage_C - np.repeat(least_L, np.diff(self.starts)) <= spare
+        self.least_L: list[float] = least_L.tolist()
+        return useful_C
+
+    def closer(self) -> Tree | None:
+        """This search with the plan found and without what cannot be as good, when that leaves much smaller damages."""
+        assert self.best is not None
+        _, chosen, options = self.best
+        ceiling = self.problem.total_damage(chosen)
+        finer = Tree(
+            self.problem, self.relative_gap, self.deadline, self.always[len(self.problem.limits) :], ceiling=ceiling
+        )
+        if self.elastic or 2 * SAME_DAMAGE * self.scale <= PROVEN * self._size(chosen) or finer.scale > self.scale / 2:
+            return None
+        finer.best = (ceiling / finer.scale, chosen, options)
+        return finer
+
+    def _size(self, chosen: Sequence[int]) -> float:
+        """What a plan adds up, without cancelling: no difference far below this can be told from rounding."""
+        taken = (row[index] for row, index in zip(self.problem.damage, chosen))
+        return math.fsum(max(abs(own), -least) for own, least in zip(taken, self.least_L))
+
+    def _row(self, limit: Limit) -> Row:
+        return Row.of(limit, self.elastic)
+
+    @property
+    def cutoff(self) -> float:
+        """Only what is below this (scaled) is worth looking for."""
+        if self.best is None:
+            return math.inf
+        return self.best[0] - max(SAME_DAMAGE, self.relative_gap * abs(self.best[0]))
+
+    def program(self, options: Sequence[int], more: Sequence[Row] = ()) -> Program:
+        """The program with these options of the first choices."""
+        chosen = (rows[index] for rows, index in zip(self.option_rows, options))
+        return self._program([*self.base, *more, *itertools.chain(*chosen)])
+
+    def _program(self, rows: Sequence[Row]) -> Program:
+        program = Program.of(self.starts, self.cost_C, rows, self.elastic)
+        return replace(program, allowed_C=program.allowed_C & self.useful_C)
+
+    def start_from(self, chosen: tuple[int, ...]) -> None:
+        """Take a plan as the best so far, if it is within all limits."""
+        options = self.problem.options_that_hold(chosen)
+        if options is not None:
+            self.best = (self.problem.total_damage(chosen) / self.scale, chosen, options)
+
+    def run(self) -> Solution | None:
+        """The best plan; None when there is none, or none was found in time (`timed_out`)."""
+        self.option_bounds = self._bound_options()
+        if all(min(bounds, default=math.inf) < math.inf for bounds in self.option_bounds):
+            self._push(max((min(bounds) for bounds in self.option_bounds), default=-math.inf), (), relaxed=False)
+        while self.heap and self.heap[0].bound < self.cutoff:
+            if time.monotonic() > self.deadline:
+                self.timed_out = True
+                break
+            self._open(heapq.heappop(self.heap))
+            if self.timed_out:
+                break
+        return self._solution()
+
+    def _bound_options(self) -> list[list[float]]:
+        """Bound of every option taken alone; inf when even that is impossible."""
+
+        def bound(rows: list[Row]) -> float:
+            if time.monotonic() > self.deadline:
+                return -math.inf  # true of everything; the loop will see that the time is up
+            relaxation = highs.relax(self._program([*self.base, *rows]))
+            return math.inf if relaxation is None else relaxation.bound
+
+        if len(self.option_rows) == 1:  # the tree relaxes them itself
+            return [[-math.inf] * len(options) for options in self.option_rows]
+        return [[bound(rows) for rows in options] for options in self.option_rows]
+
+    def _push(self, bound: float, options: tuple[int, ...], relaxed: bool, columns: int = 0) -> None:
+        if math.isfinite(bound) and bound >= self.cutoff:
+            self.closed_bound = min(self.closed_bound, bound)
+        elif bound < math.inf:
+            undecided = len(self.choices) - len(options)
+            heapq.heappush(self.heap, Node(bound, undecided, next(self.counter), options, relaxed, columns))
+
+    def _open(self, node: Node) -> None:
+        if not node.relaxed:
+            relaxation = highs.relax(self.program(node.options))
+            if relaxation is not None:
+                self._push(max(node.bound, relaxation.bound), node.options, relaxed=True)
+        elif node.undecided:
+            for index, bound in enumerate(self.option_bounds[len(node.options)]):
+                self._push(max(node.bound, bound), (*node.options, index), relaxed=False)
+        else:
+            self._solve(node)
+
+    def _solve(self, node: Node) -> None:
+        """Solve a node with all options fixed; plans over a bound by more than rounding are cut off one by one."""
+        cuts: list[Row] = []
+        for _ in range(MOST_CUTS):
+            program = self.program(node.options, cuts)
+            relaxation = highs.relax(program)
+            if relaxation is None:
+                return
+            columns, guess = self._guess(node, relaxation)
+            whole, cutoff = guess >= self.cutoff, min(guess, self.cutoff)
+            smaller = program.without_worse(relaxation, cutoff)
+            answer = highs.solve(smaller, cutoff, self.relative_gap, self.deadline - time.monotonic())
+            if answer.chosen is None or self._accept(node, answer):
+                bound = max(node.bound, min(answer.bound, cutoff))  # above the cutoff candidates were missing
+                self._close(replace(node, bound=bound, columns=2 * columns), answer.finished, whole)
+                return
+            grid = indicator(self.problem.damage, answer.chosen)
+            cuts.append(Row.of(Limit("not this plan", grid, 0.0, self.problem.num_layers - 1.0), False))
+        raise DisagreementError(f"HiGHS returned {MOST_CUTS} plans that break the limits they were solved under")
+
+    def _guess(self, node: Node, relaxation: Relaxation) -> tuple[int, float]:
+        """How many candidates to keep, and the cutoff that keeps them: above what is known to hold nothing."""
+        columns = node.columns or FIRST_COLUMNS * self.problem.num_layers
+        while (guess := relaxation.cutoff_that_keeps(columns)) <= node.bound + SAME_DAMAGE:
+            columns *= 2
+        return columns, guess
+
+    def _close(self, node: Node, finished: bool, whole: bool) -> None:
+        """Put a node back with its new bound, unless all its candidates that matter were in the program."""
+        if finished and whole:
+            self.closed_bound = min(self.closed_bound, node.bound)
+        else:
+            self._push(node.bound, node.options, relaxed=True, columns=node.columns)
+        self.timed_out = self.timed_out or not finished
+
+    def _accept(self, node: Node, answer: Answer) -> bool:
+        """Add HiGHS' plan up again; keep it when it is within all limits and better than the best."""
+        assert answer.chosen is not None
+        chosen, limits = answer.chosen, self._limits(node)
+        if any(limit.total(chosen) == math.inf for limit in limits):
+            raise DisagreementError(f"HiGHS chose a forbidden candidate: {chosen}")
+        if self.elastic:
+            objective = max((limit.excess(chosen) for limit in limits), default=0.0)
+        else:
+            objective = self.problem.total_damage(chosen) / self.scale
+        if abs(objective - answer.objective) > ADDED_AGAIN * max(LARGEST, abs(objective)):
+            raise DisagreementError(
+                f"HiGHS says the objective is {answer.objective!r}, its plan adds up to {objective!r}"
+            )
+        if not self.elastic and not all(limit.holds(chosen) for limit in limits):
+            return False
+        if self.best is None or objective < self.best[0]:
+            self.best = (objective, chosen, node.options)
+        return True
+
+    def _limits(self, node: Node) -> list[Limit]:
+        fixed = (options[index] for options, index in zip(self.choices, node.options))
+        return [*self.always, *itertools.chain(*(option.limits for option in fixed))]
+
+    def _solution(self) -> Solution | None:
+        if self.best is None:
+            return None
+        objective, chosen, options = self.best
+        open_bound = min((node.bound for node in self.heap), default=math.inf)
+        scaled = min(objective, self.closed_bound, open_bound)
+        damage = self.problem.total_damage(chosen)
+        bound = damage if objective - scaled <= PROVEN * self._size(chosen) / self.scale else scaled * self.scale
+        found = Solution(chosen, damage, options[: len(self.problem.choices)])
+        return found.with_bound(bound, self.relative_gap)

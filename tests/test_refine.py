@@ -11,7 +11,7 @@ from lit_puzzle.search import mip, search_report
 from lit_puzzle.search import refine as refine_module
 from lit_puzzle.search.cost import CostModel, ModelShape
 from lit_puzzle.search.costs.roofline import Roofline
-from lit_puzzle.search.library import Library
+from lit_puzzle.search.library import Library, parts
 from lit_puzzle.search.problem import write_problem
 from lit_puzzle.search.refine import Rounds
 from lit_puzzle.search.scores import Measurement, Scores
@@ -100,8 +100,9 @@ def inputs(tmp_path_factory):
     entries = {}
     for layer, (row, values) in enumerate(zip(LAYERS, damages())):
         for candidate, value in zip(row, values):
-            entries[layer, f"experts={candidate.block.num_experts}"] = {"kl": Measurement(value, 0.0)}
-            entries[layer, f"window={candidate.block.window_tokens}"] = {"kl": Measurement(0.01, 0.0)}
+            for name, damage in zip(parts(candidate), (value, 0.01), strict=True):
+                if name is not None:
+                    entries[layer, name] = {"kl": Measurement(damage, 0.0)}
     for name, content in (
         ("library", Library("parent", 128, CONFIG | {"dtype": "bfloat16"}, LAYERS)),
         ("scores", Scores("parent", 8, 100, entries)),

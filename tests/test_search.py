@@ -48,7 +48,8 @@ def inputs(tmp_path_factory):
         layers.append(tuple(Candidate(candidate_name(own, block), block) for block in blocks))
         for count in counts[1:]:
             entries[layer, f"experts={count}"] = {"kl": Measurement((layer + 1) * (16 - count) ** 2 / 1000, 0.0)}
-        entries[layer, "window=16"] = {"kl": Measurement(3.0 if layer == 1 else 0.001, 0.0)}
+        if layer % 2:
+            entries[layer, "window=16"] = {"kl": Measurement(3.0 if layer == 1 else 0.001, 0.0)}
     fingerprint = parent.fingerprint()
     library, scores = Library(fingerprint, 16, parent.config, tuple(layers)), Scores(fingerprint, 8, 100, entries)
     for name, content in (("library", library), ("scores", scores)):

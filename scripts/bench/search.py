@@ -36,7 +36,7 @@ from lit_puzzle.search import mip
 from lit_puzzle.search.cost import CostModel, ModelShape
 from lit_puzzle.search.costs.roofline import Roofline
 from lit_puzzle.search.damage import DamageRule
-from lit_puzzle.search.library import Candidate, Library, candidate_name, parent_blocks
+from lit_puzzle.search.library import Candidate, Library, candidate_name, parent_blocks, parts
 from lit_puzzle.search.problem import Search, write_problem
 from lit_puzzle.search.scores import Measurement, Scores
 from lit_puzzle.spec import BlockSpec, Budget, Scenario, Target
@@ -99,7 +99,7 @@ def make_scores(library: Library, seed: int = 0) -> Scores:
             gone = 1 - candidate.block.num_experts / 128
             names = {f"experts={candidate.block.num_experts}": experts * gone**2 * generator.uniform(0.95, 1.05)}
             names |= {f"window={candidate.block.window_tokens}": window}
-            for name, value in names.items():
+            for name, value in ((name, names[name]) for name in parts(candidate) if name is not None):
                 entries[layer, name] = {
                     "kl": Measurement(value, 0.02 * value),
                     "hidden_mse": Measurement(3 * value, 0.06 * value),

@@ -40,7 +40,7 @@ from lit_puzzle.rl.child import save_child
 from lit_puzzle.rl.measure import become_saved, load_best, validation_values
 from lit_puzzle.rl.module import FROZEN
 from lit_puzzle.rl.random_state import RandomState, put_random_state, take_random_state
-from lit_puzzle.rl.settings import LoraSettings, freeze_parameters, keep_master_weights
+from lit_puzzle.rl.settings import LoraSettings, freeze_parameters, keep_master_weights, optimise_trainable
 from lit_puzzle.rl.trainer_checks import check_trainer
 from lit_puzzle.runs import require_input
 from lit_puzzle.sharding import load_for, shard
@@ -166,13 +166,7 @@ class GlobalDistillation(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Optimiser over the trainable parameters; the schedule counts updates."""
-        optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
-        if self.lr_scheduler is None:
-            return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"},
-        }
+        return optimise_trainable(self, self.optimizer, self.lr_scheduler)
 
     # ---- training -------------------------------------------------------------------------------------------------
 

@@ -48,6 +48,7 @@ from lit_puzzle.rl.settings import (
     LoraSettings,
     freeze_parameters,
     keep_master_weights,
+    optimise_trainable,
 )
 from lit_puzzle.rl.trainer_checks import check_trainer
 from lit_puzzle.runs import require_input
@@ -184,13 +185,7 @@ class RLRecovery(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Optimiser over the trainable parameters; the schedule counts updates."""
-        optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
-        if self.lr_scheduler is None:
-            return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"},
-        }
+        return optimise_trainable(self, self.optimizer, self.lr_scheduler)
 
     # ---- training -------------------------------------------------------------------------------------------------
 

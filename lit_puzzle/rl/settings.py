@@ -4,11 +4,13 @@ Reads and writes: nothing. Source of the knobs: GRPO (arXiv 2402.03300), Dr. GRP
 (arXiv 2503.14476), LoRA (arXiv 2106.09685); the recovery itself: arXiv 2602.11937.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
+from torch.optim import Optimizer
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -189,3 +191,15 @@ def keep_master_weights(model: nn.Module) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+def optimise_trainable(
+    module: nn.Module,
+    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+    lr_scheduler: Callable[[Optimizer], Any] | None,
+) -> Any:
+    """For `configure_optimizers`: an optimiser over the trainable parameters, and a schedule that counts updates."""
+    built = optimizer([parameter for parameter in module.parameters() if parameter.requires_grad])
+    if lr_scheduler is None:
+        return built
+    return {"optimizer": built, "lr_scheduler": {"scheduler": lr_scheduler(built), "interval": "step"}}

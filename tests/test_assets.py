@@ -31,7 +31,7 @@ def test_child_is_its_plan_with_only_what_trains_changed(tmp_path):
 
 
 def test_child_is_within_the_budget_of_the_search():
-    """Less than four experts of one layer short of what the recipe allows; all layers but the vital one have windows."""
+    """Within the limit and less than four experts of one layer under it; all layers but the vital one have windows."""
     child = Checkpoint(ASSETS / "tiny_child")
     limit = load_recipe("recipes/search.yaml").value("limits")["total_parameters"]
     assert 0.95 * limit < count_parameters(child.config) <= limit

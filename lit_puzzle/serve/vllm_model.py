@@ -57,13 +57,14 @@ class PuzzleAttention(OAIAttention):
         prefix: str,
     ) -> Attention:
         set_weight_attrs(self.sinks, {"weight_loader": load_sinks})
+        scaled = cache_config is None or cache_config.cache_dtype != "fp8_e5m2"  # whose range needs no scales
         return Attention(
             self.num_local_attention_heads,
             self.head_dim,
             self.scaling,
             num_kv_heads=self.num_local_key_value_heads,
             cache_config=cache_config,
-            quant_config=quant_config or PuzzleQuantisation(),
+            quant_config=(quant_config or PuzzleQuantisation()) if scaled else None,
             per_layer_sliding_window=config.block_configs[self.layer_idx]["sliding_window"],
             prefix=f"{prefix}.attn",
             sinks=self.sinks,

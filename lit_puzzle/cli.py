@@ -36,6 +36,10 @@ STAGES = {
         "the parent's top-k next-token probabilities of documents -> disk",
     ),
     "evaluate": ("lit_puzzle.evaluate.accuracy.evaluate", "accuracy and generated tokens per reasoning effort"),
+    "export": (
+        "lit_puzzle.serve.export.export",
+        "child -> one complete folder to serve: config, weights, card, checksums",
+    ),
 }
 PARALLEL_STAGES = frozenset({"score"})  # the other stages of ours would each do the same work in every process
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "NODE_RANK")  # the first that is set is the rank

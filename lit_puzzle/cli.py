@@ -38,7 +38,7 @@ STAGES = {
     "evaluate": ("lit_puzzle.evaluate.accuracy.evaluate", "accuracy and generated tokens per reasoning effort"),
     "export": (
         "lit_puzzle.serve.export.export",
-        "child -> one complete folder to serve: config, weights, card, checksums",
+        "child -> one complete folder to serve, with model card and checksums",
     ),
 }
 PARALLEL_STAGES = frozenset({"score"})  # the other stages of ours would each do the same work in every process

@@ -51,8 +51,8 @@ class Adapter:
         for key, allowed in MUST_BE.items():
             if config.get(key, allowed) != allowed:
                 raise ValueError(
-                    f"{folder}: {key} is {config[key]!r}; only plain LoRA ({key} {allowed!r}) can be merged here. Merge "
-                    "the adapter with PEFT and export the merged checkpoint"
+                    f"{folder}: {key} is {config[key]!r}; only plain LoRA ({key} {allowed!r}) can be merged here. "
+                    "Merge the adapter with PEFT and export the merged checkpoint"
                 )
         path = folder / "adapter_model.safetensors"
         if not path.is_file():

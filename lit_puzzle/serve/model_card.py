@@ -55,7 +55,9 @@ class Facts:
         parent_experts: Experts of a layer before pruning, where plan.json says so.
         packed: Layers with MXFP4 experts.
         kv_layers: Layers with KV scales.
+        scales_from: Where they come from.
         stop_tokens: What ends an answer.
+        copied_experts: Experts that got the bytes of an MXFP4 parent.
         rounded_experts: Experts that this export rounded to MXFP4.
         rounding_error: Their relative error.
         parameters: Number of parameters.
@@ -68,7 +70,9 @@ class Facts:
     parent_experts: int | None
     packed: frozenset[int]
     kv_layers: frozenset[int]
+    scales_from: str
     stop_tokens: Sequence[int]
+    copied_experts: int
     rounded_experts: int
     rounding_error: float
     parameters: int
@@ -196,10 +200,10 @@ def _serving(facts: Facts) -> list[str]:
         "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=4096)[0]))\n```"
     )
     flag = " --kv-cache-dtype fp8" if facts.kv_layers else ""
-    install = "pip install lit-puzzle\n" if facts.form == "puzzle" else ""
+    install = "pip install --no-deps CHECKOUT_OF_LIT_PUZZLE\n" if facts.form == "puzzle" else ""
     engine = f"```bash\n{install}vllm serve FOLDER{flag}\n```"
     why = (
-        "gpt_oss.py, which comes along, is all that transformers needs; vLLM needs the plugin in lit-puzzle."
+        "gpt_oss.py, which comes along, is all that transformers needs; vLLM needs lit_puzzle's plugin."
         if facts.form == "puzzle"
         else "This is plain gpt-oss: runtimes that know gpt-oss need nothing else."
     )
@@ -219,10 +223,13 @@ def _limits(card: Card, facts: Facts) -> list[str]:
             f"{facts.rounding_error:.4g}); numbers that were measured before that are not of these very weights."
         )
     if facts.kv_layers:
-        lines.append("An FP8 KV cache changes answers a little; its scales hold for these very weights alone.")
+        lines.append(
+            "An FP8 KV cache changes answers a little, and its scales hold for the weights they were measured on. "
+            f"These are {facts.scales_from}."
+        )
         rest = [str(layer) for layer in range(len(facts.blocks)) if layer not in facts.kv_layers]
         if rest:
-            lines.append(f"Layers {', '.join(rest)} have no KV scales: their cache was meant to stay in bfloat16.")
+            lines.append(f"Layers {', '.join(rest)} have no KV scales: their cache is to stay in bfloat16.")
     if facts.form == "masked":
         lines.append("Removed experts are still there, masked by the router: this folder checks engines, nothing else.")
     lines.append("Keep the chat template: the model was made with its reasoning channel, and is untested without.")

@@ -40,6 +40,7 @@ from lit_puzzle.spec import Plan
 
 FOLDER = "model"
 CARRIED_SCALES = "carried over from the checkpoint, which may or may not be the one they were measured on"
+PLAIN_CARD = Card()
 Experts = Literal["stored", "plain", "mxfp4"]
 Dtype = Literal["stored", "bfloat16", "float16", "float32"]
 FLOATS = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
@@ -55,7 +56,7 @@ def export(
     dtype: Dtype = "stored",
     format: Form = "puzzle",
     tokenizer: Path | None = None,
-    card: Card | None = None,
+    card: Card = PLAIN_CARD,
     push_to_hub: str | None = None,
     private: bool = True,
 ) -> dict[str, float]:
@@ -83,7 +84,6 @@ def export(
         ValueError: Inputs that are missing, damaged or of another checkpoint; a format that cannot say the child; a
             folder that is already there.
     """
-    card = card or Card()
     if push_to_hub is not None:
         check_upload(push_to_hub)
     for path in (*card.training, *card.evaluations.values()):

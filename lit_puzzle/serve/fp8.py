@@ -47,7 +47,7 @@ def _per_head(scale: Tensor) -> Tensor:
 
 
 def saturating_at(amax: Tensor) -> Tensor:
-    """amax / 448, rounded so that amax itself does not saturate: 448 times it is not below amax in float32."""
+    """The scale amax / 448, rounded so that amax does not saturate: 448 times it is not below amax in float32."""
     scale = amax / E4M3_MAX
     return torch.where(scale * E4M3_MAX < amax, scale.nextafter(torch.full_like(scale, torch.inf)), scale)
 

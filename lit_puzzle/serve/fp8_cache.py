@@ -1,8 +1,8 @@
 """The model under an FP8 KV cache, simulated: keys and values are stored as e4m3 and read back with their scales.
 
-Rounds to nearest, as GPUs do. For generation (`past_key_values=Fp8Cache(...)` of transformers' `generate`) and for whole
-sequences (a fresh cache in one forward pass): attention reads nothing but what was stored, the newest token included.
-Layers without scales, and every window, are as transformers has them.
+Rounds to nearest, as GPUs do. For generation (`past_key_values=Fp8Cache(...)` of transformers' `generate`) and for
+whole sequences (a fresh cache in one forward pass): attention reads nothing but what was stored, the newest token
+included. Layers without scales, and every window, are as transformers has them.
 
 Reads KV scales, from their own folder or from a checkpoint that carries them. Memory: 1 byte for each key and value of
 the cache, and while a layer runs its whole cache in the model's dtype: slower than the model, on purpose.

@@ -93,10 +93,9 @@ def draw_amax(folder: Path, scales: KVScales, windows: Sequence[Window]) -> None
             one = both.k if kind == "k" else both.v
             face = colour if window is None else "white"
             for amax, scale in zip(one.amax.flatten().tolist(), one.scale.flatten().tolist(), strict=True):
-                dot = {"color": colour, "markerfacecolor": face, "label": named.pop("amax", None)}
-                axes.plot(layer + shift, amax, "o", markersize=5, **dot)
-                bar = {"color": colour, "linewidth": 1.0, "label": named.pop("held", None)}
-                axes.hlines(E4M3_MAX * scale, layer + shift - 0.13, layer + shift + 0.13, **bar)
+                x, held = layer + shift, E4M3_MAX * scale
+                axes.plot(x, amax, "o", color=colour, markerfacecolor=face, label=named.pop("amax", None))
+                axes.plot([x - 0.13, x + 0.13], [held, held], color=colour, label=named.pop("held", None))
     axes.set_yscale("log", base=2)
     axes.set_xlabel("layer (hollow: windowed)")
     axes.set_ylabel("magnitude")

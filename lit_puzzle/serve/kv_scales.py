@@ -111,7 +111,8 @@ class KVScales:
             meta = json.loads((folder / META_FILE).read_text())
             tensors = load_file(folder / SCALES_FILE)
             layers = tuple(
-                None if stated is None else _layer(layer, stated, tensors) for layer, stated in enumerate(meta["layers"])
+                None if stated is None else _layer(layer, stated, tensors)
+                for layer, stated in enumerate(meta["layers"])
             )
             loaded = cls(meta["fingerprint"], meta["method"], meta["rounding"], int(meta["tokens"]), layers)
             unknown = sorted(tensors.keys() - loaded.tensors().keys())

@@ -162,9 +162,7 @@ def recording(model: PreTrainedModel, statistics: KVStatistics, counted_BT: Tens
     def hand_over(_: nn.Module, arguments: Any, keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         return arguments, keywords | {"past_key_values": recorder}
 
-    hooks = [
-        layer.self_attn.register_forward_pre_hook(hand_over, with_kwargs=True) for layer in model.model.layers
-    ]
+    hooks = [layer.self_attn.register_forward_pre_hook(hand_over, with_kwargs=True) for layer in model.model.layers]
     statistics.tokens += int(counted_BT.sum())
     try:
         yield

@@ -130,7 +130,7 @@ class KVCalibration(LightningModule):
             scales.save(folder)
             write_report(folder, scales, self.windows)
             rmtree(folder / "progress", ignore_errors=True)
-        self.log_dict(per_layer(scales), sync_dist=False, rank_zero_only=True)
+        self.log_dict(per_layer(scales.layers), sync_dist=False, rank_zero_only=True)
         self.results = in_all(scales)
 
 

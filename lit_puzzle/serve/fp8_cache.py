@@ -21,8 +21,7 @@ from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.layout import KV_SCALES, layer_prefix
 from lit_puzzle.serve.fp8 import dequantise, quantise
 from lit_puzzle.serve.kv_scales import KVScales, check_positive
-
-Scales = tuple[Tensor, Tensor]  # of keys and of values; each a scalar or (G)
+from lit_puzzle.serve.kv_statistics import Scales
 
 
 class Fp8Cache(DynamicCache):

@@ -16,15 +16,15 @@ from lit_puzzle.serve.kv_statistics import Window
 KINDS = {"k": "#1b6ca8", "v": "#e07b39"}  # and their colours
 
 
-def per_layer(scales: KVScales) -> dict[str, float]:
-    """`kv/<layer>/<k or v>_amax|scale|headroom|overflow` of every layer that has scales; the largest of its heads."""
+def per_layer(layers: Sequence[LayerScales | None], prefix: str = "kv") -> dict[str, float]:
+    """`<prefix>/<layer>/<k or v>_amax|scale|headroom|overflow` of every layer with scales; the largest of its heads."""
     values: dict[str, float] = {}
-    for layer, both in enumerate(scales.layers):
+    for layer, both in enumerate(layers):
         for kind, one in () if both is None else (("k", both.k), ("v", both.v)):
-            values[f"kv/{layer}/{kind}_amax"] = float(one.amax.max())
-            values[f"kv/{layer}/{kind}_scale"] = float(one.scale.max())
-            values[f"kv/{layer}/{kind}_headroom"] = one.headroom
-            values[f"kv/{layer}/{kind}_overflow"] = float(one.overflow)
+            values[f"{prefix}/{layer}/{kind}_amax"] = float(one.amax.max())
+            values[f"{prefix}/{layer}/{kind}_scale"] = float(one.scale.max())
+            values[f"{prefix}/{layer}/{kind}_headroom"] = one.headroom
+            values[f"{prefix}/{layer}/{kind}_overflow"] = float(one.overflow)
     return values
 
 

@@ -32,6 +32,7 @@ from lit_puzzle.serve.fp8 import (
 from lit_puzzle.serve.kv_scales import KVScales, LayerScales, TensorScale, check_positive
 
 Window = int | None
+Scales = tuple[Tensor, Tensor]  # of keys and of values of a layer; each a scalar or (G)
 
 
 @dataclass(frozen=True)
@@ -187,17 +188,35 @@ def find_scales(
     """
     if statistics.tokens == 0:
         raise ValueError("No token was counted: the calibration data is empty. Give the data module some sequences.")
-    layers: list[LayerScales | None] = []
+    found: list[Scales | None] = []
     for layer, window in enumerate(windows):
         if window is not None and settings.windowed_layers == "bf16":
+            found.append(None)
+        else:
+            found.append((_scale(statistics, settings, layer, 0), _scale(statistics, settings, layer, 1)))
+    layers = under(statistics, found)
+    return KVScales(fingerprint, settings.method, settings.rounding, statistics.tokens, layers)
+
+
+def under(statistics: KVStatistics, scales: Sequence[Scales | None]) -> tuple[LayerScales | None, ...]:
+    """What given scales, of whatever origin, do to the counted keys and values."""
+    layers: list[LayerScales | None] = []
+    for layer, pair in enumerate(scales):
+        if pair is None:
             layers.append(None)
-            continue
-        k, v = (_tensor_scale(statistics, settings, layer, kind) for kind in (0, 1))
-        layers.append(LayerScales(k, v))
-    return KVScales(fingerprint, settings.method, settings.rounding, statistics.tokens, tuple(layers))
+        else:
+            layers.append(LayerScales(*(_judged(statistics, layer, kind, pair[kind]) for kind in (0, 1))))
+    return tuple(layers)
 
 
-def _tensor_scale(statistics: KVStatistics, settings: ScaleSettings, layer: int, kind: int) -> TensorScale:
+def _judged(statistics: KVStatistics, layer: int, kind: int, scale: Tensor) -> TensorScale:
+    amax_G, counts_HM = statistics.amax_LSG[layer, kind], statistics.counts_LSHM[layer, kind]
+    lost = sum(overflow(counts_M, one) for counts_M, one in zip(counts_HM, scale.reshape(-1), strict=True))
+    return TensorScale(amax_G.max() if scale.ndim == 0 else amax_G, scale, lost)
+
+
+def _scale(statistics: KVStatistics, settings: ScaleSettings, layer: int, kind: int) -> Tensor:
+    """Of the keys or values of a layer: a scalar, or one for each head."""
     amax_G, counts_HM = statistics.amax_LSG[layer, kind], statistics.counts_LSHM[layer, kind]
     amax_H = amax_G if settings.per_head else amax_G.max()[None]
     try:
@@ -207,16 +226,15 @@ def _tensor_scale(statistics: KVStatistics, settings: ScaleSettings, layer: int,
             f"{error}: no scale follows from it. Look for zeroed or broken weights in this layer's "
             f"{'kv'[kind]}_proj, or give more calibration data."
         ) from None
-    scale_H = torch.stack([_scale(counts_M, amax, settings) for counts_M, amax in zip(counts_HM, amax_H, strict=True)])
-    lost = sum(overflow(counts_M, scale) for counts_M, scale in zip(counts_HM, scale_H, strict=True))
-    return TensorScale(amax_H, scale_H, lost) if settings.per_head else TensorScale(amax_H[0], scale_H[0], lost)
+    scale_H = torch.stack([_of_set(counts_M, amax, settings) for counts_M, amax in zip(counts_HM, amax_H, strict=True)])
+    return scale_H if settings.per_head else scale_H[0]
 
 
-def _scale(counts_M: Tensor, amax: Tensor, settings: ScaleSettings) -> Tensor:
+def _of_set(counts_M: Tensor, amax: Tensor, settings: ScaleSettings) -> Tensor:
     power_of_two = settings.rounding == "power_of_two"
     if settings.method == "mse":
         return least_error_scale(counts_M, amax, power_of_two)
     top = amax if settings.method == "amax" else percentile(counts_M, settings.percent)
-    if top == 0:  # more zeros than the percentage leaves out
+    if top == 0:  # so many zeros that the percentage is reached with them alone
         top = amax
     return power_of_two_up(saturating_at(top)) if power_of_two else saturating_at(top)

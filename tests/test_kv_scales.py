@@ -73,7 +73,7 @@ def test_scales_and_amax_must_be_positive_and_finite(tmp_path, bad):
         meta["layers"][1]["k_amax"] = bad
 
     damage(tmp_path, change)
-    with pytest.raises(ValueError, match="amax of K in layer 1 is .* must be positive and finite"):
+    with pytest.raises(ValueError, match=r"amax of K in layer 1 is .* must be positive and finite"):
         KVScales.load(tmp_path)
     if bad == bad:  # NaN differs from what is stated already
         damage(tmp_path, lambda meta: meta["layers"][1].update(v_scale=bad), lambda t: t[V1].fill_(bad))

@@ -190,7 +190,7 @@ def test_nan_weights_and_dead_layers_are_named(tiny_model, tmp_path, sequences):
     for parameter in tiny_model.model.layers[1].self_attn.v_proj.parameters():
         parameter.data.zero_()
     tiny_model.save_pretrained(tmp_path / "dead")
-    with pytest.raises(ValueError, match="amax of V in layer 1 is .* no scale follows"):
+    with pytest.raises(ValueError, match=r"amax of V in layer 1 is .* no scale follows"):
         run(tmp_path / "b", tmp_path / "dead", sequences)
     assert not (tmp_path / "b" / "kv_scales.json").exists()
 
@@ -223,7 +223,7 @@ def test_the_recipe_and_its_options_run(tmp_path, monkeypatch):
     assert "kv/1/k_headroom" in metrics.splitlines()[0]
     small = ["--prompts_per_effort=2", "--max_new_tokens=4", "--batch_size=2"]
     main(["run", "recipes/evaluate.yaml", "--kv_cache=fp8", "--kv_scales=runs/calibrate_kv", *small])
+    parent = ["--checkpoint=lit_puzzle/assets/tiny_parent", "--run_dir=runs/other"]
+    words = ["--kv_cache=fp8", "--kv_scales=runs/calibrate_kv", *parent, *small]
     with pytest.raises(SystemExit):
-        parent = "--checkpoint=lit_puzzle/assets/tiny_parent"
-        words = ["--kv_cache=fp8", "--kv_scales=runs/calibrate_kv", parent, "--run_dir=runs/other", *small]
         main(["run", "recipes/evaluate.yaml", *words])

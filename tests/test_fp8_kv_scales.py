@@ -18,12 +18,12 @@ from lit_puzzle.callbacks.fp8_kv_scales import FP8KVScales
 from lit_puzzle.model.checkpoint import fingerprint
 from lit_puzzle.model.loading import load_model
 from lit_puzzle.packed_files import PackedSequences
-from lit_puzzle.rl.settings import LoraSettings
 from lit_puzzle.search.calibration import CalibrationData, read_sequences
 from lit_puzzle.serve.calibrate_kv import KVCalibration
 from lit_puzzle.serve.kv_scales import KVScales
 from lit_puzzle.serve.kv_statistics import ScaleSettings
 from lit_puzzle.tiny.world import Chains
+from lit_puzzle.tuning.trainable import LoraSettings
 
 EXACT = ScaleSettings(rounding="none")
 

@@ -41,7 +41,9 @@ STAGES = {
         "child -> one complete folder to serve, with model card and checksums",
     ),
 }
-PARALLEL_STAGES = frozenset({"score"})  # the other stages of ours would each do the same work in every process
+PARALLEL_STAGES = frozenset(
+    {"score", "precompute_logits"}
+)  # the other stages of ours would each do the same work in every process
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "NODE_RANK")  # the first that is set is the rank
 USAGE = """usage: lightning run RECIPE [--KEY=VALUE ...] [--overwrite] [--print_config]
        lightning recipes [--copy DIR]

@@ -89,7 +89,7 @@ class KVScales:
         """Writes both files; the json, which says that they are complete, last."""
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / f"{SCALES_FILE}.partial"
-        save_file({name: scale.float().contiguous() for name, scale in self.tensors().items()}, partial)
+        save_file({name: scale.float().clone() for name, scale in self.tensors().items()}, partial)
         partial.replace(folder / SCALES_FILE)
         meta: dict[str, Any] = {key: vars(self)[key] for key in ("fingerprint", "method", "rounding", "tokens")}
         meta["layers"] = [None if scales is None else _as_json(scales) for scales in self.layers]
@@ -111,7 +111,8 @@ class KVScales:
             meta = json.loads((folder / META_FILE).read_text())
             tensors = load_file(folder / SCALES_FILE)
             layers = tuple(
-                None if stated is None else _layer(layer, stated, tensors) for layer, stated in enumerate(meta["layers"])
+                None if stated is None else _layer(layer, stated, tensors)
+                for layer, stated in enumerate(meta["layers"])
             )
             loaded = cls(meta["fingerprint"], meta["method"], meta["rounding"], int(meta["tokens"]), layers)
             unknown = sorted(tensors.keys() - loaded.tensors().keys())
@@ -149,7 +150,9 @@ def _layer(layer: int, stated: Mapping[str, Any], tensors: Mapping[str, Tensor])
         if full_name not in tensors:
             raise ValueError(f"{full_name} is missing from {SCALES_FILE}")
         scale, amax = tensors[full_name], torch.tensor(stated[f"{kind}_amax"], dtype=torch.float32)
-        if scale.shape != amax.shape or scale.tolist() != stated[f"{kind}_scale"]:
+        if scale.shape != amax.shape:
+            raise ValueError(f"{full_name} has shape {tuple(scale.shape)}, its amax in {META_FILE} {tuple(amax.shape)}")
+        if scale.tolist() != stated[f"{kind}_scale"]:
             raise ValueError(f"{full_name} is {scale.tolist()}, but {META_FILE} says {stated[f'{kind}_scale']}")
         check_positive(scale, full_name)
         check_positive(amax, f"amax of {kind.upper()} in layer {layer}")

@@ -23,11 +23,12 @@ from lit_puzzle.evaluate.lengths import LengthStatistics, write_lengths
 from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig, GptOssPuzzleForCausalLM
 from lit_puzzle.rl.environments import EFFORTS, Environment
 from lit_puzzle.rl.module import RLRecovery
-from lit_puzzle.rl.settings import EvaluationSettings, GRPOSettings
+from lit_puzzle.rl.settings import GRPOSettings
 from lit_puzzle.runs import newest_checkpoint
 from lit_puzzle.sharding import Sharded, full
 from lit_puzzle.tiny.tokenizer import build_tokenizer
 from lit_puzzle.tiny.world import Chains, Counting
+from lit_puzzle.tuning.measure import EvaluationSettings
 
 GRPO = GRPOSettings(
     num_generations=4,

@@ -16,8 +16,9 @@ from lit_puzzle.data import PromptData
 from lit_puzzle.distill.held_out import AccuracySettings
 from lit_puzzle.distill.losses import LossSettings
 from lit_puzzle.distill.top_logits import precompute_logits
-from lit_puzzle.rl.settings import EvaluationSettings, LoraSettings
 from lit_puzzle.tiny.world import Chains, Counting
+from lit_puzzle.tuning.measure import EvaluationSettings
+from lit_puzzle.tuning.trainable import LoraSettings
 
 ACCURACY = AccuracySettings(
     [Chains(), Counting()], ["low", "high"], EvaluationSettings(4, max_new_tokens=4, batch_size=8), validation_prompts=2

@@ -23,6 +23,7 @@ def test_devices_alone_shard_the_recipe(models: Models, tmp_path: Path) -> None:
     """The shipped recipe with `--trainer.devices=2`, launched as a user does: every trained tensor in two halves."""
     small = {
         "run_dir": tmp_path / "run",
+        "model.init_args.child": RECIPE.parent.parent / "lit_puzzle" / "assets" / "tiny_child",
         "data.init_args.documents": models.documents,
         "data.init_args.sequence_tokens": 64,
         "data.init_args.batch_size": 1,

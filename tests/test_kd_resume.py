@@ -8,7 +8,7 @@ import torch
 from distillation_runs import Models, fit, make_models, results, weights
 from recovery_runs import forked, kill_self, losses, validations
 
-from lit_puzzle.rl.settings import LoraSettings
+from lit_puzzle.tuning.trainable import LoraSettings
 
 
 @pytest.fixture(scope="module")

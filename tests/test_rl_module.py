@@ -33,15 +33,16 @@ from lit_puzzle.callbacks.checkpoints import BestCheckpoint, UpdateCheckpoint
 from lit_puzzle.evaluate.accuracy import Episode, answer_problems, held_out_problems, read_episodes
 from lit_puzzle.model.checkpoint import fingerprint
 from lit_puzzle.model.loading import load_model
-from lit_puzzle.rl.child import save_child
-from lit_puzzle.rl.measure import load_best, recovery_results
-from lit_puzzle.rl.module import FROZEN, RLRecovery
+from lit_puzzle.rl.module import RLRecovery
 from lit_puzzle.rl.rewards import Correctness
-from lit_puzzle.rl.settings import GRPOSettings, LoraSettings, freeze_parameters
-from lit_puzzle.rl.trainer_checks import check_trainer
+from lit_puzzle.rl.settings import GRPOSettings
 from lit_puzzle.rl.trl_engine import grpo_config
 from lit_puzzle.runs import newest_checkpoint
 from lit_puzzle.tiny.world import Counting
+from lit_puzzle.tuning.child import save_child
+from lit_puzzle.tuning.measure import load_best, recovery_results
+from lit_puzzle.tuning.trainable import FROZEN, LoraSettings, freeze_parameters
+from lit_puzzle.tuning.trainer_checks import check_trainer
 
 STEPS = 14
 

@@ -34,11 +34,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from lit_puzzle.rl.settings import GRPOSettings, LoraSettings
+from lit_puzzle.rl.settings import GRPOSettings
 from lit_puzzle.runs import newest_checkpoint
 from lit_puzzle.search.replacing.processes import FabricSettings, launch
 from lit_puzzle.sharding import full, shard, unsharded
 from lit_puzzle.tiny.world import Counting
+from lit_puzzle.tuning.trainable import LoraSettings
 
 SCRIPTED = GRPOSettings(num_generations=4, completions_per_device=4, max_completion_length=6, loss_type="dapo")
 RECIPE = Path(__file__).parent.parent / "recipes" / "rl_recover.yaml"

@@ -1,7 +1,10 @@
 """Precomputed logits: the full distribution's own numbers, found again from any packed batch, and exact divergences."""
 
 import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +202,7 @@ def test_a_killed_run_goes_on_with_the_missing_shard(parent, documents, tmp_path
 def test_bad_arguments_are_refused_before_the_parent_is_loaded(
     settings, message, parent, documents, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(top_logits, "load_model", lambda *_, **__: pytest.fail("the parent was loaded"))
+    monkeypatch.setattr(top_logits, "load_parent", lambda *_, **__: pytest.fail("the parent was loaded"))
     given = {"parent": parent, "documents": documents} | settings
     with pytest.raises(ValueError, match=message):
         run(tmp_path / "run", given.pop("parent"), given.pop("documents"), **given)
@@ -221,3 +224,27 @@ def test_other_documents_parents_and_full_disks_are_refused(parent, documents, t
     build_tokenizer().save_pretrained(tmp_path / "short")
     with pytest.raises(ValueError, match=r"context of .*short holds 8"):
         run(tmp_path / "c", tmp_path / "short", documents)
+
+
+def test_two_launched_sharded_processes_agree_with_one(parent, documents, expected, tmp_path):
+    """As a user starts them; sequences of 30 tokens, so that a shard's last round has none for the second process."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"command: precompute_logits\nrun_dir: {tmp_path / 'two'}\nparent: {parent}\ndocuments: {documents}\n"
+        "top_k: 5\nprecision: float32\nbatch_tokens: 30\nfabric: {accelerator: cpu, devices: 2}\n"
+    )
+    command = [sys.executable, "-m", "lit_puzzle", "run", str(recipe)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Starting with 2 processes" in done.stderr
+    folder = DocumentFolder(documents)
+    rounds = [len(list(top_logits.packed_tokens(folder.shard(n), 30))) for n in range(folder.num_shards)]
+    assert any(count % 2 for count in rounds) and any(count > 1 for count in rounds)
+    top = TopLogits(tmp_path / "two" / "top_logits", folder)
+    for batch in batches(documents, parent, tmp_path):
+        found, log_p_NV = top.for_batch(batch), of_targets(expected, batch)
+        log_p_NK, ids_NK = log_p_NV.topk(5, dim=-1)
+        assert torch.equal(found.ids_NK, ids_NK)
+        torch.testing.assert_close(found.log_p_NK.double(), log_p_NK, atol=1e-5, rtol=1e-5)

@@ -15,8 +15,9 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import GptOssForCausalLM, PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer
 
-from lit_puzzle.rl.settings import GRPOSettings, LoraSettings
+from lit_puzzle.rl.settings import GRPOSettings
 from lit_puzzle.rl.trl_engine import GRPOEngine, grpo_config, trl_precision
+from lit_puzzle.tuning.trainable import LoraSettings
 
 PROMPTS = 8
 SETTINGS = GRPOSettings(num_generations=4, completions_per_device=8, max_completion_length=6, loss_type="grpo")

@@ -42,11 +42,11 @@ from lit_puzzle.model.gpt_oss import GptOssPuzzleForCausalLM
 from lit_puzzle.model.layout import EXPERT_ROWS
 from lit_puzzle.model.loading import DtypeName, WaitingExperts
 from lit_puzzle.model.surgery import select_rows
-from lit_puzzle.rl.trainer_checks import check_trainer
 from lit_puzzle.runs import require_input
 from lit_puzzle.search.library import Library
 from lit_puzzle.search.replacing.swap import trained_tensors, with_own_blocks
 from lit_puzzle.sharding import full, load_for
+from lit_puzzle.tuning.trainer_checks import check_trainer
 
 
 class BlockwiseDistillation(LightningModule):

@@ -13,7 +13,7 @@ Per process, with P and Q parameters of child and parent of b bytes, L layers, T
   Disk: child P b + 12 T per checkpoint to resume from, 4 T per best (+ 4 T each with averages).
   Traffic of a batch: gathers 2 P b + Q b, gradients 4 T.
 Results: `loss/first|last` (in training, means over the first and last tenth of the batches), `val_loss/first|best`, and
-with `accuracy` those of a recovery (`lit_puzzle.rl.measure.recovery_results`).
+with `accuracy` those of a recovery (`lit_puzzle.tuning.measure.recovery_results`).
 Source: arXiv 2602.11937 (what is frozen, the data), arXiv 2411.19146 (the loss).
 """
 
@@ -36,14 +36,13 @@ from lit_puzzle.distill.objective import Batch, Terms, distillation_terms, no_te
 from lit_puzzle.distill.top_logits_files import TopLogits
 from lit_puzzle.documents import PackedDocuments
 from lit_puzzle.model.loading import DtypeName
-from lit_puzzle.rl.child import save_child
-from lit_puzzle.rl.measure import become_saved, load_best, validation_values
-from lit_puzzle.rl.module import FROZEN
-from lit_puzzle.rl.random_state import RandomState, put_random_state, take_random_state
-from lit_puzzle.rl.settings import LoraSettings, freeze_parameters, keep_master_weights, optimise_trainable
-from lit_puzzle.rl.trainer_checks import check_trainer
 from lit_puzzle.runs import require_input
 from lit_puzzle.sharding import load_for, shard
+from lit_puzzle.tuning.child import save_child
+from lit_puzzle.tuning.measure import become_saved, load_best, validation_values
+from lit_puzzle.tuning.random_state import RandomState, put_random_state, take_random_state
+from lit_puzzle.tuning.trainable import FROZEN, LoraSettings, freeze_parameters, keep_master_weights, optimise_trainable
+from lit_puzzle.tuning.trainer_checks import check_trainer
 
 
 class GlobalDistillation(LightningModule):

@@ -1,7 +1,7 @@
 """Accuracy of a child on held-out problems while it is distilled: before, after, and in validation if that is wanted.
 
 Reads and writes `before/` and `after/` (episodes) in the run folder. Memory and traffic are those of an evaluation with
-gathered weights (`lit_puzzle.rl.measure`). Formulas: `lit_puzzle.evaluate.accuracy`.
+gathered weights (`lit_puzzle.tuning.measure`). Formulas: `lit_puzzle.evaluate.accuracy`.
 """
 
 from dataclasses import dataclass, field
@@ -14,9 +14,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lit_puzzle.data import Asked
 from lit_puzzle.evaluate.accuracy import Episode, held_out_problems, read_episodes
 from lit_puzzle.rl.environments import EFFORTS, Environment, draw, effort_weights
-from lit_puzzle.rl.measure import answer_together, print_table, recovery_results, write_evaluation
-from lit_puzzle.rl.settings import EvaluationSettings
 from lit_puzzle.sharding import unsharded
+from lit_puzzle.tuning.measure import (
+    EvaluationSettings,
+    answer_together,
+    print_table,
+    recovery_results,
+    write_evaluation,
+)
 
 VALIDATION_SEED = 0
 

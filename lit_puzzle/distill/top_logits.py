@@ -13,9 +13,13 @@ Reads the parent and a folder of documents; writes `top_logits/` into the run fo
 (`lit_puzzle.distill.top_logits_files`, which also reads them for a packed batch). A run that is killed goes on with the
 first missing file. A document is computed as if alone, many of them packed together.
 
-Memory: the weights, the activations of `batch_tokens` tokens, 12 V C bytes, one shard of documents (5 bytes a token).
-Disk: for every target K (4 + b) + b bytes with b = 2 (float16) or 4, + 8 bytes a document + 520 a shard. Traffic: none;
-there is one process, with the whole parent on one device.
+A parent that no device can hold is sharded over several processes (`lit_puzzle.search.replacing.processes`); each
+computes other sequences and the first one writes.
+
+Memory: the parent's share, the activations of `batch_tokens` tokens, 12 V C bytes, one shard of documents (5 bytes a
+token); on the first process also what the others found in one round. Disk: for every target K (4 + b) + b bytes with
+b = 2 (float16) or 4, + 8 bytes a document + 520 a shard. Traffic: of a round of sequences, one a process, the parent's
+bytes (if sharded) and 16 K bytes a target.
 
 Shapes: D documents and N targets of a shard, S tokens and M targets of one packed sequence, E channels, C targets of a
 chunk, K tokens kept, V vocabulary.
@@ -23,12 +27,13 @@ chunk, K tokens kept, V vocabulary.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
+from lightning.fabric import Fabric
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, distributed
 from transformers import PreTrainedModel
 
 from lit_puzzle.distill.losses import TopParent
@@ -43,11 +48,12 @@ from lit_puzzle.distill.top_logits_files import (
 )
 from lit_puzzle.document_files import DocumentFolder, Shard
 from lit_puzzle.model.checkpoint import fingerprint
-from lit_puzzle.model.loading import load_model
 from lit_puzzle.packing import Integers, model_inputs, pack, restarting_positions
 from lit_puzzle.runs import require_input
+from lit_puzzle.search.replacing.processes import FabricSettings, launch, load_parent
 
 FOLDER = "top_logits"
+Found = tuple[Integers, dict[str, NDArray[Any]]]  # rows of a shard's arrays, and their contents by name
 
 
 def precompute_logits(
@@ -58,8 +64,7 @@ def precompute_logits(
     precision: Precision = "float16",
     batch_tokens: int = 8192,
     chunk_tokens: int = 256,
-    dtype: Literal["float32", "bfloat16"] = "float32",
-    attention: str = "sink_attention",
+    fabric: FabricSettings = FabricSettings(),  # noqa: B008  (frozen)
 ) -> dict[str, float]:
     """Writes the parent's most likely tokens at every target of a folder of documents.
 
@@ -71,11 +76,11 @@ def precompute_logits(
         precision: Of the logarithms on disk.
         batch_tokens: Tokens computed together; a longer document is computed by itself.
         chunk_tokens: Targets whose logits are there at a time.
-        dtype: Of the weights.
-        attention: Implementation of attention; `eager` is quadratic in `batch_tokens`.
+        fabric: Devices, precision, sharding.
 
     Returns:
-        `documents`, `targets`, `disk_bytes`, and `kept_mass`: the mean probability of the tokens kept.
+        `documents`, `targets`, `disk_bytes`, and `kept_mass`: the mean probability of the tokens kept; nothing on
+        processes other than the first.
 
     Raises:
         ValueError: Documents of another tokenizer or longer than the parent's context, `top_k` outside the
@@ -94,15 +99,22 @@ def precompute_logits(
         raise ValueError(f"{folder.folder} holds no target. `lightning run recipes/generate.yaml` makes documents.")
     needed = disk_bytes(targets, len(folder), len(shards), top_k, precision)
     check_disk(run_dir, needed)
-    target = run_dir / FOLDER
+    target, processes = run_dir / FOLDER, launch(fabric)
     missing = [number for number in range(len(shards)) if not (target / file_name(number)).is_file()]
+    missing = processes.broadcast(missing)  # as the first process sees it
     if missing:  # else an attempt that was killed had made them all
-        model = load_model(parent, dtype, attention, device="cuda" if torch.cuda.is_available() else None).eval()
+        model = load_parent(processes, fabric, parent)
         target.mkdir(exist_ok=True)  # not before: what is refused leaves nothing behind
         for number in missing:
             shard = folder.shard(number)
-            with new_shard(target / file_name(number), first_targets(shard), top_k, precision) as arrays:
-                fill(arrays, model, shard, top_k, batch_tokens, chunk_tokens)
+            settings = top_k, batch_tokens, chunk_tokens, processes
+            if processes.is_global_zero:
+                with new_shard(target / file_name(number), first_targets(shard), top_k, precision) as arrays:
+                    fill(arrays, model, shard, *settings)
+            else:
+                fill({}, model, shard, *settings)
+    if not processes.is_global_zero:
+        return {}
     write_record(target, fingerprint(parent), folder, top_k, precision)
     size = sum(path.stat().st_size for path in target.glob("*.safetensors"))
     return {
@@ -126,22 +138,50 @@ def fill(
     top_k: int,
     batch_tokens: int,
     chunk_tokens: int,
+    processes: Fabric,
 ) -> None:
-    """Computes one shard into its arrays, sequence by sequence."""
-    rows_N = np.cumsum(shard.mask_N, dtype=np.int64) - 1  # of a token that is a target
-    for tokens_S, document_ids_S in packed_tokens(shard, batch_tokens):
-        is_target_S = shard.mask_N[tokens_S] == 1
-        rows_M = rows_N[tokens_S][is_target_S]
-        ids_S = torch.from_numpy(shard.ids_N[tokens_S]).long()
-        batch = {"input_ids": ids_S[None], "position_ids": restarting_positions(torch.from_numpy(document_ids_S)[None])}
-        batch = {name: values.to(model.device) for name, values in batch.items()}
-        with torch.inference_mode():
-            hidden_SE = model.model(**model_inputs(model, batch)).last_hidden_state[0]
-            before_M = torch.from_numpy(np.flatnonzero(is_target_S) - 1).to(model.device)
-            chunks = hidden_SE[before_M].split(chunk_tokens)
-            found = [top_of(model.lm_head(hidden_CE), top_k) for hidden_CE in chunks]
-        for name, parts in zip(("token_ids", "log_probs", "log_rest"), zip(*found, strict=True), strict=True):
-            arrays[name][rows_M] = torch.cat(parts).cpu().numpy()
+    """Computes one shard, a sequence a process at a time, into the arrays of the first process.
+
+    Where sequences are left for some processes only, the others compute one of theirs too, and it is dropped: layers
+    of a sharded parent are gathered by all processes together.
+    """
+    world, sequences = processes.world_size, list(packed_tokens(shard, batch_tokens))
+    for begin in range(0, len(sequences), world):
+        together = sequences[begin : begin + world]
+        mine = together[processes.global_rank % len(together)]
+        found = find(model, shard, *mine, top_k, chunk_tokens)
+        for rows_M, contents in _to_the_first(found, processes)[: len(together)]:
+            for name, values in contents.items():
+                arrays[name][rows_M] = values
+
+
+def _to_the_first(found: Found, processes: Fabric) -> list[Found]:
+    """What every process found, in their order, on the first process; nothing on the others."""
+    if processes.world_size == 1:
+        return [found]
+    gathered: list[Any] | None = [None] * processes.world_size if processes.is_global_zero else None
+    distributed.gather_object(found, gathered)
+    return gathered or []
+
+
+def find(
+    model: PreTrainedModel, shard: Shard, tokens_S: Integers, document_ids_S: Integers, top_k: int, chunk_tokens: int
+) -> Found:
+    """The most likely tokens at the targets of one packed sequence of a shard."""
+    is_target_S = shard.mask_N[tokens_S] == 1
+    rows_M = (np.cumsum(shard.mask_N, dtype=np.int64) - 1)[tokens_S][is_target_S]
+    ids_S = torch.from_numpy(shard.ids_N[tokens_S]).long()
+    batch = {"input_ids": ids_S[None], "position_ids": restarting_positions(torch.from_numpy(document_ids_S)[None])}
+    device = model.lm_head.weight.device
+    batch = {name: values.to(device) for name, values in batch.items()}
+    with torch.no_grad():  # sharded weights cannot be gathered in inference mode
+        hidden_SE = model.model(**model_inputs(model, batch)).last_hidden_state[0]
+        before_M = torch.from_numpy(np.flatnonzero(is_target_S) - 1).to(device)
+        found = [top_of(model.lm_head(hidden_CE), top_k) for hidden_CE in hidden_SE[before_M].split(chunk_tokens)]
+    names = ("token_ids", "log_probs", "log_rest")
+    return rows_M, {
+        name: torch.cat(parts).cpu().numpy() for name, parts in zip(names, zip(*found, strict=True), strict=True)
+    }
 
 
 def packed_tokens(shard: Shard, batch_tokens: int) -> Iterator[tuple[Integers, Integers]]:

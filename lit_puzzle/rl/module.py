@@ -31,8 +31,13 @@ from transformers import AutoTokenizer, PreTrainedModel
 from lit_puzzle.data import Asked, PromptData
 from lit_puzzle.evaluate.accuracy import Episode, held_out_problems, read_episodes
 from lit_puzzle.model.loading import DtypeName
-from lit_puzzle.rl.child import save_child
-from lit_puzzle.rl.measure import (
+from lit_puzzle.rl.rewards import RewardSettings, build_rewards
+from lit_puzzle.rl.settings import GRPOSettings
+from lit_puzzle.runs import require_input
+from lit_puzzle.sharding import load_for, shard, unsharded
+from lit_puzzle.tuning.child import save_child
+from lit_puzzle.tuning.measure import (
+    EvaluationSettings,
     answer_together,
     become_saved,
     load_best,
@@ -41,20 +46,8 @@ from lit_puzzle.rl.measure import (
     validation_values,
     write_evaluation,
 )
-from lit_puzzle.rl.rewards import RewardSettings, build_rewards
-from lit_puzzle.rl.settings import (
-    EvaluationSettings,
-    GRPOSettings,
-    LoraSettings,
-    freeze_parameters,
-    keep_master_weights,
-    optimise_trainable,
-)
-from lit_puzzle.rl.trainer_checks import check_trainer
-from lit_puzzle.runs import require_input
-from lit_puzzle.sharding import load_for, shard, unsharded
-
-FROZEN = ["*.mlp.experts.*", "*.mlp.router.*"]
+from lit_puzzle.tuning.trainable import FROZEN, LoraSettings, freeze_parameters, keep_master_weights, optimise_trainable
+from lit_puzzle.tuning.trainer_checks import check_trainer
 
 
 class RLRecovery(LightningModule):

@@ -1,20 +1,11 @@
-"""Settings of reinforcement learning: typed, checked before anything slow, one dataclass per idea.
+"""Settings of reinforcement learning: typed, checked before anything slow.
 
 Reads and writes: nothing. Source of the knobs: GRPO (arXiv 2402.03300), Dr. GRPO (arXiv 2503.20783), DAPO
-(arXiv 2503.14476), LoRA (arXiv 2106.09685); the recovery itself: arXiv 2602.11937.
+(arXiv 2503.14476); the recovery itself: arXiv 2602.11937.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Literal
-
-from torch import nn
-from torch.optim import Optimizer
-
-if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import PreTrainedModel
+from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -107,99 +98,3 @@ class GRPOSettings:
                 f"An epoch of {batches} batches does not hold whole updates of trainer.accumulate_grad_batches="
                 f"{accumulate_grad_batches}. Make grpo.steps_per_generation ({slices}) a multiple of it."
             )
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """Low-rank adapters instead of full fine-tuning.
-
-    Args:
-        rank: inner dimension.
-        alpha: the update is scaled by alpha / rank.
-        dropout: on the adapter's input.
-        target_modules: names of the linear layers that get an adapter.
-    """
-
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.0
-    target_modules: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
-
-    def __post_init__(self) -> None:
-        if self.rank < 1 or self.alpha <= 0 or not self.target_modules:
-            raise ValueError(
-                f"lora.rank={self.rank}, alpha={self.alpha}, target_modules={self.target_modules} were given; "
-                "rank >= 1, alpha > 0 and at least one module name are needed."
-            )
-
-    def wrap(self, model: "PreTrainedModel") -> "PeftModel":
-        """The model inside a LoRA wrapper: only the adapters are trainable."""
-        from peft import LoraConfig, get_peft_model
-
-        config = LoraConfig(
-            r=self.rank,
-            lora_alpha=self.alpha,
-            lora_dropout=self.dropout,
-            target_modules=self.target_modules,
-            task_type="CAUSAL_LM",
-        )
-        return get_peft_model(model, config)
-
-
-@dataclass(frozen=True)
-class EvaluationSettings:
-    """How the policy is measured on held-out prompts.
-
-    Args:
-        prompts_per_effort: prompts per effort before and after training, the same ones.
-        max_new_tokens: cap on generated tokens; default: the cap of training.
-        batch_size: prompts generated together on one process.
-        seed: which held-out prompts; validation, which chooses the best weights, asks none of them.
-    """
-
-    prompts_per_effort: int = 256
-    max_new_tokens: int | None = None
-    batch_size: int = 128
-    seed: int = 1
-
-    def __post_init__(self) -> None:
-        if self.prompts_per_effort < 2 or self.batch_size < 1 or (self.max_new_tokens or 1) < 1:
-            raise ValueError(
-                f"{self} was given; prompts_per_effort >= 2, batch_size >= 1 and max_new_tokens >= 1 are needed."
-            )
-
-
-def freeze_parameters(model: nn.Module, patterns: list[str]) -> None:
-    """Freezes the parameters whose names match a pattern (`*` stands for anything).
-
-    Raises:
-        ValueError: a pattern that matches nothing, or nothing left to train.
-    """
-    names = [name for name, _ in model.named_parameters()]
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(f"freeze: {pattern!r} matches no parameter; names look like {names[len(names) // 2]!r}.")
-    for name, parameter in model.named_parameters():
-        if any(fnmatchcase(name, pattern) for pattern in patterns):
-            parameter.requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError(f"freeze: {patterns} leaves nothing to train. Remove a pattern.")
-
-
-def keep_master_weights(model: nn.Module) -> None:
-    """Turns every parameter that trains into float32; with frozen bfloat16 beside it, precision must be mixed."""
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-
-
-def optimise_trainable(
-    module: nn.Module,
-    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
-    lr_scheduler: Callable[[Optimizer], Any] | None,
-) -> Any:
-    """For `configure_optimizers`: an optimiser over the trainable parameters, and a schedule that counts updates."""
-    built = optimizer([parameter for parameter in module.parameters() if parameter.requires_grad])
-    if lr_scheduler is None:
-        return built
-    return {"optimizer": built, "lr_scheduler": {"scheduler": lr_scheduler(built), "interval": "step"}}

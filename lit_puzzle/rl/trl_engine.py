@@ -23,9 +23,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
 
 from lit_puzzle.rl.loader import ResumableLoader
-from lit_puzzle.rl.random_state import RandomStream
 from lit_puzzle.rl.rewards import RewardFunction
 from lit_puzzle.rl.settings import GRPOSettings
+from lit_puzzle.tuning.random_state import RandomStream
 
 Rows = list[dict[str, Any]]
 

@@ -73,7 +73,8 @@ def assemble(
         importance: Folder of importance scores of this very parent.
         experts: How many experts stay in every layer, or a list with a number per layer; default: all.
         windows: Layer -> sliding window in tokens, for the layers whose attention gets a (smaller) window.
-        rope_factor: New YaRN factor; max_position_embeddings becomes the original length times it.
+        rope_factor: New YaRN factor; max_position_embeddings becomes the original length times it. The paper raises 32
+            to 56 to steady retrieval over 128K tokens, which fewer full-attention layers are left to do.
         library: Folder of the library that the plan was searched in, for the tensors of its trained blocks.
 
     Returns:

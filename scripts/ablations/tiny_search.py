@@ -1,6 +1,6 @@
 """Ablation of the search on the tiny model: solvers, expert scores, window scores, before any training.
 
-    python scripts/ablations/search.py [--seeds 0 1 2] [--folder runs/ablation_search]
+    python scripts/ablations/tiny_search.py [--seeds 0 1 2] [--folder runs/ablation_search]
 
 For every seed (of the calibration problems and of the evaluation's sampling): importance, block library, scores; then
 for every variant below the search of `recipes/search.yaml` under the same budget, the assembled child, and its
@@ -48,8 +48,8 @@ VARIANTS: dict[str, tuple[str, list[str]]] = {
 SCENARIO = "gpu: cpu, num_gpus: 1, prompt_tokens: 96, generated_tokens: 48, kv_dtype: bfloat16, expert_dtype: bfloat16"
 MEMORY = f"[{{scenario: {{{SCENARIO}, batch_size: 32}}, budget: {{memory_gib: 0.0042}}}}]"
 BUDGETS = {
-    "1.25M parameters, 1.06x": [],
-    "1.5M parameters, 1.06x": ["--limits.total_parameters=1500000"],
+    "1.25M parameters, 1.06x": ["--limits.total_parameters=1250000"],
+    "1.5M parameters, 1.06x": [],
     "60% of the parent's memory with 32 requests": ["--limits.total_parameters=null", f"--targets={MEMORY}"],
 }
 
@@ -122,8 +122,7 @@ def stage(recipe: str, run_dir: Path, changes: list[str]) -> None:
 
 def measured(place: Path, plan: Path) -> dict[str, Any]:
     """Accuracy of the assembled child, and its plan in short: experts per layer, w where a window was put."""
-    keys = ["--importance=null", "--experts=null", "--windows=null"]
-    stage("assemble", place / "assemble", [f"--plan={plan}", *keys])
+    stage("assemble", place / "assemble", [f"--plan={plan}"])
     stage("evaluate", place / "evaluate", [f"--checkpoint={place}/assemble/child"])
     results = json.loads((place / "evaluate" / "run.json").read_text())["results"]
     accuracy = {effort: results[f"accuracy/{effort}"] for effort in EFFORTS}

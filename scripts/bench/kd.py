@@ -27,9 +27,8 @@ from lit_puzzle.distill.losses import LossSettings
 from lit_puzzle.distill.objective import distillation_terms
 from lit_puzzle.model.loading import load_model
 from lit_puzzle.packing import model_inputs
-from lit_puzzle.rl.module import FROZEN
-from lit_puzzle.rl.settings import freeze_parameters
 from lit_puzzle.runs import PACKAGE
+from lit_puzzle.tuning.trainable import FROZEN, freeze_parameters
 
 ROWS, TOKENS, DOCUMENT = 4, 512, 64
 

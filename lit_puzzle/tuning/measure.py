@@ -9,6 +9,7 @@ Source: the tables of accuracy and generated tokens per effort in arXiv 2602.119
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from lightning.pytorch import LightningModule
@@ -34,9 +35,32 @@ from lit_puzzle.evaluate.accuracy import (
 )
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.writer import atomic_folder
-from lit_puzzle.rl.child import trained_tensors
 from lit_puzzle.rl.environments import Environment
 from lit_puzzle.sharding import load_trainable
+from lit_puzzle.tuning.child import trained_tensors
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How the policy is measured on held-out prompts.
+
+    Args:
+        prompts_per_effort: prompts per effort before and after training, the same ones.
+        max_new_tokens: cap on generated tokens; default: the cap of training.
+        batch_size: prompts generated together on one process.
+        seed: which held-out prompts; validation, which chooses the best weights, asks none of them.
+    """
+
+    prompts_per_effort: int = 256
+    max_new_tokens: int | None = None
+    batch_size: int = 128
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if self.prompts_per_effort < 2 or self.batch_size < 1 or (self.max_new_tokens or 1) < 1:
+            raise ValueError(
+                f"{self} was given; prompts_per_effort >= 2, batch_size >= 1 and max_new_tokens >= 1 are needed."
+            )
 
 
 def answer_together(

@@ -1,0 +1,1 @@
+"""What every training of a whole child shares: what trains, measuring it, saving it."""

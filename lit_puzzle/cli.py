@@ -36,10 +36,14 @@ STAGES = {
         "the parent's top-k next-token probabilities of documents -> disk",
     ),
     "evaluate": ("lit_puzzle.evaluate.accuracy.evaluate", "accuracy and generated tokens per reasoning effort"),
+    "serve_check": ("lit_puzzle.serve.check.serve_check", "whether vLLM serves a folder as transformers computes it"),
+    "export": (
+        "lit_puzzle.serve.export.export",
+        "child -> one complete folder to serve, with model card and checksums",
+    ),
 }
-PARALLEL_STAGES = frozenset(
-    {"score", "precompute_logits"}
-)  # the other stages of ours would each do the same work in every process
+# Stages of ours that share their work among processes; the others would each do the same work in every process.
+PARALLEL_STAGES = frozenset({"score", "precompute_logits"})
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "NODE_RANK")  # the first that is set is the rank
 USAGE = """usage: lightning run RECIPE [--KEY=VALUE ...] [--overwrite] [--print_config]
        lightning recipes [--copy DIR]

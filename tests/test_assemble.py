@@ -1,20 +1,18 @@
 """Assembling: identity is the parent bit for bit, MXFP4 stays MXFP4, the child loads without us, nothing is held."""
 
-import ctypes
 import errno
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from anonymous_memory import peak_bytes
 from released_twin import TWIN_BLOCKS, twin_tensors, write_released_twin
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GptOssConfig, GptOssForCausalLM
@@ -305,11 +303,6 @@ def test_parent_is_never_replaced_by_its_child(tmp_path: Path, parent: Path) -> 
     assert Checkpoint(tmp_path / "run" / "child").num_layers == 4
 
 
-def anonymous_bytes() -> int:
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.split("RssAnon:")[1].split()[0])
-
-
 def write_plain_parent(folder: Path, layers: int, inner: int) -> Path:
     """A bf16 parent of 8 experts, and a plan that keeps every other one, so that its rows have to be copied."""
     stock = {"model_type": "gpt_oss", "num_hidden_layers": layers, "num_local_experts": 8, "sliding_window": 8}
@@ -322,25 +315,6 @@ def write_plain_parent(folder: Path, layers: int, inner: int) -> Path:
     write_checkpoint(folder, {name: ("BF16", shape) for name, shape in shapes.items()}, tensors, 30_000_000)
     save_plan(folder, folder, [((0, 2, 4, 6), None if layer % 2 else 8) for layer in range(layers)])
     return folder
-
-
-def send_peak(parent: Path, answer: Connection) -> None:
-    """Assemble in a process of its own and send the largest RssAnon above the start."""
-    allocator = ctypes.CDLL(None)  # glibc: no freed memory may be re-used unseen, neither older nor our own
-    allocator.malloc_trim(0)
-    allocator.mallopt(-3, 65536)  # M_MMAP_THRESHOLD
-    stop, samples = threading.Event(), [anonymous_bytes()]
-
-    def watch() -> None:
-        while not stop.wait(0.0005):
-            samples.append(anonymous_bytes())
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    assemble(parent / "run", parent, plan=parent / "plan.json")
-    stop.set()
-    thread.join()
-    answer.send(max(samples) - samples[0])
 
 
 def not_by_kernel(*arguments: int) -> int:
@@ -357,11 +331,8 @@ def test_memory_is_a_buffer_whatever_the_depth(
     peaks: dict[str, int] = {}
     for name, layers, inner in (("shallow", 3, 1024), ("deep", 9, 1024), ("wide", 3, 4096)):
         parent = write_plain_parent(tmp_path / name, layers, inner)
-        receiver, sender = multiprocessing.Pipe(duplex=False)
-        process = multiprocessing.get_context("fork").Process(target=send_peak, args=(parent, sender))
-        process.start()
-        peaks[name] = receiver.recv()
-        process.join()
+        work = partial(assemble, parent / "run", parent, plan=parent / "plan.json")
+        peaks[name] = peak_bytes(work)
     print(f"anonymous bytes above the start: {peaks}")
     row, slack = 0 if by_kernel else 1 << 20, 1_500_000
     assert peaks["shallow"] <= row + slack and peaks["deep"] <= row + slack

@@ -58,6 +58,18 @@ def test_shards_and_index(tmp_path: Path) -> None:
     Checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize("order", [list, reversed], ids=["forwards", "backwards"])
+def test_a_shard_is_reported_when_its_last_byte_is_written(tmp_path: Path, order: Callable[..., Iterable[str]]) -> None:
+    tensors, seen = twin_tensors(), dict[str, bytes]()
+    written = [(name, tensors[name]) for name in order(list(tensors))]
+    write_checkpoint(
+        tmp_path, layout_of(tensors), written, 30_000, shard_done=lambda path: seen.update({path.name: path.read_bytes()})
+    )
+    files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert list(seen) == list(order(files)) and len(files) > 3
+    assert all(seen[name] == (tmp_path / name).read_bytes() for name in files)
+
+
 def test_one_tensor_larger_than_a_shard_is_not_split(tmp_path: Path) -> None:
     tensors = {"a": torch.zeros(10), "b": torch.ones(1000), "c": torch.ones(10)}
     write_checkpoint(tmp_path, layout_of(tensors), tensors.items(), max_shard_bytes=100)

@@ -17,7 +17,9 @@ import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from rich.console import Console
@@ -25,11 +27,12 @@ from rich.table import Table
 from torch import distributed
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_puzzle.evaluate.generate import evaluation_mode, generate_in_batches
+from lit_puzzle.evaluate.generate import MakeCache, evaluation_mode, generate_in_batches
 from lit_puzzle.evaluate.lengths import length_statistics, write_lengths
 from lit_puzzle.model.loading import DtypeName, load_model
 from lit_puzzle.rl.environments import EFFORTS, Environment, Problem, draw, render_prompt
 from lit_puzzle.runs import require_input
+from lit_puzzle.serve.fp8_cache import Fp8Cache, scales_for
 
 EPISODES_FILE = "episodes.jsonl"
 
@@ -53,12 +56,14 @@ def answer_problems(
     environments: Sequence[Environment],
     max_new_tokens: int,
     batch_size: int,
+    make_cache: MakeCache | None = None,
 ) -> list[Episode]:
     """Answers problems greedily, in batches of like length; the episodes come in the order of the problems.
 
     Deterministic; the modules' train/eval modes and the random state are left as they were. Over processes:
     `gather_episodes(answer_problems(..., local_share(problems), ...))`. The number of decoding steps differs between
-    processes, so sharded weights must be gathered (unsharded) before.
+    processes, so sharded weights must be gathered (unsharded) before. `make_cache` gives another KV cache than the
+    model's own.
 
     Raises:
         ValueError: a problem of an unknown environment, or no way to tell the end of an answer or the padding.
@@ -71,7 +76,7 @@ def answer_problems(
     prompt_ids = [list(tokenizer(prompt, add_special_tokens=False)["input_ids"]) for prompt in prompts]
     order = sorted(range(len(problems)), key=lambda i: (EFFORTS.index(problems[i][1]), len(prompt_ids[i]), i))
     with evaluation_mode(policy):
-        answers = generate_in_batches(policy, tokenizer, prompt_ids, order, max_new_tokens, batch_size)
+        answers = generate_in_batches(policy, tokenizer, prompt_ids, order, max_new_tokens, batch_size, make_cache)
     episodes = []
     for (problem, effort), (token_ids, finished) in zip(problems, answers, strict=True):
         text = str(tokenizer.decode(token_ids, skip_special_tokens=False))
@@ -200,6 +205,8 @@ def evaluate(
     seed: int = 0,
     dtype: DtypeName = "float32",
     baseline: Path | None = None,
+    kv_cache: Literal["model", "fp8"] = "model",
+    kv_scales: Path | None = None,
 ) -> dict[str, float]:
     """Evaluates any checkpoint folder, a stock gpt-oss parent or a child, on held-out problems.
 
@@ -214,12 +221,15 @@ def evaluate(
         seed: which held-out problems.
         dtype: precision of the weights.
         baseline: run folder of another evaluation of the same problems, to compare with (paired).
+        kv_cache: `fp8` simulates an FP8 KV cache, rounded to nearest; `model` stores what the model computes.
+        kv_scales: folder of the scales of that cache; none: those in the checkpoint, or 1.
 
     Returns:
         The numbers of `summarise`, and of `compare` (this run - baseline) if there is a baseline.
 
     Raises:
-        ValueError: missing folders, bad counts, too few held-out problems, or a baseline that asked other problems.
+        ValueError: missing folders, bad counts, too few held-out problems, a baseline that asked other problems, or
+            KV scales of another checkpoint.
     """
     checkpoint = require_input(checkpoint, "checkpoint")
     if not (checkpoint / "config.json").is_file():
@@ -229,10 +239,14 @@ def evaluate(
             f"prompts_per_effort {prompts_per_effort}, max_new_tokens {max_new_tokens}, batch_size {batch_size} were "
             "given; at least 2, 1 and 1 are needed."
         )
+    if kv_cache == "model" and kv_scales is not None:
+        raise ValueError(f"kv_scales={kv_scales} was given without an FP8 cache. Set kv_cache: fp8, or leave it out.")
+    scales = scales_for(checkpoint, kv_scales) if kv_cache == "fp8" else None
     before = None if baseline is None else read_episodes(baseline)
     problems = held_out_problems(environments, efforts, prompts_per_effort, seed)
     policy, tokenizer = load_policy(checkpoint, dtype)
-    episodes = answer_problems(policy, tokenizer, problems, environments, max_new_tokens, batch_size)
+    make_cache = None if scales is None else partial(Fp8Cache, policy.config, scales)
+    episodes = answer_problems(policy, tokenizer, problems, environments, max_new_tokens, batch_size, make_cache)
     write_episodes(run_dir, episodes)
     lengths = {
         effort: length_statistics([e.generated_tokens for e in group])

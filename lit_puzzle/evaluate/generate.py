@@ -7,17 +7,18 @@ read their prompts again. Over processes there is one round: sharded weights nee
 Shapes: B rows of a batch, T prompt tokens, G generated tokens.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, distributed
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 FIRST_ROUND_TOKENS = 32
 ROUND_FACTOR = 4
 
 Answer = tuple[list[int], bool]  # generated tokens with the end token, and whether it ended by itself
+MakeCache = Callable[[], Cache]  # an empty KV cache of the policy
 
 
 @contextmanager
@@ -39,6 +40,7 @@ def generate_in_batches(
     order: Sequence[int],
     max_new_tokens: int,
     batch_size: int,
+    make_cache: MakeCache | None = None,
 ) -> list[Answer]:
     """Greedy answers to all prompts, in the order of the prompts.
 
@@ -49,6 +51,7 @@ def generate_in_batches(
         order: indices of the prompts, those of like length beside each other.
         max_new_tokens: an answer is cut off there.
         batch_size: prompts decoded together.
+        make_cache: the KV cache of a batch; None: the model's own.
     """
     answers: list[Answer] = [([], False)] * len(prompt_ids)
     pending, reached = list(order), 0
@@ -56,7 +59,7 @@ def generate_in_batches(
         for start in range(0, len(pending), batch_size):
             rows = pending[start : start + batch_size]
             so_far = [prompt_ids[row] + answers[row][0] for row in rows]
-            continued = generate_greedily(policy, tokenizer, so_far, limit - reached)
+            continued = generate_greedily(policy, tokenizer, so_far, limit - reached, make_cache)
             for row, (token_ids, ended) in zip(rows, continued, strict=True):
                 answers[row] = (answers[row][0] + token_ids, ended)
         pending, reached = [row for row in pending if not answers[row][1]], limit
@@ -79,6 +82,7 @@ def generate_greedily(
     tokenizer: PreTrainedTokenizerBase,
     prompt_ids: Sequence[Sequence[int]],
     max_new_tokens: int,
+    make_cache: MakeCache | None = None,
 ) -> list[Answer]:
     """Greedy answers to one batch of prompts."""
     end_ids, pad_id = end_and_pad(policy, tokenizer)
@@ -94,7 +98,10 @@ def generate_greedily(
     )
     with torch.no_grad():
         sequences = policy.generate(
-            ids_BT.to(policy.device), attention_mask=mask_BT.to(policy.device), generation_config=settings
+            ids_BT.to(policy.device),
+            attention_mask=mask_BT.to(policy.device),
+            generation_config=settings,
+            past_key_values=None if make_cache is None else make_cache(),
         )
     answers = []
     for row_G in sequences[:, ids_BT.shape[1] :].tolist():

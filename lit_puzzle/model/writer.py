@@ -23,7 +23,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +123,7 @@ def write_checkpoint(
     layout: Layout,
     tensors: Iterable[tuple[str, Tensor | StoredRows]],
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    shard_done: Callable[[Path], None] | None = None,
 ) -> None:
     """Write the weights of a checkpoint into a folder that is there.
 
@@ -131,6 +132,7 @@ def write_checkpoint(
         layout: Every tensor of the checkpoint; its order decides which tensors share a shard.
         tensors: Full name and tensor (or where its bytes lie), each name of `layout` once, in any order.
         max_shard_bytes: Largest shard, except that one tensor is never split.
+        shard_done: Is told of each file once all of its bytes are written, if not yet on disk.
 
     Raises:
         ValueError: When a tensor is unknown, repeated, missing, or of another dtype or shape than `layout` says, or
@@ -152,7 +154,12 @@ def write_checkpoint(
             header, offsets = _header({key: layout[key] for key in shard}, sizes)
             _write(descriptor, memoryview(header), 0)
             places |= {key: (descriptor, offset) for key, offset in offsets.items()}
-        _write_tensors(layout, places, tensors)
+        left = {name: set(shard) for name, shard in zip(files, shards, strict=True)}
+        for written in _write_tensors(layout, places, tensors):
+            file = next(name for name, names in left.items() if written in names)
+            left[file].remove(written)
+            if not left[file] and shard_done is not None:
+                shard_done(folder / file)
         for descriptor in sorted({descriptor for descriptor, _ in places.values()}):
             os.fsync(descriptor)
     if len(shards) > 1:
@@ -163,7 +170,8 @@ def write_checkpoint(
 
 def _write_tensors(
     layout: Layout, places: Mapping[str, tuple[int, int]], tensors: Iterable[tuple[str, Tensor | StoredRows]]
-) -> None:
+) -> Iterator[str]:
+    """Yields the name of every tensor that has been written."""
     open_names = set(layout)
     for name, tensor in tensors:
         if name not in open_names:
@@ -178,6 +186,7 @@ def _write_tensors(
             data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
             _write(places[name][0], data.data, places[name][1])
         open_names.remove(name)
+        yield name
     if open_names:
         raise ValueError(f"missing tensor(s), never handed over: {sorted(open_names)}")
 

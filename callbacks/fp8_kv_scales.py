@@ -1,0 +1,149 @@
+"""FP8 KV scales of what a run of reinforcement learning or distillation saves: no calibration afterwards is needed.
+
+Reads, when the run is over, the child that it wrote (the best weights, rounded, adapters merged) and the calibration
+documents; writes `<run>/kv_scales/` (`kv_scales.safetensors`, `kv_scales.json`, a table, a picture), which names that
+child by its fingerprint. Before training `<run>/kv_calibration/` gets the documents, if a model has to write them.
+While the run trains each validation tells how the weights of the moment would fare with the scales of the beginning:
+
+    kv_start/<layer>/k_amax|k_headroom|k_overflow|k_scale       and v_...: with the scales of the weights at the start
+    kv/<layer>/...                                              at the end: with the scales that are written
+
+Memory beside the run's: the statistics (`lit_puzzle.serve.kv_statistics`); at the end the child once more, P b /
+processes. Traffic of each pass: gathers P b a batch where weights are sharded.
+Source: arXiv 2602.11937 (scales over calibration data); formulas in `lit_puzzle.serve.fp8`.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lit_puzzle.distill.global_kd import GlobalDistillation
+from lit_puzzle.documents import PackedDocuments
+from lit_puzzle.evaluate.generate import evaluation_mode
+from lit_puzzle.model.checkpoint import Checkpoint
+from lit_puzzle.model.layout import KV_SCALES, layer_prefix
+from lit_puzzle.rl.module import RLRecovery
+from lit_puzzle.search.calibration import CALIBRATION_FILE, CalibrationData, RankBatches
+from lit_puzzle.serve.calibrate_kv import count_batch
+from lit_puzzle.serve.kv_report import in_all, per_layer, write_report
+from lit_puzzle.serve.kv_statistics import KVStatistics, Scales, ScaleSettings, find_scales, under
+from lit_puzzle.sharding import load_for, shard
+
+
+class FP8KVScales(Callback):
+    """Writes the KV scales of the child that a run saves.
+
+    Args:
+        data: what to calibrate on; None: the documents that the run validates on (distillation only).
+        scales: how scales follow.
+        watch: whether each validation passes over the calibration data, to log how the first scales fare.
+
+    Raises:
+        ValueError: another module than RLRecovery or GlobalDistillation, or no documents.
+    """
+
+    def __init__(
+        self,
+        data: CalibrationData | None = None,
+        scales: ScaleSettings = ScaleSettings(),  # noqa: B008  (frozen)
+        watch: bool = True,
+    ) -> None:
+        self.data, self.scales, self.watch = data, scales, watch
+        self._start: dict[str, Tensor] = {}  # scales of the weights at the start, by their names in a checkpoint
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuses what cannot work, before anything slow."""
+        if not isinstance(pl_module, RLRecovery | GlobalDistillation):
+            raise ValueError(
+                f"FP8KVScales was given {type(pl_module).__name__}; it needs a run that saves a child: RLRecovery or "
+                "GlobalDistillation. For a checkpoint that is there: lightning run recipes/calibrate_kv.yaml"
+            )
+        documents = trainer.datamodule  # type: ignore[attr-defined]
+        if self.data is None and not (isinstance(documents, PackedDocuments) and documents.validation_one_in):
+            raise ValueError(
+                f"FP8KVScales has no documents: the run's data, {type(documents).__name__}, sets none aside for "
+                "validation. Give it `data`, a lit_puzzle.search.calibration.CalibrationData."
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lets the data's model write its documents, unless they are there; then finds the scales of the start."""
+        folder = Path(trainer.default_root_dir) / "kv_calibration"
+        if self.data is not None and trainer.is_global_zero and not (folder / CALIBRATION_FILE).is_file():
+            folder.mkdir(exist_ok=True)
+            self.data.write_sequences(folder, str(trainer.strategy.root_device))
+        trainer.strategy.barrier("calibration documents written")
+        if self.watch and not self._start:
+            assert isinstance(pl_module, RLRecovery | GlobalDistillation)
+            counted = self._count(trainer, pl_module.model)
+            windows = [None] * pl_module.model.config.num_hidden_layers  # all are watched
+            self._start = find_scales(counted, self.scales, windows, "").tensors()
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Logs how the weights that are validated fare with the scales of the start."""
+        if trainer.sanity_checking or not self._start:
+            return
+        assert isinstance(pl_module, RLRecovery | GlobalDistillation)
+        counted = self._count(trainer, pl_module.model)
+        first: list[Scales | None] = []
+        for layer in range(pl_module.model.config.num_hidden_layers):
+            k_name, v_name = (layer_prefix(layer) + name for name in KV_SCALES)
+            first.append((self._start[k_name], self._start[v_name]))
+        pl_module.log_dict(per_layer(under(counted, first), "kv_start"), rank_zero_only=False, sync_dist=False)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """After a run that ended well, whose module has saved its child: calibrates that child."""
+        if stage != "fit":
+            return
+        assert isinstance(pl_module, RLRecovery | GlobalDistillation)
+        trainer.strategy.barrier("child written")
+        child, folder = pl_module.run_dir / "child", pl_module.run_dir / "kv_scales"
+        opened = Checkpoint(child)
+        windows = [window for _, window in opened.blocks]
+        model = self._load(trainer, pl_module, child)
+        scales = find_scales(self._count(trainer, model), self.scales, windows, opened.fingerprint())
+        if trainer.is_global_zero:
+            scales.save(folder)
+            write_report(folder, scales, windows)
+        for logger in trainer.loggers:
+            logger.log_metrics(per_layer(scales.layers), step=trainer.global_step)
+        pl_module.results |= {f"kv/{name}": value for name, value in in_all(scales).items()}
+
+    def _load(self, trainer: Trainer, pl_module: RLRecovery | GlobalDistillation, child: Path) -> PreTrainedModel:
+        """The saved child, sharded as the run is."""
+        mesh = pl_module.device_mesh
+        model, waiting = load_for(mesh, child, pl_module.dtype_name, pl_module.attention, pl_module.experts)
+        model.requires_grad_(False)
+        if waiting is None:
+            return model.to(trainer.strategy.root_device)
+        assert mesh is not None
+        shard(model, model.model.layers, mesh, waiting)
+        return model
+
+    def _count(self, trainer: Trainer, model: PreTrainedModel) -> KVStatistics:
+        """The statistics of all processes over the calibration documents."""
+        device = trainer.strategy.root_device
+        statistics = KVStatistics(model, self.scales.per_head, device)
+        with torch.inference_mode(False), evaluation_mode(model), trainer.precision_plugin.forward_context():
+            for index, batch in enumerate(self._batches(trainer)):
+                count_batch(model, {name: tensor.to(device) for name, tensor in batch.items()}, statistics)
+                statistics.check_finite(index)
+        return statistics.over_processes()
+
+    def _batches(self, trainer: Trainer) -> Iterable[Mapping[str, Tensor]]:
+        if self.data is None:
+            return trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
+        batches = self.data.read_batches(Path(trainer.default_root_dir) / "kv_calibration")
+        return RankBatches(batches, trainer.global_rank, trainer.world_size)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The scales of the start, the same on all processes: later weights do not tell them."""
+        return {"start": dict(self._start)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on comparing with the start of the run that is resumed."""
+        self._start = dict(state_dict["start"])

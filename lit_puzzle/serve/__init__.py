@@ -1,0 +1,1 @@
+"""Serving: FP8 KV scales, the exported folder, vLLM."""

@@ -1,0 +1,121 @@
+"""A LoRA adapter of PEFT, merged into the weights of an exported folder: W + (alpha / rank) B A, in float32.
+
+Reads `adapter_config.json` and `adapter_model.safetensors` of an adapter folder. Memory: one merged matrix in float32.
+Traffic: the adapter once. Only plain LoRA on linear layers is merged; anything else is refused by its name.
+
+Source: LoRA, arXiv 2106.09685, section 4.1; alpha / sqrt(rank) with `use_rslora`, arXiv 2312.03732.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lit_puzzle.model.layout import whole
+from lit_puzzle.model.safetensors_file import DTYPES, SafetensorsFile, read_json
+from lit_puzzle.serve.weights import Weight, Weights
+
+PREFIX = "base_model.model."  # PEFT's wrapper around the names of the checkpoint
+PARTS = (".lora_A.weight", ".lora_B.weight")
+MUST_BE = {"peft_type": "LORA", "use_dora": False, "fan_in_fan_out": False, "bias": "none", "lora_bias": False}
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter folder, opened and checked.
+
+    Attributes:
+        folder: Where it lies.
+        config: Its adapter_config.json.
+        file: Its tensors.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    file: SafetensorsFile
+
+    @classmethod
+    def open(cls, folder: Path) -> Adapter:
+        """Opens an adapter folder.
+
+        Raises:
+            ValueError: It has no safetensors, or is another kind of adapter than plain LoRA.
+        """
+        config = read_json(folder / "adapter_config.json")
+        for key, allowed in MUST_BE.items():
+            if config.get(key, allowed) != allowed:
+                raise ValueError(
+                    f"{folder}: {key} is {config[key]!r}; only plain LoRA ({key} {allowed!r}) can be merged here. "
+                    "Merge the adapter with PEFT and export the merged checkpoint"
+                )
+        path = folder / "adapter_model.safetensors"
+        if not path.is_file():
+            raise ValueError(f"{path} is missing; an adapter saved as a pickle is refused: save it as safetensors")
+        return cls(folder, config, SafetensorsFile(path))
+
+    def names(self) -> list[str]:
+        """Full names of the weights that it changes.
+
+        Raises:
+            ValueError: A tensor is no half of a low-rank product, or its other half is missing.
+        """
+        names = []
+        for key in self.file.tensors:
+            part = next((part for part in PARTS if key.endswith(part)), None)
+            if part is None or not key.startswith(PREFIX):
+                raise ValueError(f"{self.file.path}: {key} is no LoRA matrix of a linear layer; it cannot be merged")
+            stem = key.removesuffix(part)
+            if not {stem + part for part in PARTS} <= self.file.tensors.keys():
+                raise ValueError(f"{self.file.path}: {key} is there without its other half")
+            if part == PARTS[0]:
+                names.append(stem.removeprefix(PREFIX) + ".weight")
+        return names
+
+    def factors(self, name: str) -> tuple[Tensor, Tensor, float]:
+        """A, B and the factor before their product, for a weight by its full name."""
+        stem = name.removesuffix(".weight")
+        down, up = (self.file.read(f"{PREFIX}{stem}{part}").float() for part in PARTS)
+        rank = self._pattern("rank_pattern", stem, whole(self.config, "r"))
+        alpha = self._pattern("alpha_pattern", stem, self.config.get("lora_alpha", rank))
+        if down.shape[0] != rank or up.shape[1] != rank:
+            raise ValueError(
+                f"{self.file.path}: {name} has matrices {tuple(down.shape)} and {tuple(up.shape)}; the rank is {rank}"
+            )
+        return down, up, alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+
+    def _pattern(self, key: str, stem: str, default: float) -> float:
+        """PEFT's rule: a pattern is a name, or a regular expression, that ends where the module's name ends."""
+        patterns = self.config.get(key) or {}
+        return next((value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", stem)), default)
+
+
+def merged(weights: Weights, adapter: Adapter) -> Weights:
+    """The weights with an adapter added to those it names, each rounded once, to the dtype it had.
+
+    Raises:
+        ValueError: The adapter names a weight that is not there, or of another shape.
+    """
+    result = dict(weights)
+    for name in adapter.names():
+        if name not in weights:
+            raise ValueError(f"{adapter.file.path} changes {name}, which the checkpoint does not have")
+        down, up, _ = adapter.factors(name)
+        shape = (up.shape[0], down.shape[1])
+        if shape != weights[name].shape:
+            raise ValueError(f"{adapter.file.path} changes {name} by {shape}; the checkpoint has {weights[name].shape}")
+        result[name] = _merged(weights[name], adapter, name)
+    return result
+
+
+def _merged(weight: Weight, adapter: Adapter, name: str) -> Weight:
+    def read() -> Tensor:
+        down, up, factor = adapter.factors(name)
+        return (weight.read().float() + factor * (up @ down)).to(DTYPES[weight.dtype])
+
+    return Weight(weight.dtype, weight.shape, read)

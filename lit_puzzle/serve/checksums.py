@@ -1,0 +1,48 @@
+"""SHA-256 of every file of a folder, in the form that `sha256sum -c SHA256SUMS` reads.
+
+Files are hashed by one thread beside whoever writes them, from the page cache where they still are. Memory: a buffer.
+Traffic: each file is read once more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+CHECKSUMS = "SHA256SUMS"
+
+
+class Checksums:
+    """Hashes of finished files, computed in the background."""
+
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
+        self._pool = pool
+        self._digests: dict[Path, Future[str]] = {}
+
+    def add(self, path: Path) -> None:
+        """Starts on a file to which nothing more will be written."""
+        self._digests[path] = self._pool.submit(_digest, path)
+
+    def write(self, folder: Path) -> None:
+        """Writes the list of all files of a folder, hashing those that were not added before."""
+        files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / CHECKSUMS)
+        for path in files:
+            if path not in self._digests:
+                self.add(path)
+        lines = [f"{self._digests[path].result()}  {path.relative_to(folder).as_posix()}\n" for path in files]
+        (folder / CHECKSUMS).write_text("".join(lines))
+
+
+@contextmanager
+def checksums() -> Iterator[Checksums]:
+    """Checksums whose thread ends with the block."""
+    with ThreadPoolExecutor(1) as pool:
+        yield Checksums(pool)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,141 @@
+"""Runs engines inside vLLM's own environment: reads a job (JSON), writes what each engine answered (JSON).
+
+    VENV/bin/python -m lit_puzzle.serve.vllm_driver JOB ANSWERS
+
+A job is a list of engines, started one after the other in this one process: a `model` folder, the `settings` of
+`vllm.LLM`, and `steps`. Answers are a list per engine, one entry per step:
+
+    {"do": "greedy", "prompts": [[ids]], "tokens": n}   -> [[ids]], end tokens ignored
+    {"do": "score", "documents": [[ids]]}               -> [[log-probability of every token but the first]]
+    {"do": "forced", "token": id, "tokens": n}          -> {"ids", "finish_reason", "stop_reason"}: every step draws id
+    {"do": "capacity"}                                  -> {"tokens": of the KV cache, "version": of vLLM}
+    {"do": "reload", "model": folder, "permute_layer": layer | null, "unit_scales": bool}
+        loads a folder's tensors into the live engine, changed as the negative controls want: the experts of one layer
+        rotated by one without its router, or all KV scales set to 1
+
+Memory: that of the largest engine and, in a reload, one tensor.
+"""
+
+import gc
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, ones_like
+
+from lit_puzzle.model.checkpoint import Checkpoint
+from lit_puzzle.model.layout import KV_SCALES, layer_prefix
+
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process: errors arrive whole, and it starts ten times faster
+    "TORCHDYNAMO_DISABLE": "1",  # else ranking log-probabilities compiles C++ for 15 seconds
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def main(job_path: str, answers_path: str) -> None:
+    """Runs the job and writes the answers, nothing if an engine fails."""
+    os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
+    engines = json.loads(Path(job_path).read_text())
+    answers = [run_engine(engine["model"], engine["settings"], engine["steps"]) for engine in engines]
+    Path(answers_path).write_text(json.dumps(answers))
+
+
+def run_engine(model: str, settings: dict[str, Any], steps: list[dict[str, Any]]) -> list[Any]:
+    """Starts an engine, lets it answer, and takes it down again."""
+    from vllm import LLM
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    engine = LLM(model=model, enforce_eager=True, **settings)
+    answers = [answer(engine, step) for step in steps]
+    del engine
+    gc.collect()
+    cleanup_dist_env_and_memory()
+    return answers
+
+
+def answer(engine: Any, step: dict[str, Any]) -> Any:
+    """One step of one engine (the kinds are at the top of this file)."""
+    match step["do"]:
+        case "greedy":
+            return greedy(engine, step["prompts"], step["tokens"])
+        case "score":
+            return score(engine, step["documents"])
+        case "forced":
+            return forced(engine, step["token"], step["tokens"])
+        case "capacity":
+            return capacity(engine)
+        case "reload":
+            weights = changed(Path(step["model"]), step["permute_layer"], step["unit_scales"])
+            engine.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+            engine.reset_prefix_cache()
+            return None
+    raise ValueError(f"step {step['do']!r} is not one of greedy, score, forced, capacity, reload")
+
+
+def _generate(engine: Any, prompts: list[list[int]], **sampling: Any) -> Any:
+    from vllm import SamplingParams
+
+    settings = SamplingParams(temperature=0, detokenize=False, **sampling)
+    return engine.generate([{"prompt_token_ids": ids} for ids in prompts], settings, use_tqdm=False)
+
+
+def greedy(engine: Any, prompts: list[list[int]], tokens: int) -> list[list[int]]:
+    """Exactly `tokens` greedy tokens after each prompt."""
+    outputs = _generate(engine, prompts, max_tokens=tokens, ignore_eos=True)
+    return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+def score(engine: Any, documents: list[list[int]]) -> list[list[float]]:
+    """Log-probability of every token after those before it."""
+    outputs = _generate(engine, documents, max_tokens=1, prompt_logprobs=0)
+    return [
+        [scores[token].logprob for token, scores in zip(ids[1:], output.prompt_logprobs[1:], strict=True)]
+        for ids, output in zip(documents, outputs, strict=True)
+    ]
+
+
+def forced(engine: Any, token: int, tokens: int) -> dict[str, Any]:
+    """What an answer looks like in which every token is `token`, with the model's own stop tokens."""
+    prompt = [token]
+    from vllm import SamplingParams
+
+    settings: SamplingParams = engine.get_default_sampling_params()  # of generation_config.json: its end tokens
+    settings.temperature, settings.max_tokens, settings.logit_bias = 0, tokens, {token: 100.0}
+    output = engine.generate([{"prompt_token_ids": prompt}], settings, use_tqdm=False)[0].outputs[0]
+    return {
+        "ids": list(output.token_ids),
+        "finish_reason": output.finish_reason,
+        "stop_reason": output.stop_reason,
+    }
+
+
+def capacity(engine: Any) -> dict[str, Any]:
+    """How many tokens the KV cache holds."""
+    import vllm
+
+    cache = engine.llm_engine.vllm_config.cache_config
+    return {"tokens": cache.num_gpu_blocks * cache.block_size, "version": vllm.__version__}
+
+
+def changed(folder: Path, permute_layer: int | None, unit_scales: bool) -> Iterator[tuple[str, Tensor]]:
+    """All tensors of a folder, with one thing made wrong."""
+    checkpoint = Checkpoint(folder)
+    experts = None if permute_layer is None else f"{layer_prefix(permute_layer)}mlp.experts."
+    for name in checkpoint.tensors:
+        tensor = checkpoint.read(name)
+        if experts is not None and name.startswith(experts):
+            tensor = tensor.roll(1, dims=0)
+        if unit_scales and name.endswith(KV_SCALES):
+            tensor = ones_like(tensor)
+        yield name, tensor
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,199 @@
+"""gpt_oss_puzzle inside vLLM: its gpt-oss with an own number of experts and an own window in every layer.
+
+vLLM gives every even layer the model-wide window and all layers the model-wide number of experts; here both come from
+`block_configs`. Settings that vLLM's gpt-oss does not read (it has constants for them) are refused unless they are
+those constants.
+
+Source: vllm/model_executor/models/gpt_oss.py (the same in 0.31 and 0.32), whose classes this derives from.
+Loading: `lit_puzzle.serve.vllm_loading`. Memory: of one rank, weights / (TP x PP), experts / (TP or EP) / PP.
+"""
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+from vllm.config import CacheConfig, VllmConfig
+from vllm.distributed import get_ep_group, get_tensor_model_parallel_rank
+from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.layers.fused_moe import FusedMoEFactory, GateLinear
+from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig
+from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
+from vllm.model_executor.layers.layernorm import RMSNorm
+from vllm.model_executor.layers.logits_processor import LogitsProcessor
+from vllm.model_executor.layers.quantization import QuantizationConfig
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.model_executor.models.gpt_oss import (
+    GptOssForCausalLM,
+    GptOssModel,
+    GptOssRoutedExperts,
+    MLPBlock,
+    OAIAttention,
+    TransformerBlock,
+)
+from vllm.model_executor.models.utils import maybe_prefix
+from vllm.model_executor.utils import set_weight_attrs
+
+from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig
+from lit_puzzle.serve.vllm_loading import load_weights
+from lit_puzzle.serve.vllm_quantisation import PuzzleQuantisation, experts_method
+
+CONSTANTS = {
+    "swiglu_alpha": 1.702,
+    "swiglu_limit": 7.0,
+    "hidden_act": "silu",
+    "attention_bias": True,
+    "tie_word_embeddings": False,
+}  # what vLLM's gpt-oss takes for granted
+YARN = ("rope_theta", "factor", "original_max_position_embeddings", "beta_fast", "beta_slow")
+
+
+class PuzzleAttention(OAIAttention):
+    """Attention with the window of its layer, scales of an FP8 KV cache, and sinks that can be loaded again."""
+
+    def _build_attention(
+        self,
+        config: GptOssPuzzleConfig,
+        cache_config: CacheConfig | None,
+        quant_config: QuantizationConfig | None,
+        prefix: str,
+    ) -> Attention:
+        set_weight_attrs(self.sinks, {"weight_loader": load_sinks})
+        scaled = cache_config is None or cache_config.cache_dtype != "fp8_e5m2"  # whose range needs no scales
+        return Attention(
+            self.num_local_attention_heads,
+            self.head_dim,
+            self.scaling,
+            num_kv_heads=self.num_local_key_value_heads,
+            cache_config=cache_config,
+            quant_config=(quant_config or PuzzleQuantisation()) if scaled else None,
+            per_layer_sliding_window=config.block_configs[self.layer_idx]["sliding_window"],
+            prefix=f"{prefix}.attn",
+            sinks=self.sinks,
+        )
+
+
+def load_sinks(param: nn.Parameter, loaded_weight: Tensor) -> None:
+    """Copies this rank's heads of the sinks of all heads."""
+    heads = param.shape[0]
+    param.data.copy_(loaded_weight.narrow(0, get_tensor_model_parallel_rank() * heads, heads))
+
+
+class PuzzleRoutedExperts(GptOssRoutedExperts):
+    """The experts of a layer, packed or not as `experts_method` decides."""
+
+    def _get_quant_method(
+        self, prefix: str, quant_config: QuantizationConfig | None, moe_config: FusedMoEConfig
+    ) -> FusedMoEMethodBase:
+        return experts_method(prefix, quant_config, moe_config)
+
+
+class PuzzleMLP(MLPBlock):
+    """Router and experts with the number of experts of its layer; a layer with fewer than top-k uses them all."""
+
+    def __init__(self, vllm_config: VllmConfig, layer_idx: int, prefix: str = "") -> None:
+        nn.Module.__init__(self)  # not MLPBlock's, which reads the model-wide number
+        config, parallel = vllm_config.model_config.hf_config, vllm_config.parallel_config
+        self.is_sequence_parallel = parallel.use_sequence_parallel_moe and vllm_config.lora_config is None
+        self.layer_idx = layer_idx
+        self.num_experts = config.block_configs[layer_idx]["num_local_experts"]
+        self.hidden_size = config.hidden_size
+        self.experts_per_token = min(config.num_experts_per_tok, self.num_experts)
+        self.router = GateLinear(
+            config.hidden_size, self.num_experts, bias=True, prefix=f"{prefix}.router", return_bias=False
+        )
+        self.experts = FusedMoEFactory(
+            num_experts=self.num_experts,
+            top_k=self.experts_per_token,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            renormalize=True,
+            quant_config=vllm_config.quant_config,
+            prefix=f"{prefix}.experts",
+            apply_router_weight_on_input=False,
+            has_bias=True,
+            activation="swigluoai",
+            is_sequence_parallel=self.is_sequence_parallel,
+            routed_experts_cls=PuzzleRoutedExperts,
+        )
+
+
+class PuzzleBlock(TransformerBlock):
+    """A decoder layer; the norms take their epsilon from the configuration, which vLLM's does not read."""
+
+    attention_cls = PuzzleAttention
+    mlp_cls = PuzzleMLP
+
+    def __init__(self, vllm_config: VllmConfig, quant_config: QuantizationConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config, quant_config, prefix)
+        config = vllm_config.model_config.hf_config
+        self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+
+class PuzzleModel(GptOssModel):
+    """The decoder."""
+
+    block_cls = PuzzleBlock
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self.norm = RMSNorm(self.config.hidden_size, eps=self.config.rms_norm_eps)
+
+
+class GptOssPuzzleForCausalLM(GptOssForCausalLM):
+    """The language model that vLLM builds for `architectures: [GptOssPuzzleForCausalLM]`."""
+
+    def __init__(self, vllm_config: VllmConfig, prefix: str = "") -> None:
+        nn.Module.__init__(self)  # not GptOssForCausalLM's, which builds vLLM's decoder
+        config = vllm_config.model_config.hf_config
+        check_settings(config)
+        if vllm_config.parallel_config.enable_expert_parallel:
+            check_expert_parallel(config, get_ep_group().world_size)
+        self.vllm_config = vllm_config
+        self.config = config
+        self.loaded = False
+        self.model = PuzzleModel(vllm_config=vllm_config, prefix=maybe_prefix(prefix, "model"))
+        self.lm_head = ParallelLMHead(config.vocab_size, config.hidden_size, prefix=maybe_prefix(prefix, "lm_head"))
+        self.logits_processor = LogitsProcessor(config.vocab_size)
+        self.make_empty_intermediate_tensors = self.model.make_empty_intermediate_tensors
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        """Loads a checkpoint's tensors strictly, the first time and again for RL rollouts."""
+        return load_weights(self, weights)
+
+
+def check_settings(config: GptOssPuzzleConfig) -> None:
+    """Refuses what vLLM's gpt-oss would silently compute otherwise.
+
+    Raises:
+        ValueError: A setting differs from the constant vLLM has for it, or the RoPE is not plain YaRN.
+    """
+    settings = config.to_dict()
+    for name, value in CONSTANTS.items():
+        if settings.get(name, value) != value:
+            raise ValueError(
+                f"config.json: {name} is {settings[name]!r}; vLLM's gpt-oss computes with {value!r} whatever it says. "
+                "Serve this model with transformers."
+            )
+    rope = settings["rope_parameters"]
+    other = [name for name in ("attention_factor", "mscale", "mscale_all_dim") if rope.get(name) is not None]
+    missing = [name for name in YARN if rope.get(name) is None]
+    if rope.get("rope_type") != "yarn" or other or missing:
+        raise ValueError(
+            f"config.json: rope_parameters is {rope}; vLLM's gpt-oss knows rope_type yarn with {', '.join(YARN)} and "
+            f"truncate (missing here: {missing or 'none'}; not known: {other or 'none'})."
+        )
+
+
+def check_expert_parallel(config: GptOssPuzzleConfig, ranks: int) -> None:
+    """Every layer's experts must divide among the ranks.
+
+    Raises:
+        ValueError: Some do not; names the layers.
+    """
+    counts = [block["num_local_experts"] for block in config.block_configs]
+    uneven = {layer: count for layer, count in enumerate(counts) if count % ranks}
+    if uneven:
+        raise ValueError(
+            f"Expert parallelism over {ranks} ranks needs numbers of experts that {ranks} divides; layer -> experts: "
+            f"{uneven}. Serve without --enable-expert-parallel (tensor parallelism splits inside the experts)."
+        )

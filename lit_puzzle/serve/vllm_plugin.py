@@ -1,0 +1,21 @@
+"""What vLLM (0.31 to 0.33) finds through its entry point `vllm.general_plugins`: it teaches the engine `gpt_oss_puzzle`.
+
+Reads and writes nothing. vLLM calls `register` in every one of its processes, possibly more than once. The model is
+imported only when an engine is about to build it.
+
+Needs vllm, torch, transformers and no other requirement of this project: it is installed beside vLLM with --no-deps.
+"""
+
+MODEL = "lit_puzzle.serve.vllm_model:GptOssPuzzleForCausalLM"
+
+
+def register() -> None:
+    """Registers configuration, MXFP4 quantisation and model."""
+    from vllm.model_executor.layers.quantization import register_quantization_config
+    from vllm.model_executor.models.registry import ModelRegistry
+
+    import lit_puzzle.model.gpt_oss  # noqa: F401  (registers the configuration with transformers)
+    from lit_puzzle.serve.vllm_quantisation import MXFP4, PuzzleQuantisation
+
+    register_quantization_config(MXFP4)(PuzzleQuantisation)
+    ModelRegistry.register_model("GptOssPuzzleForCausalLM", MODEL)

@@ -1,0 +1,42 @@
+"""Anonymous memory (RssAnon) of work done in a process of its own: mapped files do not count, buffers do."""
+
+import ctypes
+import multiprocessing
+import threading
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+
+def anonymous_bytes() -> int:
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("RssAnon:")[1].split()[0])
+
+
+def _send_peak(work: Callable[[], object], answer: Connection) -> None:
+    allocator = ctypes.CDLL(None)  # glibc: no freed memory may be re-used unseen, neither older nor our own
+    allocator.malloc_trim(0)
+    allocator.mallopt(-3, 65536)  # M_MMAP_THRESHOLD
+    stop, samples = threading.Event(), [anonymous_bytes()]
+
+    def watch() -> None:
+        while not stop.wait(0.0005):
+            samples.append(anonymous_bytes())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    work()
+    stop.set()
+    thread.join()
+    answer.send(max(samples) - samples[0])
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """Largest RssAnon while `work` runs in a fork of this process, above what it was at the start."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=_send_peak, args=(work, sender))
+    process.start()
+    sender.close()
+    peak: int = receiver.recv()
+    process.join()
+    return peak

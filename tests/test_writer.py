@@ -62,9 +62,11 @@ def test_shards_and_index(tmp_path: Path) -> None:
 def test_a_shard_is_reported_when_its_last_byte_is_written(tmp_path: Path, order: Callable[..., Iterable[str]]) -> None:
     tensors, seen = twin_tensors(), dict[str, bytes]()
     written = [(name, tensors[name]) for name in order(list(tensors))]
-    write_checkpoint(
-        tmp_path, layout_of(tensors), written, 30_000, shard_done=lambda path: seen.update({path.name: path.read_bytes()})
-    )
+
+    def note(path: Path) -> None:
+        seen[path.name] = path.read_bytes()
+
+    write_checkpoint(tmp_path, layout_of(tensors), written, 30_000, shard_done=note)
     files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
     assert list(seen) == list(order(files)) and len(files) > 3
     assert all(seen[name] == (tmp_path / name).read_bytes() for name in files)

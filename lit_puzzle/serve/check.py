@@ -149,7 +149,7 @@ def permuted_layer(checkpoint: Checkpoint) -> int:
 
 
 def off_by_one(checkpoint: Checkpoint, prompt_tokens: int) -> list[dict[str, int | None]] | None:
-    """Blocks in which the narrowest window is one wider in the first layer that has it; None when no prompt fills it."""
+    """Blocks whose narrowest window is one wider in the first layer that has it; None when no prompt fills it."""
     windows = [window for _, window in checkpoint.blocks]
     narrowest = min((window for window in windows if window is not None), default=prompt_tokens)
     if narrowest >= prompt_tokens or checkpoint.config["model_type"] != "gpt_oss_puzzle":
@@ -202,7 +202,8 @@ def judge(
             checks.append(skipped(name, "no window is narrower than prompt_tokens in a gpt_oss_puzzle"))
             continue
         wrong = distance(scores, reference.scores)[not exact]
-        checks.append(judged(name, wrong > noticed, f"noticed: log-probabilities differ by {wrong:.2g}", difference=wrong))
+        why = f"log-probabilities differ by {wrong:.2g}, noticed above {noticed:.2g}"
+        checks.append(judged(name, wrong > noticed, why, difference=wrong))
     return [*checks, judge_scales(answers["fp8"], reference)]
 
 

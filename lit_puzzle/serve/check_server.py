@@ -33,7 +33,8 @@ def serving(python: Path, folder: Path, options: Sequence[str], log: Path, patie
     with socket.socket() as free:
         free.bind((HOST, 0))
         port = free.getsockname()[1]
-    command = [str(python), "-m", "vllm.entrypoints.cli.main", "serve", str(folder), "--host", HOST, "--port", str(port)]
+    command = [str(python), "-m", "vllm.entrypoints.cli.main", "serve", str(folder)]
+    command += ["--host", HOST, "--port", str(port)]
     settings = {name: value for name, value in ENVIRONMENT.items() if name != "VLLM_ENABLE_V1_MULTIPROCESSING"}
     with log.open("w") as stream:
         server = subprocess.Popen(

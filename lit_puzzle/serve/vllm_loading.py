@@ -194,7 +194,7 @@ def _check_scale(name: str, tensor: Tensor) -> None:
 
 
 def _put_in_layer(layer: nn.Module, inside: str, tensor: Tensor) -> None:
-    """Places what is neither expert nor KV scale: `self_attn.q_proj.weight`, `mlp.router.bias`, `input_layernorm.weight`."""
+    """Places what is neither expert nor KV scale: `self_attn.q_proj.weight`, `mlp.router.bias`, a norm."""
     name = inside.replace("self_attn.", "attn.")
     for projection in ("q", "k", "v"):
         if f".{projection}_proj." in name:
@@ -221,7 +221,6 @@ def _put_each(experts: nn.Module, whole: str, kind: str, values: Tensor, scales:
         one = values[expert]
         if scales is not None:
             one = dequantise(one, scales[expert], torch.promote_types(param.dtype, torch.bfloat16)).T
-        param.weight_loader(
-            param, one, weight_name=f"{param_name}_{kind}", shard_id=shard, expert_id=expert, return_success=True
-        )
+        place = {"weight_name": f"{param_name}_{kind}", "shard_id": shard, "expert_id": expert}
+        _loader_of(param)(param, one, **place, return_success=True)
         param = experts.get_parameter(f"{param_name}_{kind}")

@@ -33,6 +33,7 @@ from vllm.model_executor.models.utils import maybe_prefix
 from vllm.model_executor.utils import set_weight_attrs
 
 from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig
+from lit_puzzle.model.layout import layer_blocks
 from lit_puzzle.serve.vllm_loading import load_weights
 from lit_puzzle.serve.vllm_quantisation import PuzzleQuantisation, experts_method
 
@@ -190,7 +191,7 @@ def check_expert_parallel(config: GptOssPuzzleConfig, ranks: int) -> None:
     Raises:
         ValueError: Some do not; names the layers.
     """
-    counts = [block["num_local_experts"] for block in config.block_configs]
+    counts = [experts for experts, _ in layer_blocks(config.to_dict())]
     uneven = {layer: count for layer, count in enumerate(counts) if count % ranks}
     if uneven:
         raise ValueError(

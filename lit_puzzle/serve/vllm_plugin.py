@@ -1,4 +1,4 @@
-"""What vLLM (0.31 to 0.33) finds through its entry point `vllm.general_plugins`: it teaches the engine `gpt_oss_puzzle`.
+"""What vLLM (0.31 to 0.33) finds by its entry point `vllm.general_plugins`: it teaches the engine `gpt_oss_puzzle`.
 
 Reads and writes nothing. vLLM calls `register` in every one of its processes, possibly more than once. The model is
 imported only when an engine is about to build it.

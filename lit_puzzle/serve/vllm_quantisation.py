@@ -103,7 +103,7 @@ def experts_method(prefix: str, quantisation: QuantizationConfig | None, moe: Fu
 
 
 def has_mxfp4_kernel(moe: FusedMoEConfig) -> bool:
-    """Whether vLLM computes these experts packed on this device (its emulation, which unpacks each time, is no kernel)."""
+    """Whether vLLM computes these experts packed on this device (its emulation unpacks each time: that is none)."""
     if moe.in_dtype != torch.bfloat16:
         return False
     from vllm.model_executor.layers.fused_moe.oracle.mxfp4 import Mxfp4MoeBackend, select_mxfp4_moe_backend

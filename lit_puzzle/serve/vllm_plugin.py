@@ -6,16 +6,20 @@ imported only when an engine is about to build it.
 Needs vllm, torch, transformers and no other requirement of this project: it is installed beside vLLM with --no-deps.
 """
 
+ARCHITECTURE = "GptOssPuzzleForCausalLM"
 MODEL = "lit_puzzle.serve.vllm_model:GptOssPuzzleForCausalLM"
 
 
 def register() -> None:
-    """Registers configuration, MXFP4 quantisation and model."""
+    """Registers configuration, MXFP4 quantisation, front-end settings and model."""
     from vllm.model_executor.layers.quantization import register_quantization_config
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
     from vllm.model_executor.models.registry import ModelRegistry
 
     import lit_puzzle.model.gpt_oss  # noqa: F401  (registers the configuration with transformers)
+    from lit_puzzle.serve.vllm_harmony import PuzzleSettings
     from lit_puzzle.serve.vllm_quantisation import MXFP4, PuzzleQuantisation
 
     register_quantization_config(MXFP4)(PuzzleQuantisation)
-    ModelRegistry.register_model("GptOssPuzzleForCausalLM", MODEL)
+    MODELS_CONFIG_MAP[ARCHITECTURE] = PuzzleSettings
+    ModelRegistry.register_model(ARCHITECTURE, MODEL)

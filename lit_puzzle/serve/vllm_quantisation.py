@@ -43,9 +43,9 @@ class PuzzleQuantisation(QuantizationConfig):
 
     @classmethod
     def override_quantization_method(cls, hf_quant_cfg: Any, user_quant: Any, hf_config: Any = None) -> str | None:
-        """Claims MXFP4 checkpoints of this model type, whose `quant_method` is plain `mxfp4`."""
+        """Claims MXFP4 checkpoints of this architecture, whose `quant_method` is plain `mxfp4`."""
         is_mxfp4 = isinstance(hf_quant_cfg, dict) and hf_quant_cfg.get("quant_method") in ("mxfp4", MXFP4)
-        is_ours = hf_config is not None and hf_config.model_type == "gpt_oss_puzzle"
+        is_ours = hf_config is not None and "GptOssPuzzleForCausalLM" in (hf_config.architectures or ())
         return MXFP4 if is_mxfp4 and is_ours else None
 
     @classmethod

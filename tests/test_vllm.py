@@ -25,16 +25,10 @@ from lit_puzzle.serve.verdict import distance
 
 ROOT = Path(__file__).parent.parent
 PYTHON = Path(os.environ.get("VLLM_PYTHON", ROOT / ".venv-vllm" / "bin" / "python"))
+SHORT: dict[str, Any] = {"prompts": 4, "prompt_tokens": 64, "new_tokens": 32}
 SMALL = {"dtype": "float32", "max_model_len": 128, "kv_cache_memory_bytes": 2**26}
-CHECKS = {
-    "greedy_tokens",
-    "log_probabilities",
-    "reload",
-    "stop_tokens",
-    "kv_tokens",
-    "control_experts",
-    "control_window",
-}
+CONTROLS = {"control_experts", "control_window"}
+CHECKS = {"greedy_tokens", "log_probabilities", "reload", "stop_tokens", "kv_tokens"} | CONTROLS
 SERVER_CHECKS = {"server_answers", "server_streams", "server_stops", "server_refuses"}
 pytestmark = [
     pytest.mark.vllm,
@@ -52,7 +46,7 @@ def test_a_child_with_kv_scales_is_served_as_transformers_computes(tmp_path: Pat
     source = child(tmp_path, MIXED)
     scales_of(source).save(tmp_path / "scales")
     export(tmp_path / "export", source, kv_scales=tmp_path / "scales")
-    results = serve_check(tmp_path, tmp_path / "export" / "model", PYTHON, prompts=4, prompt_tokens=64, new_tokens=32)
+    results = serve_check(tmp_path, tmp_path / "export" / "model", PYTHON, **SHORT)
     assert outcomes(tmp_path) == dict.fromkeys(CHECKS | SERVER_CHECKS | {"control_scales"}, "passed")
     assert results["greedy_tokens/equal"] == 4 * 32 and results["kv_tokens/ratio"] == 2
     assert results["log_probabilities/difference"] < 1e-4 < results["control_window/difference"]
@@ -62,18 +56,18 @@ def test_a_child_with_kv_scales_is_served_as_transformers_computes(tmp_path: Pat
 def test_mxfp4_experts_are_served_as_transformers_computes(tmp_path: Path) -> None:
     """Layers of 4, 8, 1 and 6 experts: one has fewer than top-k."""
     export(tmp_path / "export", write_folder(tmp_path / "packed", mxfp4=True))
-    serve_check(
-        tmp_path, tmp_path / "export" / "model", PYTHON, prompts=4, prompt_tokens=64, new_tokens=32, server=False
-    )
+    serve_check(tmp_path, tmp_path / "export" / "model", PYTHON, server=False, **SHORT)
     skipped = dict.fromkeys(("control_scales", "server"), "skipped")
     assert outcomes(tmp_path) == dict.fromkeys(CHECKS, "passed") | skipped
 
 
 def test_plain_gpt_oss_is_served_by_vllm_without_the_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stock and masked exports, each against transformers on the child itself."""
+    """Stock and masked exports, each against transformers on the child itself; vLLM puts windows on even layers."""
+    mixed = [(kept, None if layer % 2 else 16) for layer, (kept, _) in enumerate(MIXED)]
     monkeypatch.setenv("VLLM_PLUGINS", "")
     engines, references = [], []
-    for form, blocks in (("stock", UNIFORM), ("masked", MIXED)):
+    for form, blocks in (("stock", UNIFORM), ("masked", mixed)):
+        (tmp_path / form).mkdir()
         source = child(tmp_path / form, blocks)
         export(tmp_path / form / "run", source, format=form)  # type: ignore[arg-type]
         reference = make_reference(source, "float32", 3, 48, 16, "", seed=0)

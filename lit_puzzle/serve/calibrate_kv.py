@@ -79,8 +79,7 @@ class KVCalibration(LightningModule):
         mesh = self.device_mesh if isinstance(self.trainer.strategy, ModelParallelStrategy) else None
         model, waiting = load_for(mesh, self.checkpoint, self.dtype_name, self.attn_implementation)
         model.requires_grad_(False)
-        if mesh is not None:
-            shard(model, model.model.layers, mesh, waiting)
+        shard(model, model.model.layers, mesh, waiting)
         self.model = model
 
     def on_validation_epoch_start(self) -> None:

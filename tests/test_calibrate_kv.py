@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning import Trainer
+from recovery_runs import forked
 from safetensors.torch import load_file
 from test_kv_statistics import by_hand
 from torch.utils.data import DataLoader
@@ -209,11 +210,12 @@ def test_bad_arguments_and_data_are_refused(tmp_path, checkpoint):
         trainer_for(tmp_path / "b").validate(KVCalibration(checkpoint), DataLoader([batch], None), verbose=False)
 
 
-def test_the_recipe_and_its_options_run(tmp_path, monkeypatch):
+def test_the_recipe_and_its_options_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     small = ["--data.init_args.num_problems=12", "--data.init_args.max_new_tokens=8"]
     options = ["method=percentile", "rounding=none", "per_head=true", "windowed_layers=bf16"]
-    main(["run", "recipes/calibrate_kv.yaml", *small, *(f"--model.init_args.scales.{option}" for option in options)])
+    words = ["recipes/calibrate_kv.yaml", *small, *(f"--model.init_args.scales.{option}" for option in options)]
+    assert forked(1, lambda _: main(["run", *words])) == [0]  # it leaves a process group
     record = json.loads(Path("runs/calibrate_kv/run.json").read_text())["results"]
     scales = KVScales.load(Path("runs/calibrate_kv"))
     assert (scales.method, scales.rounding) == ("percentile", "none")
@@ -227,3 +229,4 @@ def test_the_recipe_and_its_options_run(tmp_path, monkeypatch):
     words = ["--kv_cache=fp8", "--kv_scales=runs/calibrate_kv", *parent, *small]
     with pytest.raises(SystemExit):
         main(["run", "recipes/evaluate.yaml", *words])
+    assert f"The KV scales are of checkpoint {scales.fingerprint}" in capsys.readouterr().err

@@ -1,9 +1,6 @@
 """Calibration as Lightning runs it: files, two processes, a killed run that goes on, bad input, the recipe."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +9,7 @@ from lightning import Trainer
 from recovery_runs import forked
 from safetensors.torch import load_file
 from test_kv_statistics import by_hand
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from lit_puzzle.cli import main
@@ -23,6 +21,7 @@ from lit_puzzle.serve.calibrate_kv import KVCalibration
 from lit_puzzle.serve.kv_report import in_all, per_layer, table
 from lit_puzzle.serve.kv_scales import KVScales
 from lit_puzzle.serve.kv_statistics import ScaleSettings
+from lit_puzzle.sharding import Sharded
 
 
 @pytest.fixture
@@ -44,10 +43,8 @@ def sequences(tmp_path) -> Path:
 
 def trainer_for(folder: Path, **options) -> Trainer:
     folder.mkdir(exist_ok=True)
-    return Trainer(
-        default_root_dir=folder, accelerator="cpu", devices=1, logger=False, enable_progress_bar=False,
-        enable_model_summary=False, enable_checkpointing=False, **options,
-    )  # fmt: skip
+    quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
+    return Trainer(default_root_dir=folder, accelerator="cpu", **({"devices": 1} | quiet | options))
 
 
 def run(folder: Path, checkpoint: Path, sequences: Path, **options) -> KVScales:
@@ -141,40 +138,21 @@ def test_documents_of_the_parent_packed(tmp_path, tiny_config):
         torch.testing.assert_close(both.v.amax, v.abs().max(), rtol=1e-4, atol=1e-4)
 
 
-TWO_PROCESSES = """
-import sys
-from pathlib import Path
-from lightning import Trainer
-from torch.distributed.tensor import DTensor
-from lit_puzzle.search.calibration import CalibrationData
-from lit_puzzle.serve.calibrate_kv import KVCalibration
-from lit_puzzle.serve.kv_statistics import ScaleSettings
-from lit_puzzle.sharding import Sharded
-
-if __name__ == "__main__":
-    folder, checkpoint, sequences = sys.argv[1:]
-    trainer = Trainer(
-        default_root_dir=folder, accelerator="cpu", devices=2, strategy=Sharded(), logger=False,
-        enable_progress_bar=False, enable_checkpointing=False, inference_mode=False,
-    )
-    module = KVCalibration(Path(checkpoint), ScaleSettings("mse"), save_every_batches=1)
-    trainer.validate(module, CalibrationData(Path(checkpoint), sequences=Path(sequences), batch_size=2), verbose=False)
-    weight = module.model.model.layers[0].mlp.experts.down_proj
-    assert isinstance(weight, DTensor) and weight.to_local().numel() * 2 == weight.numel()
-"""
-
-
 def test_two_sharded_processes_equal_one(checkpoint, sequences, tmp_path):
     """Three batches for two processes: the second counts its last one not."""
     rows = sequences.read_text().splitlines(keepends=True)
     sequences.write_text("".join(rows[:5]))
     one = run(tmp_path / "one", checkpoint, sequences, scales=ScaleSettings("mse"))
-    script = tmp_path / "two.py"
-    script.write_text(TWO_PROCESSES)
-    (tmp_path / "two").mkdir()
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
-    command = [sys.executable, str(script), str(tmp_path / "two"), str(checkpoint), str(sequences)]
-    subprocess.run(command, check=True, env=environment, timeout=300)
+
+    def work(rank: int) -> None:
+        module = KVCalibration(checkpoint, ScaleSettings("mse"), save_every_batches=1)
+        data = CalibrationData(checkpoint, sequences=sequences, batch_size=2)
+        options = {"devices": 2, "strategy": Sharded(), "inference_mode": False}
+        trainer_for(tmp_path / "two", **options).validate(module, data, verbose=False)
+        weight = module.model.model.layers[0].mlp.experts.down_proj
+        assert isinstance(weight, DTensor) and weight.to_local().numel() * 2 == weight.numel()
+
+    assert forked(2, work) == [0, 0]
     two = KVScales.load(tmp_path / "two")
     assert two.tokens == one.tokens == 63
     for expected, both in zip(one.layers, two.layers, strict=True):

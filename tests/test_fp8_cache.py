@@ -150,14 +150,18 @@ def calibrated(model: PreTrainedModel, settings: ScaleSettings) -> list[Scales |
     return [None if layer is None else (layer.k.scale, layer.v.scale) for layer in found.layers]
 
 
-def test_outliers_change_nothing_but_the_cache(child):
+@pytest.mark.parametrize("heads", [None, [1]])
+def test_outliers_change_nothing_but_the_cache(child, heads):
+    exact = ScaleSettings(rounding="none", per_head=True)
+    usual = calibrated(child, exact)
     with torch.no_grad():
         before = child(input_ids=IDS, use_cache=False).logits
-        add_outliers(child, 512.0, [0, 2])
+        add_outliers(child, 512.0, [0, 1, 2, 3], heads)
         after = child(input_ids=IDS, use_cache=False).logits
     assert torch.equal(before, after)
-    top = max(float(k.max()) * 448 for k, _ in calibrated(child, ScaleSettings(rounding="none")))
-    assert top > 448
+    factors = torch.tensor([512.0, 512.0] if heads is None else [1.0, 512.0])
+    for pair, other in zip(calibrated(child, exact), usual, strict=True):
+        torch.testing.assert_close(pair, tuple(scale * factors for scale in other))
 
 
 @pytest.mark.parametrize("factor", [2.0**10, 2.0**-13])

@@ -59,7 +59,7 @@ def test_folder_is_complete_and_says_the_same(tmp_path: Path) -> None:
     assert fingerprint(folder) == fingerprint(CHILD)
     config, before = (json.loads((path / "config.json").read_text()) for path in (folder, CHILD))
     assert config == before and not config.keys() & {"per_layer_config", "quantization_config", "rope_scaling"}
-    assert results["files"] == len(names) and results["parameters"] == 1_599_360
+    assert results["files"] == len(names) and results["parameters"] == 1_449_336
     assert (results["mxfp4_layers"], results["kv_scale_layers"], results["rounded_experts"]) == (0, 0, 0)
 
 

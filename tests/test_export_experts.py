@@ -95,7 +95,7 @@ def test_rounded_experts_are_the_nearest_codes(tmp_path: Path) -> None:
     source = ASSETS / "tiny_child"
     results = export(tmp_path, source, experts="mxfp4")
     original, written = experts_of(source), experts_of(tmp_path / "model")
-    assert results["rounded_experts"] == 2 * 6 * 12 and results["mxfp4_layers"] == 6
+    assert results["rounded_experts"] == 2 * (16 + 8 + 12 + 8 + 12 + 8) and results["mxfp4_layers"] == 6
     signs = (1.0, -1.0)
     codes = torch.tensor([sign * value for sign in signs for value in (0, 0.5, 1, 1.5, 2, 3, 4, 6)], dtype=torch.double)
     squares = [0.0, 0.0]

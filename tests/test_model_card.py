@@ -39,15 +39,16 @@ def test_front_matter_is_what_the_hub_reads(tmp_path: Path) -> None:
     front, body = card_of(tmp_path / "b")
     assert "base_model" not in front and front["license"] == "unknown" and "mxfp4" in front["tags"]
     assert "no training run" in body and "no evaluation: measure before you deploy" in body
-    assert "144 experts were rounded to MXFP4 by this export" in body
+    assert "128 experts were rounded to MXFP4 by this export" in body
 
 
 def test_layers_are_those_of_the_child(tmp_path: Path) -> None:
     export(tmp_path, CHILD)
     _, body = card_of(tmp_path)
     rows = [line.split(" | ") for line in body.splitlines() if line.startswith("| ") and " of 16 " in line]
-    assert [row[2] for row in rows] == ["16", "full attention", "16", "16", "16", "full attention"]
-    assert {row[1] for row in rows} == {"12 of 16"} and {row[3] for row in rows} == {"floating point"}
+    assert [row[2] for row in rows] == ["16", "full attention", "16", "48", "16", "48"]
+    assert [row[1] for row in rows] == [f"{kept} of 16" for kept in (16, 8, 12, 8, 12, 8)]
+    assert {row[3] for row in rows} == {"floating point"}
     assert "![Experts and attention of every layer](plan.png)" in body
     picture = (tmp_path / "model" / "plan.png").read_bytes()
     assert picture.startswith(b"\x89PNG") and len(picture) > 5_000
@@ -82,6 +83,15 @@ def test_numbers_of_run_json_appear(tmp_path: Path) -> None:
 def test_whole_numbers_and_missing_cells() -> None:
     table = numbers({"a": {"experts": 72, "ratio": 0.5}, "b": {"experts": 96.0}})
     assert table.splitlines()[2:] == ["| experts | 72 | 96 |", "| ratio | 0.5 |  |"]
+
+
+def test_only_standard_errors_stand_behind_other_numbers() -> None:
+    table = numbers({"a": {"solver_seconds": 1.5, "tokens_seen": 4, "gain/low": 0.5, "gain_se/low": 0.25}})
+    assert table.splitlines()[2:] == ["| solver_seconds | 1.5 |", "| tokens_seen | 4 |", "| gain/low | 0.5 ± 0.25 |"]
+
+
+def test_results_in_words_are_taken_as_they_are() -> None:
+    assert numbers({"a": {"verdict": "pass|fail"}}).splitlines()[2:] == [r"| verdict | pass\|fail |"]
 
 
 def test_runs_that_are_not_finished_are_refused_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

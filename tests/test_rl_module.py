@@ -323,6 +323,8 @@ def test_refuses_checkpoints_between_updates_and_unsharded_processes(tmp_path: P
         check_trainer(make_trainer(tmp_path, 2, 1, [], strategy="ddp"), "float32")
     with pytest.raises(ValueError, match="use_distributed_sampler: false"):
         check_trainer(make_trainer(tmp_path, 2, 1, [], use_distributed_sampler=True), "float32")
+    with pytest.raises(ValueError, match="precision=bf16-true was given; trained weights stay in float32"):
+        check_trainer(make_trainer(tmp_path, 1, 1, [], strategy="auto", precision="bf16-true"), "bfloat16")
 
 
 def test_results_are_paired() -> None:

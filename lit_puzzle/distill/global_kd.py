@@ -208,7 +208,7 @@ class GlobalDistillation(LightningModule):
         """As always; then the average takes in the new weights."""
         super().optimizer_step(*arguments, **keywords)
         if self.average is not None:
-            self.average.update(self.trainer.global_step)
+            self.average.update(self.trainer.global_step + 1)  # Lightning counts this update afterwards
 
     # ---- measuring ------------------------------------------------------------------------------------------------
 

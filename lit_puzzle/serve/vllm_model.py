@@ -11,7 +11,7 @@ Loading: `lit_puzzle.serve.vllm_loading`. Memory: of one rank, weights / (TP x P
 from collections.abc import Iterable
 
 from torch import Tensor, nn
-from vllm.config import CacheConfig, VllmConfig
+from vllm.config import CacheConfig, ParallelConfig, VllmConfig
 from vllm.distributed import get_ep_group, get_tensor_model_parallel_rank
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.fused_moe import FusedMoEFactory, GateLinear
@@ -31,6 +31,7 @@ from vllm.model_executor.models.gpt_oss import (
 )
 from vllm.model_executor.models.utils import maybe_prefix
 from vllm.model_executor.utils import set_weight_attrs
+from vllm.platforms import current_platform
 
 from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig
 from lit_puzzle.model.layout import layer_blocks
@@ -147,6 +148,7 @@ class GptOssPuzzleForCausalLM(GptOssForCausalLM):
         nn.Module.__init__(self)  # not GptOssForCausalLM's, which builds vLLM's decoder
         config = vllm_config.model_config.hf_config
         check_settings(config)
+        check_parallel(vllm_config.parallel_config)
         if vllm_config.parallel_config.enable_expert_parallel:
             check_expert_parallel(config, get_ep_group().world_size)
         self.vllm_config = vllm_config
@@ -183,6 +185,20 @@ def check_settings(config: GptOssPuzzleConfig) -> None:
             f"config.json: rope_parameters is {rope}; vLLM's gpt-oss knows rope_type yarn with {', '.join(YARN)} and "
             f"truncate (missing here: {missing or 'none'}; not known: {other or 'none'})."
         )
+
+
+def check_parallel(parallel: ParallelConfig) -> None:
+    """Refuses what vLLM's CPU worker cannot do for any gpt-oss (0.31 and 0.32): it fails later, or with a segfault.
+
+    Raises:
+        ValueError: Pipeline or expert parallelism on a CPU.
+    """
+    if not current_platform.is_cpu():
+        return
+    if parallel.pipeline_parallel_size > 1:
+        raise ValueError("vLLM's CPU worker does not run pipeline stages. Use --tensor-parallel-size, or a GPU.")
+    if parallel.enable_expert_parallel:
+        raise ValueError("vLLM's CPU kernel of experts reads all of them. Serve without --enable-expert-parallel.")
 
 
 def check_expert_parallel(config: GptOssPuzzleConfig, ranks: int) -> None:

@@ -93,7 +93,8 @@ class FP8KVScales(Callback):
         for layer in range(pl_module.model.config.num_hidden_layers):
             k_name, v_name = (layer_prefix(layer) + name for name in KV_SCALES)
             first.append((self._start[k_name], self._start[v_name]))
-        pl_module.log_dict(per_layer(under(counted, first), "kv_start"), rank_zero_only=False, sync_dist=False)
+        for logger in trainer.loggers:  # not log_dict, which would warn of each key that it is not reduced
+            logger.log_metrics(per_layer(under(counted, first), "kv_start"), step=trainer.global_step)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """After a run that ended well, whose module has saved its child: calibrates that child."""

@@ -129,7 +129,8 @@ class KVCalibration(LightningModule):
             scales.save(folder)
             write_report(folder, scales, self.windows)
             rmtree(folder / "progress", ignore_errors=True)
-        self.log_dict(per_layer(scales.layers), sync_dist=False, rank_zero_only=True)
+        for logger in self.loggers:  # not self.log_dict, which would warn of each key that it is not reduced
+            logger.log_metrics(per_layer(scales.layers), step=0)
         self.results = in_all(scales)
 
 

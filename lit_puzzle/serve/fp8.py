@@ -33,7 +33,7 @@ def quantise(x_BGTC: Tensor, scale: Tensor) -> Tensor:
         x_BGTC: Keys or values.
         scale: One for all, or one per head (G).
     """
-    scaled = x_BGTC.float() / _per_head(scale)
+    scaled = x_BGTC.float() / _per_head(scale)  # torch's cast on CPUs saturates by itself; this does not rely on it
     return scaled.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
 
 

@@ -8,9 +8,9 @@ While the run trains each validation tells how the weights of the moment would f
     kv_start/<layer>/k_amax|k_headroom|k_overflow|k_scale       and v_...: with the scales of the weights at the start
     kv/<layer>/...                                              at the end: with the scales that are written
 
-Memory beside the run's: the statistics (`lit_puzzle.serve.kv_statistics`); at the end the child once more, P b /
-processes. Traffic of each pass: gathers P b a batch where weights are sharded.
-Source: arXiv 2602.11937 (scales over calibration data); formulas in `lit_puzzle.serve.fp8`.
+Memory beside the run's: the statistics (`lit_puzzle.serve.kv_cache.kv_statistics`); at the end the child once more,
+P b / processes. Traffic of each pass: gathers P b a batch where weights are sharded.
+Source: arXiv 2602.11937 (scales over calibration data); formulas in `lit_puzzle.serve.kv_cache.fp8`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -29,9 +29,9 @@ from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.layout import KV_SCALES, layer_prefix
 from lit_puzzle.rl.module import RLRecovery
 from lit_puzzle.search.calibration import CALIBRATION_FILE, CalibrationData, RankBatches
-from lit_puzzle.serve.calibrate_kv import count_batch
-from lit_puzzle.serve.kv_report import in_all, per_layer, write_report
-from lit_puzzle.serve.kv_statistics import KVStatistics, Scales, ScaleSettings, find_scales, under
+from lit_puzzle.serve.kv_cache.calibrate_kv import count_batch
+from lit_puzzle.serve.kv_cache.kv_report import in_all, per_layer, write_report
+from lit_puzzle.serve.kv_cache.kv_statistics import KVStatistics, Scales, ScaleSettings, find_scales, under
 from lit_puzzle.sharding import load_for, shard
 
 

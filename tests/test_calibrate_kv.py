@@ -17,10 +17,10 @@ from lit_puzzle.distill.checks import check_batch
 from lit_puzzle.documents import PackedDocuments
 from lit_puzzle.model.checkpoint import fingerprint
 from lit_puzzle.search.calibration import CalibrationData, read_sequences
-from lit_puzzle.serve.calibrate_kv import KVCalibration
-from lit_puzzle.serve.kv_report import in_all, per_layer, table
-from lit_puzzle.serve.kv_scales import KVScales
-from lit_puzzle.serve.kv_statistics import ScaleSettings
+from lit_puzzle.serve.kv_cache.calibrate_kv import KVCalibration
+from lit_puzzle.serve.kv_cache.kv_report import in_all, per_layer, table
+from lit_puzzle.serve.kv_cache.kv_scales import KVScales
+from lit_puzzle.serve.kv_cache.kv_statistics import ScaleSettings
 from lit_puzzle.sharding import Sharded
 
 

@@ -20,7 +20,7 @@ from lit_puzzle.cli import main
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.search.assemble import MODELLING_FILE
 from lit_puzzle.serve.export import export
-from lit_puzzle.serve.kv_scales import KVScales, LayerScales
+from lit_puzzle.serve.kv_cache.kv_scales import KVScales, LayerScales
 
 ASSETS = Path(__file__).parent.parent / "lit_puzzle" / "assets"
 CHILD, WORDS = ASSETS / "tiny_child", ASSETS / "tiny_parent"

@@ -16,10 +16,10 @@ from lit_puzzle.evaluate.generate import generate_greedily
 from lit_puzzle.model.checkpoint import fingerprint
 from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig, GptOssPuzzleForCausalLM
 from lit_puzzle.rl.environments import render_prompt
-from lit_puzzle.serve.fp8_cache import Fp8Cache, layer_scales, scales_for
-from lit_puzzle.serve.kv_damage import add_outliers, kv_damage
-from lit_puzzle.serve.kv_scales import KVScales, LayerScales, TensorScale
-from lit_puzzle.serve.kv_statistics import KVStatistics, Scales, ScaleSettings, find_scales, recording
+from lit_puzzle.serve.kv_cache.fp8_cache import Fp8Cache, layer_scales, scales_for
+from lit_puzzle.serve.kv_cache.kv_damage import add_outliers, kv_damage
+from lit_puzzle.serve.kv_cache.kv_scales import KVScales, LayerScales, TensorScale
+from lit_puzzle.serve.kv_cache.kv_statistics import KVStatistics, Scales, ScaleSettings, find_scales, recording
 from lit_puzzle.tiny.tokenizer import build_tokenizer
 
 BLOCKS = [{"num_local_experts": n, "sliding_window": w} for n, w in ((8, 8), (3, None), (2, 5), (4, None))]

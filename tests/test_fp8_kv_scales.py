@@ -21,9 +21,9 @@ from lit_puzzle.model.loading import load_model
 from lit_puzzle.packed_files import PackedSequences
 from lit_puzzle.runs import PACKAGE
 from lit_puzzle.search.calibration import CalibrationData, read_sequences
-from lit_puzzle.serve.calibrate_kv import KVCalibration
-from lit_puzzle.serve.kv_scales import KVScales
-from lit_puzzle.serve.kv_statistics import ScaleSettings
+from lit_puzzle.serve.kv_cache.calibrate_kv import KVCalibration
+from lit_puzzle.serve.kv_cache.kv_scales import KVScales
+from lit_puzzle.serve.kv_cache.kv_statistics import ScaleSettings
 from lit_puzzle.tiny.world import Chains
 from lit_puzzle.tuning.trainable import LoraSettings
 

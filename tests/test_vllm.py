@@ -18,10 +18,10 @@ from test_export_formats import MIXED, UNIFORM, child
 from torch import Tensor
 from vllm_folders import write_folder
 
-from lit_puzzle.serve.check import require_vllm, run_engines, serve_check
-from lit_puzzle.serve.check_reference import make_reference
 from lit_puzzle.serve.export import export
-from lit_puzzle.serve.verdict import distance
+from lit_puzzle.serve.vllm.check import require_vllm, run_engines, serve_check
+from lit_puzzle.serve.vllm.check_reference import make_reference
+from lit_puzzle.serve.vllm.verdict import distance
 
 ROOT = Path(__file__).parent.parent
 PYTHON = Path(os.environ.get("VLLM_PYTHON", ROOT / ".venv-vllm" / "bin" / "python"))

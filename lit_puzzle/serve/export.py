@@ -32,7 +32,7 @@ from lit_puzzle.serve.adapter import Adapter, merged
 from lit_puzzle.serve.configs import puzzle_config, stock_config, with_storage
 from lit_puzzle.serve.exported_folder import PLAN_FILE, Exported, Form, results_of, write_folder
 from lit_puzzle.serve.hub import check_upload, upload
-from lit_puzzle.serve.kv_scales import KVScales, check_positive
+from lit_puzzle.serve.kv_cache.kv_scales import KVScales, check_positive
 from lit_puzzle.serve.model_card import Card, read_run
 from lit_puzzle.serve.tokenizer_files import check_tokenizer, generation_settings
 from lit_puzzle.serve.weights import Weights

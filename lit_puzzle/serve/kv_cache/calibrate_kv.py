@@ -4,9 +4,9 @@ Reads a checkpoint folder (stock gpt_oss or a child) and batches of documents: r
 packed (`lit_puzzle.documents`). Writes `kv_scales.safetensors` and `kv_scales.json` into the run folder, with a table
 and a picture; while it runs `progress/` (statistics of each process), from which a killed run goes on.
 
-Memory: P b / ranks when sharded + one layer's activations + the statistics (`lit_puzzle.serve.kv_statistics`). Disk:
-the statistics of each process, until the run is complete. Traffic: gathers P b a batch; the statistics once.
-Source: arXiv 2602.11937 (scales over calibration data); formulas in `lit_puzzle.serve.fp8`.
+Memory: P b / ranks when sharded + one layer's activations + the statistics (`lit_puzzle.serve.kv_cache.kv_statistics`).
+Disk: the statistics of each process, until the run is complete. Traffic: gathers P b a batch; the statistics once.
+Source: arXiv 2602.11937 (scales over calibration data); formulas in `lit_puzzle.serve.kv_cache.fp8`.
 """
 
 from collections.abc import Mapping
@@ -27,8 +27,8 @@ from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.packing import model_inputs
 from lit_puzzle.runs import require_input
 from lit_puzzle.search.importance import check_batch as check_rows
-from lit_puzzle.serve.kv_report import in_all, per_layer, write_report
-from lit_puzzle.serve.kv_statistics import KVStatistics, ScaleSettings, find_scales, recording
+from lit_puzzle.serve.kv_cache.kv_report import in_all, per_layer, write_report
+from lit_puzzle.serve.kv_cache.kv_statistics import KVStatistics, ScaleSettings, find_scales, recording
 from lit_puzzle.sharding import load_for, shard
 
 

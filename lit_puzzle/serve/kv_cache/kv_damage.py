@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lit_puzzle.serve.fp8_cache import Fp8Cache
-from lit_puzzle.serve.kv_statistics import Scales
+from lit_puzzle.serve.kv_cache.fp8_cache import Fp8Cache
+from lit_puzzle.serve.kv_cache.kv_statistics import Scales
 
 
 def kv_damage(

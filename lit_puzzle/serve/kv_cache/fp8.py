@@ -19,7 +19,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from lit_puzzle.serve.kv_scales import E4M3_MAX
+from lit_puzzle.serve.kv_cache.kv_scales import E4M3_MAX
 
 MAGNITUDES = 1 << 15
 _SEARCH_OCTAVES = 12  # how far below amax / 448 the search goes: amax is then 4096 times what saturates

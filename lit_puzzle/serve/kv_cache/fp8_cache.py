@@ -6,7 +6,7 @@ included. Layers without scales, and every window, are as transformers has them.
 
 Reads KV scales, from their own folder or from a checkpoint that carries them. Memory: 1 byte for each key and value of
 the cache, and while a layer runs its whole cache in the model's dtype: slower than the model, on purpose.
-Source: formulas in `lit_puzzle.serve.fp8`; the shapes are those of transformers' caches (B, G, T, C).
+Source: formulas in `lit_puzzle.serve.kv_cache.fp8`; the shapes are those of transformers' caches (B, G, T, C).
 """
 
 from collections.abc import Sequence
@@ -19,9 +19,9 @@ from transformers import DynamicCache, PreTrainedConfig
 
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.layout import KV_SCALES, layer_prefix
-from lit_puzzle.serve.fp8 import dequantise, quantise
-from lit_puzzle.serve.kv_scales import KVScales, check_positive
-from lit_puzzle.serve.kv_statistics import Scales, Window
+from lit_puzzle.serve.kv_cache.fp8 import dequantise, quantise
+from lit_puzzle.serve.kv_cache.kv_scales import KVScales, check_positive
+from lit_puzzle.serve.kv_cache.kv_statistics import Scales, Window
 
 
 class Fp8Cache(DynamicCache):

@@ -69,8 +69,7 @@ def serve(model: Path) -> None:
 
     settings: dict[str, Any] = {"dtype": "float32", "max_model_len": 4096, "kv_cache_memory_bytes": CACHE_BYTES}
     engine = LLM(str(model), skip_tokenizer_init=True, enforce_eager=True, enable_prefix_caching=False, **settings)
-    cache = engine.llm_engine.vllm_config.cache_config
-    print("ready", cache.num_gpu_blocks * cache.block_size, flush=True)
+    print("ready", flush=True)
     for line in sys.stdin:
         seed, requests, prompt_tokens, generated_tokens = map(int, line.split())
         draw = random.Random(seed)
@@ -86,24 +85,26 @@ class Served:
     """An engine in a process of vLLM's environment."""
 
     def __init__(self, python: Path, model: Path) -> None:
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (lives as long as the engine)
         settings = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "TORCHDYNAMO_DISABLE": "1"}
         settings |= {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "0"}
         self._process = subprocess.Popen(
             [str(python), __file__, "--serve", str(model)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._log,
             text=True,
             env=os.environ | settings | {"PYTHONPATH": str(Path(__file__).parents[2])},
         )
-        self.kv_tokens = int(self._answer("ready"))
+        self._answer("ready")
 
     def _answer(self, word: str) -> str:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            if line.startswith(f"{word} "):
-                return line.removeprefix(f"{word} ")
-        raise SystemExit(f"the engine ended with code {self._process.wait()}; does recipes/serve_check.yaml pass?")
+            if line.startswith(word):
+                return line.removeprefix(word)
+        self._log.seek(0)
+        raise SystemExit(f"the engine ended with code {self._process.wait()}:\n{self._log.read()[-3000:]}")
 
     def run(self, seed: int, workload: tuple[int, int, int]) -> dict[str, float]:
         """CPU and wall seconds."""
@@ -135,7 +136,7 @@ def benchmark_pair(folder: Path) -> tuple[Path, Path]:
     from lit_puzzle.spec import BlockSpec, Plan
 
     parent, run = folder / "parent", folder / "assembled"
-    if not parent.is_dir():
+    if not (run / "child").is_dir():
         torch.manual_seed(0)
         sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 8, "vocab_size": 4096}
         heads = {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64, "sliding_window": 128}
@@ -151,7 +152,6 @@ def benchmark_pair(folder: Path) -> tuple[Path, Path]:
 def report(parent: Path, child: Path, arguments: argparse.Namespace) -> None:
     engines = {"parent": Served(arguments.python, parent), "child": Served(arguments.python, child)}
     line: dict[str, Any] = {"name": "vllm_speed", "pair": arguments.pair}
-    line["kv_tokens"] = {side: engine.kv_tokens for side, engine in engines.items()}
     try:
         for name, workload in PAIRS[arguments.pair].items():
             taken: dict[str, list[dict[str, float]]] = {side: [] for side in engines}

@@ -8,14 +8,12 @@ import os
 import sys
 from pathlib import Path
 
+from lit_puzzle.distill.sampling import Sampling
+from lit_puzzle.distill.vllm_engine import vllm_engine
 from lit_puzzle.serve.vllm_driver import ENVIRONMENT
 
 quick = {name: value for name, value in ENVIRONMENT.items() if name != "TORCHDYNAMO_DISABLE"}  # the engine compiles
 os.environ.update(quick | {"VLLM_CPU_KVCACHE_SPACE": "1"})
-
-from lit_puzzle.distill.sampling import Sampling
-from lit_puzzle.distill.vllm_engine import vllm_engine
-
 parent, prompts, limit = Path(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])
 found = {}
 for temperature in (0.0, 1.0):

@@ -8,9 +8,9 @@ While the run trains each validation tells how the weights of the moment would f
     kv_start/<layer>/k_amax|k_headroom|k_overflow|k_scale       and v_...: with the scales of the weights at the start
     kv/<layer>/...                                              at the end: with the scales that are written
 
-Memory beside the run's: the statistics (`lit_puzzle.serve.kv_statistics`); at the end the child once more, P b /
-processes. Traffic of each pass: gathers P b a batch where weights are sharded.
-Source: arXiv 2602.11937 (scales over calibration data); formulas in `lit_puzzle.serve.fp8`.
+Memory beside the run's: the statistics (`lit_puzzle.serve.kv_cache.kv_statistics`); at the end the child once more,
+P b / processes. Traffic of each pass: gathers P b a batch where weights are sharded.
+Source: arXiv 2602.11937 (scales over calibration data); formulas in `lit_puzzle.serve.kv_cache.fp8`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -29,9 +29,9 @@ from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.layout import KV_SCALES, layer_prefix
 from lit_puzzle.rl.module import RLRecovery
 from lit_puzzle.search.calibration import CALIBRATION_FILE, CalibrationData, RankBatches
-from lit_puzzle.serve.calibrate_kv import count_batch
-from lit_puzzle.serve.kv_report import in_all, per_layer, write_report
-from lit_puzzle.serve.kv_statistics import KVStatistics, Scales, ScaleSettings, find_scales, under
+from lit_puzzle.serve.kv_cache.calibrate_kv import count_batch
+from lit_puzzle.serve.kv_cache.kv_report import in_all, per_layer, write_report
+from lit_puzzle.serve.kv_cache.kv_statistics import KVStatistics, Scales, ScaleSettings, find_scales, under
 from lit_puzzle.sharding import load_for, shard
 
 
@@ -93,7 +93,8 @@ class FP8KVScales(Callback):
         for layer in range(pl_module.model.config.num_hidden_layers):
             k_name, v_name = (layer_prefix(layer) + name for name in KV_SCALES)
             first.append((self._start[k_name], self._start[v_name]))
-        pl_module.log_dict(per_layer(under(counted, first), "kv_start"), rank_zero_only=False, sync_dist=False)
+        for logger in trainer.loggers:  # not log_dict, which would warn of each key that it is not reduced
+            logger.log_metrics(per_layer(under(counted, first), "kv_start"), step=trainer.global_step)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """After a run that ended well, whose module has saved its child: calibrates that child."""
@@ -120,7 +121,6 @@ class FP8KVScales(Callback):
         model.requires_grad_(False)
         if waiting is None:
             return model.to(trainer.strategy.root_device)
-        assert mesh is not None
         shard(model, model.model.layers, mesh, waiting)
         return model
 

@@ -36,10 +36,10 @@ STAGES = {
         "the parent's top-k next-token probabilities of documents -> disk",
     ),
     "evaluate": ("lit_puzzle.evaluate.accuracy.evaluate", "accuracy and generated tokens per reasoning effort"),
-    "serve_check": ("lit_puzzle.serve.check.serve_check", "whether vLLM serves a folder as transformers computes it"),
-    "export": (
-        "lit_puzzle.serve.export.export",
-        "child -> one complete folder to serve, with model card and checksums",
+    "export": ("lit_puzzle.serve.export.export", "child -> one complete folder to serve, with its model card"),
+    "serve_check": (
+        "lit_puzzle.serve.vllm.check.serve_check",
+        "whether vLLM serves a folder as transformers computes it",
     ),
 }
 # Stages of ours that share their work among processes; the others would each do the same work in every process.

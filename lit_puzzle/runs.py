@@ -24,6 +24,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from lit_puzzle.recipe import recipe_that_makes
 
 PACKAGE = Path(__file__).parent
@@ -100,6 +102,12 @@ def open_run(run_dir: Path, config: str, overwrite: bool) -> bool:
                 f"--overwrite: processes that were started from outside (torchrun, SLURM) may already read {run_dir}. "
                 "Remove the folder first."
             )
+        for value in _texts(yaml.safe_load(config)):
+            if run_dir.resolve() in Path(value).resolve().parents and Path(value).exists():
+                raise ValueError(
+                    f"--overwrite would remove {value}, which this recipe names, with all of {run_dir}. Move it, or "
+                    "choose another --run_dir."
+                )
         shutil.rmtree(run_dir)
     if run_dir.is_dir() and any(run_dir.iterdir()):
         _check_same_run(run_dir, config)
@@ -107,6 +115,15 @@ def open_run(run_dir: Path, config: str, overwrite: bool) -> bool:
     run_dir.mkdir(parents=True, exist_ok=True)
     write_atomically(run_dir / CONFIG, config)
     return False
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a resolved recipe."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for inside in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(inside)
 
 
 def join_run(run_dir: Path, config: str, patience_seconds: float = 300.0) -> None:

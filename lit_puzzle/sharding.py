@@ -40,6 +40,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from lit_puzzle.model.loading import DtypeName, WaitingExperts, load_mapped, load_model
+from lit_puzzle.tuning.trainable import keep_master_weights
 
 METADATA = "meta.pt"
 PARTIAL = ".partial"
@@ -66,26 +67,36 @@ def load_for(
     return load_mapped(folder, dtype, attention, experts)
 
 
-def shard(model: nn.Module, layers: nn.ModuleList, mesh: DeviceMesh, waiting: WaitingExperts | None = None) -> None:
-    """Shards a model in place over the `data_parallel` dimension of a mesh; a mesh of one process changes nothing.
+def shard(
+    model: nn.Module,
+    layers: nn.ModuleList,
+    mesh: DeviceMesh | None,
+    waiting: WaitingExperts | None = None,
+    trains: bool = False,
+) -> None:
+    """Shards a model in place over the `data_parallel` dimension of a mesh; without one, or with one process, nothing.
 
-    Call it after freezing and after LoRA (trainable parameters of one group must share a dtype) and before the
-    optimiser is built, so that optimiser state exists for local shards of trainable parameters only.
+    Call it after freezing and after LoRA and before the optimiser is built, so that optimiser state exists for local
+    shards of trainable parameters only.
 
     Args:
         model: the module whose `forward` is called in training and in generation: it becomes the FSDP root.
         layers: its decoder layers, one group each.
         mesh: the mesh of the running strategy (`LightningModule.device_mesh`).
         waiting: experts that are read just before their layer is sharded, so that one layer is whole at a time.
+        trains: turns what requires a gradient into float32 as its layer's turn comes, in any case.
     """
-    if mesh.size() == 1:
-        return
-    data_parallel = mesh["data_parallel"]
-    for layer in layers:
+    data_parallel = None if mesh is None or mesh.size() == 1 else mesh["data_parallel"]
+    for layer in layers if data_parallel is not None else ():
         if waiting is not None:
             waiting.fill(layer)
+        if trains:
+            keep_master_weights(layer)
         fully_shard(layer, mesh=data_parallel)
-    fully_shard(model, mesh=data_parallel)
+    if trains:
+        keep_master_weights(model)
+    if data_parallel is not None:
+        fully_shard(model, mesh=data_parallel)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.trainer.states import TrainerStatus
@@ -90,11 +91,14 @@ def run_lightning(command: str, recipe: Recipe, words: Sequence[str], overwrite:
         join_run(run_dir, config)
     clock = RunClock()
     with abandon_if_empty(run_dir) if is_first else nullcontext():
-        if command == "fit":
-            checkpoint = newest_checkpoint(run_dir)
-            cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
-        else:
-            cli.trainer.validate(cli.model, datamodule=cli.datamodule)
+        try:
+            if command == "fit":
+                checkpoint = newest_checkpoint(run_dir)
+                cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
+            else:
+                cli.trainer.validate(cli.model, datamodule=cli.datamodule)
+        except MisconfigurationException as error:  # settings of the trainer that do not go together
+            raise ValueError(str(error)) from error
     if cli.trainer.is_global_zero and cli.trainer.state.status == TrainerStatus.FINISHED:
         clock.close(run_dir, recipe.path, cli.config.seed_everything, resumed, _results(cli))
 

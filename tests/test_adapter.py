@@ -73,6 +73,7 @@ def spoil_config(folder: Path, **changes: Any) -> None:
         ({"use_dora": True}, "use_dora is True; only plain LoRA"),
         ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
         ({"bias": "all"}, "bias is 'all'"),
+        ({"use_bdlora": {"nblocks": 2}}, "use_bdlora is {'nblocks': 2}"),
         ({"r": 3}, r"has matrices \(4, 128\) and \(96, 4\); the rank is 3"),
         ({"r": "4"}, "r must be a positive whole number"),
     ],
@@ -83,6 +84,17 @@ def test_another_kind_of_adapter_is_refused(tmp_path: Path, changes: dict[str, A
     with pytest.raises(ValueError, match=message):
         export(tmp_path / "run", CHILD, adapter=tmp_path / "adapter")
     assert not (tmp_path / "run" / "model").exists()
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_an_adapter_that_changed_its_base_is_refused(tmp_path: Path, start: str) -> None:
+    """PEFT takes something off the base for these, which its own merge remembers and W + B A would not."""
+    model = train_adapter(tmp_path / "adapter", init_lora_weights=start)
+    name = "model.layers.0.self_attn.q_proj"
+    base, theirs = Checkpoint(CHILD).read(f"{name}.weight").float(), model.base_model.model.get_submodule(name)
+    assert not torch.allclose(theirs.base_layer.weight, base, atol=1e-3)
+    with pytest.raises(ValueError, match=f"init_lora_weights is '{start}'; only plain LoRA on an unchanged base"):
+        export(tmp_path / "run", CHILD, adapter=tmp_path / "adapter")
 
 
 def test_tensors_that_are_no_adapter_of_this_model_are_refused(tmp_path: Path) -> None:

@@ -1,16 +1,15 @@
 """Calibration as Lightning runs it: files, two processes, a killed run that goes on, bad input, the recipe."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from lightning import Trainer
+from recovery_runs import forked
 from safetensors.torch import load_file
 from test_kv_statistics import by_hand
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from lit_puzzle.cli import main
@@ -18,10 +17,11 @@ from lit_puzzle.distill.checks import check_batch
 from lit_puzzle.documents import PackedDocuments
 from lit_puzzle.model.checkpoint import fingerprint
 from lit_puzzle.search.calibration import CalibrationData, read_sequences
-from lit_puzzle.serve.calibrate_kv import KVCalibration
-from lit_puzzle.serve.kv_report import in_all, per_layer, table
-from lit_puzzle.serve.kv_scales import KVScales
-from lit_puzzle.serve.kv_statistics import ScaleSettings
+from lit_puzzle.serve.kv_cache.calibrate_kv import KVCalibration
+from lit_puzzle.serve.kv_cache.kv_report import in_all, per_layer, table
+from lit_puzzle.serve.kv_cache.kv_scales import KVScales
+from lit_puzzle.serve.kv_cache.kv_statistics import ScaleSettings
+from lit_puzzle.sharding import Sharded
 
 
 @pytest.fixture
@@ -43,10 +43,8 @@ def sequences(tmp_path) -> Path:
 
 def trainer_for(folder: Path, **options) -> Trainer:
     folder.mkdir(exist_ok=True)
-    return Trainer(
-        default_root_dir=folder, accelerator="cpu", devices=1, logger=False, enable_progress_bar=False,
-        enable_model_summary=False, enable_checkpointing=False, **options,
-    )  # fmt: skip
+    quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
+    return Trainer(default_root_dir=folder, accelerator="cpu", **({"devices": 1} | quiet | options))
 
 
 def run(folder: Path, checkpoint: Path, sequences: Path, **options) -> KVScales:
@@ -140,40 +138,21 @@ def test_documents_of_the_parent_packed(tmp_path, tiny_config):
         torch.testing.assert_close(both.v.amax, v.abs().max(), rtol=1e-4, atol=1e-4)
 
 
-TWO_PROCESSES = """
-import sys
-from pathlib import Path
-from lightning import Trainer
-from torch.distributed.tensor import DTensor
-from lit_puzzle.search.calibration import CalibrationData
-from lit_puzzle.serve.calibrate_kv import KVCalibration
-from lit_puzzle.serve.kv_statistics import ScaleSettings
-from lit_puzzle.sharding import Sharded
-
-if __name__ == "__main__":
-    folder, checkpoint, sequences = sys.argv[1:]
-    trainer = Trainer(
-        default_root_dir=folder, accelerator="cpu", devices=2, strategy=Sharded(), logger=False,
-        enable_progress_bar=False, enable_checkpointing=False, inference_mode=False,
-    )
-    module = KVCalibration(Path(checkpoint), ScaleSettings("mse"), save_every_batches=1)
-    trainer.validate(module, CalibrationData(Path(checkpoint), sequences=Path(sequences), batch_size=2), verbose=False)
-    weight = module.model.model.layers[0].mlp.experts.down_proj
-    assert isinstance(weight, DTensor) and weight.to_local().numel() * 2 == weight.numel()
-"""
-
-
 def test_two_sharded_processes_equal_one(checkpoint, sequences, tmp_path):
     """Three batches for two processes: the second counts its last one not."""
     rows = sequences.read_text().splitlines(keepends=True)
     sequences.write_text("".join(rows[:5]))
     one = run(tmp_path / "one", checkpoint, sequences, scales=ScaleSettings("mse"))
-    script = tmp_path / "two.py"
-    script.write_text(TWO_PROCESSES)
-    (tmp_path / "two").mkdir()
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
-    command = [sys.executable, str(script), str(tmp_path / "two"), str(checkpoint), str(sequences)]
-    subprocess.run(command, check=True, env=environment, timeout=300)
+
+    def work(rank: int) -> None:
+        module = KVCalibration(checkpoint, ScaleSettings("mse"), save_every_batches=1)
+        data = CalibrationData(checkpoint, sequences=sequences, batch_size=2)
+        options = {"devices": 2, "strategy": Sharded(), "inference_mode": False}
+        trainer_for(tmp_path / "two", **options).validate(module, data, verbose=False)
+        weight = module.model.model.layers[0].mlp.experts.down_proj
+        assert isinstance(weight, DTensor) and weight.to_local().numel() * 2 == weight.numel()
+
+    assert forked(2, work) == [0, 0]
     two = KVScales.load(tmp_path / "two")
     assert two.tokens == one.tokens == 63
     for expected, both in zip(one.layers, two.layers, strict=True):
@@ -209,15 +188,16 @@ def test_bad_arguments_and_data_are_refused(tmp_path, checkpoint):
         trainer_for(tmp_path / "b").validate(KVCalibration(checkpoint), DataLoader([batch], None), verbose=False)
 
 
-def test_the_recipe_and_its_options_run(tmp_path, monkeypatch):
+def test_the_recipe_and_its_options_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     small = ["--data.init_args.num_problems=12", "--data.init_args.max_new_tokens=8"]
     options = ["method=percentile", "rounding=none", "per_head=true", "windowed_layers=bf16"]
-    main(["run", "recipes/calibrate_kv.yaml", *small, *(f"--model.init_args.scales.{option}" for option in options)])
+    words = ["recipes/calibrate_kv.yaml", *small, *(f"--model.init_args.scales.{option}" for option in options)]
+    assert forked(1, lambda _: main(["run", *words])) == [0]  # it leaves a process group
     record = json.loads(Path("runs/calibrate_kv/run.json").read_text())["results"]
     scales = KVScales.load(Path("runs/calibrate_kv"))
     assert (scales.method, scales.rounding) == ("percentile", "none")
-    assert record["layers"] == 6 and record["layers_in_bf16"] == 5 and record["tokens"] == scales.tokens
+    assert record["layers"] == 6 and record["layers_in_bf16"] == 5 and record["tokens"] == scales.tokens  # one is full
     assert scales.layers[0] is None and scales.layers[1].k.scale.shape == (2,)
     metrics = next(Path("runs/calibrate_kv").rglob("metrics.csv")).read_text()
     assert "kv/1/k_headroom" in metrics.splitlines()[0]
@@ -227,3 +207,4 @@ def test_the_recipe_and_its_options_run(tmp_path, monkeypatch):
     words = ["--kv_cache=fp8", "--kv_scales=runs/calibrate_kv", *parent, *small]
     with pytest.raises(SystemExit):
         main(["run", "recipes/evaluate.yaml", *words])
+    assert f"The KV scales are of checkpoint {scales.fingerprint}" in capsys.readouterr().err

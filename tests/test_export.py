@@ -20,7 +20,7 @@ from lit_puzzle.search.assemble import MODELLING_FILE
 from lit_puzzle.serve.configs import puzzle_config, rope_parameters
 from lit_puzzle.serve.export import export
 from lit_puzzle.serve.exported_folder import write_folder
-from lit_puzzle.serve.kv_scales import KVScales, LayerScales, TensorScale
+from lit_puzzle.serve.kv_cache.kv_scales import KVScales, LayerScales, TensorScale
 from lit_puzzle.serve.tokenizer_files import generation_settings, stop_tokens
 
 ASSETS = Path(__file__).parent.parent / "lit_puzzle" / "assets"

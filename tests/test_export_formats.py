@@ -67,6 +67,18 @@ def test_uniform_child_is_plain_gpt_oss(tmp_path: Path) -> None:
     assert "trust_remote_code" not in (folder / "README.md").read_text()
 
 
+def test_uniform_child_with_fewer_experts_than_a_token_takes(tmp_path: Path) -> None:
+    source = child(tmp_path, [((layer,), window) for layer, (_, window) in enumerate(UNIFORM)])
+    edited = json.loads((source / "config.json").read_text()) | {"experts_per_token": 2}  # as the released gpt-oss
+    (source / "config.json").write_text(json.dumps(edited))
+    export(tmp_path / "run", source, format="stock")
+    folder = tmp_path / "run" / "model"
+    assert torch.equal(logits_of(folder, stock=True), logits_of(source, stock=False))
+    config = json.loads((folder / "config.json").read_text())
+    assert edited["num_experts_per_tok"] == 2
+    assert config["num_experts_per_tok"] == config["experts_per_token"] == config["num_local_experts"] == 1
+
+
 def test_masked_child_has_full_size_and_the_same_logits(tmp_path: Path) -> None:
     source = child(tmp_path, MIXED)
     export(tmp_path / "run", source, format="masked")
@@ -80,6 +92,7 @@ def test_masked_child_has_full_size_and_the_same_logits(tmp_path: Path) -> None:
         gone = [expert for expert in range(16) if expert not in kept]
         assert torch.equal(bias[list(kept)], before[list(kept)])  # each expert where it stood in the parent
         assert (bias[gone] == MASK).all() and bias.isfinite().all()
+    assert (source / "plan.json").is_file() and not (masked.folder / "plan.json").exists()  # of other layers
     assert float(torch.tensor(MASK).bfloat16()) == float(torch.tensor(MASK).half()) == MASK
 
 
@@ -131,8 +144,10 @@ def test_plan_of_another_child_is_refused(tmp_path: Path) -> None:
     source = child(tmp_path, UNIFORM)
     plan = Plan.load(source / "plan.json")
     Plan(plan.parent_fingerprint, 16, (BlockSpec((0, 1), 16), *plan.blocks[1:])).save(source / "plan.json")
-    with pytest.raises(ValueError, match=r"plan\.json has \[2, 8, 8, 8, 8, 8\] experts in its layers"):
-        export(tmp_path / "run", source, format="masked")
+    for form in ("puzzle", "stock", "masked"):
+        with pytest.raises(ValueError, match=r"plan\.json has \[2, 8, 8, 8, 8, 8\] experts in its layers"):
+            export(tmp_path / "run", source, format=form)  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()
 
 
 def test_windows_of_the_released_twin_need_the_puzzle_format(tmp_path: Path) -> None:

@@ -14,12 +14,13 @@ import torch
 from released_twin import write_released_twin
 from safetensors.torch import load_file, save_file
 from test_export import scales_of, tensor_scale
+from transformers import AutoConfig
 
 from lit_puzzle.cli import main
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.search.assemble import MODELLING_FILE
 from lit_puzzle.serve.export import export
-from lit_puzzle.serve.kv_scales import KVScales, LayerScales
+from lit_puzzle.serve.kv_cache.kv_scales import KVScales, LayerScales
 
 ASSETS = Path(__file__).parent.parent / "lit_puzzle" / "assets"
 CHILD, WORDS = ASSETS / "tiny_child", ASSETS / "tiny_parent"
@@ -53,6 +54,27 @@ def test_code_of_the_checkpoint_is_neither_run_nor_copied(tmp_path: Path, child:
     assert [path.name for path in folder.glob("*.py")] == ["gpt_oss.py"]
     assert (folder / "gpt_oss.py").read_bytes() == MODELLING_FILE.read_bytes()
     assert json.loads((folder / "config.json").read_text())["auto_map"]["AutoModelForCausalLM"].startswith("gpt_oss.")
+
+
+def test_code_that_the_config_names_is_not_passed_on(tmp_path: Path, child: Path) -> None:
+    """transformers would fetch a kernel of that name, or a pipeline from that repository, and run it."""
+    named = {"attn_implementation": "someone/kernel", "experts_implementation": "someone/kernel"}
+    pipelines = {"chat": {"impl": "someone/else--chat.Pipe", "pt": ["AutoModelForCausalLM"], "type": "text"}}
+    edit_json(child / "config.json", **named, custom_pipelines=pipelines)
+    assert AutoConfig.from_pretrained(child)._attn_implementation == "someone/kernel"
+    export(tmp_path / "run", child)
+    assert "someone" not in (tmp_path / "run" / "model" / "config.json").read_text()
+    assert AutoConfig.from_pretrained(tmp_path / "run" / "model")._attn_implementation != "someone/kernel"
+
+
+def test_values_that_a_dtype_cannot_hold_are_refused(tmp_path: Path, child: Path) -> None:
+    tensors = load_file(child / "model.safetensors")
+    tensors["model.norm.weight"][0] = 70_000.0  # float16 ends at 65,504
+    save_file(tensors, child / "model.safetensors")
+    with pytest.raises(ValueError, match=r"model\.norm\.weight has values that torch\.float16 cannot hold"):
+        export(tmp_path / "run", child, dtype="float16")
+    assert list((tmp_path / "run").iterdir()) == []
+    export(tmp_path / "run", child, dtype="float32")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lit_puzzle.serve.fp8 import (
+from lit_puzzle.serve.kv_cache.fp8 import (
     count_magnitudes,
     dequantise,
     least_error_scale,

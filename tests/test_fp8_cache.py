@@ -16,10 +16,10 @@ from lit_puzzle.evaluate.generate import generate_greedily
 from lit_puzzle.model.checkpoint import fingerprint
 from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig, GptOssPuzzleForCausalLM
 from lit_puzzle.rl.environments import render_prompt
-from lit_puzzle.serve.fp8_cache import Fp8Cache, layer_scales, scales_for
-from lit_puzzle.serve.kv_damage import add_outliers, kv_damage
-from lit_puzzle.serve.kv_scales import KVScales, LayerScales, TensorScale
-from lit_puzzle.serve.kv_statistics import KVStatistics, Scales, ScaleSettings, find_scales, recording
+from lit_puzzle.serve.kv_cache.fp8_cache import Fp8Cache, layer_scales, scales_for
+from lit_puzzle.serve.kv_cache.kv_damage import add_outliers, kv_damage
+from lit_puzzle.serve.kv_cache.kv_scales import KVScales, LayerScales, TensorScale
+from lit_puzzle.serve.kv_cache.kv_statistics import KVStatistics, Scales, ScaleSettings, find_scales, recording
 from lit_puzzle.tiny.tokenizer import build_tokenizer
 
 BLOCKS = [{"num_local_experts": n, "sliding_window": w} for n, w in ((8, 8), (3, None), (2, 5), (4, None))]
@@ -150,14 +150,18 @@ def calibrated(model: PreTrainedModel, settings: ScaleSettings) -> list[Scales |
     return [None if layer is None else (layer.k.scale, layer.v.scale) for layer in found.layers]
 
 
-def test_outliers_change_nothing_but_the_cache(child):
+@pytest.mark.parametrize("heads", [None, [1]])
+def test_outliers_change_nothing_but_the_cache(child, heads):
+    exact = ScaleSettings(rounding="none", per_head=True)
+    usual = calibrated(child, exact)
     with torch.no_grad():
         before = child(input_ids=IDS, use_cache=False).logits
-        add_outliers(child, 512.0, [0, 2])
+        add_outliers(child, 512.0, [0, 1, 2, 3], heads)
         after = child(input_ids=IDS, use_cache=False).logits
     assert torch.equal(before, after)
-    top = max(float(k.max()) * 448 for k, _ in calibrated(child, ScaleSettings(rounding="none")))
-    assert top > 448
+    factors = torch.tensor([512.0, 512.0] if heads is None else [1.0, 512.0])
+    for pair, other in zip(calibrated(child, exact), usual, strict=True):
+        torch.testing.assert_close(pair, tuple(scale * factors for scale in other))
 
 
 @pytest.mark.parametrize("factor", [2.0**10, 2.0**-13])
@@ -193,16 +197,16 @@ def test_damage_against_a_loop_over_tokens(child):
 
 
 def test_where_scales_come_from(child, tmp_path):
-    """A folder of this checkpoint's scales; else those in the checkpoint; else 1."""
+    """A folder of this checkpoint's scales; else those in the checkpoint (layer 2 is windowed); else 1."""
     child.save_pretrained(tmp_path / "model")
     assert scales_for(tmp_path / "model", None) == [(torch.tensor(1.0),) * 2] * 4
     one = TensorScale(torch.tensor(10.0), torch.tensor(0.5), 0)
     two = TensorScale(torch.tensor([10.0, 20.0]), torch.tensor([0.5, 1.0]), 0)
-    layers = (LayerScales(one, two), None, LayerScales(one, one), LayerScales(one, one))
+    layers = (LayerScales(one, two), LayerScales(one, one), None, LayerScales(one, one))
     scales = KVScales(fingerprint(tmp_path / "model"), "amax", "none", 1, layers)
     scales.save(tmp_path / "scales")
     found = scales_for(tmp_path / "model", tmp_path / "scales")
-    assert found[1] is None and float(found[0][0]) == 0.5 and found[0][1].tolist() == [0.5, 1.0]
+    assert found[2] is None and float(found[0][0]) == 0.5 and found[0][1].tolist() == [0.5, 1.0]
     KVScales("another", "amax", "none", 1, layers).save(tmp_path / "other")
     with pytest.raises(ValueError, match="The KV scales are of checkpoint another"):
         scales_for(tmp_path / "model", tmp_path / "other")
@@ -212,7 +216,16 @@ def test_where_scales_come_from(child, tmp_path):
     tensors |= {name: scale.clone() for name, scale in scales.tensors().items()}
     save_file(tensors, tmp_path / "model" / "model.safetensors", {"format": "pt"})
     carried = scales_for(tmp_path / "model", None)
-    assert carried[0][1].tolist() == [0.5, 1.0] and float(carried[1][0]) == 1.0 and float(carried[3][0]) == 0.5
+    assert carried[0][1].tolist() == [0.5, 1.0] and carried[2] is None and float(carried[3][0]) == 0.5
+    name = "model.layers.3.self_attn.k_scale"
+    for changed, message in (
+        ({key: tensor for key, tensor in tensors.items() if ".3.self_attn.k_sc" not in key}, f"{name} is missing"),
+        ({key: t for key, t in tensors.items() if "_scale" not in key or ".3." not in key}, f"but no {name}"),
+        (tensors | {name: torch.tensor(0.0)}, rf"{name} is 0\.0; it must be positive and finite"),
+    ):
+        save_file(changed, tmp_path / "model" / "model.safetensors", {"format": "pt"})
+        with pytest.raises(ValueError, match=message):
+            scales_for(tmp_path / "model", None)
 
 
 def test_evaluation_under_an_fp8_cache(child, tmp_path):

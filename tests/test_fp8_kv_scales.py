@@ -15,17 +15,20 @@ from recovery_runs import forked, kill_self, make_child, make_trainer
 from test_kv_statistics import by_hand
 
 from lit_puzzle.callbacks.fp8_kv_scales import FP8KVScales
+from lit_puzzle.cli import main
 from lit_puzzle.model.checkpoint import fingerprint
 from lit_puzzle.model.loading import load_model
 from lit_puzzle.packed_files import PackedSequences
+from lit_puzzle.runs import PACKAGE
 from lit_puzzle.search.calibration import CalibrationData, read_sequences
-from lit_puzzle.serve.calibrate_kv import KVCalibration
-from lit_puzzle.serve.kv_scales import KVScales
-from lit_puzzle.serve.kv_statistics import ScaleSettings
+from lit_puzzle.serve.kv_cache.calibrate_kv import KVCalibration
+from lit_puzzle.serve.kv_cache.kv_scales import KVScales
+from lit_puzzle.serve.kv_cache.kv_statistics import ScaleSettings
 from lit_puzzle.tiny.world import Chains
 from lit_puzzle.tuning.trainable import LoraSettings
 
 EXACT = ScaleSettings(rounding="none")
+TINY_CHILD = PACKAGE / "assets" / "tiny_child"
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +79,7 @@ def test_distillation_writes_the_scales_of_what_it_saves(models: Models, tmp_pat
     assert results["kv/tokens"] == scales.tokens and results["kv/overflow"] == 0
     rows = list(csv.DictReader(next(tmp_path.rglob("metrics.csv")).open()))
     watched = [row for row in rows if row["kv_start/1/k_amax"]]
-    assert [int(row["step"]) for row in watched] == [2, 5]  # a validation every 3 updates, logged at the last of them
+    assert [int(row["step"]) for row in watched] == [3, 6]  # a validation every 3 updates
     for row in watched:
         assert float(row["kv_start/1/k_scale"]) == pytest.approx(float(start[1][0].abs().max()) / 448, rel=1e-4)
     (written,) = (row for row in rows if row["kv/1/k_amax"])
@@ -133,6 +136,48 @@ def test_reinforcement_learning_calibrates_on_what_its_child_wrote(tiny_config: 
     assert len(rows) == 6
     check_scales(folder, [torch.tensor(row) for row in rows])
     assert json.loads((folder / "results.json").read_text())["kv/layers"] == 2
+
+
+SHORT = {
+    "distill": {
+        "model.init_args.accuracy.measured.prompts_per_effort": 2,
+        "model.init_args.accuracy.measured.max_new_tokens": 4,
+        "data.init_args.sequence_tokens": 64,
+    },
+    "rl_recover": {
+        "model.init_args.evaluation.prompts_per_effort": 2,
+        "data.init_args.held_out_per_effort": 2,
+        "model.init_args.grpo.num_generations": 2,
+        "model.init_args.grpo.completions_per_device": 2,
+        "model.init_args.grpo.max_completion_length": 4,
+        "trainer.callbacks.data": "lit_puzzle.search.calibration.CalibrationData",
+        "trainer.callbacks.data.init_args.parent": TINY_CHILD,
+        "trainer.callbacks.data.init_args.environments": "[{class_path: lit_puzzle.tiny.world.Chains}]",
+        "trainer.callbacks.data.init_args.num_problems": 3,
+        "trainer.callbacks.data.init_args.max_new_tokens": 4,
+    },
+}
+
+
+@pytest.mark.parametrize("recipe", SHORT)
+def test_recipes_take_it_from_the_command_line(models: Models, tmp_path: Path, recipe: str) -> None:
+    """`--trainer.callbacks+=` and its options, in the shipped recipes."""
+    given: dict[str, Any] = {"model.init_args.child": TINY_CHILD, "trainer.max_steps": 2}
+    given |= {"data.init_args.documents": models.documents} if recipe == "distill" else {}
+    given |= {"trainer.callbacks+": "lit_puzzle.callbacks.fp8_kv_scales.FP8KVScales"}
+    given |= SHORT[recipe] | {"trainer.callbacks.scales.windowed_layers": "bf16", "run_dir": tmp_path / "run"}
+    given |= {"trainer.accelerator": "cpu", "trainer.devices": 1, "trainer.val_check_interval": 1}
+    words = [f"--{key}={value}" for key, value in given.items()]
+    assert forked(1, lambda _: main(["run", f"recipes/{recipe}.yaml", *words])) == [0]
+    scales = KVScales.load(tmp_path / "run" / "kv_scales")
+    scales.check_checkpoint(fingerprint(tmp_path / "run" / "child"))
+    results = json.loads((tmp_path / "run" / "run.json").read_text())["results"]
+    assert (results["kv/layers"], results["kv/layers_in_bf16"], results["kv/overflow"]) == (6, 5, 0)
+    assert results["kv/headroom/min"] == min(scales.layers[1].k.headroom, scales.layers[1].v.headroom) >= 0
+    header = next((tmp_path / "run").rglob("metrics.csv")).read_text().splitlines()[0].split(",")
+    kinds = [f"{kind}_{what}" for kind in "kv" for what in ("amax", "scale", "headroom", "overflow")]
+    assert {f"kv/1/{kind}" for kind in kinds} == {key for key in header if key.startswith("kv/")}
+    assert {f"kv_start/{i}/{kind}" for i in range(6) for kind in kinds} <= set(header)  # all layers are watched
 
 
 def test_what_it_cannot_calibrate_is_refused(models: Models, tiny_config: Any, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping
 from recovery_runs import forked, losses, make_trainer, validations
 from safetensors.torch import load_file
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from lit_puzzle.data import PromptData
 from lit_puzzle.distill.held_out import AccuracySettings
@@ -63,9 +64,37 @@ def test_a_run_learns_measures_and_writes_the_best_child(models: Models, tmp_pat
         assert tensor.dtype == after[name].dtype and torch.equal(tensor, after[name]) == frozen, name
 
 
+class WatchAverage(Callback):
+    """Validation sees the averages; training goes on from the weights; the first average is of the first update."""
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        self.weights, self.averages = self._both(pl_module)
+        assert not all(map(torch.equal, self.weights, self.averages))
+
+    def on_validation_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        assert all(map(torch.equal, self._both(pl_module)[0], self.averages))
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        assert all(map(torch.equal, self._both(pl_module)[0], self.weights))
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.before = self._both(pl_module)[1]
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        decay = min(0.9, (1 + trainer.global_step) / (10 + trainer.global_step))
+        weights, averages = self._both(pl_module)
+        for old, new, average in zip(self.before, weights, averages, strict=True):
+            torch.testing.assert_close(average, decay * old + (1 - decay) * new)
+
+    @staticmethod
+    def _both(pl_module: Any) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        trained = [p.detach().clone() for p in pl_module.child.parameters() if p.requires_grad]
+        return trained, [average.clone() for average in pl_module.average.buffers()]
+
+
 def test_the_average_is_validated_and_saved(models: Models, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    run(lambda rank: fit(folder, models, 6, ema_decay=0.9, trainer={"val_check_interval": 6}))
+    run(lambda rank: fit(folder, models, 6, ema_decay=0.9, callbacks=[WatchAverage()]))
     state, child = weights(folder), load_file(folder / "child" / "model.safetensors")
     trained = [name for name in state if name.startswith("child.")]
     assert len(trained) * 2 == len(state)
@@ -73,6 +102,19 @@ def test_the_average_is_validated_and_saved(models: Models, tmp_path: Path) -> N
         average = state[f"average.average_{index}"]
         assert not torch.equal(average, state[name])
         assert torch.equal(child[name.removeprefix("child.")], average.to(torch.bfloat16)), name
+
+
+def test_a_run_that_went_astray_ends_with_its_best_weights(models: Models, tmp_path: Path) -> None:
+    folder, wild = tmp_path / "run", partial(torch.optim.SGD, lr=100.0)
+    run(lambda rank: fit(folder, models, 9, optimizer=wild, lr_scheduler=None))
+    validated = {step: float.fromhex(loss) for step, loss in validations(folder)}
+    assert validated[9] > 1.5 * min(validated.values())
+    dcp_to_torch_save(next((folder / "best").glob("*.ckpt")), tmp_path / "best.pt")
+    best = torch.load(tmp_path / "best.pt", weights_only=True)["state_dict"]
+    child = load_file(folder / "child" / "model.safetensors")
+    assert best
+    for name, tensor in best.items():
+        assert torch.equal(child[name.removeprefix("child.")], tensor.to(torch.bfloat16)), name
 
 
 def test_adapters_train_alone_and_are_merged(models: Models, tmp_path: Path) -> None:

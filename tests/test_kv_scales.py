@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lit_puzzle.model.checkpoint import Checkpoint
-from lit_puzzle.serve.kv_scales import META_FILE, SCALES_FILE, KVScales, LayerScales, TensorScale
+from lit_puzzle.serve.kv_cache.kv_scales import META_FILE, SCALES_FILE, KVScales, LayerScales, TensorScale
 
 K1 = "model.layers.1.self_attn.k_scale"
 V1 = "model.layers.1.self_attn.v_scale"

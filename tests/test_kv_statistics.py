@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig, GptOssPuzzleForCausalLM
 from lit_puzzle.packing import model_inputs, restarting_positions
-from lit_puzzle.serve.kv_statistics import KVStatistics, ScaleSettings, find_scales, recording, under
+from lit_puzzle.serve.kv_cache.kv_statistics import KVStatistics, ScaleSettings, find_scales, recording, under
 
 IDS = torch.randint(3, 128, (3, 21), generator=torch.Generator().manual_seed(3))
 MASK = torch.arange(21) < torch.tensor([[21], [13], [4]])

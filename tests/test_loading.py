@@ -73,7 +73,9 @@ def assert_same(mapped, loaded):
     assert not mapped.training
 
 
-def test_two_processes_hold_half_of_a_200_million_model_each(tmp_path):
+@pytest.mark.parametrize("trains", [False, True], ids=["frozen", "trained"])
+def test_two_processes_hold_half_of_a_200_million_model_each(tmp_path, trains):
+    """In float32 as loaded, or in bfloat16 as loaded and float32 to be trained."""
     layers, mib = 8, 2**20
     sizes = {"hidden_size": 512, "intermediate_size": 512, "num_local_experts": 32, "num_hidden_layers": layers}
     heads = {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 1024}
@@ -87,13 +89,13 @@ def test_two_processes_hold_half_of_a_200_million_model_each(tmp_path):
     assert whole > 4 * 200e6
     last = model.model.layers[-1].mlp.experts.down_proj.detach().float()
     del model, parameter
-    multiprocessing.spawn(load_half, (tmp_path, last), nprocs=2)
+    multiprocessing.spawn(load_half, (tmp_path, last, trains), nprocs=2)
     for rank in range(2):
         peak = int((tmp_path / f"peak{rank}").read_text())
         assert whole / 2 < peak < whole / 2 + 1.5 * whole / layers + 64 * mib, f"{peak / mib:.0f} MiB"
 
 
-def load_half(rank, folder, expected):
+def load_half(rank, folder, expected, trains):
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
     before, samples, done = anonymous_bytes(), [0], threading.Event()
@@ -105,8 +107,8 @@ def load_half(rank, folder, expected):
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    model, waiting = load_for(mesh, folder / "big", "float32", "sink_attention")
-    shard(model, model.model.layers, mesh, waiting)
+    model, waiting = load_for(mesh, folder / "big", "bfloat16" if trains else "float32", "sink_attention")
+    shard(model, model.model.layers, mesh, waiting, trains)
     done.set()
     watcher.join()
     (folder / f"peak{rank}").write_text(str(max(samples) - before))

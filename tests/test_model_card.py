@@ -85,6 +85,15 @@ def test_whole_numbers_and_missing_cells() -> None:
     assert table.splitlines()[2:] == ["| experts | 72 | 96 |", "| ratio | 0.5 |  |"]
 
 
+def test_only_standard_errors_stand_behind_other_numbers() -> None:
+    table = numbers({"a": {"solver_seconds": 1.5, "tokens_seen": 4, "gain/low": 0.5, "gain_se/low": 0.25}})
+    assert table.splitlines()[2:] == ["| solver_seconds | 1.5 |", "| tokens_seen | 4 |", "| gain/low | 0.5 ± 0.25 |"]
+
+
+def test_results_in_words_are_taken_as_they_are() -> None:
+    assert numbers({"a": {"verdict": "pass|fail"}}).splitlines()[2:] == [r"| verdict | pass\|fail |"]
+
+
 def test_runs_that_are_not_finished_are_refused_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "started").mkdir()
     (tmp_path / "started" / "config.yaml").write_text("command: evaluate\n")

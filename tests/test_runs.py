@@ -89,3 +89,15 @@ def test_atomic_writing_keeps_the_old_text_when_it_fails(tmp_path):
     with pytest.raises(TypeError):
         runs.write_atomically(target, 3)  # type: ignore[arg-type]
     assert target.read_text() == "old"
+
+
+def test_overwrite_spares_what_the_recipe_reads(tmp_path):
+    run_dir = tmp_path / "run"
+    (run_dir / "model").mkdir(parents=True)
+    (run_dir / "config.yaml").write_text("command: export\n")
+    config = f"command: export\nrun_dir: {run_dir}\ncards: [{{folder: {run_dir}/model}}]\n"
+    with pytest.raises(ValueError, match=r"--overwrite would remove .*run/model, which this recipe names"):
+        runs.open_run(run_dir, config, overwrite=True)
+    assert (run_dir / "model").is_dir()
+    assert not runs.open_run(run_dir, config.replace("/model", "/gone"), overwrite=True)
+    assert not (run_dir / "model").exists()

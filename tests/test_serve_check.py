@@ -9,9 +9,9 @@ import pytest
 from vllm_folders import write_folder
 
 from lit_puzzle.model.checkpoint import Checkpoint
-from lit_puzzle.serve.check import judge, plan_engines, require_vllm, run_engines, serve_check
-from lit_puzzle.serve.check_reference import Reference, make_reference
-from lit_puzzle.serve.verdict import write_verdict
+from lit_puzzle.serve.vllm.check import judge, plan_engines, require_vllm, run_engines, serve_check
+from lit_puzzle.serve.vllm.check_reference import Reference, make_reference
+from lit_puzzle.serve.vllm.verdict import write_verdict
 
 Answers = dict[str, list[Any]]
 Scores = list[list[float]]

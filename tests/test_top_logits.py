@@ -214,6 +214,10 @@ def test_other_documents_parents_and_full_disks_are_refused(parent, documents, t
     write_documents(tmp_path / "other", make_documents(24), parent)
     with pytest.raises(ValueError, match="for other documents than"):
         TopLogits(tmp_path / "run" / "top_logits", DocumentFolder(tmp_path / "other"))
+    top = TopLogits(tmp_path / "run" / "top_logits", DocumentFolder(documents))
+    top.check_parent(fingerprint(parent))
+    with pytest.raises(ValueError, match=r"the child's plan\.json is of the parent xxh3"):
+        top.check_parent("xxh3")
     write_documents(tmp_path / "silent", make_documents(0)[:1], parent)
     with pytest.raises(ValueError, match="holds no target"):
         run(tmp_path / "a", parent, tmp_path / "silent")

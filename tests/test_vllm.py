@@ -20,10 +20,10 @@ from vllm_folders import write_folder
 
 from lit_puzzle.distill.engines import start_engine
 from lit_puzzle.distill.sampling import Sampling
-from lit_puzzle.serve.check import require_vllm, run_engines, serve_check
-from lit_puzzle.serve.check_reference import make_reference
 from lit_puzzle.serve.export import export
-from lit_puzzle.serve.verdict import distance
+from lit_puzzle.serve.vllm.check import require_vllm, run_engines, serve_check
+from lit_puzzle.serve.vllm.check_reference import make_reference
+from lit_puzzle.serve.vllm.verdict import distance
 
 ROOT = Path(__file__).parent.parent
 TINY_PARENT = ROOT / "lit_puzzle" / "assets" / "tiny_parent"

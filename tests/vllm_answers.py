@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lit_puzzle.distill.sampling import Sampling
 from lit_puzzle.distill.vllm_engine import vllm_engine
-from lit_puzzle.serve.vllm_driver import ENVIRONMENT
+from lit_puzzle.serve.vllm.driver import ENVIRONMENT
 
 quick = {name: value for name, value in ENVIRONMENT.items() if name != "TORCHDYNAMO_DISABLE"}  # the engine compiles
 os.environ.update(quick | {"VLLM_CPU_KVCACHE_SPACE": "1"})

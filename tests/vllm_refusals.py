@@ -7,7 +7,7 @@ import json
 import os
 import sys
 
-from lit_puzzle.serve.vllm_driver import ENVIRONMENT
+from lit_puzzle.serve.vllm.driver import ENVIRONMENT
 
 os.environ.update(ENVIRONMENT)
 
@@ -15,7 +15,7 @@ from transformers import AutoConfig
 from vllm import LLM
 from vllm.distributed import cleanup_dist_env_and_memory
 
-from lit_puzzle.serve.vllm_model import check_expert_parallel
+from lit_puzzle.serve.vllm.model import check_expert_parallel
 
 
 def refusal(folder: str, settings: dict[str, object]) -> str:

@@ -9,6 +9,7 @@ Reads: the child's folder and the parent's (or its `top_logits`). Writes into th
 (episodes, with `accuracy`), `child/`, and `broken_batch_<rank>.pt` when a loss is no number, which stops the run.
 Per process, with P and Q parameters of child and parent of b bytes, L layers, T parameters trained, N processes:
   Memory: (P b + Q b + 12 T) / N (gradient, Adam; + 4 T / N averages) + 2 (P + Q) b / L gathered
+    + embedding and head while N > 1 (V tokens of D: the child's and their gradients 16 V D, the parent's 2 V D b)
     + activations (`lit_puzzle.distill.objective`) + logits of a chunk (`lit_puzzle.distill.losses`).
   Disk: child P b + 12 T per checkpoint to resume from, 4 T per best (+ 4 T each with averages).
   Traffic of a batch: gathers 2 P b + Q b, gradients 4 T.
@@ -38,10 +39,11 @@ from lit_puzzle.documents import PackedDocuments
 from lit_puzzle.model.loading import DtypeName
 from lit_puzzle.runs import require_input
 from lit_puzzle.sharding import load_for, shard
+from lit_puzzle.spec import Plan
 from lit_puzzle.tuning.child import save_child
 from lit_puzzle.tuning.measure import become_saved, load_best, validation_values
 from lit_puzzle.tuning.random_state import RandomState, put_random_state, take_random_state
-from lit_puzzle.tuning.trainable import FROZEN, LoraSettings, freeze_parameters, keep_master_weights, optimise_trainable
+from lit_puzzle.tuning.trainable import FROZEN, LoraSettings, freeze_parameters, optimise_trainable
 from lit_puzzle.tuning.trainer_checks import check_trainer
 
 
@@ -129,15 +131,20 @@ class GlobalDistillation(LightningModule):
         check_trainer(self.trainer, self.dtype_name)
         if self.accuracy is not None:
             self.held_out = HeldOutAccuracy(self.accuracy)
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if self.parent_folder is not None and isinstance(data, PackedDocuments):
+            data.folder.check_reader(self.parent_folder, data.sequence_tokens)
         if self.top_logits_folder is None:
             return
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, PackedDocuments):
             raise ValueError(
                 f"top_logits belong to documents: give the data PackedDocuments, not {type(data).__name__}."
             )
         data.folder.check_reader(self.child_folder, data.sequence_tokens)
         self.parent = TopLogits(self.top_logits_folder, data.folder)
+        planned = self.child_folder / "plan.json"
+        if planned.is_file():
+            self.parent.check_parent(Plan.load(planned).parent_fingerprint)
 
     def configure_model(self) -> None:
         """Loads, freezes, adapts and shards the child, and beside it the parent (in this order only)."""
@@ -150,18 +157,15 @@ class GlobalDistillation(LightningModule):
             freeze_parameters(self.child, self.freeze_patterns)
         else:
             self.child = self.lora.wrap(self.child)
-        keep_master_weights(self.child)
         if self.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        if mesh is not None:
-            shard(self.model, self.model.model.layers, mesh, waiting)
+        shard(self.model, self.model.model.layers, mesh, waiting, trains=True)
         if self.ema_decay is not None:
             self.average = WeightAverage(self.child, self.ema_decay)
         if self.parent_folder is not None:
             parent, waiting = load_for(mesh, self.parent_folder, *how)
             self.parent = parent.requires_grad_(False)
-            if mesh is not None:
-                shard(parent, parent.model.layers, mesh, waiting)
+            shard(parent, parent.model.layers, mesh, waiting)
 
     def configure_optimizers(self) -> Any:
         """Optimiser over the trainable parameters; the schedule counts updates."""

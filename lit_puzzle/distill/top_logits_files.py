@@ -139,6 +139,7 @@ class TopLogits:
     """A complete folder of a parent's most likely tokens, mapped.
 
     Attributes:
+        folder: Where it lies.
         record: What its `top_logits.json` says: fingerprint (of the parent), documents, top_k, precision.
     """
 
@@ -162,9 +163,22 @@ class TopLogits:
             raise ValueError(
                 f"{folder} was computed for other documents than {documents.folder}. Compute it for these."
             )
+        self.folder = folder
         self._first_document = documents.first
         self._files = [safe_open(folder / file_name(n), framework="pt") for n in range(documents.num_shards)]
         self._first_row = [file.get_tensor("first") for file in self._files]
+
+    def check_parent(self, fingerprint: str) -> None:
+        """Refuses tokens of another parent than the one with this fingerprint.
+
+        Raises:
+            ValueError: They are.
+        """
+        if self.record["fingerprint"] != fingerprint:
+            raise ValueError(
+                f"{self.folder} was computed by the model {self.record['fingerprint']}, but the child's plan.json is "
+                f"of the parent {fingerprint}. Compute it with that parent; for another teacher remove plan.json."
+            )
 
     def for_batch(self, batch: Mapping[str, Tensor]) -> TopParent:
         """The rows of a packed batch's targets, in the order of `batch["loss_mask"].nonzero()`.

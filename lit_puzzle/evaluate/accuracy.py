@@ -32,7 +32,7 @@ from lit_puzzle.evaluate.lengths import length_statistics, write_lengths
 from lit_puzzle.model.loading import DtypeName, load_model
 from lit_puzzle.rl.environments import EFFORTS, Environment, Problem, draw, render_prompt
 from lit_puzzle.runs import require_input
-from lit_puzzle.serve.fp8_cache import Fp8Cache, scales_for
+from lit_puzzle.serve.kv_cache.fp8_cache import Fp8Cache, scales_for
 
 EPISODES_FILE = "episodes.jsonl"
 

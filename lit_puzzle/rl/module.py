@@ -46,7 +46,7 @@ from lit_puzzle.tuning.measure import (
     validation_values,
     write_evaluation,
 )
-from lit_puzzle.tuning.trainable import FROZEN, LoraSettings, freeze_parameters, keep_master_weights, optimise_trainable
+from lit_puzzle.tuning.trainable import FROZEN, LoraSettings, freeze_parameters, optimise_trainable
 from lit_puzzle.tuning.trainer_checks import check_trainer
 
 
@@ -145,11 +145,9 @@ class RLRecovery(LightningModule):
             freeze_parameters(self.model, self.freeze_patterns)
         else:
             self.policy = self.lora.wrap(self.model)
-        keep_master_weights(self.policy)
         if self.grpo.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        if self.device_mesh is not None:
-            shard(self.model, self.model.model.layers, self.device_mesh, waiting)
+        shard(self.model, self.model.model.layers, self.device_mesh, waiting, trains=True)
         if not self.grpo.unshard_rollouts:
             self.model._is_fsdp_managed_module = True  # generation then keeps the ranks in step
         self._build_engine()

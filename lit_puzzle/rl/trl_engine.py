@@ -26,6 +26,7 @@ from lit_puzzle.rl.loader import ResumableLoader
 from lit_puzzle.rl.rewards import RewardFunction
 from lit_puzzle.rl.settings import GRPOSettings
 from lit_puzzle.tuning.random_state import RandomStream
+from lit_puzzle.tuning.trainer_checks import PRECISIONS
 
 Rows = list[dict[str, Any]]
 
@@ -39,11 +40,9 @@ def trl_precision(precision: str) -> dict[str, bool]:
     Raises:
         ValueError: a precision in which a policy cannot be trained here.
     """
-    flags = {"32-true": (False, False), "bf16-mixed": (True, False), "16-mixed": (False, True)}
-    if precision not in flags:
-        raise ValueError(f"trainer.precision={precision} was given; reinforcement learning knows {sorted(flags)}.")
-    bf16, fp16 = flags[precision]
-    return {"bf16": bf16, "fp16": fp16}
+    if precision not in PRECISIONS:
+        raise ValueError(f"trainer.precision={precision} was given; reinforcement learning knows {PRECISIONS}.")
+    return {"bf16": precision == "bf16-mixed", "fp16": False}
 
 
 def grpo_config(

@@ -167,8 +167,7 @@ class ExpertImportance(LightningModule):
         model, waiting = load_for(mesh, self.parent, self.dtype_name, self.attn_implementation)
         model.requires_grad_(False)
         self.scored = score_layers(model, self.method, self.chunk_tokens)
-        if mesh is not None:
-            shard(model.model, model.model.layers, mesh, waiting)
+        shard(model.model, model.model.layers, mesh, waiting)
         self.model = model
 
     def on_validation_epoch_start(self) -> None:

@@ -1,1 +1,1 @@
-"""Serving: FP8 KV scales, the exported folder, vLLM."""
+"""Serving: the exported folder; FP8 KV scales; vLLM."""

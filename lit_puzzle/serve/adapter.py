@@ -24,6 +24,11 @@ from lit_puzzle.serve.weights import Weight, Weights
 PREFIX = "base_model.model."  # PEFT's wrapper around the names of the checkpoint
 PARTS = (".lora_A.weight", ".lora_B.weight")
 MUST_BE = {"peft_type": "LORA", "use_dora": False, "fan_in_fan_out": False, "bias": "none", "lora_bias": False}
+PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")  # of A and B; others (PiSSA, OLoRA) change the base too
+MUST_BE_UNSET = (
+    *("alora_invocation_tokens", "layer_replication", "use_qalora", "use_bdlora"),
+    *("monteclora_config", "kasa_config", "arrow_config"),
+)
 
 
 @dataclass(frozen=True)
@@ -48,12 +53,16 @@ class Adapter:
             ValueError: It has no safetensors, or is another kind of adapter than plain LoRA.
         """
         config = read_json(folder / "adapter_config.json")
-        for key, allowed in MUST_BE.items():
-            if config.get(key, allowed) != allowed:
-                raise ValueError(
-                    f"{folder}: {key} is {config[key]!r}; only plain LoRA ({key} {allowed!r}) can be merged here. "
-                    "Merge the adapter with PEFT and export the merged checkpoint"
-                )
+        plain = {
+            **{key: config.get(key, allowed) == allowed for key, allowed in MUST_BE.items()},
+            **{key: not config.get(key) for key in MUST_BE_UNSET},
+            "init_lora_weights": config.get("init_lora_weights", True) in PLAIN_STARTS,
+        }
+        for key in (key for key, is_plain in plain.items() if not is_plain):
+            raise ValueError(
+                f"{folder}: {key} is {config[key]!r}; only plain LoRA on an unchanged base can be merged here. "
+                "Merge the adapter with PEFT and export the merged checkpoint"
+            )
         path = folder / "adapter_model.safetensors"
         if not path.is_file():
             raise ValueError(f"{path} is missing; an adapter saved as a pickle is refused: save it as safetensors")

@@ -21,10 +21,16 @@ Blocks = Sequence[tuple[int, int | None]]  # of every layer: experts, window
 NOT_MXFP4 = ("model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head")
 ROPE_KEYS = ("rope_parameters", "rope_scaling", "rope_theta")
 PUZZLE_KEYS = ("block_configs", "auto_map", "per_layer_config", "allow_global_per_layer_attribute_access")
+TOP_K_KEYS = ("num_experts_per_tok", "experts_per_token")  # the released gpt-oss checkpoints state both
+# transformers fetches and runs what these name: kernels, and pipelines of other repositories.
+CODE_KEYS = (
+    *("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "custom_pipelines"),
+    *("experts_implementation", "_experts_implementation", "_experts_implementation_internal"),
+)
 
 
 def puzzle_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """A child's config.json for a checkpoint, whose own may be older or stock.
+    """A child's config.json for a checkpoint, whose own may be older or stock, without what names code of others.
 
     Raises:
         ValueError: The checkpoint's own contradicts itself (a `per_layer_config` that is not its `block_configs`).
@@ -34,7 +40,7 @@ def puzzle_config(checkpoint: Checkpoint) -> dict[str, Any]:
     blocks = tuple(BlockSpec(tuple(range(count)), window) for count, window in checkpoint.blocks)
     whole_model = Plan("the checkpoint itself", max(count for count, _ in checkpoint.blocks), blocks)
     config = child_config(checkpoint.config, whole_model, None)
-    return {**_without(config, ROPE_KEYS), "rope_parameters": rope_parameters(checkpoint.config)}
+    return {**_without(config, (*ROPE_KEYS, *CODE_KEYS)), "rope_parameters": rope_parameters(checkpoint.config)}
 
 
 def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,11 +65,13 @@ def stock_config(config: Mapping[str, Any], experts: int, blocks: Blocks) -> dic
     windows = [window for _, window in blocks if window is not None]
     rope = dict(config["rope_parameters"])
     theta = rope.pop("rope_theta")
+    top_k = {key: min(config[key], experts) for key in TOP_K_KEYS if key in config}  # a child takes all that it has
     return {
         **_without(config, (*PUZZLE_KEYS, "rope_parameters")),
         "model_type": "gpt_oss",
         "architectures": ["GptOssForCausalLM"],
         "num_local_experts": experts,
+        **top_k,
         "sliding_window": windows[0] if windows else config.get("sliding_window", 128),
         "rope_scaling": rope,
         "rope_theta": theta,

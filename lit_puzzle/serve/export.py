@@ -30,9 +30,9 @@ from lit_puzzle.serve import stock
 from lit_puzzle.serve import weights as steps
 from lit_puzzle.serve.adapter import Adapter, merged
 from lit_puzzle.serve.configs import puzzle_config, stock_config, with_storage
-from lit_puzzle.serve.exported_folder import Exported, Form, results_of, write_folder
+from lit_puzzle.serve.exported_folder import PLAN_FILE, Exported, Form, results_of, write_folder
 from lit_puzzle.serve.hub import check_upload, upload
-from lit_puzzle.serve.kv_scales import KVScales, check_positive
+from lit_puzzle.serve.kv_cache.kv_scales import KVScales, check_positive
 from lit_puzzle.serve.model_card import Card, read_run
 from lit_puzzle.serve.tokenizer_files import check_tokenizer, generation_settings
 from lit_puzzle.serve.weights import Weights
@@ -91,8 +91,7 @@ def export(
     source = Checkpoint(require_input(checkpoint, "checkpoint"))
     words = source.folder if tokenizer is None else require_input(tokenizer, "tokenizer")
     check_tokenizer(words)
-    plan_file = source.folder / "plan.json"
-    plan = Plan.load(plan_file) if plan_file.is_file() else None
+    plan = _plan_of(source)
     weights, scales_from = _final_weights(source, adapter, kv_scales)
     rounding = packing.Rounding()
     weights = _stored_as(weights, experts, dtype, _packed_parent(mxfp4_parent, experts, plan), rounding)
@@ -144,6 +143,17 @@ def check_scales(scales: KVScales, source: Checkpoint) -> None:
                 f"layer {layer} attends to everything and has no KV scale; only windowed layers may stay in bfloat16. "
                 "Run recipes/calibrate_kv.yaml again"
             )
+
+
+def _plan_of(source: Checkpoint) -> Plan | None:
+    path = source.folder / PLAN_FILE
+    if not path.is_file():
+        return None
+    plan = Plan.load(path)
+    planned, found = [block.num_experts for block in plan.blocks], [count for count, _ in source.blocks]
+    if planned != found:
+        raise ValueError(f"{path} has {planned} experts in its layers, the weights {found}; it is of another child")
+    return plan
 
 
 def _packed_parent(folder: Path | None, experts: Experts, plan: Plan | None) -> tuple[Checkpoint, Plan] | None:

@@ -25,7 +25,8 @@ from lit_puzzle.serve.tokenizer_files import copy_tokenizer
 from lit_puzzle.serve.weights import Weights, handed_over, layout_of
 from lit_puzzle.spec import Plan
 
-CARRIED_FILES = ("plan.json", "generation_lengths.json", "LICENSE", "USAGE_POLICY", "NOTICE")
+PLAN_FILE = "plan.json"
+CARRIED_FILES = ("generation_lengths.json", "LICENSE", "USAGE_POLICY", "NOTICE")
 Form = Literal["puzzle", "stock", "masked"]
 
 
@@ -65,7 +66,8 @@ def write_folder(folder: Path, exported: Exported, card: Card, max_shard_bytes: 
     (folder / "config.json").write_text(json.dumps(exported.config, indent=2) + "\n")
     (folder / "generation_config.json").write_text(json.dumps(exported.settings, indent=2) + "\n")
     copy_tokenizer(exported.tokenizer, folder)
-    for name in CARRIED_FILES:
+    carried = CARRIED_FILES if exported.form == "masked" else (PLAN_FILE, *CARRIED_FILES)  # a mask is not of the plan
+    for name in carried:
         if (exported.source / name).is_file():
             shutil.copyfile(exported.source / name, folder / name)
     if exported.form == "puzzle":

@@ -170,7 +170,7 @@ def numbers(columns: Mapping[str, Mapping[str, Any]]) -> str:
     keys = dict.fromkeys(key for results in columns.values() for key in results)
     rows = [f"| | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
     for key in keys:
-        if any(ERROR in part for part in key.split("/")):
+        if any(part.endswith(ERROR) for part in key.split("/")):
             continue
         cells = [_cell(results, key) for results in columns.values()]
         rows.append(f"| {key} | {' | '.join(cells)} |")
@@ -186,6 +186,8 @@ def _cell(results: Mapping[str, Any], key: str) -> str:
 
 
 def _number(value: Any) -> str:
+    if isinstance(value, str):
+        return value.replace("|", "\\|")
     return f"{value:.4g}" if isinstance(value, float) and not value.is_integer() else f"{value:.0f}"
 
 
@@ -220,7 +222,7 @@ def _limits(card: Card, facts: Facts) -> list[str]:
     if facts.rounded_experts:
         lines.append(
             f"{facts.rounded_experts} experts were rounded to MXFP4 by this export (relative error "
-            f"{facts.rounding_error:.4g}); numbers that were measured before that are not of these very weights."
+            f"{facts.rounding_error:.4g}); what was measured before that, KV scales too, is not of these very weights."
         )
     if facts.kv_layers:
         lines.append(

@@ -59,18 +59,29 @@ def of_tensor(tensor: Tensor) -> Weight:
     return Weight(DTYPE_CODES[tensor.dtype], tuple(tensor.shape), lambda: tensor)
 
 
-def converted(weight: Weight, dtype: torch.dtype) -> Weight:
-    """The same values, rounded to another dtype; the very same weight when it has that dtype."""
+def converted(name: str, weight: Weight, dtype: torch.dtype) -> Weight:
+    """The same values, rounded to another dtype; the very same weight when it has that dtype.
+
+    Raises:
+        ValueError: When read: a value is too large for the dtype, or was not finite before.
+    """
     code = DTYPE_CODES[dtype]
     if weight.dtype == code:
         return weight
-    return replace(weight, dtype=code, read=lambda: weight.read().to(dtype), stored=None)
+
+    def read() -> Tensor:
+        rounded = weight.read().to(dtype)
+        if not torch.stack(rounded.aminmax()).isfinite().all():  # without another copy of the tensor
+            raise ValueError(f"{name} has values that {dtype} cannot hold; export with another dtype")
+        return rounded
+
+    return replace(weight, dtype=code, read=read, stored=None)
 
 
 def in_dtype(weights: Weights, dtype: torch.dtype) -> Weights:
     """All floating-point tensors in one dtype; packed experts and KV scales stay what they are."""
     return {
-        name: weight if weight.dtype == "U8" or name.endswith(KV_SCALES) else converted(weight, dtype)
+        name: weight if weight.dtype == "U8" or name.endswith(KV_SCALES) else converted(name, weight, dtype)
         for name, weight in weights.items()
     }
 

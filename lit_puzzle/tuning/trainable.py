@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -77,7 +78,7 @@ def freeze_parameters(model: nn.Module, patterns: list[str]) -> None:
 def keep_master_weights(model: nn.Module) -> None:
     """Turns every parameter that trains into float32; with frozen bfloat16 beside it, precision must be mixed."""
     for parameter in model.parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()
 
 

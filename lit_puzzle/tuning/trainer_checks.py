@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lit_puzzle.callbacks.checkpoints import UpdateCheckpoint
 from lit_puzzle.sharding import Sharded
 
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # in half precision throughout, small steps of weights are lost
+PRECISIONS = ("32-true", "bf16-mixed")  # in half precision throughout, small steps of weights are lost
 
 
 def check_trainer(trainer: Trainer, dtype: str) -> None:

@@ -32,7 +32,7 @@ from lit_puzzle.model.writer import Layout, write_checkpoint
 from lit_puzzle.runs import PACKAGE
 from lit_puzzle.search.assemble import assemble
 from lit_puzzle.serve.export import FOLDER, export
-from lit_puzzle.serve.kv_scales import KVScales, LayerScales, TensorScale
+from lit_puzzle.serve.kv_cache.kv_scales import KVScales, LayerScales, TensorScale
 from lit_puzzle.spec import BlockSpec, Plan
 
 EXPERTS, KEPT = 32, 24

@@ -4,9 +4,9 @@ Reads a checkpoint folder (stock gpt_oss or a child) and batches of documents: r
 packed (`lit_puzzle.documents`). Writes `kv_scales.safetensors` and `kv_scales.json` into the run folder, with a table
 and a picture; while it runs `progress/` (statistics of each process), from which a killed run goes on.
 
-Memory: P b / ranks when sharded + one layer's activations + the statistics (`lit_puzzle.serve.kv_statistics`). Disk:
-the statistics of each process, until the run is complete. Traffic: gathers P b a batch; the statistics once.
-Source: arXiv 2602.11937 (scales over calibration data); formulas in `lit_puzzle.serve.fp8`.
+Memory: P b / ranks when sharded + one layer's activations + the statistics (`lit_puzzle.serve.kv_cache.kv_statistics`).
+Disk: the statistics of each process, until the run is complete. Traffic: gathers P b a batch; the statistics once.
+Source: arXiv 2602.11937 (scales over calibration data); formulas in `lit_puzzle.serve.kv_cache.fp8`.
 """
 
 from collections.abc import Mapping
@@ -27,8 +27,8 @@ from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.packing import model_inputs
 from lit_puzzle.runs import require_input
 from lit_puzzle.search.importance import check_batch as check_rows
-from lit_puzzle.serve.kv_report import in_all, per_layer, write_report
-from lit_puzzle.serve.kv_statistics import KVStatistics, ScaleSettings, find_scales, recording
+from lit_puzzle.serve.kv_cache.kv_report import in_all, per_layer, write_report
+from lit_puzzle.serve.kv_cache.kv_statistics import KVStatistics, ScaleSettings, find_scales, recording
 from lit_puzzle.sharding import load_for, shard
 
 
@@ -79,8 +79,7 @@ class KVCalibration(LightningModule):
         mesh = self.device_mesh if isinstance(self.trainer.strategy, ModelParallelStrategy) else None
         model, waiting = load_for(mesh, self.checkpoint, self.dtype_name, self.attn_implementation)
         model.requires_grad_(False)
-        if mesh is not None:
-            shard(model, model.model.layers, mesh, waiting)
+        shard(model, model.model.layers, mesh, waiting)
         self.model = model
 
     def on_validation_epoch_start(self) -> None:
@@ -130,7 +129,8 @@ class KVCalibration(LightningModule):
             scales.save(folder)
             write_report(folder, scales, self.windows)
             rmtree(folder / "progress", ignore_errors=True)
-        self.log_dict(per_layer(scales.layers), sync_dist=False, rank_zero_only=True)
+        for logger in self.loggers:  # not self.log_dict, which would warn of each key that it is not reduced
+            logger.log_metrics(per_layer(scales.layers), step=0)
         self.results = in_all(scales)
 
 

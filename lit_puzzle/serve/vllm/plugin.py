@@ -7,7 +7,7 @@ Needs vllm, torch, transformers and no other requirement of this project: it is 
 """
 
 ARCHITECTURE = "GptOssPuzzleForCausalLM"
-MODEL = "lit_puzzle.serve.vllm_model:GptOssPuzzleForCausalLM"
+MODEL = "lit_puzzle.serve.vllm.model:GptOssPuzzleForCausalLM"
 
 
 def register() -> None:
@@ -17,8 +17,8 @@ def register() -> None:
     from vllm.model_executor.models.registry import ModelRegistry
 
     import lit_puzzle.model.gpt_oss  # noqa: F401  (registers the configuration with transformers)
-    from lit_puzzle.serve.vllm_harmony import PuzzleSettings
-    from lit_puzzle.serve.vllm_quantisation import MXFP4, PuzzleQuantisation
+    from lit_puzzle.serve.vllm.harmony import PuzzleSettings
+    from lit_puzzle.serve.vllm.quantisation import MXFP4, PuzzleQuantisation
 
     register_quantization_config(MXFP4)(PuzzleQuantisation)
     MODELS_CONFIG_MAP[ARCHITECTURE] = PuzzleSettings

@@ -27,7 +27,7 @@ from lit_puzzle.model.layout import EXPERT_MATRICES, KV_SCALES, Shape, layer_blo
 from lit_puzzle.model.mxfp4 import dequantise
 
 if TYPE_CHECKING:
-    from lit_puzzle.serve.vllm_model import GptOssPuzzleForCausalLM
+    from lit_puzzle.serve.vllm.model import GptOssPuzzleForCausalLM
 
 SHARDS = {"gate_up_proj": ("w13", "gpt_oss_w13"), "down_proj": ("w2", "gpt_oss_w2")}  # of vLLM's gpt-oss experts
 OUTSIDE = {

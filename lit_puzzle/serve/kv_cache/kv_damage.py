@@ -5,7 +5,8 @@
     top1      = share of tokens at which the likeliest next token is another one
 
 Reads and writes nothing. Memory beside the model: 16 bytes for each token of a batch and word of the vocabulary.
-Shapes: B rows, T tokens, V vocabulary; N tokens that are predicted; C channels of a head.
+Shapes: B rows, T tokens, V vocabulary; N tokens that are predicted; G key/value heads, C channels of
+a head.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,8 +15,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lit_puzzle.serve.fp8_cache import Fp8Cache
-from lit_puzzle.serve.kv_statistics import Scales
+from lit_puzzle.serve.kv_cache.fp8_cache import Fp8Cache
+from lit_puzzle.serve.kv_cache.kv_statistics import Scales
 
 
 def kv_damage(
@@ -53,8 +54,10 @@ def kv_damage(
     }
 
 
-def add_outliers(model: PreTrainedModel, factor: float, channels: Sequence[int]) -> None:
-    """Scales some channels of keys and values of every head, in place; what the model computes stays the same.
+def add_outliers(
+    model: PreTrainedModel, factor: float, channels: Sequence[int], heads: Sequence[int] | None = None
+) -> None:
+    """Scales some channels of keys and values, in place; what the model computes stays the same.
 
     Channel c goes with the one that RoPE turns it with, c + half a head. Keys: rows of k_proj times the factor, of
     q_proj divided by it. Values: rows of v_proj and columns of o_proj. Exact where the factor is a power of two.
@@ -63,17 +66,21 @@ def add_outliers(model: PreTrainedModel, factor: float, channels: Sequence[int])
         model: stock gpt-oss or a child.
         factor: above 1 makes outliers, below 1 values too small for FP8.
         channels: below half a head.
+        heads: key/value heads; None: all.
     """
     config = model.config
-    half, heads = config.head_dim // 2, config.num_attention_heads
-    factors_C = torch.ones(config.head_dim, dtype=model.dtype, device=model.device)
-    factors_C[[*channels, *(channel + half for channel in channels)]] = factor
+    groups, half = config.num_key_value_heads, config.head_dim // 2
+    factors_GC = torch.ones(groups, config.head_dim, dtype=model.dtype, device=model.device)
+    scaled = torch.tensor([*channels, *(channel + half for channel in channels)], dtype=torch.long)
+    for head in range(groups) if heads is None else heads:
+        factors_GC[head, scaled] = factor
+    stored, read = factors_GC.flatten(), factors_GC.repeat_interleave(config.num_attention_heads // groups, 0).flatten()
     for layer in model.model.layers:
         attention = layer.self_attn
         with torch.no_grad():
             for projection in (attention.k_proj, attention.v_proj):
-                projection.weight *= factors_C.repeat(config.num_key_value_heads)[:, None]
-                projection.bias *= factors_C.repeat(config.num_key_value_heads)
-            attention.q_proj.weight /= factors_C.repeat(heads)[:, None]
-            attention.q_proj.bias /= factors_C.repeat(heads)
-            attention.o_proj.weight /= factors_C.repeat(heads)
+                projection.weight *= stored[:, None]
+                projection.bias *= stored
+            attention.q_proj.weight /= read[:, None]
+            attention.q_proj.bias /= read
+            attention.o_proj.weight /= read

@@ -6,7 +6,7 @@ up, and amax is the maximum, over batches and processes: exactly, so that two pr
 Reads and writes nothing. Memory, and once the traffic between processes, for L layers and G key/value heads, with h = G
 if each head has its scale and h = 1 otherwise: 8 L (G + 65536 h) + 8 bytes; 120B: 19 MB, or 151 MB.
 While a layer runs: 20 bytes for each of its keys or values in the batch.
-Source: arXiv 2602.11937 (scales by amax); formulas in `lit_puzzle.serve.fp8`.
+Source: arXiv 2602.11937 (scales by amax); formulas in `lit_puzzle.serve.kv_cache.fp8`.
 Shapes: B rows, T tokens, N tokens that count, G heads, C channels; L layers, S kinds (keys, values), H sets of counts
 (heads, or 1), M magnitudes.
 """
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, distributed, nn
 from transformers import PreTrainedModel
 
-from lit_puzzle.serve.fp8 import (
+from lit_puzzle.serve.kv_cache.fp8 import (
     MAGNITUDES,
     count_magnitudes,
     least_error_scale,
@@ -29,7 +29,7 @@ from lit_puzzle.serve.fp8 import (
     power_of_two_up,
     saturating_at,
 )
-from lit_puzzle.serve.kv_scales import KVScales, LayerScales, TensorScale, check_positive
+from lit_puzzle.serve.kv_cache.kv_scales import KVScales, LayerScales, TensorScale, check_positive
 
 Window = int | None
 Scales = tuple[Tensor, Tensor]  # of keys and of values of a layer; each a scalar or (G)

@@ -24,9 +24,9 @@ from typing import Any, Literal
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.layout import KV_SCALES
 from lit_puzzle.runs import require_input
-from lit_puzzle.serve.check_reference import Reference, make_reference
-from lit_puzzle.serve.check_server import check_server, serving
-from lit_puzzle.serve.verdict import Check, distance, judged, skipped, write_verdict
+from lit_puzzle.serve.vllm.check_reference import Reference, make_reference
+from lit_puzzle.serve.vllm.check_server import check_server, serving
+from lit_puzzle.serve.vllm.verdict import Check, distance, judged, skipped, write_verdict
 
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.3}  # of the largest difference; of the mean one
 PROBE = """
@@ -173,7 +173,7 @@ def run_engines(run_dir: Path, python: Path, engines: list[dict[str, Any]]) -> l
     """
     job, answers, log = run_dir / "job.json", run_dir / "answers.json", run_dir / "vllm.log"
     job.write_text(json.dumps(engines))
-    command = [str(python), "-m", "lit_puzzle.serve.vllm_driver", str(job), str(answers)]
+    command = [str(python), "-m", "lit_puzzle.serve.vllm.driver", str(job), str(answers)]
     with log.open("w") as stream:
         done = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=os.environ, check=False)
     if done.returncode:

@@ -16,9 +16,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_puzzle.serve.check_reference import Reference
-from lit_puzzle.serve.verdict import Check, judged
-from lit_puzzle.serve.vllm_driver import ENVIRONMENT
+from lit_puzzle.serve.vllm.check_reference import Reference
+from lit_puzzle.serve.vllm.driver import ENVIRONMENT
+from lit_puzzle.serve.vllm.verdict import Check, judged
 
 HOST = "127.0.0.1"
 

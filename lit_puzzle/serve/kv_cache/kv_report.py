@@ -10,8 +10,8 @@ from pathlib import Path
 from torch import Tensor
 
 from lit_puzzle.runs import write_atomically
-from lit_puzzle.serve.kv_scales import E4M3_MAX, KVScales, LayerScales
-from lit_puzzle.serve.kv_statistics import Window
+from lit_puzzle.serve.kv_cache.kv_scales import E4M3_MAX, KVScales, LayerScales
+from lit_puzzle.serve.kv_cache.kv_statistics import Window
 
 KINDS = {"k": "#1b6ca8", "v": "#e07b39"}  # and their colours
 

@@ -5,7 +5,7 @@ vLLM gives every even layer the model-wide window and all layers the model-wide 
 those constants.
 
 Source: vllm/model_executor/models/gpt_oss.py (the same in 0.31 and 0.32), whose classes this derives from.
-Loading: `lit_puzzle.serve.vllm_loading`. Memory: of one rank, weights / (TP x PP), experts / (TP or EP) / PP.
+Loading: `lit_puzzle.serve.vllm.loading`. Memory: of one rank, weights / (TP x PP), experts / (TP or EP) / PP.
 """
 
 from collections.abc import Iterable
@@ -35,8 +35,8 @@ from vllm.platforms import current_platform
 
 from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig
 from lit_puzzle.model.layout import layer_blocks
-from lit_puzzle.serve.vllm_loading import load_weights
-from lit_puzzle.serve.vllm_quantisation import PuzzleQuantisation, experts_method
+from lit_puzzle.serve.vllm.loading import load_weights
+from lit_puzzle.serve.vllm.quantisation import PuzzleQuantisation, experts_method
 
 CONSTANTS = {
     "swiglu_alpha": 1.702,

@@ -1,6 +1,6 @@
 """Runs engines inside vLLM's own environment: reads a job (JSON), writes what each engine answered (JSON).
 
-    VENV/bin/python -m lit_puzzle.serve.vllm_driver JOB ANSWERS
+    VENV/bin/python -m lit_puzzle.serve.vllm.driver JOB ANSWERS
 
 A job is a list of engines, started one after the other in this one process: a `model` folder, the `settings` of
 `vllm.LLM`, and `steps`. Answers are a list per engine, one entry per step:

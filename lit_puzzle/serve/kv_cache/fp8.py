@@ -19,7 +19,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from lit_puzzle.serve.kv_scales import E4M3_MAX
+from lit_puzzle.serve.kv_cache.kv_scales import E4M3_MAX
 
 MAGNITUDES = 1 << 15
 _SEARCH_OCTAVES = 12  # how far below amax / 448 the search goes: amax is then 4096 times what saturates
@@ -33,7 +33,7 @@ def quantise(x_BGTC: Tensor, scale: Tensor) -> Tensor:
         x_BGTC: Keys or values.
         scale: One for all, or one per head (G).
     """
-    scaled = x_BGTC.float() / _per_head(scale)
+    scaled = x_BGTC.float() / _per_head(scale)  # torch's cast on CPUs saturates by itself; this does not rely on it
     return scaled.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
 
 

@@ -6,7 +6,7 @@ included. Layers without scales, and every window, are as transformers has them.
 
 Reads KV scales, from their own folder or from a checkpoint that carries them. Memory: 1 byte for each key and value of
 the cache, and while a layer runs its whole cache in the model's dtype: slower than the model, on purpose.
-Source: formulas in `lit_puzzle.serve.fp8`; the shapes are those of transformers' caches (B, G, T, C).
+Source: formulas in `lit_puzzle.serve.kv_cache.fp8`; the shapes are those of transformers' caches (B, G, T, C).
 """
 
 from collections.abc import Sequence
@@ -19,9 +19,9 @@ from transformers import DynamicCache, PreTrainedConfig
 
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.layout import KV_SCALES, layer_prefix
-from lit_puzzle.serve.fp8 import dequantise, quantise
-from lit_puzzle.serve.kv_scales import KVScales, check_positive
-from lit_puzzle.serve.kv_statistics import Scales
+from lit_puzzle.serve.kv_cache.fp8 import dequantise, quantise
+from lit_puzzle.serve.kv_cache.kv_scales import KVScales, check_positive
+from lit_puzzle.serve.kv_cache.kv_statistics import Scales, Window
 
 
 class Fp8Cache(DynamicCache):
@@ -54,24 +54,20 @@ def scales_for(checkpoint: Path, kv_scales: Path | None) -> list[Scales | None]:
 
     Args:
         checkpoint: Its folder.
-        kv_scales: Folder of scales; None: those that the checkpoint carries, and 1 where it carries none.
+        kv_scales: Folder of scales; None: those that the checkpoint carries (a windowed layer without any keeps its
+            cache as it is), and 1 everywhere where it carries none.
 
     Raises:
-        ValueError: The scales are of another checkpoint, or damaged.
+        ValueError: The scales are of another checkpoint or damaged, or one is missing.
     """
     opened = Checkpoint(checkpoint)
     if kv_scales is not None:
         found = KVScales.load(kv_scales)
         found.check_checkpoint(opened.fingerprint())
         return layer_scales(found)
-    carried: list[Scales | None] = []
-    for layer in range(opened.num_layers):
-        k_name, v_name = (layer_prefix(layer) + name for name in KV_SCALES)
-        if k_name in opened.tensors:
-            carried.append((_carried(opened, k_name), _carried(opened, v_name)))
-        else:
-            carried.append((torch.tensor(1.0), torch.tensor(1.0)))
-    return carried
+    if not any(name.endswith(KV_SCALES) for name in opened.tensors):
+        return [(torch.tensor(1.0), torch.tensor(1.0))] * opened.num_layers
+    return [_carried(opened, layer, window) for layer, (_, window) in enumerate(opened.blocks)]
 
 
 def layer_scales(scales: KVScales) -> list[Scales | None]:
@@ -79,7 +75,20 @@ def layer_scales(scales: KVScales) -> list[Scales | None]:
     return [None if layer is None else (layer.k.scale, layer.v.scale) for layer in scales.layers]
 
 
-def _carried(checkpoint: Checkpoint, name: str) -> Tensor:
+def _carried(checkpoint: Checkpoint, layer: int, window: Window) -> Scales | None:
+    """The scales of a layer in a checkpoint that carries some; `Checkpoint` has seen to it that none is alone."""
+    k_name, v_name = (layer_prefix(layer) + name for name in KV_SCALES)
+    if k_name in checkpoint.tensors:
+        return _read(checkpoint, k_name), _read(checkpoint, v_name)
+    if window is None:
+        raise ValueError(
+            f"{checkpoint.folder} carries KV scales, but no {k_name}; only windowed layers may have none. Run "
+            "recipes/calibrate_kv.yaml on it and give the result as kv_scales."
+        )
+    return None
+
+
+def _read(checkpoint: Checkpoint, name: str) -> Tensor:
     scale = checkpoint.read(name).float()
     check_positive(scale, name)
     return scale.squeeze() if scale.numel() == 1 else scale

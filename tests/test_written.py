@@ -2,17 +2,16 @@
 
 import json
 import random
-import sys
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from transformers import GptOssForCausalLM
 
-from lit_puzzle.distill.engines import Sampling, sample_in_batches
+from lit_puzzle.distill.engines import sample_in_batches
+from lit_puzzle.distill.sampling import Sampling
 from lit_puzzle.distill.written import generate, shard_seed
 from lit_puzzle.document_files import DocumentFolder
 from lit_puzzle.evaluate.generate import generate_greedily
@@ -132,35 +131,6 @@ class Lucky(Chains):
 
     def verify(self, completion: str, problem_answer: str) -> float:
         return float(len(build_tokenizer()(completion, add_special_tokens=False)["input_ids"]) % 2 == 0)
-
-
-def test_vllm_is_asked_for_the_same(parent, tmp_path, monkeypatch):
-    """vLLM's interface as its documentation has it, answered by transformers; the real one is never run here."""
-    tokenizer, model = build_tokenizer(), GptOssForCausalLM.from_pretrained(parent, dtype="float32").eval()
-    seeds = []
-
-    class LLM:
-        def __init__(self, model: str, dtype: str, tensor_parallel_size: int) -> None:
-            assert (model, dtype, tensor_parallel_size) == (str(parent), "float32", 2)
-
-        def generate(self, prompts: list[dict[str, list[int]]], params: list[Any], use_tqdm: bool) -> list[Any]:
-            assert not use_tqdm
-            answers = []
-            for prompt, wanted in zip(prompts, params, strict=True):
-                assert (wanted.temperature, wanted.top_p, wanted.detokenize) == (0.0, 1.0, False)
-                assert wanted.stop_token_ids == [tokenizer.eos_token_id, *range(100, 110)]
-                seeds.append(wanted.seed)
-                (answer, _), *_ = generate_greedily(model, tokenizer, [prompt["prompt_token_ids"]], wanted.max_tokens)
-                answers.append(SimpleNamespace(outputs=[SimpleNamespace(token_ids=tuple(answer))]))
-            return answers
-
-    stub = SimpleNamespace(LLM=LLM, SamplingParams=SimpleNamespace, __spec__=None)
-    expected, _ = run(tmp_path / "a", parent, temperature=0.0)
-    monkeypatch.setitem(sys.modules, "vllm", stub)
-    found, _ = run(tmp_path / "b", parent, temperature=0.0, engine="vllm", tensor_parallel=2)
-    assert found == expected and len(set(seeds)) == 20
-    a, b = (files(tmp_path / name) for name in "ab")
-    assert all(a[name] == b[name] for name in a if name.endswith(".parquet"))
 
 
 def test_only_right_answers_are_kept(parent, tmp_path):

@@ -9,7 +9,7 @@ equal parts of high and medium effort.
 A shard depends on the seed and its number alone: a run that is killed goes on with the first shard that is missing and
 ends with the same files. On another engine, device or batch size the same seed draws other answers.
 
-Memory: see `lit_puzzle.distill.engines`; + all prompts as text and 80 bytes a token of one shard.
+Memory: see `lit_puzzle.distill.engines` and `vllm_engine`; + all prompts as text and 80 bytes a token of one shard.
 Disk: less than 5 bytes a token + 64 KiB a shard. Traffic: none between processes (there is one).
 """
 
@@ -23,8 +23,9 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from lit_puzzle.distill.engines import Answers, EngineName, Sampling, start_engine
+from lit_puzzle.distill.engines import EngineName, start_engine
 from lit_puzzle.distill.prompts import Asked, check_lengths, choose, encode
+from lit_puzzle.distill.sampling import Answers, Sampling
 from lit_puzzle.document_files import Document, close_folder, read_note, shard_name, write_shard
 from lit_puzzle.rl.environments import EFFORTS, Environment, effort_weights
 from lit_puzzle.runs import require_input

@@ -7,11 +7,8 @@ window of 128), and a child with half the experts and one of four full-attention
 and child. Both engines (float32, one thread, one core) live in processes of vLLM's own environment and take turns on
 each workload, which the first turn warms up; the prompts are random and differ between turns, so no prefix is cached.
 Medians of CPU and wall seconds. The prediction is the cost model's speed-up at the same batch and lengths from the
-roofline of `gpus.json` and, with --table, from blocks timed on this machine:
-
-    python scripts/measure_blocks.py --config FOLDER/parent/config.json --out runs/blocks.json --experts 32 24 16 8 ...
-
-(windows 128, 256 and none; batches 8 and 32; contexts and prompts from 64 to 3,072 tokens).
+roofline of `gpus.json` and, with --table, from blocks timed on this machine by `scripts/measure_blocks.py` (its command
+is in docs/serving.md).
 
 Needs `bash scripts/vllm_env.sh`. Ends with one JSON line.
 """

@@ -200,6 +200,8 @@ def _copy(stored: StoredRows, descriptor: int, offset: int) -> None:
         for begin, length in stored.runs():
             _copy_run(source, begin, descriptor, offset, length)
             offset += length
+            if sys.platform == "linux":  # pages that were read would push out those that are to be written and hashed
+                os.posix_fadvise(source, begin, length, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(source)
 

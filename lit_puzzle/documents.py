@@ -6,7 +6,8 @@ process: the packed sequences of both splits and `packed.json` (settings and sta
 Order: the documents are shuffled by seed and packed; each epoch shuffles the sequences by (seed, epoch). Step s of an
 epoch is the sequences [s G : (s + 1) G] of that order, G = batch_size * processes, and rank r has its r-th part: which
 sequences meet in a step does not depend on how many processes share them, and every rank has equally many batches. The
-incomplete last step of an epoch is left out; validation fills it up with rows of padding that hold no target.
+incomplete last step of an epoch is left out; validation fills it up with rows of padding that hold no target. With
+accumulated gradients an epoch may end inside an update, which is then smaller: its batches still count 1 / accumulated.
 
 Validation split: by the crc32 of a document's prompt (the tokens before its first target), so that other answers to
 the same prompt stay on the same side.

@@ -30,6 +30,7 @@ from lit_puzzle.recipe import recipe_that_makes
 
 PACKAGE = Path(__file__).parent
 CONFIG, RECORD = "config.yaml", "run.json"
+OUTPUTS = ("dirpath", "save_dir", "default_root_dir")  # Lightning's names of folders to write
 PACKAGES = (
     *("lit-puzzle", "torch", "lightning", "transformers", "trl", "peft", "torchmetrics", "safetensors"),
     *("highspy", "numpy", "aiconfigurator-core", "pyarrow"),  # of the search
@@ -102,7 +103,7 @@ def open_run(run_dir: Path, config: str, overwrite: bool) -> bool:
                 f"--overwrite: processes that were started from outside (torchrun, SLURM) may already read {run_dir}. "
                 "Remove the folder first."
             )
-        for value in _texts(yaml.safe_load(config)):
+        for value in _inputs(yaml.safe_load(config)):
             if run_dir.resolve() in Path(value).resolve().parents and Path(value).exists():
                 raise ValueError(
                     f"--overwrite would remove {value}, which this recipe names, with all of {run_dir}. Move it, or "
@@ -117,13 +118,17 @@ def open_run(run_dir: Path, config: str, overwrite: bool) -> bool:
     return False
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """Every text in a resolved recipe."""
+def _inputs(value: Any) -> Iterator[str]:
+    """Every text in a resolved recipe but the places that Lightning writes to."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, Mapping | list):
-        for inside in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(inside)
+    elif isinstance(value, Mapping):
+        for key, inside in value.items():
+            if key not in OUTPUTS:
+                yield from _inputs(inside)
+    elif isinstance(value, list):
+        for inside in value:
+            yield from _inputs(inside)
 
 
 def join_run(run_dir: Path, config: str, patience_seconds: float = 300.0) -> None:

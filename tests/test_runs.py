@@ -99,5 +99,6 @@ def test_overwrite_spares_what_the_recipe_reads(tmp_path):
     with pytest.raises(ValueError, match=r"--overwrite would remove .*run/model, which this recipe names"):
         runs.open_run(run_dir, config, overwrite=True)
     assert (run_dir / "model").is_dir()
-    assert not runs.open_run(run_dir, config.replace("/model", "/gone"), overwrite=True)
+    written = config.replace("folder", "dirpath")  # of a checkpoint callback: what the run itself wrote
+    assert not runs.open_run(run_dir, written, overwrite=True)
     assert not (run_dir / "model").exists()

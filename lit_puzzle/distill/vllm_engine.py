@@ -3,7 +3,7 @@
 Memory: vLLM takes 90% of each GPU for the weights and its KV cache. On a CPU it wants as much of the machine's memory;
 the environment variable VLLM_CPU_KVCACHE_SPACE (GiB of KV cache) makes it take that and the weights.
 Reads the checkpoint; writes nothing. Needs vLLM, torch and transformers; the stage `generate` all requirements beside
-them (`lit-puzzle[vllm]`). Run on vllm-cpu 0.32 only.
+them (`lit-puzzle[vllm]`). Run on vllm-cpu 0.31 and 0.32 only.
 """
 
 from collections.abc import Sequence

@@ -1,0 +1,1 @@
+"""Completions sampled from a model: one interface, by transformers or by vLLM."""

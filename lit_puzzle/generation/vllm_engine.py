@@ -13,7 +13,9 @@ Reads the checkpoint; writes nothing but vLLM's compilation cache.
 
 import os
 from collections.abc import Mapping, Sequence
+from multiprocessing.connection import wait
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -72,7 +74,29 @@ def load_vllm(checkpoint: Path, settings: EngineSettings, options: Mapping[str, 
             f"vLLM does not start on {checkpoint}: {' '.join(str(error).split())} Its log above says more. On a CPU "
             "VLLM_CPU_KVCACHE_SPACE=N gives the KV cache N GiB; engine transformers needs no vLLM."
         ) from error
+    wake_on_death(model)
     return VLLMEngine(model, end_ids)
+
+
+def wake_on_death(model: "LLM") -> None:
+    """Let calls that wait for an engine raise EngineDeadError when its main process is killed.
+
+    vLLM (0.31 to 0.33) notices the death and closes its connection, but its synchronous client goes on waiting for
+    output, forever. A worker's death needs no help: the main process reports it.
+    """
+    from vllm.v1.engine.core_client import SyncMPClient
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    client = model.llm_engine.engine_core
+    if not isinstance(client, SyncMPClient):  # the engine runs in this process
+        return
+    outputs, sentinels = client.outputs_queue, client.resources.engine_manager.sentinels()
+
+    def wake() -> None:
+        wait(sentinels)
+        outputs.put(EngineDeadError())
+
+    Thread(target=wake, name="wake_on_death", daemon=True).start()
 
 
 class VLLMEngine:
@@ -117,6 +141,7 @@ class VLLMEngine:
             self.model.enqueue([{"prompt_token_ids": list(ids)} for ids in prompts], requests, use_tqdm=False)
             outputs = self._run(len(prompts))
         except EngineDeadError as error:
+            self.model.llm_engine.engine_core.shutdown()  # now, so that its messages do not bury the error
             raise ValueError(
                 "vLLM's engine died while it generated: one of its processes was killed, most often for want of memory, "
                 "or failed for the reason in its log above. Free memory or lower max_new_tokens or "

@@ -33,20 +33,21 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.utils import clip_grad_norm_
 
+from lit_puzzle.data.batch_validation import check_packed
+from lit_puzzle.data.hidden_states import release
 from lit_puzzle.distill.block_losses import Batch, BlockError, TrainedBlock, block_errors, counted_tokens
 from lit_puzzle.distill.blocks_to_train import BlockToTrain, SubBlocks, check_blocks, choose_blocks, write_library
-from lit_puzzle.distill.checks import check_batch
-from lit_puzzle.distill.hidden_states import release
+from lit_puzzle.library.library import Library
+from lit_puzzle.library.swap import trained_tensors
+from lit_puzzle.model.blocks import with_own_blocks
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.gpt_oss import GptOssPuzzleForCausalLM
 from lit_puzzle.model.layout import EXPERT_ROWS
 from lit_puzzle.model.loading import DtypeName, WaitingExperts
 from lit_puzzle.model.surgery import select_rows
-from lit_puzzle.runs import require_input
-from lit_puzzle.search.library import Library
-from lit_puzzle.search.replacing.swap import trained_tensors, with_own_blocks
-from lit_puzzle.sharding import full, load_for
-from lit_puzzle.tuning.trainer_checks import check_trainer
+from lit_puzzle.run.folder import require_input
+from lit_puzzle.training.sharding import full, load_for
+from lit_puzzle.training.trainer_validation import check_trainer
 
 
 class BlockwiseDistillation(LightningModule):
@@ -188,7 +189,7 @@ class BlockwiseDistillation(LightningModule):
 
     def _errors(self, batch: Batch) -> Iterator[BlockError]:
         assert self.parent is not None
-        check_batch(batch, self.parent.config.max_position_embeddings, self.parent.config.vocab_size)
+        check_packed(batch, self.parent.config.max_position_embeddings, self.parent.config.vocab_size)
         blocks: list[Any] = list(self.blocks)
         return block_errors(self.parent, blocks, batch, counted_tokens(batch, self.only_written), self._sum)
 

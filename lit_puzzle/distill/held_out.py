@@ -1,7 +1,7 @@
 """Accuracy of a child on held-out problems while it is distilled: before, after, and in validation if that is wanted.
 
 Reads and writes `before/` and `after/` (episodes) in the run folder. Memory and traffic are those of an evaluation with
-gathered weights (`lit_puzzle.tuning.measure`). Formulas: `lit_puzzle.evaluate.accuracy`.
+gathered weights (`lit_puzzle.evaluate.before_after`). Formulas: `lit_puzzle.evaluate.accuracy`.
 """
 
 from dataclasses import dataclass, field
@@ -11,17 +11,17 @@ import torch
 from lightning.pytorch import Trainer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_puzzle.data import Asked
+from lit_puzzle.data.rl_prompts import Asked
+from lit_puzzle.environments.environment import EFFORTS, Environment, draw, effort_weights
 from lit_puzzle.evaluate.accuracy import Episode, held_out_problems, read_episodes
-from lit_puzzle.rl.environments import EFFORTS, Environment, draw, effort_weights
-from lit_puzzle.sharding import unsharded
-from lit_puzzle.tuning.measure import (
+from lit_puzzle.evaluate.before_after import (
     EvaluationSettings,
     answer_together,
     print_table,
     recovery_results,
     write_evaluation,
 )
+from lit_puzzle.training.sharding import unsharded
 
 VALIDATION_SEED = 0
 

@@ -21,18 +21,18 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from torch import distributed
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_puzzle.evaluate.generate import MakeCache, evaluation_mode, generate_in_batches
-from lit_puzzle.evaluate.lengths import length_statistics, write_lengths
-from lit_puzzle.model.loading import DtypeName, load_model
-from lit_puzzle.rl.environments import EFFORTS, Environment, Problem, draw, render_prompt
-from lit_puzzle.runs import require_input
-from lit_puzzle.serve.kv_cache.fp8_cache import Fp8Cache, scales_for
+from lit_puzzle.environments.environment import EFFORTS, Environment, Problem, draw, render_prompt
+from lit_puzzle.generation.batches import MakeCache, evaluation_mode, generate_in_batches
+from lit_puzzle.generation.lengths import length_statistics, write_lengths
+from lit_puzzle.generation.policy import load_policy
+from lit_puzzle.kv_cache.fp8_cache import Fp8Cache, scales_for
+from lit_puzzle.model.loading import DtypeName
+from lit_puzzle.run.folder import require_input
 
 EPISODES_FILE = "episodes.jsonl"
 
@@ -272,13 +272,3 @@ def print_table(results: dict[str, float], efforts: Sequence[str]) -> None:
             else "",
         )
     Console().print(table)
-
-
-def load_policy(checkpoint: Path, dtype: DtypeName) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model and tokenizer of a folder, on the GPU if there is one, with the kernels that decode fastest on a CPU.
-
-    Measured on 6 layers, hidden 96, 16 experts top-2, one thread: tokens per CPU-second at batch 128 are 2,600 with
-    grouped_mm, 2,000 with eager and 90 with batched_mm experts; batch 64 gives 8% less, batch 256 no more.
-    """
-    policy = load_model(checkpoint, dtype, device="cuda" if torch.cuda.is_available() else None)
-    return policy, AutoTokenizer.from_pretrained(checkpoint)

@@ -9,7 +9,7 @@ be sharded, leaves them in mapped files, and experts that must be converted wait
 Anonymous memory of one of N processes, for P parameters of b bytes, X of them outside the experts, L layers:
 
     P b                               load_model
-    P b / N + (P - X) b / L           load_mapped, then `lit_puzzle.sharding.shard` (+ X b when dtypes differ)
+    P b / N + (P - X) b / L           load_mapped, then `lit_puzzle.training.sharding.shard` (+ X b when dtypes differ)
 """
 
 from __future__ import annotations

@@ -28,26 +28,24 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
-from lit_puzzle.data import Asked, PromptData
+from lit_puzzle.child.save import become_saved, load_best, save_child
+from lit_puzzle.data.rl_prompts import Asked, PromptData
 from lit_puzzle.evaluate.accuracy import Episode, held_out_problems, read_episodes
-from lit_puzzle.model.loading import DtypeName
-from lit_puzzle.rl.rewards import RewardSettings, build_rewards
-from lit_puzzle.rl.settings import GRPOSettings
-from lit_puzzle.runs import require_input
-from lit_puzzle.sharding import load_for, shard, unsharded
-from lit_puzzle.tuning.child import save_child
-from lit_puzzle.tuning.measure import (
+from lit_puzzle.evaluate.before_after import (
     EvaluationSettings,
     answer_together,
-    become_saved,
-    load_best,
     print_table,
     recovery_results,
     validation_values,
     write_evaluation,
 )
-from lit_puzzle.tuning.trainable import FROZEN, LoraSettings, freeze_parameters, optimise_trainable
-from lit_puzzle.tuning.trainer_checks import check_trainer
+from lit_puzzle.model.loading import DtypeName
+from lit_puzzle.rl.rewards import RewardSettings, build_rewards
+from lit_puzzle.rl.settings import GRPOSettings
+from lit_puzzle.run.folder import require_input
+from lit_puzzle.training.sharding import load_for, shard, unsharded
+from lit_puzzle.training.trainable import FROZEN, LoraSettings, freeze_parameters, optimise_trainable
+from lit_puzzle.training.trainer_validation import check_trainer
 
 
 class RLRecovery(LightningModule):
@@ -114,7 +112,9 @@ class RLRecovery(LightningModule):
         """The run's environments and prompts."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, PromptData):
-            raise ValueError(f"RLRecovery was given data {type(data).__name__}; it needs lit_puzzle.data.PromptData.")
+            raise ValueError(
+                f"RLRecovery was given data {type(data).__name__}; it needs lit_puzzle.data.rl_prompts.PromptData."
+            )
         return data
 
     @property

@@ -25,8 +25,8 @@ from trl import GRPOConfig, GRPOTrainer
 from lit_puzzle.rl.loader import ResumableLoader
 from lit_puzzle.rl.rewards import RewardFunction
 from lit_puzzle.rl.settings import GRPOSettings
-from lit_puzzle.tuning.random_state import RandomStream
-from lit_puzzle.tuning.trainer_checks import PRECISIONS
+from lit_puzzle.training.random_state import RandomStream
+from lit_puzzle.training.trainer_validation import PRECISIONS
 
 Rows = list[dict[str, Any]]
 

@@ -19,8 +19,8 @@ import operator
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from lit_puzzle.search.cost import GIB, Block, BlockCost, CostModel, Deployment, Prediction
-from lit_puzzle.search.library import Candidate
+from lit_puzzle.costs.cost_model import GIB, Block, BlockCost, CostModel, Deployment, Prediction
+from lit_puzzle.library.library import Candidate
 from lit_puzzle.search.solver.choices import Grid, Limit, Option
 from lit_puzzle.spec import Budget, Scenario, Target
 

@@ -10,11 +10,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from lit_puzzle.search.cost import Block, CostModel, Prediction
-from lit_puzzle.search.library import Library
+from lit_puzzle.costs.cost_model import Block, CostModel, Prediction
+from lit_puzzle.library.library import Library
 from lit_puzzle.search.limits import GPU_MEMORY, SERVABLE, required_throughput
 from lit_puzzle.search.problem import Search
-from lit_puzzle.search.search_report import SweepPoint
+from lit_puzzle.search.report import SweepPoint
 from lit_puzzle.search.solver.choices import DisagreementError, Solution
 from lit_puzzle.spec import Budget, Target
 

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lit_puzzle.search.cost import GIB, Block, CostModel, Deployment, DoesNotFit, Prediction
-from lit_puzzle.search.library import Library
+from lit_puzzle.costs.cost_model import GIB, Block, CostModel, Deployment, DoesNotFit, Prediction
+from lit_puzzle.library.library import Library
 from lit_puzzle.search.limits import Layers, cost_block, describe_all, grid, option, servable, shape_limits
 from lit_puzzle.search.solver.batches import Pairs, ladder
 from lit_puzzle.search.solver.choices import Grid, Problem, Traits

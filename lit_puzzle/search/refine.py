@@ -17,11 +17,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lit_puzzle.search.cost import Prediction
+from lit_puzzle.costs.cost_model import Prediction
 from lit_puzzle.search.limits import describe_all
 from lit_puzzle.search.plan_record import check_totals
 from lit_puzzle.search.problem import Search
-from lit_puzzle.search.search_report import SweepPoint
+from lit_puzzle.search.report import SweepPoint
 from lit_puzzle.search.solver.baselines import SOLVERS
 from lit_puzzle.search.solver.batches import Pairs, finer
 from lit_puzzle.search.solver.choices import Infeasible, OutOfTimeError, Settings, Solution

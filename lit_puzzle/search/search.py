@@ -31,15 +31,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from lit_puzzle.runs import require_input, write_atomically
-from lit_puzzle.search.cost import CostModel, Engine, KernelTimes, ModelShape
-from lit_puzzle.search.damage import DamageRule
-from lit_puzzle.search.library import Library
+from lit_puzzle.costs.cost_model import CostModel, Engine, KernelTimes, ModelShape
+from lit_puzzle.library.library import Library
+from lit_puzzle.run.folder import require_input, write_atomically
+from lit_puzzle.scoring.scores import Scores
+from lit_puzzle.search.objective import DamageRule
 from lit_puzzle.search.plan_record import headline, plan_record
 from lit_puzzle.search.problem import Search, Windows, offered, write_problem
 from lit_puzzle.search.refine import Rounds, Writer, faster
-from lit_puzzle.search.scores import Scores
-from lit_puzzle.search.search_report import draw_curve, draw_plan, write_table
+from lit_puzzle.search.report import draw_curve, draw_plan, write_table
 from lit_puzzle.search.solver.batches import Pairs
 from lit_puzzle.search.solver.choices import Settings, Solution
 from lit_puzzle.spec import Budget, Target
@@ -75,7 +75,7 @@ def search(
         library: Folder with library.json.
         scores: Folder with scores.json, or such a file.
         targets: Deployments and what the child must reach in each; all of them hold at once.
-        times: Where seconds come from: `lit_puzzle.search.costs.roofline.Roofline`, `MeasuredKernels`, `TimedBlocks`.
+        times: Where seconds come from: `lit_puzzle.costs.roofline.Roofline`, `MeasuredKernels`, `TimedBlocks`.
         limits: Bounds that no deployment changes: total_parameters, active_parameters, full_attention_layers.
         damage: How scores become the damage of a candidate.
         engine: Settings of the serving engine.

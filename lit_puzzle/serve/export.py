@@ -20,11 +20,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+from lit_puzzle.kv_cache.kv_scales import KVScales, check_positive
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.layout import KV_SCALES
 from lit_puzzle.model.safetensors_file import DTYPES
 from lit_puzzle.model.writer import atomic_folder
-from lit_puzzle.runs import CONFIG, is_complete, require_input
+from lit_puzzle.run.folder import CONFIG, is_complete, require_input
 from lit_puzzle.serve import experts as packing
 from lit_puzzle.serve import stock
 from lit_puzzle.serve import weights as steps
@@ -32,7 +33,6 @@ from lit_puzzle.serve.adapter import Adapter, merged
 from lit_puzzle.serve.configs import puzzle_config, stock_config, with_storage
 from lit_puzzle.serve.exported_folder import PLAN_FILE, Exported, Form, results_of, write_folder
 from lit_puzzle.serve.hub import check_upload, upload
-from lit_puzzle.serve.kv_cache.kv_scales import KVScales, check_positive
 from lit_puzzle.serve.model_card import Card, read_run
 from lit_puzzle.serve.tokenizer_files import check_tokenizer, generation_settings
 from lit_puzzle.serve.weights import Weights

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from lit_puzzle.child.assemble import MODELLING_FILE
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.layout import KV_SCALES, count_parameters, whole
 from lit_puzzle.model.writer import MAX_SHARD_BYTES, write_checkpoint
-from lit_puzzle.search.assemble import MODELLING_FILE
 from lit_puzzle.serve.checksums import checksums
 from lit_puzzle.serve.experts import Rounding
 from lit_puzzle.serve.model_card import PICTURE, Card, Facts, card_text

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerBase
 
-from lit_puzzle.rl.environments import Problem, effort_weights, is_held_out, render_prompt
+from lit_puzzle.environments.environment import Problem, effort_weights, is_held_out, render_prompt
 from lit_puzzle.tiny.world import TABLE_SIZE, Family, define, parse
 
 IGNORED = -100

@@ -23,9 +23,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import GptOssForCausalLM
 
+from lit_puzzle.environments.environment import EFFORTS, Problem
 from lit_puzzle.evaluate.accuracy import Episode, answer_problems, held_out_problems, split_by_effort, summarise
-from lit_puzzle.evaluate.lengths import length_statistics, write_lengths
-from lit_puzzle.rl.environments import EFFORTS, Problem
+from lit_puzzle.generation.lengths import length_statistics, write_lengths
 from lit_puzzle.tiny.lessons import IGNORED, Curriculum, Lessons
 from lit_puzzle.tiny.parent import Initialisation, ParentShape, build_parent, save_parent
 from lit_puzzle.tiny.tokenizer import build_tokenizer

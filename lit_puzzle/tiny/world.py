@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Protocol
 
-from lit_puzzle.rl.environments import Environment, Problem, final_text
+from lit_puzzle.environments.answers import final_text
+from lit_puzzle.environments.environment import Environment, Problem
 
 LETTERS = "abcdefghijklmnopqrst"
 TABLE_SIZE = 16

@@ -17,9 +17,9 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from lit_puzzle.cli import run
-from lit_puzzle.runs import is_complete
-from lit_puzzle.search.library import Library
-from lit_puzzle.search.scores import Scores
+from lit_puzzle.library.library import Library
+from lit_puzzle.run.folder import is_complete
+from lit_puzzle.scoring.scores import Scores
 
 RULES = {"leave_one_out": "LeaveOneOut", "reap": "Reap", "frequency": "Frequency", "random": "Random"}
 EFFORTS = ("low", "medium", "high")
@@ -92,7 +92,7 @@ def prepare(folder: Path, seed: int, rule: str) -> None:
     """Importance by one rule, its library, and the scores of that library."""
     importance, library, scores = (folder / f"{what}_{rule}" for what in ("importance", "library", "score"))
     changes = [
-        f"--model.init_args.method=lit_puzzle.search.expert_scores.{RULES[rule]}",
+        f"--model.init_args.method=lit_puzzle.importance.expert_scores.{RULES[rule]}",
         f"--data.init_args.seed={seed}",
     ]
     if rule == "random":

@@ -23,12 +23,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
+from lit_puzzle.data.packing import model_inputs
 from lit_puzzle.distill.losses import LossSettings
 from lit_puzzle.distill.objective import distillation_terms
 from lit_puzzle.model.loading import load_model
-from lit_puzzle.packing import model_inputs
-from lit_puzzle.runs import PACKAGE
-from lit_puzzle.tuning.trainable import FROZEN, freeze_parameters
+from lit_puzzle.run.folder import PACKAGE
+from lit_puzzle.training.trainable import FROZEN, freeze_parameters
 
 ROWS, TOKENS, DOCUMENT = 4, 512, 64
 

@@ -19,10 +19,10 @@ import json
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
-from lit_puzzle.search.cost import Block, CostModel, Engine, KernelTimes, ModelShape, Prediction
-from lit_puzzle.search.costs.gpus import find_gpu
-from lit_puzzle.search.costs.measured_kernels import MeasuredKernels
-from lit_puzzle.search.costs.roofline import Roofline
+from lit_puzzle.costs.cost_model import Block, CostModel, Engine, KernelTimes, ModelShape, Prediction
+from lit_puzzle.costs.gpus import find_gpu
+from lit_puzzle.costs.measured_kernels import MeasuredKernels
+from lit_puzzle.costs.roofline import Roofline
 from lit_puzzle.spec import Scenario
 
 MODEL = ModelShape(

@@ -32,13 +32,13 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from lit_puzzle.search import mip
-from lit_puzzle.search.cost import CostModel, ModelShape
-from lit_puzzle.search.costs.roofline import Roofline
-from lit_puzzle.search.damage import DamageRule
-from lit_puzzle.search.library import Candidate, Library, candidate_name, parent_blocks, parts
+from lit_puzzle.costs.cost_model import CostModel, ModelShape
+from lit_puzzle.costs.roofline import Roofline
+from lit_puzzle.library.library import Candidate, Library, candidate_name, parent_blocks, parts
+from lit_puzzle.scoring.scores import Measurement, Scores
+from lit_puzzle.search.objective import DamageRule
 from lit_puzzle.search.problem import Search, write_problem
-from lit_puzzle.search.scores import Measurement, Scores
+from lit_puzzle.search.solver import mip
 from lit_puzzle.spec import BlockSpec, Budget, Scenario, Target
 
 RECIPE_120B = Path(__file__).parents[2] / "recipes" / "gpt_oss_120b" / "search.yaml"
@@ -67,7 +67,7 @@ RECIPE = """command: search
 run_dir: {folder}/run
 library: {folder}/library
 scores: {folder}/scores
-times: {{class_path: lit_puzzle.search.costs.roofline.Roofline}}
+times: {{class_path: lit_puzzle.costs.roofline.Roofline}}
 targets:
 - scenario: {{gpu: H100, num_gpus: 8, prompt_tokens: 65536, generated_tokens: 65536}}
   budget: {{throughput_over_parent: 1.6}}

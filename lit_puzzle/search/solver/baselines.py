@@ -1,4 +1,4 @@
-"""Ways to choose a plan without proof, to measure the exact search against; called like `lit_puzzle.search.mip.solve`.
+"""Ways to choose a plan without proof, called like `solver.mip.solve`, to measure the exact search against.
 
 - greedy: start at the parent; while a limit is exceeded take, for the one exceeded most, the replacement with the best
   saving per damage; a candidate once left is not taken again.
@@ -19,14 +19,13 @@ from __future__ import annotations
 import itertools
 import math
 import random as random_module
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 
-from lit_puzzle.search import mip
-from lit_puzzle.search.solver.choices import Infeasible, Limit, Problem, Settings, Solution, Traits
+from lit_puzzle.search.solver import mip
+from lit_puzzle.search.solver.choices import Infeasible, Limit, Problem, Settings, Solution, Solver, Traits
 
 RESTARTS = 100
-Solver = Callable[[Problem, Settings], list[Solution]]
 
 
 def greedy(problem: Problem, settings: Settings = Settings()) -> list[Solution]:  # noqa: B008  (frozen)

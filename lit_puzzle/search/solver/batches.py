@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lit_puzzle.search.cost import Deployment
+from lit_puzzle.costs.cost_model import Deployment
 
 LADDER = 12
 SIDE = 4  # batches from a chosen one to its neighbour, both included

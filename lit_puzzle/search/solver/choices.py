@@ -1,7 +1,7 @@
 """The search in numbers only: one candidate per layer, damages to add up, limits that sums must respect.
 
 Nothing here knows about models, GPUs or files; `lit_puzzle.search.problem` writes a search down in these types, and
-`lit_puzzle.search.mip` and `lit_puzzle.search.solver.baselines` solve it.
+`lit_puzzle.search.solver.mip` and `lit_puzzle.search.solver.baselines` solve it.
 
     minimise    sum_l damage[l][x_l]
     subject to  constant_r + sum_l coefficient_r[l][x_l] <= bound_r        for every limit r,
@@ -16,7 +16,7 @@ Source: arXiv 2411.19146, its section on mixed-integer programming.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 Grid = Sequence[Sequence[float]]
@@ -265,3 +265,6 @@ class Solution:
         """The same plan with what is proven of it; `relative_gap` is what may be left unproven."""
         gap = 0.0 if bound == self.damage else (self.damage - bound) / abs(self.damage) if self.damage else math.inf
         return replace(self, bound=bound, gap=gap, proven=gap <= relative_gap * (1 + RELATIVE_TOLERANCE))
+
+
+Solver = Callable[[Problem, Settings], list[Solution]]  # the exact search and every baseline

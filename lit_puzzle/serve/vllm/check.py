@@ -23,10 +23,10 @@ from typing import Any, Literal
 
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.layout import KV_SCALES
-from lit_puzzle.runs import require_input
+from lit_puzzle.run.folder import require_input
 from lit_puzzle.serve.vllm.check_reference import Reference, make_reference
 from lit_puzzle.serve.vllm.check_server import check_server, serving
-from lit_puzzle.serve.vllm.verdict import Check, distance, judged, skipped, write_verdict
+from lit_puzzle.serve.vllm.report import Check, distance, judged, skipped, write_verdict
 
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.3}  # of the largest difference; of the mean one
 PROBE = """

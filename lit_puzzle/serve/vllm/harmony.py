@@ -10,7 +10,7 @@ Source: vllm/model_executor/models/config.py (GptOssForCausalLMConfig), vllm/ent
 from vllm.config import ModelConfig, VllmConfig
 from vllm.model_executor.models.config import GptOssForCausalLMConfig
 
-from lit_puzzle.serve.vllm.quantisation import MXFP4
+from lit_puzzle.serve.vllm.quantization import MXFP4
 
 HARMONY_VOCABULARY = 201_088  # of gpt-oss-20b and gpt-oss-120b, the vocabulary openai_harmony encodes
 

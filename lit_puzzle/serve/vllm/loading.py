@@ -13,8 +13,8 @@ Memory above the model: one checkpoint tensor and, for MXFP4 that is unpacked, o
 """
 
 import math
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +26,6 @@ from vllm.utils.torch_utils import is_quantized_kv_cache
 from lit_puzzle.model.layout import EXPERT_MATRICES, KV_SCALES, Shape, layer_blocks, layer_prefix, tensor_shapes
 from lit_puzzle.model.mxfp4 import dequantise
 
-if TYPE_CHECKING:
-    from lit_puzzle.serve.vllm.model import GptOssPuzzleForCausalLM
-
 SHARDS = {"gate_up_proj": ("w13", "gpt_oss_w13"), "down_proj": ("w2", "gpt_oss_w2")}  # of vLLM's gpt-oss experts
 OUTSIDE = {
     "model.embed_tokens.weight": "model.embedding.weight",
@@ -38,7 +35,29 @@ OUTSIDE = {
 FROZEN = (".mlp.experts.", ".mlp.router.", *(f".{name}" for name in KV_SCALES))  # what a reload may leave out
 
 
-def load_weights(model: "GptOssPuzzleForCausalLM", weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+class PuzzleModel(Protocol):
+    """What is loaded: vLLM's gpt_oss_puzzle, which imports this module.
+
+    Attributes:
+        config: Configuration of the checkpoint.
+        model: The decoder inside: `embedding`, `layers`.
+        loaded: Whether weights were loaded before.
+    """
+
+    config: Any
+    model: Any
+    loaded: bool
+
+    def get_parameter(self, target: str) -> nn.Parameter:
+        """Return the parameter of a dotted name."""
+        ...
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Iterate over names and parameters."""
+        ...
+
+
+def load_weights(model: PuzzleModel, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
     """Loads all tensors of a checkpoint, or, into a model that vLLM is reloading, those that were trained.
 
     Args:
@@ -74,7 +93,7 @@ class Loader:
         seen: Names given so far.
     """
 
-    def __init__(self, model: "GptOssPuzzleForCausalLM") -> None:
+    def __init__(self, model: PuzzleModel) -> None:
         self._model = model
         self._config = model.config.to_dict()
         self._layers = len(layer_blocks(self._config))

@@ -36,7 +36,7 @@ from vllm.platforms import current_platform
 from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig
 from lit_puzzle.model.layout import layer_blocks
 from lit_puzzle.serve.vllm.loading import load_weights
-from lit_puzzle.serve.vllm.quantisation import PuzzleQuantisation, experts_method
+from lit_puzzle.serve.vllm.quantization import PuzzleQuantisation, experts_method
 
 CONSTANTS = {
     "swiglu_alpha": 1.702,

@@ -18,7 +18,7 @@ def register() -> None:
 
     import lit_puzzle.model.gpt_oss  # noqa: F401  (registers the configuration with transformers)
     from lit_puzzle.serve.vllm.harmony import PuzzleSettings
-    from lit_puzzle.serve.vllm.quantisation import MXFP4, PuzzleQuantisation
+    from lit_puzzle.serve.vllm.quantization import MXFP4, PuzzleQuantisation
 
     register_quantization_config(MXFP4)(PuzzleQuantisation)
     MODELS_CONFIG_MAP[ARCHITECTURE] = PuzzleSettings

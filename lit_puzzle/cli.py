@@ -30,7 +30,7 @@ STAGES = {
     "score": ("lit_puzzle.scoring.scoring.score", "what each block of the library damages, alone in the parent"),
     "search": ("lit_puzzle.search.search.search", "library + scores + costs -> the least damaging plan in the budget"),
     "assemble": ("lit_puzzle.child.assemble.assemble", "plan + parent checkpoint -> child checkpoint"),
-    "generate": ("lit_puzzle.data.generate.generate", "prompts answered by the parent -> documents to distil on"),
+    "generate": ("lit_puzzle.data.generate.generate", "prompts answered by the parent -> documents to distill on"),
     "precompute_logits": (
         "lit_puzzle.distill.top_logits.precompute_logits",
         "the parent's top-k next-token probabilities of documents -> disk",

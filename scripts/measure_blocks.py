@@ -27,7 +27,7 @@ import transformers
 from lit_puzzle.costs.block_timing import Bench, Machine, Points, Row, measure
 from lit_puzzle.costs.gpus import gpus
 from lit_puzzle.costs.interleaved_timer import keep_freed_memory
-from lit_puzzle.costs.serving import Deployment, Engine, ModelShape, Setting, parent_blocks
+from lit_puzzle.costs.serving import Deployment, ModelShape, ServingEngine, Setting, parent_blocks
 from lit_puzzle.costs.timed_blocks import TimedBlocks, shape_fingerprint
 from lit_puzzle.run.folder import write_atomically
 from lit_puzzle.spec import Scenario
@@ -109,7 +109,7 @@ def predict(times: TimedBlocks, config: dict[str, Any], row: Row) -> float:
     batch, context = int(row["batch_size"] or 0), int(row["context_tokens"] or 0)
     dtype = times.header["dtype"]
     scenario = Scenario(times.header["gpu"], 1, context - 1, 1, batch, dtype, 1, 1, dtype, dtype)
-    setting = Setting(times.model, scenario, Deployment(1, 1, 1), Engine())
+    setting = Setting(times.model, scenario, Deployment(1, 1, 1), ServingEngine())
     layers = sum(times.decode_layer(setting, block, batch, context) for block in parent_blocks(config))
     return layers + times.decode_rest(setting, batch)
 

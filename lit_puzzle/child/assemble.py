@@ -3,13 +3,13 @@
 Reads the parent's folder and a plan (`plan.json`), or makes the plan from an importance folder and two settings; and,
 where it is named, a library, whose trained tensors take the place of the parent's in the layers that the plan gives
 their block. A combination of experts and window without a file of its own takes the tensors of its two halves.
-Writes `run_dir/child`: weights, `config.json` of type gpt_oss_puzzle with the modelling file it names in `auto_map`,
+Writes `run_dir/child`: weights, `config.json` of type gpt_oss_puzzle with the modeling file it names in `auto_map`,
 `plan.json`, tokenizer, chat template and generation config, and the parent's generation lengths and KV scales where
 it has them. The folder appears whole or not at all, and every time anew.
 
 Memory: headers, one trained tensor, and a buffer of 16 MiB where the kernel cannot copy from file to file. Disk: the
 child's tensors. Traffic: each of their bytes is read and written once. MXFP4 experts are moved as bytes and never
-re-quantised.
+re-quantized.
 
 Source: arXiv 2602.11937 (pruned layers, YaRN factor). Format of the released gpt-oss-puzzle-88B.
 """
@@ -35,7 +35,7 @@ from lit_puzzle.model.writer import MAX_SHARD_BYTES, Layout, StoredRows, atomic_
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.spec import BlockSpec, Plan
 
-MODELLING_FILE = Path(__file__).parents[1] / "model" / "gpt_oss.py"
+MODELING_FILE = Path(__file__).parents[1] / "model" / "gpt_oss.py"
 COPIED_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -102,7 +102,7 @@ def assemble(
         raise ValueError(f"{source.folder} would be replaced by its own child; choose another run_dir")
     with atomic_folder(run_dir / "child", replace=True) as scratch:
         write_child(scratch, source, chosen, config, trained=trained)
-    return summarise(source, Checkpoint(run_dir / "child"))
+    return summarize(source, Checkpoint(run_dir / "child"))
 
 
 def _refuse_to_lose_training(plan: Path) -> None:
@@ -131,9 +131,9 @@ def plan_from_importance(
     """
     if experts is None and importance is not None:
         raise ValueError("importance is given without experts; say how many experts stay in each layer")
-    strangers = sorted(set(windows) - set(range(parent.num_layers)))
-    if strangers:
-        raise ValueError(f"windows names layers {strangers}; the parent has layers 0..{parent.num_layers - 1}")
+    unknown = sorted(set(windows) - set(range(parent.num_layers)))
+    if unknown:
+        raise ValueError(f"windows names layers {unknown}; the parent has layers 0..{parent.num_layers - 1}")
     kept = tuple(tuple(range(count)) for count, _ in parent.blocks)
     fingerprint = parent.fingerprint()
     if experts is not None:
@@ -188,7 +188,7 @@ def child_config(parent_config: Mapping[str, Any], plan: Plan, rope_factor: floa
     config["block_configs"] = plan.block_configs()
     windows = [block.window_tokens for block in plan.blocks]
     config["layer_types"] = ["full_attention" if window is None else "sliding_attention" for window in windows]
-    module = MODELLING_FILE.stem
+    module = MODELING_FILE.stem
     config["auto_map"] = {
         "AutoConfig": f"{module}.GptOssPuzzleConfig",
         "AutoModelForCausalLM": f"{module}.GptOssPuzzleForCausalLM",
@@ -240,7 +240,7 @@ def write_child(
     settings = generation_config(parent.folder, config)
     (folder / "generation_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     plan.save(folder / "plan.json")
-    for path in [MODELLING_FILE, *(parent.folder / name for name in COPIED_FILES)]:
+    for path in [MODELING_FILE, *(parent.folder / name for name in COPIED_FILES)]:
         if path.is_file():
             shutil.copyfile(path, folder / path.name)
     write_checkpoint(folder, child_layout(parent, plan), child_tensors(parent, plan, trained or {}), max_shard_bytes)
@@ -269,7 +269,7 @@ def child_tensors(
         yield name, trained[name].to(DTYPES[info.dtype]) if name in trained else StoredRows(info, rows.get(name))
 
 
-def summarise(parent: Checkpoint, child: Checkpoint) -> dict[str, float]:
+def summarize(parent: Checkpoint, child: Checkpoint) -> dict[str, float]:
     """Headline numbers of a child beside its parent."""
     results: dict[str, float] = {}
     for name, checkpoint in (("parent", parent), ("child", child)):

@@ -1,6 +1,6 @@
 """The recovered child as a folder: the child it came from, with the trained tensors exchanged.
 
-Every file that holds no weights is copied as it is (config, modelling file, tokenizer, chat template, lengths); every
+Every file that holds no weights is copied as it is (config, modeling file, tokenizer, chat template, lengths); every
 tensor that was not trained is copied byte for byte (MXFP4 experts included); a trained one is cast to the dtype it had.
 LoRA is merged on the way: W + (alpha / rank) B A, in float32.
 
@@ -73,7 +73,7 @@ def _exchanged(checkpoint: Checkpoint, model: nn.Module) -> Iterator[tuple[str, 
         if name not in checkpoint.tensors:
             raise ValueError(
                 f"{name} was trained, but {checkpoint.folder} has no tensor of that name to exchange "
-                "(quantised experts cannot be trained in place). Add it to `freeze`."
+                "(quantized experts cannot be trained in place). Add it to `freeze`."
             )
         written.add(name)
         yield name, tensor.to(checkpoint.read(name).dtype)

@@ -35,9 +35,9 @@ from lit_puzzle.costs.block_cost import Prediction as Prediction
 from lit_puzzle.costs.gpus import find_gpu
 from lit_puzzle.costs.serving import Block as Block
 from lit_puzzle.costs.serving import Deployment as Deployment
-from lit_puzzle.costs.serving import Engine as Engine
 from lit_puzzle.costs.serving import KernelTimes as KernelTimes
 from lit_puzzle.costs.serving import ModelShape as ModelShape
+from lit_puzzle.costs.serving import ServingEngine as ServingEngine
 from lit_puzzle.costs.serving import Setting as Setting
 from lit_puzzle.costs.serving import parent_blocks as parent_blocks
 from lit_puzzle.spec import KV_DTYPE_BYTES, Scenario
@@ -63,10 +63,12 @@ class CostModel:
         the heads, or a source of seconds that does not know the setting.
     """
 
-    def __init__(self, model: ModelShape, scenario: Scenario, times: KernelTimes, engine: Engine | None = None) -> None:
+    def __init__(
+        self, model: ModelShape, scenario: Scenario, times: KernelTimes, engine: ServingEngine | None = None
+    ) -> None:
         self.model, self.scenario, self.times = model, scenario, times
         self.gpu = find_gpu(scenario.gpu)
-        given = engine or Engine()
+        given = engine or ServingEngine()
         self.max_sequences = self.gpu.max_sequences if given.max_sequences is None else given.max_sequences
         self.engine = dataclasses.replace(given, max_sequences=self.max_sequences)
         if scenario.generated_tokens == 0:

@@ -25,7 +25,7 @@ class Gpu:
         bfloat16_flops: Peak dense multiply-adds a second, counted as two operations each, with bfloat16 inputs.
         fp8_flops: The same with fp8 inputs; None where the device has no such arithmetic.
         float32_flops: The same with float32 inputs; None where it is not known.
-        link_bytes_per_second: To its neighbours, one direction.
+        link_bytes_per_second: To its neighbors, one direction.
         link_seconds: From the start of a message to its arrival, without its length.
         max_sequences: Requests that a serving engine keeps in flight there, unless it is told otherwise.
         source: Where these numbers come from.

@@ -31,7 +31,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 from lit_puzzle.costs.accounting import distinct_experts
-from lit_puzzle.costs.kernel_tables import Curve, System, mix, neighbours, read_rows
+from lit_puzzle.costs.kernel_tables import Curve, System, mix, neighbors, read_rows
 from lit_puzzle.costs.serving import Deployment, ModelShape
 
 LONGEST_CONTEXT = 131072  # the longest that was measured for any number of heads
@@ -185,7 +185,7 @@ class Experts:
             return self.counts[num_experts].at(tokens)
         if num_experts < measured[0]:
             return self._fewer(num_experts, measured[0], tokens)
-        (low, _), (high, _) = neighbours(measured, num_experts)
+        (low, _), (high, _) = neighbors(measured, num_experts)
         # At a single token all layers touch equally many experts: the limit of the ratio is taken just above.
         touched = [
             distinct_experts(count, self.experts_per_token, max(tokens, 1.01)) for count in (low, num_experts, high)
@@ -221,8 +221,8 @@ class Products:
             raise ValueError(f"{self.table}: {inside} columns; measured {insides[0]}..{insides[-1]}")
         clamped = min(max(out, outs[0]), outs[-1])
         parts = []
-        for wide, wide_weight in neighbours(outs, clamped):
-            for deep, deep_weight in neighbours(insides, inside):
+        for wide, wide_weight in neighbors(outs, clamped):
+            for deep, deep_weight in neighbors(insides, inside):
                 if (int(wide), int(deep)) not in self.measured:
                     raise ValueError(f"{self.table}: a matrix of {wide:g} x {deep:g} was not measured")
                 weight = wide_weight * deep_weight * max(1.0, out / outs[-1])

@@ -70,7 +70,7 @@ class Curve:
         return cls(table, size, sizes, tuple(points[size] / 1e3 for size in sizes))
 
     def at(self, size: float) -> float:
-        """Seconds at `size`, linear between its measured neighbours.
+        """Seconds at `size`, linear between its measured neighbors.
 
         Raises:
             ValueError: Outside the measured range.
@@ -98,12 +98,12 @@ def mix(parts: Sequence[tuple[float, Curve]]) -> Curve:
     first = parts[0][1]
     shared = sorted(set.intersection(*(set(curve.sizes) for _, curve in parts)))
     if not shared:
-        raise ValueError(f"{first.table}: no {first.size} was measured in all neighbouring rows")
+        raise ValueError(f"{first.table}: no {first.size} was measured in all neighboring rows")
     seconds = tuple(sum(weight * curve.at(size) for weight, curve in parts) for size in shared)
     return Curve(first.table, first.size, tuple(shared), seconds)
 
 
-def neighbours(grid: Sequence[float], value: float) -> list[tuple[float, float]]:
+def neighbors(grid: Sequence[float], value: float) -> list[tuple[float, float]]:
     """Grid values around `value` and their weights in a linear interpolation; one value where it is on the grid.
 
     Args:

@@ -4,7 +4,7 @@ Reads and writes nothing. `KernelTimes` is the one interface of all sources of s
 (`lit_puzzle.costs.roofline`), measured GPU kernels (`lit_puzzle.costs.measured_kernels`) and blocks timed
 on the machine at hand (`lit_puzzle.costs.timed_blocks`).
 
-Source: arXiv 2602.11937 for blocks and deployments. Every setting of `Engine` names its own source.
+Source: arXiv 2602.11937 for blocks and deployments. Every setting of `ServingEngine` names its own source.
 """
 
 import dataclasses
@@ -80,13 +80,13 @@ class Deployment:
 
 
 @dataclass(frozen=True)
-class Engine:
+class ServingEngine:
     """Settings and habits of the serving engine: vLLM 0.24, the release whose kernels the public tables measured.
 
     The memory model is the one that aiconfigurator-core 0.12.0 uses for vLLM (`sdk/backends/base_backend.py`,
     `vllm_backend.py`, `trtllm_backend.py`, `systems/*.yaml`), so none of its numbers is ours:
 
-        usable = memory x memory_utilisation x (1 - memory_tolerance) - reserved - collectives - activations
+        usable = memory x memory_utilization x (1 - memory_tolerance) - reserved - collectives - activations
         activations = 2 bytes x activation_factor x chunk_tokens x query heads x head_dim
 
     Attributes:
@@ -95,7 +95,7 @@ class Engine:
         chunk_tokens: Most prompt tokens read in one step (`max_num_batched_tokens`): 8192 by the same function, for the
             API server.
         graph_sequences: Most sequences that a CUDA graph decodes (`max_cudagraph_capture_size`): vLLM captures 512.
-        memory_utilisation: Share of the memory that the engine manages (`gpu_memory_utilization`): 0.92 since vLLM
+        memory_utilization: Share of the memory that the engine manages (`gpu_memory_utilization`): 0.92 since vLLM
             0.22, before 0.9 (`VLLM_GPU_MEMORY_UTILIZATION_BY_VERSION`).
         memory_tolerance: Lost to the granularity of cache pages (`KV_CACHE_MEMORY_TOLERANCE`).
         reserved_gib: CUDA, its libraries and what is not counted elsewhere (`other_mem`, the same for every GPU).
@@ -117,7 +117,7 @@ class Engine:
     max_sequences: int | None = None
     chunk_tokens: int = 8192
     graph_sequences: int = 512
-    memory_utilisation: float = 0.92
+    memory_utilization: float = 0.92
     memory_tolerance: float = 0.02
     reserved_gib: float = 3.5
     collectives_gib: float = 411041792 / 2**30
@@ -136,10 +136,10 @@ class Engine:
         for name, count in counts.items():
             if isinstance(count, bool) or not isinstance(count, int) or count < 1:
                 raise ValueError(f"Engine: {name} must be a whole number of at least 1, got {count!r}")
-        if not 0 < self.memory_utilisation <= 1 or not 0 <= self.memory_tolerance < 1:
+        if not 0 < self.memory_utilization <= 1 or not 0 <= self.memory_tolerance < 1:
             raise ValueError(
-                "Engine: memory_utilisation must be in (0, 1] and memory_tolerance in [0, 1), got "
-                f"{self.memory_utilisation!r} and {self.memory_tolerance!r}"
+                "Engine: memory_utilization must be in (0, 1] and memory_tolerance in [0, 1), got "
+                f"{self.memory_utilization!r} and {self.memory_tolerance!r}"
             )
         if len(self.activation_factors) != 3:
             raise ValueError(f"Engine: activation_factors must be 3 numbers, got {self.activation_factors!r}")
@@ -153,7 +153,7 @@ class Engine:
         factor = self.activation_factors[min(tensor_parallel.bit_length() - 1, 2)]
         activations = 2 * factor * self.chunk_tokens * model.num_query_heads * model.head_dim
         reserved_gib = self.reserved_gib + (self.collectives_gib if tensor_parallel > 1 else 0.0)
-        managed_gib = memory_gib * self.memory_utilisation * (1 - self.memory_tolerance)
+        managed_gib = memory_gib * self.memory_utilization * (1 - self.memory_tolerance)
         return (managed_gib - reserved_gib) * 2**30 - activations
 
 
@@ -167,7 +167,7 @@ class Setting:
     model: ModelShape
     scenario: Scenario
     deployment: Deployment
-    engine: Engine
+    engine: ServingEngine
 
 
 class KernelTimes(Protocol):

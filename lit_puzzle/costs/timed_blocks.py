@@ -186,8 +186,8 @@ class TimedBlocks:
     def _check_model(self, model: ModelShape) -> None:
         if model == self.model:
             return
-        timed, asked = self.header["model"], dataclasses.asdict(model)
-        other = {key: (timed.get(key), asked[key]) for key in asked if timed.get(key) != asked[key]}
+        timed, pairs = self.header["model"], dataclasses.asdict(model)
+        other = {key: (timed.get(key), pairs[key]) for key in pairs if timed.get(key) != pairs[key]}
         if other:
             raise ValueError(
                 f"{self.table} was timed for a model of another shape; (timed, asked): {other}. Time this model's "

@@ -48,7 +48,7 @@ def check_packed(batch: Mapping[str, Tensor], context_tokens: int, vocab_size: i
         )
     if int(ids_BT.max()) >= vocab_size:
         raise ValueError(
-            f"Token {int(ids_BT.max())} was given; the parent knows 0..{vocab_size - 1}. Tokenise the documents "
+            f"Token {int(ids_BT.max())} was given; the parent knows 0..{vocab_size - 1}. Tokenize the documents "
             "with the parent's own tokenizer."
         )
 
@@ -67,7 +67,7 @@ def check_rows(batch: Mapping[str, Tensor], vocab_size: int, context_tokens: int
     if ids_BT.numel() and not 0 <= int(ids_BT.min()) <= int(ids_BT.max()) < vocab_size:
         raise ValueError(
             f"Token ids {int(ids_BT.min())}..{int(ids_BT.max())} were given; the parent knows 0..{vocab_size - 1}. "
-            "Tokenise the data with the parent's own tokenizer."
+            "Tokenize the data with the parent's own tokenizer."
         )
     for name in ("attention_mask", "scored_mask"):
         if name in batch and batch[name].shape != ids_BT.shape:

@@ -106,13 +106,13 @@ class CalibrationData(LightningDataModule):
         """Lets the parent answer its problems on a device and writes `calibration.jsonl`; nothing for a given file."""
         if self.environments is None:
             return
-        asked = draw(self.environments, self.efforts, self.num_problems, self.seed, held_out=False)
+        pairs = draw(self.environments, self.efforts, self.num_problems, self.seed, held_out=False)
         tokenizer = AutoTokenizer.from_pretrained(self.parent)
-        prompts = [tokenizer(render_prompt(tokenizer, *pair), add_special_tokens=False)["input_ids"] for pair in asked]
+        prompts = [tokenizer(render_prompt(tokenizer, *pair), add_special_tokens=False)["input_ids"] for pair in pairs]
         model = load_model(self.parent, self.dtype, device=device).eval()
         answers = self._answer(model, tokenizer, prompts)
         lines = []
-        for (problem, effort), prompt, answer in zip(asked, prompts, answers, strict=True):
+        for (problem, effort), prompt, answer in zip(pairs, prompts, answers, strict=True):
             origin = {"prompt_tokens": len(prompt), "environment": problem.environment, "effort": effort}
             lines.append(json.dumps({"input_ids": [*prompt, *answer], **origin}) + "\n")
         write_atomically(folder / CALIBRATION_FILE, "".join(lines))
@@ -229,7 +229,7 @@ def pad_right(rows: Sequence[Sequence[int]]) -> Batch:
 
 
 def read_sequences(file: Path, parent: Path) -> list[list[int]]:
-    """Token lists of a JSON lines file; texts are tokenised as they stand (no special tokens added).
+    """Token lists of a JSON lines file; texts are tokenized as they stand (no special tokens added).
 
     Raises:
         ValueError: A line is not of either form, or there is none.
@@ -296,5 +296,5 @@ def check_sequences(rows: Sequence[Sequence[int]], file: Path, vocab_size: int, 
             span = f"{min(row)}..{max(row)}" if row else "no tokens"
             raise ValueError(
                 f"{file}: sequence {number} has token ids {span}; the parent knows 0..{vocab_size - 1}. "
-                "Tokenise it with the parent's own tokenizer."
+                "Tokenize it with the parent's own tokenizer."
             )

@@ -28,7 +28,7 @@ import pyarrow
 from numpy.typing import NDArray
 from pyarrow import parquet
 
-from lit_puzzle.data.provenance import Writer, read_limits
+from lit_puzzle.data.provenance import Provenance, read_limits
 from lit_puzzle.model.safetensors_file import read_json
 from lit_puzzle.run.folder import require_input, write_atomically
 
@@ -113,10 +113,10 @@ def write_documents(
     while batch := list(islice(left, shard_documents)):
         write_shard(folder, number, batch)
         number += 1
-    return close_folder(folder, Writer.of(parent), number, settings)
+    return close_folder(folder, Provenance.of(parent), number, settings)
 
 
-def close_folder(folder: Path, writer: Writer, shards: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+def close_folder(folder: Path, writer: Provenance, shards: int, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Checks and counts the shards, and writes `documents.json`, which makes the folder complete.
 
     Raises:
@@ -172,7 +172,7 @@ class DocumentFolder:
             )
         self.record = read_json(self.folder / DOCUMENTS_FILE)
         self.identity = hashlib.sha256((self.folder / DOCUMENTS_FILE).read_bytes()).hexdigest()
-        self.writer = Writer(**{key: self.record[key] for key in Writer.__dataclass_fields__})
+        self.writer = Provenance(**{key: self.record[key] for key in Provenance.__dataclass_fields__})
         self.first = [0, *accumulate(int(row["documents"]) for row in self.record["shards"])]
         missing = [shard_name(n) for n in range(self.num_shards) if not (self.folder / shard_name(n)).is_file()]
         if missing:

@@ -1,4 +1,4 @@
-"""What the parent itself writes: prompts answered at a mix of efforts, as documents to distil from.
+"""What the parent itself writes: prompts answered at a mix of efforts, as documents to distill from.
 
 Reads the parent's folder and prompts (environments' training problems, or a file); writes `documents/` into the run
 folder: a Parquet shard per `shard_size` prompts and, last, `documents.json` (`lit_puzzle.data.document_files`). The
@@ -24,8 +24,8 @@ from rich.table import Table
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from lit_puzzle.data.document_files import Document, close_folder, read_note, shard_name, write_shard
-from lit_puzzle.data.prompts import Asked, check_lengths, choose, encode
-from lit_puzzle.data.provenance import Writer
+from lit_puzzle.data.prompts import PromptAtEffort, check_lengths, choose, encode
+from lit_puzzle.data.provenance import Provenance
 from lit_puzzle.environments.environment import EFFORTS, Environment, effort_weights
 from lit_puzzle.generation.engines import EngineName, start_engine
 from lit_puzzle.generation.sampling import Answers, Sampling
@@ -74,7 +74,7 @@ def generate(
         seed: Of the prompts, the efforts and the sampling.
 
     Returns:
-        `documents`, `tokens`, `targets`, `shards`; per effort `asked/<effort>`, `kept/<effort>`, `tokens/<effort>`
+        `documents`, `tokens`, `targets`, `shards`; per effort `prompts/<effort>`, `kept/<effort>`, `tokens/<effort>`
         (mean generated), `finished/<effort>` (share) and, where verified, `accuracy/<effort>` (before `keep`).
 
     Raises:
@@ -86,12 +86,12 @@ def generate(
     if keep == "correct" and environments is None:
         raise ValueError("keep: correct needs environments, which verify answers; prompts of a file have none.")
     parent = require_input(parent, "parent checkpoint")
-    asked = choose(prompts, environments, effort_weights(efforts or EFFORTS), num_prompts, seed)
+    pairs = choose(prompts, environments, effort_weights(efforts or EFFORTS), num_prompts, seed)
     tokenizer = AutoTokenizer.from_pretrained(parent)
     context_tokens = int(AutoConfig.from_pretrained(parent).max_position_embeddings)
-    check_lengths(tokenizer, asked, context_tokens - max_new_tokens)
+    check_lengths(tokenizer, pairs, context_tokens - max_new_tokens)
     folder = run_dir / DOCUMENTS
-    shares = [asked[start : start + shard_size] for start in range(0, len(asked), shard_size)]
+    shares = [pairs[start : start + shard_size] for start in range(0, len(pairs), shard_size)]
     missing = [number for number in range(len(shares)) if not (folder / shard_name(number)).is_file()]
     if missing:  # else an attempt that was killed had made them all
         answers = start_engine(engine, parent, dtype, sampling, batch_size, tensor_parallel)
@@ -100,10 +100,10 @@ def generate(
             written = answer(shares[number], tokenizer, environments, answers, shard_seed(seed, number))
             write_answers(folder, number, written, keep)
     settings = {"seed": seed, "temperature": temperature, "top_p": top_p, "keep": keep}
-    record = close_folder(folder, Writer.of(parent), len(shares), settings | {"max_new_tokens": max_new_tokens})
+    record = close_folder(folder, Provenance.of(parent), len(shares), settings | {"max_new_tokens": max_new_tokens})
     if record["documents"] == 0:
-        raise ValueError(f"keep: {keep} left none of {len(asked)} answers of {parent}. Ask more, or keep: all.")
-    results = summarise([json.loads(read_note(folder / shard_name(number))) for number in range(len(shares))])
+        raise ValueError(f"keep: {keep} left none of {len(pairs)} answers of {parent}. Ask more, or keep: all.")
+    results = summarize([json.loads(read_note(folder / shard_name(number))) for number in range(len(shares))])
     print_table(results)
     return {key: float(record[key]) for key in ("documents", "tokens", "targets")} | {"shards": len(shares)} | results
 
@@ -120,19 +120,19 @@ def shard_seed(seed: int, number: int) -> int:
 
 
 def answer(
-    asked: Sequence[Asked],
+    pairs: Sequence[PromptAtEffort],
     tokenizer: PreTrainedTokenizerBase,
     environments: Sequence[Environment] | None,
     answers: Answers,
     seed: int,
 ) -> list[tuple[Document, bool]]:
     """A document for each prompt, verified where there are environments, and whether its answer ended by itself."""
-    prompts = encode(tokenizer, asked)
-    order = sorted(range(len(asked)), key=lambda i: (EFFORTS.index(asked[i][1]), len(prompts[i]), i))
+    prompts = encode(tokenizer, pairs)
+    order = sorted(range(len(pairs)), key=lambda i: (EFFORTS.index(pairs[i][1]), len(prompts[i]), i))
     answered = dict(zip(order, answers([prompts[i] for i in order], seed), strict=True))
     by_name = {environment.name: environment for environment in environments or []}
     documents = []
-    for i, (problem, effort) in enumerate(asked):
+    for i, (problem, effort) in enumerate(pairs):
         token_ids, ended = answered[i]
         correct = None
         if environments is not None:
@@ -148,9 +148,9 @@ def count(written: Sequence[tuple[Document, bool]], keep: Keep) -> dict[str, dic
     sums: dict[str, dict[str, float]] = {}
     for document, ended in written:
         row = sums.setdefault(
-            document.effort, dict.fromkeys(("asked", "kept", "tokens", "finished", "verified", "correct"), 0.0)
+            document.effort, dict.fromkeys(("prompts", "kept", "tokens", "finished", "verified", "correct"), 0.0)
         )
-        row["asked"] += 1
+        row["prompts"] += 1
         row["kept"] += keep == "all" or document.correct == 1.0
         row["tokens"] += sum(document.loss_mask)
         row["finished"] += ended
@@ -159,14 +159,14 @@ def count(written: Sequence[tuple[Document, bool]], keep: Keep) -> dict[str, dic
     return sums
 
 
-def summarise(shards: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, float]:
+def summarize(shards: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, float]:
     """Numbers per effort over all shards, flat."""
     results: dict[str, float] = {}
     for effort in (effort for effort in EFFORTS if any(effort in shard for shard in shards)):
         rows = [shard[effort] for shard in shards if effort in shard]
         total = {key: sum(row[key] for row in rows) for key in rows[0]}
-        results |= {f"asked/{effort}": total["asked"], f"kept/{effort}": total["kept"]}
-        results |= {f"{key}/{effort}": total[key] / total["asked"] for key in ("tokens", "finished")}
+        results |= {f"prompts/{effort}": total["prompts"], f"kept/{effort}": total["kept"]}
+        results |= {f"{key}/{effort}": total[key] / total["prompts"] for key in ("tokens", "finished")}
         if total["verified"]:
             results[f"accuracy/{effort}"] = total["correct"] / total["verified"]
     return results
@@ -174,12 +174,12 @@ def summarise(shards: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, 
 
 def print_table(results: Mapping[str, float]) -> None:
     """Prints the numbers, an effort a row."""
-    table = Table("effort", "asked", "kept", "tokens", "ended by itself", "accuracy", title="Written by the parent")
-    for effort in (effort for effort in EFFORTS if f"asked/{effort}" in results):
+    table = Table("effort", "prompts", "kept", "tokens", "ended by itself", "accuracy", title="Written by the parent")
+    for effort in (effort for effort in EFFORTS if f"prompts/{effort}" in results):
         accuracy = f"{results[f'accuracy/{effort}']:.3f}" if f"accuracy/{effort}" in results else "not verified"
         table.add_row(
             effort,
-            f"{results[f'asked/{effort}']:.0f}",
+            f"{results[f'prompts/{effort}']:.0f}",
             f"{results[f'kept/{effort}']:.0f}",
             f"{results[f'tokens/{effort}']:.1f}",
             f"{results[f'finished/{effort}']:.3f}",

@@ -4,7 +4,7 @@ Reads batches of `lit_puzzle.data.documents`; writes nothing. Bytes it keeps: b 
 
 The model is called as a whole, but for its logits: it is the FSDP root, whose embedding, last norm and head stay
 gathered until backward has used them. So `model.lm_head.weight` is the whole head after the call, inside backward too.
-Where no backward follows, `release` gives it back: optimiser and checkpoints know sharded weights only.
+Where no backward follows, `release` gives it back: optimizer and checkpoints know sharded weights only.
 
 Shapes: B rows, T tokens of a row, D hidden channels.
 """

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from lit_puzzle.environments.environment import Environment, Problem, draw, effort_weights, is_held_out, render_prompt
 from lit_puzzle.run.folder import require_input
 
-Asked = tuple[Problem, str]  # a problem and the effort it is asked at
+PromptAtEffort = tuple[Problem, str]  # a problem and the effort it is asked at
 FORM = '{"messages": [{"role": ..., "content": ...}]} or {"prompt": text}, and optionally "environment": text'
 
 
@@ -32,7 +32,7 @@ def choose(
     efforts: Mapping[str, float],
     num_prompts: int | None,
     seed: int,
-) -> list[Asked]:
+) -> list[PromptAtEffort]:
     """Problems and efforts in the order in which they are asked; equal arguments give equal ones.
 
     Args:
@@ -54,16 +54,16 @@ def choose(
         return draw(environments, weights, num_prompts, seed, held_out=False)
     assert prompts is not None
     problems = read_prompts(prompts)
-    asked = [problem for problem in problems if not is_held_out(problem)]
-    wanted = len(asked) if num_prompts is None else num_prompts
-    if not asked or wanted > len(asked):
+    pairs = [problem for problem in problems if not is_held_out(problem)]
+    wanted = len(pairs) if num_prompts is None else num_prompts
+    if not pairs or wanted > len(pairs):
         raise ValueError(
-            f"{prompts} holds {len(problems)} prompts, {len(asked)} of them outside the held-out eighth; {wanted} were "
+            f"{prompts} holds {len(problems)} prompts, {len(pairs)} of them outside the held-out eighth; {wanted} were "
             "asked for. Give more prompts or a smaller num_prompts."
         )
-    random.Random(f"order {seed}").shuffle(asked)
+    random.Random(f"order {seed}").shuffle(pairs)
     chosen = random.Random(f"efforts {seed}").choices(list(weights), list(weights.values()), k=wanted)
-    return list(zip(asked[:wanted], chosen, strict=True))
+    return list(zip(pairs[:wanted], chosen, strict=True))
 
 
 def read_prompts(path: Path) -> list[Problem]:
@@ -124,21 +124,21 @@ def _is_message(message: object) -> bool:
     return isinstance(message, Mapping) and all(isinstance(message.get(key), str) for key in ("role", "content"))
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, asked: Sequence[Asked]) -> list[list[int]]:
+def encode(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PromptAtEffort]) -> list[list[int]]:
     """Token ids of the rendered prompts."""
-    texts = [render_prompt(tokenizer, problem, effort) for problem, effort in asked]
+    texts = [render_prompt(tokenizer, problem, effort) for problem, effort in pairs]
     return [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
 
 
-def check_lengths(tokenizer: PreTrainedTokenizerBase, asked: Sequence[Asked], prompt_tokens: int) -> None:
+def check_lengths(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PromptAtEffort], prompt_tokens: int) -> None:
     """Refuses prompts that leave no room for an answer, before anything is generated.
 
-    A token is at least one byte: only prompts with more bytes than `prompt_tokens` are tokenised here.
+    A token is at least one byte: only prompts with more bytes than `prompt_tokens` are tokenized here.
 
     Raises:
         ValueError: A prompt is longer than `prompt_tokens`.
     """
-    for problem, effort in asked:
+    for problem, effort in pairs:
         if len(render_prompt(tokenizer, problem, effort).encode()) <= prompt_tokens:
             continue
         length = len(encode(tokenizer, [(problem, effort)])[0])

@@ -14,7 +14,7 @@ from lit_puzzle.model.checkpoint import fingerprint
 
 
 @dataclass(frozen=True)
-class Writer:
+class Provenance:
     """Who wrote the tokens and what they may be: what has to agree with whoever reads them.
 
     Attributes:
@@ -30,7 +30,7 @@ class Writer:
     context_tokens: int
 
     @classmethod
-    def of(cls, parent: Path) -> "Writer":
+    def of(cls, parent: Path) -> "Provenance":
         """Reads a checkpoint folder: its configuration, tokenizer, and the pages its fingerprint covers."""
         return cls(fingerprint(parent), *read_limits(parent))
 

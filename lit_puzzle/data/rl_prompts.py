@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-Asked = tuple[Problem, str]  # a problem and the effort it is asked at
+PromptAtEffort = tuple[Problem, str]  # a problem and the effort it is asked at
 
 
 class PromptData(LightningDataModule):
@@ -74,13 +74,13 @@ class PromptData(LightningDataModule):
         """The training prompts as a dataset of texts with the columns prompt, answer, environment and effort."""
         from datasets import Dataset
 
-        asked = draw(self.environments, self.efforts, self.num_train_prompts, self.seed, held_out=False)
+        pairs = draw(self.environments, self.efforts, self.num_train_prompts, self.seed, held_out=False)
         return Dataset.from_dict(
             {
-                "prompt": [render_prompt(tokenizer, problem, effort) for problem, effort in asked],
-                "answer": [problem.answer for problem, _ in asked],
-                "environment": [problem.environment for problem, _ in asked],
-                "effort": [effort for _, effort in asked],
+                "prompt": [render_prompt(tokenizer, problem, effort) for problem, effort in pairs],
+                "answer": [problem.answer for problem, _ in pairs],
+                "environment": [problem.environment for problem, _ in pairs],
+                "effort": [effort for _, effort in pairs],
             }
         )
 
@@ -93,11 +93,11 @@ class PromptData(LightningDataModule):
         if effort not in self.efforts:
             raise ValueError(f"Effort {effort!r} was asked for; the mix has {list(self.efforts)}.")
         count = self.held_out_per_effort + len(self._set_aside)  # all different, so that enough are left
-        asked = draw(self.environments, [effort], count, self.held_out_seed, held_out=True)
-        left = [problem for problem, _ in asked if problem.text() not in self._set_aside]
+        pairs = draw(self.environments, [effort], count, self.held_out_seed, held_out=True)
+        left = [problem for problem, _ in pairs if problem.text() not in self._set_aside]
         return left[: self.held_out_per_effort]
 
-    def val_dataloader(self) -> DataLoader[Asked]:
+    def val_dataloader(self) -> DataLoader[PromptAtEffort]:
         """Lists of (held-out problem, effort), effort after effort: all, for processes share when they answer."""
-        asked = [(problem, effort) for effort in self.efforts for problem in self.held_out(effort)]
-        return DataLoader(asked, batch_size=self.validation_batch_size, collate_fn=list)  # type: ignore[arg-type]
+        pairs = [(problem, effort) for effort in self.efforts for problem in self.held_out(effort)]
+        return DataLoader(pairs, batch_size=self.validation_batch_size, collate_fn=list)  # type: ignore[arg-type]

@@ -150,9 +150,9 @@ def squares(child_ND: Tensor, parent_ND: Tensor | None = None) -> Tensor:
     return difference_ND.square().sum()
 
 
-def counted_tokens(batch: Batch, only_written: bool) -> Tensor:
+def counted_tokens(batch: Batch, completions_only: bool) -> Tensor:
     """(B, T): all real tokens, or only those from which the parent wrote the next one."""
-    return targets_before(batch) if only_written else batch["document_ids"] >= 0
+    return targets_before(batch) if completions_only else batch["document_ids"] >= 0
 
 
 def surroundings(

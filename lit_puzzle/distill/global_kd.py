@@ -43,12 +43,12 @@ from lit_puzzle.spec import Plan
 from lit_puzzle.training.ema import WeightAverage
 from lit_puzzle.training.random_state import RandomState, put_random_state, take_random_state
 from lit_puzzle.training.sharding import load_for, shard
-from lit_puzzle.training.trainable import FROZEN, LoraSettings, freeze_parameters, optimise_trainable
+from lit_puzzle.training.trainable import FROZEN, LoraSettings, freeze_parameters, optimize_trainable
 from lit_puzzle.training.trainer_validation import check_trainer
 
 
 class GlobalDistillation(LightningModule):
-    """Distils a parent into a child.
+    """Distills a parent into a child.
 
     Args:
         child: folder of the child: weights, configuration, tokenizer.
@@ -60,7 +60,7 @@ class GlobalDistillation(LightningModule):
         lora: trains low-rank adapters instead; everything else is then frozen.
         ema_decay: validates and saves an exponential moving average of the weights, of this decay.
         gradient_checkpointing: recomputes the child's activations in backward.
-        optimizer: builds the optimiser on the trainable parameters.
+        optimizer: builds the optimizer on the trainable parameters.
         lr_scheduler: builds the schedule, stepped once per update.
         dtype: dtype in which weights are loaded; those that train are kept in float32.
         attention: attention of both models; decoding is eager.
@@ -168,8 +168,8 @@ class GlobalDistillation(LightningModule):
             shard(parent, parent.model.layers, mesh, waiting)
 
     def configure_optimizers(self) -> Any:
-        """Optimiser over the trainable parameters; the schedule counts updates."""
-        return optimise_trainable(self, self.optimizer, self.lr_scheduler)
+        """Optimizer over the trainable parameters; the schedule counts updates."""
+        return optimize_trainable(self, self.optimizer, self.lr_scheduler)
 
     # ---- training -------------------------------------------------------------------------------------------------
 
@@ -233,8 +233,8 @@ class GlobalDistillation(LightningModule):
         total = self._validated.over_processes(self.trainer)
         values = {f"val/{name}": value for name, value in total.per_target().items()}
         if self.held_out is not None and self.held_out.validated:
-            asked = self.held_out.validated
-            values |= validation_values(self.held_out.answer(asked, self.model, self.tokenizer, self.trainer))
+            pairs = self.held_out.validated
+            values |= validation_values(self.held_out.answer(pairs, self.model, self.tokenizer, self.trainer))
         self.log_dict(values, prog_bar=True, sync_dist=True)
         if not self.trainer.sanity_checking:
             self._val_losses.append(values["val/loss"])

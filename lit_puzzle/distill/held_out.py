@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Trainer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_puzzle.data.rl_prompts import Asked
+from lit_puzzle.data.rl_prompts import PromptAtEffort
 from lit_puzzle.environments.environment import EFFORTS, Environment, draw, effort_weights
 from lit_puzzle.evaluate.accuracy import Episode, held_out_problems, read_episodes
 from lit_puzzle.evaluate.before_after import (
@@ -62,10 +62,10 @@ class HeldOutAccuracy:
         count = settings.validation_prompts + len(texts) if settings.validation_prompts else 0
         drawn = draw(environments, efforts[:1], count, VALIDATION_SEED, held_out=True)
         left = [problem for problem, _ in drawn if problem.text() not in texts][: settings.validation_prompts]
-        self.validated: list[Asked] = [(problem, effort) for effort in efforts for problem in left]
+        self.validated: list[PromptAtEffort] = [(problem, effort) for effort in efforts for problem in left]
 
     def answer(
-        self, asked: list[Asked], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trainer: Trainer
+        self, pairs: list[PromptAtEffort], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trainer: Trainer
     ) -> list[Episode]:
         """Greedy answers of all processes together; leaves randomness, modes and gradients as they were."""
         settings = self.settings.measured
@@ -77,7 +77,7 @@ class HeldOutAccuracy:
             trainer.precision_plugin.forward_context(),
         ):
             return answer_together(
-                model, tokenizer, asked, self.settings.environments, settings.max_new_tokens, settings.batch_size
+                model, tokenizer, pairs, self.settings.environments, settings.max_new_tokens, settings.batch_size
             )
 
     def measure(

@@ -71,7 +71,7 @@ def precompute_logits(
     Args:
         run_dir: The run's folder; gets `top_logits/`.
         parent: Checkpoint folder.
-        documents: Folder of documents, tokenised for this parent (written by whomever).
+        documents: Folder of documents, tokenized for this parent (written by whomever).
         top_k: Tokens kept.
         precision: Of the logarithms on disk.
         batch_tokens: Tokens computed together; a longer document is computed by itself.

@@ -27,7 +27,7 @@ _NOUNS = (
     "raven ribbon saddle sparrow thistle timber tunnel willow"
 )
 ADJECTIVES, NOUNS = tuple(_ADJECTIVES.split()), tuple(_NOUNS.split())
-WHO = ("The baker", "A teacher", "The old captain", "Her neighbour", "The night guard", "A young clerk", "The weaver")
+WHO = ("The baker", "A teacher", "The old captain", "Her neighbor", "The night guard", "A young clerk", "The weaver")
 DOES = ("waits for", "looks after", "talks about", "walks around", "paints", "remembers", "sweeps", "draws")
 WHAT = ("the market square", "the empty house", "a wooden fence", "the long road", "the river bank", "a small boat")
 WHEN = ("before sunrise", "after supper", "every other week", "when it rains", "in the spring", "without a word")

@@ -118,7 +118,7 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     return mean, math.sqrt(variance / len(values))
 
 
-def summarise(episodes: Sequence[Episode]) -> dict[str, float]:
+def summarize(episodes: Sequence[Episode]) -> dict[str, float]:
     """Headline numbers of a set of episodes.
 
     Returns:
@@ -149,8 +149,8 @@ def compare(before: Sequence[Episode], after: Sequence[Episode]) -> dict[str, fl
     Raises:
         ValueError: the two are not answers to the same problems in the same order.
     """
-    asked = [[(e.environment, e.effort, e.problem) for e in episodes] for episodes in (before, after)]
-    if asked[0] != asked[1]:
+    problems = [[(e.environment, e.effort, e.problem) for e in episodes] for episodes in (before, after)]
+    if problems[0] != problems[1]:
         raise ValueError(
             f"{len(before)} answers before and {len(after)} after are not to the same problems in the same order. "
             "Evaluate both with the same environments, efforts, prompts_per_effort and seed."
@@ -225,7 +225,7 @@ def evaluate(
         kv_scales: folder of the scales of that cache; none: those in the checkpoint, or 1.
 
     Returns:
-        The numbers of `summarise`, and of `compare` (this run - baseline) if there is a baseline.
+        The numbers of `summarize`, and of `compare` (this run - baseline) if there is a baseline.
 
     Raises:
         ValueError: missing folders, bad counts, too few held-out problems, a baseline that asked other problems, or
@@ -253,7 +253,7 @@ def evaluate(
         for effort, group in split_by_effort(episodes).items()
     }
     write_lengths(run_dir, lengths)
-    results = summarise(episodes) | ({} if before is None else compare(before, episodes))
+    results = summarize(episodes) | ({} if before is None else compare(before, episodes))
     print_table(results, list(lengths))
     return results
 

@@ -18,7 +18,7 @@ from torch import distributed
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_puzzle.data.rl_prompts import Asked
+from lit_puzzle.data.rl_prompts import PromptAtEffort
 from lit_puzzle.environments.environment import Environment
 from lit_puzzle.evaluate.accuracy import (
     Episode,
@@ -27,7 +27,7 @@ from lit_puzzle.evaluate.accuracy import (
     gather_episodes,
     local_share,
     split_by_effort,
-    summarise,
+    summarize,
     write_episodes,
 )
 from lit_puzzle.model.writer import atomic_folder
@@ -59,7 +59,7 @@ class EvaluationSettings:
 def answer_together(
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    asked: Sequence[Asked],
+    pairs: Sequence[PromptAtEffort],
     environments: Sequence[Environment],
     max_new_tokens: int,
     batch_size: int,
@@ -68,11 +68,11 @@ def answer_together(
 
     Shares are filled up to one length with problems whose answers are dropped: a sharded model that is gathered layer
     by layer needs every process to generate equally often. Its root keeps its weights after that: they are given back,
-    for optimiser and checkpoints know the sharded ones only.
+    for optimizer and checkpoints know the sharded ones only.
     """
     world = distributed.get_world_size() if distributed.is_initialized() else 1
-    share = list(local_share(asked))
-    filled = share + list(asked[: -(-len(asked) // world) - len(share)])
+    share = list(local_share(pairs))
+    filled = share + list(pairs[: -(-len(pairs) // world) - len(share)])
     episodes = answer_problems(policy, tokenizer, filled, environments, max_new_tokens, batch_size)
     for group in policy.modules():
         if isinstance(group, FSDPModule):
@@ -113,7 +113,7 @@ def recovery_results(before: Sequence[Episode], after: Sequence[Episode], reward
     paired = compare(before, after)
     results = {}
     for effort in split_by_effort(before):
-        for when, summary in (("before", summarise(before)), ("after", summarise(after))):
+        for when, summary in (("before", summarize(before)), ("after", summarize(after))):
             results[f"accuracy/{effort}/{when}"] = summary[f"accuracy/{effort}"]
             results[f"accuracy/{effort}/{when}_se"] = summary[f"accuracy_se/{effort}"]
             results[f"tokens/{effort}/{when}"] = summary[f"tokens/{effort}"]

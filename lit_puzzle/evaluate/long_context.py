@@ -150,8 +150,8 @@ class LongContextAccuracy:
             for task, share in zip(self.tasks, shares[: len(self.tasks)], strict=True)
         ]
         for environment, share in zip(self.environments, shares[len(self.tasks) :], strict=True):
-            asked = draw([environment], [self.efforts[0]], share, self.seed, held_out=False)
-            problems.append([problem for problem, _ in asked])
+            pairs = draw([environment], [self.efforts[0]], share, self.seed, held_out=False)
+            problems.append([problem for problem, _ in pairs])
         turns = [group[turn] for turn in range(max(shares)) for group in problems if turn < len(group)]
         return [(problem, effort) for effort in self.efforts for problem in turns]
 

@@ -26,7 +26,7 @@ _SEARCH_OCTAVES = 12  # how far below amax / 448 the search goes: amax is then 4
 _STEPS_PER_OCTAVE = 16
 
 
-def quantise(x_BGTC: Tensor, scale: Tensor) -> Tensor:
+def quantize(x_BGTC: Tensor, scale: Tensor) -> Tensor:
     """Stored numbers of a cache, float8_e4m3fn; what is too large becomes the largest number, never NaN.
 
     Args:
@@ -37,7 +37,7 @@ def quantise(x_BGTC: Tensor, scale: Tensor) -> Tensor:
     return scaled.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
 
 
-def dequantise(stored_BGTC: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+def dequantize(stored_BGTC: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """What attention reads of stored numbers."""
     return (stored_BGTC.float() * _per_head(scale)).to(dtype)
 
@@ -89,7 +89,7 @@ def squared_error(counts_M: Tensor, scale: Tensor) -> float:
     """Sum over all counted values of (value - what is read of it)^2 at a scale, in float64."""
     kept = counts_M.nonzero().flatten()
     exact_K = magnitudes()[kept]
-    read_K = dequantise(quantise(exact_K, scale), scale, torch.float32)
+    read_K = dequantize(quantize(exact_K, scale), scale, torch.float32)
     return float(((exact_K.double() - read_K.double()) ** 2 * counts_M[kept]).sum())
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 
-from lit_puzzle.kv_cache.fp8 import dequantise, quantise
+from lit_puzzle.kv_cache.fp8 import dequantize, quantize
 from lit_puzzle.kv_cache.kv_scales import KVScales, check_positive
 from lit_puzzle.kv_cache.kv_statistics import Scales, Window
 from lit_puzzle.model.checkpoint import Checkpoint
@@ -44,9 +44,9 @@ class Fp8Cache(DynamicCache):
         if scales is None:
             return super().update(key_states, value_states, layer_idx, *args, **kwargs)
         k_scale, v_scale = (scale.to(key_states.device) for scale in scales)
-        new = quantise(key_states, k_scale), quantise(value_states, v_scale)
+        new = quantize(key_states, k_scale), quantize(value_states, v_scale)
         keys, values = super().update(*new, layer_idx, *args, **kwargs)
-        return dequantise(keys, k_scale, key_states.dtype), dequantise(values, v_scale, value_states.dtype)
+        return dequantize(keys, k_scale, key_states.dtype), dequantize(values, v_scale, value_states.dtype)
 
 
 def scales_for(checkpoint: Path, kv_scales: Path | None) -> list[Scales | None]:

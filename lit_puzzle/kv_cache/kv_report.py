@@ -13,7 +13,7 @@ from lit_puzzle.kv_cache.kv_scales import E4M3_MAX, KVScales, LayerScales
 from lit_puzzle.kv_cache.kv_statistics import Window
 from lit_puzzle.run.folder import write_atomically
 
-KINDS = {"k": "#1b6ca8", "v": "#e07b39"}  # and their colours
+KINDS = {"k": "#1b6ca8", "v": "#e07b39"}  # and their colors
 
 
 def per_layer(layers: Sequence[LayerScales | None], prefix: str = "kv") -> dict[str, float]:
@@ -85,17 +85,17 @@ def draw_amax(folder: Path, scales: KVScales, windows: Sequence[Window]) -> None
 
     figure = Figure(figsize=(max(5.0, 0.28 * len(windows)), 3.2), layout="constrained")
     axes = figure.subplots()
-    for (kind, colour), shift in zip(KINDS.items(), (-0.15, 0.15), strict=True):
+    for (kind, color), shift in zip(KINDS.items(), (-0.15, 0.15), strict=True):
         named = {"amax": f"amax of {kind.upper()}", "held": f"448 x scale of {kind.upper()}"}
         for layer, (both, window) in enumerate(zip(scales.layers, windows, strict=True)):
             if both is None:
                 continue
             one = both.k if kind == "k" else both.v
-            face = colour if window is None else "white"
+            face = color if window is None else "white"
             for amax, scale in zip(one.amax.flatten().tolist(), one.scale.flatten().tolist(), strict=True):
                 x, held = layer + shift, E4M3_MAX * scale
-                axes.plot(x, amax, "o", color=colour, markerfacecolor=face, label=named.pop("amax", None))
-                axes.plot([x - 0.13, x + 0.13], [held, held], color=colour, label=named.pop("held", None))
+                axes.plot(x, amax, "o", color=color, markerfacecolor=face, label=named.pop("amax", None))
+                axes.plot([x - 0.13, x + 0.13], [held, held], color=color, label=named.pop("held", None))
     axes.set_yscale("log", base=2)
     axes.set_xlabel("layer (hollow: windowed)")
     axes.set_ylabel("magnitude")

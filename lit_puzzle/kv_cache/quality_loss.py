@@ -19,7 +19,7 @@ from lit_puzzle.kv_cache.fp8_cache import Fp8Cache
 from lit_puzzle.kv_cache.kv_statistics import Scales
 
 
-def kv_damage(
+def kv_quality_loss(
     model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]], scales: Sequence[Scales | None]
 ) -> dict[str, float]:
     """Damage of an FP8 cache with given scales.

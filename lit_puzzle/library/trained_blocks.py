@@ -31,7 +31,7 @@ def chosen_tensors(parent: Checkpoint, plan: Plan, folder: Path) -> dict[str, Te
             if full_name not in parent.tensors:
                 raise ValueError(
                     f"{folder}: layer {layer} has a trained {name}, which {parent.folder} holds in another form (MXFP4 "
-                    "experts are never re-quantised); train blocks without it"
+                    "experts are never re-quantized); train blocks without it"
                 )
             found[full_name] = tensor
     return found

@@ -1,6 +1,6 @@
 """The only file that touches TRL's internals: a `trl.GRPOTrainer` as rollout, reward and loss engine (trl 1.16).
 
-The trainer's own loop never runs. A LightningModule asks for `loss(batch)`, drives optimisation itself, and gets the
+The trainer's own loop never runs. A LightningModule asks for `loss(batch)`, drives optimization itself, and gets the
 weights that `GRPOTrainer.train()` would have reached, bit for bit. Everything random (sampling, shuffling) happens on a
 stream of its own per process, so validation cannot change training and a resumed run continues bit for bit.
 
@@ -194,7 +194,7 @@ class GRPOEngine:
         return {key: sum(values) / len(values) for key, values in known.items() if values}
 
     def state_dict(self) -> dict[str, Any]:
-        """What resuming needs beside weights, optimiser and loader: one entry per process, tensors and plain Python.
+        """What resuming needs beside weights, optimizer and loader: one entry per process, tensors and plain Python.
 
         Every process must call it; the list is the same on all.
         """

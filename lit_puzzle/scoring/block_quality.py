@@ -49,7 +49,7 @@ class ScoredTokens:
     log_probs_NV: Tensor | None = None
 
 
-def damage_sums(
+def quality_loss_sums(
     tokens: ScoredTokens, child_ND: Tensor, head: Callable[[Tensor], Tensor], num_samples: int, chunk_tokens: int
 ) -> Tensor:
     """Each metric summed over the tokens of each sample.
@@ -71,13 +71,13 @@ def damage_sums(
         cached = tokens.log_probs_NV
         parent_NV = log_probabilities(states[0], head) if cached is None else cached[chunk]
         child_NV = log_probabilities(states[1], head)
-        columns = [*hidden_damage(*states), *logit_damage(parent_NV, child_NV, tokens.targets_N[chunk])]
+        columns = [*hidden_quality_loss(*states), *logit_quality_loss(parent_NV, child_NV, tokens.targets_N[chunk])]
         sums_SM.index_add_(0, tokens.samples_N[chunk], torch.stack([column.double() for column in columns], dim=1))
     return sums_SM
 
 
 def token_counts(samples_N: Tensor, targets_N: Tensor, num_samples: int) -> Tensor:
-    """By how many tokens each sum of `damage_sums` is to be divided, shape (S, M), float64."""
+    """By how many tokens each sum of `quality_loss_sums` is to be divided, shape (S, M), float64."""
     counts_SM = torch.zeros(num_samples, len(METRICS), dtype=torch.float64, device=samples_N.device)
     ones_NM = torch.ones(len(samples_N), len(METRICS), dtype=torch.float64, device=samples_N.device)
     ones_NM[:, METRICS.index("lm_loss")] = (targets_N != NO_TOKEN).double()
@@ -95,7 +95,7 @@ def exact(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def hidden_damage(parent_ND: Tensor, child_ND: Tensor) -> tuple[Tensor, Tensor]:
+def hidden_quality_loss(parent_ND: Tensor, child_ND: Tensor) -> tuple[Tensor, Tensor]:
     """Mean squared difference and 1 - cosine of each token, (N) each."""
     parent_ND, child_ND = parent_ND.to(exact(parent_ND.dtype)), child_ND.to(exact(child_ND.dtype))
     difference_ND = child_ND - parent_ND
@@ -107,7 +107,7 @@ def hidden_damage(parent_ND: Tensor, child_ND: Tensor) -> tuple[Tensor, Tensor]:
     return squares_N / parent_ND.shape[-1], cosine_N.clamp(min=0)
 
 
-def logit_damage(parent_NV: Tensor, child_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def logit_quality_loss(parent_NV: Tensor, child_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """KL, Jensen-Shannon divergence, loss increase and top-1 disagreement of each token, (N) each.
 
     Args:

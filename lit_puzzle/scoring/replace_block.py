@@ -29,9 +29,9 @@ from lit_puzzle.scoring.block_quality import (
     METRICS,
     NO_TOKEN,
     ScoredTokens,
-    damage_sums,
     exact,
     log_probabilities,
+    quality_loss_sums,
     token_counts,
 )
 from lit_puzzle.scoring.hidden_states import bytes_of, hold
@@ -183,7 +183,7 @@ class ReplaceOneBlock:
         self.layer = layer
 
     @torch.no_grad()
-    def damage(self, block: BlockSpec, trained: Mapping[str, Tensor] | None = None) -> dict[str, list[float]]:
+    def quality_loss(self, block: BlockSpec, trained: Mapping[str, Tensor] | None = None) -> dict[str, list[float]]:
         """Every metric of every sample with `block` in place of the present layer, on all processes."""
         sums_SM = torch.zeros(self.num_samples, len(METRICS), dtype=torch.float64)
         counts_SM = torch.zeros_like(sums_SM)
@@ -193,7 +193,7 @@ class ReplaceOneBlock:
                 child_ND = self._final(self._run(self._entering(part), batch, self.layer, None), batch)
                 tokens = self._scored_tokens(part, batch)
                 size = self.num_samples
-                sums_SM += damage_sums(tokens, child_ND, self.model.lm_head, size, self.chunk_tokens).cpu()
+                sums_SM += quality_loss_sums(tokens, child_ND, self.model.lm_head, size, self.chunk_tokens).cpu()
                 counts_SM += token_counts(tokens.samples_N, tokens.targets_N, size).cpu()
         values_SM = self.sum_over_processes(sums_SM) / self.sum_over_processes(counts_SM).clamp(min=1)
         return {name: values_SM[:, column].tolist() for column, name in enumerate(METRICS)}

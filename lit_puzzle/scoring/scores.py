@@ -99,11 +99,11 @@ class Scores:
         layers = sorted({layer for layer, _ in self.entries if layer >= len(known)})
         if layers:
             raise ValueError(f"the scores have entries of layers {layers}; the library's are 0 to {len(known) - 1}")
-        strangers = [(layer, name) for layer, name in self.entries if name not in known[layer]]
-        if strangers:
-            layer, name = strangers[0]
+        unknown = [(layer, name) for layer, name in self.entries if name not in known[layer]]
+        if unknown:
+            layer, name = unknown[0]
             raise ValueError(
-                f"the scores have {len(strangers)} entries of no candidate of the library: {strangers[:5]}; layer "
+                f"the scores have {len(unknown)} entries of no candidate of the library: {unknown[:5]}; layer "
                 f"{layer} allows {sorted(known[layer])}. Correct or remove {name!r}, or score this very library with "
                 "recipes/score.yaml."
             )

@@ -94,14 +94,14 @@ def score(
     unscored = run.unfinished(run.blocks, entries)
     unanswered = {name: run.unfinished(run.evaluation(name), rows[name]) for name in rows}
     # Every task is tried on the parent before the blocks: what is wrong with one must not show after days of scoring.
-    asked = [(task, run.items(task)) for task in tasks if unanswered[task.name]]
+    unanswered_items = [(task, run.items(task)) for task in tasks if unanswered[task.name]]
     batches, prompts = run.sequences(data, score_prompts)
-    if unscored or asked:
+    if unscored or unanswered_items:
         model = load_parent(run.processes, fabric, parent)
-        for task, items in asked:
+        for task, items in unanswered_items:
             run.ask_parent(model, task, items)
         run.score_blocks(model, batches, prompts, unscored, memory)
-        for task, items in asked:
+        for task, items in unanswered_items:
             run.evaluate(model, task, items, unanswered[task.name])
     if not run.processes.is_global_zero:
         return {}
@@ -186,7 +186,7 @@ class _Run:
         scorer.start(entries[0].layer)
         for number, entry in enumerate(entries, 1):
             scorer.advance(entry.layer)
-            values = scorer.damage(entry.block, self._trained(entry))
+            values = scorer.quality_loss(entry.block, self._trained(entry))
             check_finite(f"layer {entry.layer}, candidate {entry.name!r}", values)
             if self.processes.is_global_zero:
                 self.blocks.write(entry.file_name, values)

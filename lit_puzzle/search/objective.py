@@ -33,7 +33,7 @@ TIE = 0.01
 
 
 @dataclass(frozen=True)
-class DamageRule:
+class Objective:
     """Which scores make a damage.
 
     Attributes:
@@ -50,7 +50,7 @@ class DamageRule:
         if not 0 <= self.balance <= 1:
             raise ValueError(f"DamageRule: balance must be between 0 and 1, got {self.balance}")
 
-    def damages(self, library: Library, scores: Scores) -> list[list[float]]:
+    def quality_losses(self, library: Library, scores: Scores) -> list[list[float]]:
         """The damage of every candidate of every layer; 0 for the parent's own block.
 
         Raises:

@@ -31,13 +31,13 @@ class SweepPoint:
     """
 
     throughput_over_parent: float
-    damage: float | None
+    quality_loss: float | None
     proven: bool
 
 
 def write_table(path: Path, record: Mapping[str, Any]) -> None:
     """Write what plan.json holds as Markdown."""
-    lines = ["# The plan", "", _verdict(record), "", *_targets(record["predicted"]), "", *_layers(record)]
+    lines = ["# The plan", "", _proof(record), "", *_targets(record["predicted"]), "", *_layers(record)]
     if record["alternatives"]:
         lines += ["", "## Alternatives", "", "| plan | damage | layers that differ |", "|---|---|---|"]
         own = [row["candidate"] for row in record["scores"]]
@@ -51,7 +51,7 @@ def write_table(path: Path, record: Mapping[str, Any]) -> None:
     write_atomically(path, "\n".join(lines) + "\n")
 
 
-def _verdict(record: Mapping[str, Any]) -> str:
+def _proof(record: Mapping[str, Any]) -> str:
     optimality = record["optimality"]
     told = f"Damage {record['damage']:.6g}, found by `{optimality['solver']}` in {optimality['seconds']:.2f} s: "
     if optimality["gap"] is None:
@@ -64,7 +64,7 @@ def _verdict(record: Mapping[str, Any]) -> str:
 
 
 def _point(point: Mapping[str, Any]) -> str:
-    if point["damage"] is None:
+    if point["quality_loss"] is None:
         return "no plan" if point["proven"] else "none found"
     return f"{point['damage']:.6g}" + ("" if point["proven"] else " (not proven)")
 
@@ -76,7 +76,7 @@ def _targets(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     )
     lines = ["## Predicted", "", head, "|---|---|---|---|---|---|---|---|---|"]
     for row in rows:
-        scenario, asked = row["target"]["scenario"], row["required_tokens_per_second"]
+        scenario, pairs = row["target"]["scenario"], row["required_tokens_per_second"]
         where = (
             f"{scenario['num_gpus']} x {scenario['gpu']}, {scenario['prompt_tokens']}/{scenario['generated_tokens']}"
         )
@@ -86,7 +86,7 @@ def _targets(rows: Sequence[Mapping[str, Any]]) -> list[str]:
                 continue
             known, is_child = row[name], name == "child"
             over = f"{row['speedup']:.3f}" if is_child and row["speedup"] is not None else ""
-            wanted = f"{asked:.6g}" if is_child and asked is not None else ""
+            wanted = f"{pairs:.6g}" if is_child and pairs is not None else ""
             lines.append(
                 f"| {where} | {name} | {known['tokens_per_second']:.6g} | {over} | {wanted} "
                 f"| {known['memory_gib']:.4g} | {known['latency_seconds']:.4g} "
@@ -106,19 +106,19 @@ def _layers(record: Mapping[str, Any]) -> list[str]:
 
 
 def draw_plan(folder: Path, library: Library, plan: Mapping[str, Any]) -> None:
-    """Kept experts of every layer as bars; the colour says what became of the attention."""
+    """Kept experts of every layer as bars; the color says what became of the attention."""
     figure = _figure(width=max(5.0, 0.28 * library.num_layers))
     axes = figure.subplots()
-    colours = {FULL: "full attention", NARROWED: "full attention became a window", OWN_WINDOW: "the parent's window"}
+    colors = {FULL: "full attention", NARROWED: "full attention became a window", OWN_WINDOW: "the parent's window"}
     named: set[str] = set()
     for layer, (block, row) in enumerate(zip(plan["blocks"], library.layers, strict=True)):
         own, now = row[0].block, block["window_tokens"]
-        colour = FULL if now is None else OWN_WINDOW if now == own.window_tokens else NARROWED
-        label = None if colour in named else colours[colour]
-        named.add(colour)
+        color = FULL if now is None else OWN_WINDOW if now == own.window_tokens else NARROWED
+        label = None if color in named else colors[color]
+        named.add(color)
         axes.bar(layer, own.num_experts, color="none", edgecolor="#cccccc", linewidth=0.8)
-        axes.bar(layer, len(block["experts"]), color=colour, label=label)
-        if colour == NARROWED:
+        axes.bar(layer, len(block["experts"]), color=color, label=label)
+        if color == NARROWED:
             axes.annotate(f"{now}", (layer, len(block["experts"])), rotation=90, ha="center", va="bottom", fontsize=7)
     axes.set_xlabel("layer")
     axes.set_ylabel("experts kept")
@@ -131,14 +131,14 @@ def draw_curve(folder: Path, points: Sequence[SweepPoint]) -> None:
     """Damage of the best plan for every speed; a cross where there is no plan, a plus where none was found."""
     figure = _figure(width=5.0)
     axes = figure.subplots()
-    found = [(point.throughput_over_parent, point.damage) for point in points if point.damage is not None]
+    found = [(point.throughput_over_parent, point.quality_loss) for point in points if point.quality_loss is not None]
     axes.plot(*zip(*found) if found else ([], []), marker="o", color=FULL, label="least damage found")
     for proven, marker, label in ((True, "x", "no plan"), (False, "+", "none found")):
-        missing = [p.throughput_over_parent for p in points if p.damage is None and p.proven is proven]
+        missing = [p.throughput_over_parent for p in points if p.quality_loss is None and p.proven is proven]
         if missing:
             axes.plot(missing, [0.0] * len(missing), marker, color=NARROWED, label=label)
     axes.set_xlabel("throughput of the first target, times the parent's")
-    axes.set_ylabel("damage")
+    axes.set_ylabel("quality_loss")
     axes.legend(fontsize=8, frameon=False)
     _save(figure, folder / "curve")
 

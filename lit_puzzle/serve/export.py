@@ -3,10 +3,10 @@
 Reads a checkpoint folder (assembled, distilled, recovered; gpt_oss or gpt_oss_puzzle) and, where they are named, KV
 scales, a LoRA adapter, an MXFP4 parent, run.json files for the model card. Writes `run_dir/model`: config.json with
 `block_configs`, weights with an index, generation config with every stop token, tokenizer and chat template, the
-modelling file, README.md (the model card) with a picture, SHA256SUMS. The folder appears whole or not at all.
+modeling file, README.md (the model card) with a picture, SHA256SUMS. The folder appears whole or not at all.
 
 What is not asked to change is copied byte for byte, file to file. Nothing that a folder brings along is executed:
-pickles and code of tokenizers are refused, modelling files of the checkpoint are not copied; ours is.
+pickles and code of tokenizers are refused, modeling files of the checkpoint are not copied; ours is.
 
 Memory: headers and 16 MiB; with `experts: mxfp4` or `plain`, one expert matrix of a layer in both forms; with another
 dtype or an adapter, one tensor in both. Disk: the tensors. Traffic: each byte is read and written once, and read once

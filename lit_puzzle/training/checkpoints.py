@@ -23,7 +23,7 @@ class UpdateCheckpoint(ModelCheckpoint):
     such a checkpoint has lost the gradients accumulated so far, and what resumes from it is another run.
 
     Args:
-        every_n_updates: optimiser steps between checkpoints.
+        every_n_updates: optimizer steps between checkpoints.
         keep: newest checkpoints that stay on disk.
     """
 

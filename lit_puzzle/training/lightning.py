@@ -1,7 +1,7 @@
 """Runs recipes whose command is fit or validate: LightningCLI on one flat recipe form, inside a run folder.
 
 Reads the recipe's layers; writes `config.yaml`, what the module and its callbacks write, and `run.json`. Objects come
-by `class_path` + `init_args`; optimisers and schedules are arguments of the module, built on what trains.
+by `class_path` + `init_args`; optimizers and schedules are arguments of the module, built on what trains.
 """
 
 from collections.abc import Sequence

@@ -12,7 +12,7 @@ Memory per rank, for P parameters of b bytes, L layers, N ranks: P b / N + one l
 (`lit_puzzle.model.loading`); P b / N at rest; + 2 P b / L while layers run one after
 the other; + P b while `unsharded` (rollouts at full speed), for which it must fit. Traffic of a training step: 3 P b
 per rank (gather in forward and backward, scatter of gradients); of a rollout: P b when unsharded, else P b per token.
-Disk of a checkpoint: trainable parameters x (b + optimiser state).
+Disk of a checkpoint: trainable parameters x (b + optimizer state).
 
 Reads and writes: checkpoint folders. Source: PyTorch FSDP2 (`torch.distributed.fsdp.fully_shard`), arXiv 2304.11277.
 """
@@ -76,7 +76,7 @@ def shard(
 ) -> None:
     """Shards a model in place over the `data_parallel` dimension of a mesh; without one, or with one process, nothing.
 
-    Call it after freezing and after LoRA and before the optimiser is built, so that optimiser state exists for local
+    Call it after freezing and after LoRA and before the optimizer is built, so that optimizer state exists for local
     shards of trainable parameters only.
 
     Args:
@@ -201,7 +201,7 @@ class Sharded(ModelParallelStrategy):
             shutil.rmtree(doomed)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Loads trainable parameters and optimiser state into place; returns everything else.
+        """Loads trainable parameters and optimizer state into place; returns everything else.
 
         Raises:
             ValueError: the path is not a complete checkpoint folder.

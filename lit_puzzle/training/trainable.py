@@ -1,4 +1,4 @@
-"""Which parameters of a child train, how, and by which optimiser.
+"""Which parameters of a child train, how, and by which optimizer.
 
 By default experts and router are frozen, as in the paper's distillation and reinforcement learning; what trains is kept
 in float32; adapters are an option. Reads and writes: nothing.
@@ -82,12 +82,12 @@ def keep_master_weights(model: nn.Module) -> None:
             parameter.data = parameter.data.float()
 
 
-def optimise_trainable(
+def optimize_trainable(
     module: nn.Module,
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
     lr_scheduler: Callable[[Optimizer], Any] | None,
 ) -> Any:
-    """For `configure_optimizers`: an optimiser over the trainable parameters, and a schedule that counts updates."""
+    """For `configure_optimizers`: an optimizer over the trainable parameters, and a schedule that counts updates."""
     built = optimizer([parameter for parameter in module.parameters() if parameter.requires_grad])
     if lr_scheduler is None:
         return built

@@ -67,7 +67,9 @@ def main() -> None:
         by_seed = ", ".join(f"{row['accuracy/high']:.3f}" for row in rows)
         print(f"| {name} | {' | '.join(cells)} | {by_seed} |")
     for seed in arguments.seeds:
-        print(f"seed {seed}: summed KL of blocks, as cut and trained:", damages(arguments.folder / f"seed{seed}"))
+        print(
+            f"seed {seed}: summed KL of blocks, as cut and trained:", quality_losses(arguments.folder / f"seed{seed}")
+        )
     print(json.dumps(found))
 
 
@@ -143,7 +145,7 @@ def validated(folder: Path, child: str, seed: int) -> dict[str, float]:
     return {"val_loss": stage("distill", folder / f"validate_{child}", words)["results"]["val_loss/best"]}
 
 
-def damages(folder: Path) -> list[float]:
+def quality_losses(folder: Path) -> list[float]:
     """Summed KL over the library's rows, before and after blockwise distillation."""
     return [
         sum(metrics["kl"].mean for metrics in Scores.load(folder / name).entries.values())

@@ -71,7 +71,7 @@ def one_run(work: ReplaceOneBlock, forward: Callable[[], Tensor]) -> tuple[float
     work.start(0)
     for layer in range(LAYERS):
         advancing += cpu_seconds(partial(work.advance, layer))
-        by_layer.append(statistics.mean(cpu_seconds(partial(work.damage, block)) for block in candidates(layer)))
+        by_layer.append(statistics.mean(cpu_seconds(partial(work.quality_loss, block)) for block in candidates(layer)))
         forwards.append(cpu_seconds(forward))
     return statistics.mean(by_layer), statistics.median(forwards), advancing
 

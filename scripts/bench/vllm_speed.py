@@ -179,7 +179,7 @@ def predicted(parent: Path, child: Path, workload: tuple[int, int, int], table: 
     """The speed-up of throughput at this batch and these lengths, by source of seconds."""
     from lit_puzzle.costs.cost_model import CostModel
     from lit_puzzle.costs.roofline import Roofline
-    from lit_puzzle.costs.serving import Engine, KernelTimes, ModelShape, parent_blocks
+    from lit_puzzle.costs.serving import KernelTimes, ModelShape, ServingEngine, parent_blocks
     from lit_puzzle.costs.timed_blocks import TimedBlocks
     from lit_puzzle.spec import Scenario
 
@@ -191,7 +191,7 @@ def predicted(parent: Path, child: Path, workload: tuple[int, int, int], table: 
     sources: list[KernelTimes] = [Roofline(), *([TimedBlocks(table)] if table is not None else [])]
     found = {}
     for times in sources:
-        costs = CostModel(ModelShape.from_config(configs[0]), scenario, times, Engine())
+        costs = CostModel(ModelShape.from_config(configs[0]), scenario, times, ServingEngine())
         old, new = (costs.best(parent_blocks(config)).tokens_per_second for config in configs)
         found[times.name] = new / old
     return found

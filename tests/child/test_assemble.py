@@ -111,7 +111,7 @@ def test_twin_pruned_further_keeps_its_mxfp4_bytes_and_kv_scales(tmp_path: Path)
     assert torch.equal(child.layer(2)["self_attn.k_scale"], torch.tensor(0.25))
 
 
-def test_transformers_dequantises_the_twin_child_to_our_values(tmp_path: Path) -> None:
+def test_transformers_dequantizes_the_twin_child_to_our_values(tmp_path: Path) -> None:
     twin = write_released_twin(tmp_path / "twin")
     blocks = [(tuple(range(0, b["num_local_experts"] or 0, 2)), b["sliding_window"]) for b in TWIN_BLOCKS]
     assemble(tmp_path / "run", twin, plan=save_plan(tmp_path, twin, blocks))
@@ -150,7 +150,7 @@ def test_folder_holds_what_a_child_needs(tmp_path: Path, parent: Path, tiny_mode
         "plan.json",
         "tokenizer.json",
     ]
-    assert (child / "gpt_oss.py").read_bytes() == stage.MODELLING_FILE.read_bytes()
+    assert (child / "gpt_oss.py").read_bytes() == stage.MODELING_FILE.read_bytes()
     assert (child / "tokenizer.json").read_text() == "content of tokenizer.json"
     blocks = Plan.load(child / "plan.json").block_configs()
     expected = GptOssPuzzleConfig.from_gpt_oss(tiny_model.config, blocks).to_dict()

@@ -20,7 +20,7 @@ from lit_puzzle.costs.block_timing import (
     same_cache,
 )
 from lit_puzzle.costs.cost_model import CostModel
-from lit_puzzle.costs.serving import Block, Engine, ModelShape, Setting, parent_blocks
+from lit_puzzle.costs.serving import Block, ModelShape, ServingEngine, Setting, parent_blocks
 from lit_puzzle.costs.timed_blocks import AXES, TimedBlocks
 from lit_puzzle.spec import Scenario
 
@@ -90,11 +90,11 @@ def test_the_rest_is_the_model_without_its_layers(bench: Bench) -> None:
     """With layers that change nothing, the next token is the head's choice for the embedding."""
     step = bench.decode_model(3, 20, with_layers=False)
     model = bench._model(with_layers=False)
-    asked: list[torch.Tensor] = []
-    model.model.embed_tokens.register_forward_pre_hook(lambda _module, inputs: asked.append(inputs[0]))
+    pairs: list[torch.Tensor] = []
+    model.model.embed_tokens.register_forward_pre_hook(lambda _module, inputs: pairs.append(inputs[0]))
     next_tokens = step()
-    assert [ids.shape for ids in asked] == [(3, 1)]
-    hidden = model.model.norm(model.model.embed_tokens(asked[0]))
+    assert [ids.shape for ids in pairs] == [(3, 1)]
+    hidden = model.model.norm(model.model.embed_tokens(pairs[0]))
     assert torch.equal(next_tokens, model.lm_head(hidden)[:, -1].argmax(-1))
     assert model.model.embed_tokens.weight.shape == (128, 96)
 
@@ -164,7 +164,7 @@ def test_script_writes_a_table_that_the_cost_model_reads(tmp_path: Path, config:
     assert times.header["gpu"] == "cpu" and times.header["dtype"] == "float32"
     assert times.header["hardware"]["threads"] == 1 and times.header["versions"]["torch"] == torch.__version__
     scenario = Scenario("cpu", 1, 8, 16, 2, "float32", 1, 1, "float32", "float32")
-    cost = CostModel(ModelShape.from_config(config), scenario, times, Engine(reserved_gib=0.0))
+    cost = CostModel(ModelShape.from_config(config), scenario, times, ServingEngine(reserved_gib=0.0))
     (deployment,) = cost.deployments()
     setting = Setting(cost.model, scenario, deployment, cost.engine)
     blocks = parent_blocks(config)

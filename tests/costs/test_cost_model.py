@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import pytest
 
 from lit_puzzle.costs.accounting import distinct_experts, mean_context, mean_over_life
-from lit_puzzle.costs.cost_model import Block, CostModel, Deployment, Engine, ModelShape, Setting, parent_blocks
+from lit_puzzle.costs.cost_model import Block, CostModel, Deployment, ModelShape, ServingEngine, Setting, parent_blocks
 from lit_puzzle.costs.roofline import Roofline
 from lit_puzzle.model.layout import count_parameters, tensor_shapes
 from lit_puzzle.spec import Scenario
@@ -156,7 +156,7 @@ def test_usable_memory_by_hand() -> None:
 
 
 def test_best_is_the_best_of_all() -> None:
-    costs = CostModel(SHAPE, SCENARIO, Roofline(), Engine(max_sequences=40))
+    costs = CostModel(SHAPE, SCENARIO, Roofline(), ServingEngine(max_sequences=40))
     blocks = parent_blocks(CHILD_88B)
     everything = [
         costs.predict(blocks, deployment, size)
@@ -186,7 +186,7 @@ def test_a_device_has_its_own_most_sequences(gpu: str, most: int) -> None:
     (deployment,) = costs.deployments()
     assert costs.largest_batch(blocks, deployment) == most == costs.max_sequences == costs.engine.max_sequences
     assert costs.best(blocks).batch_size <= most
-    told = CostModel(SHAPE, scenario, Clock(), Engine(max_sequences=300))
+    told = CostModel(SHAPE, scenario, Clock(), ServingEngine(max_sequences=300))
     assert told.largest_batch(blocks, deployment) == 300
 
 
@@ -227,11 +227,11 @@ def test_impossible_blocks_and_models() -> None:
     ("settings", "message"),
     [
         ({"max_sequences": 0}, "max_sequences"),
-        ({"memory_utilisation": 1.2}, "memory_utilisation"),
+        ({"memory_utilization": 1.2}, "memory_utilization"),
         ({"step_overhead_seconds": -1.0}, "step_overhead_seconds"),
         ({"activation_factors": (1.0,)}, "3 numbers"),
     ],
 )
 def test_impossible_engines(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Engine(**settings)
+        ServingEngine(**settings)

@@ -9,7 +9,7 @@ import pytest
 
 from lit_puzzle.costs import kernel_tables
 from lit_puzzle.costs.accounting import distinct_experts
-from lit_puzzle.costs.cost_model import Block, CostModel, Deployment, Engine, ModelShape, Setting
+from lit_puzzle.costs.cost_model import Block, CostModel, Deployment, ModelShape, ServingEngine, Setting
 from lit_puzzle.costs.kernel_laws import DecodeAttention, Experts, PrefillAttention, load_products
 from lit_puzzle.costs.kernel_tables import Curve, data_folder, find_system, mix, read_rows
 from lit_puzzle.costs.measured_kernels import Collectives, MeasuredKernels
@@ -19,7 +19,7 @@ SHAPE = ModelShape(
     hidden=2880, intermediate=2880, num_query_heads=64, num_kv_heads=8, head_dim=64, vocab=201088, experts_per_token=4
 )
 H100 = find_system("H100")
-SILENT = Engine(step_overhead_seconds=0.0, sampling_bytes=0.0, small_kernels=0, small_kernel_bandwidth=1e30)
+SILENT = ServingEngine(step_overhead_seconds=0.0, sampling_bytes=0.0, small_kernels=0, small_kernel_bandwidth=1e30)
 
 
 def rows(path: str, **wanted: Any) -> list[dict[str, Any]]:
@@ -29,7 +29,7 @@ def rows(path: str, **wanted: Any) -> list[dict[str, Any]]:
     ).to_pylist()
 
 
-def setting(ranks: int = 1, gpu: str = "H100", engine: Engine = SILENT, **scenario: Any) -> Setting:
+def setting(ranks: int = 1, gpu: str = "H100", engine: ServingEngine = SILENT, **scenario: Any) -> Setting:
     return Setting(SHAPE, Scenario(gpu, ranks, 4096, 4096, **scenario), Deployment(ranks, 1, 1), engine)
 
 
@@ -128,8 +128,8 @@ def test_prefill_goes_on_with_its_pairs() -> None:
 
 def test_chunks_of_a_prompt_add_up() -> None:
     times, block = MeasuredKernels(), Block(128, 128)
-    small = setting(1, engine=Engine(chunk_tokens=1024))
-    large = setting(1, engine=Engine(chunk_tokens=4096))
+    small = setting(1, engine=ServingEngine(chunk_tokens=1024))
+    large = setting(1, engine=ServingEngine(chunk_tokens=4096))
     attention = PrefillAttention.load(H100, SHAPE, 1, "fp8").at(128, 4096)
     once = times.prefill_layer(small, block, 1024) - PrefillAttention.load(H100, SHAPE, 1, "fp8").at(128, 1024)
     assert times.prefill_layer(small, block, 4096) == pytest.approx(attention + 4 * once)

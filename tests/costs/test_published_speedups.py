@@ -5,7 +5,7 @@ from types import ModuleType
 
 import pytest
 
-from lit_puzzle.costs.cost_model import CostModel, Engine
+from lit_puzzle.costs.cost_model import CostModel, ServingEngine
 from lit_puzzle.costs.measured_kernels import MeasuredKernels
 from lit_puzzle.costs.roofline import Roofline
 
@@ -57,5 +57,5 @@ def test_every_constant_is_varied(bench: ModuleType) -> None:
 
 def test_no_room_is_said(bench: ModuleType) -> None:
     scenario = bench.SCENARIOS["1xH100 64K/64K"]
-    assert bench.speedup(scenario, Roofline(), Engine(memory_utilisation=0.69)) is None
-    assert bench.speedup(scenario, Roofline(), Engine()) > 1
+    assert bench.speedup(scenario, Roofline(), ServingEngine(memory_utilization=0.69)) is None
+    assert bench.speedup(scenario, Roofline(), ServingEngine()) > 1

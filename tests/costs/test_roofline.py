@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from lit_puzzle.costs.cost_model import Block, Deployment, Engine, ModelShape, Setting
+from lit_puzzle.costs.cost_model import Block, Deployment, ModelShape, ServingEngine, Setting
 from lit_puzzle.costs.gpus import find_gpu, gpus
 from lit_puzzle.costs.roofline import Roofline, attended_pairs
 from lit_puzzle.spec import Scenario
@@ -12,7 +12,7 @@ TINY = ModelShape(
     hidden=8, intermediate=6, num_query_heads=4, num_kv_heads=2, head_dim=2, vocab=10, experts_per_token=2
 )
 PEAK = Roofline(1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0, 0.0)
-ENGINE = Engine(chunk_tokens=4, step_overhead_seconds=0.5, sampling_bytes=0.0)
+ENGINE = ServingEngine(chunk_tokens=4, step_overhead_seconds=0.5, sampling_bytes=0.0)
 
 
 def setting(ranks: int = 1, gpu: str = "H100", **changes: Any) -> Setting:
@@ -33,7 +33,7 @@ def test_one_token_moves_weights_and_cache_once() -> None:
 def test_a_long_prompt_is_arithmetic() -> None:
     """On a device with endless bandwidth the time is operations over flops: 10 tokens in chunks of 4, 4, 2."""
     shape = replace(TINY, hidden=800, intermediate=600)
-    wide = Setting(shape, Scenario("cpu", 1, 10**6, 1), Deployment(1, 1, 1), Engine(chunk_tokens=250_000))
+    wide = Setting(shape, Scenario("cpu", 1, 10**6, 1), Deployment(1, 1, 1), ServingEngine(chunk_tokens=250_000))
     dense = 800 * (8 + 2 * 4 + 8) + 3 * 800
     experts = 2 * (3 * 800 * 600)
     operations = 10**6 * 2 * (dense + experts) + 4 * 8 * (10**6 * (10**6 + 1) / 2)

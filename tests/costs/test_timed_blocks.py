@@ -14,13 +14,13 @@ import pytest
 from jsonargparse import ArgumentParser
 
 from lit_puzzle.costs.cost_model import CostModel
-from lit_puzzle.costs.serving import Block, Deployment, Engine, KernelTimes, ModelShape, Setting
+from lit_puzzle.costs.serving import Block, Deployment, KernelTimes, ModelShape, ServingEngine, Setting
 from lit_puzzle.costs.timed_blocks import TimedBlocks, shape_fingerprint
 from lit_puzzle.spec import Scenario
 
 SHAPE = ModelShape(96, 64, 4, 2, 32, 128, 2)
 SCENARIO = Scenario("cpu", 1, 40, 60, 8, "float32", 1, 1, "float32", "float32")
-SETTING = Setting(SHAPE, SCENARIO, Deployment(1, 1, 1), Engine())
+SETTING = Setting(SHAPE, SCENARIO, Deployment(1, 1, 1), ServingEngine())
 EXPERTS, BATCHES, CONTEXTS, PROMPTS = (8, 12, 16), (1, 8, 32), (20, 64, 128), (16, 64)
 
 
@@ -202,12 +202,12 @@ DAMAGES: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("damage", "message"), DAMAGES)
+@pytest.mark.parametrize(("quality_loss", "message"), DAMAGES)
 def test_damaged_tables_are_refused(
-    write: Callable[[dict[str, Any]], Path], damage: Callable[[dict[str, Any]], Any], message: str
+    write: Callable[[dict[str, Any]], Path], quality_loss: Callable[[dict[str, Any]], Any], message: str
 ) -> None:
     table = a_table()
-    damage(table)
+    quality_loss(table)
     with pytest.raises(ValueError, match=message):
         TimedBlocks(write(table))
 

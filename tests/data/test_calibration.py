@@ -70,10 +70,10 @@ def test_parent_answers_training_problems_and_the_file_can_be_read_again(parent,
     assert sorted(line["input_ids"] for line in lines) == seen
     assert {line["environment"] for line in lines} == {"chains", "sorting"}
     tokenizer = build_tokenizer()
-    asked = draw([Chains(), Sorting()], {"low": 1, "high": 2}, 9, 0, held_out=False)
-    assert not any(is_held_out(problem) for problem, _ in asked)
+    pairs = draw([Chains(), Sorting()], {"low": 1, "high": 2}, 9, 0, held_out=False)
+    assert not any(is_held_out(problem) for problem, _ in pairs)
     model = GptOssForCausalLM.from_pretrained(parent, dtype="float32").eval()
-    for line, (problem, effort) in zip(lines, asked, strict=True):
+    for line, (problem, effort) in zip(lines, pairs, strict=True):
         prompt = line["input_ids"][: line["prompt_tokens"]]
         text = tokenizer.decode(prompt)
         assert problem.messages[-1]["content"] in text and f"Reasoning: {effort}" in text
@@ -111,7 +111,7 @@ def test_importance_of_self_written_sequences_end_to_end(parent, tmp_path):
     assert importance.tokens == sum(len(line["input_ids"]) for line in written(tmp_path / "run"))
 
 
-def test_texts_are_tokenised_as_they_stand(parent, tmp_path):
+def test_texts_are_tokenized_as_they_stand(parent, tmp_path):
     (tmp_path / "texts.jsonl").write_text('{"text": " q=5 q:?"}\n\n{"input_ids": [3, 4]}\n')
     vocabulary = build_tokenizer().get_vocab()
     expected = [vocabulary[word] for word in (" q=", "5", " q:", "?")]

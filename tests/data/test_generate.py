@@ -65,11 +65,11 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def test_greedy_answers_are_the_parents(parent, tmp_path):
     results, folder = run(tmp_path / "a", parent, temperature=0.0, efforts={"low": 1.0, "high": 2.0})
-    asked = draw([Chains(), Counting()], {"low": 1.0, "high": 2.0}, 20, 0, held_out=False)
+    pairs = draw([Chains(), Counting()], {"low": 1.0, "high": 2.0}, 20, 0, held_out=False)
     tokenizer, model = build_tokenizer(), GptOssForCausalLM.from_pretrained(parent, dtype="float32").eval()
     found, finished, tokens = rows(folder), Counter[str](), Counter[str]()
-    assert len(found) == len(asked) == 20 and folder.num_shards == 3
-    for row, (problem, effort) in zip(found, asked, strict=True):
+    assert len(found) == len(pairs) == 20 and folder.num_shards == 3
+    for row, (problem, effort) in zip(found, pairs, strict=True):
         assert not is_held_out(problem)
         prompt = tokenizer(render_prompt(tokenizer, problem, effort), add_special_tokens=False)["input_ids"]
         (answer, ended), *_ = generate_greedily(model, tokenizer, [prompt], 12)
@@ -77,9 +77,9 @@ def test_greedy_answers_are_the_parents(parent, tmp_path):
         assert (row["environment"], row["effort"], row["correct"]) == (problem.environment, effort, 0.0)
         finished[effort] += ended
         tokens[effort] += len(answer)
-    count = Counter(effort for _, effort in asked)
+    count = Counter(effort for _, effort in pairs)
     for effort in ("low", "high"):
-        assert results[f"asked/{effort}"] == results[f"kept/{effort}"] == count[effort]
+        assert results[f"prompts/{effort}"] == results[f"kept/{effort}"] == count[effort]
         assert results[f"finished/{effort}"] == finished[effort] / count[effort]
         assert results[f"tokens/{effort}"] == tokens[effort] / count[effort]
         assert results[f"accuracy/{effort}"] == 0.0

@@ -2,7 +2,7 @@
 
 from transformers import GptOssForCausalLM, PreTrainedTokenizerFast
 
-from lit_puzzle.data.provenance import Writer, tokenizer_hash
+from lit_puzzle.data.provenance import Provenance, tokenizer_hash
 from lit_puzzle.model.checkpoint import fingerprint
 from lit_puzzle.tiny.tokenizer import build_tokenizer
 
@@ -18,4 +18,4 @@ def test_the_hash_of_a_tokenizer_is_that_of_its_ids(tmp_path):
 def test_a_writer_is_read_from_its_folder(tiny_config, tmp_path):
     GptOssForCausalLM(tiny_config(vocab_size=136, max_position_embeddings=64)).save_pretrained(tmp_path)
     build_tokenizer().save_pretrained(tmp_path)
-    assert Writer.of(tmp_path) == Writer(fingerprint(tmp_path), tokenizer_hash(build_tokenizer()), 136, 64)
+    assert Provenance.of(tmp_path) == Provenance(fingerprint(tmp_path), tokenizer_hash(build_tokenizer()), 136, 64)

@@ -80,7 +80,7 @@ def test_effort_of_weight_zero_is_validated_but_not_trained(tokenizer: PreTraine
 def test_every_process_gets_all_validation_problems() -> None:
     """Processes share them when they answer: a second sharding here would lose answers."""
 
-    def asked(rank: int, world: int) -> list[Any]:
+    def pairs(rank: int, world: int) -> list[Any]:
         data = make(validation_batch_size=4)
         data.trainer = SimpleNamespace(global_rank=rank, world_size=world)  # type: ignore[assignment]
         batches = list(data.val_dataloader())
@@ -88,7 +88,7 @@ def test_every_process_gets_all_validation_problems() -> None:
         return [pair for batch in batches for pair in batch]
 
     everything = [(problem, effort) for effort in ("low", "high") for problem in make().held_out(effort)]
-    assert asked(0, 1) == asked(1, 3) == everything
+    assert pairs(0, 1) == pairs(1, 3) == everything
 
 
 class Few(Digits):

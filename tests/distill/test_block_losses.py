@@ -64,14 +64,17 @@ def block_of(parent: Any, what: BlockToTrain) -> TrainedBlock:
 
 
 def errors(
-    parent: GptOssPuzzleForCausalLM, blocks: list[TrainedBlock], batch: dict[str, Tensor], only_written: bool = False
+    parent: GptOssPuzzleForCausalLM,
+    blocks: list[TrainedBlock],
+    batch: dict[str, Tensor],
+    completions_only: bool = False,
 ) -> Iterator[BlockError]:
     """On one process."""
-    return block_errors(parent, blocks, batch, counted_tokens(batch, only_written), lambda tensor: tensor)
+    return block_errors(parent, blocks, batch, counted_tokens(batch, completions_only), lambda tensor: tensor)
 
 
 def plain_loss(
-    parent: GptOssForCausalLM, child: GptOssPuzzleForCausalLM, what: BlockToTrain, batch: Any, only_written: bool
+    parent: GptOssForCausalLM, child: GptOssPuzzleForCausalLM, what: BlockToTrain, batch: Any, completions_only: bool
 ) -> Tensor:
     """Each document by itself through both models; the child's layer is given what enters the parent's."""
     half = not what.experts
@@ -104,7 +107,9 @@ def plain_loss(
         if number >= 0:
             here_BT = batch["document_ids"] == number
             ids, written = batch["input_ids"][here_BT][None], batch["loss_mask"][here_BT]
-            counted = [i for i in range(len(written)) if not only_written or (i + 1 < len(written) and written[i + 1])]
+            counted = [
+                i for i in range(len(written)) if not completions_only or (i + 1 < len(written) and written[i + 1])
+            ]
             kept.clear()
             with torch.no_grad():
                 parent(input_ids=ids)
@@ -116,9 +121,9 @@ def plain_loss(
     return error / norm
 
 
-@pytest.mark.parametrize(("attention", "only_written"), [("eager", False), ("sink_attention", True)])
+@pytest.mark.parametrize(("attention", "completions_only"), [("eager", False), ("sink_attention", True)])
 def test_training_equals_plainly_written_training_of_one_block(
-    tiny_model: GptOssForCausalLM, attention: str, only_written: bool
+    tiny_model: GptOssForCausalLM, attention: str, completions_only: bool
 ) -> None:
     """All blocks in one pass, against each really pruned layer trained alone: losses, gradients, and three steps."""
     model, batch = tiny_model.double(), make_batch()
@@ -136,13 +141,13 @@ def test_training_equals_plainly_written_training_of_one_block(
         optimizer.zero_grad()
         for (name, what), (block, error, norm) in zip(
             BLOCKS.items(),
-            errors(parent, list(blocks.values()), batch, only_written),
+            errors(parent, list(blocks.values()), batch, completions_only),
             strict=True,
         ):
             (error / norm).backward()
             trains, alone = theirs[name]
             alone.zero_grad()
-            loss = plain_loss(plain_parent, children[name], what, batch, only_written)
+            loss = plain_loss(plain_parent, children[name], what, batch, completions_only)
             loss.backward()
             torch.testing.assert_close(error / norm, loss, rtol=1e-9, atol=1e-12)
             for tensor, parameter in block.tensors().items():

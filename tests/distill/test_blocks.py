@@ -76,7 +76,7 @@ def test_the_library_holds_what_trained_and_scores_better(inputs: Inputs, run: P
             router = candidate.name.startswith("experts")
             assert all(name.startswith("mlp.router." if router else "self_attn.") for name in tensors)
             assert all(tensor.dtype == torch.bfloat16 for tensor in tensors.values())
-            before, after = (scorer.damage(candidate.block, given)["kl"] for given in ({}, tensors))
+            before, after = (scorer.quality_loss(candidate.block, given)["kl"] for given in ({}, tensors))
             assert sum(after) < sum(before), candidate.name
 
 

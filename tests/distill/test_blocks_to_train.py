@@ -81,9 +81,9 @@ def test_files_of_blocks_that_did_not_train_are_kept(tmp_path: Path) -> None:
     write_library(tmp_path / "new", tmp_path / "library", library, parent, [], is_writer=True)
     assert Library.load(tmp_path / "new") == library
     block = choose_blocks(tmp_path, library, None, "apart", None, {})[0]
-    asked = iter([(block, {"mlp.router.bias": torch.ones(2)})])
-    write_library(tmp_path / "none", tmp_path / "library", library, parent, asked, is_writer=False)
-    assert next(asked, None) is None and not (tmp_path / "none").exists()
+    pairs = iter([(block, {"mlp.router.bias": torch.ones(2)})])
+    write_library(tmp_path / "none", tmp_path / "library", library, parent, pairs, is_writer=False)
+    assert next(pairs, None) is None and not (tmp_path / "none").exists()
     trained = [(block, {"mlp.router.bias": torch.tensor([0.1, 0.2])})]
     write_library(tmp_path / "new", tmp_path / "library", library, parent, trained, is_writer=True)
     assert {path.name for path in (tmp_path / "new").iterdir()} == {"library.json", block.file_name}

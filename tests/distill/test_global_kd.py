@@ -39,7 +39,7 @@ def run(work: Any, processes: int = 1) -> None:
 
 
 class WatchOptimizer(Callback):
-    """Only what trains has optimiser state; experts and router do not train."""
+    """Only what trains has optimizer state; experts and router do not train."""
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         trained = {name for name, p in pl_module.named_parameters() if p in trainer.optimizers[0].state}

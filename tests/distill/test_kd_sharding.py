@@ -29,7 +29,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, tiny_config: Any) -> Models
 
 
 class WatchShards(Callback):
-    """Keeps the first gradients; sharded, every parameter of both models is half here, optimiser state too."""
+    """Keeps the first gradients; sharded, every parameter of both models is half here, optimizer state too."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -103,13 +103,13 @@ def test_the_question_alone_and_a_guess_at_the_distractors_fail() -> None:
 def test_following_needs_every_hop() -> None:
     for seed in range(10):
         lines = draw(VariableChain(hops=3), seed).messages[0]["content"].split("\n")
-        asked = lines[-1].removeprefix("What is the value of ").split("?")[0]
+        pairs = lines[-1].removeprefix("What is the value of ").split("?")[0]
         hops = 0
         while True:
-            (line,) = [line for line in lines[:-1] if line.startswith(f"The value of {asked} is ")]
+            (line,) = [line for line in lines[:-1] if line.startswith(f"The value of {pairs} is ")]
             if "that of" not in line:
                 break
-            hops, asked = hops + 1, line.split(" that of ")[1].rstrip(".")
+            hops, pairs = hops + 1, line.split(" that of ")[1].rstrip(".")
         assert hops == 3
 
 

@@ -43,17 +43,17 @@ def test_most_is_the_largest_that_fits(slope: int) -> None:
     total = [13]
     for size in sizes:
         total.append(total[-1] + size)
-    asked = 0
+    pairs = 0
 
     def length(count: int) -> int:
-        nonlocal asked
-        asked += 1
+        nonlocal pairs
+        pairs += 1
         return total[count] if count < len(total) else total[-1] + slope * (count - len(total) + 1)
 
     for limit in (13, 14, 100, 1234, total[-1]):
-        asked, expected = 0, max(count for count, tokens in enumerate(total) if tokens <= limit)
+        pairs, expected = 0, max(count for count, tokens in enumerate(total) if tokens <= limit)
         assert most(length, limit) == expected
-        assert asked <= 20  # of 3000
+        assert pairs <= 20  # of 3000
 
 
 def words(problem: Problem) -> int:

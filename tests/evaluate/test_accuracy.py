@@ -24,7 +24,7 @@ from lit_puzzle.evaluate.accuracy import (
     local_share,
     mean_and_error,
     read_episodes,
-    summarise,
+    summarize,
 )
 from lit_puzzle.generation import batches as generate
 from lit_puzzle.generation.batches import generate_greedily, generate_in_batches, pad_left, round_limits
@@ -168,7 +168,7 @@ AFTER = episodes_of("high", ("a", 1, 12, True), ("b", 1, 20, True), ("a", 0, 25,
 
 def test_summary_by_hand() -> None:
     low = episodes_of("low", ("a", 0, 2, True), ("a", 0, 4, True))
-    results = summarise(BEFORE + low)
+    results = summarize(BEFORE + low)
     assert results["accuracy"] == pytest.approx(2 / 6)
     assert results["accuracy/high"] == 0.5
     assert results["accuracy_se/high"] == pytest.approx(math.sqrt((4 * 0.25 / 3) / 4))  # 0.2887
@@ -243,7 +243,7 @@ def test_stage_evaluates_a_folder_and_compares_with_another_run(
     first.mkdir(), second.mkdir()
     results = evaluate(first, checkpoint, [Parity()], ["low", "high"], 6, 8, 4, seed=1)
     episodes = read_episodes(first)
-    assert results == summarise(episodes) and len(episodes) == 12
+    assert results == summarize(episodes) and len(episodes) == 12
     tokens = [episode.generated_tokens for episode in episodes if episode.effort == "high"]
     assert read_lengths(first)["high"] == length_statistics(tokens)
     again = evaluate(second, checkpoint, [Parity()], ["low", "high"], 6, 8, 4, seed=1, baseline=first)

@@ -5,13 +5,13 @@ import math
 
 from hypothesis import strategies as st
 
-from lit_puzzle.search.solver.choices import Limit, Option, Problem
+from lit_puzzle.search.solver.choices import ChoiceProblem, Limit, Option
 
 NUMBERS = st.one_of(st.integers(0, 6).map(float), st.floats(0, 6, allow_nan=False).map(lambda value: round(value, 3)))
 
 
 def all_plans(problem):
-    return itertools.product(*(range(len(row)) for row in problem.damage))
+    return itertools.product(*(range(len(row)) for row in problem.quality_loss))
 
 
 def within(limit, plan):
@@ -33,7 +33,7 @@ def brute_force(problem, earlier=(), alpha=1.0):
     shared = math.floor(alpha * problem.num_layers + 1e-9)
     for other in earlier:
         unlike = [plan for plan in unlike if sum(a == b for a, b in zip(plan, other)) <= shared]
-    return min((sum(row[i] for row, i in zip(problem.damage, plan)) for plan in unlike), default=None)
+    return min((sum(row[i] for row, i in zip(problem.quality_loss, plan)) for plan in unlike), default=None)
 
 
 @st.composite
@@ -61,11 +61,11 @@ def problems(draw):
     limits = tuple(limit(f"g{i}") for i in range(draw(st.integers(0, 2))))
     choices = tuple(tuple(option(c, i) for i in range(draw(st.integers(1, 3)))) for c in range(draw(st.integers(0, 3))))
     same = grid(st.integers(0, 1)) if draw(st.integers(0, 3)) == 0 else None
-    damage = grid(st.floats(-0.5, 4).map(lambda value: round(value, 2)))
-    return Problem(damage, limits, choices, same)
+    quality_loss = grid(st.floats(-0.5, 4).map(lambda value: round(value, 2)))
+    return ChoiceProblem(quality_loss, limits, choices, same)
 
 
-SMALL = Problem(
-    damage=((0.0, 1.0, 3.0), (0.0, 2.0, 2.5)),
+SMALL = ChoiceProblem(
+    quality_loss=((0.0, 1.0, 3.0), (0.0, 2.0, 2.5)),
     limits=(Limit("bytes", ((9.0, 5.0, 1.0), (9.0, 6.0, 2.0)), 1.0, 12.0),),
 )

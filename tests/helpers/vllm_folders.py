@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig, GptOssPuzzleForCausalLM
-from lit_puzzle.model.mxfp4 import quantise_experts
+from lit_puzzle.model.mxfp4 import quantize_experts
 
 TINY_CHILD = Path(__file__).parents[2] / "lit_puzzle" / "assets" / "tiny_child"
 TOKENIZER_FILES = ("chat_template.jinja", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
@@ -67,7 +67,7 @@ def tensors(config: GptOssPuzzleConfig, seed: int, mxfp4: bool = False, scales: 
         centre, spread = (1.0, 0.1) if "norm" in name else (0.0, 0.2)
         value = centre + spread * torch.randn(parameter.shape, generator=generator)
         if mxfp4 and name.endswith(("gate_up_proj", "down_proj")):
-            made[f"{name}_blocks"], made[f"{name}_scales"] = quantise_experts(value)
+            made[f"{name}_blocks"], made[f"{name}_scales"] = quantize_experts(value)
         else:
             made[name] = value.to(torch.bfloat16 if mxfp4 else torch.float32)
     for layer in range(config.num_hidden_layers if scales else 0):

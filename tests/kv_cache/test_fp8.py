@@ -7,13 +7,13 @@ import torch
 
 from lit_puzzle.kv_cache.fp8 import (
     count_magnitudes,
-    dequantise,
+    dequantize,
     least_error_scale,
     magnitudes,
     overflow,
     percentile,
     power_of_two_up,
-    quantise,
+    quantize,
     saturating_at,
     squared_error,
 )
@@ -41,7 +41,7 @@ def test_rounding_is_to_the_nearest_number_of_the_format():
     assert (len(E4M3), E4M3[-1], E4M3[1]) == (127, 448.0, 2.0**-9)
     scale = torch.tensor(0.25)
     x = torch.cat([some_values().flatten() * 16, torch.tensor([0.0, 4.25, 4.75, -116.0, 1e9, -torch.inf])])
-    read = dequantise(quantise(x[None, None, None], scale), scale, torch.float32).flatten()
+    read = dequantize(quantize(x[None, None, None], scale), scale, torch.float32).flatten()
     assert read.tolist() == [nearest(value / 0.25) * 0.25 for value in x.tolist()]
     assert read[-2:].tolist() == [112.0, -112.0]  # saturated
 
@@ -49,9 +49,9 @@ def test_rounding_is_to_the_nearest_number_of_the_format():
 def test_in_range_it_is_torchs_cast_and_heads_have_their_own_scales():
     x_BGTC = some_values(shape=(3, 2, 5, 8)).clamp(-400, 400)
     one = torch.tensor(1.0)
-    assert torch.equal(quantise(x_BGTC, one).view(torch.uint8), x_BGTC.to(torch.float8_e4m3fn).view(torch.uint8))
+    assert torch.equal(quantize(x_BGTC, one).view(torch.uint8), x_BGTC.to(torch.float8_e4m3fn).view(torch.uint8))
     both = torch.tensor([0.5, 2.0])
-    read = dequantise(quantise(x_BGTC, both), both, torch.bfloat16)
+    read = dequantize(quantize(x_BGTC, both), both, torch.bfloat16)
     assert read.dtype == torch.bfloat16
     for head, scale in enumerate((0.5, 2.0)):
         expected = (x_BGTC[:, head] / scale).clamp(-448, 448).to(torch.float8_e4m3fn).float() * scale

@@ -17,7 +17,7 @@ from lit_puzzle.generation.batches import generate_greedily
 from lit_puzzle.kv_cache.fp8_cache import Fp8Cache, layer_scales, scales_for
 from lit_puzzle.kv_cache.kv_scales import KVScales, LayerScales, TensorScale
 from lit_puzzle.kv_cache.kv_statistics import KVStatistics, Scales, ScaleSettings, find_scales, recording
-from lit_puzzle.kv_cache.quality_loss import add_outliers, kv_damage
+from lit_puzzle.kv_cache.quality_loss import add_outliers, kv_quality_loss
 from lit_puzzle.model.checkpoint import fingerprint
 from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig, GptOssPuzzleForCausalLM
 from lit_puzzle.tiny.tokenizer import build_tokenizer
@@ -170,20 +170,20 @@ def test_calibration_saves_a_model_with_outliers(child, factor):
     channels = [0, 2] if factor > 1 else [0, 1, 2, 3]
     batches = [{"input_ids": IDS, "attention_mask": MASK}]
     ones = [(torch.tensor(1.0),) * 2] * 4
-    usual = kv_damage(child, batches, calibrated(child, ScaleSettings()))
+    usual = kv_quality_loss(child, batches, calibrated(child, ScaleSettings()))
     add_outliers(child, factor, channels)
-    without = kv_damage(child, batches, ones)
+    without = kv_quality_loss(child, batches, ones)
     for settings in (ScaleSettings(), ScaleSettings("mse"), ScaleSettings(per_head=True)):
-        assert kv_damage(child, batches, calibrated(child, settings))["kl"] < 0.1 * without["kl"]
+        assert kv_quality_loss(child, batches, calibrated(child, settings))["kl"] < 0.1 * without["kl"]
     assert without["kl"] > 10 * usual["kl"] > 0
     assert without["top1"] > 0.5
-    kept = kv_damage(child, batches, [None] * 4)
+    kept = kv_quality_loss(child, batches, [None] * 4)
     assert kept["kl"] == pytest.approx(0, abs=1e-9) and kept["top1"] == 0
 
 
-def test_damage_against_a_loop_over_tokens(child):
+def test_quality_loss_against_a_loop_over_tokens(child):
     scales = some_scales()
-    damage = kv_damage(child, [{"input_ids": IDS, "attention_mask": MASK}], scales)
+    quality_loss = kv_quality_loss(child, [{"input_ids": IDS, "attention_mask": MASK}], scales)
     kl, gain = [], []
     for row, length in enumerate((21, 13, 4)):
         with torch.no_grad():
@@ -192,8 +192,8 @@ def test_damage_against_a_loop_over_tokens(child):
         for t in range(length - 1):
             kl.append(float((p[t] * (p[t] / q[t]).log()).sum()))
             gain.append(float((q[t] / p[t])[IDS[row, t + 1]].log()))
-    assert damage["kl"] == pytest.approx(sum(kl) / len(kl), rel=1e-3)
-    assert damage["log_prob"] == pytest.approx(sum(gain) / len(gain), rel=1e-3)
+    assert quality_loss["kl"] == pytest.approx(sum(kl) / len(kl), rel=1e-3)
+    assert quality_loss["log_prob"] == pytest.approx(sum(gain) / len(gain), rel=1e-3)
 
 
 def test_where_scales_come_from(child, tmp_path):

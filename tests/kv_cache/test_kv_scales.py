@@ -52,7 +52,7 @@ def test_headroom_is_that_of_the_worst_head():
     assert one(896.0, 1.0).headroom == -1.0
 
 
-def damage(tmp_path, change_meta=None, change_tensors=None) -> None:
+def quality_loss(tmp_path, change_meta=None, change_tensors=None) -> None:
     some_scales().save(tmp_path)
     meta, tensors = json.loads((tmp_path / META_FILE).read_text()), load_file(tmp_path / SCALES_FILE)
     (change_meta or (lambda meta: None))(meta)
@@ -62,7 +62,7 @@ def damage(tmp_path, change_meta=None, change_tensors=None) -> None:
 
 
 def test_a_missing_scale_is_named(tmp_path):
-    damage(tmp_path, change_tensors=lambda tensors: tensors.pop(V1))
+    quality_loss(tmp_path, change_tensors=lambda tensors: tensors.pop(V1))
     with pytest.raises(ValueError, match=f"{V1} is missing from {SCALES_FILE}"):
         KVScales.load(tmp_path)
 
@@ -72,20 +72,20 @@ def test_scales_and_amax_must_be_positive_and_finite(tmp_path, bad):
     def change(meta):
         meta["layers"][1]["k_amax"] = bad
 
-    damage(tmp_path, change)
+    quality_loss(tmp_path, change)
     with pytest.raises(ValueError, match=r"amax of K in layer 1 is .* must be positive and finite"):
         KVScales.load(tmp_path)
     if bad == bad:  # NaN differs from what is stated already
-        damage(tmp_path, lambda meta: meta["layers"][1].update(v_scale=bad), lambda t: t[V1].fill_(bad))
+        quality_loss(tmp_path, lambda meta: meta["layers"][1].update(v_scale=bad), lambda t: t[V1].fill_(bad))
         with pytest.raises(ValueError, match=f"{V1} is .* must be positive and finite"):
             KVScales.load(tmp_path)
 
 
 def test_files_that_do_not_belong_together_are_refused(tmp_path):
-    damage(tmp_path, change_tensors=lambda tensors: tensors[K1].mul_(2))
+    quality_loss(tmp_path, change_tensors=lambda tensors: tensors[K1].mul_(2))
     with pytest.raises(ValueError, match=f"{K1} is 4.0, but {META_FILE} says 2.0"):
         KVScales.load(tmp_path)
-    damage(
+    quality_loss(
         tmp_path, change_tensors=lambda tensors: tensors.update({"model.layers.0.self_attn.k_scale": torch.ones(())})
     )
     with pytest.raises(ValueError, match=r"holds model\.layers\.0\.self_attn\.k_scale, of which"):

@@ -52,7 +52,7 @@ def test_a_trained_router_beside_experts_in_mxfp4(tmp_path: Path) -> None:
         assert torch.equal(tensor, before[name][list(KEPT)] if rows_of else before[name]), name
 
 
-def test_experts_are_never_quantised_again(tmp_path: Path) -> None:
+def test_experts_are_never_quantized_again(tmp_path: Path) -> None:
     parent = Checkpoint(write_released_twin(tmp_path / "twin"))
     down = {"mlp.experts.down_proj": torch.zeros(2, parent.config["intermediate_size"], parent.config["hidden_size"])}
     library = one_trained(tmp_path / "library", parent, down)

@@ -335,7 +335,7 @@ assert model.generate(ids, max_new_tokens=3, do_sample=False, eos_token_id=None)
         environment = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         subprocess.run([sys.executable, "-c", script], check=True, env=environment, cwd=tmp_path)
 
-    def test_an_mxfp4_folder_is_read_and_written_back_dequantised(self, tiny_config: Any, tmp_path: Path) -> None:
+    def test_an_mxfp4_folder_is_read_and_written_back_dequantized(self, tiny_config: Any, tmp_path: Path) -> None:
         config = tiny_config(hidden_size=32, intermediate_size=32, dtype="bfloat16")
         mix = [(8, 8), (3, 20), (8, 2), (5, None)]
         child = GptOssPuzzleForCausalLM._from_config(GptOssPuzzleConfig.from_gpt_oss(config, blocks_of(mix)))

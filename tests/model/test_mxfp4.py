@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers.integrations import mxfp4 as stock
 
-from lit_puzzle.model.mxfp4 import dequantise, expert_weight, quantise, quantise_experts
+from lit_puzzle.model.mxfp4 import dequantize, expert_weight, quantize, quantize_experts
 
 
 def same_bits(left: Tensor, right: Tensor) -> bool:
@@ -38,25 +38,25 @@ def test_random_experts_equal_transformers() -> None:
     ours = expert_weight(blocks, scales)
     assert ours.shape == (5, 96, 12) and ours.is_contiguous()
     assert same_bits(ours, stock.convert_moe_packed_tensors(blocks, scales))
-    assert same_bits(dequantise(blocks[2], scales[2]), ours[2].T)
-    assert same_bits(dequantise(blocks[2, 3], scales[2, 3]), ours[2, :, 3])
+    assert same_bits(dequantize(blocks[2], scales[2]), ours[2].T)
+    assert same_bits(dequantize(blocks[2, 3], scales[2, 3]), ours[2, :, 3])
 
 
 def test_a_byte_by_hand() -> None:
     blocks = torch.zeros(1, 16, dtype=torch.uint8)
     blocks[0, 0] = 0xD2  # low half 2 -> 1.0, high half 13 -> -3.0
-    values = dequantise(blocks, torch.tensor([128], dtype=torch.uint8), torch.float32)
+    values = dequantize(blocks, torch.tensor([128], dtype=torch.uint8), torch.float32)
     assert values[:3].tolist() == [2.0, -6.0, 0.0]
 
 
 def test_values_that_came_from_mxfp4_go_back_exactly() -> None:
     blocks, scales = all_bytes_times_all_scales()
     blocks, scales = blocks[:, 4:250], scales[:, 4:250]
-    values = dequantise(blocks, scales, torch.float32)
-    again = dequantise(*quantise(values), torch.float32)
+    values = dequantize(blocks, scales, torch.float32)
+    again = dequantize(*quantize(values), torch.float32)
     assert same_bits(values, again)  # the sign of zero included
     weight = expert_weight(blocks, scales)
-    assert same_bits(expert_weight(*quantise_experts(weight)), weight)
+    assert same_bits(expert_weight(*quantize_experts(weight)), weight)
 
 
 def test_rounding_is_to_the_nearest_code_ties_to_even() -> None:
@@ -65,9 +65,9 @@ def test_rounding_is_to_the_nearest_code_ties_to_even() -> None:
     values = torch.cat([values, (magnitudes[1:] + magnitudes[:-1]) / 2])
     values = torch.cat([values, torch.full((-len(values) % 31,), 0.3)]).view(-1, 31)
     values = torch.cat([values, torch.full((len(values), 1), 6.0)], dim=1)  # fixes the scale at 2^0
-    blocks, scales = quantise(values)
+    blocks, scales = quantize(values)
     assert scales.eq(127).all()
-    rounded = dequantise(blocks, scales, torch.float32)
+    rounded = dequantize(blocks, scales, torch.float32)
     distance = (values.abs().unsqueeze(-1) - magnitudes).abs()
     even_first = distance + torch.tensor([0, 1, 0, 1, 0, 1, 0, 1]) * 1e-7  # a tie goes to the even code
     assert torch.equal(rounded.abs(), magnitudes[even_first.argmin(-1)])
@@ -78,8 +78,8 @@ def test_rounding_is_to_the_nearest_code_ties_to_even() -> None:
 def test_error_bound_and_smallest_scale_without_clipping(spread: float) -> None:
     generator = torch.Generator().manual_seed(1)
     values = torch.randn(64, 96, generator=generator) * spread
-    blocks, scales = quantise(values)
-    error = (values - dequantise(blocks, scales, torch.float32)).abs()
+    blocks, scales = quantize(values)
+    error = (values - dequantize(blocks, scales, torch.float32)).abs()
     step = torch.pow(2.0, scales.int() - 127).repeat_interleave(32, -1)
     assert (error <= torch.maximum(values.abs() / 5, step / 4) * (1 + 1e-6)).all()
     largest = values.abs().view(64, 3, 32).amax(-1)
@@ -88,23 +88,23 @@ def test_error_bound_and_smallest_scale_without_clipping(spread: float) -> None:
 
 
 def test_zeros_stay_zeros_and_extremes_stay_finite() -> None:
-    blocks, scales = quantise(torch.zeros(2, 32))
+    blocks, scales = quantize(torch.zeros(2, 32))
     assert not blocks.any() and not scales.any()
     extreme = torch.full((1, 32), 2e38)
-    assert dequantise(*quantise(extreme), torch.float32).isfinite().all()
+    assert dequantize(*quantize(extreme), torch.float32).isfinite().all()
     tiny = torch.full((1, 32), 1e-45)
-    assert not dequantise(*quantise(tiny), torch.float32).any()
+    assert not dequantize(*quantize(tiny), torch.float32).any()
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: quantise(torch.ones(2, 33)), "multiple of 32"),
-        (lambda: quantise(torch.ones(2, 32, dtype=torch.int32)), "torch.int32"),
-        (lambda: quantise(torch.full((1, 32), float("nan"))), "NaN"),
-        (lambda: dequantise(torch.zeros(2, 16), torch.zeros(2, dtype=torch.uint8)), "torch.float32"),
-        (lambda: dequantise(torch.zeros(2, 8, dtype=torch.uint8), torch.zeros(2, dtype=torch.uint8)), r"\(2, 8\)"),
-        (lambda: dequantise(torch.zeros(2, 16, dtype=torch.uint8), torch.zeros(3, dtype=torch.uint8)), r"\(3,\)"),
+        (lambda: quantize(torch.ones(2, 33)), "multiple of 32"),
+        (lambda: quantize(torch.ones(2, 32, dtype=torch.int32)), "torch.int32"),
+        (lambda: quantize(torch.full((1, 32), float("nan"))), "NaN"),
+        (lambda: dequantize(torch.zeros(2, 16), torch.zeros(2, dtype=torch.uint8)), "torch.float32"),
+        (lambda: dequantize(torch.zeros(2, 8, dtype=torch.uint8), torch.zeros(2, dtype=torch.uint8)), r"\(2, 8\)"),
+        (lambda: dequantize(torch.zeros(2, 16, dtype=torch.uint8), torch.zeros(3, dtype=torch.uint8)), r"\(3,\)"),
     ],
 )
 def test_what_is_no_mxfp4_is_refused(call: Callable[[], Any], message: str) -> None:

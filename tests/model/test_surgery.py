@@ -86,7 +86,7 @@ def test_permuting_experts_changes_no_output(tiny_model: GptOssForCausalLM) -> N
     torch.testing.assert_close(permuted, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_keeping_all_and_keeping_neighbours_copies_nothing(plain_layer: dict[str, Tensor]) -> None:
+def test_keeping_all_and_keeping_neighbors_copies_nothing(plain_layer: dict[str, Tensor]) -> None:
     for kept in (range(8), range(2, 5)):
         pruned = prune_layer(plain_layer, list(kept))
         for name, tensor in pruned.items():

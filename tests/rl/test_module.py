@@ -61,7 +61,7 @@ def whole_run(child: Path) -> Path:
 
 
 def test_final_weights_equal_grpo_trainer(whole_run: Path, child: Path, tmp_path: Path) -> None:
-    """The same policy, optimiser, schedule and clipping in `GRPOTrainer.train()` end in the same bits."""
+    """The same policy, optimizer, schedule and clipping in `GRPOTrainer.train()` end in the same bits."""
 
     def train(_: int) -> None:
         tokenizer = AutoTokenizer.from_pretrained(child, padding_side="left")
@@ -223,12 +223,12 @@ def test_measures_what_it_saves_on_other_prompts_than_it_validates(
         assert torch.equal(logits(saved), logits(module.policy))
         assert not torch.equal(logits(saved), trained[0]), "nothing was rounded"
         after, settings = read_episodes(tmp_path / "after"), module.evaluation
-        asked = held_out_problems(data.environments, ["low", "high"], settings.prompts_per_effort, settings.seed)
+        pairs = held_out_problems(data.environments, ["low", "high"], settings.prompts_per_effort, settings.seed)
         plain = load_model(tmp_path / "child", "float32")
-        answers = answer_problems(plain, module.tokenizer, asked, data.environments, 6, settings.batch_size)
+        answers = answer_problems(plain, module.tokenizer, pairs, data.environments, 6, settings.batch_size)
         assert after == answers != read_episodes(tmp_path / "before")
         validated = {problem.text() for batch in data.val_dataloader() for problem, _ in batch}
-        assert len(validated) == 4 and not validated & {problem.text() for problem, _ in asked}
+        assert len(validated) == 4 and not validated & {problem.text() for problem, _ in pairs}
 
     assert forked(1, run) == [0]
 

@@ -52,12 +52,12 @@ def config(settings: GRPOSettings, accumulate: int, folder: Path) -> GRPOConfig:
     return grpo_config(settings, accumulate, "32-true", torch.device("cpu"), folder, seed=3, reward_weights=[1.0])
 
 
-def optimiser(model: GptOssForCausalLM) -> torch.optim.Optimizer:
+def build_optimizer(model: GptOssForCausalLM) -> torch.optim.Optimizer:
     return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE)
 
 
 def update(engine: GRPOEngine, batches: Any, optimizer: torch.optim.Optimizer, step: int) -> list[float]:
-    """One optimiser step in the plain way, the losses of its slices."""
+    """One optimizer step in the plain way, the losses of its slices."""
     losses = []
     for _ in range(engine.config.gradient_accumulation_steps):
         loss = engine.loss(next(batches), step)
@@ -89,7 +89,7 @@ def test_weights_equal_grpo_trainer(
     ours, theirs, before = tiny_model, deepcopy(tiny_model), deepcopy(tiny_model)
     arguments = config(settings, accumulate, tmp_path)
     arguments.max_steps, arguments.max_grad_norm = steps, CLIP
-    reference = optimiser(theirs)
+    reference = build_optimizer(theirs)
     schedule = torch.optim.lr_scheduler.ConstantLR(reference, factor=1.0)
     GRPOTrainer(
         model=theirs,
@@ -102,7 +102,7 @@ def test_weights_equal_grpo_trainer(
 
     engine = GRPOEngine(ours, tokenizer, prompts, [reward], config(settings, accumulate, tmp_path))
     ours.train()
-    optimizer, batches = optimiser(ours), endless(engine.loader)
+    optimizer, batches = build_optimizer(ours), endless(engine.loader)
     for step in range(steps):
         torch.manual_seed(step)  # whatever happens to the global randomness, the engine has its own
         update(engine, batches, optimizer, step)
@@ -162,7 +162,7 @@ def test_resumes_bit_for_bit(tiny_model: GptOssForCausalLM, tokenizer: Any, prom
     def start() -> tuple[GRPOEngine, torch.optim.Optimizer]:
         policy = deepcopy(tiny_model).train()
         engine = GRPOEngine(policy, tokenizer, prompts, [reward], config(settings, 2, tmp_path))
-        return engine, optimiser(policy)
+        return engine, build_optimizer(policy)
 
     engine, optimizer = start()
     batches, whole, saved = endless(engine.loader), [], {}

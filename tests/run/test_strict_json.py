@@ -10,14 +10,14 @@ from lit_puzzle.run.strict_json import check_whole, checked_fields, checked_keys
 @dataclass
 class Thing:
     size: int
-    colour: str = "blue"
+    color: str = "blue"
 
 
 def test_fields_with_a_default_may_be_missing():
     assert checked_fields(Thing, {"size": 1}) == {"size": 1}
     with pytest.raises(ValueError, match=r"Thing: missing key\(s\) \['size'\]"):
-        checked_fields(Thing, {"colour": "red"})
-    with pytest.raises(ValueError, match=r"Thing: unknown key\(s\) \['shape'\]; allowed: \['size', 'colour'\]"):
+        checked_fields(Thing, {"color": "red"})
+    with pytest.raises(ValueError, match=r"Thing: unknown key\(s\) \['shape'\]; allowed: \['size', 'color'\]"):
         checked_fields(Thing, {"size": 1, "shape": 2})
 
 

@@ -11,9 +11,9 @@ from lit_puzzle.scoring.block_quality import (
     METRICS,
     NO_TOKEN,
     ScoredTokens,
-    damage_sums,
-    hidden_damage,
-    logit_damage,
+    hidden_quality_loss,
+    logit_quality_loss,
+    quality_loss_sums,
     token_counts,
 )
 
@@ -49,35 +49,37 @@ def test_sums_are_the_plain_formulas(scale, dtype):
     expected = torch.zeros(5, len(METRICS), dtype=torch.float64)
     expected.index_add_(0, samples, plain(parent, child, head, targets))
     tokens = ScoredTokens(samples, targets, parent)
-    found = damage_sums(tokens, child, lambda hidden: hidden @ head.T, num_samples=5, chunk_tokens=10)
+    found = quality_loss_sums(tokens, child, lambda hidden: hidden @ head.T, num_samples=5, chunk_tokens=10)
     tight = dtype == torch.float64
     close = {"rtol": 1e-9, "atol": 1e-12} if tight else {"rtol": 2e-4, "atol": 3e-5}  # log-probabilities reach -60
     torch.testing.assert_close(found, expected, **close)
     assert (found[4] == 0).all()  # a sample without a token
     kept = ScoredTokens(samples, targets, parent, torch.log_softmax(parent @ head.T, -1))
     for given, size in ((tokens, 1), (tokens, 1000), (kept, 10)):
-        again = damage_sums(given, child, lambda hidden: hidden @ head.T, num_samples=5, chunk_tokens=size)
+        again = quality_loss_sums(given, child, lambda hidden: hidden @ head.T, num_samples=5, chunk_tokens=size)
         torch.testing.assert_close(again, found, **close)
 
 
 def test_hand_computed_token():
     parent, child = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
-    kl, js, increase, disagree = logit_damage(parent, child, torch.tensor([0]))
+    kl, js, increase, disagree = logit_quality_loss(parent, child, torch.tensor([0]))
     assert float(kl) == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3), abs=1e-6)
     entropy = lambda *p: -sum(x * math.log(x) for x in p)  # noqa: E731
     assert float(js) == pytest.approx(entropy(0.375, 0.625) - (entropy(0.5, 0.5) + entropy(0.25, 0.75)) / 2, abs=1e-6)
     assert float(increase) == pytest.approx(math.log(2), abs=1e-6)
     assert disagree.tolist() == [True]
-    mse, cosine = hidden_damage(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]]))
+    mse, cosine = hidden_quality_loss(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]]))
     assert float(mse) == pytest.approx(2.5) and float(cosine) == pytest.approx(1.0)
 
 
-def test_equal_sides_damage_nothing_and_certain_ones_stay_finite():
+def test_equal_sides_quality_loss_nothing_and_certain_ones_stay_finite():
     parent, _, head, samples, targets = random_case(1.0)
     tokens = ScoredTokens(samples, targets, parent)
-    assert (damage_sums(tokens, parent, lambda hidden: 50 * hidden @ head.T, 4, 8) == 0).all()
+    assert (quality_loss_sums(tokens, parent, lambda hidden: 50 * hidden @ head.T, 4, 8) == 0).all()
     logits = torch.tensor([[200.0, 0.0, 0.0], [0.0, 200.0, 0.0]])
-    kl, js, increase, _ = logit_damage(logits.log_softmax(-1), logits.flip(0).log_softmax(-1), torch.tensor([0, 1]))
+    kl, js, increase, _ = logit_quality_loss(
+        logits.log_softmax(-1), logits.flip(0).log_softmax(-1), torch.tensor([0, 1])
+    )
     assert kl.tolist() == pytest.approx([200.0, 200.0]) and js.tolist() == pytest.approx([math.log(2)] * 2, rel=1e-5)
     assert increase.tolist() == pytest.approx([200.0, 200.0])
 
@@ -95,6 +97,6 @@ def test_memory_is_that_of_a_chunk(tokens):
     parent, child, head, samples, targets = random_case(0.1, tokens, vocabulary)
     head = head.T.contiguous()
     with LiveBytes() as live:
-        damage_sums(ScoredTokens(samples, targets, parent), child, lambda hidden: hidden @ head, 4, chunk)
+        quality_loss_sums(ScoredTokens(samples, targets, parent), child, lambda hidden: hidden @ head, 4, chunk)
     formula = 7 * 4 * chunk * vocabulary
     assert 0.5 * formula < live.peak <= 1.02 * formula

@@ -55,16 +55,16 @@ def test_layer_by_layer_is_whole_models_one_after_the_other(tiny_model, kept):
     work.start(0)
     for layer, block in CASES:
         work.advance(layer)
-        found, expected = work.damage(block), naive(model, layer, block)
+        found, expected = work.quality_loss(block), naive(model, layer, block)
         assert found["kl"][0] > 1e-3
         for name in METRICS:
             assert found[name] == pytest.approx(expected[name], rel=2e-3, abs=2e-5), name
 
 
-def test_the_parents_own_block_damages_nothing(tiny_model):
+def test_the_parents_own_block_quality_losses_nothing(tiny_model):
     work = scorer(with_own_blocks(tiny_model))
     work.start(2)
-    assert {value for values in work.damage(BlockSpec(ALL, 8)).values() for value in values} == {0.0}
+    assert {value for values in work.quality_loss(BlockSpec(ALL, 8)).values() for value in values} == {0.0}
 
 
 def test_starting_in_the_middle_and_a_file_give_the_same_bits(tiny_model, tmp_path):
@@ -73,10 +73,10 @@ def test_starting_in_the_middle_and_a_file_give_the_same_bits(tiny_model, tmp_pa
     work.start(0)
     work.advance(1)
     work.advance(3)
-    expected = work.damage(block)
+    expected = work.quality_loss(block)
     mapped = scorer(model, Memory(hidden_gib=0), tmp_path / "hidden")
     mapped.start(3)
-    assert mapped.damage(block) == expected
+    assert mapped.quality_loss(block) == expected
     assert (tmp_path / "hidden").stat().st_size == work.entering_TD.nbytes
 
 
@@ -85,13 +85,13 @@ def test_shares_of_the_batches_add_up(tiny_model, processes):
     model, block = with_own_blocks(tiny_model), BlockSpec((1, 2), None)
     whole = scorer(model)
     whole.start(1)
-    expected, sums = whole.damage(block), []
+    expected, sums = whole.quality_loss(block), []
     for rank in range(processes):
         parts, collected = lay_out(sequences(), rank, processes), []
         assert len(parts) == -(-3 // processes)
         share = ReplaceOneBlock(model, parts, 5, Memory(), Path("unused"), lambda t, c=collected: c.append(t) or t)
         share.start(1)
-        share.damage(block)
+        share.quality_loss(block)
         sums.append(collected)
     values = sum(share[0] for share in sums) / sum(share[1] for share in sums)
     for column, name in enumerate(METRICS):
@@ -118,7 +118,7 @@ def score_all(model, batches) -> None:
     work.start(0)
     for layer in range(model.config.num_hidden_layers):
         work.advance(layer)
-        work.damage(BlockSpec((1, 2), 8 if layer % 2 == 0 else None))
+        work.quality_loss(BlockSpec((1, 2), 8 if layer % 2 == 0 else None))
 
 
 def test_next_tokens_end_with_the_sequence():
@@ -143,5 +143,5 @@ def test_the_model_is_left_as_it_was(tiny_model):
     before = deepcopy(model.state_dict())
     work = scorer(model)
     work.start(1)
-    work.damage(BlockSpec((1, 2), 5))
+    work.quality_loss(BlockSpec((1, 2), 5))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -208,9 +208,9 @@ def test_prompts_are_scored_where_asked(whole, inputs, tmp_path):
     rows = [json.loads(line)["input_ids"] for line in (whole / "calibration.jsonl").read_text().splitlines()]
     silent.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in rows))
     found = []
-    for name, data, asked in (("asked", with_prompts, True), ("silent", small_data(inputs, sequences=silent), False)):
+    for name, data, pairs in (("pairs", with_prompts, True), ("silent", small_data(inputs, sequences=silent), False)):
         (tmp_path / name).mkdir()
-        score(tmp_path / name, inputs / "parent", inputs / "library", data, score_prompts=asked)
+        score(tmp_path / name, inputs / "parent", inputs / "library", data, score_prompts=pairs)
         found.append(Scores.load(tmp_path / name))
     assert found[0] == found[1] and found[0].tokens == sum(len(row) for row in rows)
     assert found[0].entries[1, "window=4"]["kl"] != Scores.load(whole).entries[1, "window=4"]["kl"]
@@ -252,13 +252,13 @@ class Broken:
     name = "broken"
 
     def __init__(self, items: int, score: float) -> None:
-        self.size, self.score, self.asked = items, score, 0
+        self.size, self.score, self.pairs = items, score, 0
 
     def items(self, tokenizer: object) -> list[int]:
         return list(range(self.size))
 
     def scores(self, policy: object, tokenizer: object, items: list[int]) -> list[float]:
-        self.asked += 1
+        self.pairs += 1
         return [self.score] * len(items)
 
 
@@ -284,13 +284,13 @@ def test_what_the_parent_scored_is_not_asked_again(inputs, tmp_path):
     task, windows = Broken(3, 0.5), 4
     run = partial(score, tmp_path, inputs / "parent", inputs / "library", small_data(inputs), evaluations=[task])
     run()
-    assert task.asked == 1 + windows
+    assert task.pairs == 1 + windows
     (tmp_path / "evaluations" / "broken" / "layer=2,window=4.json").unlink()
     (tmp_path / "candidates" / "layer=2,window=4.json").unlink()
     run()
-    assert task.asked == 1 + windows + 1
+    assert task.pairs == 1 + windows + 1
     run()
-    assert task.asked == 1 + windows + 1
+    assert task.pairs == 1 + windows + 1
 
 
 def test_nan_is_named(inputs, tmp_path):

@@ -23,11 +23,11 @@ def test_no_batch_fits():
 
 def test_finer_by_hand():
     tried = [[(ONE, 4), (ONE, 8), (TWO, 10), (TWO, 20), (TWO, 40)], [(ONE, 3)]]
-    # Around 20 in the same deployment: 10, 13, 16, 20, 25, 32, 40 (steps of a cube root of 2); 3 has no neighbours.
+    # Around 20 in the same deployment: 10, 13, 16, 20, 25, 32, 40 (steps of a cube root of 2); 3 has no neighbors.
     assert finer(tried, (3, 0)) == [[(TWO, size) for size in (10, 13, 16, 20, 25, 32, 40)], [(ONE, 3)]]
 
 
-def test_finer_ends_at_neighbouring_whole_numbers():
+def test_finer_ends_at_neighboring_whole_numbers():
     tried, rounds = [[(ONE, size) for size in ladder(3, 900)]], 0
     while (closer := finer(tried, (next(i for i, (_, s) in enumerate(tried[0]) if s >= 200),))) is not None:
         tried, rounds = closer, rounds + 1

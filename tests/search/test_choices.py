@@ -7,7 +7,7 @@ import pytest
 from helpers.small_problems import SMALL, all_plans, feasible, problems
 from hypothesis import given, settings
 
-from lit_puzzle.search.solver.choices import Limit, Problem, Settings
+from lit_puzzle.search.solver.choices import ChoiceProblem, Limit, Settings
 
 
 @given(problems())
@@ -27,7 +27,7 @@ def test_sums_and_tolerance_by_hand():
 
 
 def test_labels_are_those_of_every_layer():
-    problem = Problem(((0.0, 0.0), (0.0, 0.0)), same=((8, 16), (16, 4)))
+    problem = ChoiceProblem(((0.0, 0.0), (0.0, 0.0)), same=((8, 16), (16, 4)))
     assert problem.labels() == [16]
     assert problem.one_label((1, 0)) and not problem.one_label((0, 0))
 
@@ -35,8 +35,8 @@ def test_labels_are_those_of_every_layer():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"damage": ((0.0, math.nan), (0.0, 1.0))}, "finite number"),
-        ({"damage": ((), (0.0,))}, "at least one candidate"),
+        ({"quality_loss": ((0.0, math.nan), (0.0, 1.0))}, "finite number"),
+        ({"quality_loss": ((), (0.0,))}, "at least one candidate"),
         ({"limits": (Limit("x", ((1.0,), (1.0,)), 0, 1),)}, "one coefficient for every candidate"),
         ({"limits": (Limit("x", ((-math.inf, 1.0, 1.0),) * 2, 0, 1),)}, "must be finite"),
         ({"choices": ((),)}, "no option"),

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_puzzle.search.solver import highs
-from lit_puzzle.search.solver.choices import Limit, Problem
-from lit_puzzle.search.solver.highs import Program, Row
+from lit_puzzle.search.solver.choices import ChoiceProblem, Limit
+from lit_puzzle.search.solver.highs import LinearProgram, Row
 from lit_puzzle.search.solver.tree import Tree
 
 
 def without_choices(problem):
-    return Problem(problem.damage, problem.limits)
+    return ChoiceProblem(problem.quality_loss, problem.limits)
 
 
 @given(problems(), st.lists(st.floats(0, 3), min_size=2, max_size=2))
@@ -34,7 +34,7 @@ def test_bounds_are_true_for_any_prices(problem, prices):
             if feasible(problem, plan):
                 columns = [begin + index for begin, index in zip(tree.starts, plan)]
                 worst = max(bound.extra_C[column] for column in columns)
-                assert (bound.bound + worst) * tree.scale <= problem.total_damage(plan) + 1e-8
+                assert (bound.bound + worst) * tree.scale <= problem.total_quality_loss(plan) + 1e-8
 
 
 @given(problems())
@@ -59,6 +59,6 @@ def test_a_row_by_hand():
 
 
 def test_a_layer_without_candidates_has_no_plan():
-    program = Program((0, 1, 2), np.zeros(2), np.zeros((0, 2)), np.zeros(0), np.array([True, False]))
+    program = LinearProgram((0, 1, 2), np.zeros(2), np.zeros((0, 2)), np.zeros(0), np.array([True, False]))
     assert highs.relax(program) is None
     assert highs.solve(program, math.inf, 0.0, 1.0).chosen is None

@@ -8,7 +8,7 @@ from helpers.small_problems import SMALL, all_plans, brute_force, problems, with
 from hypothesis import given, settings
 
 from lit_puzzle.search.solver import mip
-from lit_puzzle.search.solver.choices import Infeasible, Limit, Option, Problem
+from lit_puzzle.search.solver.choices import ChoiceProblem, Infeasible, Limit, Option
 from lit_puzzle.search.solver.infeasible import explain
 
 
@@ -21,7 +21,7 @@ def test_one_budget_that_no_plan_meets_is_named_with_its_cheapest_plan():
 
 def test_two_budgets_that_exclude_each_other_are_named():
     here, there = ((1.0, 4.0),), ((4.0, 1.0),)
-    problem = Problem(
+    problem = ChoiceProblem(
         ((0.0, 1.0),) * 2, (Limit("a", here * 2, 0, 4), Limit("b", there * 2, 0, 4), Limit("c", here * 2, 0, 9))
     )
     with pytest.raises(
@@ -34,7 +34,7 @@ def test_two_budgets_that_exclude_each_other_are_named():
 def test_a_forbidden_layer_is_named():
     limit = Limit("divisible by 8", ((0.0, math.inf), (math.inf, math.inf)), 0.0, 0.0)
     with pytest.raises(Infeasible, match="'divisible by 8' forbids every candidate of layer 1"):
-        mip.solve(Problem(((0.0, 1.0),) * 2, (limit,)))
+        mip.solve(ChoiceProblem(((0.0, 1.0),) * 2, (limit,)))
 
 
 def test_options_are_looked_at_together():
@@ -49,14 +49,14 @@ def test_options_are_looked_at_together():
     with pytest.raises(
         Infeasible, match=r"'memory' and 'seconds' exclude each other.*33.3% on each.*batch 4"
     ) as caught:
-        mip.solve(Problem(((0.0, 1.0),), (), (options,)))
+        mip.solve(ChoiceProblem(((0.0, 1.0),), (), (options,)))
     assert caught.value.chosen == (1,) and caught.value.options == (1,)
     assert caught.value.needs == {"memory": (2.0, 1.5)}
 
 
 def test_labels_in_common():
     with pytest.raises(Infeasible, match="no expert count in common"):
-        mip.solve(Problem(((0.0,), (0.0,)), same=((1,), (2,))))
+        mip.solve(ChoiceProblem(((0.0,), (0.0,)), same=((1,), (2,))))
 
 
 @given(problems())

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_puzzle.search.solver import highs, mip, tree
-from lit_puzzle.search.solver.choices import DisagreementError, Infeasible, Limit, Option, Problem, Settings
+from lit_puzzle.search.solver.choices import ChoiceProblem, DisagreementError, Infeasible, Limit, Option, Settings
 
 FEW = settings(max_examples=120, deadline=None, derandomize=True)
 
@@ -33,7 +33,7 @@ def check_against_brute_force(problem):
         assert caught.value.proven and "No " in str(caught.value)
         return
     (solution,) = mip.solve(problem)
-    assert solution.damage == pytest.approx(best, abs=1e-9)
+    assert solution.quality_loss == pytest.approx(best, abs=1e-9)
     assert feasible(problem, solution.chosen)
     assert solution.proven and solution.gap == 0 and solution.bound == pytest.approx(best, abs=1e-9)
     for options, index in zip(problem.choices, solution.options, strict=True):
@@ -48,7 +48,7 @@ def test_later_plans_are_different_and_best_among_the_different(problem, alpha):
     found = mip.solve(problem, Settings(num_solutions=4, alpha=alpha))
     for position, solution in enumerate(found):
         earlier = [other.chosen for other in found[:position]]
-        assert solution.damage == pytest.approx(brute_force(problem, earlier, alpha), abs=1e-9)
+        assert solution.quality_loss == pytest.approx(brute_force(problem, earlier, alpha), abs=1e-9)
         for other in earlier:
             assert sum(a == b for a, b in zip(solution.chosen, other)) <= alpha * problem.num_layers + 1e-9
     if len(found) < 4:
@@ -63,14 +63,14 @@ def test_a_gap_is_kept_and_its_bound_is_true(problem, gap):
         return
     (solution,) = mip.solve(problem, Settings(relative_gap=gap))
     assert solution.bound <= best + 1e-9
-    assert solution.damage - best <= gap * abs(solution.damage) + 1e-9
+    assert solution.quality_loss - best <= gap * abs(solution.quality_loss) + 1e-9
     assert solution.proven
 
 
 def test_by_hand():
     # Room for layers is 11: (1, 1) costs 11 and damage 3; (0, 2) costs 11 and damage 2.5; (2, 0) costs 10, damage 3.
     (solution,) = mip.solve(SMALL)
-    assert solution.chosen == (0, 2) and solution.damage == 2.5
+    assert solution.chosen == (0, 2) and solution.quality_loss == 2.5
 
 
 def test_a_corrupted_answer_is_caught(monkeypatch):
@@ -116,7 +116,7 @@ def test_a_time_limit_gives_a_true_bound(monkeypatch):
 
     monkeypatch.setattr(tree.Tree, "_open", slow)
     (stopped,) = mip.solve(hard)
-    assert stopped.bound <= exact.damage + 1e-9 <= stopped.damage + 2e-9
+    assert stopped.bound <= exact.quality_loss + 1e-9 <= stopped.quality_loss + 2e-9
     assert stopped.proven == (stopped.gap == 0)
 
 
@@ -129,16 +129,16 @@ def test_no_time_at_all_is_no_proof_of_infeasibility():
 def knapsack(layers, candidates, seed=0, share=0.5):
     """Two limits that pull apart in six options of two choices: relaxed and whole answers lie well apart."""
     generator = random.Random(seed)
-    damage = tuple(tuple(generator.random() for _ in range(candidates)) for _ in range(layers))
+    quality_loss = tuple(tuple(generator.random() for _ in range(candidates)) for _ in range(layers))
 
     def option(number):
-        grids = [tuple(tuple(1 - d * generator.random() for d in row) for row in damage) for _ in range(2)]
+        grids = [tuple(tuple(1 - d * generator.random() for d in row) for row in quality_loss) for _ in range(2)]
         low, high = (sum(pick(row) for row in grids[0]) for pick in (min, max))
         bound = low + share * (high - low) * generator.uniform(0.6, 1.0)
         return Option(f"o{number}", tuple(Limit(name, grid, 0.0, bound) for name, grid in zip("ab", grids)))
 
     options = [option(number) for number in range(6)]
-    return Problem(damage, (), (tuple(options[:3]), tuple(options[3:])))
+    return ChoiceProblem(quality_loss, (), (tuple(options[:3]), tuple(options[3:])))
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -148,24 +148,24 @@ def test_first_programs_without_the_candidates_that_matter(seed):
     answers = set()
     for columns in (1, 2, 8):
         with mock.patch.object(tree, "FIRST_COLUMNS", columns):
-            answers.add(round(mip.solve(problem)[0].damage, 9))
+            answers.add(round(mip.solve(problem)[0].quality_loss, 9))
     assert len(answers) == 1
 
 
 @given(st.data())
 @settings(max_examples=60, deadline=None, derandomize=True)
-def test_damages_of_fifteen_decades(data):
+def test_quality_losses_of_fifteen_decades(data):
     """A user forbids a block with a huge damage: the proof must not drown in it."""
-    damage = tuple(
+    quality_loss = tuple(
         tuple(data.draw(st.sampled_from([1e-6, 1.5e-6, 3e-5, 1e-4, 0.02, 0.5, 3.0, 1e3, 1e7, 1e9])) for _ in range(4))
         for _ in range(5)
     )
     cost = tuple(tuple(data.draw(st.integers(0, 9)) for _ in range(4)) for _ in range(5))
     bound = sum(map(min, cost)) + data.draw(st.integers(0, 12))
-    problem = Problem(damage, (Limit("cost", cost, 0.0, float(bound)),))
+    problem = ChoiceProblem(quality_loss, (Limit("cost", cost, 0.0, float(bound)),))
     (solution,) = mip.solve(problem)
-    assert solution.proven and solution.gap == 0 and solution.bound == solution.damage
-    assert solution.damage == pytest.approx(brute_force(problem), rel=1e-9)
+    assert solution.proven and solution.gap == 0 and solution.bound == solution.quality_loss
+    assert solution.quality_loss == pytest.approx(brute_force(problem), rel=1e-9)
 
 
 def test_later_plans_may_be_asked_for_by_themselves():

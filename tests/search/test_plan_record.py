@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 import pytest
-from test_problem import CONFIG, SCENARIO, library
+from test_program import CONFIG, SCENARIO, library
 
 from lit_puzzle.costs.cost_model import CostModel, ModelShape
 from lit_puzzle.costs.roofline import Roofline
 from lit_puzzle.search.plan_record import check_totals, headline, plan_record
-from lit_puzzle.search.problem import write_problem
+from lit_puzzle.search.program import write_program
 from lit_puzzle.search.report import SweepPoint
 from lit_puzzle.search.solver import mip
 from lit_puzzle.search.solver.choices import DisagreementError
@@ -23,33 +23,35 @@ SERVABLE = replace(
 def solved():
     target = Target(SCENARIO, Budget(throughput_over_parent=1.05, total_parameters=9_000_000_000))
     model = CostModel(ModelShape.from_config(CONFIG), SCENARIO, Roofline())
-    damage = [[float(index) for index in range(len(row))] for row in SERVABLE.layers]
-    written = write_problem(SERVABLE.layers, damage, [target], [model], Budget())
-    return written, mip.solve(written.problem)[0]
+    quality_loss = [[float(index) for index in range(len(row))] for row in SERVABLE.layers]
+    program = write_program(SERVABLE.layers, quality_loss, [target], [model], Budget())
+    return program, mip.solve(program.problem)[0]
 
 
 def test_record_and_headline(solved):
-    written, solution = solved
+    program, solution = solved
     record = plan_record(
-        SERVABLE, written, [solution], [SweepPoint(1.1, None, False)], {"solver": "mip", "seconds": 0.1}
+        SERVABLE, program, [solution], [SweepPoint(1.1, None, False)], {"solver": "mip", "seconds": 0.1}
     )
-    blocks, model = written.blocks(solution.chosen), written.models[0]
+    blocks, model = program.blocks(solution.chosen), program.models[0]
     assert [block.num_experts for block in Plan.from_json(record["plan"]).blocks] == [b.num_experts for b in blocks]
     (row,) = record["predicted"]
     assert row["child"] == model.best(blocks).to_json()
     assert row["speedup"] == row["child"]["tokens_per_second"] / row["parent"]["tokens_per_second"] >= 1.05 - 1e-9
     assert row["required_tokens_per_second"] == pytest.approx(1.05 * row["parent"]["tokens_per_second"])
-    assert [entry["damage"] for entry in record["scores"]] == [float(index) for index in solution.chosen]
-    assert record["sweep"] == [{"throughput_over_parent": 1.1, "damage": None, "proven": False}]
+    assert [entry["quality_loss"] for entry in record["scores"]] == [float(index) for index in solution.chosen]
+    assert record["sweep"] == [{"throughput_over_parent": 1.1, "quality_loss": None, "proven": False}]
     numbers = headline(record)
-    assert numbers["damage"] == sum(solution.chosen) and numbers["proven"] == 1.0
+    assert numbers["quality_loss"] == sum(solution.chosen) and numbers["proven"] == 1.0
     assert numbers["parameters"] <= 9_000_000_000 and numbers["speedup/0"] == row["speedup"]
 
 
 def test_a_bounded_latency_keeps_the_batch_that_was_chosen(solved):
-    written, _ = solved
+    program, _ = solved
     slow = Target(SCENARIO, Budget(latency_seconds=4.0))
-    again = write_problem(SERVABLE.layers, written.problem.damage, [slow], written.models, Budget(), batch_sizes=[1, 8])
+    again = write_program(
+        SERVABLE.layers, program.problem.quality_loss, [slow], program.models, Budget(), batch_sizes=[1, 8]
+    )
     (solution,) = mip.solve(again.problem)
     record = plan_record(SERVABLE, again, [solution], [], {"solver": "mip", "seconds": 0.1})
     child = record["predicted"][0]["child"]
@@ -57,28 +59,28 @@ def test_a_bounded_latency_keeps_the_batch_that_was_chosen(solved):
 
 
 def test_an_option_that_does_not_hold_is_caught(solved):
-    written, solution = solved
-    check_totals(written, solution)
-    big = replace(written, targets=(Target(SCENARIO, Budget(total_parameters=9_000_000_000)),))
+    program, solution = solved
+    check_totals(program, solution)
+    big = replace(program, targets=(Target(SCENARIO, Budget(total_parameters=9_000_000_000)),))
     with pytest.raises(DisagreementError, match="total_parameters is"):
         check_totals(big, replace(solution, chosen=(0,) * 4))
     worst = min(
-        range(len(written.deployed[0])), key=lambda i: written.models[0].predict(
-            written.blocks(solution.chosen), *written.deployed[0][i]).tokens_per_second
+        range(len(program.deployed[0])), key=lambda i: program.models[0].predict(
+            program.blocks(solution.chosen), *program.deployed[0][i]).tokens_per_second
     )  # fmt: skip
     with pytest.raises(DisagreementError, match="tokens a second, throughput_over_parent asks for"):
-        check_totals(written, replace(solution, options=(worst,)))
+        check_totals(program, replace(solution, options=(worst,)))
 
 
 def test_coefficients_of_another_deployment_are_caught(solved):
-    written, solution = solved
+    program, solution = solved
     index = solution.options[0]
     other = next(
-        i for i, (deployment, _) in enumerate(written.deployed[0]) if deployment != written.deployed[0][index][0]
+        i for i, (deployment, _) in enumerate(program.deployed[0]) if deployment != program.deployed[0][index][0]
     )
-    swapped = list(written.problem.choices[0])
+    swapped = list(program.problem.choices[0])
     swapped[index] = swapped[other]
-    wrong = replace(written, problem=replace(written.problem, choices=(tuple(swapped),)))
+    wrong = replace(program, problem=replace(program.problem, choices=(tuple(swapped),)))
     with pytest.raises(DisagreementError, match="GiB"):
         check_totals(wrong, solution)
 
@@ -106,11 +108,11 @@ def with_everything():
     scenario = replace(SCENARIO, tensor_parallel=2, expert_parallel=2)
     targets = [Target(scenario, EVERYTHING), Target(scenario, Budget(throughput_tokens_per_second=10.0))]
     model = CostModel(ModelShape.from_config(CONFIG), scenario, Roofline())
-    damage = [[float(index) for index in range(len(row))] for row in library().layers]
-    written = write_problem(library().layers, damage, targets, [model] * 2, limits, batch_sizes=[1, 8, 64])
-    (solution,) = mip.solve(written.problem)
-    check_totals(written, solution)
-    return written, solution
+    quality_loss = [[float(index) for index in range(len(row))] for row in library().layers]
+    program = write_program(library().layers, quality_loss, targets, [model] * 2, limits, batch_sizes=[1, 8, 64])
+    (solution,) = mip.solve(program.problem)
+    check_totals(program, solution)
+    return program, solution
 
 
 KEYS = [
@@ -128,14 +130,14 @@ KEYS = [
 
 @pytest.mark.parametrize("key", KEYS)
 def test_every_kind_of_coefficient_is_checked(with_everything, key):
-    written, solution = with_everything
-    always = list(written.problem.limits)
-    choices = [list(options) for options in written.problem.choices]
+    program, solution = with_everything
+    always = list(program.problem.limits)
+    choices = [list(options) for options in program.problem.choices]
     found = 0
     for index, limit in enumerate(always):
         if limit.key == key:
             changed = [*always[:index], spoiled(limit, solution.chosen), *always[index + 1 :]]
-            wrong = replace(written, problem=replace(written.problem, limits=tuple(changed)))
+            wrong = replace(program, problem=replace(program.problem, limits=tuple(changed)))
             with pytest.raises(DisagreementError, match="the solver counted"):
                 check_totals(wrong, solution)
             found += 1
@@ -147,16 +149,16 @@ def test_every_kind_of_coefficient_is_checked(with_everything, key):
                 options = list(choices[position])
                 options[taken] = replace(options[taken], limits=changed)
                 spoilt = [*choices[:position], options, *choices[position + 1 :]]
-                problem = replace(written.problem, choices=tuple(tuple(each) for each in spoilt))
+                problem = replace(program.problem, choices=tuple(tuple(each) for each in spoilt))
                 with pytest.raises(DisagreementError, match="the solver counted"):
-                    check_totals(replace(written, problem=problem), solution)
+                    check_totals(replace(program, problem=problem), solution)
                 found += 1
     assert found
 
 
 def test_budgets_that_the_problem_forgot_are_checked(with_everything):
-    written, solution = with_everything
-    forgetful = replace(written, problem=replace(written.problem, limits=()))
+    program, solution = with_everything
+    forgetful = replace(program, problem=replace(program.problem, limits=()))
     check_totals(forgetful, solution)
     for budget in (Budget(total_parameters=1), Budget(active_parameters=1), Budget(full_attention_layers=0)):
         full = replace(solution, chosen=(0,) * 4)
@@ -165,12 +167,12 @@ def test_budgets_that_the_problem_forgot_are_checked(with_everything):
 
 
 def test_experts_that_cannot_be_shared_or_differ_are_caught(with_everything):
-    written, solution = with_everything
+    program, solution = with_everything
     few = replace(solution, chosen=(*solution.chosen[:3], 3))  # 2 experts, where a token takes 4
-    assert written.layers[3][3].block.num_experts == 2
+    assert program.layers[3][3].block.num_experts == 2
     with pytest.raises(DisagreementError, match="layer 3 of the plan has 2 experts"):
-        check_totals(written, few)
-    labels = tuple(tuple(0 for _ in row) for row in written.layers)
+        check_totals(program, few)
+    labels = tuple(tuple(0 for _ in row) for row in program.layers)
     mixed = replace(solution, chosen=(0, 0, 0, 1))
     with pytest.raises(DisagreementError, match="uniform_experts was asked for"):
-        check_totals(replace(written, problem=replace(written.problem, same=labels)), mixed)
+        check_totals(replace(program, problem=replace(program.problem, same=labels)), mixed)

@@ -5,7 +5,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from test_problem import CONFIG, LAYERS, SCENARIO
+from test_program import CONFIG, LAYERS, SCENARIO
 
 from lit_puzzle.costs.cost_model import CostModel, ModelShape
 from lit_puzzle.costs.roofline import Roofline
@@ -13,7 +13,7 @@ from lit_puzzle.library.library import Library, parts
 from lit_puzzle.scoring.scores import Measurement, Scores
 from lit_puzzle.search import refine as refine_module
 from lit_puzzle.search import report as search_report
-from lit_puzzle.search.problem import write_problem
+from lit_puzzle.search.program import write_program
 from lit_puzzle.search.refine import Rounds
 from lit_puzzle.search.search import search, stored_expert_dtype
 from lit_puzzle.search.solver import mip
@@ -23,7 +23,7 @@ from lit_puzzle.spec import Budget, Target
 FAST = Target(replace(SCENARIO, prompt_tokens=200_000), Budget(throughput_over_parent=1.5))
 
 
-def damages():
+def quality_losses():
     return [[0.1 * (layer + 1) * index**1.5 for index in range(len(row))] for layer, row in enumerate(LAYERS)]
 
 
@@ -31,7 +31,7 @@ def writer(target=FAST):
     model = CostModel(ModelShape.from_config(CONFIG), target.scenario, Roofline())
 
     def write(tried=None):
-        return write_problem(LAYERS, damages(), [target], [model], Budget(), tried=tried)
+        return write_program(LAYERS, quality_losses(), [target], [model], Budget(), tried=tried)
 
     return write
 
@@ -39,13 +39,13 @@ def writer(target=FAST):
 def test_alternatives_are_the_best_of_everything_tried():
     write = writer()
     coarse = write()
-    written, solutions = Rounds("mip", Settings(num_solutions=4, alpha=0.5), refine=True).solve(write, coarse)
-    assert set(coarse.deployed[0]) < set(written.deployed[0])  # finer ones came to those of the ladder
-    plans = [p for p in itertools.product(*map(range, map(len, LAYERS))) if written.problem.options_that_hold(p)]
+    program, solutions = Rounds("mip", Settings(num_solutions=4, alpha=0.5), refine=True).solve(write, coarse)
+    assert set(coarse.deployed[0]) < set(program.deployed[0])  # finer ones came to those of the ladder
+    plans = [p for p in itertools.product(*map(range, map(len, LAYERS))) if program.problem.options_that_hold(p)]
     for position, solution in enumerate(solutions):
         earlier = [other.chosen for other in solutions[:position]]
         unlike = [p for p in plans if all(sum(a == b for a, b in zip(p, other)) <= 2 for other in earlier)]
-        assert solution.damage == pytest.approx(min(map(written.problem.total_damage, unlike)))
+        assert solution.quality_loss == pytest.approx(min(map(program.problem.total_quality_loss, unlike)))
         assert solution.proven
     assert len(solutions) == 4
 
@@ -79,8 +79,8 @@ def test_alternatives_have_a_time_of_their_own_and_cost_the_first_plan_nothing(m
 def test_no_time_for_finer_batches_leaves_the_proof(monkeypatch):
     write = writer()
     no_time_for(monkeypatch, lambda settings: settings.known is not None)
-    written, (solution,) = Rounds("mip", Settings(), refine=True).solve(write, write())
-    assert solution.proven and solution == mip.solve(written.problem)[0]
+    program, (solution,) = Rounds("mip", Settings(), refine=True).solve(write, write())
+    assert solution.proven and solution == mip.solve(program.problem)[0]
 
 
 def test_another_error_of_a_finer_search_is_not_swallowed():
@@ -99,11 +99,11 @@ def test_another_error_of_a_finer_search_is_not_swallowed():
 def inputs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inputs")
     entries = {}
-    for layer, (row, values) in enumerate(zip(LAYERS, damages())):
+    for layer, (row, values) in enumerate(zip(LAYERS, quality_losses())):
         for candidate, value in zip(row, values):
-            for name, damage in zip(parts(candidate), (value, 0.01), strict=True):
+            for name, quality_loss in zip(parts(candidate), (value, 0.01), strict=True):
                 if name is not None:
-                    entries[layer, name] = {"kl": Measurement(damage, 0.0)}
+                    entries[layer, name] = {"kl": Measurement(quality_loss, 0.0)}
     for name, content in (
         ("library", Library("parent", 128, CONFIG | {"dtype": "bfloat16"}, LAYERS)),
         ("scores", Scores("parent", 8, 100, entries)),
@@ -128,7 +128,7 @@ def test_a_sweep_without_time_leaves_the_proven_plan(inputs, tmp_path, monkeypat
     record = json.loads((tmp_path / "plan.json").read_text())
     assert results["proven"] == 1 and record["optimality"]["proven"]
     assert record["sweep"] == [
-        {"throughput_over_parent": value, "damage": None, "proven": False} for value in (1.1, 1.2)
+        {"throughput_over_parent": value, "quality_loss": None, "proven": False} for value in (1.1, 1.2)
     ]
 
 
@@ -187,4 +187,4 @@ def test_the_printed_line_says_what_is_proven(inputs, tmp_path, capsys):
     assert "proven optimal for the 6 deployments and batches tried" in last
     record = json.loads((tmp_path / "plan.json").read_text())
     assert record["optimality"]["deployments_and_batches_tried"] == [6]
-    assert search_report._verdict(record).endswith("no plan within these budgets does less there.")
+    assert search_report._proof(record).endswith("no plan within these budgets does less there.")

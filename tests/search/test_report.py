@@ -18,7 +18,7 @@ def record(**changes):
     plan = LIBRARY.plan(["experts=2", "experts=2,window=8"])
     made = {
         "plan": plan.to_json(),
-        "damage": 0.5,
+        "quality_loss": 0.5,
         "optimality": {"solver": "mip", "seconds": 0.25, "bound": 0.5, "gap": 0.0, "proven": True, **TRIED},
         "predicted": [
             {
@@ -30,14 +30,14 @@ def record(**changes):
             }
         ],
         "scores": [
-            {"layer": 0, "candidate": "experts=2", "damage": 0.3},
-            {"layer": 1, "candidate": "experts=2,window=8", "damage": 0.2},
+            {"layer": 0, "candidate": "experts=2", "quality_loss": 0.3},
+            {"layer": 1, "candidate": "experts=2,window=8", "quality_loss": 0.2},
         ],
-        "alternatives": [{"damage": 0.75, "candidates": ["experts=2", "parent"]}],
+        "alternatives": [{"quality_loss": 0.75, "candidates": ["experts=2", "parent"]}],
         "sweep": [
-            {"throughput_over_parent": 1.2, "damage": None, "proven": True},
-            {"throughput_over_parent": 1.1, "damage": None, "proven": False},
-            {"throughput_over_parent": 1.0, "damage": 0.125, "proven": False},
+            {"throughput_over_parent": 1.2, "quality_loss": None, "proven": True},
+            {"throughput_over_parent": 1.1, "quality_loss": None, "proven": False},
+            {"throughput_over_parent": 1.0, "quality_loss": 0.125, "proven": False},
         ],
     }
     return made | changes
@@ -61,13 +61,13 @@ def test_the_table_says_all(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("gap", "bound", "verdict"),
+    ("gap", "bound", "report"),
     [(0.1, 0.45, "no plan does less than 0.45 (gap 10.00%)"), (None, None, "nothing is proven")],
 )
-def test_the_verdict_is_honest(tmp_path, gap, bound, verdict):
+def test_the_verdict_is_honest(tmp_path, gap, bound, report):
     optimality = {"solver": "mip", "seconds": 1.0, "bound": bound, "gap": gap, "proven": False, **TRIED}
     write_table(tmp_path / "search.md", record(optimality=optimality))
-    assert verdict in (tmp_path / "search.md").read_text()
+    assert report in (tmp_path / "search.md").read_text()
 
 
 @pytest.fixture
@@ -83,15 +83,15 @@ def filled(figure):
     return [bar for bar in figure.axes[0].patches if bar.get_facecolor()[3] > 0]
 
 
-def test_bars_and_colours_of_the_plan(tmp_path, drawn):
+def test_bars_and_colors_of_the_plan(tmp_path, drawn):
     blocks = (BlockSpec((0,), 8), BlockSpec((0, 1, 2), None))
     draw_plan(tmp_path, LIBRARY, Plan("parent", 4, blocks).to_json())
     (figure, path), _ = drawn
     bars = filled(figure)
     assert path == tmp_path / "plan.png"
     assert [bar.get_height() for bar in bars] == [1, 3]
-    colours = [matplotlib.colors.to_hex(bar.get_facecolor()) for bar in bars]
-    assert colours == [OWN_WINDOW, FULL]
+    colors = [matplotlib.colors.to_hex(bar.get_facecolor()) for bar in bars]
+    assert colors == [OWN_WINDOW, FULL]
     drawn.clear()
     draw_plan(tmp_path, LIBRARY, LIBRARY.plan(["parent", "window=8"]).to_json())
     bars = filled(drawn[0][0])

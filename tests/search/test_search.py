@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from lit_puzzle.child.assemble import assemble
-from lit_puzzle.costs.cost_model import Block, CostModel, Engine, ModelShape
+from lit_puzzle.costs.cost_model import Block, CostModel, ModelShape, ServingEngine
 from lit_puzzle.costs.roofline import Roofline
 from lit_puzzle.library.library import Candidate, Library, candidate_name, parent_blocks
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.scoring.scores import Measurement, Scores
-from lit_puzzle.search.objective import DamageRule
+from lit_puzzle.search.objective import Objective
 from lit_puzzle.search.search import search
 from lit_puzzle.search.solver.choices import DisagreementError, Infeasible
 from lit_puzzle.spec import BlockSpec, Budget, Plan, Scenario, Target
@@ -82,10 +82,14 @@ def test_the_plan_is_assembled_into_a_child_of_the_predicted_size(inputs, tmp_pa
     plan = Plan.load(tmp_path / "plan.json")
     assert [block.window_tokens for block in plan.blocks] == [16, None, 16, 16, 16, 16]
     assert record["optimality"]["proven"] and record["optimality"]["gap"] == 0
-    assert record["damage"] == pytest.approx(sum(row["damage"] for row in record["scores"])) == results["damage"]
+    assert (
+        record["quality_loss"]
+        == pytest.approx(sum(row["quality_loss"] for row in record["scores"]))
+        == results["quality_loss"]
+    )
     assert len(record["alternatives"]) == 2
-    assert record["alternatives"][0]["damage"] >= record["damage"]
-    assert [point["damage"] is None for point in record["sweep"]] == [False, False, True]
+    assert record["alternatives"][0]["quality_loss"] >= record["quality_loss"]
+    assert [point["quality_loss"] is None for point in record["sweep"]] == [False, False, True]
     for name in ("plan.png", "plan.svg", "curve.png", "curve.svg", "search.md"):
         assert (tmp_path / name).stat().st_size > 100
     (tmp_path / "child").mkdir()
@@ -99,7 +103,7 @@ def test_every_baseline_stays_within_the_budget_and_is_no_better(inputs, tmp_pat
     best = run(inputs, tmp_path / "mip")
     for solver in ("greedy", "uniform", "random", "max_parameters"):
         results = run(inputs, tmp_path / solver, solver=solver)
-        assert results["damage"] >= best["damage"] - 1e-12
+        assert results["quality_loss"] >= best["quality_loss"] - 1e-12
         assert results["parameters"] <= 1_300_000 and results["proven"] == 0 and "bound" not in results
         assert "nothing is proven" in (tmp_path / solver / "search.md").read_text()
 
@@ -111,11 +115,11 @@ def test_a_child_for_stock_runtimes(inputs, tmp_path):
     assert [block.window_tokens for block in plan.blocks] == [16, None] * 3
 
 
-def test_finer_batches_never_do_more_damage(inputs, tmp_path):
+def test_finer_batches_never_do_more_quality_loss(inputs, tmp_path):
     fast = [Target(replace(SCENARIO, prompt_tokens=200_000), Budget(throughput_over_parent=1.15, memory_gib=1.0))]
     coarse = run(inputs, tmp_path / "coarse", targets=fast, batch_sizes=[1, 2, 4])
     fine = run(inputs, tmp_path / "fine", targets=fast)
-    assert fine["damage"] <= coarse["damage"] and fine["speedup/0"] >= 1.15 * (1 - 1e-6)
+    assert fine["quality_loss"] <= coarse["quality_loss"] and fine["speedup/0"] >= 1.15 * (1 - 1e-6)
     assert coarse["speedup/0"] >= 1.15 * (1 - 1e-6)
 
 
@@ -127,10 +131,10 @@ def test_the_papers_targets_at_120b_shape(tmp_path):
     for name, content in (("library", library), ("scores", scores)):
         (tmp_path / name).mkdir()
         content.save(tmp_path / name)
-    rule = DamageRule(window_metric="long_context")
-    targets, engine = list(bench.TARGETS), Engine(max_sequences=256)
+    rule = Objective(window_metric="long_context")
+    targets, engine = list(bench.TARGETS), ServingEngine(max_sequences=256)
     results = run(
-        tmp_path, tmp_path / "run", targets=targets, damage=rule, engine=engine, batch_sizes=list(bench.BATCHES)
+        tmp_path, tmp_path / "run", targets=targets, objective=rule, engine=engine, batch_sizes=list(bench.BATCHES)
     )
     assert results["proven"] == 1 and results["gap"] == 0
     record, plan = read(tmp_path / "run"), Plan.load(tmp_path / "run" / "plan.json")
@@ -154,7 +158,7 @@ def test_measured_kernels_at_120b_shape(tmp_path):
     done = lightning(
         "recipes/gpt_oss_120b/search.yaml",
         *(f"--{key}={tmp_path / value}" for key, value in {"library": "library", "scores": "scores"}.items()),
-        *(f"--run_dir={tmp_path / 'run'}", "--damage.metric=kl", "--num_solutions=1", "--sweep=null"),
+        *(f"--run_dir={tmp_path / 'run'}", "--objective.metric=kl", "--num_solutions=1", "--sweep=null"),
         *("--engine.max_sequences=256", "--batch_sizes=[64,128,192,256]"),
     )
     assert done.returncode == 0, done.stderr

@@ -27,10 +27,10 @@ def test_no_plan_up_to_the_ceiling_is_left_out(problem, which):
     plans = [plan for plan in all_plans(problem) if feasible(problem, plan)]
     if not plans:
         return
-    ceiling = problem.total_damage(plans[which % len(plans)])
+    ceiling = problem.total_quality_loss(plans[which % len(plans)])
     tree = Tree(problem, ceiling=ceiling)
     for plan in plans:
-        if problem.total_damage(plan) <= ceiling:
+        if problem.total_quality_loss(plan) <= ceiling:
             assert all(tree.useful_C[begin + index] for begin, index in zip(tree.starts, plan))
 
 

@@ -11,7 +11,7 @@ from helpers.vllm_folders import write_folder
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.serve.vllm.check import judge, plan_engines, require_vllm, run_engines, serve_check
 from lit_puzzle.serve.vllm.check_reference import Reference, make_reference
-from lit_puzzle.serve.vllm.report import write_verdict
+from lit_puzzle.serve.vllm.report import write_report
 
 Answers = dict[str, list[Any]]
 Scores = list[list[float]]
@@ -83,10 +83,10 @@ def test_wrong_answers_fail_their_check(folder: Path, reference: Reference, name
 
 def test_engines_are_asked_what_is_judged(folder: Path, reference: Reference) -> None:
     engines = plan_engines(Checkpoint(folder), reference, {"max_model_len": 64}, 32)
-    asked = {name: [step["do"] for step in engine["steps"]] for name, engine in engines.items()}
+    pairs = {name: [step["do"] for step in engine["steps"]] for name, engine in engines.items()}
     ends = ["forced"] * (len(reference.end_ids) + 1)
     reloads = ["score", "reload", "score", "reload", "score"]
-    assert asked == {
+    assert pairs == {
         "main": ["greedy", *reloads, *ends, "capacity"],
         "window": ["score"],
         "bfloat16": ["capacity"],
@@ -100,9 +100,9 @@ def test_failed_checks_are_on_disk(folder: Path, reference: Reference, tmp_path:
     answers = right_answers(reference)
     answers["main"][1] = shifted(reference.scores, 0.5)
     checks = judge(Checkpoint(folder), reference, answers, exact=True, limit=1e-4)
-    results = write_verdict(tmp_path / "verdict.json", checks, {"vllm": "1"})
-    verdict = json.loads((tmp_path / "verdict.json").read_text())
-    assert not verdict["passed"] and results["failed"] == 4 and results["passed"] == len(checks) - 4  # controls too
+    results = write_report(tmp_path / "report.json", checks, {"vllm": "1"})
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert not report["passed"] and results["failed"] == 4 and results["passed"] == len(checks) - 4  # controls too
     assert results["log_probabilities/difference"] == pytest.approx(0.5)
 
 

@@ -14,7 +14,7 @@ from helpers.released_twin import twin_tensors, write_released_twin
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lit_puzzle.child.assemble import MODELLING_FILE
+from lit_puzzle.child.assemble import MODELING_FILE
 from lit_puzzle.cli import main
 from lit_puzzle.kv_cache.kv_scales import KVScales, LayerScales, TensorScale
 from lit_puzzle.model.checkpoint import Checkpoint, fingerprint
@@ -53,7 +53,7 @@ def test_folder_is_complete_and_says_the_same(tmp_path: Path) -> None:
     names = {path.name for path in folder.iterdir()}
     assert names == {path.name for path in CHILD.iterdir()} | {"README.md", "plan.png", "SHA256SUMS"}
     for name in names - {"README.md", "plan.png", "SHA256SUMS", "config.json", "generation_config.json"}:
-        source = MODELLING_FILE if name == "gpt_oss.py" else CHILD / name
+        source = MODELING_FILE if name == "gpt_oss.py" else CHILD / name
         assert (folder / name).read_bytes() == source.read_bytes(), name
     assert torch.equal(logits_of(folder), logits_of(CHILD))
     assert fingerprint(folder) == fingerprint(CHILD)
@@ -134,8 +134,8 @@ def test_loads_where_lit_puzzle_cannot_be_imported(tmp_path: Path) -> None:
     assert torch.equal(logits, logits_of(CHILD))
     model, tokenizer = AutoModelForCausalLM.from_pretrained(CHILD), AutoTokenizer.from_pretrained(CHILD)
     prompt = "<|start|>system<|message|>Reasoning: high<|end|><|start|>user<|message|>sorting<|end|><|start|>assistant"
-    asked = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
-    assert torch.equal(answer, model.generate(**asked, max_new_tokens=40, do_sample=False))
+    pairs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+    assert torch.equal(answer, model.generate(**pairs, max_new_tokens=40, do_sample=False))
     assert stops == [5, 6, 0]
 
 
@@ -241,7 +241,7 @@ def test_recipe_runs_and_a_finished_run_is_not_overwritten(tmp_path: Path, capsy
     main(words)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["results"]["kv_scale_layers"] == 6
-    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["card"]["licence"] == "apache-2.0"
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["card"]["license"] == "apache-2.0"
     before = (tmp_path / "run" / "model" / "SHA256SUMS").read_bytes()
     with pytest.raises(SystemExit):
         main(words)

@@ -91,7 +91,7 @@ def test_only_standard_errors_stand_behind_other_numbers() -> None:
 
 
 def test_results_in_words_are_taken_as_they_are() -> None:
-    assert numbers({"a": {"verdict": "pass|fail"}}).splitlines()[2:] == [r"| verdict | pass\|fail |"]
+    assert numbers({"a": {"report": "pass|fail"}}).splitlines()[2:] == [r"| report | pass\|fail |"]
 
 
 def test_runs_that_are_not_finished_are_refused_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,5 +106,5 @@ def test_runs_that_are_not_finished_are_refused_first(tmp_path: Path, capsys: py
         export(tmp_path / "run", CHILD, card=Card(training=[tmp_path / "empty.json"]))
     with pytest.raises(SystemExit):
         main(["run", "recipes/export.yaml", "--kv_scales=null", "--card.licens=mit", f"--run_dir={tmp_path / 'run'}"])
-    assert "Did you mean 'licence'?" in capsys.readouterr().err
+    assert "Did you mean 'license'?" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

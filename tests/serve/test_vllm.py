@@ -40,8 +40,8 @@ pytestmark = [
 
 
 def outcomes(run_dir: Path) -> dict[str, str]:
-    verdict = json.loads((run_dir / "verdict.json").read_text())
-    return {check["name"]: check["outcome"] for check in verdict["checks"]}
+    report = json.loads((run_dir / "report.json").read_text())
+    return {check["name"]: check["outcome"] for check in report["checks"]}
 
 
 def test_a_child_with_kv_scales_is_served_as_transformers_computes(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_tensor_parallel_is_one_process(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_documents_are_written_as_transformers_writes_them() -> None:
-    """Compiled, as `recipes/generate.yaml` runs it; sampled answers follow the seed, not their neighbours."""
+    """Compiled, as `recipes/generate.yaml` runs it; sampled answers follow the seed, not their neighbors."""
     prompts = [[5, 9, 11, 40, 30], [7, 7, 7, 21, 33], [100, 20, 31, 44, 52, 61, 70], [12], [3, 4, 5, 6] * 6]
     script = ROOT / "tests" / "vllm_answers.py"
     words = [str(require_vllm(PYTHON)), str(script), str(TINY_PARENT), json.dumps(prompts), "40"]

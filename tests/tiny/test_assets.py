@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from lit_puzzle.child.assemble import assemble
-from lit_puzzle.evaluate.accuracy import answer_problems, held_out_problems, summarise
+from lit_puzzle.evaluate.accuracy import answer_problems, held_out_problems, summarize
 from lit_puzzle.generation.policy import load_policy
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.layout import count_parameters
@@ -41,7 +41,7 @@ def test_child_is_within_the_budget_of_the_search():
 
 def test_child_leaves_recovery_something_to_do():
     environments = [Chains(), Sorting(), Counting()]
-    asked = held_out_problems(environments, ["high"], 96, seed=5)
+    pairs = held_out_problems(environments, ["high"], 96, seed=5)
     policy, tokenizer = load_policy(ASSETS / "tiny_child", "float32")
-    accuracy = summarise(answer_problems(policy, tokenizer, asked, environments, 96, 96))["accuracy/high"]
+    accuracy = summarize(answer_problems(policy, tokenizer, pairs, environments, 96, 96))["accuracy/high"]
     assert 0.4 < accuracy < 0.75

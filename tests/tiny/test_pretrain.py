@@ -1,4 +1,4 @@
-"""Training the tiny parent: lessons, initialisation, exact resuming, the folder it writes, and the parent we ship."""
+"""Training the tiny parent: lessons, initialization, exact resuming, the folder it writes, and the parent we ship."""
 
 import json
 import math
@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lit_puzzle
 from lit_puzzle.environments.environment import EFFORTS, Problem, is_held_out, render_prompt
-from lit_puzzle.evaluate.accuracy import answer_problems, held_out_problems, summarise
+from lit_puzzle.evaluate.accuracy import answer_problems, held_out_problems, summarize
 from lit_puzzle.generation.lengths import read_lengths
 from lit_puzzle.tiny.lessons import IGNORED, Curriculum, Lessons, practice, retrieval, supervised
-from lit_puzzle.tiny.parent import Initialisation, ParentShape, build_parent
+from lit_puzzle.tiny.parent import Initialization, ParentShape, build_parent
 from lit_puzzle.tiny.pretrain import FlatThenCosine, LessonData, TinyParent, next_token_loss
 from lit_puzzle.tiny.tokenizer import build_tokenizer
 from lit_puzzle.tiny.world import Chains, Counting, Family, Sorting
@@ -34,7 +34,7 @@ def words(ids: list[int]) -> list[str]:
     return [str(TOKENIZER.decode([token])) for token in ids]
 
 
-def labelled(ids: list[int], labels: list[int]) -> str:
+def labeled(ids: list[int], labels: list[int]) -> str:
     assert all(label in (IGNORED, token) for token, label in zip(ids, labels, strict=True))
     return "".join(words([label for label in labels if label != IGNORED]))
 
@@ -49,7 +49,7 @@ def test_retrieval_labels_follow_from_the_table(family: Family, entries: int) ->
     shown, copied = definitions[:entries], definitions[entries:]
     assert len({definition[0] for definition in shown}) == entries
     assert len(copied) >= entries and all(definition in shown for definition in copied)
-    assert labelled(ids, labels) == "".join("".join(definition[1:]) for definition in copied)
+    assert labeled(ids, labels) == "".join("".join(definition[1:]) for definition in copied)
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
@@ -66,7 +66,7 @@ def test_conversations_are_prompt_and_trace_and_never_held_out(family: Family) -
             assert not is_held_out(problem)
             assert family.verify(family.trace(problem, "high"), answer) == 1.0
             traces += family.trace(problem, "high")
-        assert labelled(ids, labels) == traces
+        assert labeled(ids, labels) == traces
         assert "".join(words(ids)).startswith(render_prompt(TOKENIZER, problem, "high")[:40])
         assert len(ids) <= 192
 
@@ -80,7 +80,7 @@ def test_practice_labels_are_high_effort_analyses(family: Family) -> None:
         question, analysis = chunk.split("?")
         problem = Problem(family.name, ({"role": "user", "content": f"{table}\n{question}?"},), "")
         assert analysis == family.analysis(problem, "high")
-    assert labelled(ids, labels) == "".join(chunk.split("?")[1] for chunk in chunks)
+    assert labeled(ids, labels) == "".join(chunk.split("?")[1] for chunk in chunks)
 
 
 def test_a_batch_depends_on_seed_and_step_only() -> None:
@@ -105,19 +105,19 @@ def test_tables_grow_over_the_first_phase() -> None:
 def test_windowed_heads_look_back_where_told() -> None:
     torch.manual_seed(0)
     shape = ParentShape(num_hidden_layers=2)
-    model = build_parent(shape, Initialisation(looks_back=(1, 2, 3, 4)))
+    model = build_parent(shape, Initialization(looks_back=(1, 2, 3, 4)))
     tokens = torch.randint(8, 100, (1, 24))
     seen_HTT = model(input_ids=tokens, output_attentions=True).attentions[0][0]
     for head in range(4):
         assert (seen_HTT[head, 8:].argmax(-1) == torch.arange(8, 24) - (head + 1)).float().mean() > 0.8
-    plain = build_parent(shape, Initialisation(positional_bias=0.0))
+    plain = build_parent(shape, Initialization(positional_bias=0.0))
     flat_HTT = plain(input_ids=tokens, output_attentions=True).attentions[0][0]
     assert flat_HTT[:, 8:].max() < seen_HTT[:, 8:].max(-1).values.mean()
 
 
-def test_initialisation_scales_and_letter_share() -> None:
+def test_initialization_scales_and_letter_share() -> None:
     torch.manual_seed(0)
-    model = build_parent(ParentShape(num_hidden_layers=2), Initialisation(embedding_std=1.0, letter_share=0.8))
+    model = build_parent(ParentShape(num_hidden_layers=2), Initialization(embedding_std=1.0, letter_share=0.8))
     embedding, vocabulary = model.model.embed_tokens.weight, TOKENIZER.get_vocab()
     assert embedding.std().item() == pytest.approx(1.0, abs=0.05)
     assert model.model.layers[0].self_attn.q_proj.weight.std().item() == pytest.approx(0.05, abs=0.005)
@@ -125,7 +125,7 @@ def test_initialisation_scales_and_letter_share() -> None:
     shared = torch.stack([torch.cosine_similarity(embedding[a], embedding[b], dim=0) for a, b in pairs])
     assert shared.mean().item() == pytest.approx(0.8, abs=0.03)
     with pytest.raises(ValueError, match="vocab_size 64"):
-        build_parent(ParentShape(vocab_size=64), Initialisation())
+        build_parent(ParentShape(vocab_size=64), Initialization())
 
 
 def test_loss_by_hand() -> None:
@@ -152,7 +152,7 @@ def train(folder: Path, steps: int, resume: Path | None = None) -> TinyParent:
     seed_everything(3, verbose=False)
     module = TinyParent(
         SMALL,
-        Initialisation(),
+        Initialization(),
         optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-2, weight_decay=0.1),
         lr_scheduler=lambda optimizer: FlatThenCosine(optimizer, total_steps=6, warmup_steps=2),
         max_new_tokens=4,
@@ -195,7 +195,7 @@ def test_resumed_training_is_uninterrupted_training_and_the_folder_loads(tmp_pat
 
 
 def test_vectors_do_not_decay() -> None:
-    module = TinyParent(SMALL, Initialisation(), optimizer=lambda groups: torch.optim.AdamW(groups, weight_decay=0.1))
+    module = TinyParent(SMALL, Initialization(), optimizer=lambda groups: torch.optim.AdamW(groups, weight_decay=0.1))
     module.configure_model()
     optimizer = module.configure_optimizers()
     assert isinstance(optimizer, torch.optim.Optimizer)
@@ -209,7 +209,7 @@ def test_the_shipped_parent_reasons_better_and_longer_at_higher_effort() -> None
     tokenizer = AutoTokenizer.from_pretrained(SHIPPED)
     assert sum(parameter.numel() for parameter in parent.parameters()) == 2_049_432
     problems = held_out_problems(FAMILIES, EFFORTS, 36, seed=0)
-    numbers = summarise(answer_problems(parent, tokenizer, problems, FAMILIES, max_new_tokens=64, batch_size=108))
+    numbers = summarize(answer_problems(parent, tokenizer, problems, FAMILIES, max_new_tokens=64, batch_size=108))
     accuracies = [numbers[f"accuracy/{effort}"] for effort in EFFORTS]
     lengths = [numbers[f"tokens/{effort}"] for effort in EFFORTS]
     assert accuracies[0] < accuracies[1] < accuracies[2] and accuracies[2] > 0.8

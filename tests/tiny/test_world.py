@@ -16,7 +16,7 @@ from lit_puzzle.tiny.world import Chains, Counting, Family, Sorting, parse
 FAMILIES: tuple[Family, ...] = (Chains(), Sorting(), Counting())
 
 
-def asked(family: Family, count: int = 200, seed: int = 0) -> list[Problem]:
+def pairs(family: Family, count: int = 200, seed: int = 0) -> list[Problem]:
     rng = random.Random(seed)
     return [family.problem(rng) for _ in range(count)]
 
@@ -45,7 +45,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBa
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_answers_agree_with_another_solver(family: Family) -> None:
-    problems = asked(family)
+    problems = pairs(family)
     assert [problem.answer for problem in problems] == [solved(problem) for problem in problems]
     assert len({problem.answer for problem in problems}) >= 6
     assert all(problem.environment == family.name for problem in problems)
@@ -53,7 +53,7 @@ def test_answers_agree_with_another_solver(family: Family) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_traces_verify_at_every_effort_and_only_with_the_right_answer(family: Family) -> None:
-    for problem in asked(family, 40):
+    for problem in pairs(family, 40):
         for effort in EFFORTS:
             trace = family.trace(problem, effort)
             assert family.verify(trace, problem.answer) == 1.0
@@ -78,12 +78,12 @@ def test_analyses_of_a_problem_worked_by_hand() -> None:
 
 
 def test_sorting_asks_for_different_values_and_chains_for_every_depth() -> None:
-    for problem in asked(FAMILIES[1]):
+    for problem in pairs(FAMILIES[1]):
         table, letters, _ = parse(problem)
         assert len({table[letter][1] for letter in letters}) == len(letters)
-    depths = {FAMILIES[0].analysis(problem, "medium").count("+") for problem in asked(FAMILIES[0])}
+    depths = {FAMILIES[0].analysis(problem, "medium").count("+") for problem in pairs(FAMILIES[0])}
     assert depths == {0, 1, 2, 3, 4}
-    assert {FAMILIES[0].analysis(problem, "medium").count("+") for problem in asked(Chains((0, 1, 0, 0, 0)), 20)} == {1}
+    assert {FAMILIES[0].analysis(problem, "medium").count("+") for problem in pairs(Chains((0, 1, 0, 0, 0)), 20)} == {1}
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
@@ -109,7 +109,7 @@ def test_bad_weights_and_foreign_text_are_refused(weights: tuple[float, ...]) ->
 
 def test_tokenizer_keeps_every_character_and_every_word_is_one_token(tokenizer: PreTrainedTokenizerBase) -> None:
     for family in FAMILIES:
-        for problem in asked(family, 30):
+        for problem in pairs(family, 30):
             for effort in EFFORTS:
                 text = render_prompt(tokenizer, problem, effort) + family.trace(problem, effort)
                 ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -131,7 +131,7 @@ def test_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
         == head.replace("medium", "high") + "<|start|>assistant"
     )
     for family in FAMILIES:
-        problem = asked(family, 1)[0]
+        problem = pairs(family, 1)[0]
         reply = {"role": "assistant", "content": problem.answer, "thinking": family.analysis(problem, "high")}
         text = tokenizer.apply_chat_template([user, reply], tokenize=False)
         assert text == head + "<|start|>assistant" + family.trace(problem, "high")

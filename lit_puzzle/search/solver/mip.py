@@ -15,14 +15,14 @@ import math
 import time
 from collections.abc import Sequence
 
-from lit_puzzle.search.solver.choices import Limit, OutOfTimeError, Problem, Settings, Solution
+from lit_puzzle.search.solver.choices import ChoiceProblem, Limit, OutOfTimeError, Settings, Solution
 from lit_puzzle.search.solver.infeasible import explain
 from lit_puzzle.search.solver.tree import Tree, indicator
 
 MOST_SCALES = 8
 
 
-def solve(problem: Problem, settings: Settings = Settings()) -> list[Solution]:  # noqa: B008  (frozen)
+def solve(problem: ChoiceProblem, settings: Settings = Settings()) -> list[Solution]:  # noqa: B008  (frozen)
     """Solve exactly.
 
     Args:
@@ -67,12 +67,12 @@ def _at_its_own_scale(tree: Tree) -> tuple[Solution | None, bool]:
         solution = tree.run()
         assert before is not None and solution is not None  # it starts from the plan before
         assert before.bound is not None and solution.bound is not None
-        if solution.bound < before.bound <= solution.damage:  # the time was up
+        if solution.bound < before.bound <= solution.quality_loss:  # the time was up
             solution = solution.with_bound(before.bound, tree.relative_gap)
     return solution, tree.timed_out
 
 
-def _refuse(problem: Problem, settings: Settings, timed_out: bool) -> None:
+def _refuse(problem: ChoiceProblem, settings: Settings, timed_out: bool) -> None:
     if timed_out:
         raise OutOfTimeError(
             f"No plan was found in {settings.time_limit_seconds:g} seconds, and none was ruled out; "
@@ -81,6 +81,6 @@ def _refuse(problem: Problem, settings: Settings, timed_out: bool) -> None:
     raise explain(problem)
 
 
-def _unlike(problem: Problem, chosen: Sequence[int], alpha: float) -> Limit:
+def _unlike(problem: ChoiceProblem, chosen: Sequence[int], alpha: float) -> Limit:
     shared = math.floor(alpha * problem.num_layers + 1e-9)  # 0.7 x 10 is 7.000000000000001
-    return Limit("unlike an earlier plan", indicator(problem.damage, chosen), 0.0, float(shared))
+    return Limit("unlike an earlier plan", indicator(problem.quality_loss, chosen), 0.0, float(shared))

@@ -20,7 +20,7 @@ class PuzzleSettings(GptOssForCausalLMConfig):
 
     @staticmethod
     def verify_and_update_model_config(model_config: ModelConfig) -> None:
-        """Renames the model type where Harmony applies, and first the quantisation that vLLM would claim by it."""
+        """Renames the model type where Harmony applies, and first the quantization that vLLM would claim by it."""
         config = model_config.hf_config
         packed = config.to_dict().get("quantization_config")
         if packed is not None and packed["quant_method"] == "mxfp4":

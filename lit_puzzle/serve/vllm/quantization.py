@@ -1,11 +1,11 @@
 """How vLLM stores what a puzzle checkpoint stores in few bits: MXFP4 experts and the FP8 KV cache.
 
 Experts stay packed where vLLM has an MXFP4 kernel for this device, these sizes and bfloat16 activations; everywhere
-else they are de-quantised as they are loaded, and computed with in the model's dtype. Scales of the KV cache are taken
+else they are de-quantized as they are loaded, and computed with in the model's dtype. Scales of the KV cache are taken
 from the checkpoint whatever the dtype of the experts.
 
 Memory of one layer's experts (E experts, hidden H, intermediate I): 3 E H I values of 17/32 bytes packed, of 2 or 4
-bytes de-quantised.
+bytes de-quantized.
 """
 
 from fnmatch import fnmatch
@@ -25,8 +25,8 @@ from vllm.platforms import current_platform
 MXFP4 = "gpt_oss_puzzle_mxfp4"  # vLLM's own entry for MXFP4 answers to the model type gpt_oss alone
 
 
-class PuzzleQuantisation(QuantizationConfig):
-    """vLLM's quantisation entry of puzzle checkpoints.
+class PuzzleQuantization(QuantizationConfig):
+    """vLLM's quantization entry of puzzle checkpoints.
 
     Args:
         unpacked: Patterns of module names (`modules_to_not_convert`) that the checkpoint does not store as MXFP4.
@@ -55,7 +55,7 @@ class PuzzleQuantisation(QuantizationConfig):
 
     @classmethod
     def get_supported_act_dtypes(cls) -> list[torch.dtype]:
-        """All: what no packed kernel computes in is de-quantised."""
+        """All: what no packed kernel computes in is de-quantized."""
         return [torch.bfloat16, torch.float16, torch.float32]
 
     @classmethod
@@ -93,9 +93,9 @@ class RepackedExperts(UnquantizedFusedMoEMethod):
             self.moe_kernel.fused_experts.process_weights_after_loading(layer)
 
 
-def experts_method(prefix: str, quantisation: QuantizationConfig | None, moe: FusedMoEConfig) -> FusedMoEMethodBase:
+def experts_method(prefix: str, quantization: QuantizationConfig | None, moe: FusedMoEConfig) -> FusedMoEMethodBase:
     """How one layer's experts are held and computed: packed where there is a kernel, else in the model's dtype."""
-    if isinstance(quantisation, PuzzleQuantisation) and quantisation.packs(prefix) and has_mxfp4_kernel(moe):
+    if isinstance(quantization, PuzzleQuantization) and quantization.packs(prefix) and has_mxfp4_kernel(moe):
         from vllm.model_executor.layers.quantization.mxfp4 import GptOssMxfp4MoEMethod
 
         return GptOssMxfp4MoEMethod(moe)

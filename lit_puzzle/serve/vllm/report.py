@@ -19,7 +19,7 @@ class Check:
     """One check.
 
     Attributes:
-        name: Its key in verdict.json.
+        name: Its key in report.json.
         outcome: Whether it passed.
         why: What was found, in a sentence.
         figures: What was measured.
@@ -41,8 +41,8 @@ def skipped(name: str, why: str) -> Check:
     return Check(name, "skipped", why)
 
 
-def write_verdict(path: Path, checks: Sequence[Check], versions: Mapping[str, str]) -> dict[str, float]:
-    """Writes verdict.json, prints the table, and returns the flat numbers for run.json."""
+def write_report(path: Path, checks: Sequence[Check], versions: Mapping[str, str]) -> dict[str, float]:
+    """Writes report.json, prints the table, and returns the flat numbers for run.json."""
     failed = [check.name for check in checks if check.outcome == "failed"]
     record = {"passed": not failed, "versions": dict(versions), "checks": [asdict(check) for check in checks]}
     write_atomically(path, json.dumps(record, indent=2) + "\n")

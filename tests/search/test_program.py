@@ -9,7 +9,7 @@ import pytest
 from lit_puzzle.costs.cost_model import GIB, CostModel, ModelShape
 from lit_puzzle.costs.roofline import Roofline
 from lit_puzzle.library.library import Candidate, Library, candidate_name, parent_blocks
-from lit_puzzle.search.problem import offered, write_problem
+from lit_puzzle.search.program import offered, write_program
 from lit_puzzle.search.solver import mip
 from lit_puzzle.search.solver.choices import Infeasible
 from lit_puzzle.spec import BlockSpec, Budget, Scenario, Target
@@ -43,10 +43,10 @@ def library():
 LAYERS = tuple(tuple(c for c in row if c.block.num_experts > 2) for row in library().layers)
 
 
-def written(*targets, layers=LAYERS, limits=NOTHING, **more):
+def program(*targets, layers=LAYERS, limits=NOTHING, **more):
     models = [CostModel(ModelShape.from_config(CONFIG), target.scenario, Roofline()) for target in targets]
-    damage = tuple(tuple(float(index) for index in range(len(row))) for row in layers)
-    return write_problem(layers, damage, targets, models, limits, **more)
+    quality_loss = tuple(tuple(float(index) for index in range(len(row))) for row in layers)
+    return write_program(layers, quality_loss, targets, models, limits, **more)
 
 
 BUDGET = Budget(
@@ -60,7 +60,7 @@ BUDGET = Budget(
 
 
 def test_every_limit_says_what_the_cost_model_predicts():
-    search = written(Target(SCENARIO, BUDGET), batch_sizes=[1, 16, 200])
+    search = program(Target(SCENARIO, BUDGET), batch_sizes=[1, 16, 200])
     model, generator = search.models[0], random.Random(0)
     held = set()
     for _ in range(60):
@@ -76,9 +76,9 @@ def test_every_limit_says_what_the_cost_model_predicts():
             ]
             assert [limit.holds(plan) for limit in option.limits] == truth
             assert option.limits[1].total(plan) == pytest.approx(predicted.memory_gib, rel=1e-12)
-            asked = option.limits[2]
-            assert asked.told(asked.total(plan)) == pytest.approx(predicted.tokens_per_second, rel=1e-12)
-            assert asked.told(asked.bound) == pytest.approx(9000.0)
+            pairs = option.limits[2]
+            assert pairs.told(pairs.total(plan)) == pytest.approx(predicted.tokens_per_second, rel=1e-12)
+            assert pairs.told(pairs.bound) == pytest.approx(9000.0)
             assert option.limits[3].total(plan) == pytest.approx(predicted.latency_seconds, rel=1e-12)
             held |= set(enumerate(truth))
         limits = {limit.key: limit for limit in search.problem.limits}
@@ -90,7 +90,7 @@ def test_every_limit_says_what_the_cost_model_predicts():
 
 def test_the_tighter_of_two_throughputs_holds():
     def room(**budget):
-        search = written(Target(SCENARIO, Budget(**budget)), batch_sizes=[16])
+        search = program(Target(SCENARIO, Budget(**budget)), batch_sizes=[16])
         return search.problem.choices[0][0].limits[1].bound, search.parents[0].tokens_per_second
 
     over, parent = room(throughput_over_parent=1.5)
@@ -102,29 +102,29 @@ def test_the_tighter_of_two_throughputs_holds():
 
 
 def test_batches_come_from_the_scenario_then_the_list_then_a_ladder():
-    fixed = written(Target(replace(SCENARIO, batch_size=7), NOTHING), batch_sizes=[1, 2])
+    fixed = program(Target(replace(SCENARIO, batch_size=7), NOTHING), batch_sizes=[1, 2])
     assert {batch for _, batch in fixed.deployed[0]} == {7}
-    given = written(Target(SCENARIO, NOTHING), batch_sizes=[5, 1, 5])
+    given = program(Target(SCENARIO, NOTHING), batch_sizes=[5, 1, 5])
     assert sorted({batch for _, batch in given.deployed[0]}) == [1, 5]
     long = Target(replace(SCENARIO, prompt_tokens=400_000), NOTHING)
-    automatic = written(long)
+    automatic = program(long)
     model = automatic.models[0]
     for deployment in model.deployments():
         batches = [batch for other, batch in automatic.deployed[0] if other == deployment]
         assert len(batches) <= 12 and batches == sorted(batches)
         assert batches[0] == model.largest_batch(automatic.blocks([0] * 4), deployment)
         assert batches[-1] == model.largest_batch(automatic.blocks([len(row) - 1 for row in LAYERS]), deployment)
-    assert min(batch for _, batch in written(replace(long, budget=Budget(latency_seconds=9.0))).deployed[0]) == 1
+    assert min(batch for _, batch in program(replace(long, budget=Budget(latency_seconds=9.0))).deployed[0]) == 1
 
 
 def test_experts_that_cannot_be_shared_or_routed_to_are_forbidden():
-    search = written(Target(replace(SCENARIO, tensor_parallel=2, expert_parallel=2), NOTHING), layers=library().layers)
+    search = program(Target(replace(SCENARIO, tensor_parallel=2, expert_parallel=2), NOTHING), layers=library().layers)
     (solution,) = mip.solve(search.problem)
-    assert solution.damage == 0
+    assert solution.quality_loss == 0
     forbidden = [limit for limit in search.problem.limits if "experts" in limit.name]
     assert [limit.name for limit in forbidden] == ["at least 4 experts, as many as a token takes"]
     four = Scenario("H100", 4, 4096, 1024, tensor_parallel=4, expert_parallel=4)
-    search = written(Target(four, NOTHING))
+    search = program(Target(four, NOTHING))
     (limit,) = (limit for limit in search.problem.limits if "expert_parallel 4" in limit.name)
     for row, coefficients in zip(LAYERS, limit.coefficients):
         assert [value == math.inf for value in coefficients] == [c.block.num_experts == 30 for c in row]
@@ -136,10 +136,10 @@ def test_uniform_experts_and_unchanged_windows():
     assert offered(library(), "free") == library().layers
     # Parameters for about three whole layers of four: uniform has to take 64 everywhere.
     budget = Budget(total_parameters=11_000_000_000)
-    search = written(Target(SCENARIO, NOTHING), limits=budget, uniform_experts=True)
+    search = program(Target(SCENARIO, NOTHING), limits=budget, uniform_experts=True)
     (solution,) = mip.solve(search.problem)
     assert [block.num_experts for block in search.blocks(solution.chosen)] == [64] * 4
-    free = written(Target(SCENARIO, NOTHING), limits=budget)
+    free = program(Target(SCENARIO, NOTHING), limits=budget)
     assert len({block.num_experts for block in free.blocks(mip.solve(free.problem)[0].chosen)}) > 1
 
 
@@ -149,9 +149,9 @@ def test_where_nothing_fits_memory_is_named():
     with pytest.raises(
         Infeasible, match=r"tightest budget is 'memory of each GPU in GiB on 1 x H100 at 4096 \+ 1024 tokens'"
     ):
-        mip.solve(written(small, layers=big).problem)
+        mip.solve(program(small, layers=big).problem)
     with pytest.raises(ValueError, match="the parent does not fit there at all; give throughput_tokens_per_second"):
-        written(replace(small, budget=Budget(throughput_over_parent=1.1)), layers=big)
+        program(replace(small, budget=Budget(throughput_over_parent=1.1)), layers=big)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_where_nothing_fits_memory_is_named():
 def test_settings_without_meaning_are_refused(arguments, message):
     targets = arguments.pop("targets", (Target(SCENARIO, NOTHING),))
     with pytest.raises(ValueError, match=message):
-        written(*targets, **arguments)
+        program(*targets, **arguments)
 
 
 def test_a_source_of_seconds_that_cannot_say_is_no_parent_that_does_not_fit():
@@ -179,4 +179,4 @@ def test_a_source_of_seconds_that_cannot_say_is_no_parent_that_does_not_fit():
     target = Target(SCENARIO, Budget(throughput_over_parent=1.1))
     model = CostModel(ModelShape.from_config(CONFIG), SCENARIO, UpToEight())
     with pytest.raises(ValueError, match=r"timed up to batch 8, not 9; set engine\.max_sequences"):
-        write_problem(LAYERS, [[0.0] * len(row) for row in LAYERS], [target], [model], NOTHING)
+        write_program(LAYERS, [[0.0] * len(row) for row in LAYERS], [target], [model], NOTHING)

@@ -1,4 +1,4 @@
-"""A search in words becomes one in numbers: library, damages, cost models and budgets -> `choices.Problem`.
+"""A search in words becomes one in numbers: library, damages, cost models and budgets -> `choices.ChoiceProblem`.
 
 Every budget is a bound on a sum over layers (`lit_puzzle.search.limits`). A deployment and a batch make one option of a
 target; of every target one option must hold. The throughput asked for is the larger of `throughput_tokens_per_second`
@@ -21,14 +21,14 @@ from lit_puzzle.costs.cost_model import GIB, Block, CostModel, Deployment, DoesN
 from lit_puzzle.library.library import Library
 from lit_puzzle.search.limits import Layers, cost_block, describe_all, grid, option, servable, shape_limits
 from lit_puzzle.search.solver.batches import Pairs, ladder
-from lit_puzzle.search.solver.choices import Grid, Problem, Traits
+from lit_puzzle.search.solver.choices import ChoiceProblem, Grid, Traits
 from lit_puzzle.spec import Budget, Target
 
 Windows = Literal["free", "unchanged"]
 
 
 @dataclass(frozen=True)
-class Search:
+class SearchProgram:
     """A problem and what its numbers stand for.
 
     Attributes:
@@ -41,7 +41,7 @@ class Search:
         limits: Bounds that no deployment changes.
     """
 
-    problem: Problem
+    problem: ChoiceProblem
     layers: Layers
     targets: tuple[Target, ...]
     models: tuple[CostModel, ...]
@@ -64,21 +64,21 @@ def offered(library: Library, windows: Windows) -> Layers:
     )
 
 
-def write_problem(
+def write_program(
     layers: Layers,
-    damage: Grid,
+    quality_loss: Grid,
     targets: Sequence[Target],
     models: Sequence[CostModel],
     limits: Budget,
     uniform_experts: bool = False,
     batch_sizes: Sequence[int] | None = None,
     tried: Sequence[Pairs] | None = None,
-) -> Search:
+) -> SearchProgram:
     """Put everything in numbers.
 
     Args:
         layers: Candidates, the parent's own first in each layer.
-        damage: Damage of each.
+        quality_loss: Quality loss of each.
         targets: What the child must reach.
         models: One cost model per target.
         limits: Bounds that no deployment changes: parameters and full-attention layers.
@@ -103,14 +103,14 @@ def write_problem(
     counts = tuple(tuple(candidate.block.num_experts for candidate in row) for row in layers)
     windows = tuple(tuple(candidate.block.window_tokens for candidate in row) for row in layers)
     parameters = grid(layers, models[0], models[0].deployments()[0], 1, lambda cost: cost.parameters)
-    numbers = Problem(
-        damage,
+    numbers = ChoiceProblem(
+        quality_loss,
         tuple(dict.fromkeys(always)),
         tuple(choices),
         counts if uniform_experts else None,
         Traits(counts, windows, parameters),
     )
-    return Search(numbers, layers, tuple(targets), tuple(models), tuple(deployed), parents, limits)
+    return SearchProgram(numbers, layers, tuple(targets), tuple(models), tuple(deployed), parents, limits)
 
 
 def _check(targets: Sequence[Target], limits: Budget, batch_sizes: Sequence[int] | None) -> None:

@@ -173,12 +173,11 @@ class Decoding:
         sampling = self.sampling
         numbers = [0.0 if row.finish or not sampling.temperature else next(row.randoms) for row in rows]
         uniform_B = torch.tensor(numbers, dtype=torch.float64, device=logits_BV.device)
-        token_B = draw_tokens(logits_BV, sampling.temperature, sampling.top_p, uniform_B)
-        chosen_B = logits_BV.gather(1, token_B[:, None])[:, 0].float()
-        if not bool(chosen_B.isfinite().all()):
+        if not bool(logits_BV.amax(-1).isfinite().all()):
             raise ValueError("The model's logits are not finite: its weights are damaged, or overflow in their dtype.")
-        logprobs_B = chosen_B - logits_BV.float().logsumexp(-1) if sampling.logprobs else torch.zeros_like(chosen_B)
-        for row, token, logprob in zip(rows, token_B.tolist(), logprobs_B.tolist(), strict=True):
+        token_B = draw_tokens(logits_BV, sampling.temperature, sampling.top_p, uniform_B)
+        logprobs = _logprobs(logits_BV, token_B).tolist() if sampling.logprobs else [0.0] * len(rows)
+        for row, token, logprob in zip(rows, token_B.tolist(), logprobs, strict=True):
             if row.finish:
                 continue
             row.token_ids.append(token)
@@ -221,6 +220,11 @@ class Decoding:
             torch.cat([batch.last_B[list(kept)] for batch, kept in parts]),
             torch.cat([batch.cached_B[list(kept)] for batch, kept in parts]),
         )
+
+
+def _logprobs(logits_BV: Tensor, token_B: Tensor) -> Tensor:
+    logits_BV = logits_BV.float()
+    return logits_BV.gather(1, token_B[:, None])[:, 0] - logits_BV.logsumexp(-1)
 
 
 def size_class(length: int) -> int:

@@ -1,0 +1,47 @@
+"""Runs in vLLM's environment: what a caller is told when vLLM fails; one line of JSON at the end, a list of errors.
+
+VENV/bin/python vllm_failures.py CHECKPOINT start        a KV cache that is too small for one sequence
+VENV/bin/python vllm_failures.py CHECKPOINT PROCESS      a prompt that is too long; then, while the engine generates, the
+                                                         process with PROCESS in its title, EngineCore or Worker, is killed
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from threading import Timer
+
+import psutil
+
+from lit_puzzle.generation.sampling import EngineSettings, Sampling
+from lit_puzzle.generation.vllm_engine import load_vllm
+
+
+def kill(title: str) -> None:
+    (process,) = (one for one in psutil.Process().children(recursive=True) if title in " ".join(one.cmdline()))
+    process.kill()
+
+
+def error_of(call: Callable[[], object]) -> str:
+    try:
+        call()
+    except ValueError as error:
+        return str(error)
+    return "no error"
+
+
+def main(checkpoint: str, failure: str) -> None:
+    options = {"enforce_eager": True, "max_model_len": 4096, "kv_cache_memory_bytes": 2**28}
+    if failure == "start":
+        small = options | {"kv_cache_memory_bytes": 1}
+        print(json.dumps([error_of(lambda: load_vllm(Path(checkpoint), EngineSettings("vllm"), small))]))
+        return
+    engine = load_vllm(Path(checkpoint), EngineSettings("vllm"), options)
+    errors = [error_of(lambda: engine.generate([[5], [5] * 100], Sampling(4000)))]
+    Timer(1.0, kill, [failure]).start()
+    errors.append(error_of(lambda: engine.generate([[5, 9, 11, 40, 30]] * 2000, Sampling(4000))))
+    print(json.dumps(errors))
+
+
+if __name__ == "__main__":  # vLLM's processes import this file
+    main(*sys.argv[1:])

@@ -23,6 +23,7 @@ from transformers import Cache
 
 from lit_puzzle.generation.draws import draw_tokens, uniforms
 from lit_puzzle.generation.kv_rows import gather_rows
+from lit_puzzle.generation.padding import pad_left
 from lit_puzzle.generation.sampling import Sampling
 
 SHARE = 8
@@ -152,13 +153,11 @@ class Decoding:
             if rows and (len(rows) + 1) * self.queue[0].length ** 2 > PREFILL_PAIRS:
                 break
             rows.append(self.queue.popleft())
-        longest, device = rows[-1].length, self.policy.device
-        padded = [[self.policy.pad_id] * (longest - row.length) + list(row.prompt) for row in rows]
-        ids_BT, cached_B = (torch.tensor(x, device=device) for x in (padded, [row.length for row in rows]))
-        mask_BT = torch.arange(longest, device=device) >= longest - cached_B[:, None]
+        padded = pad_left([row.prompt for row in rows], self.policy.pad_id)
+        ids_BT, mask_BT = (x.to(self.policy.device) for x in padded)
         cache = self.policy.make_cache()
         logits_BV = self.policy.forward(ids_BT, mask_BT, (mask_BT.cumsum(-1) - 1).clamp(min=0), cache)
-        return Batch(rows, cache, self._draw(rows, logits_BV), cached_B)
+        return Batch(rows, cache, self._draw(rows, logits_BV), mask_BT.sum(-1))
 
     def _decode(self, batch: Batch) -> None:
         """Add one token to every row of a batch."""

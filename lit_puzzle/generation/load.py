@@ -14,8 +14,13 @@ from lit_puzzle.generation.sampling import EngineSettings
 from lit_puzzle.generation.transformers_engine import TransformersEngine
 
 
-def load_engine(settings: EngineSettings, checkpoint: Path) -> Engine:
+def load_engine(settings: EngineSettings, checkpoint: Path, device: str | None = None) -> Engine:
     """Load a checkpoint folder, a parent or a child, into the engine that the settings name.
+
+    Args:
+        settings: which engine, and how it runs.
+        checkpoint: folder of the model and its tokenizer.
+        device: where transformers puts the model; None: the GPU if there is one. vLLM chooses for itself.
 
     Raises:
         ValueError: vLLM is asked for and is not installed.
@@ -25,5 +30,5 @@ def load_engine(settings: EngineSettings, checkpoint: Path) -> Engine:
         from lit_puzzle.generation.vllm_engine import VLLMEngine
 
         return VLLMEngine(checkpoint, settings)
-    model, tokenizer = load_policy(checkpoint, settings.dtype)
+    model, tokenizer = load_policy(checkpoint, settings.dtype, device)
     return TransformersEngine(model, tokenizer, settings.batch_size)

@@ -3,6 +3,11 @@
 Only `Sampling` decides how tokens are drawn: of a checkpoint's `generation_config.json` nothing but the end tokens is
 read. The policy may be in training: modules keep their modes, the random state is not touched.
 
+Over processes each has its own prompts. A model whose weights are whole on each of them (never sharded, or gathered
+once with `lit_puzzle.training.sharding.unsharded`) needs no more. One that gathers its weights in each forward pass
+needs every process in each of them: where the model is marked as transformers' own `generate` wants it
+(`model._is_fsdp_managed_module = True`), a process that is done runs passes of one token until all are done.
+
 Memory beside the weights: the KV cache of the rows in progress, at most batch_size * 2 * KV heads * head_dim * bytes
 per value * sum over layers of min(window, prompt + max_new_tokens), one layer of it twice while it grows; eager
 attention, while prompts are read, query heads * `PREFILL_PAIRS` scores.
@@ -15,6 +20,7 @@ from functools import partial
 import torch
 from torch import Tensor, distributed
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations import is_fsdp_managed_module
 
 from lit_puzzle.generation.decoding import Decoding, Policy, Row, random_numbers
 from lit_puzzle.generation.engine import Completion, check_prompts
@@ -35,9 +41,6 @@ class TransformersEngine:
         tokenizer: names the padding token and an end token.
         batch_size: completions decoded together.
         make_cache: the KV cache of a batch; None: one in the dtype of the projections.
-        lockstep: keep all processes in step: each forward pass of a sharded model gathers its weights, which every
-            process has to take part in. A process that is done then runs passes of one token until all are. Not
-            needed where the weights are whole on each process (gathered once with `unsharded`, or never sharded).
 
     Raises:
         ValueError: no end token or no padding token is known, or the KV cache has layers of another kind.
@@ -49,12 +52,10 @@ class TransformersEngine:
         tokenizer: PreTrainedTokenizerBase,
         batch_size: int,
         make_cache: MakeCache | None = None,
-        lockstep: bool = False,
     ) -> None:
         self.model = model
         self.batch_size = batch_size
         self.make_cache = make_cache or partial(CompactCache, config=model.config)
-        self.lockstep = lockstep and distributed.is_initialized()
         self.end_ids, self.pad_id = end_and_pad(model, tokenizer)
         check_layers(self.make_cache())
 
@@ -78,7 +79,7 @@ class TransformersEngine:
 
     def _continues(self, busy: bool) -> bool:
         """Return whether this process has to run another forward pass, for itself or for the others."""
-        if not self.lockstep:
+        if not (is_fsdp_managed_module(self.model) and distributed.is_initialized()):
             return busy
         any_busy = torch.tensor(int(busy), device=self.model.device)
         distributed.all_reduce(any_busy, distributed.ReduceOp.MAX)

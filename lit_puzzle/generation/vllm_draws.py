@@ -103,7 +103,9 @@ class SeededDraws(LogitsProcessor):
             place_N = torch.tensor(places, device=logits_BV.device)
             token_N = draw_tokens(logits_BV[place_N], temperature, top_p, uniform_N)
             if not bool(logits_BV[place_N, token_N].isfinite().all()):
-                raise ValueError("The model's logits are not finite: its weights are damaged, or overflow in their dtype.")
+                raise ValueError(
+                    "The model's logits are not finite: its weights are damaged, or overflow in their dtype."
+                )
             logits_BV[place_N, token_N] = torch.inf
         return logits_BV
 

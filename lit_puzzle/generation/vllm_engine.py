@@ -17,6 +17,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
+from weakref import finalize
 
 import torch
 from transformers import AutoTokenizer
@@ -75,7 +76,9 @@ def load_vllm(checkpoint: Path, settings: EngineSettings, options: Mapping[str, 
             "VLLM_CPU_KVCACHE_SPACE=N gives the KV cache N GiB; engine transformers needs no vLLM."
         ) from error
     wake_on_death(model)
-    return VLLMEngine(model, end_ids)
+    engine = VLLMEngine(model, end_ids)
+    finalize(engine, model.llm_engine.engine_core.shutdown)  # gives the memory back as soon as the engine is dropped
+    return engine
 
 
 def wake_on_death(model: "LLM") -> None:
@@ -143,8 +146,8 @@ class VLLMEngine:
         except EngineDeadError as error:
             self.model.llm_engine.engine_core.shutdown()  # now, so that its messages do not bury the error
             raise ValueError(
-                "vLLM's engine died while it generated: one of its processes was killed, most often for want of memory, "
-                "or failed for the reason in its log above. Free memory or lower max_new_tokens or "
+                "vLLM's engine died while it generated: one of its processes was killed, most often for want of "
+                "memory, or failed for the reason in its log above. Free memory, or lower max_new_tokens or "
                 "VLLM_CPU_KVCACHE_SPACE, and run the same command again."
             ) from error
         return [self._completion(output) for output in outputs]

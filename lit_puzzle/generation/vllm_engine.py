@@ -1,4 +1,4 @@
-"""Completions by vLLM (0.31 to 0.33): continuous batching, on one CPU or over `tensor_parallel` GPUs.
+"""Completions by vLLM (0.32, 0.33): continuous batching, on a CPU or over `tensor_parallel` GPUs.
 
 Tokens are drawn as the transformers engine draws them, with random numbers of (seed, row, position) only
 (`lit_puzzle.generation.vllm_draws`): both engines give the same completions except where rounding decides.
@@ -41,7 +41,7 @@ def load_vllm(checkpoint: Path, settings: EngineSettings, options: Mapping[str, 
     Args:
         checkpoint: folder, gpt-oss or a child.
         settings: dtype of the weights, GPUs that share them.
-        options: further arguments of `vllm.LLM`.
+        options: further arguments of `vllm.LLM`, or other values of those given here.
 
     Raises:
         ValueError: vLLM is not installed, Model Runner V2 is asked for, or vLLM does not start.
@@ -59,17 +59,18 @@ def load_vllm(checkpoint: Path, settings: EngineSettings, options: Mapping[str, 
             "or use engine transformers."
         ) from error
     end_ids = end_tokens_of(checkpoint, AutoTokenizer.from_pretrained(checkpoint))
-    on_cpu = {} if torch.cuda.is_available() else {"kv_cache_memory_bytes": CPU_KV_CACHE_GIB * 2**30}
+    arguments: dict[str, Any] = {
+        "model": str(checkpoint),
+        "dtype": settings.dtype,
+        "tensor_parallel_size": settings.tensor_parallel,
+        "generation_config": "vllm",  # else sampling settings of generation_config.json become defaults
+        "logprobs_mode": "raw_logprobs",  # of the model's distribution, before the processor and the temperature
+        "logits_processors": [DRAWS],
+    }
+    if not torch.cuda.is_available():
+        arguments["kv_cache_memory_bytes"] = CPU_KV_CACHE_GIB * 2**30
     try:
-        model = LLM(
-            model=str(checkpoint),
-            dtype=settings.dtype,
-            tensor_parallel_size=settings.tensor_parallel,
-            generation_config="vllm",  # else sampling settings of generation_config.json become defaults
-            logprobs_mode="raw_logprobs",  # of the model's distribution, before the processor and the temperature
-            logits_processors=[DRAWS],
-            **{**on_cpu, **(options or {})},
-        )
+        model = LLM(**arguments | dict(options or {}))
     except (RuntimeError, ValueError) as error:
         raise ValueError(
             f"vLLM does not start on {checkpoint}: {' '.join(str(error).split())} Its log above says more. On a CPU "
@@ -84,7 +85,7 @@ def load_vllm(checkpoint: Path, settings: EngineSettings, options: Mapping[str, 
 def wake_on_death(model: "LLM") -> None:
     """Let calls that wait for an engine raise EngineDeadError when its main process is killed.
 
-    vLLM (0.31 to 0.33) notices the death and closes its connection, but its synchronous client goes on waiting for
+    vLLM (0.32, 0.33) notices the death and closes its connection, but its synchronous client goes on waiting for
     output, forever. A worker's death needs no help: the main process reports it.
     """
     from vllm.v1.engine.core_client import SyncMPClient

@@ -128,6 +128,14 @@ def test_preempted_requests_draw_the_same_tokens(
 
 
 @needs_vllm
+def test_two_tensor_parallel_processes_draw_the_same_tokens(
+    tmp_path: Path, transformers: TransformersEngine, expected: dict[Sampling, list[Completion]]
+) -> None:
+    (found,), _ = by_vllm(tmp_path, [(NUCLEUS, list(range(20)))], tensor_parallel_size=2)
+    check_same(found, expected[NUCLEUS][:20], transformers, NUCLEUS)
+
+
+@needs_vllm
 def test_what_fails_in_vllm_is_one_clear_error() -> None:
     """Three at once: one drops an engine and cannot start another, two lose a process while they generate."""
     started = {name: start_in_vllm(HELPERS / "vllm_failures.py", PARENT, name) for name in ("start", *PROCESSES)}

@@ -20,7 +20,7 @@ from lit_puzzle.serve.vllm.driver import ENVIRONMENT
 
 
 def main(job_path: str, completions_path: str) -> None:
-    os.environ.update(ENVIRONMENT)
+    os.environ.update(ENVIRONMENT | {"VLLM_CPU_OMP_THREADS_BIND": "0|0"})  # of two tensor-parallel processes
     job = json.loads(Path(job_path).read_text())
     preempted = count_preemptions()
     engine = load_vllm(Path(job["checkpoint"]), EngineSettings("vllm"), job["options"])

@@ -102,8 +102,7 @@ def prepare(folder: Path, seed: int, rule: str) -> None:
     first = folder / "score_leave_one_out"
     changes = [f"--library={library}", f"--seed={seed}"]
     if scores != first:  # windows do not depend on the rule: they keep the scores they have
-        changes += ["--data.init_args.prompts.environments=null", "--evaluations=null"]
-        changes += [f"--data.init_args.sequences={first}/calibration.jsonl"]
+        changes += ["--evaluations=null", f"--data.init_args.sequences={first}/calibration.jsonl"]
     stage("score", scores, changes)
     own, windows = Scores.load(scores), Scores.load(first)
     entries = {

@@ -154,16 +154,21 @@ def test_bad_sequences_are_refused_before_the_parent_is_loaded(text, message, pa
 
 
 def test_bad_arguments_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="either prompts"):
+    with pytest.raises(ValueError, match="Give CalibrationData prompts"):
         CalibrationData(tmp_path)
-    with pytest.raises(ValueError, match="either prompts"):
-        CalibrationData(tmp_path, SOURCE, tmp_path / "x.jsonl")
     with pytest.raises(ValueError, match="batch_size 0"):
         CalibrationData(tmp_path, SOURCE, batch_size=0)
     with pytest.raises(ValueError, match="num_prompts 0"):
         PromptSource([Chains()], num_prompts=0)
     with pytest.raises(ValueError, match="hihg"):
         PromptSource([Chains()], efforts={"hihg": 1.0})
+
+
+def test_a_given_file_is_read_and_nothing_is_generated(parent, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"input_ids": [3, 4]}\n')
+    data = CalibrationData(parent, SOURCE, tmp_path / "rows.jsonl")
+    assert rows_seen(tmp_path / "a", data) == [[3, 4]]
+    assert not (tmp_path / "a" / "calibration.jsonl").exists()
 
 
 def test_missing_inputs_are_named(parent, tmp_path):

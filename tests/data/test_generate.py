@@ -117,13 +117,14 @@ def test_documents_depend_on_the_seed_and_their_number_alone(parent, tmp_path):
     assert all(a["prompt"] == b["prompt"] for a, b in pairs) and sum(a != b for a, b in pairs) > 15
 
 
-def test_the_same_prompt_twice_is_sampled_twice(parent, tmp_path):
+def test_the_same_prompt_twice_is_sampled_twice(parent, tmp_path, monkeypatch):
     """Training problems repeat when an environment has no more: their completions differ all the same."""
 
     class One(Chains):
         def problem(self, rng: random.Random) -> Any:
             return super().problem(random.Random(1))
 
+    monkeypatch.setattr("lit_puzzle.environments.environment.MAX_DRAWS", 3)
     _, folder = run(tmp_path / "a", parent, source([One()], efforts={"low": 1.0}))
     assert len({tuple(row["prompt"]) for row in rows(folder)}) == 1
     assert len({tuple(row["completion"]) for row in rows(folder)}) > 15

@@ -142,7 +142,7 @@ def test_a_killed_run_goes_on_bit_for_bit(whole, inputs, tmp_path, pattern):
 def test_two_launched_sharded_processes_agree_with_one(whole, inputs, tmp_path):
     """As a user starts them: layers in shards, hidden states in files, on the sequences that the other run wrote."""
     recipe = write_recipe(tmp_path, inputs, "run")
-    words = ["--fabric.devices=2", "--memory.hidden_gib=0", "--data.init_args.environments=null"]
+    words = ["--fabric.devices=2", "--memory.hidden_gib=0"]
     words.append(f"--data.init_args.sequences={whole / 'calibration.jsonl'}")
     command = [sys.executable, "-m", "lit_puzzle", "run", str(recipe), *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}

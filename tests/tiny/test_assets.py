@@ -4,6 +4,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
+from transformers import AutoTokenizer
 
 from lit_puzzle.child.assemble import assemble
 from lit_puzzle.evaluate.accuracy import solve_problems, summarize

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lit_puzzle.child.assemble import MODELING_FILE
+from lit_puzzle.child.folder import CARRIED_FILES, MODELING_FILE, PLAN_FILE
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.layout import KV_SCALES, count_parameters, whole
 from lit_puzzle.model.writer import MAX_SHARD_BYTES, write_checkpoint
@@ -25,8 +25,6 @@ from lit_puzzle.serve.tokenizer_files import copy_tokenizer
 from lit_puzzle.serve.weights import Weights, handed_over, layout_of
 from lit_puzzle.spec import Plan
 
-PLAN_FILE = "plan.json"
-CARRIED_FILES = ("generation_lengths.json", "LICENSE", "USAGE_POLICY", "NOTICE")
 Form = Literal["puzzle", "stock", "masked"]
 
 
@@ -57,8 +55,11 @@ class Exported:
     rounding: Rounding
 
 
-def write_folder(folder: Path, exported: Exported, card: Card, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
+def write_folder(folder: Path, exported: Exported, card: Card, max_shard_bytes: int = MAX_SHARD_BYTES) -> Facts:
     """Write everything into the empty `folder` and check what was written.
+
+    Returns:
+        What the card and the run's record say of it.
 
     Raises:
         ValueError: The weights written are not those that the written config implies.
@@ -79,6 +80,7 @@ def write_folder(folder: Path, exported: Exported, card: Card, max_shard_bytes: 
         draw_blocks(folder / PICTURE, facts.blocks, facts.parent_experts)
         (folder / "README.md").write_text(card_text(card, facts))
         sums.write(folder)
+    return facts
 
 
 def facts_of(written: Checkpoint, exported: Exported) -> Facts:
@@ -100,9 +102,8 @@ def facts_of(written: Checkpoint, exported: Exported) -> Facts:
     )
 
 
-def results_of(folder: Path, exported: Exported) -> dict[str, float]:
+def results_of(folder: Path, facts: Facts) -> dict[str, float]:
     """The numbers for run.json."""
-    facts = facts_of(Checkpoint(folder), exported)
     return {
         "parameters": facts.parameters,
         "weight_bytes": facts.weight_bytes,

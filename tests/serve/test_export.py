@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from helpers.file_reads import count_reads
 from helpers.released_twin import twin_tensors, write_released_twin
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lit_puzzle.child.assemble import MODELING_FILE
+from lit_puzzle.child.folder import MODELING_FILE
 from lit_puzzle.cli import main
 from lit_puzzle.kv_cache.kv_scales import KVScales, LayerScales, TensorScale
 from lit_puzzle.model.checkpoint import Checkpoint, fingerprint
@@ -61,6 +62,13 @@ def test_folder_is_complete_and_says_the_same(tmp_path: Path) -> None:
     assert config == before and not config.keys() & {"per_layer_config", "quantization_config", "rope_scaling"}
     assert results["files"] == len(names) and results["parameters"] == 1_449_336
     assert (results["mxfp4_layers"], results["kv_scale_layers"], results["rounded_experts"]) == (0, 0, 0)
+
+
+def test_every_checkpoint_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = count_reads(monkeypatch)
+    export(tmp_path, CHILD)
+    opened = {path.parent.name: count for path, count in reads.items() if path.name == "model.safetensors"}
+    assert opened == {CHILD.name: 1, ".model.partial": 1} and reads[CHILD / "plan.json"] == 1
 
 
 def test_checksums_are_those_of_coreutils(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from test_export import scales_of, tensor_scale
 from transformers import AutoConfig
 
-from lit_puzzle.child.assemble import MODELING_FILE
+from lit_puzzle.child.folder import MODELING_FILE
 from lit_puzzle.cli import main
 from lit_puzzle.kv_cache.kv_scales import KVScales, LayerScales
 from lit_puzzle.model.checkpoint import Checkpoint

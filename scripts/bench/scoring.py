@@ -25,7 +25,8 @@ from torch import Tensor
 
 import lit_puzzle.model.sink_attention  # noqa: F401  (registers it)
 from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig, GptOssPuzzleForCausalLM
-from lit_puzzle.scoring.replace_block import Memory, ReplaceOneBlock, lay_out
+from lit_puzzle.scoring.replace_block import ReplaceOneBlock, lay_out
+from lit_puzzle.scoring.settings import Memory
 from lit_puzzle.spec import BlockSpec
 
 LAYERS, EXPERTS, WINDOW = 24, 32, 64

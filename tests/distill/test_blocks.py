@@ -19,7 +19,8 @@ from lit_puzzle.model.blocks import with_own_blocks
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.gpt_oss import GptOssPuzzleForCausalLM
 from lit_puzzle.model.loading import load_model
-from lit_puzzle.scoring.replace_block import Memory, ReplaceOneBlock, lay_out
+from lit_puzzle.scoring.replace_block import ReplaceOneBlock, lay_out
+from lit_puzzle.scoring.settings import Memory
 
 STEPS = 40
 IDS = torch.randint(3, 110, (4, 30), generator=torch.Generator().manual_seed(3))

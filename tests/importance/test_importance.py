@@ -1,4 +1,4 @@
-"""Importance of whole models, as Lightning runs it: brute force on true inputs, one = two processes, bad input."""
+"""Importance of whole models under Lightning: brute force on the true inputs, one = two processes, bad input."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""One candidate in the parent: the same logits and answers as a really pruned child, and no trace of it afterwards."""
+"""One candidate in the parent: the logits and completions of a really pruned child, and the parent unchanged after."""
 
 from copy import deepcopy
 from functools import partial
@@ -60,7 +60,7 @@ def logits(model, ids=PROMPT):
 
 
 @pytest.mark.parametrize("attention", ["eager", "sink_attention"])
-@pytest.mark.parametrize("trains", [False, True], ids=["cut", "trained"])
+@pytest.mark.parametrize("trains", [False, True], ids=["pruned", "trained"])
 @pytest.mark.parametrize("name", BLOCKS)
 def test_a_swapped_block_is_the_pruned_child(tiny_model, name, trains, attention):
     layer, block = BLOCKS[name]

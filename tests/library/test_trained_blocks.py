@@ -1,4 +1,4 @@
-"""Trained tensors of a plan: found by block, put into the child byte for byte, and refused where they do not belong."""
+"""Trained tensors of a plan: found by block, copied into the child byte for byte, refused where they do not fit."""
 
 import json
 from collections.abc import Callable

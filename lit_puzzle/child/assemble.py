@@ -36,7 +36,7 @@ def assemble(
 
     Args:
         run_dir: run folder of this stage; a child that is already in it is replaced.
-        parent: checkpoint folder, gpt_oss or gpt_oss_puzzle.
+        parent: checkpoint folder of the parent, a stock model or itself a child.
         plan: a plan.json. Without it, `manual` makes the plan.
         library: folder of the library that the plan was searched in, for the tensors of its trained blocks.
         manual: numbers that make a plan without a search.

@@ -1,9 +1,8 @@
 """A child: a plan applied to its parent, as everything that the child's folder holds.
 
 Reads the parent's headers and small files, and the trained tensors of the library where one is given. `Child.write`
-writes a folder: weights, `config.json` of type gpt_oss_puzzle with the modeling file that its `auto_map` names,
-`plan.json`, tokenizer, chat template and generation config, and the parent's generation lengths and KV scales where it
-has them.
+writes a folder: weights, `config.json` with `block_configs`, the modeling file that its `auto_map` names, `plan.json`,
+tokenizer, chat template and generation config, and the parent's generation lengths and KV scales where it has them.
 
 Memory: headers, one trained tensor, and a buffer of 16 MiB where the kernel cannot copy from file to file. Disk: the
 child's tensors. Traffic: each of their bytes is read and written once. MXFP4 experts are copied as bytes and never
@@ -25,22 +24,19 @@ from torch import Tensor
 
 from lit_puzzle.child.folder import (
     CARRIED_FILES,
-    MODELING_FILE,
     OPTIONAL_TOKENIZER_FILES,
     PLAN_FILE,
     TEMPLATE_FILES,
     TOKENIZER_FILES,
 )
 from lit_puzzle.library.trained_blocks import plan_tensors
+from lit_puzzle.model.blocks import block_config, config_class
 from lit_puzzle.model.checkpoint import Checkpoint
-from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig
-from lit_puzzle.model.layout import EXPERT_ROWS, layer_prefix, whole
+from lit_puzzle.model.family import family_of
+from lit_puzzle.model.layout import layer_prefix, whole
 from lit_puzzle.model.safetensors_file import DTYPES, read_json
 from lit_puzzle.model.writer import MAX_SHARD_BYTES, Layout, StoredRows, write_checkpoint
 from lit_puzzle.spec import Plan
-
-GPT_OSS_VOCABULARY = 201088
-GPT_OSS_STOP_TOKENS = (200002, 199999, 200012)  # <|return|>, <|endoftext|>, <|call|>
 
 
 class Child:
@@ -97,7 +93,7 @@ class Child:
         return {
             layer_prefix(layer) + name: block.experts
             for layer, block in enumerate(self.plan.blocks)
-            for name in EXPERT_ROWS
+            for name in self.parent.family.layer.expert_rows
         }
 
     def write(self, folder: Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
@@ -111,11 +107,11 @@ class Child:
             ValueError: the model does not accept the configuration.
         """
         (folder / "config.json").write_text(json.dumps(self.config, indent=2) + "\n")
-        GptOssPuzzleConfig.from_pretrained(folder)
+        config_class(self.parent.family).from_pretrained(folder)
         (folder / "generation_config.json").write_text(json.dumps(self.generation_config, indent=2) + "\n")
         self.plan.save(folder / PLAN_FILE)
         copied = (*TOKENIZER_FILES, *TEMPLATE_FILES, *OPTIONAL_TOKENIZER_FILES, *CARRIED_FILES)
-        for path in [MODELING_FILE, *(self.parent.folder / name for name in copied)]:
+        for path in [self.parent.family.child.modeling_file, *(self.parent.folder / name for name in copied)]:
             if path.is_file():
                 shutil.copyfile(path, folder / path.name)
         write_checkpoint(folder, self.layout(), self.tensors(), max_shard_bytes)
@@ -159,15 +155,9 @@ def child_config(
         ValueError: `rope_factor` is given and the parent has no YaRN parameters, or it is not above 0.
     """
     config = {key: value for key, value in parent_config.items() if key != "per_layer_config"}
-    config["model_type"] = "gpt_oss_puzzle"
-    config["architectures"] = ["GptOssPuzzleForCausalLM"]
-    config["block_configs"] = [{"num_local_experts": count, "sliding_window": window} for count, window in blocks]
+    config["block_configs"] = [block_config(count, window) for count, window in blocks]
     config["layer_types"] = ["full_attention" if window is None else "sliding_attention" for _, window in blocks]
-    module = MODELING_FILE.stem
-    config["auto_map"] = {
-        "AutoConfig": f"{module}.GptOssPuzzleConfig",
-        "AutoModelForCausalLM": f"{module}.GptOssPuzzleForCausalLM",
-    }
+    config |= family_of(parent_config).child.config_entries()
     return config if rope_factor is None else _with_rope_factor(config, rope_factor)
 
 
@@ -183,9 +173,9 @@ def _with_rope_factor(config: dict[str, Any], factor: float) -> dict[str, Any]:
 
 
 def generation_config(parent: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Make a generation config with every stop token: the parent's, the model's, those of a gpt-oss vocabulary.
+    """Make a generation config with every stop token: the parent's, the model's, and those of the family's vocabulary.
 
-    Without <|call|> (200012) a gpt-oss child does not stop after a tool call.
+    A model that does not know all of its family's stop tokens does not stop after a tool call.
 
     Args:
         parent: the parent's folder; its generation_config.json is read if there is one.
@@ -196,6 +186,7 @@ def generation_config(parent: Path, config: Mapping[str, Any]) -> dict[str, Any]
     stops: list[int] = []
     for value in (settings.get("eos_token_id"), config.get("eos_token_id")):
         stops += value if isinstance(value, list) else [] if value is None else [value]
-    if config["vocab_size"] == GPT_OSS_VOCABULARY:
-        stops += GPT_OSS_STOP_TOKENS
+    family = family_of(config)
+    if config["vocab_size"] == family.vocab_size:
+        stops += family.stop_tokens
     return {**settings, "eos_token_id": list(dict.fromkeys(stops)) or None}

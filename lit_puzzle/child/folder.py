@@ -11,7 +11,6 @@ from pathlib import Path
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.spec import Plan
 
-MODELING_FILE = Path(__file__).parents[1] / "model" / "gpt_oss.py"  # copied into every child's folder
 PLAN_FILE = "plan.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")

@@ -28,26 +28,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class ExpertWeights:
-    """The experts of one layer, stored as gpt-oss does (gate and up interleaved in the last dimension).
-
-    Attributes:
-        gate_up_EDF: first projection, F = 2 I.
-        gate_up_bias_EF: its bias.
-        down_EID: second projection.
-        down_bias_ED: its bias.
-        alpha: slope inside the gate's sigmoid.
-        limit: clamp of gate (above) and up (both sides).
-    """
-
-    gate_up_EDF: Tensor
-    gate_up_bias_EF: Tensor
-    down_EID: Tensor
-    down_bias_ED: Tensor
-    alpha: float
-    limit: float
+from lit_puzzle.model.modules import ExpertWeights
 
 
 @dataclass(frozen=True)
@@ -189,19 +170,9 @@ def evaluate_experts(hidden_ND: Tensor, experts_NM: Tensor, weights: ExpertWeigh
     for expert, slots_n in enumerate(slots_by_expert_S.split(sizes)):
         if len(slots_n) == 0:
             continue
-        inputs_nD = hidden_ND[slots_n // num_evaluated]
-        gate_up_nF = torch.addmm(weights.gate_up_bias_EF[expert], inputs_nD, weights.gate_up_EDF[expert])
-        gated_nI = _clamped_swiglu(gate_up_nF, weights.alpha, weights.limit)
-        outputs_nD = torch.addmm(weights.down_bias_ED[expert], gated_nI, weights.down_EID[expert])
+        outputs_nD = weights.output(expert, hidden_ND[slots_n // num_evaluated])
         outputs_SD[slots_n] = outputs_nD.to(dtype)
     return outputs_SD.view(num_tokens, num_evaluated, -1)
-
-
-def _clamped_swiglu(gate_up: Tensor, alpha: float, limit: float) -> Tensor:
-    """Compute gpt-oss's activation, (up + 1) x gate x sigmoid(alpha gate), on interleaved gate and up."""
-    gate_nI = gate_up[:, ::2].clamp(max=limit)
-    up_nI = gate_up[:, 1::2].clamp(-limit, limit)
-    return (gate_nI * alpha).sigmoid_().mul_(gate_nI).mul_(up_nI.add_(1))
 
 
 def mixed_output(logits_NM: Tensor, outputs_NMD: Tensor, top_k: int) -> Tensor:

@@ -1,6 +1,6 @@
 """Expert importance of a parent, in one pass over calibration data under `validate`.
 
-Reads a checkpoint folder (stock gpt_oss or gpt_oss_puzzle, layers may have different numbers of experts) and batches
+Reads a checkpoint folder (a stock model or a child, whose layers may have different numbers of experts) and batches
 `{input_ids, attention_mask}`; writes `importance.json` and `importance.safetensors` into the run folder.
 Source: arXiv 2602.11937 section 2; formulas and the other scoring rules in `lit_puzzle.importance.expert_scores`.
 
@@ -18,18 +18,16 @@ Shapes: B sequences, T tokens, D hidden, N tokens of one chunk, K chosen, M eval
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.models.gpt_oss.modeling_gpt_oss import GptOssMLP
 
 from lit_puzzle.data.batch_validation import check_rows
 from lit_puzzle.importance.expert_scores import (
-    ExpertWeights,
     ImportanceMethod,
     LeaveOneOut,
     RoutedTokens,
@@ -40,6 +38,8 @@ from lit_puzzle.importance.expert_scores import (
 )
 from lit_puzzle.importance.importance_file import Importance
 from lit_puzzle.model.checkpoint import fingerprint
+from lit_puzzle.model.family import Family
+from lit_puzzle.model.modules import expert_weights, model_family, moe_of, set_moe
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.training.sharding import load_for, shard
 
@@ -48,15 +48,17 @@ class ScoredMoE(nn.Module):
     """Replaces the MoE layer of one decoder layer: the same output, and in addition the sums of a scoring rule.
 
     Args:
-        mlp: the layer; its parameters are neither moved nor copied.
-        layer: its index.
+        moe: the layer; its parameters are neither moved nor copied.
+        family: the model's family.
+        layer: index of the decoder layer.
         method: the scoring rule.
         chunk_tokens: tokens evaluated at a time.
     """
 
-    def __init__(self, mlp: GptOssMLP, layer: int, method: ImportanceMethod, chunk_tokens: int) -> None:
+    def __init__(self, moe: nn.Module, family: Family, layer: int, method: ImportanceMethod, chunk_tokens: int) -> None:
         super().__init__()
-        self.mlp = mlp
+        self.moe = moe
+        self._router_name = family.layer.router.removeprefix(f"{family.layer.moe}.")
         self.layer = layer
         self.method = method
         self.chunk_tokens = chunk_tokens
@@ -65,11 +67,16 @@ class ScoredMoE(nn.Module):
 
     def reset(self) -> None:
         """Set numerator and denominator of every expert to 0."""
-        weight = self.mlp.router.weight
-        self.sums_2E = torch.zeros(2, self.mlp.router.num_experts, dtype=torch.float64, device=weight.device)
+        router = self.router
+        self.sums_2E = torch.zeros(2, router.num_experts, dtype=torch.float64, device=router.weight.device)
+
+    @property
+    def router(self) -> Any:
+        """The layer's router."""
+        return self.moe.get_submodule(self._router_name)
 
     def forward(self, hidden_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Return output and gates, as `GptOssMLP` does."""
+        """Return output and gates, as the MoE layer does."""
         assert self.counted_BT is not None
         hidden_SD = hidden_BTD.flatten(0, 1)
         chunks = zip(
@@ -80,29 +87,16 @@ class ScoredMoE(nn.Module):
         return torch.cat(outputs).view_as(hidden_BTD), torch.cat(gates)
 
     def _score(self, hidden_ND: Tensor, counted_N: Tensor) -> tuple[Tensor, Tensor]:
-        logits_NE, gates_NK, experts_NM = self.mlp.router(hidden_ND)
+        logits_NE, gates_NK, experts_NM = self.router(hidden_ND)
         top_k = experts_NM.shape[1]
         if self.method.needs_entrant:
             experts_NM = torch.cat([experts_NM, entrants(logits_NE, experts_NM)], dim=1)
         exact = torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
-        outputs_NMD = evaluate_experts(hidden_ND, experts_NM, expert_weights(self.mlp), exact)
+        outputs_NMD = evaluate_experts(hidden_ND, experts_NM, expert_weights(self.moe), exact)
         logits_NM = logits_NE.gather(1, experts_NM).double()
         routed = RoutedTokens(self.layer, logits_NE.shape[1], top_k, experts_NM, logits_NM, outputs_NMD, counted_N)
         self.sums_2E = self.sums_2E + torch.stack(self.method.sums(routed))
         return mixed_output(logits_NM, outputs_NMD, top_k).to(hidden_ND.dtype), gates_NK
-
-
-def expert_weights(mlp: GptOssMLP) -> ExpertWeights:
-    """Return the parameters of a layer's experts, not copied."""
-    experts = mlp.experts
-    return ExpertWeights(
-        gate_up_EDF=experts.gate_up_proj,
-        gate_up_bias_EF=experts.gate_up_proj_bias,
-        down_EID=experts.down_proj,
-        down_bias_ED=experts.down_proj_bias,
-        alpha=experts.alpha,
-        limit=experts.limit,
-    )
 
 
 def score_layers(model: PreTrainedModel, method: ImportanceMethod, chunk_tokens: int) -> list[ScoredMoE]:
@@ -116,10 +110,10 @@ def score_layers(model: PreTrainedModel, method: ImportanceMethod, chunk_tokens:
     Returns:
         One per layer; their sums grow with every forward pass of the model.
     """
-    scored = []
-    for index, layer in enumerate(model.model.layers):
-        layer.mlp = ScoredMoE(layer.mlp, index, method, chunk_tokens)
-        scored.append(layer.mlp)
+    family, scored = model_family(model), []
+    for index, decoder in enumerate(model.model.layers):
+        scored.append(ScoredMoE(moe_of(decoder, family), family, index, method, chunk_tokens))
+        set_moe(decoder, family, scored[-1])
     return scored
 
 

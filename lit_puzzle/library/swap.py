@@ -15,23 +15,19 @@ Shapes: N tokens, E experts, K chosen of a token.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from lit_puzzle.model.blocks import set_blocks
-from lit_puzzle.model.gpt_oss import GptOssPuzzleForCausalLM
-from lit_puzzle.model.layout import EXPERT_ROWS
+from lit_puzzle.model.blocks import PuzzleModel, set_blocks
+from lit_puzzle.model.modules import attention_of, decoder_layer, model_family, restricted, router_of
 from lit_puzzle.spec import BlockSpec
-
-RouterOutput = tuple[Tensor, Tensor, Tensor]
 
 
 @contextmanager
 def swapped(
-    model: GptOssPuzzleForCausalLM, layer: int, block: BlockSpec, trained: Mapping[str, Tensor] | None = None
+    model: PuzzleModel, layer: int, block: BlockSpec, trained: Mapping[str, Tensor] | None = None
 ) -> Iterator[None]:
     """Replace one layer by `block` inside the `with` statement; afterwards the model is as before, bit for bit.
 
@@ -41,44 +37,22 @@ def swapped(
         block: the block that replaces it.
         trained: tensors of the layer by their names inside it, expert tensors with the kept rows only.
     """
-    decoder = _decoder(model, layer)
+    decoder, family = decoder_layer(model, layer), model_family(model)
+    router = router_of(decoder, family)
     with ExitStack() as stack:
-        if block.num_experts < decoder.mlp.router.num_experts:
-            stack.enter_context(_kept_experts(decoder.mlp.router, block.experts))
-        if block.window_tokens != decoder.self_attn.sliding_window:
+        if block.num_experts < router.num_experts:
+            stack.enter_context(restricted(router, block.experts))
+        if block.window_tokens != attention_of(decoder, family).sliding_window:
             stack.enter_context(_window(model, layer, block.window_tokens))
         for name, tensor in (trained or {}).items():
-            rows = block.experts if name in EXPERT_ROWS else None
+            rows = block.experts if name in family.layer.expert_rows else None
             stack.enter_context(_overwritten(decoder.get_parameter(name), tensor, rows))
         yield
 
 
-def _decoder(model: GptOssPuzzleForCausalLM, layer: int) -> Any:
-    """Return a decoder layer; transformers' modules have no types."""
-    return model.model.layers[layer]
-
-
 @contextmanager
-def _kept_experts(router: Any, kept: Sequence[int]) -> Iterator[None]:
-    removed_E = torch.ones(router.num_experts, dtype=torch.bool, device=router.weight.device)
-    removed_E[list(kept)] = False
-    top_k = min(router.top_k, len(kept))
-
-    def restrict(_router: Any, _inputs: Any, output: RouterOutput) -> RouterOutput:
-        logits_NE = output[0].masked_fill(removed_E, float("-inf"))
-        best_NK, experts_NK = torch.topk(logits_NE, top_k, dim=-1)
-        return logits_NE, torch.softmax(best_NK, dim=-1, dtype=best_NK.dtype), experts_NK
-
-    handle = router.register_forward_hook(restrict)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def _window(model: GptOssPuzzleForCausalLM, layer: int, window: int | None) -> Iterator[None]:
-    attention = _decoder(model, layer).self_attn
+def _window(model: PuzzleModel, layer: int, window: int | None) -> Iterator[None]:
+    attention = attention_of(decoder_layer(model, layer), model_family(model))
     before, blocks = attention.sliding_window, model.config.block_configs
     changed = list(blocks)
     changed[layer] = blocks[layer] | {"sliding_window": window}

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from lit_puzzle.data.calibration import Batch, RankBatches
 from lit_puzzle.library.swap import swapped
-from lit_puzzle.model.gpt_oss import GptOssPuzzleForCausalLM
+from lit_puzzle.model.blocks import PuzzleModel
 from lit_puzzle.scoring.block_quality import (
     METRICS,
     NO_TOKEN,
@@ -107,7 +107,7 @@ class ReplaceOneBlock:
 
     def __init__(
         self,
-        model: GptOssPuzzleForCausalLM,
+        model: PuzzleModel,
         parts: Sequence[Part],
         num_samples: int,
         memory: Memory,

@@ -36,8 +36,8 @@ from lit_puzzle.data.calibration import CALIBRATION_FILE, CalibrationData
 from lit_puzzle.library.library import Library
 from lit_puzzle.library.swap import swapped
 from lit_puzzle.library.trained_blocks import block_tensors, check_trained
+from lit_puzzle.model.blocks import PuzzleModel
 from lit_puzzle.model.checkpoint import fingerprint
-from lit_puzzle.model.gpt_oss import GptOssPuzzleForCausalLM
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.scoring.block_quality import METRICS
 from lit_puzzle.scoring.evaluations import Evaluation, evaluation_items, score_items
@@ -166,7 +166,7 @@ class _Run:
 
     def score_blocks(
         self,
-        model: GptOssPuzzleForCausalLM,
+        model: PuzzleModel,
         batches: Sequence[Sequence[Sequence[int]]],
         prompt_lengths: Sequence[Sequence[int]],
         entries: Sequence[Entry],
@@ -195,14 +195,14 @@ class _Run:
         """Return the items of an evaluation."""
         return evaluation_items(evaluation, self.tokenizer)
 
-    def evaluate_parent(self, model: GptOssPuzzleForCausalLM, evaluation: Evaluation, items: Sequence[Any]) -> None:
+    def evaluate_parent(self, model: PuzzleModel, evaluation: Evaluation, items: Sequence[Any]) -> None:
         """Run an evaluation on the parent, unless its file is there."""
         files = self.evaluation_files(evaluation)
         if not self.processes.broadcast(files.has(PARENT_FILE)):
             self._write(files, PARENT_FILE, self._score(model, evaluation, items))
 
     def evaluate(
-        self, model: GptOssPuzzleForCausalLM, evaluation: Evaluation, items: Sequence[Any], entries: Sequence[Entry]
+        self, model: PuzzleModel, evaluation: Evaluation, items: Sequence[Any], entries: Sequence[Entry]
     ) -> None:
         """Run an evaluation on the parent with each of the entries in it."""
         files = self.evaluation_files(evaluation)
@@ -214,7 +214,7 @@ class _Run:
             line = f"{number}/{len(entries)}: layer {entry.layer}, {entry.name}: {evaluation.name} {mean:.3f}"
             self.processes.print(line, flush=True)
 
-    def _score(self, model: GptOssPuzzleForCausalLM, evaluation: Evaluation, items: Sequence[Any]) -> list[float]:
+    def _score(self, model: PuzzleModel, evaluation: Evaluation, items: Sequence[Any]) -> list[float]:
         unshard = self.settings.unshard_evaluations
         return score_items(model, self.tokenizer, evaluation, items, self.processes, unshard)
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lit_puzzle.child.folder import CARRIED_FILES, MODELING_FILE, PLAN_FILE
+from lit_puzzle.child.folder import CARRIED_FILES, PLAN_FILE
 from lit_puzzle.model.checkpoint import Checkpoint
+from lit_puzzle.model.family import family_of
 from lit_puzzle.model.layout import KV_SCALES, count_parameters, whole
 from lit_puzzle.model.writer import MAX_SHARD_BYTES, write_checkpoint
 from lit_puzzle.serve.checksums import checksums
@@ -72,7 +73,8 @@ def write_folder(folder: Path, exported: Exported, card: Card, max_shard_bytes: 
         if (exported.source / name).is_file():
             shutil.copyfile(exported.source / name, folder / name)
     if exported.form == "puzzle":
-        shutil.copyfile(MODELING_FILE, folder / MODELING_FILE.name)
+        modeling_file = family_of(exported.config).child.modeling_file
+        shutil.copyfile(modeling_file, folder / modeling_file.name)
     with checksums() as sums:
         layout, tensors = layout_of(exported.weights), handed_over(exported.weights)
         write_checkpoint(folder, layout, tensors, max_shard_bytes, shard_done=sums.add)

@@ -19,10 +19,10 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, GptOssForCausalLM
 
 from lit_puzzle.child.assemble import assemble
-from lit_puzzle.child.folder import MODELING_FILE
 from lit_puzzle.child.settings import ManualPlan
 from lit_puzzle.library.library import Candidate, Library, candidate_name, parent_blocks
 from lit_puzzle.model.checkpoint import Checkpoint
+from lit_puzzle.model.family import GPT_OSS
 from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig
 from lit_puzzle.model.layout import tensor_shapes
 from lit_puzzle.model.mxfp4 import expert_weight
@@ -139,7 +139,7 @@ def test_folder_holds_what_a_child_needs(tmp_path: Path, parent: Path, tiny_mode
         "plan.json",
         "tokenizer.json",
     ]
-    assert (child / "gpt_oss.py").read_bytes() == MODELING_FILE.read_bytes()
+    assert (child / "gpt_oss.py").read_bytes() == GPT_OSS.child.modeling_file.read_bytes()
     assert (child / "tokenizer.json").read_text() == "content of tokenizer.json"
     blocks = Plan.load(child / "plan.json").block_configs()
     expected = GptOssPuzzleConfig.from_parent(tiny_model.config, blocks).to_dict()

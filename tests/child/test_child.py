@@ -59,7 +59,8 @@ def test_every_stop_token_is_listed_once(
 ) -> None:
     if written is not None:
         (tmp_path / "generation_config.json").write_text(json.dumps(written | {"do_sample": True}))
-    settings = generation_config(tmp_path, {"eos_token_id": model_stops, "vocab_size": vocabulary})
+    config = {"model_type": "gpt_oss", "eos_token_id": model_stops, "vocab_size": vocabulary}
+    settings = generation_config(tmp_path, config)
     assert settings["eos_token_id"] == expected
     assert settings.get("do_sample") == (True if written is not None else None)
 

@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_puzzle.importance.expert_scores import (
-    ExpertWeights,
     Frequency,
     LeaveOneOut,
     Random,
@@ -20,6 +19,8 @@ from lit_puzzle.importance.expert_scores import (
     weights_without,
 )
 from lit_puzzle.importance.importance import ScoredMoE
+from lit_puzzle.model.family import GPT_OSS
+from lit_puzzle.model.modules import ExpertWeights
 
 METHODS = (LeaveOneOut(), Reap(), Frequency(), Random(seed=5))
 
@@ -159,7 +160,7 @@ def test_memory_formula(tokens, hidden):
     k, intermediate, experts = 4, 16, 128
     layer = make_layer(experts, k, hidden, intermediate).float()
     inputs = torch.randn(1, tokens, hidden, generator=torch.Generator().manual_seed(0))
-    scored = ScoredMoE(layer, 0, LeaveOneOut(), tokens)
+    scored = ScoredMoE(layer, GPT_OSS, 0, LeaveOneOut(), tokens)
     scored.counted_BT = torch.ones(1, tokens, dtype=torch.bool)
     logits = torch.nn.functional.linear(inputs[0], layer.router.weight, layer.router.bias)
     busiest = int(logits.topk(k + 1).indices.flatten().bincount().max())

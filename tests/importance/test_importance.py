@@ -128,7 +128,7 @@ if __name__ == "__main__":
     )
     module = ExpertImportance(Path(parent))
     trainer.validate(module, CalibrationData(Path(parent), sequences=Path(sequences), batch_size=2), verbose=False)
-    weight = module.model.model.layers[0].mlp.mlp.experts.down_proj
+    weight = module.model.model.layers[0].mlp.moe.experts.down_proj
     assert isinstance(weight, DTensor) and weight.to_local().numel() * 2 == weight.numel()
 """
 

@@ -52,7 +52,7 @@ def assemble(
     """
     source = Checkpoint(require_input(parent, "parent checkpoint"))
     if plan is not None and manual != ManualPlan():
-        raise ValueError("plan and manual exclude each other: a plan says all of it; drop one")
+        raise ValueError("plan and manual exclude each other; give one of them")
     chosen = _searched(plan, library) if plan is not None else manual_plan(source, manual)
     folder = None if library is None else require_input(library, "block library")
     child = Child(source, chosen, rope_factor, folder)

@@ -1,4 +1,4 @@
-"""The definition of leave-one-out importance, run literally: one more pass of the real stock layer per expert."""
+"""The definition of leave-one-out importance, literally: one more pass of the stock layer per expert."""
 
 import torch
 from torch import Tensor

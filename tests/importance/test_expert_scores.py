@@ -1,4 +1,4 @@
-"""One layer's scores against brute force: really mask one expert's router logit to -inf, run the real layer again."""
+"""One layer's scores against brute force: mask one expert's router logit to -inf and run the stock layer again."""
 
 import weakref
 
@@ -106,8 +106,8 @@ def test_ties_take_the_routers_choice_and_the_lowest_entrant():
     assert entrants(logits, torch.arange(4).expand(3, 4)).shape == (3, 0)
 
 
-def test_identical_experts_are_free_to_lose():
-    """Four copies of one expert: whichever leaves, the output stays; a fifth, different one matters."""
+def test_identical_experts_score_zero():
+    """Four copies of one expert: removing any of them leaves the output as it is."""
     layer, hidden = make_layer(4, 2), make_inputs()
     for parameter in layer.experts.parameters():
         parameter.copy_(parameter[:1].expand_as(parameter).clone())

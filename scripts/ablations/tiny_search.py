@@ -1,10 +1,10 @@
-"""Ablation of the search on the tiny model: solvers, expert scores, window scores, before any training.
+"""Ablation of the search on the tiny model: solvers, expert scores and window scores, before distillation.
 
     python scripts/ablations/tiny_search.py [--seeds 0 1 2] [--folder runs/ablation_search]
 
 For every seed (of the calibration problems and of the evaluation's sampling): importance, block library, scores; then
 for every variant below the search of `recipes/search.yaml` under the same budget, the assembled child, and its
-accuracy on held-out problems, the same for all. A finished step is not run again. Ends with the table and a JSON line.
+accuracy on held-out problems, the same for all. Finished steps are skipped. Prints the tables and a JSON line.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from lit_puzzle.cli import run
 from lit_puzzle.library.library import Library
 from lit_puzzle.run.folder import is_complete
 from lit_puzzle.scoring.scores import Scores
+from lit_puzzle.spec import Plan
 
 RULES = {"leave_one_out": "LeaveOneOut", "reap": "Reap", "frequency": "Frequency", "random": "Random"}
 EFFORTS = ("low", "medium", "high")
@@ -74,22 +75,21 @@ def variants(folder: Path, seed: int) -> dict[str, dict[str, dict[str, Any]]]:
     for rule in RULES:
         prepare(folder, seed, rule)
     results: dict[str, dict[str, dict[str, Any]]] = {budget: {} for budget in BUDGETS}
-    evaluated: dict[str, dict[str, Any]] = {}
+    evaluated: dict[Plan, dict[str, Any]] = {}
     for index, (budget, limits) in enumerate(BUDGETS.items()):
         for number, (name, (rule, changes)) in enumerate(VARIANTS.items()):
             place = folder / f"budget{index}_variant{number}"
             sources = [f"--library={folder}/library_{rule}", f"--scores={folder}/scores_{rule}.json", "--sweep=null"]
             stage("search", place / "search", [*sources, *limits, *changes])
-            plan = place / "search" / "plan.json"
-            content = json.dumps(json.loads(plan.read_text())["plan"])
-            if content not in evaluated:
-                evaluated[content] = measured(place, plan)
-            results[budget][name] = evaluated[content]
+            plan = Plan.load(place / "search" / "plan.json")
+            if plan not in evaluated:
+                evaluated[plan] = evaluate_child(place, plan)
+            results[budget][name] = evaluated[plan]
     return results
 
 
 def prepare(folder: Path, seed: int, rule: str) -> None:
-    """Importance by one rule, its library, and the scores of that library."""
+    """Compute importance by one rule, its library, and the scores of that library."""
     importance, library, scores = (folder / f"{what}_{rule}" for what in ("importance", "library", "score"))
     changes = [
         f"--model.init_args.method=lit_puzzle.importance.expert_scores.{RULES[rule]}",
@@ -101,7 +101,7 @@ def prepare(folder: Path, seed: int, rule: str) -> None:
     stage("library", library, [f"--importance={importance}"])
     first = folder / "score_leave_one_out"
     changes = [f"--library={library}", f"--seed={seed}"]
-    if scores != first:  # windows do not depend on the rule: they keep the scores they have
+    if scores != first:  # windows do not depend on the rule: their scores are those of the first
         changes += ["--evaluations=null", f"--data.init_args.sequences={first}/calibration.jsonl"]
     stage("score", scores, changes)
     own, windows = Scores.load(scores), Scores.load(first)
@@ -119,16 +119,15 @@ def stage(recipe: str, run_dir: Path, changes: list[str]) -> None:
         run(f"recipes/{recipe}.yaml", [f"--run_dir={run_dir}", *changes])
 
 
-def measured(place: Path, plan: Path) -> dict[str, Any]:
-    """Accuracy of the assembled child, and its plan in short: experts per layer, w where a window was put."""
-    stage("assemble", place / "assemble", [f"--plan={plan}"])
+def evaluate_child(place: Path, plan: Plan) -> dict[str, Any]:
+    """Return the accuracy of the assembled child and its plan in short: experts per layer, w where a window was set."""
+    stage("assemble", place / "assemble", [f"--plan={place}/search/plan.json"])
     stage("evaluate", place / "evaluate", [f"--checkpoint={place}/assemble/child"])
     results = json.loads((place / "evaluate" / "run.json").read_text())["results"]
     accuracy = {effort: results[f"accuracy/{effort}"] for effort in EFFORTS}
-    blocks = json.loads(plan.read_text())["plan"]["blocks"]
     short = " ".join(
-        f"{len(block['experts'])}" + (f"w{block['window_tokens']}" if layer % 2 and block["window_tokens"] else "")
-        for layer, block in enumerate(blocks)
+        f"{block.num_experts}" + (f"w{block.window_tokens}" if layer % 2 and block.window_tokens else "")
+        for layer, block in enumerate(plan.blocks)
     )
     return accuracy | {"mean": statistics.mean(accuracy.values()), "plan": short}
 

@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOTrainer
 
-from lit_puzzle.child.save import load_best, save_child
+from lit_puzzle.child.save import save_child
 from lit_puzzle.evaluate.accuracy import Episode, read_episodes, solve_problems
 from lit_puzzle.evaluate.before_after import recovery_results
 from lit_puzzle.evaluate.held_out import held_out_problems
@@ -43,6 +43,7 @@ from lit_puzzle.rl.settings import GRPOSettings
 from lit_puzzle.rl.trl_engine import grpo_config
 from lit_puzzle.run.folder import newest_checkpoint
 from lit_puzzle.tiny.world import Counting
+from lit_puzzle.training.best_weights import load_best
 from lit_puzzle.training.checkpoints import BestCheckpoint, UpdateCheckpoint
 from lit_puzzle.training.trainable import FROZEN, LoraSettings, freeze_parameters
 from lit_puzzle.training.trainer_validation import check_trainer

@@ -1,4 +1,4 @@
-"""Evaluations: what is asked and who answers it, on one process and on two, with gathered weights and in step."""
+"""Evaluations: their items and scores, on one process and on two, with gathered weights and in step."""
 
 import json
 from functools import partial
@@ -17,7 +17,7 @@ from lit_puzzle.evaluate.long_context_settings import Grading, LongContextProble
 from lit_puzzle.generation.sampling import Sampling
 from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.library.swap import swapped
-from lit_puzzle.scoring.evaluations import answer_items, task_items
+from lit_puzzle.scoring.evaluations import evaluation_items, score_items
 from lit_puzzle.spec import BlockSpec
 from lit_puzzle.tiny.tokenizer import build_tokenizer
 from lit_puzzle.tiny.world import Chains, Counting
@@ -46,15 +46,15 @@ def make_task(problems: int = 3) -> LongContextAccuracy:
     return LongContextAccuracy(asked, sampling=Sampling(TOKENS, 0.0), batch_size=4, name="print")
 
 
-def answers(parent: Path, settings: FabricSettings) -> dict[str, list[float]]:
+def all_scores(parent: Path, settings: FabricSettings) -> dict[str, list[float]]:
     """Scores of the parent, of the parent with a block replaced, and of the parent again."""
     processes, tokenizer, task = launch(settings), AutoTokenizer.from_pretrained(parent), make_task()
     model = load_parent(processes, settings, parent)
-    answer = partial(answer_items, model, tokenizer, task, task.items(tokenizer), processes)
-    found = {"parent": answer(settings.unshard_evaluations)}
+    score = partial(score_items, model, tokenizer, task, task.items(tokenizer), processes)
+    found = {"parent": score(settings.unshard_evaluations)}
     with swapped(model, 1, BLOCK):
-        found["child"] = answer(settings.unshard_evaluations)
-    return found | {"again": answer(settings.unshard_evaluations)}
+        found["child"] = score(settings.unshard_evaluations)
+    return found | {"again": score(settings.unshard_evaluations)}
 
 
 def test_problems_are_training_ones(parent):
@@ -68,7 +68,7 @@ def test_problems_are_training_ones(parent):
 
 
 def test_scores_are_those_of_the_completions(parent):
-    found = answers(parent, ON_CPU)
+    found = all_scores(parent, ON_CPU)
     assert found["parent"] == found["again"] != found["child"]
     tokenizer, model = AutoTokenizer.from_pretrained(parent), GptOssForCausalLM.from_pretrained(parent).eval()
     task = make_task()
@@ -80,7 +80,7 @@ def test_scores_are_those_of_the_completions(parent):
 
 
 def on_two(folder: Path, name: str, settings: FabricSettings, rank: int) -> None:
-    (folder.parent / f"{name}{rank}.json").write_text(json.dumps(answers(folder, settings)))
+    (folder.parent / f"{name}{rank}.json").write_text(json.dumps(all_scores(folder, settings)))
 
 
 @pytest.mark.parametrize("name", ["gathered", "in step", "replicated"])
@@ -92,43 +92,43 @@ def test_two_processes_score_like_one(parent, name):
         unshard_evaluations=name == "gathered",
     )
     assert forked(2, partial(on_two, parent, name, settings)) == [0, 0]
-    one = answers(parent, ON_CPU)
+    one = all_scores(parent, ON_CPU)
     for rank in (0, 1):
         assert json.loads((parent.parent / f"{name}{rank}.json").read_text()) == one
 
 
-class Answers:
-    """An evaluation that gives what it was told to."""
+class FixedScores:
+    """An evaluation with given scores."""
 
-    name = "told"
+    name = "fixed"
 
     def __init__(self, scores: list[float], items: int = 3) -> None:
-        self.told, self.size = scores, items
+        self.given, self.size = scores, items
 
     def items(self, tokenizer: object) -> list[int]:
         return list(range(self.size))
 
     def scores(self, policy: object, tokenizer: object, items: list[int]) -> list[float]:
-        return self.told
+        return self.given
 
 
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        (Answers([1.0, 0.0]), "gave 2 scores for 3 items"),
-        (Answers([1.0, 0.0, 1.5]), "must give one in 0..1 for each"),
-        (Answers([1.0, 0.0, float("nan")]), "must give one in 0..1 for each"),
+        (FixedScores([1.0, 0.0]), "gave 2 scores for 3 items"),
+        (FixedScores([1.0, 0.0, 1.5]), "must give one in 0..1 for each"),
+        (FixedScores([1.0, 0.0, float("nan")]), "must give one in 0..1 for each"),
     ],
 )
-def test_scores_that_are_none_are_refused(parent, task, message):
+def test_scores_outside_0_to_1_are_refused(parent, task, message):
     model = load_parent(launch(ON_CPU), ON_CPU, parent)
     with pytest.raises(ValueError, match=message):
-        answer_items(model, build_tokenizer(), task, task.items(None), launch(ON_CPU), True)
+        score_items(model, build_tokenizer(), task, task.items(None), launch(ON_CPU), True)
 
 
 def test_one_item_has_no_standard_error():
-    with pytest.raises(ValueError, match="'told' has 1 items; a standard error needs two"):
-        task_items(Answers([1.0], items=1), build_tokenizer())
+    with pytest.raises(ValueError, match="'fixed' has 1 items; a standard error needs two"):
+        evaluation_items(FixedScores([1.0], items=1), build_tokenizer())
 
 
 @torch.no_grad()
@@ -139,16 +139,16 @@ def teacher_forced(parent: Path, settings: FabricSettings) -> dict[str, list[flo
     task = LongContextAccuracy(problems, Grading("teacher_forced"), batch_size=2)
     model = load_parent(processes, settings, parent)
     unshard = settings.unshard_evaluations
-    answer = partial(answer_items, model, tokenizer, task, task.items(tokenizer), processes, unshard)
+    score = partial(score_items, model, tokenizer, task, task.items(tokenizer), processes, unshard)
     shape = (model.config.hidden_size, model.config.num_attention_heads * model.config.head_dim)
     trained = {"self_attn.o_proj.weight": torch.randn(shape, generator=torch.Generator().manual_seed(1))}
-    found = {"parent": answer()}
+    found = {"parent": score()}
     model(input_ids=torch.tensor([[5, 6, 7]]))  # through the layers, as the scores of blocks go
     if processes.world_size > 1 and settings.strategy == "sharded":
         assert all(isinstance(parameter, DTensor) for parameter in model.model.layers.parameters())
     with swapped(model, 0, BLOCK, trained):
-        found["child"] = answer()
-    return found | {"again": answer()}
+        found["child"] = score()
+    return found | {"again": score()}
 
 
 def forced_on_two(folder: Path, settings: FabricSettings, rank: int) -> None:

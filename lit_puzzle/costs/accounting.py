@@ -1,11 +1,11 @@
-"""Exact counts of parameters, bytes, cached tokens and touched experts: the arithmetic behind costs, without seconds.
+"""Exact counts behind the costs: parameters, bytes, cached tokens and distinct experts; no times.
 
 Reads and writes nothing. What tensor parallelism cannot split is counted on every GPU that holds it.
 
     parameters of a layer    norms 2H + attention + router E (H + 1) + experts E (3 H I + 2 I + H)
     attention                H (2 Q + 2 K) + sinks, one per query head + biases Q + 2 K + H
     cached tokens            (1 / G) x sum over j = 1..G of min(P + j, window)
-    touched experts          E (1 - (1 - k / E)^B)
+    distinct experts         E (1 - (1 - k / E)^B)
 
 Source: the tensors of gpt-oss (`lit_puzzle.model.layout`, which the counts are tested against); MXFP4 stores 32 values
 of 4 bits with one scale of 8 bits; arXiv 2602.11937 for windows.
@@ -26,14 +26,14 @@ QUADRATURE = ((0.5 - 0.15**0.5, 5 / 18), (0.5, 8 / 18), (0.5 + 0.15**0.5, 5 / 18
 
 
 def distinct_experts(num_experts: float, experts_per_token: int, tokens: float) -> float:
-    """Experts that at least one of `tokens` is routed to, on average, if all are equally likely."""
+    """Return the expected number of experts that at least one of `tokens` is routed to, if all are equally likely."""
     if experts_per_token >= num_experts:
         return float(num_experts)
     return -num_experts * math.expm1(tokens * math.log1p(-experts_per_token / num_experts))
 
 
 def layer_parameters(model: ModelShape, num_experts: int, counted_experts: int) -> int:
-    """Numbers of one layer with `counted_experts` of its experts; the router always counts whole."""
+    """Return the parameters of one layer with `counted_experts` of its experts; the router counts in full."""
     queries, keys = model.num_query_heads * model.head_dim, model.num_kv_heads * model.head_dim
     attention = model.hidden * (2 * queries + 2 * keys) + model.num_query_heads  # and one sink per head
     if model.attention_bias:
@@ -44,10 +44,10 @@ def layer_parameters(model: ModelShape, num_experts: int, counted_experts: int) 
 
 
 def layer_weight_bytes(setting: Setting, num_experts: int) -> float:
-    """Bytes of one layer's weights on each GPU.
+    """Return the bytes of one layer's weights on each GPU.
 
-    Shared by the ranks: query heads and their sinks, key-value heads up to one per rank, experts with their first bias.
-    Whole on every rank: norms, router, the output projection's bias, and the second bias of the experts that it holds.
+    Split over the ranks: query heads and their sinks, key-value heads up to one per rank, experts with their first
+    bias. Replicated on every rank: norms, router, the output projection's bias, and the second bias of its experts.
     """
     model, ranks, groups = setting.model, setting.deployment.tensor_parallel, setting.deployment.expert_parallel
     queries = model.num_query_heads * model.head_dim / ranks
@@ -63,14 +63,14 @@ def layer_weight_bytes(setting: Setting, num_experts: int) -> float:
 
 
 def rest_weight_bytes(setting: Setting) -> float:
-    """Bytes of embedding and head on each GPU, which share the vocabulary, and of the last norm, whole on each."""
+    """Return the bytes of embedding and head on each GPU, split by vocabulary, and of the replicated last norm."""
     model = setting.model
     tables = model.vocab * model.hidden * (1 if model.tied_embeddings else 2) / setting.deployment.tensor_parallel
     return (tables + model.hidden) * WEIGHT_BITS[setting.scenario.weight_dtype] / 8
 
 
 def mean_context(scenario: Scenario, window_tokens: int | None) -> float:
-    """Tokens that one layer's cache holds for one request, mean over the G steps of its life.
+    """Return the tokens that one layer's cache holds for one request, mean over its G decode steps.
 
     Returns:
         (1 / G) x sum over j = 1..G of min(P + j, window), in closed form.
@@ -81,11 +81,11 @@ def mean_context(scenario: Scenario, window_tokens: int | None) -> float:
     return (growing + (last - edge) * (window_tokens or 0)) / scenario.generated_tokens
 
 
-def mean_over_life(scenario: Scenario, window_tokens: int | None, seconds: Callable[[float], float]) -> float:
-    """Mean of `seconds(context)` over the contexts P+1 .. P+G, which grows up to the window and is constant beyond.
+def mean_over_steps(scenario: Scenario, window_tokens: int | None, seconds: Callable[[float], float]) -> float:
+    """Return the mean of `seconds(context)` over the contexts P+1 .. P+G; seconds are constant beyond the window.
 
-    Gauss-Legendre quadrature below the window, one evaluation beyond: for attention that is linear in the tokens it
-    reads, this is the mean over all G contexts exactly.
+    Gauss-Legendre quadrature below the window and one evaluation beyond it. For attention that is linear in the tokens
+    it reads, this is exactly the mean over all G contexts.
     """
     first, last = scenario.prompt_tokens + 1, scenario.total_tokens
     edge = last if window_tokens is None else max(first - 1, min(last, window_tokens))

@@ -20,7 +20,8 @@ from lit_puzzle.costs.block_timing import (
     same_cache,
 )
 from lit_puzzle.costs.cost_model import CostModel
-from lit_puzzle.costs.serving import Block, ModelShape, ServingEngine, Setting, parent_blocks
+from lit_puzzle.costs.engine import EngineMemory, ServingEngine
+from lit_puzzle.costs.serving import Block, ModelShape, Setting, parent_blocks
 from lit_puzzle.costs.timed_blocks import AXES, TimedBlocks
 from lit_puzzle.spec import Scenario
 
@@ -45,7 +46,7 @@ def bench(config: dict[str, Any]) -> Bench:
 @pytest.mark.parametrize("tokens", [2, 15, 16, 17, 40])
 @torch.inference_mode()
 def test_a_decode_step_continues_a_prompt(bench: Bench, window: int | None, tokens: int) -> None:
-    """The last token over the cache of the others gives what it gives as the end of the whole prompt."""
+    """The last token over the cache of the others has the output that it has at the end of the whole prompt."""
     block = Block(8, window)
     config = puzzle_config(bench.config, [block] * 2, bench.machine)
     hidden = bench.machine.random(3, tokens, config.hidden_size)
@@ -87,14 +88,14 @@ def test_tokens_go_to_many_experts(bench: Bench) -> None:
 
 @torch.inference_mode()
 def test_the_rest_is_the_model_without_its_layers(bench: Bench) -> None:
-    """With layers that change nothing, the next token is the head's choice for the embedding."""
+    """With identity layers the next token is the argmax of the head over the normalized embedding."""
     step = bench.decode_model(3, 20, with_layers=False)
     model = bench._model(with_layers=False)
-    pairs: list[torch.Tensor] = []
-    model.model.embed_tokens.register_forward_pre_hook(lambda _module, inputs: pairs.append(inputs[0]))
+    seen: list[torch.Tensor] = []
+    model.model.embed_tokens.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
     next_tokens = step()
-    assert [ids.shape for ids in pairs] == [(3, 1)]
-    hidden = model.model.norm(model.model.embed_tokens(pairs[0]))
+    assert [ids.shape for ids in seen] == [(3, 1)]
+    hidden = model.model.norm(model.model.embed_tokens(seen[0]))
     assert torch.equal(next_tokens, model.lm_head(hidden)[:, -1].argmax(-1))
     assert model.model.embed_tokens.weight.shape == (128, 96)
 
@@ -164,7 +165,9 @@ def test_script_writes_a_table_that_the_cost_model_reads(tmp_path: Path, config:
     assert times.header["gpu"] == "cpu" and times.header["dtype"] == "float32"
     assert times.header["hardware"]["threads"] == 1 and times.header["versions"]["torch"] == torch.__version__
     scenario = Scenario("cpu", 1, 8, 16, 2, "float32", 1, 1, "float32", "float32")
-    cost = CostModel(ModelShape.from_config(config), scenario, times, ServingEngine(reserved_gib=0.0))
+    cost = CostModel(
+        ModelShape.from_config(config), scenario, times, ServingEngine(memory=EngineMemory(reserved_gib=0.0))
+    )
     (deployment,) = cost.deployments()
     setting = Setting(cost.model, scenario, deployment, cost.engine)
     blocks = parent_blocks(config)

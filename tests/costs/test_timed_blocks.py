@@ -1,4 +1,4 @@
-"""timed_blocks.py: exact on tables that are linear on every axis, errors beyond what was measured, no torch."""
+"""timed_blocks.py: exact on tables that are linear on every axis, errors outside the measured range, no torch."""
 
 import dataclasses
 import json
@@ -14,7 +14,8 @@ import pytest
 from jsonargparse import ArgumentParser
 
 from lit_puzzle.costs.cost_model import CostModel
-from lit_puzzle.costs.serving import Block, Deployment, KernelTimes, ModelShape, ServingEngine, Setting
+from lit_puzzle.costs.engine import ServingEngine
+from lit_puzzle.costs.serving import Block, Deployment, KernelTimes, ModelShape, Setting
 from lit_puzzle.costs.timed_blocks import TimedBlocks, shape_fingerprint
 from lit_puzzle.spec import Scenario
 
@@ -112,7 +113,7 @@ FULL, WINDOWED = Block(8, None), Block(8, 16)
         (lambda t: t.decode_layer(SETTING, Block(17, None), 8, 64), "num_experts 8 to 16, not for 17.* 8 12 16 17 --w"),
         (lambda t: t.decode_layer(SETTING, Block(7, None), 8, 64), "num_experts 8 to 16, not for 7.* 8 12 16 7 --w"),
         (lambda t: t.decode_layer(SETTING, FULL, 33, 64), "batch_size 1 to 32, not for 33. .* --batches 1 8 32 33 --c"),
-        (lambda t: t.decode_layer(SETTING, FULL, 33, 64), "or set engine.max_sequences to 32"),
+        (lambda t: t.decode_layer(SETTING, FULL, 33, 64), "or set costs.engine.max_sequences to 32"),
         (
             lambda t: t.decode_layer(SETTING, FULL, 8, 128.5),
             "none.*context_tokens 20 to 128, not for 128.5.* 128 129 --p",
@@ -142,7 +143,7 @@ def _in(**changes: Any) -> Setting:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        (replace(SETTING, model=replace(SHAPE, hidden=128)), r"shape; \(timed, asked\): \{'hidden': \(96, 128\)\}"),
+        (replace(SETTING, model=replace(SHAPE, hidden=128)), r"shape; \(timed, given\): \{'hidden': \(96, 128\)\}"),
         (replace(SETTING, deployment=Deployment(2, 1, 1)), "on one device; the deployment has tensor_parallel 2"),
         (_in(gpu="H100"), "timed on 'cpu' in float32; the scenario says gpu 'H100'"),
         (_in(expert_dtype="mxfp4"), "'expert_dtype': 'mxfp4'"),
@@ -159,14 +160,14 @@ def test_settings_that_were_not_timed_are_refused(times: TimedBlocks, setting: S
         times.check(setting)
 
 
-def test_another_model_is_refused_at_every_question(times: TimedBlocks) -> None:
+def test_another_model_is_refused_by_every_method(times: TimedBlocks) -> None:
     other = replace(SETTING, model=replace(SHAPE, experts_per_token=4))
     with pytest.raises(ValueError, match="another shape"):
         times.decode_layer(other, Block(8, None), 8, 64)
 
 
-def test_cost_model_adds_these_seconds(times: TimedBlocks) -> None:
-    """A whole request by hand; the table is linear in the context, so its mean over a life is that at the mean."""
+def test_the_cost_model_adds_these_seconds(times: TimedBlocks) -> None:
+    """A whole request by hand; the table is linear in the context, so the mean over steps is the value at the mean."""
     blocks = [Block(16, 16), Block(12, None), Block(8, 16), Block(16, None)]
     cost = CostModel(SHAPE, SCENARIO, times)
     predicted = cost.predict(blocks, cost.deployments()[0], 8)
@@ -189,25 +190,25 @@ def _without(key: str) -> Callable[[dict[str, Any]], None]:
     return lambda table: table.pop(key)
 
 
-DAMAGES: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
+MALFORMED: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (_without("fingerprint"), "has the keys"),
     (lambda t: t.update(extra=1), "has the keys"),
-    (lambda t: t["model"].update(hidden=97), "model and fingerprint do not belong together"),
+    (lambda t: t["model"].update(hidden=97), "model and fingerprint do not match"),
     (lambda t: t["model"].pop("hidden"), "model must have the keys"),
-    (lambda t: t["decode_layer"].pop(4), "misses combinations"),
-    (lambda t: t["decode_layer"][3].update(seconds=0.0), "without positive seconds"),
-    (lambda t: t["decode_layer"][3].update(seconds=float("nan")), "without positive seconds"),
+    (lambda t: t["decode_layer"].pop(4), "lacks combinations"),
+    (lambda t: t["decode_layer"][3].update(seconds=0.0), "seconds are not positive"),
+    (lambda t: t["decode_layer"][3].update(seconds=float("nan")), "seconds are not positive"),
     (lambda t: t["prefill_rest"][0].pop("seconds"), "a row of prefill_rest has the keys"),
     (lambda t: t.update(decode_rest=[]), "decode_rest has no measured point"),
 ]
 
 
-@pytest.mark.parametrize(("quality_loss", "message"), DAMAGES)
-def test_damaged_tables_are_refused(
-    write: Callable[[dict[str, Any]], Path], quality_loss: Callable[[dict[str, Any]], Any], message: str
+@pytest.mark.parametrize(("spoil", "message"), MALFORMED)
+def test_malformed_tables_are_refused(
+    write: Callable[[dict[str, Any]], Path], spoil: Callable[[dict[str, Any]], Any], message: str
 ) -> None:
     table = a_table()
-    quality_loss(table)
+    spoil(table)
     with pytest.raises(ValueError, match=message):
         TimedBlocks(write(table))
 

@@ -234,7 +234,7 @@ class GlobalDistillation(LightningModule):
         values = {f"val/{name}": value for name, value in total.per_target().items()}
         if self.held_out is not None and self.held_out.validated:
             pairs = self.held_out.validated
-            values |= validation_values(self.held_out.answer(pairs, self.model, self.tokenizer, self.trainer))
+            values |= validation_values(self.held_out.solve(pairs, self.model, self.tokenizer, self.trainer))
         self.log_dict(values, prog_bar=True, sync_dist=True)
         if not self.trainer.sanity_checking:
             self._val_losses.append(values["val/loss"])

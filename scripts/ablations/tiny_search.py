@@ -100,7 +100,7 @@ def prepare(folder: Path, seed: int, method: str) -> None:
     importance, library, scores = (folder / f"{what}_{method}" for what in ("importance", "library", "score"))
     changes = [
         f"--model.init_args.method=lit_puzzle.importance.expert_scores.{METHODS[method]}",
-        f"--data.init_args.seed={seed}",
+        f"--data.init_args.prompts.seed={seed}",
     ]
     if method == "random":
         changes.append(f"--model.init_args.method.init_args.seed={seed}")
@@ -109,7 +109,7 @@ def prepare(folder: Path, seed: int, method: str) -> None:
     first = folder / "score_leave_one_out"
     changes = [f"--library={library}", f"--seed={seed}"]
     if scores != first:  # windows do not depend on the method: their scores are taken from the first
-        changes += ["--data.init_args.environments=null", "--evaluations=null"]
+        changes += ["--data.init_args.prompts.environments=null", "--evaluations=null"]
         changes += [f"--data.init_args.sequences={first}/calibration.jsonl"]
     stage("score", scores, changes)
     own, windows = Scores.load(scores), Scores.load(first)

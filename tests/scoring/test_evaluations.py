@@ -11,8 +11,11 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoTokenizer, GptOssForCausalLM
 
 from lit_puzzle.environments.environment import is_held_out
-from lit_puzzle.evaluate.accuracy import answer_problems
+from lit_puzzle.evaluate.accuracy import solve_problems
 from lit_puzzle.evaluate.long_context import LongContextAccuracy
+from lit_puzzle.evaluate.long_context_settings import Grading, LongContextProblems
+from lit_puzzle.generation.sampling import Sampling
+from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.library.swap import swapped
 from lit_puzzle.scoring.evaluations import answer_items, task_items
 from lit_puzzle.spec import BlockSpec
@@ -32,21 +35,15 @@ def parent(tiny_config, tmp_path_factory) -> Path:
     torch.manual_seed(0)
     special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
     model = GptOssForCausalLM(tiny_config(num_hidden_layers=2, **special))
-    model.generation_config.eos_token_id = list(range(20, 128, 4))  # so that answers end, each at its own time
+    model.generation_config.eos_token_id = list(range(20, 128, 4))  # so that completions end, each at its own time
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
 def make_task(problems: int = 3) -> LongContextAccuracy:
-    return LongContextAccuracy(
-        environments=[Fingerprint()],
-        efforts=["low", "high"],
-        problems_per_effort=problems,
-        max_new_tokens=TOKENS,
-        batch_size=4,
-        name="print",
-    )
+    asked = LongContextProblems(environments=[Fingerprint()], efforts=["low", "high"], problems_per_effort=problems)
+    return LongContextAccuracy(asked, sampling=Sampling(TOKENS, 0.0), batch_size=4, name="print")
 
 
 def answers(parent: Path, settings: FabricSettings) -> dict[str, list[float]]:
@@ -62,19 +59,21 @@ def answers(parent: Path, settings: FabricSettings) -> dict[str, list[float]]:
 
 def test_problems_are_training_ones(parent):
     tokenizer = AutoTokenizer.from_pretrained(parent)
-    task = LongContextAccuracy(environments=[Chains(), Counting()], efforts=["low", "high"], problems_per_effort=4)
+    environments = [Chains(), Counting()]
+    task = LongContextAccuracy(LongContextProblems(None, environments, None, ["low", "high"], problems_per_effort=4))
     items = task.items(tokenizer)
     assert items == task.items(tokenizer) and len(items) == 8
     assert [effort for _, effort in items] == ["low"] * 4 + ["high"] * 4
     assert not any(is_held_out(problem) for problem, _ in items)
 
 
-def test_scores_are_those_of_the_answers(parent):
+def test_scores_are_those_of_the_completions(parent):
     found = answers(parent, ON_CPU)
     assert found["parent"] == found["again"] != found["child"]
     tokenizer, model = AutoTokenizer.from_pretrained(parent), GptOssForCausalLM.from_pretrained(parent).eval()
     task = make_task()
-    episodes = answer_problems(model, tokenizer, task.items(tokenizer), [Fingerprint()], TOKENS, 4)
+    engine, sampling = TransformersEngine(model, tokenizer, 4), Sampling(TOKENS, 0.0)
+    episodes = solve_problems(engine, tokenizer, task.items(tokenizer), [Fingerprint()], sampling)
     assert found["parent"] == [episode.correct for episode in episodes]
     lengths = [episode.generated_tokens for episode in episodes]
     assert max(lengths[0::2]) != max(lengths[1::2])  # two processes would decode different numbers of steps
@@ -136,13 +135,8 @@ def test_one_item_has_no_standard_error():
 def teacher_forced(parent: Path, settings: FabricSettings) -> dict[str, list[float]]:
     """Teacher-forced scores of the parent, and of it with trained tensors in layer 0, with a pass in between."""
     processes, tokenizer = launch(settings), AutoTokenizer.from_pretrained(parent)
-    task = LongContextAccuracy(
-        environments=[Chains(), Counting()],
-        efforts=["low"],
-        problems_per_effort=5,
-        mode="teacher_forced",
-        batch_size=2,
-    )
+    problems = LongContextProblems(environments=[Chains(), Counting()], efforts=["low"], problems_per_effort=5)
+    task = LongContextAccuracy(problems, Grading("teacher_forced"), batch_size=2)
     model = load_parent(processes, settings, parent)
     unshard = settings.unshard_evaluations
     answer = partial(answer_items, model, tokenizer, task, task.items(tokenizer), processes, unshard)

@@ -20,6 +20,8 @@ from transformers import GptOssForCausalLM
 from lit_puzzle.cli import main
 from lit_puzzle.data.calibration import CalibrationData
 from lit_puzzle.evaluate.long_context import LongContextAccuracy
+from lit_puzzle.evaluate.long_context_settings import LongContextProblems
+from lit_puzzle.generation.sampling import Sampling
 from lit_puzzle.importance.importance_file import Importance
 from lit_puzzle.library.candidates import library
 from lit_puzzle.library.library import Library
@@ -63,16 +65,18 @@ def write_recipe(folder: Path, inputs: Path, name: str, **changes: object) -> Pa
         "library": str(inputs / "library"),
         "rank_samples": 4,
         "fabric": {"accelerator": "cpu"},
-        "data": {"init_args": {"num_problems": 7, "max_new_tokens": 6, "batch_size": 2}},
+        "data": {"init_args": {"prompts": {"num_prompts": 7}, "sampling": {"max_new_tokens": 6}, "batch_size": 2}},
         "evaluations": [
             {
                 "class_path": "lit_puzzle.evaluate.long_context.LongContextAccuracy",
                 "init_args": {
                     "name": "far",
-                    "environments": [{"class_path": "helpers.recovery_runs.Fingerprint"}],
-                    "efforts": ["low", "high"],
-                    "problems_per_effort": 3,
-                    "max_new_tokens": 6,
+                    "problems": {
+                        "environments": [{"class_path": "helpers.recovery_runs.Fingerprint"}],
+                        "efforts": ["low", "high"],
+                        "problems_per_effort": 3,
+                    },
+                    "sampling": {"max_new_tokens": 6, "temperature": 0.0},
                 },
             }
         ],
@@ -188,9 +192,8 @@ def test_trained_weights_are_scored(inputs, tmp_path):
 
 
 def test_pairs_and_evaluation_of_all_rows(inputs, tmp_path):
-    task = LongContextAccuracy(
-        environments=[Fingerprint()], efforts=["low"], problems_per_effort=2, max_new_tokens=3, name="far"
-    )
+    problems = LongContextProblems(environments=[Fingerprint()], efforts=["low"], problems_per_effort=2)
+    task = LongContextAccuracy(problems, sampling=Sampling(3, 0.0), name="far")
     score(
         tmp_path, inputs / "parent", inputs / "library", small_data(inputs), pairs=True, evaluations=[task],
         evaluate="all", memory=Memory(log_probs_gib=0),
@@ -218,7 +221,8 @@ def test_prompts_are_scored_where_asked(whole, inputs, tmp_path):
 
 def test_bad_input_is_refused_before_anything_slow(inputs, tmp_path, tiny_model):
     run = partial(score, tmp_path, inputs / "parent", inputs / "library")
-    data, task = small_data(inputs), LongContextAccuracy(environments=[Chains()], efforts=["low"], name="kl")
+    problems = LongContextProblems(environments=[Chains()], efforts=["low"])
+    data, task = small_data(inputs), LongContextAccuracy(problems, name="kl")
     other = tmp_path / "other"
     tiny_model.save_pretrained(other)
     refused = {
@@ -263,7 +267,8 @@ class Broken:
 
 
 def test_a_broken_evaluation_shows_before_any_block_is_scored(inputs, tmp_path):
-    far = LongContextAccuracy(environments=[Fingerprint()], efforts=["low"], max_new_tokens=10**6, name="far")
+    problems = LongContextProblems(environments=[Fingerprint()], efforts=["low"])
+    far = LongContextAccuracy(problems, sampling=Sampling(10**6), name="far")
     refused = {
         "'broken' has 1 items": [Broken(1, 0.5)],
         "'broken' gave 3 scores for 3 items, from 1.5 to 1.5": [Broken(3, 0.5), Broken(3, 1.5)],

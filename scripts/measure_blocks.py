@@ -24,11 +24,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 import transformers
 
-from lit_puzzle.costs.block_timing import Bench, Machine, Points, Row, measure
+from lit_puzzle.costs.block_timing import Bench, Row, measure
 from lit_puzzle.costs.engine import ServingEngine
 from lit_puzzle.costs.gpus import gpus
 from lit_puzzle.costs.interleaved_timer import keep_freed_memory
-from lit_puzzle.costs.serving import Deployment, ModelShape, Setting, parent_blocks
+from lit_puzzle.costs.machine import Machine, Points
+from lit_puzzle.costs.model_shape import ModelShape
+from lit_puzzle.costs.serving import Deployment, Setting, parent_blocks
 from lit_puzzle.costs.timed_blocks import TimedBlocks, shape_fingerprint
 from lit_puzzle.run.folder import write_atomically
 from lit_puzzle.spec import Scenario
@@ -94,7 +96,7 @@ def header(arguments: argparse.Namespace, machine: Machine, points: Points, mode
     return {
         "gpu": gpu,
         "dtype": dtype,
-        "model": dataclasses.asdict(model),
+        "model": model.to_json(),
         "fingerprint": shape_fingerprint(model),
         "command": " ".join(words),
         "hardware": {"device": full_name, "machine": platform.machine(), "threads": torch.get_num_threads()},

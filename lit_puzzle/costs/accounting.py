@@ -2,15 +2,12 @@
 
 Reads and writes nothing. What tensor parallelism cannot split is counted on every GPU that holds it.
 
-    parameters of a layer    norms 2H + attention + router E (H + 1) + experts E (3 H I + 2 I + H)
-    attention                H (2 Q + 2 K) + sinks, one per query head + biases Q + 2 K + H
+    parameters of a layer    those of `lit_puzzle.costs.model_shape`
     cached tokens            (1 / G) x sum over j = 1..G of min(P + j, window)
     distinct experts         E (1 - (1 - k / E)^B)
 
-Source: the tensors of gpt-oss (`lit_puzzle.model.layout`, which the counts are tested against); MXFP4 stores 32 values
-of 4 bits with one scale of 8 bits; arXiv 2602.11937 for windows.
-Legend: H hidden, I intermediate, Q query heads x head_dim, K key-value heads x head_dim, E experts of a layer, k of
-them per token, B tokens of a step, P prompt tokens, G generated tokens.
+Source: arXiv 2602.11937 for windows; MXFP4 stores 32 values of 4 bits with one scale of 8 bits.
+Legend: E experts of a layer, k of them per token, B tokens of a step, P prompt tokens, G generated tokens.
 """
 
 from __future__ import annotations
@@ -18,7 +15,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from lit_puzzle.costs.serving import ModelShape, Setting
+from lit_puzzle.costs.model_shape import ModelShape
+from lit_puzzle.costs.serving import Setting
 from lit_puzzle.spec import WEIGHT_BITS, Scenario
 
 # Nodes and weights of Gauss-Legendre quadrature with 3 points on [0, 1]: exact for polynomials of degree 5.
@@ -34,30 +32,19 @@ def distinct_experts(num_experts: float, experts_per_token: int, tokens: float) 
 
 def layer_parameters(model: ModelShape, num_experts: int, counted_experts: int) -> int:
     """Return the parameters of one layer with `counted_experts` of its experts; the router counts in full."""
-    queries, keys = model.num_query_heads * model.head_dim, model.num_kv_heads * model.head_dim
-    attention = model.hidden * (2 * queries + 2 * keys) + model.num_query_heads  # and one sink per head
-    if model.attention_bias:
-        attention += queries + 2 * keys + model.hidden
-    router = num_experts * (model.hidden + 1)
-    expert = 3 * model.hidden * model.intermediate + 2 * model.intermediate + model.hidden
-    return 2 * model.hidden + attention + router + counted_experts * expert
+    layer = model.layer
+    expert = layer.expert_matrices + layer.expert_split_biases + layer.expert_bias
+    shared = layer.query_heads + layer.kv_heads + layer.replicated
+    return shared + num_experts * layer.router + counted_experts * expert
 
 
 def layer_weight_bytes(setting: Setting, num_experts: int) -> float:
-    """Return the bytes of one layer's weights on each GPU.
-
-    Split over the ranks: query heads and their sinks, key-value heads up to one per rank, experts with their first
-    bias. Replicated on every rank: norms, router, the output projection's bias, and the second bias of its experts.
-    """
-    model, ranks, groups = setting.model, setting.deployment.tensor_parallel, setting.deployment.expert_parallel
-    queries = model.num_query_heads * model.head_dim / ranks
-    keys = -(-model.num_kv_heads // ranks) * model.head_dim
-    plain = 2 * model.hidden + model.hidden * (2 * queries + 2 * keys) + model.num_query_heads / ranks
-    if model.attention_bias:
-        plain += queries + 2 * keys + model.hidden
-    plain += num_experts * (model.hidden + 1)
-    plain += num_experts * (2 * model.intermediate / ranks + model.hidden / groups)
-    matrices = num_experts * 3 * model.hidden * model.intermediate / ranks
+    """Return the bytes of one layer's weights on each GPU; `LayerTensors` says what ranks split and what they copy."""
+    layer, ranks, groups = setting.model.layer, setting.deployment.tensor_parallel, setting.deployment.expert_parallel
+    kv_heads = setting.model.num_kv_heads
+    plain = layer.query_heads / ranks + layer.kv_heads // kv_heads * -(-kv_heads // ranks) + layer.replicated
+    plain += num_experts * (layer.router + layer.expert_split_biases / ranks + layer.expert_bias / groups)
+    matrices = num_experts * layer.expert_matrices / ranks
     weight_bits, expert_bits = WEIGHT_BITS[setting.scenario.weight_dtype], WEIGHT_BITS[setting.scenario.expert_dtype]
     return (plain * weight_bits + matrices * expert_bits) / 8
 

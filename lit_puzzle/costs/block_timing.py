@@ -12,7 +12,6 @@ Source: arXiv 2411.19146 (measured runtimes per block); the timed layers and cac
 Shapes: B batch, T tokens, E embedding channels, H KV heads, C channels of a head.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,87 +21,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicSlidingWindowLayer
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
-from transformers.models.gpt_oss.modeling_gpt_oss import GptOssDecoderLayer, GptOssRotaryEmbedding
 
 import lit_puzzle.model.sink_attention  # noqa: F401  (registers itself with transformers)
+from lit_puzzle.costs.filled_cache import filled_cache, same_cache
 from lit_puzzle.costs.interleaved_timer import Work, interleaved
+from lit_puzzle.costs.machine import Machine, Points
 from lit_puzzle.costs.serving import Block, parent_blocks
-from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig, GptOssPuzzleForCausalLM
+from lit_puzzle.model.blocks import (
+    PuzzleConfig,
+    PuzzleModel,
+    block_config,
+    build_layer,
+    build_rotary_embedding,
+    model_class,
+    puzzle_config,
+)
+from lit_puzzle.model.family import family_of
+from lit_puzzle.model.modules import attention_of
 
 DECODE_INPUTS = 8  # sets of tokens
-REPLACED = {"model_type", "architectures", "layer_types", "block_configs", "num_hidden_layers", "auto_map"} | {
-    "quantization_config",  # blocks are timed in one plain dtype
-    "transformers_version",
-    "dtype",
-    "torch_dtype",
-}  # keys of config.json that the timed model does not take over
+OF_STORAGE = {"quantization_config", "transformers_version", "dtype", "torch_dtype"}  # layers are timed in one dtype
 
 Row = dict[str, int | float | None]
 Case = tuple[str, Row, Callable[[], Work]]
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where and how layers are run.
-
-    Args:
-        device: `cpu` or `cuda`.
-        dtype: number format of weights, hidden states and cache.
-        attention: attention implementation of transformers.
-        experts: experts implementation of transformers.
-        copies: number of layers with different weights that are run in a row.
-        rounds: number of measurements of every point.
-    """
-
-    device: str
-    dtype: torch.dtype
-    attention: str = "eager"
-    experts: str = "grouped_mm"
-    copies: int = 4
-    rounds: int = 7
-
-    def random(self, *shape: int) -> Tensor:
-        """Draw normal random numbers of this machine's dtype."""
-        return torch.randn(shape, device=self.device, dtype=self.dtype)
-
-
-@dataclass(frozen=True)
-class Points:
-    """What is measured: every combination; windows with contexts up to the window only.
-
-    Args:
-        experts: expert counts.
-        windows: attention windows in tokens; None is full attention.
-        batches: sequences of a decode step.
-        contexts: tokens in the cache, that of the step included.
-        prompts: tokens of a prompt.
-
-    Raises:
-        ValueError: a list is empty or has a number that cannot be measured.
-    """
-
-    experts: Sequence[int]
-    windows: Sequence[int | None]
-    batches: Sequence[int]
-    contexts: Sequence[int]
-    prompts: Sequence[int]
-
-    def __post_init__(self) -> None:
-        least = {"experts": 1, "batches": 1, "contexts": 2, "prompts": 1}
-        given = {"experts": self.experts, "batches": self.batches, "contexts": self.contexts, "prompts": self.prompts}
-        for name, values in given.items():
-            if not values or min(values) < least[name]:
-                raise ValueError(f"{name} must be numbers of at least {least[name]}, got {list(values)}.")
-        if not self.windows or min(2 if window is None else window for window in self.windows) < 2:
-            raise ValueError(f"windows must be numbers of at least 2, or none; got {list(self.windows)}.")
-
-    def contexts_of(self, window: int | None) -> list[int]:
-        """Return the contexts to measure; a step takes the same time at all contexts from the window on."""
-        if window is None:
-            return sorted(set(self.contexts))
-        return sorted({min(context, window) for context in [*self.contexts, window]})
 
 
 class IdentityLayer(nn.Module):
@@ -124,19 +66,19 @@ class Bench:
 
     config: Mapping[str, Any]
     machine: Machine
-    _layers: dict[int, list[GptOssDecoderLayer]] = field(default_factory=dict)
-    _models: dict[bool, GptOssPuzzleForCausalLM] = field(default_factory=dict)
+    _layers: dict[int, list[Any]] = field(default_factory=dict)
+    _models: dict[bool, PuzzleModel] = field(default_factory=dict)
 
     def decode_layer(self, block: Block, batch_size: int, context_tokens: int) -> Work:
         """Prepare one token per sequence, the last of `context_tokens`, through the copies of a layer."""
-        config = puzzle_config(self.config, [block] * self.machine.copies, self.machine)
+        config = self.child_config([block] * self.machine.copies)
         cache = filled_cache(config, batch_size, context_tokens - 1, self.machine)
         inputs = [self.machine.random(batch_size, 1, config.hidden_size) for _ in range(DECODE_INPUTS)]
         return self._through_layers(config, block, inputs, cache)
 
     def prefill_layer(self, block: Block, prompt_tokens: int) -> Work:
         """Prepare one prompt through the copies of a layer, with its keys and values written to a new cache."""
-        config = puzzle_config(self.config, [block] * self.machine.copies, self.machine)
+        config = self.child_config([block] * self.machine.copies)
         inputs = [self.machine.random(1, prompt_tokens, config.hidden_size)]
         return self._through_layers(config, block, inputs, DynamicCache(config=config))
 
@@ -151,17 +93,26 @@ class Bench:
         model = self._model(with_layers=False)
         return self._through_model(model, [self._tokens(1, prompt_tokens)], DynamicCache(config=model.config))
 
+    def child_config(self, blocks: Sequence[Block]) -> PuzzleConfig:
+        """Return the configuration of a model of this shape with these layers."""
+        return puzzle_config(
+            {name: value for name, value in self.config.items() if name not in OF_STORAGE},
+            [block_config(block.num_experts, block.window_tokens) for block in blocks],
+            attn_implementation=self.machine.attention,
+            experts_implementation=self.machine.experts,
+        )
+
     def _tokens(self, batch_size: int, tokens: int) -> Tensor:
         return torch.randint(self.config["vocab_size"], (batch_size, tokens), device=self.machine.device)
 
     def _through_layers(
-        self, config: GptOssPuzzleConfig, block: Block, inputs: Sequence[Tensor], cache: DynamicCache
+        self, config: PuzzleConfig, block: Block, inputs: Sequence[Tensor], cache: DynamicCache
     ) -> Work:
         """Prepare hidden states (B, T, E), alternating between `inputs`, through the copies of a layer."""
         hidden_BTE, turns = inputs[0], cycle(inputs)
         seen = cache.get_seq_length()
         places_1T = (torch.arange(hidden_BTE.shape[1], device=hidden_BTE.device) + seen)[None]
-        rotation = GptOssRotaryEmbedding(config=config).to(hidden_BTE.device)(hidden_BTE, places_1T)
+        rotation = build_rotary_embedding(config).to(hidden_BTE.device)(hidden_BTE, places_1T)
         create = create_causal_mask if block.window_tokens is None else create_sliding_window_causal_mask
         mask = create(config.per_layer_config[0], hidden_BTE, None, cache, places_1T, layer_idx=0)
         layers = self._copies(config, block)
@@ -181,7 +132,7 @@ class Bench:
 
         return work
 
-    def _through_model(self, model: GptOssPuzzleForCausalLM, inputs: Sequence[Tensor], cache: DynamicCache) -> Work:
+    def _through_model(self, model: PuzzleModel, inputs: Sequence[Tensor], cache: DynamicCache) -> Work:
         """Prepare tokens (B, T), alternating between `inputs`, to the next token (B)."""
         (batch_size, tokens), turns = inputs[0].shape, cycle(inputs)
         mask_BT = torch.ones(batch_size, cache.get_seq_length() + tokens, dtype=torch.long, device=model.device)
@@ -199,72 +150,35 @@ class Bench:
 
         return work
 
-    def _copies(self, config: GptOssPuzzleConfig, block: Block) -> list[GptOssDecoderLayer]:
+    def _copies(self, config: PuzzleConfig, block: Block) -> list[Any]:
         """Return the layers with the block's number of experts, set to its window: no weight depends on the window."""
         if block.num_experts not in self._layers:
             self._layers[block.num_experts] = [self._layer(config, index) for index in range(self.machine.copies)]
         for layer in self._layers[block.num_experts]:
-            layer.self_attn.sliding_window = block.window_tokens
+            attention_of(layer, family_of(self.config)).sliding_window = block.window_tokens
         return self._layers[block.num_experts]
 
-    def _layer(self, config: GptOssPuzzleConfig, index: int) -> GptOssDecoderLayer:
+    def _layer(self, config: PuzzleConfig, index: int) -> Any:
         with torch.device(self.machine.device):
-            layer = GptOssDecoderLayer(config.get_gpt_oss_config_for_layer(index), index)
-        layer = layer.to(self.machine.dtype).eval()
+            layer = build_layer(config, index).to(self.machine.dtype).eval()
         for name, parameter in layer.named_parameters():
             if "norm" in name:  # with small norms the router's bias would choose the same experts for all tokens
                 parameter.fill_(1.0)
             else:
                 parameter.normal_(0.0, 0.0 if "bias" in name else 0.02)
-        layer.self_attn.config = layer.mlp.experts.config = config
         return layer
 
-    def _model(self, with_layers: bool) -> GptOssPuzzleForCausalLM:
+    def _model(self, with_layers: bool) -> PuzzleModel:
         if with_layers not in self._models:
             blocks = list(parent_blocks(self.config))
             if not with_layers:  # one identity layer for every window, so that all masks are made
                 blocks = [Block(1, window) for window in dict.fromkeys(block.window_tokens for block in blocks)]
             with torch.device(self.machine.device):
-                model = GptOssPuzzleForCausalLM(puzzle_config(self.config, blocks, self.machine))
+                model = model_class(family_of(self.config))(self.child_config(blocks))
             if not with_layers:
                 model.model.layers = nn.ModuleList(IdentityLayer() for _ in blocks)
             self._models[with_layers] = model.to(self.machine.dtype).eval()
         return self._models[with_layers]
-
-
-def puzzle_config(config: Mapping[str, Any], blocks: Sequence[Block], machine: Machine) -> GptOssPuzzleConfig:
-    """Return the configuration of a model of this shape with these layers."""
-    kept = {name: value for name, value in config.items() if name not in REPLACED}
-    return GptOssPuzzleConfig(
-        **kept,
-        num_hidden_layers=len(blocks),
-        block_configs=[
-            {"num_local_experts": block.num_experts, "sliding_window": block.window_tokens} for block in blocks
-        ],
-        attn_implementation=machine.attention,
-        experts_implementation=machine.experts,
-    )
-
-
-def filled_cache(config: GptOssPuzzleConfig, batch_size: int, tokens: int, machine: Machine) -> DynamicCache:
-    """Return a cache of random numbers in the state after `tokens` tokens."""
-    cache = DynamicCache(config=config)
-    for index, layer in enumerate(cache.layers):
-        held = tokens
-        if isinstance(layer, DynamicSlidingWindowLayer):
-            held = min(tokens, layer.sliding_window - 1)
-        shape = (batch_size, config.num_key_value_heads, held, config.head_dim)
-        cache.update(machine.random(*shape), machine.random(*shape), index)
-        if isinstance(layer, DynamicSlidingWindowLayer):
-            layer.cumulative_length = tokens
-    return cache
-
-
-def same_cache(cache: DynamicCache) -> DynamicCache:
-    """Return a cache of the same tensors: a step appends to it by making new tensors, the original stays unchanged."""
-    twin = copy.copy(cache)
-    twin.layers = [copy.copy(layer) for layer in cache.layers]
-    return twin
 
 
 @torch.inference_mode()

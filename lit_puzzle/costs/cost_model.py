@@ -33,7 +33,8 @@ from lit_puzzle.costs.accounting import (
 from lit_puzzle.costs.block_cost import BlockCost, Prediction
 from lit_puzzle.costs.engine import GIB, ServingEngine
 from lit_puzzle.costs.gpus import find_gpu
-from lit_puzzle.costs.serving import Block, Deployment, KernelTimes, ModelShape, Setting
+from lit_puzzle.costs.model_shape import ModelShape
+from lit_puzzle.costs.serving import Block, Deployment, KernelTimes, Setting
 from lit_puzzle.spec import KV_DTYPE_BYTES, Scenario
 
 

@@ -32,7 +32,8 @@ from dataclasses import dataclass, field
 
 from lit_puzzle.costs.accounting import distinct_experts
 from lit_puzzle.costs.kernel_tables import Curve, System, mix, neighbors, read_rows
-from lit_puzzle.costs.serving import Deployment, ModelShape
+from lit_puzzle.costs.model_shape import ModelShape
+from lit_puzzle.costs.serving import Deployment
 
 LONGEST_CONTEXT = 131072  # the longest that was measured for any number of heads
 KV_DTYPES = {"bfloat16": "bfloat16", "fp8": "fp8"}

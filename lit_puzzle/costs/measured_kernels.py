@@ -27,7 +27,8 @@ from typing import ClassVar
 from lit_puzzle.costs.gpus import find_gpu
 from lit_puzzle.costs.kernel_laws import DecodeAttention, Experts, PrefillAttention, Products, load_products
 from lit_puzzle.costs.kernel_tables import Curve, System, find_system, read_rows
-from lit_puzzle.costs.serving import Block, Deployment, ModelShape, Setting
+from lit_puzzle.costs.model_shape import ModelShape
+from lit_puzzle.costs.serving import Block, Deployment, Setting
 from lit_puzzle.spec import KV_DTYPE_BYTES
 
 BFLOAT16_BYTES = 2

@@ -1,4 +1,4 @@
-"""What is served and how: the sizes of a model, its blocks, how GPUs share it, and the interface of kernel times.
+"""What is served and how: the blocks of a model, how GPUs share it, and the interface of kernel times.
 
 Reads and writes nothing. `KernelTimes` is the one interface of all sources of times: a roofline
 (`lit_puzzle.costs.roofline`), measured GPU kernels (`lit_puzzle.costs.measured_kernels`) and blocks timed on the
@@ -9,45 +9,12 @@ Source: arXiv 2602.11937 for blocks and deployments.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol
 
 from lit_puzzle.costs.engine import ServingEngine
-from lit_puzzle.model.layout import layer_blocks, whole
+from lit_puzzle.costs.model_shape import ModelShape
+from lit_puzzle.model.layout import layer_blocks
 from lit_puzzle.spec import Scenario
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """The sizes that all layers of parent and child share."""
-
-    hidden: int
-    intermediate: int
-    num_query_heads: int
-    num_kv_heads: int
-    head_dim: int
-    vocab: int
-    experts_per_token: int
-    attention_bias: bool = True
-    tied_embeddings: bool = False
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Read the shape from the plain dict of a `config.json`.
-
-        Raises:
-            ValueError: a size is missing or is not a positive whole number.
-        """
-        return cls(
-            hidden=whole(config, "hidden_size"),
-            intermediate=whole(config, "intermediate_size"),
-            num_query_heads=whole(config, "num_attention_heads"),
-            num_kv_heads=whole(config, "num_key_value_heads"),
-            head_dim=whole(config, "head_dim"),
-            vocab=whole(config, "vocab_size"),
-            experts_per_token=whole(config, "num_experts_per_tok"),
-            attention_bias=bool(config.get("attention_bias", True)),
-            tied_embeddings=bool(config.get("tie_word_embeddings", False)),
-        )
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ Source: arXiv 2411.19146 (every block's runtime is measured on the target hardwa
 from __future__ import annotations
 
 import bisect
-import dataclasses
 import hashlib
 import json
 import math
@@ -28,7 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lit_puzzle.costs.serving import Block, ModelShape, Setting
+from lit_puzzle.costs.model_shape import ModelShape
+from lit_puzzle.costs.serving import Block, Setting
 
 AXES: dict[str, tuple[str, ...]] = {
     "decode_layer": ("num_experts", "batch_size", "context_tokens"),
@@ -51,7 +51,7 @@ Grids = dict[str, dict[int | None, "Grid"]]  # kind -> window (None where there 
 
 def shape_fingerprint(model: ModelShape) -> str:
     """Return what identifies a model shape: the first 16 digits of the SHA-256 of its sizes."""
-    return hashlib.sha256(json.dumps(dataclasses.asdict(model), sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(model.to_json(), sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class TimedBlocks:
         object.__setattr__(self, "table", Path(self.table))
         data = _read(self.table)
         object.__setattr__(self, "header", {key: data[key] for key in HEADER})
-        object.__setattr__(self, "model", ModelShape(**data["model"]))
+        object.__setattr__(self, "model", ModelShape.from_json(data["model"]))
         object.__setattr__(self, "grids", {kind: _grids(self.table, kind, data[kind]) for kind in AXES})
 
     def check(self, setting: Setting) -> None:
@@ -189,8 +189,8 @@ class TimedBlocks:
     def _check_model(self, model: ModelShape) -> None:
         if model == self.model:
             return
-        timed, pairs = self.header["model"], dataclasses.asdict(model)
-        other = {key: (timed.get(key), pairs[key]) for key in pairs if timed.get(key) != pairs[key]}
+        timed, given = self.model.to_json(), model.to_json()
+        other = {key: (timed[key], given[key]) for key in given if timed[key] != given[key]}
         if other:
             raise ValueError(
                 f"{self.table} was timed for a model of another shape; (timed, given): {other}. Time this model's "
@@ -210,10 +210,11 @@ def _read(file: Path) -> dict[str, Any]:
     if not isinstance(data, dict) or set(data) != keys:
         found = sorted(data) if isinstance(data, dict) else type(data).__name__
         raise ValueError(f"{file}: a table of timed blocks has the keys {sorted(keys)}, not {found}; {remedy}")
-    sizes = {key.name for key in dataclasses.fields(ModelShape)}
-    if not isinstance(data["model"], dict) or set(data["model"]) != sizes:
-        raise ValueError(f"{file}: model must have the keys {sorted(sizes)}; {remedy}")
-    if shape_fingerprint(ModelShape(**data["model"])) != data["fingerprint"]:
+    try:
+        model = ModelShape.from_json(data["model"])
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}; {remedy}") from error
+    if shape_fingerprint(model) != data["fingerprint"]:
         raise ValueError(f"{file}: model and fingerprint do not match, the file was changed; {remedy}")
     return data
 

@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_puzzle.costs.cost_model import CostModel
-from lit_puzzle.costs.serving import ModelShape
+from lit_puzzle.costs.model_shape import ModelShape
 from lit_puzzle.library.library import Library
 from lit_puzzle.run.folder import require_input, write_atomically
 from lit_puzzle.scoring.scores import Scores

@@ -24,18 +24,22 @@ from lit_puzzle.costs.cost_model import CostModel
 from lit_puzzle.costs.engine import EngineMemory, EngineStep, ServingEngine
 from lit_puzzle.costs.gpus import find_gpu
 from lit_puzzle.costs.measured_kernels import MeasuredKernels
+from lit_puzzle.costs.model_shape import ModelShape
 from lit_puzzle.costs.roofline import Roofline
-from lit_puzzle.costs.serving import Block, KernelTimes, ModelShape
+from lit_puzzle.costs.serving import Block, KernelTimes
 from lit_puzzle.spec import Scenario
 
-MODEL = ModelShape(
-    hidden=2880,
-    intermediate=2880,
-    num_query_heads=64,
-    num_kv_heads=8,
-    head_dim=64,
-    vocab=201088,
-    experts_per_token=4,
+MODEL = ModelShape.from_config(
+    {
+        "model_type": "gpt_oss",
+        "hidden_size": 2880,
+        "intermediate_size": 2880,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "vocab_size": 201088,
+        "num_experts_per_tok": 4,
+    }
 )
 PARENT = tuple(Block(128, None if layer % 2 else 128) for layer in range(36))
 WIDE_WINDOWS = {3, 5, 21, 23, 27, 31, 33, 35}

@@ -33,8 +33,8 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from lit_puzzle.costs.cost_model import CostModel
+from lit_puzzle.costs.model_shape import ModelShape
 from lit_puzzle.costs.roofline import Roofline
-from lit_puzzle.costs.serving import ModelShape
 from lit_puzzle.library.library import Candidate, Library, candidate_name, parent_blocks, parts
 from lit_puzzle.scoring.scores import Measurement, Scores
 from lit_puzzle.search.objective import Objective

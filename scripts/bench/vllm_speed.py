@@ -179,8 +179,9 @@ def predicted(parent: Path, child: Path, workload: tuple[int, int, int], table: 
     """Return the speed-up of throughput at this batch size and these lengths, by source of times."""
     from lit_puzzle.costs.cost_model import CostModel
     from lit_puzzle.costs.engine import ServingEngine
+    from lit_puzzle.costs.model_shape import ModelShape
     from lit_puzzle.costs.roofline import Roofline
-    from lit_puzzle.costs.serving import KernelTimes, ModelShape, parent_blocks
+    from lit_puzzle.costs.serving import KernelTimes, parent_blocks
     from lit_puzzle.costs.timed_blocks import TimedBlocks
     from lit_puzzle.spec import Scenario
 

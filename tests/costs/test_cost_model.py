@@ -11,8 +11,9 @@ import pytest
 from lit_puzzle.costs.accounting import distinct_experts, mean_context, mean_over_steps
 from lit_puzzle.costs.cost_model import CostModel
 from lit_puzzle.costs.engine import EngineMemory, EngineStep, ServingEngine
+from lit_puzzle.costs.model_shape import ModelShape
 from lit_puzzle.costs.roofline import Roofline
-from lit_puzzle.costs.serving import Block, Deployment, ModelShape, Setting, parent_blocks
+from lit_puzzle.costs.serving import Block, Deployment, Setting, parent_blocks
 from lit_puzzle.model.layout import count_parameters, tensor_shapes
 from lit_puzzle.spec import Scenario
 
@@ -42,9 +43,17 @@ CHILD_88B = PARENT_120B | {
 }
 SHAPE = ModelShape.from_config(PARENT_120B)
 SCENARIO = Scenario("H100", 8, 1000, 500)
-TINY = ModelShape(
-    hidden=8, intermediate=6, num_query_heads=4, num_kv_heads=2, head_dim=2, vocab=10, experts_per_token=2
-)
+TINY_CONFIG: dict[str, Any] = {
+    "model_type": "gpt_oss",
+    "hidden_size": 8,
+    "intermediate_size": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 2,
+    "vocab_size": 10,
+    "num_experts_per_tok": 2,
+}
+TINY = ModelShape.from_config(TINY_CONFIG)
 
 
 @dataclass(frozen=True)

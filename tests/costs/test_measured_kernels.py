@@ -16,11 +16,21 @@ from lit_puzzle.costs.engine import EngineStep, ServingEngine
 from lit_puzzle.costs.kernel_laws import DecodeAttention, Experts, PrefillAttention, load_products
 from lit_puzzle.costs.kernel_tables import Curve, data_folder, find_system, mix, read_rows
 from lit_puzzle.costs.measured_kernels import Collectives, MeasuredKernels
-from lit_puzzle.costs.serving import Block, Deployment, ModelShape, Setting
+from lit_puzzle.costs.model_shape import ModelShape
+from lit_puzzle.costs.serving import Block, Deployment, Setting
 from lit_puzzle.spec import Scenario
 
-SHAPE = ModelShape(
-    hidden=2880, intermediate=2880, num_query_heads=64, num_kv_heads=8, head_dim=64, vocab=201088, experts_per_token=4
+SHAPE = ModelShape.from_config(
+    {
+        "model_type": "gpt_oss",
+        "hidden_size": 2880,
+        "intermediate_size": 2880,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "vocab_size": 201088,
+        "num_experts_per_tok": 4,
+    }
 )
 H100 = find_system("H100")
 NO_OVERHEAD = ServingEngine(

@@ -7,13 +7,22 @@ import pytest
 
 from lit_puzzle.costs.engine import EngineStep, ServingEngine
 from lit_puzzle.costs.gpus import find_gpu, gpus
+from lit_puzzle.costs.model_shape import ModelShape
 from lit_puzzle.costs.roofline import Roofline, attended_pairs
-from lit_puzzle.costs.serving import Block, Deployment, ModelShape, Setting
+from lit_puzzle.costs.serving import Block, Deployment, Setting
 from lit_puzzle.spec import Scenario
 
-TINY = ModelShape(
-    hidden=8, intermediate=6, num_query_heads=4, num_kv_heads=2, head_dim=2, vocab=10, experts_per_token=2
-)
+TINY_CONFIG: dict[str, Any] = {
+    "model_type": "gpt_oss",
+    "hidden_size": 8,
+    "intermediate_size": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 2,
+    "vocab_size": 10,
+    "num_experts_per_tok": 2,
+}
+TINY = ModelShape.from_config(TINY_CONFIG)
 PEAK = Roofline(1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0, 0.0)
 ENGINE = ServingEngine(chunk_tokens=4, step=EngineStep(overhead_seconds=0.5, sampling_bytes=0.0))
 
@@ -35,7 +44,7 @@ def test_one_token_moves_weights_and_cache_once() -> None:
 
 def test_a_long_prompt_is_arithmetic() -> None:
     """On a device whose arithmetic is the bound, the time is operations over flops: 10 tokens in chunks of 4, 4, 2."""
-    shape = replace(TINY, hidden=800, intermediate=600)
+    shape = ModelShape.from_config(TINY_CONFIG | {"hidden_size": 800, "intermediate_size": 600})
     wide = Setting(shape, Scenario("cpu", 1, 10**6, 1), Deployment(1, 1, 1), ServingEngine(chunk_tokens=250_000))
     dense = 800 * (8 + 2 * 4 + 8) + 3 * 800
     experts = 2 * (3 * 800 * 600)

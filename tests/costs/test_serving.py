@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lit_puzzle.costs.cost_model import CostModel
-from lit_puzzle.costs.serving import ModelShape
+from lit_puzzle.costs.model_shape import ModelShape
 from lit_puzzle.run.recipe import Recipe, RecipeParser
 from lit_puzzle.search.search import search
 from lit_puzzle.spec import Scenario
@@ -13,6 +13,16 @@ from lit_puzzle.spec import Scenario
 TARGETS = (
     "--constraints.targets=[{scenario: {gpu: cpu, num_gpus: 1, prompt_tokens: 4, generated_tokens: 4}, budget: {}}]"
 )
+CONFIG = {
+    "model_type": "gpt_oss",
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 4,
+    "vocab_size": 16,
+    "num_experts_per_tok": 1,
+}
 FUTURE = "from __future__ import annotations\n"
 SOURCE = """
 from dataclasses import dataclass
@@ -59,7 +69,7 @@ def test_a_source_of_times_by_class_path(first_line: str, tmp_path: Path, monkey
     (tmp_path / f"{name}.py").write_text(first_line + SOURCE)
     monkeypatch.syspath_prepend(str(tmp_path))
     times = parsed(f"{name}.Mine")
-    costs = CostModel(ModelShape(8, 8, 2, 1, 4, 16, 1), Scenario("cpu", 1, 4, 4), times)
+    costs = CostModel(ModelShape.from_config(CONFIG), Scenario("cpu", 1, 4, 4), times)
     assert costs.rest(costs.deployments()[0], 1).decode_seconds == 0.25
 
 

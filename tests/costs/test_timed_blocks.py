@@ -1,6 +1,5 @@
 """timed_blocks.py: exact on tables that are linear on every axis, errors outside the measured range, no torch."""
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -15,11 +14,23 @@ from jsonargparse import ArgumentParser
 
 from lit_puzzle.costs.cost_model import CostModel
 from lit_puzzle.costs.engine import ServingEngine
-from lit_puzzle.costs.serving import Block, Deployment, KernelTimes, ModelShape, Setting
+from lit_puzzle.costs.model_shape import ModelShape
+from lit_puzzle.costs.serving import Block, Deployment, KernelTimes, Setting
 from lit_puzzle.costs.timed_blocks import TimedBlocks, shape_fingerprint
 from lit_puzzle.spec import Scenario
 
-SHAPE = ModelShape(96, 64, 4, 2, 32, 128, 2)
+SHAPE = ModelShape.from_config(
+    {
+        "model_type": "gpt_oss",
+        "hidden_size": 96,
+        "intermediate_size": 64,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "vocab_size": 128,
+        "num_experts_per_tok": 2,
+    }
+)
 SCENARIO = Scenario("cpu", 1, 40, 60, 8, "float32", 1, 1, "float32", "float32")
 SETTING = Setting(SHAPE, SCENARIO, Deployment(1, 1, 1), ServingEngine())
 EXPERTS, BATCHES, CONTEXTS, PROMPTS = (8, 12, 16), (1, 8, 32), (20, 64, 128), (16, 64)
@@ -46,7 +57,7 @@ def a_table() -> dict[str, Any]:
     return {
         "gpu": "cpu",
         "dtype": "float32",
-        "model": dataclasses.asdict(SHAPE),
+        "model": SHAPE.to_json(),
         "fingerprint": shape_fingerprint(SHAPE),
         "command": "python scripts/measure_blocks.py --config c.json --experts 8 12 16 --windows none 16 "
         "--batches 1 8 32 --contexts 20 64 128 --prompts 16 64 --out t.json",
@@ -194,7 +205,8 @@ MALFORMED: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (_without("fingerprint"), "has the keys"),
     (lambda t: t.update(extra=1), "has the keys"),
     (lambda t: t["model"].update(hidden=97), "model and fingerprint do not match"),
-    (lambda t: t["model"].pop("hidden"), "model must have the keys"),
+    (lambda t: t["model"].pop("hidden"), r"ModelShape: missing key\(s\) \['hidden'\]"),
+    (lambda t: t["model"]["layer"].pop("router"), r"LayerTensors: missing key\(s\) \['router'\]"),
     (lambda t: t["decode_layer"].pop(4), "lacks combinations"),
     (lambda t: t["decode_layer"][3].update(seconds=0.0), "seconds are not positive"),
     (lambda t: t["decode_layer"][3].update(seconds=float("nan")), "seconds are not positive"),

@@ -6,8 +6,8 @@ import pytest
 from test_program import CONFIG, SCENARIO, library
 
 from lit_puzzle.costs.cost_model import CostModel
+from lit_puzzle.costs.model_shape import ModelShape
 from lit_puzzle.costs.roofline import Roofline
-from lit_puzzle.costs.serving import ModelShape
 from lit_puzzle.search.plan_record import check_totals, plan_record, results
 from lit_puzzle.search.program import build_program
 from lit_puzzle.search.report import SweepPoint

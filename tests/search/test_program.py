@@ -8,8 +8,8 @@ import pytest
 
 from lit_puzzle.costs.cost_model import CostModel
 from lit_puzzle.costs.engine import GIB
+from lit_puzzle.costs.model_shape import ModelShape
 from lit_puzzle.costs.roofline import Roofline
-from lit_puzzle.costs.serving import ModelShape
 from lit_puzzle.library.library import Candidate, Library, candidate_name, parent_blocks
 from lit_puzzle.search.program import build_program, offered
 from lit_puzzle.search.settings import Constraints, SearchSpace

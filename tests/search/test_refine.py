@@ -8,8 +8,8 @@ import pytest
 from test_program import CONFIG, LAYERS, SCENARIO
 
 from lit_puzzle.costs.cost_model import CostModel
+from lit_puzzle.costs.model_shape import ModelShape
 from lit_puzzle.costs.roofline import Roofline
-from lit_puzzle.costs.serving import ModelShape
 from lit_puzzle.library.library import Library, parts
 from lit_puzzle.scoring.scores import Measurement, Scores
 from lit_puzzle.search import refine, report

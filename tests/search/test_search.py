@@ -14,8 +14,9 @@ import pytest
 from lit_puzzle.child.assemble import assemble
 from lit_puzzle.costs.cost_model import CostModel
 from lit_puzzle.costs.engine import ServingEngine
+from lit_puzzle.costs.model_shape import ModelShape
 from lit_puzzle.costs.roofline import Roofline
-from lit_puzzle.costs.serving import Block, ModelShape
+from lit_puzzle.costs.serving import Block
 from lit_puzzle.library.library import Candidate, Library, candidate_name, parent_blocks
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.scoring.scores import Measurement, Scores

@@ -99,7 +99,7 @@ def prepare(folder: Path, seed: int) -> None:
     stage("library", folder / "library", [f"--importance={folder}/importance"])
     stage("score", folder / "score", [f"--library={folder}/library", f"--seed={seed}"])
     sources = [f"--library={folder}/library", f"--scores={folder}/score"]
-    stage("search", folder / "search", [*sources, "--sweep=null"])
+    stage("search", folder / "search", [*sources, "--constraints.sweep=null"])
     plan = [f"--plan={folder}/search/plan.json"]
     stage("assemble", folder / "child", plan)
     stage("assemble", folder / "child_rope", [*plan, "--rope_factor=56"])

@@ -1,10 +1,10 @@
-"""Ablation of the search on the tiny model: solvers, expert scores and window scores, before distillation.
+"""Ablation of the search on the tiny model: solvers, expert scores, window scores; children before distillation.
 
     python scripts/ablations/tiny_search.py [--seeds 0 1 2] [--folder runs/ablation_search]
 
 For every seed (of the calibration problems and of the evaluation's sampling): importance, block library, scores; then
-for every variant below the search of `recipes/search.yaml` under the same budget, the assembled child, and its
-accuracy on held-out problems, the same for all. Finished steps are skipped. Prints the tables and a JSON line.
+for every variant below the search of `recipes/search.yaml` under the same budget, the assembled child, and its accuracy
+on the same held-out problems. Resumable: finished stages are not run again. Prints a table per budget and a JSON line.
 """
 
 import argparse
@@ -22,18 +22,18 @@ from lit_puzzle.run.folder import is_complete
 from lit_puzzle.scoring.scores import Scores
 from lit_puzzle.spec import Plan
 
-RULES = {"leave_one_out": "LeaveOneOut", "reap": "Reap", "frequency": "Frequency", "random": "Random"}
+METHODS = {"leave_one_out": "LeaveOneOut", "reap": "Reap", "frequency": "Frequency", "random": "Random"}
 EFFORTS = ("low", "medium", "high")
 EXPERTS_ONLY = "--objective.window_metric=null"
 # name -> (expert scores, overrides of recipes/search.yaml)
 VARIANTS: dict[str, tuple[str, list[str]]] = {
     "search (MIP)": ("leave_one_out", []),
-    "greedy": ("leave_one_out", ["--solver=greedy"]),
-    "uniform": ("leave_one_out", ["--solver=uniform"]),
-    "random, draw 1": ("leave_one_out", ["--solver=random", "--seed=1"]),
-    "random, draw 2": ("leave_one_out", ["--solver=random", "--seed=2"]),
-    "random, draw 3": ("leave_one_out", ["--solver=random", "--seed=3"]),
-    "max parameters": ("leave_one_out", ["--solver=max_parameters"]),
+    "greedy": ("leave_one_out", ["--solver.name=greedy"]),
+    "uniform": ("leave_one_out", ["--solver.name=uniform"]),
+    "random, draw 1": ("leave_one_out", ["--solver.name=random", "--solver.seed=1"]),
+    "random, draw 2": ("leave_one_out", ["--solver.name=random", "--solver.seed=2"]),
+    "random, draw 3": ("leave_one_out", ["--solver.name=random", "--solver.seed=3"]),
+    "max parameters": ("leave_one_out", ["--solver.name=max_parameters"]),
     "experts by REAP": ("reap", []),
     "experts by frequency": ("frequency", []),
     "experts at random": ("random", []),
@@ -49,9 +49,12 @@ VARIANTS: dict[str, tuple[str, list[str]]] = {
 SCENARIO = "gpu: cpu, num_gpus: 1, prompt_tokens: 96, generated_tokens: 48, kv_dtype: bfloat16, expert_dtype: bfloat16"
 MEMORY = f"[{{scenario: {{{SCENARIO}, batch_size: 32}}, budget: {{memory_gib: 0.0042}}}}]"
 BUDGETS = {
-    "1.25M parameters, 1.06x": ["--limits.total_parameters=1250000"],
+    "1.25M parameters, 1.06x": ["--constraints.limits.total_parameters=1250000"],
     "1.5M parameters, 1.06x": [],
-    "60% of the parent's memory with 32 requests": ["--limits.total_parameters=null", f"--targets={MEMORY}"],
+    "60% of the parent's memory with 32 requests": [
+        "--constraints.limits.total_parameters=null",
+        f"--constraints.targets={MEMORY}",
+    ],
 }
 
 
@@ -72,14 +75,18 @@ def main() -> None:
 
 
 def variants(folder: Path, seed: int) -> dict[str, dict[str, dict[str, Any]]]:
-    for rule in RULES:
-        prepare(folder, seed, rule)
+    for method in METHODS:
+        prepare(folder, seed, method)
     results: dict[str, dict[str, dict[str, Any]]] = {budget: {} for budget in BUDGETS}
     evaluated: dict[Plan, dict[str, Any]] = {}
     for index, (budget, limits) in enumerate(BUDGETS.items()):
-        for number, (name, (rule, changes)) in enumerate(VARIANTS.items()):
+        for number, (name, (method, changes)) in enumerate(VARIANTS.items()):
             place = folder / f"budget{index}_variant{number}"
-            sources = [f"--library={folder}/library_{rule}", f"--scores={folder}/scores_{rule}.json", "--sweep=null"]
+            sources = [
+                f"--library={folder}/library_{method}",
+                f"--scores={folder}/scores_{method}.json",
+                "--constraints.sweep=null",
+            ]
             stage("search", place / "search", [*sources, *limits, *changes])
             plan = Plan.load(place / "search" / "plan.json")
             if plan not in evaluated:
@@ -88,27 +95,27 @@ def variants(folder: Path, seed: int) -> dict[str, dict[str, dict[str, Any]]]:
     return results
 
 
-def prepare(folder: Path, seed: int, rule: str) -> None:
-    """Compute importance by one rule, its library, and the scores of that library."""
-    importance, library, scores = (folder / f"{what}_{rule}" for what in ("importance", "library", "score"))
+def prepare(folder: Path, seed: int, method: str) -> None:
+    """Make the importance of one method, its library, and the scores of that library."""
+    importance, library, scores = (folder / f"{what}_{method}" for what in ("importance", "library", "score"))
     changes = [
-        f"--model.init_args.method=lit_puzzle.importance.expert_scores.{RULES[rule]}",
+        f"--model.init_args.method=lit_puzzle.importance.expert_scores.{METHODS[method]}",
         f"--data.init_args.prompts.seed={seed}",
     ]
-    if rule == "random":
+    if method == "random":
         changes.append(f"--model.init_args.method.init_args.seed={seed}")
     stage("importance", importance, changes)
     stage("library", library, [f"--importance={importance}"])
     first = folder / "score_leave_one_out"
     changes = [f"--library={library}", f"--seed={seed}"]
-    if scores != first:  # windows do not depend on the rule: their scores are those of the first
+    if scores != first:  # windows do not depend on the method: their scores are taken from the first
         changes += ["--evaluations=null", f"--data.init_args.sequences={first}/calibration.jsonl"]
     stage("score", scores, changes)
     own, windows = Scores.load(scores), Scores.load(first)
     entries = {
         key: windows.entries[key] if key[1].startswith("window=") else metrics for key, metrics in own.entries.items()
     }
-    file = folder / f"scores_{rule}.json"
+    file = folder / f"scores_{method}.json"
     merged = Scores(own.parent_fingerprint, own.samples, own.tokens, entries)
     file.write_text(json.dumps(merged.to_json()))
     assert Library.load(library).parent_fingerprint == merged.parent_fingerprint

@@ -39,36 +39,32 @@ Batch = dict[str, Tensor]
 
 
 class CalibrationData(LightningDataModule):
-    """Sequences for one pass over a parent: either `prompts`, which the parent continues, or `sequences` (a file).
+    """Sequences for one pass over a parent: those of a file, or prompts with completions of the parent.
 
     Args:
         parent: checkpoint folder: its tokenizer, its limits, and the model that generates.
         prompts: which prompts, and at which efforts. Training problems only, never held-out ones.
-        sequences: JSON lines file of `{"input_ids": [...]}` or `{"text": "..."}`.
+        sequences: JSON lines file of `{"input_ids": [...]}` or `{"text": "..."}`; nothing is generated then.
         sampling: how completions are drawn.
         engine: what runs the parent while it generates.
         batch_size: sequences in one batch of the pass.
 
     Raises:
-        ValueError: both prompts and sequences, or neither, or no sequences in a batch.
+        ValueError: neither prompts nor sequences, or no sequences in a batch.
     """
 
     def __init__(
         self,
         parent: Path,
-        prompts: PromptSource = PromptSource(),  # noqa: B008  (frozen)
+        prompts: PromptSource | None = None,
         sequences: Path | None = None,
-        sampling: Sampling = Sampling(temperature=0.0),  # noqa: B008
+        sampling: Sampling = Sampling(temperature=0.0),  # noqa: B008  (frozen)
         engine: EngineSettings = EngineSettings(name="transformers", batch_size=96),  # noqa: B008
         batch_size: int = 32,
     ) -> None:
         super().__init__()
-        self.generates = prompts.environments is not None or prompts.file is not None
-        if self.generates == (sequences is not None):
-            raise ValueError(
-                "Give CalibrationData either prompts (the parent continues them) or a file of sequences. Prompts come "
-                "from prompts.environments or prompts.file; null takes one back."
-            )
+        if prompts is None and sequences is None:
+            raise ValueError("Give CalibrationData prompts, which the parent completes, or a file of sequences.")
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size} was given; 1 or more is needed.")
         self.parent = require_input(parent, "parent checkpoint")
@@ -86,7 +82,7 @@ class CalibrationData(LightningDataModule):
 
     def write_sequences(self, folder: Path, device: str) -> None:
         """Generate the sequences on a device and write `calibration.jsonl`; nothing for a given file."""
-        if not self.generates:
+        if self.sequences is not None or self.prompts is None:
             return
         pairs = choose(self.prompts)
         prompts = encode(AutoTokenizer.from_pretrained(self.parent), pairs)

@@ -28,7 +28,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
-from lit_puzzle.child.save import become_saved, load_best, save_child
+from lit_puzzle.child.save import become_saved, save_child
 from lit_puzzle.data.rl_prompts import PromptData
 from lit_puzzle.environments.environment import PromptAtEffort
 from lit_puzzle.evaluate.accuracy import Episode, read_episodes
@@ -46,6 +46,7 @@ from lit_puzzle.model.loading import DtypeName
 from lit_puzzle.rl.rewards import RewardSettings, build_rewards
 from lit_puzzle.rl.settings import GRPOSettings
 from lit_puzzle.run.folder import require_input
+from lit_puzzle.training.best_weights import load_best
 from lit_puzzle.training.sharding import load_for, shard, unsharded
 from lit_puzzle.training.trainable import FROZEN, LoraSettings, freeze_parameters, optimize_trainable
 from lit_puzzle.training.trainer_validation import check_trainer

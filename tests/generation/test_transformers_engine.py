@@ -8,17 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.by_generate import by_generate
 from torch import Tensor, nn
-from transformers import AutoTokenizer, DynamicCache, GenerationConfig, GptOssForCausalLM, PreTrainedModel
+from transformers import AutoTokenizer, DynamicCache, GptOssForCausalLM, PreTrainedModel
 
+from lit_puzzle.environments.environment import EFFORTS, draw, render_prompt
 from lit_puzzle.generation.engine import Completion
 from lit_puzzle.generation.kv_rows import CompactCache
 from lit_puzzle.generation.policy import load_policy
 from lit_puzzle.generation.sampling import Sampling
-from lit_puzzle.generation.transformers_engine import MakeCache, TransformersEngine
+from lit_puzzle.generation.transformers_engine import TransformersEngine
+from lit_puzzle.kv_cache.fp8_cache import Fp8Cache
 from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig, GptOssPuzzleForCausalLM
-from lit_puzzle.rl.environments import EFFORTS, draw, render_prompt
-from lit_puzzle.serve.kv_cache.fp8_cache import Fp8Cache
 from lit_puzzle.tiny.tokenizer import build_tokenizer
 from lit_puzzle.tiny.world import Chains, Counting, Sorting
 
@@ -50,25 +51,6 @@ def random_prompts(count: int, longest: int) -> list[list[int]]:
     generator = torch.Generator().manual_seed(5)
     lengths = torch.randint(1, longest + 1, (count,), generator=generator).tolist()
     return [torch.randint(3, 128, (length,), generator=generator).tolist() for length in lengths]
-
-
-def by_generate(
-    model: PreTrainedModel, prompts: list[list[int]], cap: int, make_cache: MakeCache | None = None
-) -> list[Completion]:
-    """Greedy completions of transformers' `generate`, one left-padded batch."""
-    ends = set(model.generation_config.eos_token_id)
-    longest = max(len(prompt) for prompt in prompts)
-    ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    settings = GenerationConfig(do_sample=False, max_new_tokens=cap, eos_token_id=sorted(ends), pad_token_id=0)
-    cache = None if make_cache is None else make_cache()
-    rows = model.generate(ids, attention_mask=mask, generation_config=settings, past_key_values=cache)
-    completions = []
-    for row in rows[:, longest:].tolist():
-        stop = next((place for place, token in enumerate(row) if token in ends), None)
-        tokens = row if stop is None else row[: stop + 1]
-        completions.append(Completion(tokens, "length" if stop is None else "stop"))
-    return completions
 
 
 @pytest.fixture(scope="module")
@@ -251,6 +233,23 @@ def test_keys_are_stored_in_the_dtype_of_the_weights(child, tokenizer, attention
     assert plain.dtypes() == {torch.float32}  # transformers stores values in the dtype of the keys
     assert compact.dtypes() == {torch.bfloat16}
     assert type(TransformersEngine(child, tokenizer, 4).make_cache()) is CompactCache
+
+
+@pytest.mark.parametrize("batch_size", [2, 6])
+def test_the_cache_takes_the_bytes_that_the_docstring_states(tiny_model: GptOssForCausalLM, tokenizer, batch_size):
+    config, prompt, new = tiny_model.config, 20, 5
+    tiny_model.generation_config.eos_token_id = tokenizer.eos_token_id
+    windows = [config.sliding_window if kind == "sliding_attention" else None for kind in config.layer_types]
+    tokens = sum(min(window or prompt + new, prompt + new) for window in windows)
+    stated = batch_size * 2 * config.num_key_value_heads * config.head_dim * 4 * tokens
+    stored = Stored(partial(CompactCache, config=config))
+    completions = TransformersEngine(tiny_model, tokenizer, 6, stored).generate(
+        [[9] * prompt] * batch_size, Sampling(5)
+    )
+    assert {len(done.token_ids) for done in completions} == {5}
+    used = [sum(x.nbytes for layer in cache.layers if layer.is_initialized for x in (layer.keys, layer.values))
+            for cache in stored.caches]  # fmt: skip
+    assert 0.9 * stated < max(used) <= stated
 
 
 def test_wrong_input_is_refused(child, tokenizer):

@@ -20,7 +20,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from lit_puzzle.kv_cache.kv_scales import KVScales, check_positive
+from lit_puzzle.kv_cache.scales import KVScales, check_positive
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.layout import KV_SCALES
 from lit_puzzle.model.safetensors_file import DTYPES

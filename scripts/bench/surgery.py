@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from lit_puzzle.child.assemble import assemble
-from lit_puzzle.kv_cache.kv_scales import KVScales, LayerScales, TensorScale
+from lit_puzzle.kv_cache.scales import KVScales, LayerScales, TensorScale
 from lit_puzzle.model.checkpoint import fingerprint, weight_files
 from lit_puzzle.model.layout import tensor_shapes
 from lit_puzzle.model.writer import Layout, write_checkpoint

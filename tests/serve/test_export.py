@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_puzzle.child.assemble import MODELING_FILE
 from lit_puzzle.cli import main
-from lit_puzzle.kv_cache.kv_scales import KVScales, LayerScales, TensorScale
+from lit_puzzle.kv_cache.scales import KVScales, LayerScales, TensorScale
 from lit_puzzle.model.checkpoint import Checkpoint, fingerprint
 from lit_puzzle.serve.configs import puzzle_config, rope_parameters
 from lit_puzzle.serve.export import export

@@ -18,7 +18,7 @@ from transformers import AutoConfig
 
 from lit_puzzle.child.assemble import MODELING_FILE
 from lit_puzzle.cli import main
-from lit_puzzle.kv_cache.kv_scales import KVScales, LayerScales
+from lit_puzzle.kv_cache.scales import KVScales, LayerScales
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.serve.export import export
 

@@ -208,7 +208,7 @@ class ReplaceOneBlock:
     def _run(self, hidden_BTD: Tensor, batch: Batch, first: int, last: int | None) -> Tensor:
         """Hidden states through layers first..last, `last` not included."""
         body = self.model.model
-        masks = body._masks(hidden_BTD, batch["attention_mask"], None, None)
+        masks = body.attention_masks(hidden_BTD, batch["attention_mask"], None, None)
         positions_1T = torch.arange(hidden_BTD.shape[1], device=hidden_BTD.device)[None]
         rotation = body.rotary_emb(hidden_BTD, positions_1T)
         blocks = self.model.config.block_configs

@@ -153,7 +153,7 @@ def test_folder_holds_what_a_child_needs(tmp_path: Path, parent: Path, tiny_mode
     assert (child / "gpt_oss.py").read_bytes() == stage.MODELING_FILE.read_bytes()
     assert (child / "tokenizer.json").read_text() == "content of tokenizer.json"
     blocks = Plan.load(child / "plan.json").block_configs()
-    expected = GptOssPuzzleConfig.from_gpt_oss(tiny_model.config, blocks).to_dict()
+    expected = GptOssPuzzleConfig.from_parent(tiny_model.config, blocks).to_dict()
     read = GptOssPuzzleConfig.from_pretrained(child).to_dict()
     same = ("block_configs", "layer_types", "rope_parameters", "architectures", "model_type", "dtype", "eos_token_id")
     assert {key: read[key] for key in same} == {key: expected[key] for key in same}

@@ -68,7 +68,7 @@ def bench_layer(
 ) -> torch.Tensor:
     """One layer as transformers' own model calls it: masks from its own builder."""
     model = bench._model(with_layers=True).model
-    mask = model._masks(hidden, None, DynamicCache(config=model.config), places)[block.window_tokens]
+    mask = model.attention_masks(hidden, None, DynamicCache(config=model.config), places)[block.window_tokens]
     rotation = model.rotary_emb(hidden, places)
     out: torch.Tensor = layer(
         hidden, attention_mask=mask, position_embeddings=rotation, past_key_values=cache, use_cache=True

@@ -91,7 +91,7 @@ def parent(window_of_layer: dict[int, int] | None = None) -> PreTrainedModel:
         | ({"sliding_window": window_of_layer[layer]} if window_of_layer and layer in window_of_layer else {})
         for layer in range(6)
     ]
-    child = GptOssPuzzleForCausalLM(GptOssPuzzleConfig.from_gpt_oss(stock.config, blocks)).eval()
+    child = GptOssPuzzleForCausalLM(GptOssPuzzleConfig.from_parent(stock.config, blocks)).eval()
     child.load_state_dict(stock.state_dict())
     return child
 

@@ -102,7 +102,7 @@ def test_linear_memory_attention_gives_the_same_scores(parent, sequences, tmp_pa
 def test_mixed_expert_counts(tiny_config, sequences, tmp_path):
     """A puzzle child: one tensor per layer, of its own length; a layer with fewer experts than top-k included."""
     blocks = [{"num_local_experts": n, "sliding_window": w} for n, w in ((8, 8), (3, None), (2, 8), (1, None))]
-    config = GptOssPuzzleConfig.from_gpt_oss(tiny_config(), blocks)
+    config = GptOssPuzzleConfig.from_parent(tiny_config(), blocks)
     torch.manual_seed(0)
     GptOssPuzzleForCausalLM(config).save_pretrained(tmp_path / "child")
     importance = run(tmp_path / "run", tmp_path / "child", sequences)

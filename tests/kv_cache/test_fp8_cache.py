@@ -32,7 +32,7 @@ MASK = (torch.arange(21) < torch.tensor([[21], [13], [4]])).long()
 def child(tiny_config, tiny_model) -> PreTrainedModel:
     """Four layers: windows 8 and 5, two of full attention; experts differ. The weights have no zeros."""
     torch.manual_seed(0)
-    model = GptOssPuzzleForCausalLM(GptOssPuzzleConfig.from_gpt_oss(tiny_config(), BLOCKS)).eval()
+    model = GptOssPuzzleForCausalLM(GptOssPuzzleConfig.from_parent(tiny_config(), BLOCKS)).eval()
     for parameter in model.parameters():
         parameter.data.add_(0.2 * torch.randn(parameter.shape))
     return model

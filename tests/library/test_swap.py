@@ -39,7 +39,7 @@ def pruned_child(parent: GptOssForCausalLM, layer: int, block: BlockSpec, traine
     windows = [8, None, 8, None]
     blocks = [{"num_local_experts": 8, "sliding_window": window} for window in windows]
     blocks[layer] = {"num_local_experts": block.num_experts, "sliding_window": block.window_tokens}
-    child = GptOssPuzzleForCausalLM(GptOssPuzzleConfig.from_gpt_oss(parent.config, blocks)).eval()
+    child = GptOssPuzzleForCausalLM(GptOssPuzzleConfig.from_parent(parent.config, blocks)).eval()
     weights, prefix = parent.state_dict(), layer_prefix(layer)
     inside = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
     cut = prune_layer(inside, block.experts) | (trained or {})

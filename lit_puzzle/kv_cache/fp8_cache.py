@@ -21,7 +21,7 @@ from transformers import DynamicCache, PreTrainedConfig
 from lit_puzzle.kv_cache.fp8 import dequantize, quantize
 from lit_puzzle.kv_cache.scales import KVScales, ScalePair, Window, check_positive
 from lit_puzzle.model.checkpoint import Checkpoint
-from lit_puzzle.model.layout import KV_SCALES, layer_prefix
+from lit_puzzle.model.layout import layer_prefix
 
 
 class Fp8Cache(DynamicCache):
@@ -65,7 +65,7 @@ def scales_for(checkpoint: Path, kv_scales: Path | None) -> list[ScalePair | Non
         found = KVScales.load(kv_scales)
         found.check_checkpoint(opened.fingerprint())
         return layer_scales(found)
-    if not any(name.endswith(KV_SCALES) for name in opened.tensors):
+    if not any(name.endswith(opened.family.layer.kv_scales) for name in opened.tensors):
         return [(torch.tensor(1.0), torch.tensor(1.0))] * opened.num_layers
     return [_scales_in(opened, layer, window) for layer, (_, window) in enumerate(opened.blocks)]
 
@@ -77,7 +77,7 @@ def layer_scales(scales: KVScales) -> list[ScalePair | None]:
 
 def _scales_in(checkpoint: Checkpoint, layer: int, window: Window) -> ScalePair | None:
     """Return the scales of a layer; `Checkpoint` has checked that keys and values have both or none."""
-    k_name, v_name = (layer_prefix(layer) + name for name in KV_SCALES)
+    k_name, v_name = (layer_prefix(layer) + name for name in checkpoint.family.layer.kv_scales)
     if k_name in checkpoint.tensors:
         return _read(checkpoint, k_name), _read(checkpoint, v_name)
     if window is None:

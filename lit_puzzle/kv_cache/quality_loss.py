@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from lit_puzzle.kv_cache.fp8_cache import Fp8Cache
 from lit_puzzle.kv_cache.scales import ScalePair
+from lit_puzzle.model.modules import attention_of, model_family
 
 
 def kv_quality_loss(
@@ -60,9 +61,9 @@ def add_outliers(
 ) -> None:
     """Scale some channels of keys and values in place, without changing what the model computes.
 
-    Channel c is scaled together with channel c + half a head, which RoPE rotates it with. Keys: rows of k_proj are
-    multiplied by the factor, rows of q_proj divided by it. Values: rows of v_proj and columns of o_proj likewise. Exact
-    if the factor is a power of two.
+    Channel c is scaled together with channel c + half a head, which RoPE rotates it with. Rows of the key projection
+    are multiplied by the factor and rows of the query projection divided by it; rows of the value projection and columns
+    of the output projection likewise. Exact if the factor is a power of two.
 
     Args:
         model: parent or child.
@@ -77,12 +78,14 @@ def add_outliers(
     for head in range(groups) if heads is None else heads:
         factors_GC[head, scaled] = factor
     stored, read = factors_GC.flatten(), factors_GC.repeat_interleave(config.num_attention_heads // groups, 0).flatten()
+    family = model_family(model)
     for layer in model.model.layers:
-        attention = layer.self_attn
+        attention = attention_of(layer, family)
+        queries, keys, values, output = (attention.get_submodule(name) for name in family.layer.projections)
         with torch.no_grad():
-            for projection in (attention.k_proj, attention.v_proj):
+            for projection in (keys, values):
                 projection.weight *= stored[:, None]
                 projection.bias *= stored
-            attention.q_proj.weight /= read[:, None]
-            attention.q_proj.bias /= read
-            attention.o_proj.weight /= read
+            queries.weight /= read[:, None]
+            queries.bias /= read
+            output.weight /= read

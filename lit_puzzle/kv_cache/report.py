@@ -16,7 +16,7 @@ KINDS = {"k": "#1b6ca8", "v": "#e07b39"}  # and their colors
 
 
 def per_layer(layers: Sequence[LayerScales | None], prefix: str = "kv") -> dict[str, float]:
-    """Return `<prefix>/<layer>/<k or v>_amax|scale|headroom|overflow` of each layer with scales (of the largest head)."""
+    """Return `<prefix>/<layer>/<k or v>_amax|scale|headroom|overflow` of layers with scales: the largest of heads."""
     values: dict[str, float] = {}
     for layer, both in enumerate(layers):
         for kind, one in () if both is None else (("k", both.k), ("v", both.v)):

@@ -1,8 +1,9 @@
 """Files of FP8 KV scales: one scale for the keys and one for the values of each layer of a checkpoint.
 
-Writes and reads `kv_scales.safetensors` (float32 `model.layers.N.self_attn.k_scale` and `.v_scale`, the names that
-serving engines expect: scalars, or one for each key/value head) and `kv_scales.json` (fingerprint of the checkpoint,
-method, and for each layer amax, scale, overflow count and headroom). A layer whose cache stays in bf16 has no scale.
+Writes and reads `kv_scales.safetensors` (float32, under the names that serving engines expect, such as
+`model.layers.0.self_attn.k_scale`: scalars, or one for each key/value head) and `kv_scales.json` (fingerprint and model
+type of the checkpoint, method, and for each layer amax, scale, overflow count and headroom). A layer whose cache stays
+in bf16 has no scale.
 
 stored = round(x / scale) in e4m3, read back = stored * scale; the largest e4m3 number is 448.
 headroom = log2(448 scale / amax): the number of doublings before the largest calibration value saturates.
@@ -13,7 +14,7 @@ Disk: 8 bytes of tensors and about 300 of text for each layer. Source: the child
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lit_puzzle.model.layout import KV_SCALES, layer_prefix
+from lit_puzzle.model.family import family_named
+from lit_puzzle.model.layout import layer_prefix
 from lit_puzzle.run.folder import write_atomically
 
 META_FILE, SCALES_FILE = "kv_scales.json", "kv_scales.safetensors"
+HEAD = ("fingerprint", "model_type", "method", "rounding", "tokens")  # what the JSON file says of all layers
 E4M3_MAX = 448.0  # the largest number of float8_e4m3fn
 
 Window = int | None  # tokens; None: full attention
@@ -67,6 +70,7 @@ class KVScales:
 
     Attributes:
         fingerprint: `lit_puzzle.model.checkpoint.fingerprint` of the checkpoint.
+        model_type: model type of the checkpoint, whose family names the scales.
         method: how scales follow from the data: `amax`, `percentile` or `mse`.
         rounding: `power_of_two` or `none`.
         tokens: number of calibration tokens.
@@ -74,6 +78,7 @@ class KVScales:
     """
 
     fingerprint: str
+    model_type: str
     method: str
     rounding: str
     tokens: int
@@ -82,9 +87,10 @@ class KVScales:
     def tensors(self) -> dict[str, Tensor]:
         """Return the scales under their full names in a checkpoint."""
         found: dict[str, Tensor] = {}
+        names = family_named(self.model_type).layer.kv_scales
         for layer, scales in enumerate(self.layers):
             if scales is not None:
-                k_name, v_name = (layer_prefix(layer) + name for name in KV_SCALES)
+                k_name, v_name = (layer_prefix(layer) + name for name in names)
                 found |= {k_name: scales.k.scale, v_name: scales.v.scale}
         return found
 
@@ -94,7 +100,7 @@ class KVScales:
         partial = folder / f"{SCALES_FILE}.partial"
         save_file({name: scale.float().clone() for name, scale in self.tensors().items()}, partial)
         partial.replace(folder / SCALES_FILE)
-        meta: dict[str, Any] = {key: vars(self)[key] for key in ("fingerprint", "method", "rounding", "tokens")}
+        meta: dict[str, Any] = {key: vars(self)[key] for key in HEAD}
         meta["layers"] = [None if scales is None else _as_json(scales) for scales in self.layers]
         write_atomically(folder / META_FILE, json.dumps(meta, indent=1) + "\n")
 
@@ -113,11 +119,12 @@ class KVScales:
         try:
             meta = json.loads((folder / META_FILE).read_text())
             tensors = load_file(folder / SCALES_FILE)
+            names = family_named(meta["model_type"]).layer.kv_scales
             layers = tuple(
-                None if stated is None else _layer(layer, stated, tensors)
+                None if stated is None else _layer([layer_prefix(layer) + name for name in names], stated, tensors)
                 for layer, stated in enumerate(meta["layers"])
             )
-            loaded = cls(meta["fingerprint"], meta["method"], meta["rounding"], int(meta["tokens"]), layers)
+            loaded = cls(layers=layers, **{key: meta[key] for key in HEAD})
             unknown = sorted(tensors.keys() - loaded.tensors().keys())
             if unknown:
                 raise ValueError(f"{SCALES_FILE} contains {unknown[0]}, which is not in {META_FILE}")
@@ -147,10 +154,9 @@ def _as_json(scales: LayerScales) -> dict[str, Any]:
     return content
 
 
-def _layer(layer: int, stated: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LayerScales:
+def _layer(names: Sequence[str], stated: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LayerScales:
     parts = []
-    for kind, name in zip("kv", KV_SCALES, strict=True):
-        full_name = layer_prefix(layer) + name
+    for kind, full_name in zip("kv", names, strict=True):
         if full_name not in tensors:
             raise ValueError(f"{full_name} is missing from {SCALES_FILE}")
         scale, amax = tensors[full_name], torch.tensor(stated[f"{kind}_amax"], dtype=torch.float32)
@@ -159,7 +165,7 @@ def _layer(layer: int, stated: Mapping[str, Any], tensors: Mapping[str, Tensor])
         if scale.tolist() != stated[f"{kind}_scale"]:
             raise ValueError(f"{full_name} is {scale.tolist()}, but {META_FILE} says {stated[f'{kind}_scale']}")
         check_positive(scale, full_name)
-        check_positive(amax, f"amax of {kind.upper()} in layer {layer}")
+        check_positive(amax, f"the amax of {full_name}")
         parts.append(TensorScale(amax, scale, int(stated[f"{kind}_overflow"])))
     return LayerScales(*parts)
 

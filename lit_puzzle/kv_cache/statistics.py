@@ -30,6 +30,8 @@ from lit_puzzle.kv_cache.fp8 import (
 )
 from lit_puzzle.kv_cache.scales import KVScales, LayerScales, ScalePair, TensorScale, Window, check_positive
 from lit_puzzle.kv_cache.settings import ScaleSettings
+from lit_puzzle.model.family import family_named
+from lit_puzzle.model.modules import attention_of, model_family
 
 
 class KVStatistics:
@@ -44,6 +46,7 @@ class KVStatistics:
     def __init__(self, model: PreTrainedModel, per_head: bool, device: torch.device | str = "cpu") -> None:
         layers, heads = model.config.num_hidden_layers, model.config.num_key_value_heads
         self.per_head = per_head
+        self.model_type = model.config.model_type
         self.tokens = 0
         self.amax_LSG = torch.zeros(layers, 2, heads, device=device)
         sets = heads if per_head else 1
@@ -73,7 +76,7 @@ class KVStatistics:
     def over_processes(self) -> "KVStatistics":
         """Return the statistics of all processes, on each process and on the CPU; leaves these unchanged."""
         total = object.__new__(KVStatistics)
-        total.per_head = self.per_head
+        total.per_head, total.model_type = self.per_head, self.model_type
         tokens, amax_LSG, counts_LSHM = self._tensors()
         if distributed.is_initialized():
             tokens = tokens.to(amax_LSG.device)
@@ -134,7 +137,9 @@ def recording(model: PreTrainedModel, statistics: KVStatistics, counted_BT: Tens
     def pass_recorder(_: nn.Module, arguments: Any, keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         return arguments, keywords | {"past_key_values": recorder}
 
-    hooks = [layer.self_attn.register_forward_pre_hook(pass_recorder, with_kwargs=True) for layer in model.model.layers]
+    family = model_family(model)
+    attentions = [attention_of(layer, family) for layer in model.model.layers]
+    hooks = [attention.register_forward_pre_hook(pass_recorder, with_kwargs=True) for attention in attentions]
     statistics.tokens += int(counted_BT.sum())
     try:
         yield
@@ -166,7 +171,7 @@ def find_scales(
         else:
             found.append((_scale(statistics, settings, layer, 0), _scale(statistics, settings, layer, 1)))
     layers = apply_scales(statistics, found)
-    return KVScales(fingerprint, settings.method, settings.rounding, statistics.tokens, layers)
+    return KVScales(fingerprint, statistics.model_type, settings.method, settings.rounding, statistics.tokens, layers)
 
 
 def apply_scales(statistics: KVStatistics, scales: Sequence[ScalePair | None]) -> tuple[LayerScales | None, ...]:
@@ -190,12 +195,13 @@ def _scale(statistics: KVStatistics, settings: ScaleSettings, layer: int, kind: 
     """Return the scale of the keys or values of a layer: a scalar, or one for each head."""
     amax_G, counts_HM = statistics.amax_LSG[layer, kind], statistics.counts_LSHM[layer, kind]
     amax_H = amax_G if settings.per_head else amax_G.max()[None]
+    projection = family_named(statistics.model_type).layer.projections[1 + kind]
     try:
         check_positive(amax_H, f"amax of {'KV'[kind]} in layer {layer}")
     except ValueError as error:
         raise ValueError(
-            f"{error}: no scale follows from it. Look for zeroed or broken weights in this layer's "
-            f"{'kv'[kind]}_proj, or give more calibration data."
+            f"{error}: no scale follows from it. Look for zeroed or broken weights in this layer's {projection}, or "
+            "give more calibration data."
         ) from None
     scale_H = torch.stack(
         [_scale_of(counts_M, amax, settings) for counts_M, amax in zip(counts_HM, amax_H, strict=True)]

@@ -204,11 +204,11 @@ def test_source_of_the_scales(child, tmp_path):
     one = TensorScale(torch.tensor(10.0), torch.tensor(0.5), 0)
     two = TensorScale(torch.tensor([10.0, 20.0]), torch.tensor([0.5, 1.0]), 0)
     layers = (LayerScales(one, two), LayerScales(one, one), None, LayerScales(one, one))
-    scales = KVScales(fingerprint(tmp_path / "model"), "amax", "none", 1, layers)
+    scales = KVScales(fingerprint(tmp_path / "model"), "gpt_oss_puzzle", "amax", "none", 1, layers)
     scales.save(tmp_path / "scales")
     found = scales_for(tmp_path / "model", tmp_path / "scales")
     assert found[2] is None and float(found[0][0]) == 0.5 and found[0][1].tolist() == [0.5, 1.0]
-    KVScales("another", "amax", "none", 1, layers).save(tmp_path / "other")
+    KVScales("another", "gpt_oss_puzzle", "amax", "none", 1, layers).save(tmp_path / "other")
     with pytest.raises(ValueError, match="The KV scales are of checkpoint another"):
         scales_for(tmp_path / "model", tmp_path / "other")
     with pytest.raises(ValueError, match="without an FP8 cache"):
@@ -236,7 +236,9 @@ def test_evaluation_under_an_fp8_cache(child, tmp_path):
     child.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     coarse = TensorScale(torch.tensor(10.0), torch.tensor(2.0), 0)
-    scales = KVScales(fingerprint(tmp_path / "model"), "amax", "none", 1, (LayerScales(coarse, coarse),) * 4)
+    scales = KVScales(
+        fingerprint(tmp_path / "model"), "gpt_oss_puzzle", "amax", "none", 1, (LayerScales(coarse, coarse),) * 4
+    )
     scales.save(tmp_path / "scales")
     settings = {"kv_cache": "fp8", "kv_scales": tmp_path / "scales"}
     results = evaluate(tmp_path, tmp_path / "model", [environment], ["low"], 5, 40, 3, **settings)

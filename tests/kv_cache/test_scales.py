@@ -19,14 +19,17 @@ def one(amax, scale, overflow=0) -> TensorScale:
 
 def some_scales() -> KVScales:
     per_head = LayerScales(one([3.3, 0.1], [0.0078125, 0.00025]), one([1.0, 7.0], [0.5, 0.5]))
-    return KVScales("abc", "mse", "none", 17, (None, LayerScales(one(1000.0, 2.0, 5), one(896.0, 4.0)), per_head))
+    return KVScales(
+        "abc", "gpt_oss", "mse", "none", 17, (None, LayerScales(one(1000.0, 2.0, 5), one(896.0, 4.0)), per_head)
+    )
 
 
 def test_saved_scales_are_loaded_unchanged(tmp_path):
     saved = some_scales()
     saved.save(tmp_path / "new" / "folder")
     loaded = KVScales.load(tmp_path / "new" / "folder")
-    assert (loaded.fingerprint, loaded.method, loaded.rounding, loaded.tokens) == ("abc", "mse", "none", 17)
+    found = loaded.fingerprint, loaded.model_type, loaded.method, loaded.rounding, loaded.tokens
+    assert found == ("abc", "gpt_oss", "mse", "none", 17)
     assert loaded.layers[0] is None
     for before, after in zip(saved.layers[1:], loaded.layers[1:], strict=True):
         for kind in ("k", "v"):
@@ -73,7 +76,7 @@ def test_scales_and_amax_must_be_positive_and_finite(tmp_path, bad):
         meta["layers"][1]["k_amax"] = bad
 
     save_edited(tmp_path, change)
-    with pytest.raises(ValueError, match=r"amax of K in layer 1 is .* must be positive and finite"):
+    with pytest.raises(ValueError, match=r"amax of model.layers.1.self_attn.k_scale is .* must be positive and finite"):
         KVScales.load(tmp_path)
     if bad == bad:  # NaN never equals the scale in the JSON file
         save_edited(tmp_path, lambda meta: meta["layers"][1].update(v_scale=bad), lambda t: t[V1].fill_(bad))
@@ -89,6 +92,9 @@ def test_files_that_disagree_are_refused(tmp_path):
         tmp_path, change_tensors=lambda tensors: tensors.update({"model.layers.0.self_attn.k_scale": torch.ones(())})
     )
     with pytest.raises(ValueError, match=r"contains model\.layers\.0\.self_attn\.k_scale, which is not in"):
+        KVScales.load(tmp_path)
+    save_edited(tmp_path, lambda meta: meta.update(model_type="llama"))
+    with pytest.raises(ValueError, match=r"damaged \(.*model_type 'llama' is not supported"):
         KVScales.load(tmp_path)
     (tmp_path / SCALES_FILE).write_bytes(b"short")
     with pytest.raises(ValueError, match="damaged"):

@@ -44,7 +44,7 @@ def scales_of(folder: Path, bf16_layers: tuple[int, ...] = ()) -> KVScales:
         None if layer in bf16_layers else LayerScales(tensor_scale(1.0 + layer), tensor_scale(2.0 + layer))
         for layer in range(Checkpoint(folder).num_layers)
     ]
-    return KVScales(fingerprint(folder), "amax", "none", 100, tuple(layers))
+    return KVScales(fingerprint(folder), "gpt_oss_puzzle", "amax", "none", 100, tuple(layers))
 
 
 def test_folder_is_complete_and_says_the_same(tmp_path: Path) -> None:

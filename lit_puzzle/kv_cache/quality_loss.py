@@ -62,8 +62,8 @@ def add_outliers(
     """Scale some channels of keys and values in place, without changing what the model computes.
 
     Channel c is scaled together with channel c + half a head, which RoPE rotates it with. Rows of the key projection
-    are multiplied by the factor and rows of the query projection divided by it; rows of the value projection and columns
-    of the output projection likewise. Exact if the factor is a power of two.
+    are multiplied by the factor and rows of the query projection divided by it, likewise rows of the value projection
+    and columns of the output projection. Exact if the factor is a power of two.
 
     Args:
         model: parent or child.

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.exports import MIXED, UNIFORM, made_up_scales, make_child
 from helpers.vllm_folders import write_folder
 from safetensors.torch import load_file, save_file
-from test_export import scales_of
-from test_export_formats import MIXED, UNIFORM, child
 from torch import Tensor
 
 from lit_puzzle.generation.engines import start_engine
 from lit_puzzle.generation.sampling import Sampling
 from lit_puzzle.serve.export import export
+from lit_puzzle.serve.settings import Storage
 from lit_puzzle.serve.vllm.check import require_vllm, run_engines, serve_check
 from lit_puzzle.serve.vllm.check_reference import make_reference
 from lit_puzzle.serve.vllm.report import distance
@@ -46,8 +46,8 @@ def outcomes(run_dir: Path) -> dict[str, str]:
 
 def test_a_child_with_kv_scales_is_served_as_transformers_computes(tmp_path: Path) -> None:
     """Own experts and windows in every layer; engines, negative controls, and `vllm serve`."""
-    source = child(tmp_path, MIXED)
-    scales_of(source).save(tmp_path / "scales")
+    source = make_child(tmp_path, MIXED)
+    made_up_scales(source).save(tmp_path / "scales")
     export(tmp_path / "export", source, kv_scales=tmp_path / "scales")
     results = serve_check(tmp_path, tmp_path / "export" / "model", PYTHON, **SHORT)
     assert outcomes(tmp_path) == dict.fromkeys(CHECKS | SERVER_CHECKS | {"control_scales"}, "passed")
@@ -71,8 +71,8 @@ def test_plain_gpt_oss_is_served_by_vllm_without_the_plugin(tmp_path: Path, monk
     engines, references = [], []
     for form, blocks in (("stock", UNIFORM), ("masked", mixed)):
         (tmp_path / form).mkdir()
-        source = child(tmp_path / form, blocks)
-        export(tmp_path / form / "run", source, format=form)  # type: ignore[arg-type]
+        source = make_child(tmp_path / form, blocks)
+        export(tmp_path / form / "run", source, storage=Storage(format=form))  # type: ignore[arg-type]
         reference = make_reference(source, "float32", 3, 48, 16, "", seed=0)
         steps = [{"do": "greedy", "prompts": reference.prompts, "tokens": 16}]
         steps.append({"do": "score", "documents": reference.documents})

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from lit_puzzle.data.calibration import CALIBRATION_FILE, CalibrationData, RankBatches
 from lit_puzzle.data.documents import PackedDocuments
 from lit_puzzle.distill.global_kd import GlobalDistillation
-from lit_puzzle.generation.batches import evaluation_mode
+from lit_puzzle.generation.policy import evaluation_mode
 from lit_puzzle.kv_cache.calibrate import count_batch
 from lit_puzzle.kv_cache.report import per_layer, totals, write_report
 from lit_puzzle.kv_cache.scales import ScalePair

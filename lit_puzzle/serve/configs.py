@@ -12,12 +12,11 @@ from typing import Any
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from lit_puzzle.child.assemble import child_config
+from lit_puzzle.child.child import child_config
 from lit_puzzle.model.blocks import config_class
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.family import family_of, is_child
 from lit_puzzle.model.layout import layer_prefix
-from lit_puzzle.spec import BlockSpec, Plan
 
 Blocks = Sequence[tuple[int, int | None]]  # number of experts and window of every layer
 
@@ -39,9 +38,7 @@ def puzzle_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """
     if is_child(checkpoint.config):
         config_class(checkpoint.family).from_pretrained(checkpoint.folder)
-    blocks = tuple(BlockSpec(tuple(range(count)), window) for count, window in checkpoint.blocks)
-    whole_model = Plan("the checkpoint itself", max(count for count, _ in checkpoint.blocks), blocks)
-    config = child_config(checkpoint.config, whole_model, None)
+    config = child_config(checkpoint.config, checkpoint.blocks)
     return {**_without(config, (*ROPE_KEYS, *CODE_KEYS)), "rope_parameters": rope_parameters(checkpoint.config)}
 
 

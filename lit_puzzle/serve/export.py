@@ -20,6 +20,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from lit_puzzle.child.folder import ChildFolder
 from lit_puzzle.kv_cache.scales import KVScales, check_positive
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.safetensors_file import DTYPES
@@ -29,7 +30,7 @@ from lit_puzzle.serve import experts, stock
 from lit_puzzle.serve import weights as steps
 from lit_puzzle.serve.adapter import Adapter, merged
 from lit_puzzle.serve.configs import puzzle_config, stock_config, with_storage
-from lit_puzzle.serve.exported_folder import PLAN_FILE, Export, results_of, write_folder
+from lit_puzzle.serve.exported_folder import Export, results_of, write_folder
 from lit_puzzle.serve.hub import check_upload, upload_folder
 from lit_puzzle.serve.model_card import read_run
 from lit_puzzle.serve.settings import Card, Storage, Upload
@@ -76,10 +77,10 @@ def export(
     check_upload(upload)
     for path in (*card.training, *card.evaluations.values()):
         read_run(path)
-    source = Checkpoint(require_input(checkpoint, "checkpoint"))
+    child = ChildFolder.open(require_input(checkpoint, "checkpoint"))
+    source, plan = child.checkpoint, child.plan
     tokenizer = source.folder if tokenizer is None else require_input(tokenizer, "tokenizer")
     check_tokenizer(tokenizer)
-    plan = _plan_of(source)
     weights, scales_from = _final_weights(source, adapter, kv_scales)
     rounding = experts.Rounding()
     weights = _stored_as(weights, source, storage, _packed_parent(storage, plan), rounding)
@@ -130,17 +131,6 @@ def check_scales(scales: KVScales, source: Checkpoint) -> None:
                 f"layer {layer} has full attention and no KV scale; only windowed layers may stay in bfloat16. Run "
                 "recipes/calibrate_kv.yaml again"
             )
-
-
-def _plan_of(source: Checkpoint) -> Plan | None:
-    path = source.folder / PLAN_FILE
-    if not path.is_file():
-        return None
-    plan = Plan.load(path)
-    planned, found = [block.num_experts for block in plan.blocks], [count for count, _ in source.blocks]
-    if planned != found:
-        raise ValueError(f"{path} has {planned} experts in its layers, the weights {found}; it is of another child")
-    return plan
 
 
 def _packed_parent(storage: Storage, plan: Plan | None) -> tuple[Checkpoint, Plan] | None:

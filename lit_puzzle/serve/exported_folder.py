@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lit_puzzle.child.folder import CARRIED_FILES, PLAN_FILE
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.layout import count_parameters, whole
 from lit_puzzle.model.writer import MAX_SHARD_BYTES, write_checkpoint
@@ -24,9 +25,6 @@ from lit_puzzle.serve.settings import Card, Format
 from lit_puzzle.serve.tokenizer_files import copy_tokenizer
 from lit_puzzle.serve.weights import Weights, layout_of, stream
 from lit_puzzle.spec import Plan
-
-PLAN_FILE = "plan.json"
-COPIED_FILES = ("generation_lengths.json", "LICENSE", "USAGE_POLICY", "NOTICE")
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def write_folder(folder: Path, export: Export, card: Card, max_shard_bytes: int 
     (folder / "config.json").write_text(json.dumps(export.config, indent=2) + "\n")
     (folder / "generation_config.json").write_text(json.dumps(export.settings, indent=2) + "\n")
     copy_tokenizer(export.tokenizer, folder)
-    copied = COPIED_FILES if export.format == "masked" else (PLAN_FILE, *COPIED_FILES)  # masked layers are full-size
+    copied = CARRIED_FILES if export.format == "masked" else (PLAN_FILE, *CARRIED_FILES)  # masked layers are full-size
     for name in copied:
         if (export.source.folder / name).is_file():
             shutil.copyfile(export.source.folder / name, folder / name)

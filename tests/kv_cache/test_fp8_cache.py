@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from helpers.by_generate import by_generate
 from helpers.recovery_runs import Fingerprint
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -12,8 +13,10 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssAttention
 
 from lit_puzzle.environments.environment import render_prompt
-from lit_puzzle.evaluate.accuracy import evaluate, held_out_problems, read_episodes
-from lit_puzzle.generation.batches import generate_greedily
+from lit_puzzle.evaluate.accuracy import evaluate, read_episodes
+from lit_puzzle.evaluate.held_out import HeldOut
+from lit_puzzle.generation.sampling import EngineSettings, Sampling
+from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.kv_cache.fp8_cache import Fp8Cache, layer_scales, scales_for
 from lit_puzzle.kv_cache.quality_loss import add_outliers, kv_quality_loss
 from lit_puzzle.kv_cache.scales import KVScales, LayerScales, ScalePair, TensorScale
@@ -112,13 +115,15 @@ def test_generation_equals_the_plain_reimplementation(child):
     child.generation_config.eos_token_id = tokenizer.eos_token_id
     prompts = [IDS[0, :9].tolist(), IDS[1, :5].tolist()]
     scales = some_scales()
-    answers = generate_greedily(child, tokenizer, prompts, 14, lambda: Fp8Cache(child.config, scales))
-    for prompt, (answer, _) in zip(prompts, answers, strict=True):
+    greedy = Sampling(14, temperature=0.0)
+    engine = TransformersEngine(child, tokenizer, 2, lambda: Fp8Cache(child.config, scales))
+    completions = engine.generate(prompts, greedy)
+    for prompt, done in zip(prompts, completions, strict=True):
         sequence = list(prompt)
-        for token in answer:
+        for token in done.token_ids:
             assert int(plain_logits(child, torch.tensor([sequence]), scales)[0, -1].argmax()) == token
             sequence.append(token)
-    assert [a for a, _ in answers] != [a for a, _ in generate_greedily(child, tokenizer, prompts, 14)]
+    assert completions != TransformersEngine(child, tokenizer, 2).generate(prompts, greedy)
 
 
 def test_the_cache_stores_fp8_and_no_more_than_the_window(child):
@@ -241,13 +246,15 @@ def test_evaluation_under_an_fp8_cache(child, tmp_path):
     )
     scales.save(tmp_path / "scales")
     settings = {"kv_cache": "fp8", "kv_scales": tmp_path / "scales"}
-    results = evaluate(tmp_path, tmp_path / "model", [environment], ["low"], 5, 40, 3, **settings)
-    problems = held_out_problems([environment], ["low"], 5, 0)
+    held_out = HeldOut([environment], ["low"], 5)
+    small = Sampling(40, temperature=0.0), EngineSettings(batch_size=3)
+    results = evaluate(tmp_path, tmp_path / "model", held_out, *small, **settings)
+    problems = held_out.problems()
     values = {"model": [], "fp8": []}
     for name, make_cache in (("model", None), ("fp8", lambda: Fp8Cache(child.config, layer_scales(scales)))):
         for problem, effort in problems:
             prompt = tokenizer(render_prompt(tokenizer, problem, effort), add_special_tokens=False)["input_ids"]
-            ((answer, _),) = generate_greedily(child, tokenizer, [prompt], 40, make_cache)
-            values[name].append(environment.verify(tokenizer.decode(answer), problem.answer))
+            (done,) = by_generate(child, [prompt], 40, make_cache)
+            values[name].append(environment.verify(tokenizer.decode(done.token_ids), problem.answer))
     assert [episode.correct for episode in read_episodes(tmp_path)] == values["fp8"] != values["model"]
     assert results["accuracy/low"] == pytest.approx(sum(values["fp8"]) / 5)

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
 from lit_puzzle.environments.environment import EFFORTS
-from lit_puzzle.generation.batches import end_and_pad
+from lit_puzzle.generation.stop_tokens import end_and_pad
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.loading import DtypeName, load_model
 from lit_puzzle.serve.vllm.settings import CheckPrompts

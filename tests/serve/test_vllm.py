@@ -1,10 +1,9 @@
 """A real vLLM serves what transformers computes.
 
-Needs an environment made by scripts/vllm_env.sh, else skipped; VLLM_PYTHON names the interpreter of another one.
+Needs an environment made by scripts/vllm_env.sh; see `helpers.vllm_environment`.
 """
 
 import json
-import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +12,11 @@ from typing import Any
 import pytest
 import torch
 from helpers.exports import MIXED, UNIFORM, made_up_scales, make_child
+from helpers.vllm_environment import NEEDS_VLLM, PYTHON, ROOT
 from helpers.vllm_folders import write_folder
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lit_puzzle.generation.load import load_engine
-from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.serve.export import export
 from lit_puzzle.serve.settings import Storage
 from lit_puzzle.serve.vllm.check import require_vllm, run_engines, serve_check
@@ -26,18 +24,12 @@ from lit_puzzle.serve.vllm.check_reference import make_reference
 from lit_puzzle.serve.vllm.report import difference
 from lit_puzzle.serve.vllm.settings import CheckPrompts, VLLMSettings
 
-ROOT = Path(__file__).parents[2]
-TINY_PARENT = ROOT / "lit_puzzle" / "assets" / "tiny_parent"
-PYTHON = Path(os.environ.get("VLLM_PYTHON", ROOT / ".venv-vllm" / "bin" / "python"))
 SHORT = CheckPrompts(4, 64, 32)
 SMALL = {"dtype": "float32", "max_model_len": 128, "kv_cache_memory_bytes": 2**26}
 CONTROLS = {"control_experts", "control_window"}
 CHECKS = {"greedy_tokens", "log_probabilities", "reload", "stop_tokens", "kv_tokens"} | CONTROLS
 SERVER_CHECKS = {"server_completions", "server_streams", "server_stops", "server_refuses"}
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.skipif(not PYTHON.is_file(), reason=f"no vLLM environment at {PYTHON}: bash scripts/vllm_env.sh"),
-]
+pytestmark = NEEDS_VLLM
 
 
 def outcomes(run_dir: Path) -> dict[str, str]:
@@ -94,20 +86,6 @@ def test_tensor_parallel_equals_one_process(tmp_path: Path, monkeypatch: pytest.
     settings = SMALL | {"tensor_parallel_size": 2}
     ((logprobs,),) = run_engines(tmp_path, PYTHON, [{"model": str(folder), "settings": settings, "steps": [step]}])
     assert difference(logprobs, reference.logprobs)[0] < 1e-4
-
-
-def test_documents_are_written_as_transformers_writes_them() -> None:
-    """Compiled, as `recipes/generate.yaml` runs it; sampled answers follow the seed, not their neighbors."""
-    prompts = [[5, 9, 11, 40, 30], [7, 7, 7, 21, 33], [100, 20, 31, 44, 52, 61, 70], [12], [3, 4, 5, 6] * 6]
-    script = ROOT / "tests" / "helpers" / "vllm_answers.py"
-    words = [str(require_vllm(PYTHON)), str(script), str(TINY_PARENT), json.dumps(prompts), "40"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    greedy, sampled = json.loads(done.stdout.splitlines()[-1]).values()
-    expected = load_engine(EngineSettings("transformers"), TINY_PARENT).generate(prompts, Sampling(40, 0.0))
-    assert greedy[0] == [[done.token_ids, "stop"] for done in expected]
-    assert sampled[0] not in (greedy[0], sampled[2])  # one seed, and another
-    assert [greedy[1], sampled[1]] == [greedy[0][:2], sampled[0][:2]]  # two of the five prompts
 
 
 def changed(folder: Path, source: Path, change: Callable[[dict[str, Tensor]], Any]) -> Path:

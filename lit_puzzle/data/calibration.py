@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 from lightning import LightningDataModule
-from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import (
     AutoConfig,
@@ -34,13 +33,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from lit_puzzle.data.batches import PaddedBatch
 from lit_puzzle.environments.environment import EFFORTS, Environment, draw, effort_weights, render_prompt
 from lit_puzzle.generation.batches import end_and_pad, pad_left
 from lit_puzzle.model.loading import DtypeName, load_model
 from lit_puzzle.run.folder import require_input, write_atomically
 
 CALIBRATION_FILE = "calibration.jsonl"
-Batch = dict[str, Tensor]
 
 
 class CalibrationData(LightningDataModule):
@@ -172,14 +171,14 @@ class CalibrationData(LightningDataModule):
         written = folder / CALIBRATION_FILE
         return written if self.sequences is None else require_input(self.sequences, "calibration data")
 
-    def val_dataloader(self) -> DataLoader[Batch]:
+    def val_dataloader(self) -> DataLoader[PaddedBatch]:
         """This process's batches."""
         assert self.trainer is not None
         share = RankBatches(self.batches, self.trainer.global_rank, self.trainer.world_size)
         return DataLoader(share, batch_size=None)
 
 
-class RankBatches(IterableDataset[Batch]):
+class RankBatches(IterableDataset[PaddedBatch]):
     """One rank's padded batches, the same number on every rank; iterable, so that Lightning adds no sampler."""
 
     def __init__(self, batches: Sequence[Sequence[Sequence[int]]], rank: int, world_size: int) -> None:
@@ -190,7 +189,7 @@ class RankBatches(IterableDataset[Batch]):
     def __len__(self) -> int:
         return -(-len(self.batches) // self.world_size)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[PaddedBatch]:
         for index in range(self.rank, len(self) * self.world_size, self.world_size):
             batch = pad_right(self.batches[min(index, len(self.batches) - 1)])
             if index >= len(self.batches):
@@ -219,7 +218,7 @@ def generate(
     return [row[: stop + 1] for row, stop in zip(rows, stops, strict=True)]
 
 
-def pad_right(rows: Sequence[Sequence[int]]) -> Batch:
+def pad_right(rows: Sequence[Sequence[int]]) -> PaddedBatch:
     """Token lists -> `input_ids`, `attention_mask` (1 on tokens) and `scored_mask` (True on tokens), each (B, T)."""
     longest = max(len(row) for row in rows)
     ids_BT = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])

@@ -53,7 +53,7 @@ class RLRecovery(LightningModule):
 
     Args:
         child: folder of the child: weights, configuration, tokenizer with a chat template.
-        grpo: rollouts, schedule and loss of an update.
+        grpo: rollouts and loss of an update.
         rewards: weights of the built-in rewards.
         extra_rewards: further reward functions and their weights.
         training: what trains, in which dtype and by which implementations.
@@ -130,7 +130,7 @@ class RLRecovery(LightningModule):
             return
         self.tokenizer = AutoTokenizer.from_pretrained(self.child, padding_side="left")
         self.policy = load_child(self.device_mesh, self.child, self.training_settings)
-        if not self.grpo.rollout.unshard:
+        if not self.grpo.unshard_rollouts:
             self.model._is_fsdp_managed_module = True  # generation then runs equally many steps on all processes
         self._build_engine()
 
@@ -211,12 +211,12 @@ class RLRecovery(LightningModule):
 
     def _gathered(self) -> Any:
         """Return the context of generation, in which a sharded model is gathered once if it fits."""
-        return unsharded(self.model) if self.grpo.rollout.unshard else nullcontext()
+        return unsharded(self.model) if self.grpo.unshard_rollouts else nullcontext()
 
     def _solve(self, pairs: list[PromptAtEffort]) -> list[Episode]:
         """Solve problems greedily, all processes together; leave randomness, modes and gradients as they were."""
         settings, environments = self.evaluation, self.data.environments
-        tokens = settings.max_new_tokens or self.grpo.rollout.max_new_tokens
+        tokens = settings.max_new_tokens or self.grpo.sampling.max_new_tokens
         with (
             torch.inference_mode(False),  # validation runs in it; its tensors could not take part in a later backward
             torch.no_grad(),

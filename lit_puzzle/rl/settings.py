@@ -1,4 +1,4 @@
-"""Settings of reinforcement learning, as recipes hold them: rollouts, schedule, loss, rewards. Imports no torch.
+"""Settings of reinforcement learning, as recipes hold them: rollouts, loss, rewards. Imports no torch.
 
 Reads and writes nothing. Source of the settings: GRPO (arXiv 2402.03300), Dr. GRPO (arXiv 2503.20783), DAPO
 (arXiv 2503.14476); the recovery itself: arXiv 2602.11937.
@@ -16,70 +16,32 @@ RewardFunction = Callable[..., list[float]]
 
 
 @dataclass(frozen=True)
-class RolloutSettings:
-    """How completions are sampled; names as in `lit_puzzle.generation.sampling.Sampling`.
+class RolloutSampling:
+    """How completions are drawn; names as in `lit_puzzle.generation.sampling.Sampling`.
 
     Args:
-        num_generations: completions per prompt, a group (G).
         max_new_tokens: cap on the tokens of a completion.
         temperature: divides the logits, in sampling and in the log-probabilities of the loss.
         top_p: mass of the most likely tokens that are drawn from; 1.0: all tokens.
         top_k: number of most likely tokens that are drawn from; 0: all tokens.
         seed: seed of the order of prompts and of sampling.
-        unshard: gathers a sharded model once per rollout (3 times faster); False gathers layer by layer, for models
-            that do not fit on one device.
 
     Raises:
         ValueError: numbers out of range.
     """
 
-    num_generations: int = 8
     max_new_tokens: int = 128
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     seed: int = 0
-    unshard: bool = True
 
     def __post_init__(self) -> None:
-        if self.num_generations < 2 or self.max_new_tokens < 1:
+        if self.max_new_tokens < 1 or self.temperature <= 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
             raise ValueError(
-                f"grpo.rollout.num_generations={self.num_generations}, max_new_tokens={self.max_new_tokens} were "
-                "given; at least 2 and 1 are needed."
-            )
-        if self.temperature <= 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
-            raise ValueError(
-                f"grpo.rollout.temperature={self.temperature}, top_p={self.top_p}, top_k={self.top_k} were given; "
-                "temperature > 0, 0 < top_p <= 1 and top_k >= 0 are needed."
-            )
-
-
-@dataclass(frozen=True)
-class ScheduleSettings:
-    """How the completions of a rollout are used.
-
-    A generation batch contains `completions_per_device * steps_per_generation * processes` completions in groups of
-    `num_generations`; it is used `num_iterations` times, in `steps_per_generation` slices.
-
-    Args:
-        completions_per_device: completions in one slice on one process.
-        steps_per_generation: slices of a generation batch; default: the gradient accumulation, one update a batch.
-        num_iterations: passes over a generation batch.
-
-    Raises:
-        ValueError: numbers below 1.
-    """
-
-    completions_per_device: int = 32
-    steps_per_generation: int | None = None
-    num_iterations: int = 1
-
-    def __post_init__(self) -> None:
-        slices = 1 if self.steps_per_generation is None else self.steps_per_generation
-        if min(self.completions_per_device, slices, self.num_iterations) < 1:
-            raise ValueError(
-                f"grpo.schedule.completions_per_device={self.completions_per_device}, steps_per_generation="
-                f"{self.steps_per_generation}, num_iterations={self.num_iterations} were given; at least 1 is needed."
+                f"grpo.sampling.max_new_tokens={self.max_new_tokens}, temperature={self.temperature}, "
+                f"top_p={self.top_p}, top_k={self.top_k} were given; max_new_tokens >= 1, temperature > 0, "
+                "0 < top_p <= 1 and top_k >= 0 are needed."
             )
 
 
@@ -128,17 +90,41 @@ class GRPOLossSettings:
 
 @dataclass(frozen=True)
 class GRPOSettings:
-    """A GRPO update: rollouts, how they are used, and the loss.
+    """A GRPO update.
+
+    A generation batch contains `completions_per_device * steps_per_generation * processes` completions in groups of
+    `num_generations`; it is used `num_iterations` times, in `steps_per_generation` slices.
 
     Args:
-        rollout: how completions are sampled.
-        schedule: how the completions of a rollout are used.
+        num_generations: completions per prompt, a group (G).
+        completions_per_device: completions in one slice on one process.
+        steps_per_generation: slices of a generation batch; default: the gradient accumulation, one update a batch.
+        num_iterations: passes over a generation batch.
+        unshard_rollouts: gathers a sharded model once per rollout (3 times faster); False gathers layer by layer, for
+            models that do not fit on one device.
+        sampling: how completions are drawn.
         loss: the loss of an update.
+
+    Raises:
+        ValueError: numbers out of range.
     """
 
-    rollout: RolloutSettings = RolloutSettings()
-    schedule: ScheduleSettings = ScheduleSettings()
+    num_generations: int = 8
+    completions_per_device: int = 32
+    steps_per_generation: int | None = None
+    num_iterations: int = 1
+    unshard_rollouts: bool = True
+    sampling: RolloutSampling = RolloutSampling()
     loss: GRPOLossSettings = GRPOLossSettings()
+
+    def __post_init__(self) -> None:
+        slices = 1 if self.steps_per_generation is None else self.steps_per_generation
+        if self.num_generations < 2 or min(self.completions_per_device, slices, self.num_iterations) < 1:
+            raise ValueError(
+                f"grpo.num_generations={self.num_generations}, completions_per_device={self.completions_per_device}, "
+                f"steps_per_generation={self.steps_per_generation}, num_iterations={self.num_iterations} were given; "
+                "num_generations is at least 2, the others at least 1."
+            )
 
     def check_batch(self, accumulate_grad_batches: int, processes: int, prompts: int) -> None:
         """Check that a run has whole groups, enough prompts, and whole updates per epoch.
@@ -151,23 +137,22 @@ class GRPOSettings:
         Raises:
             ValueError: numbers that do not fit together; the message names the next ones that do.
         """
-        per_device, generations = self.schedule.completions_per_device, self.rollout.num_generations
-        slices = self.schedule.steps_per_generation or accumulate_grad_batches
-        completions = per_device * slices * processes
-        if completions % generations:
+        slices = self.steps_per_generation or accumulate_grad_batches
+        completions = self.completions_per_device * slices * processes
+        if completions % self.num_generations:
             raise ValueError(
-                f"A generation batch of {per_device} completions x {slices} slices x {processes} processes = "
-                f"{completions} does not contain whole groups of num_generations={generations}. "
-                f"Set grpo.schedule.completions_per_device to a multiple of {generations}."
+                f"A generation batch of {self.completions_per_device} completions x {slices} slices x {processes} "
+                f"processes = {completions} does not contain whole groups of num_generations={self.num_generations}. "
+                f"Set grpo.completions_per_device to a multiple of {self.num_generations}."
             )
-        needed = completions // generations
+        needed = completions // self.num_generations
         if prompts < needed:
             raise ValueError(f"{prompts} training prompts were given; one generation batch needs {needed}.")
-        batches = prompts // needed * slices * self.schedule.num_iterations
+        batches = prompts // needed * slices * self.num_iterations
         if batches % accumulate_grad_batches:
             raise ValueError(
                 f"An epoch of {batches} batches does not contain whole updates of trainer.accumulate_grad_batches="
-                f"{accumulate_grad_batches}. Make grpo.schedule.steps_per_generation ({slices}) a multiple of it."
+                f"{accumulate_grad_batches}. Make grpo.steps_per_generation ({slices}) a multiple of it."
             )
 
 

@@ -69,10 +69,10 @@ def grpo_config(
     Raises:
         ValueError: a precision that cannot be trained, or another device than TRL's.
     """
-    rollout, schedule, loss = settings.rollout, settings.schedule, settings.loss
+    sampling, loss = settings.sampling, settings.loss
     config = GRPOConfig(
         output_dir=str(output_dir),
-        seed=rollout.seed,
+        seed=sampling.seed,
         use_cpu=device.type == "cpu",
         **trl_precision(precision),
         gradient_checkpointing=False,  # `load_child` enables it on the policy
@@ -83,15 +83,15 @@ def grpo_config(
         dataloader_pin_memory=False,
         remove_unused_columns=False,
         router_aux_loss_coef=0.0,  # None would add the model config's own value to the loss
-        per_device_train_batch_size=schedule.completions_per_device,
+        per_device_train_batch_size=settings.completions_per_device,
         gradient_accumulation_steps=accumulate_grad_batches,
-        steps_per_generation=schedule.steps_per_generation,
-        num_generations=rollout.num_generations,
-        num_iterations=schedule.num_iterations,
-        max_completion_length=rollout.max_new_tokens,
-        temperature=rollout.temperature,
-        top_p=rollout.top_p,
-        top_k=rollout.top_k,
+        steps_per_generation=settings.steps_per_generation,
+        num_generations=settings.num_generations,
+        num_iterations=settings.num_iterations,
+        max_completion_length=sampling.max_new_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
         loss_type=loss.loss_type,
         epsilon=loss.epsilon,
         epsilon_high=loss.epsilon_high,

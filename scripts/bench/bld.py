@@ -21,8 +21,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from torch import Tensor
 
-from lit_puzzle.distill.block_losses import TrainedBlock, block_errors
-from lit_puzzle.distill.blocks_to_train import BlockToTrain
+from lit_puzzle.distill.block_losses import TrainableBlock, block_errors
+from lit_puzzle.distill.block_selection import SelectedBlock
 from lit_puzzle.model.blocks import with_own_blocks
 from lit_puzzle.model.gpt_oss import GptOssPuzzleForCausalLM
 from lit_puzzle.model.layout import EXPERT_ROWS
@@ -42,17 +42,17 @@ def make_batch() -> dict[str, Tensor]:
     return {"input_ids": ids_BT, "position_ids": places_BT % DOCUMENT, "document_ids": places_BT // DOCUMENT}
 
 
-def make_blocks(parent: GptOssPuzzleForCausalLM) -> list[TrainedBlock]:
+def make_blocks(parent: GptOssPuzzleForCausalLM) -> list[TrainableBlock]:
     made = []
     for layer, own in enumerate(parent.config.block_configs):
         everything, window = tuple(range(own["num_local_experts"] or 0)), own["sliding_window"]
         whats = [
-            BlockToTrain(layer, f"experts={count}", BlockSpec(everything[:count], window), ROUTER, False, True)
+            SelectedBlock(layer, f"experts={count}", BlockSpec(everything[:count], window), ROUTER, False, True)
             for count in (4, 8, 12)
         ]
         if window is None:
             whats += [
-                BlockToTrain(layer, f"window={tokens}", BlockSpec(everything, tokens), ATTENTION, True, False)
+                SelectedBlock(layer, f"window={tokens}", BlockSpec(everything, tokens), ATTENTION, True, False)
                 for tokens in (16, 48)
             ]
         decoder: Any = parent.model.layers[layer]
@@ -60,13 +60,13 @@ def make_blocks(parent: GptOssPuzzleForCausalLM) -> list[TrainedBlock]:
             tensors = {name: decoder.get_parameter(name) for name in what.tensors}
             rows = what.block.experts
             cut = {name: select_rows(t, rows) if name in EXPERT_ROWS else t for name, t in tensors.items()}
-            made.append(TrainedBlock(what, cut))
+            made.append(TrainableBlock(what, cut))
     return made
 
 
 def step(
     parent: GptOssPuzzleForCausalLM,
-    blocks: list[TrainedBlock],
+    blocks: list[TrainableBlock],
     optimizer: torch.optim.Optimizer,
     batch: dict[str, Tensor],
 ) -> None:

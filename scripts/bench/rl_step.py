@@ -31,15 +31,16 @@ from lit_puzzle.environments.environment import Environment
 from lit_puzzle.evaluate.before_after import EvaluationSettings
 from lit_puzzle.rl.module import RLRecovery
 from lit_puzzle.rl.rewards import Correctness
-from lit_puzzle.rl.settings import GRPOSettings
+from lit_puzzle.rl.settings import GRPOSettings, RolloutSampling
 from lit_puzzle.rl.trl_engine import grpo_config
 from lit_puzzle.tiny.world import Chains, Counting, Sorting
+from lit_puzzle.training.settings import FROZEN
 from lit_puzzle.training.sharding import Sharded
-from lit_puzzle.training.trainable import FROZEN, freeze_parameters
+from lit_puzzle.training.trainable import freeze_parameters
 
 ASSETS = Path(__file__).parents[2] / "lit_puzzle" / "assets"
 MODEL = ASSETS / ("tiny_child" if (ASSETS / "tiny_child").is_dir() else "tiny_parent")
-GRPO = GRPOSettings(num_generations=8, completions_per_device=64, max_completion_length=96)
+GRPO = GRPOSettings(num_generations=8, completions_per_device=64, sampling=RolloutSampling(max_new_tokens=96))
 WARM_UP = 2
 LEARNING_RATE = 5e-4
 
@@ -105,7 +106,7 @@ def reference(updates: int, folder: Path) -> float:
         MODEL, dtype="float32", attn_implementation="sink_attention", experts_implementation="grouped_mm"
     )
     freeze_parameters(policy, FROZEN)
-    config = grpo_config(GRPO, 1, "32-true", torch.device("cpu"), folder, seed=0, reward_weights=[1.0])
+    config = grpo_config(GRPO, 1, "32-true", torch.device("cpu"), folder, reward_weights=[1.0])
     config.max_steps, config.max_grad_norm = WARM_UP + updates, 1.0
     optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=LEARNING_RATE)
     clock, data = TrlClock(), prompts()

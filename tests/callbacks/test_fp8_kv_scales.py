@@ -24,7 +24,7 @@ from lit_puzzle.model.checkpoint import fingerprint
 from lit_puzzle.model.loading import load_model
 from lit_puzzle.run.folder import PACKAGE
 from lit_puzzle.tiny.world import Chains
-from lit_puzzle.training.trainable import LoraSettings
+from lit_puzzle.training.settings import LoraSettings, TrainingSettings
 
 EXACT = ScaleSettings(rounding="none")
 TINY_CHILD = PACKAGE / "assets" / "tiny_child"
@@ -56,7 +56,10 @@ def check_scales(folder: Path, rows: list[torch.Tensor]) -> KVScales:
     return scales
 
 
-VARIANTS: dict[str, dict[str, Any]] = {"weights": {"ema_decay": 0.8}, "adapters": {"lora": LoraSettings(rank=2)}}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "weights": {"ema_decay": 0.8},
+    "adapters": {"training": TrainingSettings(lora=LoraSettings(rank=2))},
+}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -118,7 +121,7 @@ def test_two_sharded_processes_calibrate_what_they_save(models: Models, tmp_path
     check_scales(tmp_path, held_out_documents(tmp_path))
 
 
-def test_reinforcement_learning_calibrates_on_what_its_child_wrote(tiny_config: Any, tmp_path: Path) -> None:
+def test_reinforcement_learning_calibrates_on_what_its_child_generated(tiny_config: Any, tmp_path: Path) -> None:
     """And trains as it does without the callback, bit for bit."""
     child = make_child(tmp_path / "start", tiny_config(num_hidden_layers=2))
     data = CalibrationData(child, [Chains()], num_problems=6, max_new_tokens=8, batch_size=4)
@@ -139,8 +142,8 @@ def test_reinforcement_learning_calibrates_on_what_its_child_wrote(tiny_config: 
 
 SHORT = {
     "distill": {
-        "model.init_args.accuracy.measured.prompts_per_effort": 2,
-        "model.init_args.accuracy.measured.max_new_tokens": 4,
+        "model.init_args.evaluation.prompts_per_effort": 2,
+        "model.init_args.evaluation.max_new_tokens": 4,
         "data.init_args.sequence_tokens": 64,
     },
     "rl_recover": {
@@ -148,7 +151,7 @@ SHORT = {
         "data.init_args.held_out_per_effort": 2,
         "model.init_args.grpo.num_generations": 2,
         "model.init_args.grpo.completions_per_device": 2,
-        "model.init_args.grpo.max_completion_length": 4,
+        "model.init_args.grpo.sampling.max_new_tokens": 4,
         "trainer.callbacks.data": "lit_puzzle.data.calibration.CalibrationData",
         "trainer.callbacks.data.init_args.parent": TINY_CHILD,
         "trainer.callbacks.data.init_args.environments": "[{class_path: lit_puzzle.tiny.world.Chains}]",
@@ -182,7 +185,7 @@ def test_recipes_take_it_from_the_command_line(models: Models, tmp_path: Path, r
 def test_what_it_cannot_calibrate_is_refused(models: Models, tiny_config: Any, tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, 1, 1, [])
     trainer.datamodule = make_data(models, validation_one_in=0)
-    with pytest.raises(ValueError, match="sets none aside for validation"):
+    with pytest.raises(ValueError, match="has none for validation"):
         FP8KVScales().setup(trainer, distillation_runs.make_module(models), "fit")
     trainer.datamodule = recovery_runs.make_data()
     with pytest.raises(ValueError, match=r"the run's data, PromptData, .*CalibrationData"):

@@ -7,8 +7,9 @@ from helpers.live_bytes import LiveBytes
 from torch.nn.functional import cross_entropy
 
 from lit_puzzle.data.hidden_states import hidden_states
-from lit_puzzle.distill.losses import FullParent, LossSettings, TopParent, head_loss
-from lit_puzzle.distill.objective import distillation_terms, targets_before
+from lit_puzzle.distill.distillation_loss import distillation_loss, targets_before
+from lit_puzzle.distill.losses import FullLogits, TopKLogits, head_loss
+from lit_puzzle.distill.settings import LossSettings
 from lit_puzzle.model.loading import load_model
 
 ALL = LossSettings(hidden=0.4, lm=0.2, temperature=1.5, chunk_tokens=5)
@@ -50,10 +51,10 @@ def test_a_packed_batch_is_the_sum_of_its_documents(both):
     """For a stock parent too, which by itself lets packed documents see each other; padding counts for nothing."""
     child, parent = both
     documents = random_documents(4)
-    terms = distillation_terms(child, parent, packed(documents, 64), ALL)
+    terms = distillation_loss(child, parent, packed(documents, 64), ALL)
     terms.loss.backward()
     together = gradients(child)
-    alone = [distillation_terms(child, parent, packed([d], len(d.input_ids)), ALL) for d in documents]
+    alone = [distillation_loss(child, parent, packed([d], len(d.input_ids)), ALL) for d in documents]
     sum(t.loss for t in alone).backward()
     for ours, parts in zip(terms, zip(*alone, strict=True), strict=True):
         torch.testing.assert_close(ours.detach(), sum(parts).detach(), rtol=1e-5, atol=1e-5)
@@ -66,7 +67,7 @@ def test_targets_are_predicted_by_the_token_before(both):
     """Transformers' own logits, the mask shifted by one, and the formulas on them."""
     child, parent = both
     document = random_documents(1)[0]
-    terms = distillation_terms(child, parent, packed([document], 40), ALL)
+    terms = distillation_loss(child, parent, packed([document], 40), ALL)
     ids = torch.tensor([document.input_ids])
     first = document.loss_mask.index(1)
     logits = [m(input_ids=ids).logits[0, first - 1 : -1] for m in (child, parent)]
@@ -90,7 +91,7 @@ def test_a_target_at_the_start_of_a_row_is_no_targets_business():
 
 def test_a_copy_of_the_parent_has_nothing_to_learn(models):
     parent, copy = (load_model(models.parent, "float32", "sink_attention") for _ in range(2))
-    terms = distillation_terms(copy, parent, packed(random_documents(3), 48), LossSettings(hidden=1.0))
+    terms = distillation_loss(copy, parent, packed(random_documents(3), 48), LossSettings(hidden=1.0))
     assert abs(float(terms.divergence)) < 1e-5 and abs(float(terms.hidden)) < 1e-5
 
 
@@ -103,7 +104,7 @@ def test_activation_checkpointing_changes_nothing_but_memory(both):
             child.gradient_checkpointing_enable({"use_reentrant": False})
         child.train()
         with LiveBytes() as live:
-            terms = distillation_terms(child, parent, batch, ALL)
+            terms = distillation_loss(child, parent, batch, ALL)
         peak[name] = live.now
         terms.loss.backward()
         plain[name] = gradients(child)
@@ -118,8 +119,8 @@ def test_all_best_tokens_stand_in_for_the_parent(both):
     logits = parent.lm_head(hidden_states(parent, batch, [1])[0][targets_before(batch)]).log_softmax(-1)
     top, ids = logits.topk(127)
     rest = logits.scatter(1, ids, -torch.inf).logsumexp(-1)
-    ours = distillation_terms(child, TopParent(ids, top, rest), batch, settings)
-    whole = distillation_terms(child, parent, batch, settings)
+    ours = distillation_loss(child, TopKLogits(ids, top, rest), batch, settings)
+    whole = distillation_loss(child, parent, batch, settings)
     assert float(ours.loss) == pytest.approx(float(whole.loss), rel=1e-4)
 
 
@@ -144,7 +145,7 @@ def test_memory_grows_with_length_and_not_with_its_square(both, checkpointing):
         batch["position_ids"], batch["document_ids"] = torch.arange(tokens)[None], torch.zeros(1, tokens).long()
         batch["loss_mask"] = torch.arange(tokens)[None] > 8
         with LiveBytes() as live:
-            distillation_terms(child, parent, batch, settings).loss.backward()
+            distillation_loss(child, parent, batch, settings).loss.backward()
         return live.peak
 
     sizes = [peak(tokens) for tokens in (512, 1024, 2048)]
@@ -159,9 +160,9 @@ def test_head_sees_the_rows_in_the_order_of_the_mask(both):
     settings = LossSettings(lm=1.0)
     states = [hidden_states(model, batch, [1])[0] for model in both]
     row_of, place_of = batch["loss_mask"].nonzero(as_tuple=True)
-    known = FullParent(states[1][row_of, place_of - 1], parent.lm_head.weight)
+    known = FullLogits(states[1][row_of, place_of - 1], parent.lm_head.weight)
     tokens = batch["input_ids"][row_of, place_of]
     expected = head_loss(states[0][row_of, place_of - 1], child.lm_head.weight, known, tokens, settings)
-    assert float(distillation_terms(child, parent, batch, settings).loss) == pytest.approx(
+    assert float(distillation_loss(child, parent, batch, settings).loss) == pytest.approx(
         float(expected.loss), rel=1e-6
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.grpo_settings import change
 from helpers.recovery_runs import (
     GRPO,
     Fingerprint,
@@ -36,12 +37,12 @@ from lit_puzzle.model.checkpoint import fingerprint
 from lit_puzzle.model.loading import load_model
 from lit_puzzle.rl.module import RLRecovery
 from lit_puzzle.rl.rewards import Correctness
-from lit_puzzle.rl.settings import GRPOSettings
 from lit_puzzle.rl.trl_engine import grpo_config
 from lit_puzzle.run.folder import newest_checkpoint
 from lit_puzzle.tiny.world import Counting
 from lit_puzzle.training.checkpoints import BestCheckpoint, UpdateCheckpoint
-from lit_puzzle.training.trainable import FROZEN, LoraSettings, freeze_parameters
+from lit_puzzle.training.settings import FROZEN, LoraSettings, TrainingSettings
+from lit_puzzle.training.trainable import freeze_parameters
 from lit_puzzle.training.trainer_validation import check_trainer
 
 STEPS = 14
@@ -69,7 +70,7 @@ def test_final_weights_equal_grpo_trainer(whole_run: Path, child: Path, tmp_path
             child, dtype="float32", attn_implementation="sink_attention", experts_implementation="grouped_mm"
         )
         freeze_parameters(policy, FROZEN)
-        config = grpo_config(GRPO, 2, "32-true", torch.device("cpu"), tmp_path, seed=0, reward_weights=[1.0, 1.0])
+        config = grpo_config(GRPO, 2, "32-true", torch.device("cpu"), tmp_path, reward_weights=[1.0, 1.0])
         config.max_steps, config.max_grad_norm = STEPS, 1.0
         optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=3e-3)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.5, 20)
@@ -210,7 +211,10 @@ def test_measures_what_it_saves_on_other_prompts_than_it_validates(
     """The saved folder, loaded anew in float32, gives the logits of the measured model and the episodes of `after`."""
 
     def run(_: int) -> None:
-        module, data = make_module(child, lora=lora), make_data(environments=[Fingerprint(), Counting()])
+        module, data = (
+            make_module(child, training=TrainingSettings(lora=lora)),
+            make_data(environments=[Fingerprint(), Counting()]),
+        )
         ids, trained = torch.arange(20).reshape(2, 10) + 8, []
 
         def logits(model: Any) -> torch.Tensor:
@@ -219,7 +223,7 @@ def test_measures_what_it_saves_on_other_prompts_than_it_validates(
 
         module.on_train_end = lambda: trained.append(logits(module.policy))  # type: ignore[method-assign]
         make_trainer(tmp_path, 1, 4, [Recorder(tmp_path), *checkpoints()]).fit(module, datamodule=data)
-        saved = load_model(tmp_path / "child", "float32", module.attention, module.experts)
+        saved = load_model(tmp_path / "child", "float32", "sink_attention")
         assert torch.equal(logits(saved), logits(module.policy))
         assert not torch.equal(logits(saved), trained[0]), "nothing was rounded"
         after, settings = read_episodes(tmp_path / "after"), module.evaluation
@@ -283,8 +287,9 @@ def test_lora_trains_adapters_and_saves_them_merged(child: Path, tmp_path: Path)
 
     def run(_: int) -> None:
         trainer = make_trainer(tmp_path, 1, 4, [Recorder(tmp_path), *checkpoints()])
-        lora = LoraSettings(rank=4)
-        module = make_module(child, lora=lora, grpo=GRPOSettings(4, 4, 6, steps_per_generation=2, beta=0.05))
+        adapters = TrainingSettings(lora=LoraSettings(rank=4))
+        grpo = change(GRPO, steps_per_generation=2, num_iterations=1, loss_type="dapo", beta=0.05)
+        module = make_module(child, training=adapters, grpo=grpo)
         module.on_train_end = lambda: compare(module)  # type: ignore[method-assign]
         trainer.fit(module, datamodule=make_data())
 
@@ -298,11 +303,11 @@ def test_lora_trains_adapters_and_saves_them_merged(child: Path, tmp_path: Path)
 
 
 def test_refuses_what_cannot_work(child: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds no child"):
+    with pytest.raises(ValueError, match="contains no child"):
         make_module(tmp_path)
-    with pytest.raises(ValueError, match="needs `lora`"):
-        make_module(child, grpo=GRPOSettings(beta=0.1))
-    module = make_module(child, grpo=GRPOSettings(num_generations=3, completions_per_device=4))
+    with pytest.raises(ValueError, match=r"needs `training\.lora`"):
+        make_module(child, grpo=change(GRPO, beta=0.1))
+    module = make_module(child, grpo=change(GRPO, num_generations=3))
     module.trainer = make_trainer(tmp_path, 1, 1, [], strategy="auto")
     module.trainer.datamodule = make_data()  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="multiple of 3"):

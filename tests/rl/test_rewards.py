@@ -14,7 +14,8 @@ from trl.trainer.utils import get_callable_name
 from lit_puzzle.environments.answers import final_text
 from lit_puzzle.environments.environment import Problem
 from lit_puzzle.generation.lengths import LengthStatistics, write_lengths
-from lit_puzzle.rl.rewards import Correctness, Finished, LengthLimit, RewardSettings, build_rewards
+from lit_puzzle.rl.rewards import Correctness, Finished, LengthLimit, build_rewards
+from lit_puzzle.rl.settings import RewardSettings
 
 SPECIALS = ["<|pad|>", "<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|return|>"]
 RIGHT = ["<|channel|>", "final", "<|message|>", "7", "<|return|>"]

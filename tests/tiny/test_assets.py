@@ -12,7 +12,7 @@ from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.layout import count_parameters
 from lit_puzzle.run.recipe import load_recipe
 from lit_puzzle.tiny.world import Chains, Counting, Sorting
-from lit_puzzle.training.trainable import FROZEN
+from lit_puzzle.training.settings import FROZEN
 
 ASSETS = Path(__file__).parents[2] / "lit_puzzle" / "assets"
 WEIGHTS = "model.safetensors"

@@ -206,11 +206,11 @@ def test_bad_settings(settings, message):
         LossSettings(**settings)
 
 
-def test_settings_that_need_more_than_is_there():
+def test_settings_that_do_not_fit_models_or_logits():
     with pytest.raises(ValueError, match="has 2 entries, the models have 3"):
         LossSettings(layer_weights=[1.0, 1.0]).weight_of_layers(3)
     assert LossSettings().weight_of_layers(4) == [0.25] * 4
     for settings in (LossSettings(hidden=1.0), LossSettings(temperature=2.0)):
-        with pytest.raises(ValueError, match="neither hidden states nor other temperatures"):
-            settings.check_without_states()
-    LossSettings().check_without_states()
+        with pytest.raises(ValueError, match="contain no hidden states and no other temperatures"):
+            settings.check_top_k()
+    LossSettings().check_top_k()

@@ -44,7 +44,7 @@ def held_out_documents(folder: Path) -> list[torch.Tensor]:
 
 
 def check_scales(folder: Path, rows: list[torch.Tensor]) -> KVScales:
-    """The scales are those of the saved child, by k_proj, v_proj and RoPE worked out by hand on each document."""
+    """The scales are those of the saved child, by k_proj, v_proj and RoPE computed by hand on each document."""
     scales = KVScales.load(folder / "kv_scales")
     assert scales.fingerprint == fingerprint(folder / "child")
     assert scales.tokens == sum(map(len, rows)) > 50
@@ -90,7 +90,7 @@ def test_distillation_writes_the_scales_of_what_it_saves(models: Models, tmp_pat
 
 
 def test_a_killed_run_remembers_the_scales_of_its_start(models: Models, tmp_path: Path) -> None:
-    """What the second half logs is what an undisturbed run logs, bit for bit."""
+    """The second half logs the numbers of an uninterrupted run, bit for bit."""
 
     def work(folder: Path, kill: bool) -> None:
         logger = {"logger": CSVLogger(folder, version="kill" if kill else "end"), "log_every_n_steps": 1}
@@ -122,7 +122,7 @@ def test_two_sharded_processes_calibrate_what_they_save(models: Models, tmp_path
 
 
 def test_reinforcement_learning_calibrates_on_what_its_child_generated(tiny_config: Any, tmp_path: Path) -> None:
-    """And trains as it does without the callback, bit for bit."""
+    """Training is the same as without the callback, bit for bit."""
     child = make_child(tmp_path / "start", tiny_config(num_hidden_layers=2))
     data = CalibrationData(child, [Chains()], num_problems=6, max_new_tokens=8, batch_size=4)
     folder = tmp_path / "run"
@@ -182,7 +182,7 @@ def test_recipes_take_it_from_the_command_line(models: Models, tmp_path: Path, r
     assert {f"kv_start/{i}/{kind}" for i in range(6) for kind in kinds} <= set(header)  # all layers are watched
 
 
-def test_what_it_cannot_calibrate_is_refused(models: Models, tiny_config: Any, tmp_path: Path) -> None:
+def test_runs_without_a_child_or_documents_are_refused(models: Models, tiny_config: Any, tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, 1, 1, [])
     trainer.datamodule = make_data(models, validation_one_in=0)
     with pytest.raises(ValueError, match="has none for validation"):

@@ -1,4 +1,4 @@
-"""Losses of blocks beside one parent forward, in float64: as in plainly written training of one really pruned layer."""
+"""Losses of blocks beside one parent forward, in float64, against plain training of one layer that is really pruned."""
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -122,10 +122,10 @@ def plain_loss(
 
 
 @pytest.mark.parametrize(("attention", "completions_only"), [("eager", False), ("sink_attention", True)])
-def test_training_equals_plainly_written_training_of_one_block(
+def test_training_equals_plain_training_of_one_block(
     tiny_model: GptOssForCausalLM, attention: str, completions_only: bool
 ) -> None:
-    """All blocks in one pass, against each really pruned layer trained alone: losses, gradients, and three steps."""
+    """All blocks in one pass, against each pruned layer trained alone: losses, gradients, and three steps."""
     model, batch = tiny_model.double(), make_batch()
     model.set_experts_implementation("eager")  # the one that takes float64
     children = {name: pruned_child(model, what.layer, what.block).double() for name, what in BLOCKS.items()}
@@ -160,7 +160,7 @@ def test_training_equals_plainly_written_training_of_one_block(
             torch.testing.assert_close(parameter, trains[tensor], rtol=1e-6, atol=1e-9)
 
 
-def test_what_keeps_everything_loses_nothing(tiny_model: GptOssForCausalLM) -> None:
+def test_blocks_equal_to_the_parent_have_loss_zero(tiny_model: GptOssForCausalLM) -> None:
     parent = parent_of(tiny_model, "sink_attention")
     own = SelectedBlock(1, "parent", BlockSpec(ALL, None), ROUTER + QUERIES, True, True)
     wide = SelectedBlock(1, "window=40", BlockSpec(ALL, 40), QUERIES, True, False)
@@ -172,7 +172,7 @@ def test_what_keeps_everything_loses_nothing(tiny_model: GptOssForCausalLM) -> N
 
 
 def test_experts_are_the_parents_own_tensors(tiny_model: GptOssForCausalLM) -> None:
-    """Every block computes with the very parameters of the parent, and owns nothing but what trains."""
+    """Every block computes with the parameters of the parent and has no parameters but those that train."""
     parent = parent_of(tiny_model)
     seen: list[bool] = []
     own = {layer.mlp.experts: dict(layer.mlp.experts.named_parameters()) for layer in parent.model.layers}
@@ -217,7 +217,7 @@ def peaks(model: GptOssForCausalLM, tokens: int, count: int) -> tuple[int, int]:
 def test_memory_is_that_of_one_block_and_16_bytes_a_trained_number(
     tiny_model: GptOssForCausalLM, record_property: Callable[[str, object], None]
 ) -> None:
-    """Two sizes of each: activations do not know of the number of blocks, and what trains costs 16 bytes a number."""
+    """At two sizes of each: activations do not depend on the number of blocks; a trained number costs 16 bytes."""
     base = {(tokens, count): peaks(tiny_model, tokens, count) for tokens in (512, 1024) for count in (1, 4)}
     record_property("peaks", str(base))
     for tokens in (512, 1024):

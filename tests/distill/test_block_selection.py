@@ -20,7 +20,7 @@ ROUTER = {"mlp.router.weight", "mlp.router.bias"}
 
 
 def library_of(config: Any) -> Library:
-    """Layer 0 has a window; layer 1 may get one, too."""
+    """Layer 0 has a window; layer 1 has candidates with one."""
     blocks = [[BlockSpec(ALL, 8), BlockSpec(FEW, 8)], [BlockSpec(e, w) for w in (None, 4) for e in (ALL, FEW)]]
     layers = tuple(tuple(Candidate(candidate_name(row[0], b), b) for b in row) for row in blocks)
     return Library("parent", 8, config.to_dict(), layers)
@@ -75,7 +75,7 @@ def test_experts_in_mxfp4_cannot_train(tmp_path: Path) -> None:
 
 
 def test_files_of_blocks_that_did_not_train_are_kept(tmp_path: Path) -> None:
-    """And a target that is there is replaced; a process that does not write still iterates over every tensor."""
+    """An existing target is replaced; a process that does not write still iterates over every tensor."""
     parent = Checkpoint(write_released_twin(tmp_path / "twin"))
     library = one_trained(tmp_path / "library", parent, {"mlp.router.bias": torch.arange(2.0)})
     write_library(tmp_path / "new", tmp_path / "library", library, parent, [], is_writer=True)

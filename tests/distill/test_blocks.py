@@ -60,7 +60,7 @@ def test_every_loss_falls_and_is_reported(run: Path) -> None:
     assert results["val_loss/mean/last"] < results["val_loss/mean/first"]
 
 
-def test_the_library_holds_what_trained_and_scores_better(inputs: Inputs, run: Path) -> None:
+def test_the_library_contains_the_trained_tensors_and_scores_better(inputs: Inputs, run: Path) -> None:
     library, model = Library.load(run / "library"), parent_model(inputs)
     batches = [row[None].tolist() for row in IDS]
     scorer = ReplaceOneBlock(model, lay_out(batches, 0, 1), 4, Memory(), Path("unused"), lambda tensor: tensor)
@@ -104,8 +104,8 @@ def test_a_child_is_made_of_the_trained_blocks(inputs: Inputs, run: Path, tmp_pa
     assert (logits(made) - alone).abs().max() > 1e-2
 
 
-def test_blocks_do_not_know_of_each_other(inputs: Inputs, tmp_path: Path) -> None:
-    """Layer by layer, each run from the library that the one before wrote, gives the bytes of all at once."""
+def test_blocks_are_independent_of_each_other(inputs: Inputs, tmp_path: Path) -> None:
+    """Layer by layer, each run from the library of the one before, gives the bytes of all at once."""
     run_apart(tmp_path / "all", inputs, 4)
     run_apart(tmp_path / "first", inputs, 4, layers=[1])
     run_apart(tmp_path / "second", inputs._replace(library=tmp_path / "first" / "library"), 4, layers=[0])

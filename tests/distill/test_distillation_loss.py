@@ -1,4 +1,4 @@
-"""The objective on packed batches: documents by themselves, targets where they belong, one parent for another."""
+"""The loss on packed batches: independent documents, shifted targets, top-k logits in place of the parent."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def gradients(model) -> dict[str, torch.Tensor]:
 
 
 def test_a_packed_batch_is_the_sum_of_its_documents(both):
-    """For a stock parent too, which by itself lets packed documents see each other; padding counts for nothing."""
+    """For a stock parent too, whose packed documents would attend each other; padding does not count."""
     child, parent = both
     documents = random_documents(4)
     terms = distillation_loss(child, parent, packed(documents, 64), ALL)
@@ -84,12 +84,12 @@ def test_targets_are_predicted_by_the_token_before(both):
     assert float(terms.loss) == pytest.approx(weighted.item(), rel=1e-4)
 
 
-def test_a_target_at_the_start_of_a_row_is_no_targets_business():
+def test_a_target_at_the_start_of_a_row_is_left_out():
     batch = {"loss_mask": torch.tensor([[1, 0, 1, 1], [0, 1, 0, 0]]).bool()}
     assert targets_before(batch).tolist() == [[False, True, True, False], [True, False, False, False]]
 
 
-def test_a_copy_of_the_parent_has_nothing_to_learn(models):
+def test_a_copy_of_the_parent_has_loss_zero(models):
     parent, copy = (load_model(models.parent, "float32", "sink_attention") for _ in range(2))
     terms = distillation_loss(copy, parent, packed(random_documents(3), 48), LossSettings(hidden=1.0))
     assert abs(float(terms.divergence)) < 1e-5 and abs(float(terms.hidden)) < 1e-5
@@ -113,7 +113,7 @@ def test_activation_checkpointing_changes_nothing_but_memory(both):
         torch.testing.assert_close(plain["checkpointed"][name], reference, rtol=1e-5, atol=1e-6, msg=name)
 
 
-def test_all_best_tokens_stand_in_for_the_parent(both):
+def test_logits_of_all_tokens_replace_the_parent(both):
     child, parent = both
     batch, settings = packed(random_documents(4), 64), LossSettings(lm=0.1)
     logits = parent.lm_head(hidden_states(parent, batch, [1])[0][targets_before(batch)]).log_softmax(-1)
@@ -124,7 +124,7 @@ def test_all_best_tokens_stand_in_for_the_parent(both):
     assert float(ours.loss) == pytest.approx(float(whole.loss), rel=1e-4)
 
 
-def test_asking_for_the_last_layer_only_gives_the_same_states(both):
+def test_the_last_layer_alone_gives_the_same_states(both):
     child, _ = both
     batch = packed(random_documents(2), 32)
     both_layers, last = hidden_states(child, batch, [0, 1]), hidden_states(child, batch, [1])
@@ -153,7 +153,7 @@ def test_memory_grows_with_length_and_not_with_its_square(both, checkpointing):
 
 
 def test_head_sees_the_rows_in_the_order_of_the_mask(both):
-    """Two rows: what is gathered for the head is row by row, as `loss_mask.nonzero()` is."""
+    """Two rows: the head gets the states row by row, in the order of `loss_mask.nonzero()`."""
     child, parent = both
     rows = [packed(random_documents(6)[i : i + 3], 64) for i in (0, 3)]
     batch = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}

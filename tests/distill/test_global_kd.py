@@ -1,4 +1,4 @@
-"""Global distillation through `Trainer.fit`: what trains, what is kept and written, kills, processes, bad input."""
+"""Global distillation through `Trainer.fit`: what trains, what is saved and written, averages, bad input."""
 
 from functools import partial
 from pathlib import Path
@@ -45,7 +45,7 @@ class WatchOptimizer(Callback):
         assert trained and not any(name.startswith("parent") or ".mlp." in name for name in trained)
 
 
-def test_a_run_learns_measures_and_writes_the_best_child(models: Models, tmp_path: Path) -> None:
+def test_a_run_learns_evaluates_and_writes_the_best_child(models: Models, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     adam = partial(torch.optim.AdamW, lr=1e-2)
     run(lambda rank: fit(folder, models, 12, evaluation=EVALUATION, optimizer=adam, callbacks=[WatchOptimizer()]))
@@ -63,7 +63,7 @@ def test_a_run_learns_measures_and_writes_the_best_child(models: Models, tmp_pat
 
 
 class WatchAverage(Callback):
-    """Validation sees the averages; training goes on from the weights; the first average is of the first update."""
+    """Validation uses the averages and training the weights; the first average is of the first update."""
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         self.weights, self.averages = self._both(pl_module)
@@ -102,7 +102,7 @@ def test_the_average_is_validated_and_saved(models: Models, tmp_path: Path) -> N
         assert torch.equal(child[name.removeprefix("child.")], average.to(torch.bfloat16)), name
 
 
-def test_a_run_that_went_astray_ends_with_its_best_weights(models: Models, tmp_path: Path) -> None:
+def test_a_diverging_run_ends_with_its_best_weights(models: Models, tmp_path: Path) -> None:
     folder, wild = tmp_path / "run", partial(torch.optim.SGD, lr=100.0)
     run(lambda rank: fit(folder, models, 9, optimizer=wild, lr_scheduler=None))
     validated = {step: float.fromhex(loss) for step, loss in validations(folder)}
@@ -161,7 +161,7 @@ def test_early_stop(models: Models, tmp_path: Path) -> None:
 # ---- bad input ----------------------------------------------------------------------------------------------------
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_leaves_its_batch(models: Models, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_its_batch(models: Models, tmp_path: Path) -> None:
     class Break(Callback):
         def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
             if batch_idx == 2:
@@ -206,7 +206,7 @@ def test_top_k_logits_need_documents_on_disk(models: Models, top_logits: Path, t
 
 
 def test_sequences_longer_than_the_parents_context(models: Models, tmp_path: Path) -> None:
-    """Documents that another model with a longer context wrote: refused by the data, and by the module."""
+    """Documents of a model with a longer context are refused, by the data and by the module."""
     with pytest.raises(ValueError, match="64"):
         make_data(models, sequence_tokens=65)
     module = make_module(models)

@@ -1,4 +1,4 @@
-"""The distillation recipe as a user starts it, on two processes by one word more."""
+"""The distillation recipe as a user starts it, on two processes by `--trainer.devices=2`."""
 
 import json
 import os

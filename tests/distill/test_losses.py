@@ -1,4 +1,4 @@
-"""Distillation losses against formulas written down a second time, TRL's own kernel, numbers by hand; their memory."""
+"""Distillation losses against a second implementation of the formulas, TRL's kernel, and numbers by hand; memory."""
 
 import math
 
@@ -68,7 +68,7 @@ def test_chunks_give_the_plain_formula_and_its_gradients(kind, temperature, rows
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_agrees_with_trl(kind):
-    """TRL's kernel, another implementation altogether; it gives float32."""
+    """TRL's kernel, an independent implementation, in float32."""
     from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 
     settings = LossSettings(kind, beta=0.3, temperature=1.7)
@@ -103,8 +103,8 @@ def top_of(parent: FullLogits, k: int) -> TopKLogits:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_best_tokens_are_the_whole_parent(kind):
-    """With all tokens but one, or all, nothing is lost; with fewer the divergence can only be smaller."""
+def test_logits_of_all_tokens_are_the_whole_parent(kind):
+    """With all tokens but one, or all, the divergence is exact; with fewer it is smaller."""
     settings = LossSettings(kind, lm=0.5, chunk_tokens=9)
     hidden, head, parent, targets = inputs()
     ours = lambda *arguments: head_loss(*arguments).loss  # noqa: E731
@@ -117,7 +117,7 @@ def test_all_best_tokens_are_the_whole_parent(kind):
     assert by_k == sorted(by_k, reverse=True) and by_k[0] > by_k[-1] > 0
 
 
-def test_parts_are_reported_without_their_weights():
+def test_terms_are_reported_without_their_weights():
     hidden, head, parent, targets = inputs()
     for lm in (0.0, 0.25):
         settings = LossSettings(temperature=2.0, logits=0.5, lm=lm)
@@ -127,7 +127,7 @@ def test_parts_are_reported_without_their_weights():
         assert float(got.lm) == pytest.approx(expected_lm, rel=1e-12)
 
 
-def test_frozen_parts_get_no_gradient_and_no_memory():
+def test_frozen_inputs_get_no_gradient_and_need_no_memory():
     hidden, head, parent, targets = inputs(vocabulary=4000)
     settings = LossSettings(chunk_tokens=4)
 
@@ -144,7 +144,7 @@ def test_frozen_parts_get_no_gradient_and_no_memory():
     assert not loss.requires_grad and float(loss) > 0
 
 
-def test_no_target_is_a_loss_of_zero_with_zero_gradients():
+def test_without_targets_loss_and_gradients_are_zero():
     hidden, head, parent, targets = inputs(tokens=0)
     loss, *gradients = value_and_gradients(
         lambda *arguments: head_loss(*arguments).loss, hidden, head, parent, targets, LossSettings()
@@ -152,7 +152,7 @@ def test_no_target_is_a_loss_of_zero_with_zero_gradients():
     assert float(loss) == 0 and all(not gradient.any() for gradient in gradients)
 
 
-def test_logits_are_never_all_there(monkeypatch):
+def test_memory_does_not_grow_with_the_number_of_targets(monkeypatch):
     """Peak memory is 4 (2 C V + N D + V D) and the formula's small tiles, whatever the number of targets."""
     monkeypatch.setattr(losses, "TILE_ELEMENTS", (8 * 3000, 0))
     N, V, D, C = 512, 3000, 8, 32

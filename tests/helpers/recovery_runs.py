@@ -57,7 +57,7 @@ def make_child(folder: Path, config: Any, experts: tuple[int, int] = (4, 3)) -> 
 
 
 class Fingerprint(Chains):
-    """Counts an answer by a number between 0 and 1 that any other text would change."""
+    """Grades a completion by a number between 0 and 1 that any other text would change."""
 
     def verify(self, completion: str, problem_answer: str) -> float:
         return zlib.crc32(completion.encode()) % 1000 / 1000

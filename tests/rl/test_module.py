@@ -55,7 +55,7 @@ def child(tmp_path_factory: pytest.TempPathFactory, tiny_config: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def whole_run(child: Path) -> Path:
-    """A run that nobody disturbs."""
+    """An uninterrupted run."""
     folder = child.parent / "whole"
     assert forked(1, lambda _: fit(folder, child, STEPS)) == [0]
     return folder
@@ -101,7 +101,7 @@ def newest_name(folder: Path) -> str | None:
 
 
 def test_killed_runs_resume_bit_for_bit(whole_run: Path, child: Path) -> None:
-    """Killed between updates, inside checkpoint writing, after an epoch, then left alone: the same in every bit."""
+    """Killed between updates, inside checkpoint writing, after an epoch, then uninterrupted: the same in every bit."""
     folder = child.parent / "killed"
 
     def between_updates(step: int) -> None:
@@ -169,8 +169,8 @@ def test_killed_runs_validate_alike_and_keep_the_best_weights(child: Path) -> No
     assert {path.name for path in (killed / "best").iterdir()} == {"step=6.ckpt"}
 
 
-def test_an_older_best_stays_until_nothing_resumes_to_it(child: Path) -> None:
-    """Where a resumed run does not repeat itself bit for bit (a GPU), its best may be the one that was overtaken."""
+def test_an_older_best_stays_until_no_checkpoint_names_it(child: Path) -> None:
+    """On a GPU a resumed run need not repeat itself bit for bit, and its best may be the older one."""
     folder, lower = child.parent / "overtaken", SCORES | {6: 0.3}
     settings = {"val_check_interval": 4}
     assert forked(1, lambda _: fit(folder, child, 8, killer(7), SCORES, **settings)) == [-9]
@@ -194,7 +194,7 @@ def test_early_stopping_by_a_callback(child: Path) -> None:
     assert (folder / "best.txt").read_text() == "step=2.ckpt"
 
 
-def test_best_weights_that_are_gone_are_named() -> None:
+def test_missing_best_weights_are_named() -> None:
     best = BestCheckpoint()
     best.load_state_dict({"score": 0.5, "name": "step=4.ckpt"})
     module: Any = SimpleNamespace(trainer=SimpleNamespace(callbacks=[best]))
@@ -205,10 +205,10 @@ def test_best_weights_that_are_gone_are_named() -> None:
 
 
 @pytest.mark.parametrize("lora", [None, LoraSettings(rank=4)])
-def test_measures_what_it_saves_on_other_prompts_than_it_validates(
+def test_evaluates_the_saved_weights_on_other_prompts_than_validation(
     child: Path, tmp_path: Path, lora: LoraSettings | None
 ) -> None:
-    """The saved folder, loaded anew in float32, gives the logits of the measured model and the episodes of `after`."""
+    """The saved folder, loaded anew in float32, gives the logits of the evaluated model and the episodes of `after`."""
 
     def run(_: int) -> None:
         module, data = (
@@ -255,7 +255,7 @@ def test_finished_run_reports_and_writes_the_child(whole_run: Path, child: Path)
     AutoModelForCausalLM.from_pretrained(whole_run / "child")
 
 
-def test_checkpoints_hold_trainable_parameters_and_their_state_only(whole_run: Path) -> None:
+def test_checkpoints_contain_trainable_parameters_and_their_state_only(whole_run: Path) -> None:
     from torch.distributed.checkpoint import FileSystemReader
 
     newest = newest_checkpoint(whole_run)
@@ -269,7 +269,7 @@ def test_checkpoints_hold_trainable_parameters_and_their_state_only(whole_run: P
 
 
 def test_lora_trains_adapters_and_saves_them_merged(child: Path, tmp_path: Path) -> None:
-    """The saved child answers like the policy with its adapters (in float32 weights, to rounding)."""
+    """The saved child has the logits of the policy with its adapters (in float32, up to rounding)."""
 
     def compare(module: RLRecovery) -> None:
         source = tmp_path / "float32"
@@ -302,7 +302,7 @@ def test_lora_trains_adapters_and_saves_them_merged(child: Path, tmp_path: Path)
     assert names and all(".lora_" in name for name in names)
 
 
-def test_refuses_what_cannot_work(child: Path, tmp_path: Path) -> None:
+def test_impossible_settings_are_refused(child: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="contains no child"):
         make_module(tmp_path)
     with pytest.raises(ValueError, match=r"needs `training\.lora`"):

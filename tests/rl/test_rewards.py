@@ -65,7 +65,7 @@ def called_as_trl_does(reward: Callable[..., list[float]], tokenizer: Any, *answ
     )
 
 
-def test_correctness_sees_special_tokens_and_asks_the_right_environment(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_correctness_sees_special_tokens_and_uses_the_right_environment(tokenizer: PreTrainedTokenizerFast) -> None:
     reward = Correctness((Fixed("a"), Fixed("b", negated=True)), tokenizer)
     cut = RIGHT[:-1]
     thought = ["<|channel|>", "analysis", "<|message|>", "7", "<|return|>"]

@@ -58,7 +58,7 @@ def reward_sum(*, completion_ids: list[list[int]], **columns: Any) -> list[float
 
 
 def script_completions(trainer: Any) -> None:
-    """Generation runs as always, but its (random) result is exchanged for one that only depends on prompt and place."""
+    """Generation runs, but its random result is replaced by one that depends on prompt and index only."""
     generate = trainer._generate_single_turn
 
     def scripted(prompt_ids: list[list[int]], *rest: Any) -> tuple[list[list[int]], None]:
@@ -71,7 +71,7 @@ def script_completions(trainer: Any) -> None:
 
 
 class Watcher(Recorder):
-    """Keeps the first gradients and, on sharded models, looks at what a rank holds."""
+    """Keeps the first gradients and, on sharded models, checks the shards of a rank."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         script_completions(pl_module.engine._trainer)
@@ -197,7 +197,7 @@ def scripted_runs(child: Path) -> dict[str, Path]:
 
 @pytest.mark.parametrize(("single", "sharded"), [("one", "two"), ("one", "two in step"), ("one lora", "two lora")])
 def test_two_processes_agree_with_one(scripted_runs: dict[str, Path], single: str, sharded: str) -> None:
-    """The same batch: the same gradients, weights, and answers; frozen weights do not move."""
+    """The same batch: the same gradients, weights, and completions; frozen weights do not move."""
     for kind in ("gradients", "weights"):
         one = torch.load(scripted_runs[single] / f"{kind}0.pt", weights_only=True)
         for rank in (0, 1):
@@ -213,7 +213,7 @@ def test_two_processes_agree_with_one(scripted_runs: dict[str, Path], single: st
 
 @pytest.mark.parametrize("sharded", ["two", "two in step"])
 def test_two_processes_validate_like_one(scripted_runs: dict[str, Path], sharded: str) -> None:
-    """Every answer counts once: each changes the mean, for its score is a fingerprint of its text."""
+    """Every completion counts once: each changes the mean, because its score is a fingerprint of its text."""
     one = json.loads((scripted_runs["one"] / "validated0.json").read_text())
     assert {"val/accuracy", "val/accuracy/low", "val/accuracy/high", "val/tokens/low", "val/tokens/high"} == one.keys()
     assert one["val/accuracy"] not in (0.0, 1.0)

@@ -107,8 +107,9 @@ def test_a_child_is_made_of_the_trained_blocks(inputs: Inputs, run: Path, tmp_pa
 def test_blocks_are_independent_of_each_other(inputs: Inputs, tmp_path: Path) -> None:
     """Layer by layer, each run from the library of the one before, gives the bytes of all at once."""
     run_apart(tmp_path / "all", inputs, 4)
-    run_apart(tmp_path / "first", inputs, 4, layers=[1])
-    run_apart(tmp_path / "second", inputs._replace(library=tmp_path / "first" / "library"), 4, layers=[0])
+    run_apart(tmp_path / "first", inputs, 4, training=BlockTrainingSettings(layers=[1]))
+    again = inputs._replace(library=tmp_path / "first" / "library")
+    run_apart(tmp_path / "second", again, 4, training=BlockTrainingSettings(layers=[0]))
     assert library_bytes(tmp_path / "second") == library_bytes(tmp_path / "all")
     assert library_bytes(tmp_path / "first").keys() < library_bytes(tmp_path / "all").keys()
 

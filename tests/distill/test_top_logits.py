@@ -180,7 +180,7 @@ def test_a_killed_run_resumes_with_the_missing_shard(parent, documents, tmp_path
     assert sorted(path.name for path in made.iterdir()) == [
         ".shard-00002.safetensors.partial", "shard-00000.safetensors", "shard-00001.safetensors"
     ]  # fmt: skip
-    with pytest.raises(ValueError, match=r"holds no top_logits\.json"):
+    with pytest.raises(ValueError, match=r"contains no top_logits\.json"):
         TopLogits(made, DocumentFolder(documents))
     run(tmp_path / "killed", parent, documents)
     assert len(calls) == 2  # the two that were missing
@@ -219,7 +219,7 @@ def test_other_documents_parents_and_full_disks_are_refused(parent, documents, t
     with pytest.raises(ValueError, match=r"the child's plan\.json is of the parent xxh3"):
         top.check_parent("xxh3")
     write_documents(tmp_path / "silent", make_documents(0)[:1], parent)
-    with pytest.raises(ValueError, match="holds no target"):
+    with pytest.raises(ValueError, match="contains no targets"):
         run(tmp_path / "a", parent, tmp_path / "silent")
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())
     with pytest.raises(ValueError, match=r"the disk has 0\.00 GiB left"):

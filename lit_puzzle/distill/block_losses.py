@@ -163,13 +163,13 @@ def layer_inputs(
     positions_BT = model_inputs(parent, batch)["position_ids"]
     body: Any = parent.model
     embedded_BTD = body.embed_tokens(batch["input_ids"])
-    masks = body._masks(embedded_BTD, None, None, positions_BT)
+    masks = body.attention_masks(embedded_BTD, None, None, positions_BT)
     for block in blocks:
         window = block.block.window_tokens
         if window not in masks:
             experts = tuple(range(body.layers[block.layer].mlp.router.num_experts))
             with swapped(parent, block.layer, BlockSpec(experts, window)):
-                masks |= body._masks(embedded_BTD, None, None, positions_BT)
+                masks |= body.attention_masks(embedded_BTD, None, None, positions_BT)
     return LayerInputs(masks, body.rotary_emb(embedded_BTD, positions_BT), positions_BT, counted_BT)
 
 

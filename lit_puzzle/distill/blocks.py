@@ -41,7 +41,7 @@ from lit_puzzle.distill.block_losses import BlockError, TrainableBlock, block_er
 from lit_puzzle.distill.block_selection import SelectedBlock, check_blocks, select_blocks, write_library
 from lit_puzzle.distill.settings import BlockTrainingSettings
 from lit_puzzle.library.library import Library
-from lit_puzzle.library.swap import trained_tensors
+from lit_puzzle.library.trained_blocks import trained_tensors
 from lit_puzzle.model.blocks import with_own_blocks
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.gpt_oss import GptOssPuzzleForCausalLM
@@ -101,7 +101,7 @@ class BlockwiseDistillation(LightningModule):
 
     def _select(self) -> list[SelectedBlock]:
         before = {
-            (layer, candidate.name): trained_tensors(self.library_folder, candidate).keys()
+            (layer, candidate.name): trained_tensors(self.library_folder, self.library.config, candidate).keys()
             for layer, candidates in enumerate(self.library.layers)
             for candidate in candidates
             if candidate.weights is not None
@@ -142,7 +142,8 @@ class BlockwiseDistillation(LightningModule):
                 own = {name: decoder.get_parameter(name).detach() for name in block.tensors}
                 rows = block.block.experts
                 kept = {name: select_rows(own[name], rows) if name in EXPERT_ROWS else own[name] for name in own}
-                before = trained_tensors(self.library_folder, self.library.candidate(layer, block.name))
+                candidate = self.library.candidate(layer, block.name)
+                before = trained_tensors(self.library_folder, self.library.config, candidate)
                 made.append(TrainableBlock(block, kept | before))
         return made
 

@@ -10,11 +10,12 @@ import torch
 from lightning.pytorch import Trainer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_puzzle.data.rl_prompts import PromptAtEffort
 from lit_puzzle.distill.settings import DistillationEvaluation
-from lit_puzzle.environments.environment import draw
-from lit_puzzle.evaluate.accuracy import Episode, held_out_problems, read_episodes
-from lit_puzzle.evaluate.before_after import answer_together, print_table, recovery_results, write_evaluation
+from lit_puzzle.environments.environment import PromptAtEffort, draw
+from lit_puzzle.evaluate.accuracy import Episode, read_episodes
+from lit_puzzle.evaluate.before_after import print_table, recovery_results, solve_together, write_evaluation
+from lit_puzzle.evaluate.held_out import held_out_problems
+from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.training.sharding import unsharded
 
 VALIDATION_SEED = 0
@@ -52,9 +53,8 @@ class HeldOutEvaluation:
             unsharded(model),
             trainer.precision_plugin.forward_context(),
         ):
-            return answer_together(
-                model, tokenizer, pairs, settings.environments, settings.max_new_tokens, settings.batch_size
-            )
+            engine = TransformersEngine(model, tokenizer, settings.batch_size)
+            return solve_together(engine, tokenizer, pairs, settings.environments, settings.max_new_tokens)
 
     def evaluate(
         self, folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trainer: Trainer

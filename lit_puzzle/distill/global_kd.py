@@ -29,7 +29,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, distributed
 from transformers import AutoTokenizer, PreTrainedModel
 
-from lit_puzzle.child.save import become_saved, load_best, save_child
+from lit_puzzle.child.save import become_saved, save_child
 from lit_puzzle.data.batch_validation import check_finite, check_packed, check_same_tokens
 from lit_puzzle.data.batches import PackedBatch
 from lit_puzzle.data.documents import PackedDocuments
@@ -41,6 +41,7 @@ from lit_puzzle.distill.top_logits_files import RECORD_FILE, TopLogits
 from lit_puzzle.evaluate.before_after import validation_values
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.spec import Plan
+from lit_puzzle.training.best_weights import load_best
 from lit_puzzle.training.ema import WeightAverage
 from lit_puzzle.training.load_child import load_child
 from lit_puzzle.training.random_state import RandomState, put_random_state, take_random_state

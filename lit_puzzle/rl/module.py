@@ -27,20 +27,24 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
-from lit_puzzle.child.save import become_saved, load_best, save_child
-from lit_puzzle.data.rl_prompts import PromptAtEffort, PromptData
-from lit_puzzle.evaluate.accuracy import Episode, held_out_problems, read_episodes
+from lit_puzzle.child.save import become_saved, save_child
+from lit_puzzle.data.rl_prompts import PromptData
+from lit_puzzle.environments.environment import PromptAtEffort
+from lit_puzzle.evaluate.accuracy import Episode, read_episodes
 from lit_puzzle.evaluate.before_after import (
     EvaluationSettings,
-    answer_together,
     print_table,
     recovery_results,
+    solve_together,
     validation_values,
     write_evaluation,
 )
+from lit_puzzle.evaluate.held_out import held_out_problems
+from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.rl.rewards import build_rewards
 from lit_puzzle.rl.settings import ExtraReward, GRPOSettings, RewardSettings
 from lit_puzzle.run.folder import require_input
+from lit_puzzle.training.best_weights import load_best
 from lit_puzzle.training.load_child import load_child
 from lit_puzzle.training.settings import TrainingSettings
 from lit_puzzle.training.sharding import unsharded
@@ -223,7 +227,8 @@ class RLRecovery(LightningModule):
             self._gathered(),
             self.trainer.precision_plugin.forward_context(),
         ):
-            return answer_together(self.model, self.tokenizer, pairs, environments, tokens, settings.batch_size)
+            engine = TransformersEngine(self.model, self.tokenizer, settings.batch_size)
+            return solve_together(engine, self.tokenizer, pairs, environments, tokens)
 
     def validation_step(self, batch: list[PromptAtEffort], batch_idx: int) -> None:
         """Collect the problems; every process gets all."""

@@ -32,7 +32,8 @@ from lit_puzzle.kv_cache.scales import ScalePair
 from lit_puzzle.kv_cache.settings import ScaleSettings
 from lit_puzzle.kv_cache.statistics import KVStatistics, apply_scales, find_scales
 from lit_puzzle.model.checkpoint import Checkpoint
-from lit_puzzle.model.layout import KV_SCALES, layer_prefix
+from lit_puzzle.model.layout import layer_prefix
+from lit_puzzle.model.modules import model_family
 from lit_puzzle.rl.module import RLRecovery
 from lit_puzzle.training.sharding import load_for, shard
 
@@ -95,9 +96,10 @@ class FP8KVScales(Callback):
             return
         assert isinstance(pl_module, RLRecovery | GlobalDistillation)
         counted = self._count(trainer, pl_module.model)
+        names = model_family(pl_module.model).layer.kv_scales
         first: list[ScalePair | None] = []
         for layer in range(pl_module.model.config.num_hidden_layers):
-            k_name, v_name = (layer_prefix(layer) + name for name in KV_SCALES)
+            k_name, v_name = (layer_prefix(layer) + name for name in names)
             first.append((self._start[k_name], self._start[v_name]))
         for logger in trainer.loggers:  # not log_dict, which would warn of each key that it is not reduced
             logger.log_metrics(per_layer(apply_scales(counted, first), "kv_start"), step=trainer.global_step)

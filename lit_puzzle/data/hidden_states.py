@@ -24,7 +24,7 @@ def hidden_states(model: PreTrainedModel, batch: PackedBatch, layers: Sequence[i
     """Return the states (B, T, D) after each of the given layers; those after the last layer have passed the last norm.
 
     Args:
-        model: stock gpt-oss or a child, inside any LoRA wrapper.
+        model: causal language model of a parent or a child, inside any LoRA wrapper.
         batch: `input_ids` and `position_ids`, (B, T).
         layers: indices of layers.
     """

@@ -7,7 +7,7 @@ Each document lies whole in one sequence. Efficiency = tokens of documents / (se
 
 Boundaries: positions start again at 0 with each document, and padding at the end of a sequence counts as one more
 document. transformers tells documents apart by that only where a model passes positions on to its masks and gets no
-`attention_mask`: gpt_oss_puzzle does pass them on, stock gpt-oss does not. `model_inputs` gives each what it needs.
+`attention_mask`: children pass them on, stock models do not. `model_inputs` gives each what it needs.
 
 Memory: 90 bytes a document. Source: first fit, D. S. Johnson, "Near-optimal bin packing algorithms", 1973.
 
@@ -25,6 +25,7 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 
 from lit_puzzle.data.batches import PackedBatch
 from lit_puzzle.data.packing_settings import PackingMethod
+from lit_puzzle.model.modules import model_family
 
 Integers = NDArray[np.int64]
 
@@ -84,18 +85,15 @@ def model_inputs(model: PreTrainedModel, batch: PackedBatch) -> dict[str, Any]:
     """Return arguments of `model(**...)` or `model.model(**...)` with which packed documents do not attend each other.
 
     Args:
-        model: the causal language model inside any LoRA wrapper, stock gpt-oss or gpt_oss_puzzle.
+        model: causal language model of a parent or a child, inside any LoRA wrapper.
         batch: `input_ids` and `position_ids`, each (B, T).
 
     Raises:
-        ValueError: another kind of model, of which it is not known how it separates documents.
+        ValueError: a model of no known family.
     """
-    kind, positions_BT = model.config.model_type, batch["position_ids"]
-    if kind not in ("gpt_oss", "gpt_oss_puzzle"):
-        raise ValueError(
-            f"A {kind!r} model was given; packed documents are known to work with gpt_oss, gpt_oss_puzzle."
-        )
-    mask = None if kind == "gpt_oss_puzzle" else _stock_masks(model, positions_BT)
+    positions_BT = batch["position_ids"]
+    is_child = model.config.model_type == model_family(model).child.model_type
+    mask = None if is_child else _stock_masks(model, positions_BT)
     return {
         "input_ids": batch["input_ids"],
         "position_ids": positions_BT,
@@ -105,7 +103,7 @@ def model_inputs(model: PreTrainedModel, batch: PackedBatch) -> dict[str, Any]:
 
 
 def _stock_masks(model: PreTrainedModel, positions_BT: Tensor) -> dict[str, Any]:
-    """Return one mask for each type of layer, which stock gpt-oss uses unchanged."""
+    """Return one mask for each type of layer, which stock models use unchanged."""
     shape_BT0 = torch.empty(*positions_BT.shape, 0, dtype=model.dtype, device=positions_BT.device)
     arguments = model.config, shape_BT0, None, None, positions_BT
     return {

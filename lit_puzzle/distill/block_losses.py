@@ -32,8 +32,9 @@ from lit_puzzle.data.packing import model_inputs
 from lit_puzzle.distill.block_selection import SelectedBlock
 from lit_puzzle.distill.distillation_loss import targets_before
 from lit_puzzle.library.swap import swapped
-from lit_puzzle.model.gpt_oss import GptOssPuzzleForCausalLM
-from lit_puzzle.model.layout import EXPERT_ROWS
+from lit_puzzle.model.blocks import PuzzleModel
+from lit_puzzle.model.family import LayerNames
+from lit_puzzle.model.modules import decoder_layer, model_family, router_of
 from lit_puzzle.spec import BlockSpec
 
 
@@ -68,11 +69,12 @@ class TrainableBlock(nn.Module):
     Args:
         selected: the block.
         tensors: initial values by name inside the layer; expert and router tensors have the kept rows only.
+        names: names of the parts of a layer of the parent's family.
     """
 
-    def __init__(self, selected: SelectedBlock, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, selected: SelectedBlock, tensors: Mapping[str, Tensor], names: LayerNames) -> None:
         super().__init__()
-        self.selected = selected
+        self.selected, self.names = selected, names
         for name, tensor in tensors.items():
             master = torch.promote_types(tensor.dtype, torch.float32)
             values = tensor.detach().to(master, copy=True, memory_format=torch.contiguous_format)
@@ -94,9 +96,9 @@ class TrainableBlock(nn.Module):
         hidden_BTD, target_BTD = states.middle, states.leaves
         if self.selected.attention:
             window = self.selected.block.window_tokens
-            hidden_BTD = attention_half(decoder, states.enters, inputs, window, replaced)
+            hidden_BTD = attention_half(decoder, self.names, states.enters, inputs, window, replaced)
         if self.selected.experts:
-            hidden_BTD = expert_half(decoder, hidden_BTD, replaced)
+            hidden_BTD = expert_half(decoder, self.names, hidden_BTD, replaced)
         else:
             target_BTD = states.middle
         return squares(hidden_BTD[inputs.counted_BT], target_BTD[inputs.counted_BT])
@@ -105,7 +107,7 @@ class TrainableBlock(nn.Module):
         """Return the block's tensor, with the parent's rows where experts are not kept."""
         trained = self.get_parameter(_parameter_name(name)).to(parent.dtype)
         kept = self.selected.block.experts
-        if name not in EXPERT_ROWS or len(kept) == len(parent):
+        if name not in self.names.expert_rows or len(kept) == len(parent):
             return trained
         return parent.detach().index_copy(0, torch.tensor(kept, device=parent.device), trained)
 
@@ -116,13 +118,18 @@ def _parameter_name(name: str) -> str:
 
 
 def attention_half(
-    decoder: Any, hidden_BTD: Tensor, inputs: LayerInputs, window: int | None, tensors: Mapping[str, Tensor]
+    decoder: Any,
+    names: LayerNames,
+    hidden_BTD: Tensor,
+    inputs: LayerInputs,
+    window: int | None,
+    tensors: Mapping[str, Tensor],
 ) -> Tensor:
     """Return the residual stream behind the attention of a layer, with some of its tensors replaced."""
-    normed_BTD = _call(decoder, "input_layernorm", tensors, hidden_BTD)
+    normed_BTD = _call(decoder, names.attention_norm, tensors, hidden_BTD)
     change_BTD, _ = _call(
         decoder,
-        "self_attn",
+        names.attention,
         tensors,
         hidden_states=normed_BTD,
         attention_mask=inputs.masks[window],
@@ -132,9 +139,10 @@ def attention_half(
     return hidden_BTD + change_BTD
 
 
-def expert_half(decoder: Any, hidden_BTD: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+def expert_half(decoder: Any, names: LayerNames, hidden_BTD: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
     """Return the residual stream behind the experts of a layer, with some of its tensors replaced."""
-    change_BTD, _ = _call(decoder, "mlp", tensors, _call(decoder, "post_attention_layernorm", tensors, hidden_BTD))
+    normed_BTD = _call(decoder, names.moe_norm, tensors, hidden_BTD)
+    change_BTD, _ = _call(decoder, names.moe, tensors, normed_BTD)
     return hidden_BTD + change_BTD
 
 
@@ -157,7 +165,7 @@ def counted_tokens(batch: PackedBatch, completions_only: bool) -> Tensor:
 
 
 def layer_inputs(
-    parent: GptOssPuzzleForCausalLM, batch: PackedBatch, counted_BT: Tensor, blocks: Sequence[SelectedBlock]
+    parent: PuzzleModel, batch: PackedBatch, counted_BT: Tensor, blocks: Sequence[SelectedBlock]
 ) -> LayerInputs:
     """Return masks of the parent's windows and of those of the blocks, and positions of the packed documents."""
     positions_BT = model_inputs(parent, batch)["position_ids"]
@@ -167,14 +175,15 @@ def layer_inputs(
     for block in blocks:
         window = block.block.window_tokens
         if window not in masks:
-            experts = tuple(range(body.layers[block.layer].mlp.router.num_experts))
+            router = router_of(decoder_layer(parent, block.layer), model_family(parent))
+            experts = tuple(range(router.num_experts))
             with swapped(parent, block.layer, BlockSpec(experts, window)):
                 masks |= body.attention_masks(embedded_BTD, None, None, positions_BT)
     return LayerInputs(masks, body.rotary_emb(embedded_BTD, positions_BT), positions_BT, counted_BT)
 
 
 def block_errors(
-    parent: GptOssPuzzleForCausalLM,
+    parent: PuzzleModel,
     blocks: Sequence[TrainableBlock],
     batch: PackedBatch,
     counted_BT: Tensor,
@@ -192,6 +201,7 @@ def block_errors(
         sum_over_processes: returns the sum of a tensor over all processes.
     """
     body: Any = parent.model
+    names = model_family(parent).layer
     with torch.no_grad():
         inputs = layer_inputs(parent, batch, counted_BT, [block.selected for block in blocks])
         hidden_BTD = body.embed_tokens(batch["input_ids"])
@@ -201,8 +211,8 @@ def block_errors(
         if isinstance(decoder, FSDPModule):
             decoder.unshard()
         with torch.no_grad():
-            middle_BTD = attention_half(decoder, hidden_BTD, inputs, own_windows[layer], {})
-            leaves_BTD = expert_half(decoder, middle_BTD, {})
+            middle_BTD = attention_half(decoder, names, hidden_BTD, inputs, own_windows[layer], {})
+            leaves_BTD = expert_half(decoder, names, middle_BTD, {})
             norms = torch.stack([squares(state[inputs.counted_BT]) for state in (middle_BTD, leaves_BTD)])
         here = [block for block in blocks if block.selected.layer == layer]
         norm_of_half, norm = sum_over_processes(norms.double()) if here else norms

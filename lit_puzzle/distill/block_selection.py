@@ -14,7 +14,7 @@ Source: arXiv 2411.19146 (blockwise local distillation, decoupled into attention
 
 import dataclasses
 import shutil
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -26,13 +26,10 @@ from lit_puzzle.distill.settings import BlockTrainingSettings
 from lit_puzzle.library.library import Candidate, Library, parts
 from lit_puzzle.library.trained_blocks import check_trained
 from lit_puzzle.model.checkpoint import Checkpoint
+from lit_puzzle.model.family import family_of
 from lit_puzzle.model.layout import layer_prefix, layer_shapes
 from lit_puzzle.model.writer import atomic_folder
 from lit_puzzle.spec import BlockSpec
-
-ATTENTION_HALF = ("input_layernorm.", "self_attn.")
-EXPERT_HALF = ("post_attention_layernorm.", "mlp.")
-ROUTER, ATTENTION = "mlp.router.*", "self_attn.*"  # tensors that pruning changes
 
 
 @dataclass(frozen=True)
@@ -86,15 +83,15 @@ def select_blocks(
     chosen = sorted(set(range(library.num_layers)) if settings.layers is None else set(settings.layers))
     if not chosen or not 0 <= chosen[0] <= chosen[-1] < library.num_layers:
         raise ValueError(f"layers {chosen} were given; the library has layers 0..{library.num_layers - 1}")
-    names = list(layer_shapes(library.config, 1, mxfp4=False))
+    tensors = list(layer_shapes(library.config, 1, mxfp4=False))
     for pattern in settings.tensors or []:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(f"tensors: {pattern!r} matches no tensor of a layer; there are {names}")
+        if not any(fnmatchcase(name, pattern) for name in tensors):
+            raise ValueError(f"tensors: {pattern!r} matches no tensor of a layer; there are {tensors}")
     selected = []
     for layer in chosen:
         for candidate in library.layers[layer][1:]:
             before = trained_before.get((layer, candidate.name), ())
-            block = _select(library, layer, candidate, settings, names, before)
+            block = _select(library, layer, candidate, settings, before)
             selected += [] if block is None else [block]
     if not selected:
         raise ValueError(f"{folder} has nothing to train in layers {chosen} with tensors: {settings.tensors}")
@@ -106,23 +103,24 @@ def _select(
     layer: int,
     candidate: Candidate,
     settings: BlockTrainingSettings,
-    names: Sequence[str],
     before: Collection[str],
 ) -> SelectedBlock | None:
     """Return the block of a candidate; None if its halves train apart, or if none of its tensors trains."""
     experts, window = parts(candidate)
-    apart = settings.sub_blocks == "apart"
+    names, apart = family_of(library.config).layer, settings.sub_blocks == "apart"
     if apart and experts and window:
         _check_halves(library, layer, candidate)
         return None
-    changed = ([ROUTER] if experts else []) + ([ATTENTION] if window else [])
-    patterns = changed if settings.tensors is None else settings.tensors
-    trains = [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns) or name in before]
+    changed_by_pruning = ([f"{names.router}.*"] if experts else []) + ([f"{names.attention}.*"] if window else [])
+    patterns = changed_by_pruning if settings.tensors is None else settings.tensors
+    tensors = layer_shapes(library.config, 1, mxfp4=False)
+    trains = [name for name in tensors if any(fnmatchcase(name, pattern) for pattern in patterns) or name in before]
     if apart:
-        trains = [name for name in trains if name.startswith(EXPERT_HALF if experts else ATTENTION_HALF)]
+        trains = [name for name in trains if name.startswith(names.expert_half if experts else names.attention_half)]
     if not trains:
         return None
-    attention, expert = (any(name.startswith(half) for name in trains) for half in (ATTENTION_HALF, EXPERT_HALF))
+    halves = names.attention_half, names.expert_half
+    attention, expert = (any(name.startswith(half) for name in trains) for half in halves)
     return SelectedBlock(
         layer, candidate.name, candidate.block, tuple(trains), attention or window is not None, expert or bool(experts)
     )

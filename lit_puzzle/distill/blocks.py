@@ -42,11 +42,10 @@ from lit_puzzle.distill.block_selection import SelectedBlock, check_blocks, sele
 from lit_puzzle.distill.settings import BlockTrainingSettings
 from lit_puzzle.library.library import Library
 from lit_puzzle.library.trained_blocks import trained_tensors
-from lit_puzzle.model.blocks import with_own_blocks
+from lit_puzzle.model.blocks import PuzzleModel, with_own_blocks
 from lit_puzzle.model.checkpoint import Checkpoint
-from lit_puzzle.model.gpt_oss import GptOssPuzzleForCausalLM
-from lit_puzzle.model.layout import EXPERT_ROWS
 from lit_puzzle.model.loading import WaitingExperts
+from lit_puzzle.model.modules import model_family
 from lit_puzzle.model.surgery import select_rows
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.training.sharding import full, load_for
@@ -94,7 +93,7 @@ class BlockwiseDistillation(LightningModule):
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.strict_loading = False  # checkpoints contain what trains only
         self.results: dict[str, float] = {}
-        self.parent: GptOssPuzzleForCausalLM | None = None
+        self.parent: PuzzleModel | None = None
         self.blocks = nn.ModuleList()
         self._losses: list[Tensor] = []  # (C) per batch
         self._val_losses: list[float] = []
@@ -136,15 +135,16 @@ class BlockwiseDistillation(LightningModule):
         if waiting is not None:
             waiting.fill(decoder)
         decoder.requires_grad_(False)
-        made = []
+        assert self.parent is not None
+        names, made = model_family(self.parent).layer, []
         for block in self.selected:
             if block.layer == layer:
                 own = {name: decoder.get_parameter(name).detach() for name in block.tensors}
                 rows = block.block.experts
-                kept = {name: select_rows(own[name], rows) if name in EXPERT_ROWS else own[name] for name in own}
+                kept = {name: select_rows(own[name], rows) if name in names.expert_rows else own[name] for name in own}
                 candidate = self.library.candidate(layer, block.name)
                 before = trained_tensors(self.library_folder, self.library.config, candidate)
-                made.append(TrainableBlock(block, kept | before))
+                made.append(TrainableBlock(block, kept | before, names))
         return made
 
     def configure_optimizers(self) -> Any:

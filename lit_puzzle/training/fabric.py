@@ -22,8 +22,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from lit_puzzle.model.blocks import with_own_blocks
-from lit_puzzle.model.gpt_oss import GptOssPuzzleForCausalLM
+from lit_puzzle.model.blocks import PuzzleModel, with_own_blocks
 from lit_puzzle.model.loading import DtypeName, load_model
 from lit_puzzle.training.sharding import load_for
 
@@ -78,7 +77,7 @@ def launch(settings: FabricSettings) -> Fabric:
     return fabric
 
 
-def load_parent(fabric: Fabric, settings: FabricSettings, folder: Path) -> GptOssPuzzleForCausalLM:
+def load_parent(fabric: Fabric, settings: FabricSettings, folder: Path) -> PuzzleModel:
     """Return the frozen parent in evaluation mode on this process's device, its layers sharded if the settings say so.
 
     Raises:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch.distributed.device_mesh import DeviceMesh
 
-from lit_puzzle.training.settings import FROZEN, TrainingSettings
+from lit_puzzle.model.modules import model_family
+from lit_puzzle.training.settings import TrainingSettings
 from lit_puzzle.training.sharding import load_for, shard
 from lit_puzzle.training.trainable import add_adapters, freeze_parameters, without_adapters
 
@@ -32,7 +33,7 @@ def load_child(mesh: DeviceMesh | None, folder: Path, settings: TrainingSettings
     loaded, waiting = load_for(mesh, folder, settings.dtype, settings.attention, settings.experts)
     child: Any = loaded
     if settings.lora is None:
-        freeze_parameters(child, FROZEN if settings.freeze is None else settings.freeze)
+        freeze_parameters(child, model_family(child).layer.frozen if settings.freeze is None else settings.freeze)
     else:
         child = add_adapters(child, settings.lora)
     model = without_adapters(child)

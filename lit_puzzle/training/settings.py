@@ -6,8 +6,6 @@ Reads and writes nothing. Source: arXiv 2602.11937 (what is frozen); LoRA, arXiv
 from dataclasses import dataclass, field
 from typing import Literal
 
-FROZEN = ["*.mlp.experts.*", "*.mlp.router.*"]
-
 
 @dataclass(frozen=True)
 class LoraSettings:

@@ -5,7 +5,7 @@ are an option (`lit_puzzle.training.settings`). Reads and writes nothing.
 Source: arXiv 2602.11937 (what is frozen); LoRA, arXiv 2106.09685.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,7 @@ def without_adapters(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel":
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def freeze_parameters(model: nn.Module, patterns: list[str]) -> None:
+def freeze_parameters(model: nn.Module, patterns: Sequence[str]) -> None:
     """Freeze the parameters whose names match a pattern (`*` stands for any text).
 
     Raises:

@@ -27,8 +27,8 @@ from lit_puzzle.data.packing import model_inputs
 from lit_puzzle.distill.distillation_loss import distillation_loss
 from lit_puzzle.distill.settings import LossSettings
 from lit_puzzle.model.loading import load_model
+from lit_puzzle.model.modules import model_family
 from lit_puzzle.run.folder import PACKAGE
-from lit_puzzle.training.settings import FROZEN
 from lit_puzzle.training.trainable import freeze_parameters
 
 ROWS, TOKENS, DOCUMENT = 4, 512, 64
@@ -74,7 +74,7 @@ def main(runs: int, hidden: float, checkpointing: bool) -> None:
         load_model(PACKAGE / "assets" / name, "float32", "sink_attention") for name in ("tiny_parent", "tiny_child")
     )
     parent.requires_grad_(False)
-    freeze_parameters(child, FROZEN)
+    freeze_parameters(child, model_family(child).layer.frozen)
     if checkpointing:
         child.gradient_checkpointing_enable({"use_reentrant": False})
     child.train()

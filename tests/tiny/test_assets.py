@@ -12,10 +12,10 @@ from lit_puzzle.evaluate.held_out import held_out_problems
 from lit_puzzle.generation.load import load_engine
 from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.model.checkpoint import Checkpoint
+from lit_puzzle.model.family import GPT_OSS
 from lit_puzzle.model.layout import count_parameters
 from lit_puzzle.run.recipe import load_recipe
 from lit_puzzle.tiny.world import Chains, Counting, Sorting
-from lit_puzzle.training.trainable import FROZEN
 
 ASSETS = Path(__file__).parents[2] / "lit_puzzle" / "assets"
 WEIGHTS = "model.safetensors"
@@ -29,7 +29,7 @@ def test_the_child_is_its_plan_with_trained_tensors_changed(tmp_path):
         assert (tmp_path / "child" / name).read_bytes() == (ASSETS / "tiny_child" / name).read_bytes(), name
     pruned, distilled = Checkpoint(tmp_path / "child"), Checkpoint(ASSETS / "tiny_child")
     for name, info in pruned.tensors.items():
-        frozen = any(fnmatchcase(name, pattern) for pattern in FROZEN)
+        frozen = any(fnmatchcase(name, pattern) for pattern in GPT_OSS.layer.frozen)
         assert distilled.tensors[name].dtype == info.dtype
         assert torch.equal(pruned.read(name), distilled.read(name)) == frozen, name
 

@@ -8,9 +8,9 @@ While the run trains each validation tells how the weights of the moment would f
     kv_start/<layer>/k_amax|k_headroom|k_overflow|k_scale       and v_...: with the scales of the weights at the start
     kv/<layer>/...                                              at the end: with the scales that are written
 
-Memory beside the run's: the statistics (`lit_puzzle.serve.kv_cache.kv_statistics`); at the end the child once more,
+Memory beside the run's: the statistics (`lit_puzzle.kv_cache.kv_statistics`); at the end the child once more,
 P b / processes. Traffic of each pass: gathers P b a batch where weights are sharded.
-Source: arXiv 2602.11937 (scales over calibration data); formulas in `lit_puzzle.serve.kv_cache.fp8`.
+Source: arXiv 2602.11937 (scales over calibration data); formulas in `lit_puzzle.kv_cache.fp8`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,17 +22,17 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lit_puzzle.data.calibration import CALIBRATION_FILE, CalibrationData, RankBatches
+from lit_puzzle.data.documents import PackedDocuments
 from lit_puzzle.distill.global_kd import GlobalDistillation
-from lit_puzzle.documents import PackedDocuments
-from lit_puzzle.evaluate.generate import evaluation_mode
+from lit_puzzle.generation.batches import evaluation_mode
+from lit_puzzle.kv_cache.calibrate_kv import count_batch
+from lit_puzzle.kv_cache.kv_report import in_all, per_layer, write_report
+from lit_puzzle.kv_cache.kv_statistics import KVStatistics, Scales, ScaleSettings, find_scales, under
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.layout import KV_SCALES, layer_prefix
 from lit_puzzle.rl.module import RLRecovery
-from lit_puzzle.search.calibration import CALIBRATION_FILE, CalibrationData, RankBatches
-from lit_puzzle.serve.kv_cache.calibrate_kv import count_batch
-from lit_puzzle.serve.kv_cache.kv_report import in_all, per_layer, write_report
-from lit_puzzle.serve.kv_cache.kv_statistics import KVStatistics, Scales, ScaleSettings, find_scales, under
-from lit_puzzle.sharding import load_for, shard
+from lit_puzzle.training.sharding import load_for, shard
 
 
 class FP8KVScales(Callback):
@@ -67,7 +67,7 @@ class FP8KVScales(Callback):
         if self.data is None and not (isinstance(documents, PackedDocuments) and documents.validation_one_in):
             raise ValueError(
                 f"FP8KVScales has no documents: the run's data, {type(documents).__name__}, sets none aside for "
-                "validation. Give it `data`, a lit_puzzle.search.calibration.CalibrationData."
+                "validation. Give it `data`, a lit_puzzle.data.calibration.CalibrationData."
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

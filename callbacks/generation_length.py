@@ -24,10 +24,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import Metric
 
-from lit_puzzle.data import PromptData
-from lit_puzzle.evaluate.lengths import LENGTHS_FILE, LengthStatistics, read_lengths
-from lit_puzzle.rl.environments import EFFORTS
-from lit_puzzle.runs import require_input
+from lit_puzzle.data.rl_prompts import PromptData
+from lit_puzzle.environments.environment import EFFORTS
+from lit_puzzle.generation.lengths import LENGTHS_FILE, LengthStatistics, read_lengths
+from lit_puzzle.run.folder import require_input
 
 ROLLOUT_KEYS = ("completion_lengths", "truncated", "effort", "environment")
 

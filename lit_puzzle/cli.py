@@ -18,19 +18,19 @@ from pathlib import Path
 
 from jsonargparse import ActionConfigFile, Namespace
 
-from lit_puzzle.recipe import PACKAGED_RECIPES, Recipe, RecipeParser, load_recipe, packaged_recipes
-from lit_puzzle.runs import RunClock, abandon_if_empty, join_run, open_run
+from lit_puzzle.run.folder import RunClock, abandon_if_empty, join_run, open_run
+from lit_puzzle.run.recipe import PACKAGED_RECIPES, Recipe, RecipeParser, load_recipe, packaged_recipes
 
 LIGHTNING_COMMANDS = {
     "fit": "train a LightningModule: RL recovery, distillation, the tiny parent",
     "validate": "one pass over data with a LightningModule: expert importance",
 }
 STAGES = {
-    "library": ("lit_puzzle.search.candidates.library", "expert importance -> the blocks each layer could become"),
-    "score": ("lit_puzzle.search.scoring.score", "what each block of the library damages, alone in the parent"),
+    "library": ("lit_puzzle.library.candidates.library", "expert importance -> the blocks each layer could become"),
+    "score": ("lit_puzzle.scoring.scoring.score", "what each block of the library damages, alone in the parent"),
     "search": ("lit_puzzle.search.search.search", "library + scores + costs -> the least damaging plan in the budget"),
-    "assemble": ("lit_puzzle.search.assemble.assemble", "plan + parent checkpoint -> child checkpoint"),
-    "generate": ("lit_puzzle.distill.written.generate", "prompts answered by the parent -> documents to distil on"),
+    "assemble": ("lit_puzzle.child.assemble.assemble", "plan + parent checkpoint -> child checkpoint"),
+    "generate": ("lit_puzzle.data.generate.generate", "prompts answered by the parent -> documents to distill on"),
     "precompute_logits": (
         "lit_puzzle.distill.top_logits.precompute_logits",
         "the parent's top-k next-token probabilities of documents -> disk",
@@ -102,7 +102,7 @@ def run(name: str, overrides: Sequence[str]) -> None:
     overwrite = len(words) < len(overrides)
     command = _command(recipe, words)
     if command in LIGHTNING_COMMANDS:
-        from lit_puzzle.training import run_lightning  # lightning and torch load here, not for --help
+        from lit_puzzle.training.lightning import run_lightning  # lightning and torch load here, not for --help
 
         run_lightning(command, recipe, words, overwrite)
     else:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_puzzle.strict_json import check_whole, checked_fields
+from lit_puzzle.run.strict_json import check_whole, checked_fields
 
 KV_DTYPE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1}
 # MXFP4: 32 values of 4 bits share one scale of 8 bits.
@@ -132,7 +132,7 @@ class Plan:
 
     def save(self, path: Path) -> None:
         """Write as a JSON file; a reader never sees half of it (temporary file, fsync, rename)."""
-        from lit_puzzle.runs import write_atomically  # it knows recipes: most users of a plan need neither
+        from lit_puzzle.run.folder import write_atomically  # it knows recipes: most users of a plan need neither
 
         write_atomically(path, json.dumps(self.to_json(), indent=1) + "\n")
 

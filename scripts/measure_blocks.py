@@ -1,4 +1,4 @@
-"""Times the blocks of a model shape on this machine, for `lit_puzzle.search.costs.timed_blocks.TimedBlocks`.
+"""Times the blocks of a model shape on this machine, for `lit_puzzle.costs.timed_blocks.TimedBlocks`.
 
     python scripts/measure_blocks.py --config DIR/config.json --out FILE [--experts 16 12 8] [--windows 16 none]
         [--batches 1 8 32] [--contexts 64 128 256] [--prompts 64 128 256] [--whole-model]
@@ -6,7 +6,7 @@
 Reads a `config.json` (gpt_oss or gpt_oss_puzzle); no weights: they are random. Writes the JSON table FILE, with the
 machine, versions, dtype, model shape and command that made it. On the GPU where there is one (bfloat16), else on one
 thread of the CPU (float32). `--whole-model` also times decode steps of the whole model of the config and prints them
-beside the table's prediction. Memory: see `lit_puzzle.search.costs.block_timing`; disk: about 110 bytes a point.
+beside the table's prediction. Memory: see `lit_puzzle.costs.block_timing`; disk: about 110 bytes a point.
 """
 
 import argparse
@@ -24,12 +24,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 import transformers
 
-from lit_puzzle.runs import write_atomically
-from lit_puzzle.search.costs.block_timing import Bench, Machine, Points, Row, measure
-from lit_puzzle.search.costs.gpus import gpus
-from lit_puzzle.search.costs.serving import Deployment, Engine, ModelShape, Setting, parent_blocks
-from lit_puzzle.search.costs.stopwatch import keep_freed_memory
-from lit_puzzle.search.costs.timed_blocks import TimedBlocks, shape_fingerprint
+from lit_puzzle.costs.block_timing import Bench, Machine, Points, Row, measure
+from lit_puzzle.costs.gpus import gpus
+from lit_puzzle.costs.interleaved_timer import keep_freed_memory
+from lit_puzzle.costs.serving import Deployment, ModelShape, ServingEngine, Setting, parent_blocks
+from lit_puzzle.costs.timed_blocks import TimedBlocks, shape_fingerprint
+from lit_puzzle.run.folder import write_atomically
 from lit_puzzle.spec import Scenario
 
 
@@ -109,7 +109,7 @@ def predict(times: TimedBlocks, config: dict[str, Any], row: Row) -> float:
     batch, context = int(row["batch_size"] or 0), int(row["context_tokens"] or 0)
     dtype = times.header["dtype"]
     scenario = Scenario(times.header["gpu"], 1, context - 1, 1, batch, dtype, 1, 1, dtype, dtype)
-    setting = Setting(times.model, scenario, Deployment(1, 1, 1), Engine())
+    setting = Setting(times.model, scenario, Deployment(1, 1, 1), ServingEngine())
     layers = sum(times.decode_layer(setting, block, batch, context) for block in parent_blocks(config))
     return layers + times.decode_rest(setting, batch)
 

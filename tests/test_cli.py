@@ -178,7 +178,7 @@ def test_loggers_come_from_the_recipe(tmp_path, fit_recipe, logger):
     assert any(path.is_file() for path in (tmp_path / "fit" / "log").rglob("*"))
 
 
-def test_optimisers_and_schedules_come_from_the_recipe(capsys):
+def test_optimizers_and_schedules_come_from_the_recipe(capsys):
     words = ["--model.init_args.optimizer=torch.optim.SGD", "--model.init_args.optimizer.lr=0.5"]
     words += ["--model.init_args.lr_scheduler=torch.optim.lr_scheduler.ConstantLR", "--print_config"]
     with pytest.raises(SystemExit):

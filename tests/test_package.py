@@ -13,7 +13,7 @@ PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "-
 
 
 def test_wheel_carries_recipes_callbacks_and_assets(tmp_path):
-    ignored = shutil.ignore_patterns(".git", ".venv", "runs", "build", "*.egg-info", "__pycache__", ".*_cache")
+    ignored = shutil.ignore_patterns(".git", ".venv", "run.folder", "build", "*.egg-info", "__pycache__", ".*_cache")
     source = shutil.copytree(ROOT, tmp_path / "source", symlinks=True, ignore=ignored)
     subprocess.run([*PIP, "--no-build-isolation", "--target", tmp_path / "site", source], check=True)
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
@@ -25,18 +25,18 @@ def test_wheel_carries_recipes_callbacks_and_assets(tmp_path):
     for model in ("tiny_parent", "tiny_child"):
         names = {path.name for path in (package / "assets" / model).iterdir()}
         assert names >= {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"}
-    assert (package / "search" / "costs" / "gpus.json").is_file()
+    assert (package / "costs" / "gpus.json").is_file()
     assert sum(path.stat().st_size for path in (package / "assets").rglob("*")) < 10_000_000
 
 
 LIGHT = (
     "spec",
     "cli",
-    "recipe",
-    "runs",
+    "run.recipe",
+    "run.folder",
     "model.layout",
-    "search.cost",
-    "search.costs.measured_kernels",
+    "costs.cost_model",
+    "costs.measured_kernels",
     "search.search",
 )
 

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from lit_puzzle.cli import main
-from lit_puzzle.recipe import PACKAGED_RECIPES, load_recipe, packaged_recipes
+from lit_puzzle.run.recipe import PACKAGED_RECIPES, load_recipe, packaged_recipes
 
 
 @pytest.mark.parametrize("relative", packaged_recipes(), ids=str)

@@ -9,7 +9,7 @@ the parent; an attention half that trains apart is compared with m. The second s
 is local, so that gradients add up over them.
 
 Expert and router rows of a block are laid over the parent's for the time that it runs, and the router cannot choose
-the experts that are not kept (`lit_puzzle.search.replacing.swap`): the other experts are the parent's very tensors.
+the experts that are not kept (`lit_puzzle.library.swap`): the other experts are the parent's very tensors.
 
 Memory: three states (B, T, D) of one layer, and one block's graph, which ends before the next begins, whatever the
 number of blocks and layers; + a copy of each tensor whose rows are laid over (a router; experts only if they train).
@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.func import functional_call
 
+from lit_puzzle.data.packing import model_inputs
 from lit_puzzle.distill.blocks_to_train import BlockToTrain
 from lit_puzzle.distill.objective import targets_before
+from lit_puzzle.library.swap import swapped
 from lit_puzzle.model.gpt_oss import GptOssPuzzleForCausalLM
 from lit_puzzle.model.layout import EXPERT_ROWS
-from lit_puzzle.packing import model_inputs
-from lit_puzzle.search.replacing.swap import swapped
 from lit_puzzle.spec import BlockSpec
 
 Batch = Mapping[str, Tensor]
@@ -150,9 +150,9 @@ def squares(child_ND: Tensor, parent_ND: Tensor | None = None) -> Tensor:
     return difference_ND.square().sum()
 
 
-def counted_tokens(batch: Batch, only_written: bool) -> Tensor:
+def counted_tokens(batch: Batch, completions_only: bool) -> Tensor:
     """(B, T): all real tokens, or only those from which the parent wrote the next one."""
-    return targets_before(batch) if only_written else batch["document_ids"] >= 0
+    return targets_before(batch) if completions_only else batch["document_ids"] >= 0
 
 
 def surroundings(

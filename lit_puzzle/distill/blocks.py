@@ -3,7 +3,7 @@
 The loss is that of `lit_puzzle.distill.block_losses`: the squared error of the block's output, divided by the square of
 the parent's, on the parent's true input to that layer. Blocks know nothing of each other: a step of all of them is one
 parent forward and, one after the other, a forward and backward of each block; each is trained as if it were alone
-(gradients are clipped by the norm of one block; the optimiser must treat each parameter by itself, as Adam does).
+(gradients are clipped by the norm of one block; the optimizer must treat each parameter by itself, as Adam does).
 
 Reads: the parent's folder and its library; tensors that a candidate has already go on training. Writes into the run
 folder: `library/`, which `score`, `search` and `assemble` (`library:`) take in place of the first one; a loss that
@@ -33,24 +33,25 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.utils import clip_grad_norm_
 
+from lit_puzzle.data.batch_validation import check_packed
+from lit_puzzle.data.hidden_states import release
 from lit_puzzle.distill.block_losses import Batch, BlockError, TrainedBlock, block_errors, counted_tokens
 from lit_puzzle.distill.blocks_to_train import BlockToTrain, SubBlocks, check_blocks, choose_blocks, write_library
-from lit_puzzle.distill.checks import check_batch
-from lit_puzzle.distill.hidden_states import release
+from lit_puzzle.library.library import Library
+from lit_puzzle.library.swap import trained_tensors
+from lit_puzzle.model.blocks import with_own_blocks
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.gpt_oss import GptOssPuzzleForCausalLM
 from lit_puzzle.model.layout import EXPERT_ROWS
 from lit_puzzle.model.loading import DtypeName, WaitingExperts
 from lit_puzzle.model.surgery import select_rows
-from lit_puzzle.runs import require_input
-from lit_puzzle.search.library import Library
-from lit_puzzle.search.replacing.swap import trained_tensors, with_own_blocks
-from lit_puzzle.sharding import full, load_for
-from lit_puzzle.tuning.trainer_checks import check_trainer
+from lit_puzzle.run.folder import require_input
+from lit_puzzle.training.sharding import full, load_for
+from lit_puzzle.training.trainer_validation import check_trainer
 
 
 class BlockwiseDistillation(LightningModule):
-    """Distils a parent, layer by layer, into the blocks of its library.
+    """Distills a parent, layer by layer, into the blocks of its library.
 
     Args:
         parent: Folder of the parent.
@@ -59,13 +60,11 @@ class BlockwiseDistillation(LightningModule):
         sub_blocks: `apart` trains expert halves and attention halves, whose damages the search adds; `together` trains
             every candidate as a whole (score it with pairs).
         train: Patterns of the tensors that train, by their names inside a layer; by default what the surgery touched.
-        only_written: Counts the error of those tokens only from which the parent wrote the next one, as scoring does.
-        clip_norm: Largest norm of a block's gradient; by default it is as it comes.
-        optimizer: Builds the one optimiser over the parameters of all blocks.
-        lr_scheduler: Builds the schedule, stepped once per update.
-        dtype: Dtype of the parent; what trains is kept in float32 and rounded to it when used.
-        attention: Implementation of attention.
-        experts: Implementation of the experts.
+            completions_only: Counts the error of those tokens only from which the parent wrote the next one, as scoring
+            does. clip_norm: Largest norm of a block's gradient; by default it is as it comes. optimizer: Builds the one
+            optimizer over the parameters of all blocks. lr_scheduler: Builds the schedule, stepped once per update.
+            dtype: Dtype of the parent; what trains is kept in float32 and rounded to it when used. attention:
+            Implementation of attention. experts: Implementation of the experts.
 
     Raises:
         ValueError: Settings that are not possible, or a library of another parent.
@@ -78,7 +77,7 @@ class BlockwiseDistillation(LightningModule):
         layers: list[int] | None = None,
         sub_blocks: SubBlocks = "apart",
         train: list[str] | None = None,
-        only_written: bool = False,
+        completions_only: bool = False,
         clip_norm: float | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -96,7 +95,7 @@ class BlockwiseDistillation(LightningModule):
         self.checkpoint = Checkpoint(self.parent_folder)
         self.library.check_parent(self.checkpoint.fingerprint())
         self.chosen = self._choose(layers, sub_blocks, train)
-        self.only_written, self.clip_norm = only_written, clip_norm
+        self.completions_only, self.clip_norm = completions_only, clip_norm
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.dtype_name: DtypeName = dtype
         self.attention, self.experts = attention, experts
@@ -155,7 +154,7 @@ class BlockwiseDistillation(LightningModule):
         return made
 
     def configure_optimizers(self) -> Any:
-        """One optimiser over all blocks; the schedule counts updates."""
+        """One optimizer over all blocks; the schedule counts updates."""
         optimizer = self.optimizer(list(self.blocks.parameters()))
         if self.lr_scheduler is None:
             return optimizer
@@ -188,9 +187,9 @@ class BlockwiseDistillation(LightningModule):
 
     def _errors(self, batch: Batch) -> Iterator[BlockError]:
         assert self.parent is not None
-        check_batch(batch, self.parent.config.max_position_embeddings, self.parent.config.vocab_size)
+        check_packed(batch, self.parent.config.max_position_embeddings, self.parent.config.vocab_size)
         blocks: list[Any] = list(self.blocks)
-        return block_errors(self.parent, blocks, batch, counted_tokens(batch, self.only_written), self._sum)
+        return block_errors(self.parent, blocks, batch, counted_tokens(batch, self.completions_only), self._sum)
 
     def _sum(self, tensor: Tensor) -> Tensor:
         total = self.trainer.strategy.reduce(tensor, reduce_op="sum")

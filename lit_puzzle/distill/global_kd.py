@@ -14,7 +14,7 @@ Per process, with P and Q parameters of child and parent of b bytes, L layers, T
   Disk: child P b + 12 T per checkpoint to resume from, 4 T per best (+ 4 T each with averages).
   Traffic of a batch: gathers 2 P b + Q b, gradients 4 T.
 Results: `loss/first|last` (in training, means over the first and last tenth of the batches), `val_loss/first|best`, and
-with `accuracy` those of a recovery (`lit_puzzle.tuning.measure.recovery_results`).
+with `accuracy` those of a recovery (`lit_puzzle.evaluate.before_after.recovery_results`).
 Source: arXiv 2602.11937 (what is frozen, the data), arXiv 2411.19146 (the loss).
 """
 
@@ -28,27 +28,27 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, distributed
 from transformers import AutoTokenizer, PreTrainedModel
 
-from lit_puzzle.distill.checks import check_batch, check_finite, check_same_tokens
-from lit_puzzle.distill.ema import WeightAverage
+from lit_puzzle.child.save import become_saved, load_best, save_child
+from lit_puzzle.data.batch_validation import check_finite, check_packed, check_same_tokens
+from lit_puzzle.data.documents import PackedDocuments
+from lit_puzzle.data.hidden_states import release
 from lit_puzzle.distill.held_out import AccuracySettings, HeldOutAccuracy
-from lit_puzzle.distill.hidden_states import release
 from lit_puzzle.distill.losses import LossSettings
 from lit_puzzle.distill.objective import Batch, Terms, distillation_terms, no_terms
 from lit_puzzle.distill.top_logits_files import TopLogits
-from lit_puzzle.documents import PackedDocuments
+from lit_puzzle.evaluate.before_after import validation_values
 from lit_puzzle.model.loading import DtypeName
-from lit_puzzle.runs import require_input
-from lit_puzzle.sharding import load_for, shard
+from lit_puzzle.run.folder import require_input
 from lit_puzzle.spec import Plan
-from lit_puzzle.tuning.child import save_child
-from lit_puzzle.tuning.measure import become_saved, load_best, validation_values
-from lit_puzzle.tuning.random_state import RandomState, put_random_state, take_random_state
-from lit_puzzle.tuning.trainable import FROZEN, LoraSettings, freeze_parameters, optimise_trainable
-from lit_puzzle.tuning.trainer_checks import check_trainer
+from lit_puzzle.training.ema import WeightAverage
+from lit_puzzle.training.random_state import RandomState, put_random_state, take_random_state
+from lit_puzzle.training.sharding import load_for, shard
+from lit_puzzle.training.trainable import FROZEN, LoraSettings, freeze_parameters, optimize_trainable
+from lit_puzzle.training.trainer_validation import check_trainer
 
 
 class GlobalDistillation(LightningModule):
-    """Distils a parent into a child.
+    """Distills a parent into a child.
 
     Args:
         child: folder of the child: weights, configuration, tokenizer.
@@ -60,7 +60,7 @@ class GlobalDistillation(LightningModule):
         lora: trains low-rank adapters instead; everything else is then frozen.
         ema_decay: validates and saves an exponential moving average of the weights, of this decay.
         gradient_checkpointing: recomputes the child's activations in backward.
-        optimizer: builds the optimiser on the trainable parameters.
+        optimizer: builds the optimizer on the trainable parameters.
         lr_scheduler: builds the schedule, stepped once per update.
         dtype: dtype in which weights are loaded; those that train are kept in float32.
         attention: attention of both models; decoding is eager.
@@ -168,8 +168,8 @@ class GlobalDistillation(LightningModule):
             shard(parent, parent.model.layers, mesh, waiting)
 
     def configure_optimizers(self) -> Any:
-        """Optimiser over the trainable parameters; the schedule counts updates."""
-        return optimise_trainable(self, self.optimizer, self.lr_scheduler)
+        """Optimizer over the trainable parameters; the schedule counts updates."""
+        return optimize_trainable(self, self.optimizer, self.lr_scheduler)
 
     # ---- training -------------------------------------------------------------------------------------------------
 
@@ -203,7 +203,7 @@ class GlobalDistillation(LightningModule):
 
     def _terms(self, batch: Batch) -> Terms:
         config = self.model.config if isinstance(self.parent, TopLogits) else self.parent.config  # type: ignore[union-attr]
-        check_batch(batch, config.max_position_embeddings, config.vocab_size)
+        check_packed(batch, config.max_position_embeddings, config.vocab_size)
         known = self.parent.for_batch(batch) if isinstance(self.parent, TopLogits) else self.parent
         assert known is not None
         return distillation_terms(self.model, known, batch, self.loss)
@@ -233,8 +233,8 @@ class GlobalDistillation(LightningModule):
         total = self._validated.over_processes(self.trainer)
         values = {f"val/{name}": value for name, value in total.per_target().items()}
         if self.held_out is not None and self.held_out.validated:
-            asked = self.held_out.validated
-            values |= validation_values(self.held_out.answer(asked, self.model, self.tokenizer, self.trainer))
+            pairs = self.held_out.validated
+            values |= validation_values(self.held_out.answer(pairs, self.model, self.tokenizer, self.trainer))
         self.log_dict(values, prog_bar=True, sync_dist=True)
         if not self.trainer.sanity_checking:
             self._val_losses.append(values["val/loss"])

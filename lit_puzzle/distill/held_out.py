@@ -1,7 +1,7 @@
 """Accuracy of a child on held-out problems while it is distilled: before, after, and in validation if that is wanted.
 
 Reads and writes `before/` and `after/` (episodes) in the run folder. Memory and traffic are those of an evaluation with
-gathered weights (`lit_puzzle.tuning.measure`). Formulas: `lit_puzzle.evaluate.accuracy`.
+gathered weights (`lit_puzzle.evaluate.before_after`). Formulas: `lit_puzzle.evaluate.accuracy`.
 """
 
 from dataclasses import dataclass, field
@@ -11,17 +11,17 @@ import torch
 from lightning.pytorch import Trainer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_puzzle.data import Asked
+from lit_puzzle.data.rl_prompts import PromptAtEffort
+from lit_puzzle.environments.environment import EFFORTS, Environment, draw, effort_weights
 from lit_puzzle.evaluate.accuracy import Episode, held_out_problems, read_episodes
-from lit_puzzle.rl.environments import EFFORTS, Environment, draw, effort_weights
-from lit_puzzle.sharding import unsharded
-from lit_puzzle.tuning.measure import (
+from lit_puzzle.evaluate.before_after import (
     EvaluationSettings,
     answer_together,
     print_table,
     recovery_results,
     write_evaluation,
 )
+from lit_puzzle.training.sharding import unsharded
 
 VALIDATION_SEED = 0
 
@@ -62,10 +62,10 @@ class HeldOutAccuracy:
         count = settings.validation_prompts + len(texts) if settings.validation_prompts else 0
         drawn = draw(environments, efforts[:1], count, VALIDATION_SEED, held_out=True)
         left = [problem for problem, _ in drawn if problem.text() not in texts][: settings.validation_prompts]
-        self.validated: list[Asked] = [(problem, effort) for effort in efforts for problem in left]
+        self.validated: list[PromptAtEffort] = [(problem, effort) for effort in efforts for problem in left]
 
     def answer(
-        self, asked: list[Asked], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trainer: Trainer
+        self, pairs: list[PromptAtEffort], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trainer: Trainer
     ) -> list[Episode]:
         """Greedy answers of all processes together; leaves randomness, modes and gradients as they were."""
         settings = self.settings.measured
@@ -77,7 +77,7 @@ class HeldOutAccuracy:
             trainer.precision_plugin.forward_context(),
         ):
             return answer_together(
-                model, tokenizer, asked, self.settings.environments, settings.max_new_tokens, settings.batch_size
+                model, tokenizer, pairs, self.settings.environments, settings.max_new_tokens, settings.batch_size
             )
 
     def measure(

@@ -10,7 +10,7 @@ Symbols: z^c, z^p logits of child and parent at one target position, tau tempera
     loss = [sum over targets (a tau^2 D + c C) + h sum over tokens H] / positions
 a, h, c are `LossSettings.logits`, `.hidden`, `.lm`; tau^2 keeps the size of the gradient (arXiv 1503.02531, section 2);
 positions = tokens of the batch, padding included: a constant, so that neither accumulation nor the number of processes
-changes what is optimised. Where only the parent's K best tokens are known, p and q live on K + 1 outcomes, the last one
+changes what is optimized. Where only the parent's K best tokens are known, p and q live on K + 1 outcomes, the last one
 being all other tokens together; tau is 1 then.
 
 `head_loss` goes over the targets in chunks: the logits of a chunk, which the plain formula turns into their own
@@ -20,7 +20,7 @@ gradient, its products with head and states, and on: backward only scales what f
     work   4 N V D multiply-adds    as the plain formula (about 4 * 4.5 N V bytes); TRL's chunked divergence does
                                     6 N V D (its backward computes the logits again): 1.5 times the time
 
-Reads and writes: nothing. Source: arXiv 2411.19146 (KL and cosine), arXiv 2306.13649 (generalised JSD).
+Reads and writes: nothing. Source: arXiv 2411.19146 (KL and cosine), arXiv 2306.13649 (generalized JSD).
 
 Shapes: N targets, V vocabulary, D hidden channels of the child, P of the parent, K best tokens, C targets of a chunk,
 B rows, T tokens of a row, S outcomes of a distribution.

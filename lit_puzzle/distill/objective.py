@@ -1,8 +1,9 @@
 """The objective of global distillation on one packed batch: which states, which targets, which parent.
 
-Reads batches of `lit_puzzle.documents`; writes nothing. Formulas and memory of the head: `lit_puzzle.distill.losses`;
-of the bodies, with L layers: parent b B T D while it runs (each layer's states stay if hidden states are distilled),
-child c L b B T D for its backward pass, with activation checkpointing (L + 2 c) b B T D, c about 32 on the tiny model.
+Reads batches of `lit_puzzle.data.documents`; writes nothing. Formulas and memory of the head are in
+`lit_puzzle.distill.losses`; of the bodies, with L layers: parent b B T D while it runs (each layer's states stay if
+hidden states are distilled), child c L b B T D for its backward pass, with activation checkpointing (L + 2 c) b B T D,
+c about 32 on the tiny model.
 
 Shapes: B rows, T tokens of a row, D hidden channels, N targets.
 """
@@ -15,7 +16,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lit_puzzle.distill.hidden_states import hidden_states, release
+from lit_puzzle.data.hidden_states import hidden_states, release
 from lit_puzzle.distill.losses import FullParent, LossSettings, TopParent, head_loss, hidden_distance
 
 Batch = Mapping[str, Tensor]

@@ -13,7 +13,7 @@ Reads the parent and a folder of documents; writes `top_logits/` into the run fo
 (`lit_puzzle.distill.top_logits_files`, which also reads them for a packed batch). A run that is killed goes on with the
 first missing file. A document is computed as if alone, many of them packed together.
 
-A parent that no device can hold is sharded over several processes (`lit_puzzle.search.replacing.processes`); each
+A parent that no device can hold is sharded over several processes (`lit_puzzle.training.fabric`); each
 computes other sequences and the first one writes.
 
 Memory: the parent's share, the activations of `batch_tokens` tokens, 12 V C bytes, one shard of documents (5 bytes a
@@ -36,6 +36,8 @@ from numpy.typing import NDArray
 from torch import Tensor, distributed
 from transformers import PreTrainedModel
 
+from lit_puzzle.data.document_files import DocumentFolder, Shard
+from lit_puzzle.data.packing import Integers, model_inputs, pack, restarting_positions
 from lit_puzzle.distill.losses import TopParent
 from lit_puzzle.distill.top_logits_files import (
     Precision,
@@ -46,11 +48,9 @@ from lit_puzzle.distill.top_logits_files import (
     rest_mass,
     write_record,
 )
-from lit_puzzle.document_files import DocumentFolder, Shard
 from lit_puzzle.model.checkpoint import fingerprint
-from lit_puzzle.packing import Integers, model_inputs, pack, restarting_positions
-from lit_puzzle.runs import require_input
-from lit_puzzle.search.replacing.processes import FabricSettings, launch, load_parent
+from lit_puzzle.run.folder import require_input
+from lit_puzzle.training.fabric import FabricSettings, launch, load_parent
 
 FOLDER = "top_logits"
 Found = tuple[Integers, dict[str, NDArray[Any]]]  # rows of a shard's arrays, and their contents by name
@@ -71,7 +71,7 @@ def precompute_logits(
     Args:
         run_dir: The run's folder; gets `top_logits/`.
         parent: Checkpoint folder.
-        documents: Folder of documents, tokenised for this parent (written by whomever).
+        documents: Folder of documents, tokenized for this parent (written by whomever).
         top_k: Tokens kept.
         precision: Of the logarithms on disk.
         batch_tokens: Tokens computed together; a longer document is computed by itself.

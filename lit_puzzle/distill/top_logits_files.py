@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
 
+from lit_puzzle.data.document_files import DocumentFolder
+from lit_puzzle.data.packing import Integers
 from lit_puzzle.distill.losses import TopParent
-from lit_puzzle.document_files import DocumentFolder
 from lit_puzzle.model.safetensors_file import read_json
-from lit_puzzle.packing import Integers
-from lit_puzzle.runs import require_input, write_atomically
+from lit_puzzle.run.folder import require_input, write_atomically
 
 RECORD_FILE = "top_logits.json"
 ALIGNMENT = 64

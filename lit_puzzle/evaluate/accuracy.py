@@ -21,18 +21,18 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from torch import distributed
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_puzzle.evaluate.generate import MakeCache, evaluation_mode, generate_in_batches
-from lit_puzzle.evaluate.lengths import length_statistics, write_lengths
-from lit_puzzle.model.loading import DtypeName, load_model
-from lit_puzzle.rl.environments import EFFORTS, Environment, Problem, draw, render_prompt
-from lit_puzzle.runs import require_input
-from lit_puzzle.serve.kv_cache.fp8_cache import Fp8Cache, scales_for
+from lit_puzzle.environments.environment import EFFORTS, Environment, Problem, draw, render_prompt
+from lit_puzzle.generation.batches import MakeCache, evaluation_mode, generate_in_batches
+from lit_puzzle.generation.lengths import length_statistics, write_lengths
+from lit_puzzle.generation.policy import load_policy
+from lit_puzzle.kv_cache.fp8_cache import Fp8Cache, scales_for
+from lit_puzzle.model.loading import DtypeName
+from lit_puzzle.run.folder import require_input
 
 EPISODES_FILE = "episodes.jsonl"
 
@@ -118,7 +118,7 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     return mean, math.sqrt(variance / len(values))
 
 
-def summarise(episodes: Sequence[Episode]) -> dict[str, float]:
+def summarize(episodes: Sequence[Episode]) -> dict[str, float]:
     """Headline numbers of a set of episodes.
 
     Returns:
@@ -149,8 +149,8 @@ def compare(before: Sequence[Episode], after: Sequence[Episode]) -> dict[str, fl
     Raises:
         ValueError: the two are not answers to the same problems in the same order.
     """
-    asked = [[(e.environment, e.effort, e.problem) for e in episodes] for episodes in (before, after)]
-    if asked[0] != asked[1]:
+    problems = [[(e.environment, e.effort, e.problem) for e in episodes] for episodes in (before, after)]
+    if problems[0] != problems[1]:
         raise ValueError(
             f"{len(before)} answers before and {len(after)} after are not to the same problems in the same order. "
             "Evaluate both with the same environments, efforts, prompts_per_effort and seed."
@@ -225,7 +225,7 @@ def evaluate(
         kv_scales: folder of the scales of that cache; none: those in the checkpoint, or 1.
 
     Returns:
-        The numbers of `summarise`, and of `compare` (this run - baseline) if there is a baseline.
+        The numbers of `summarize`, and of `compare` (this run - baseline) if there is a baseline.
 
     Raises:
         ValueError: missing folders, bad counts, too few held-out problems, a baseline that asked other problems, or
@@ -253,7 +253,7 @@ def evaluate(
         for effort, group in split_by_effort(episodes).items()
     }
     write_lengths(run_dir, lengths)
-    results = summarise(episodes) | ({} if before is None else compare(before, episodes))
+    results = summarize(episodes) | ({} if before is None else compare(before, episodes))
     print_table(results, list(lengths))
     return results
 
@@ -272,13 +272,3 @@ def print_table(results: dict[str, float], efforts: Sequence[str]) -> None:
             else "",
         )
     Console().print(table)
-
-
-def load_policy(checkpoint: Path, dtype: DtypeName) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model and tokenizer of a folder, on the GPU if there is one, with the kernels that decode fastest on a CPU.
-
-    Measured on 6 layers, hidden 96, 16 experts top-2, one thread: tokens per CPU-second at batch 128 are 2,600 with
-    grouped_mm, 2,000 with eager and 90 with batched_mm experts; batch 64 gives 8% less, batch 256 no more.
-    """
-    policy = load_model(checkpoint, dtype, device="cuda" if torch.cuda.is_available() else None)
-    return policy, AutoTokenizer.from_pretrained(checkpoint)

@@ -36,11 +36,11 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lit_puzzle.environments.environment import Environment, Problem, draw, effort_weights, render_prompt
+from lit_puzzle.environments.long_context_tasks import default_tasks
+from lit_puzzle.environments.long_context_text import TextTask, fit
 from lit_puzzle.evaluate.accuracy import answer_problems
-from lit_puzzle.evaluate.generate import end_and_pad, evaluation_mode, pad_left
-from lit_puzzle.evaluate.long_context_tasks import default_tasks
-from lit_puzzle.evaluate.long_context_text import TextTask, fit
-from lit_puzzle.rl.environments import Environment, Problem, draw, effort_weights, render_prompt
+from lit_puzzle.generation.batches import end_and_pad, evaluation_mode, pad_left
 
 FINAL = "<|channel|>final<|message|>"
 RETURN = "<|return|>"
@@ -150,8 +150,8 @@ class LongContextAccuracy:
             for task, share in zip(self.tasks, shares[: len(self.tasks)], strict=True)
         ]
         for environment, share in zip(self.environments, shares[len(self.tasks) :], strict=True):
-            asked = draw([environment], [self.efforts[0]], share, self.seed, held_out=False)
-            problems.append([problem for problem, _ in asked])
+            pairs = draw([environment], [self.efforts[0]], share, self.seed, held_out=False)
+            problems.append([problem for problem, _ in pairs])
         turns = [group[turn] for turn in range(max(shares)) for group in problems if turn < len(group)]
         return [(problem, effort) for effort in self.efforts for problem in turns]
 

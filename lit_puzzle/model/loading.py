@@ -1,6 +1,6 @@
 """Loads a parent or a child, whatever its folder holds: stock gpt-oss, a puzzle child, MXFP4 experts or not.
 
-Reads a checkpoint folder; remote code of the folder is never run. MXFP4 experts are de-quantised to bfloat16: they are
+Reads a checkpoint folder; remote code of the folder is never run. MXFP4 experts are de-quantized to bfloat16: they are
 computed with, never trained, and the packed kernels of transformers read one model-wide number of experts, which a
 child does not have.
 
@@ -9,7 +9,7 @@ be sharded, leaves them in mapped files, and experts that must be converted wait
 Anonymous memory of one of N processes, for P parameters of b bytes, X of them outside the experts, L layers:
 
     P b                               load_model
-    P b / N + (P - X) b / L           load_mapped, then `lit_puzzle.sharding.shard` (+ X b when dtypes differ)
+    P b / N + (P - X) b / L           load_mapped, then `lit_puzzle.training.sharding.shard` (+ X b when dtypes differ)
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ def load_model(
     Raises:
         ValueError: MXFP4 experts are asked for in another dtype than bfloat16.
     """
-    quantised = _is_quantised(AutoConfig.from_pretrained(folder).to_dict(), folder, dtype)
+    quantized = _is_quantized(AutoConfig.from_pretrained(folder).to_dict(), folder, dtype)
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=getattr(torch, dtype),
-        quantization_config=Mxfp4Config(dequantize=True) if quantised else None,
+        quantization_config=Mxfp4Config(dequantize=True) if quantized else None,
         attn_implementation=attention,
         experts_implementation=experts,
     )
@@ -79,7 +79,7 @@ def load_mapped(
     """
     checkpoint = Checkpoint(folder)
     config = AutoConfig.from_pretrained(folder)
-    if _is_quantised(config.to_dict(), folder, dtype):
+    if _is_quantized(config.to_dict(), folder, dtype):
         del config.quantization_config
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(
@@ -133,8 +133,8 @@ def _put(module: nn.Module, name: str, values: Tensor, requires_grad: bool) -> N
     module.register_parameter(name, nn.Parameter(values, requires_grad=requires_grad))
 
 
-def _is_quantised(config: Mapping[str, Any], folder: Path, dtype: DtypeName) -> bool:
-    quantised = config.get("quantization_config") is not None
-    if quantised and dtype != "bfloat16":
-        raise ValueError(f"{folder} has MXFP4 experts, which are de-quantised to bfloat16; dtype is {dtype!r}.")
-    return quantised
+def _is_quantized(config: Mapping[str, Any], folder: Path, dtype: DtypeName) -> bool:
+    quantized = config.get("quantization_config") is not None
+    if quantized and dtype != "bfloat16":
+        raise ValueError(f"{folder} has MXFP4 experts, which are de-quantized to bfloat16; dtype is {dtype!r}.")
+    return quantized

@@ -46,7 +46,7 @@ def _check(blocks: Tensor, scales: Tensor) -> None:
         )
 
 
-def dequantise(blocks: Tensor, scales: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+def dequantize(blocks: Tensor, scales: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """Floating-point values of MXFP4 rows.
 
     Args:
@@ -73,10 +73,10 @@ def dequantise(blocks: Tensor, scales: Tensor, dtype: torch.dtype = torch.bfloat
 
 def expert_weight(blocks: Tensor, scales: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """MXFP4 experts in the plain layout of gpt-oss: [E, rows, G, 16] -> [E, G * 32, rows], contiguous."""
-    return dequantise(blocks, scales, dtype).transpose(1, 2).contiguous()
+    return dequantize(blocks, scales, dtype).transpose(1, 2).contiguous()
 
 
-def quantise(values: Tensor) -> tuple[Tensor, Tensor]:
+def quantize(values: Tensor) -> tuple[Tensor, Tensor]:
     """Round rows of values to MXFP4 by the rule at the top of this file.
 
     Args:
@@ -100,19 +100,19 @@ def quantise(values: Tensor) -> tuple[Tensor, Tensor]:
     codes = torch.signbit(exact).to(torch.uint8) << 3
     for code, midpoint in enumerate(
         _MIDPOINTS
-    ):  # above the midpoint, or on it when the upper neighbour is the even code
+    ):  # above the midpoint, or on it when the upper neighbor is the even code
         size = scaled.abs()
         codes += (size >= midpoint if code % 2 else size > midpoint).to(torch.uint8)
     return codes[..., 0::2] | (codes[..., 1::2] << 4), (exponents + SCALE_BIAS).to(torch.uint8)
 
 
-def quantise_experts(weight: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_experts(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Plain experts [E, G * 32, rows] -> MXFP4 blocks [E, rows, G, 16] and scales [E, rows, G].
 
     The inverse of `expert_weight` on values that came from MXFP4. Memory: the result and about 20 bytes a value of
     one expert.
     """
-    blocks, scales = zip(*(quantise(expert.T) for expert in weight), strict=True)
+    blocks, scales = zip(*(quantize(expert.T) for expert in weight), strict=True)
     return torch.stack(blocks), torch.stack(scales)
 
 

@@ -5,8 +5,8 @@ Experts are rows: of the router's weight and bias, and of every expert tensor in
 rounds nothing, so MXFP4 stays bit-exact. A window changes no tensor: it lives in the configuration alone.
 
 Source: arXiv 2602.11937: a pruned layer keeps the chosen experts and their router rows, nothing is
-renormalised. Names are relative to the layer (`mlp.router.weight`), see `lit_puzzle.model.layout`. E counts experts.
-Memory: the new layer's expert rows, except where the kept experts are one run of neighbours: then a view, no bytes.
+renormalized. Names are relative to the layer (`mlp.router.weight`), see `lit_puzzle.model.layout`. E counts experts.
+Memory: the new layer's expert rows, except where the kept experts are one run of neighbors: then a view, no bytes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def count_experts(tensors: Mapping[str, Tensor]) -> int:
 
 
 def select_rows(tensor: Tensor, kept: Sequence[int]) -> Tensor:
-    """Rows `kept` of the first dimension in that order; a view when they are neighbours in ascending order."""
+    """Rows `kept` of the first dimension in that order; a view when they are neighbors in ascending order."""
     first, count = kept[0], len(kept)
     if list(kept) == list(range(first, first + count)):
         return tensor[first : first + count]
@@ -60,7 +60,7 @@ def prune_layer(tensors: Mapping[str, Tensor], kept: Sequence[int]) -> dict[str,
         raise ValueError("kept is empty; a layer keeps at least one expert")
     if len(set(kept)) != len(kept):
         raise ValueError(f"kept repeats an expert: {list(kept)}")
-    strangers = [index for index in kept if not 0 <= index < experts]
-    if strangers:
-        raise ValueError(f"kept names experts {strangers}; the layer has {experts} (indices 0..{experts - 1})")
+    unknown = [index for index in kept if not 0 <= index < experts]
+    if unknown:
+        raise ValueError(f"kept names experts {unknown}; the layer has {experts} (indices 0..{experts - 1})")
     return {name: select_rows(tensor, kept) if name in EXPERT_ROWS else tensor for name, tensor in tensors.items()}

@@ -62,7 +62,7 @@ class StoredRows:
         return self.info.shape if self.rows is None else (len(self.rows), *self.info.shape[1:])
 
     def runs(self) -> Iterator[tuple[int, int]]:
-        """First byte in the file and number of bytes of each run of neighbouring rows."""
+        """First byte in the file and number of bytes of each run of neighboring rows."""
         if self.rows is None:
             yield self.info.begin, self.info.num_bytes
             return

@@ -1,6 +1,6 @@
 """Reinforcement learning that recovers a pruned child: a LightningModule around TRL's GRPO engine.
 
-Lightning drives optimisation, sharding, logging and checkpoints; the engine gives rollouts, rewards and the loss. The
+Lightning drives optimization, sharding, logging and checkpoints; the engine gives rollouts, rewards and the loss. The
 child is measured on held-out prompts before training; after it, with the best validated weights as they were saved
 (rounded, adapters merged), on the same prompts. Validation asks others.
 
@@ -28,26 +28,24 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
-from lit_puzzle.data import Asked, PromptData
+from lit_puzzle.child.save import become_saved, load_best, save_child
+from lit_puzzle.data.rl_prompts import PromptAtEffort, PromptData
 from lit_puzzle.evaluate.accuracy import Episode, held_out_problems, read_episodes
-from lit_puzzle.model.loading import DtypeName
-from lit_puzzle.rl.rewards import RewardSettings, build_rewards
-from lit_puzzle.rl.settings import GRPOSettings
-from lit_puzzle.runs import require_input
-from lit_puzzle.sharding import load_for, shard, unsharded
-from lit_puzzle.tuning.child import save_child
-from lit_puzzle.tuning.measure import (
+from lit_puzzle.evaluate.before_after import (
     EvaluationSettings,
     answer_together,
-    become_saved,
-    load_best,
     print_table,
     recovery_results,
     validation_values,
     write_evaluation,
 )
-from lit_puzzle.tuning.trainable import FROZEN, LoraSettings, freeze_parameters, optimise_trainable
-from lit_puzzle.tuning.trainer_checks import check_trainer
+from lit_puzzle.model.loading import DtypeName
+from lit_puzzle.rl.rewards import RewardSettings, build_rewards
+from lit_puzzle.rl.settings import GRPOSettings
+from lit_puzzle.run.folder import require_input
+from lit_puzzle.training.sharding import load_for, shard, unsharded
+from lit_puzzle.training.trainable import FROZEN, LoraSettings, freeze_parameters, optimize_trainable
+from lit_puzzle.training.trainer_validation import check_trainer
 
 
 class RLRecovery(LightningModule):
@@ -61,7 +59,7 @@ class RLRecovery(LightningModule):
         freeze: patterns of parameters that are not trained; by default experts and router.
         lora: trains low-rank adapters instead; everything else is then frozen.
         evaluation: the measurement before and after.
-        optimizer: builds the optimiser on the trainable parameters.
+        optimizer: builds the optimizer on the trainable parameters.
         lr_scheduler: builds the schedule, stepped once per update.
         dtype: dtype in which the weights are loaded; those that train are kept in float32, because a step of a small
             learning rate is less than bfloat16 can tell apart.
@@ -104,8 +102,8 @@ class RLRecovery(LightningModule):
         self.results: dict[str, float] = {}
         self.policy: Any = None  # the model, inside a LoRA wrapper if there is one
         self._reward_history: list[float] = []
-        self._asked: list[Asked] = []
-        self._measured: list[Asked] = []
+        self._asked: list[PromptAtEffort] = []
+        self._measured: list[PromptAtEffort] = []
 
     # ---- building -------------------------------------------------------------------------------------------------
 
@@ -114,7 +112,9 @@ class RLRecovery(LightningModule):
         """The run's environments and prompts."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, PromptData):
-            raise ValueError(f"RLRecovery was given data {type(data).__name__}; it needs lit_puzzle.data.PromptData.")
+            raise ValueError(
+                f"RLRecovery was given data {type(data).__name__}; it needs lit_puzzle.data.rl_prompts.PromptData."
+            )
         return data
 
     @property
@@ -175,8 +175,8 @@ class RLRecovery(LightningModule):
         data.train_dataloader = self.train_dataloader  # type: ignore[method-assign]  # Lightning asks the data first
 
     def configure_optimizers(self) -> Any:
-        """Optimiser over the trainable parameters; the schedule counts updates."""
-        return optimise_trainable(self, self.optimizer, self.lr_scheduler)
+        """Optimizer over the trainable parameters; the schedule counts updates."""
+        return optimize_trainable(self, self.optimizer, self.lr_scheduler)
 
     # ---- training -------------------------------------------------------------------------------------------------
 
@@ -228,7 +228,7 @@ class RLRecovery(LightningModule):
         """Context of every generation: a sharded model is gathered once, if it fits."""
         return unsharded(self.model) if self.grpo.unshard_rollouts else nullcontext()
 
-    def _answer(self, asked: list[Asked]) -> list[Episode]:
+    def _answer(self, pairs: list[PromptAtEffort]) -> list[Episode]:
         """Greedy answers of all processes together; leaves randomness, modes and gradients as they were."""
         settings, environments = self.evaluation, self.data.environments
         tokens = settings.max_new_tokens or self.grpo.max_completion_length
@@ -238,18 +238,18 @@ class RLRecovery(LightningModule):
             self._generation(),
             self.trainer.precision_plugin.forward_context(),
         ):
-            return answer_together(self.model, self.tokenizer, asked, environments, tokens, settings.batch_size)
+            return answer_together(self.model, self.tokenizer, pairs, environments, tokens, settings.batch_size)
 
-    def validation_step(self, batch: list[Asked], batch_idx: int) -> None:
+    def validation_step(self, batch: list[PromptAtEffort], batch_idx: int) -> None:
         """Collects the problems; every process gets all."""
         self._asked += batch
 
     def on_validation_epoch_end(self) -> None:
         """Answers the collected problems together; logs accuracy and, per effort, accuracy and tokens."""
-        asked, self._asked = self._asked, []
-        values = validation_values(self._answer(asked))
-        self.log("val/accuracy", values.pop("val/accuracy"), prog_bar=True, batch_size=len(asked), sync_dist=True)
-        self.log_dict(values, batch_size=len(asked), sync_dist=True)
+        pairs, self._asked = self._asked, []
+        values = validation_values(self._answer(pairs))
+        self.log("val/accuracy", values.pop("val/accuracy"), prog_bar=True, batch_size=len(pairs), sync_dist=True)
+        self.log_dict(values, batch_size=len(pairs), sync_dist=True)
 
     def on_fit_end(self) -> None:
         """Writes the recovered child from the best weights, measures what was written and fills `results`."""

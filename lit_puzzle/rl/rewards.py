@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_puzzle.evaluate.lengths import read_lengths
-from lit_puzzle.rl.environments import Environment, final_text
+from lit_puzzle.environments.answers import final_text
+from lit_puzzle.environments.environment import Environment
+from lit_puzzle.generation.lengths import read_lengths
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -1,6 +1,6 @@
 """The only file that touches TRL's internals: a `trl.GRPOTrainer` as rollout, reward and loss engine (trl 1.16).
 
-The trainer's own loop never runs. A LightningModule asks for `loss(batch)`, drives optimisation itself, and gets the
+The trainer's own loop never runs. A LightningModule asks for `loss(batch)`, drives optimization itself, and gets the
 weights that `GRPOTrainer.train()` would have reached, bit for bit. Everything random (sampling, shuffling) happens on a
 stream of its own per process, so validation cannot change training and a resumed run continues bit for bit.
 
@@ -25,8 +25,8 @@ from trl import GRPOConfig, GRPOTrainer
 from lit_puzzle.rl.loader import ResumableLoader
 from lit_puzzle.rl.rewards import RewardFunction
 from lit_puzzle.rl.settings import GRPOSettings
-from lit_puzzle.tuning.random_state import RandomStream
-from lit_puzzle.tuning.trainer_checks import PRECISIONS
+from lit_puzzle.training.random_state import RandomStream
+from lit_puzzle.training.trainer_validation import PRECISIONS
 
 Rows = list[dict[str, Any]]
 
@@ -194,7 +194,7 @@ class GRPOEngine:
         return {key: sum(values) / len(values) for key, values in known.items() if values}
 
     def state_dict(self) -> dict[str, Any]:
-        """What resuming needs beside weights, optimiser and loader: one entry per process, tensors and plain Python.
+        """What resuming needs beside weights, optimizer and loader: one entry per process, tensors and plain Python.
 
         Every process must call it; the list is the same on all.
         """

@@ -19,8 +19,8 @@ import operator
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from lit_puzzle.search.cost import GIB, Block, BlockCost, CostModel, Deployment, Prediction
-from lit_puzzle.search.library import Candidate
+from lit_puzzle.costs.cost_model import GIB, Block, BlockCost, CostModel, Deployment, Prediction
+from lit_puzzle.library.library import Candidate
 from lit_puzzle.search.solver.choices import Grid, Limit, Option
 from lit_puzzle.spec import Budget, Scenario, Target
 
@@ -59,8 +59,8 @@ def required_throughput(target: Target, parent: Prediction | None) -> tuple[str,
     Raises:
         ValueError: It asks for a multiple of the parent's, and the parent does not fit.
     """
-    over_parent, asked = target.budget.throughput_over_parent, target.budget.throughput_tokens_per_second
-    found = [] if asked is None else [("throughput_tokens_per_second", asked)]
+    over_parent, pairs = target.budget.throughput_over_parent, target.budget.throughput_tokens_per_second
+    found = [] if pairs is None else [("throughput_tokens_per_second", pairs)]
     if over_parent is not None:
         if parent is None:
             raise ValueError(
@@ -137,7 +137,7 @@ def option(
 ) -> Option:
     """One deployment and batch size of a target, with all that bounds it there."""
     scenario, budget, rest = target.scenario, target.budget, model.rest(deployment, batch)
-    generated, asked = scenario.generated_tokens, required_throughput(target, parent)
+    generated, pairs = scenario.generated_tokens, required_throughput(target, parent)
 
     def limit(key: str, value: Callable[[BlockCost], float], bound: float, numerator: float | None = None) -> Limit:
         values = grid(layers, model, deployment, batch, value)
@@ -152,8 +152,8 @@ def option(
     limits = [limit(GPU_MEMORY, gib, model.usable_bytes(deployment) / GIB)]
     if budget.memory_gib is not None:
         limits.append(limit("memory_gib", lambda cost: gib(cost) * scenario.num_gpus, budget.memory_gib))
-    if asked is not None:
-        key, throughput = asked
+    if pairs is not None:
+        key, throughput = pairs
         tokens = float(deployment.replicas * batch * generated)
         unit = parent.tokens_per_second if parent is not None and key == "throughput_over_parent" else 1.0
         limits.append(limit(key, seconds, tokens / throughput, tokens / unit))

@@ -10,28 +10,28 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from lit_puzzle.search.cost import Block, CostModel, Prediction
-from lit_puzzle.search.library import Library
+from lit_puzzle.costs.cost_model import Block, CostModel, Prediction
+from lit_puzzle.library.library import Library
 from lit_puzzle.search.limits import GPU_MEMORY, SERVABLE, required_throughput
-from lit_puzzle.search.problem import Search
-from lit_puzzle.search.search_report import SweepPoint
+from lit_puzzle.search.program import SearchProgram
+from lit_puzzle.search.report import SweepPoint
 from lit_puzzle.search.solver.choices import DisagreementError, Solution
 from lit_puzzle.spec import Budget, Target
 
 SAME_TOTALS = 1e-6  # relative; the two sums differ in order and units only
 
 
-def check_totals(written: Search, solution: Solution) -> None:
+def check_totals(program: SearchProgram, solution: Solution) -> None:
     """Predict the chosen plan with the cost model and compare with every sum that the solver worked with.
 
     Raises:
         DisagreementError: They differ, or the prediction misses a budget.
     """
-    blocks, problem = written.blocks(solution.chosen), written.problem
-    _check_servable(written, blocks)
+    blocks, problem = program.blocks(solution.chosen), program.problem
+    _check_servable(program, blocks)
     for position, index in enumerate(solution.options):
-        target, model, parent = written.targets[position], written.models[position], written.parents[position]
-        predicted = model.predict(blocks, *written.deployed[position][index])
+        target, model, parent = program.targets[position], program.models[position], program.parents[position]
+        predicted = model.predict(blocks, *program.deployed[position][index])
         truth = _truth(predicted, target, parent, blocks)
         for limit in (*problem.limits, *problem.choices[position][index].limits):
             total = limit.total(solution.chosen)
@@ -39,12 +39,12 @@ def check_totals(written: Search, solution: Solution) -> None:
                 raise DisagreementError(
                     f"{limit.name}: the solver counted {limit.told(total)}, the cost model {truth[limit.key]}"
                 )
-        _check_budgets(written.limits, target, parent, truth)
+        _check_budgets(program.limits, target, parent, truth)
 
 
-def _check_servable(written: Search, blocks: Sequence[Block]) -> None:
+def _check_servable(program: SearchProgram, blocks: Sequence[Block]) -> None:
     """What no cost can say: experts that can be shared out and routed to, and the same number of them everywhere."""
-    for model in written.models:
+    for model in program.models:
         ranks, active = model.scenario.expert_parallel or 1, model.model.experts_per_token
         for layer, block in enumerate(blocks):
             if block.num_experts % ranks or block.num_experts < active:
@@ -53,7 +53,7 @@ def _check_servable(written: Search, blocks: Sequence[Block]) -> None:
                     f"them, and a token takes {active}"
                 )
     counts = {block.num_experts for block in blocks}
-    if written.problem.same is not None and len(counts) > 1:
+    if program.problem.same is not None and len(counts) > 1:
         raise DisagreementError(f"uniform_experts was asked for, but the plan has layers of {sorted(counts)} experts")
 
 
@@ -76,11 +76,11 @@ def _truth(
 
 
 def _check_budgets(limits: Budget, target: Target, parent: Prediction | None, truth: dict[str, float]) -> None:
-    asked = required_throughput(target, parent)
-    if asked is not None and truth["throughput_tokens_per_second"] < asked[1] * (1 - SAME_TOTALS):
+    required = required_throughput(target, parent)
+    if required is not None and truth["throughput_tokens_per_second"] < required[1] * (1 - SAME_TOTALS):
         raise DisagreementError(
             f"the plan misses its budget: {truth['throughput_tokens_per_second']} tokens a second, "
-            f"{asked[0]} asks for {asked[1]}"
+            f"{required[0]} asks for {required[1]}"
         )
     for budget in (limits, target.budget):
         for key, bound in budget.to_json().items():
@@ -91,30 +91,30 @@ def _check_budgets(limits: Budget, target: Target, parent: Prediction | None, tr
 
 
 def plan_record(
-    library: Library, written: Search, solutions: list[Solution], points: list[SweepPoint], how: dict[str, Any]
+    library: Library, program: SearchProgram, solutions: list[Solution], points: list[SweepPoint], how: dict[str, Any]
 ) -> dict[str, Any]:
     """What plan.json holds."""
     best = solutions[0]
-    tried = [len(pairs) for pairs in written.deployed]
-    names = [[row[index].name for row, index in zip(written.layers, solution.chosen)] for solution in solutions]
-    damages = [row[index] for row, index in zip(written.problem.damage, best.chosen)]
+    tried = [len(pairs) for pairs in program.deployed]
+    names = [[row[index].name for row, index in zip(program.layers, solution.chosen)] for solution in solutions]
+    quality_losses = [row[index] for row, index in zip(program.problem.quality_loss, best.chosen)]
     return {
         "plan": library.plan(names[0]).to_json(),
-        "damage": best.damage,
+        "quality_loss": best.quality_loss,
         "optimality": {**_proof(best), "deployments_and_batches_tried": tried, **how},
-        "predicted": _predicted(written, best),
+        "predicted": _predicted(program, best),
         "scores": [
-            {"layer": layer, "candidate": name, "damage": value}
-            for layer, (name, value) in enumerate(zip(names[0], damages))
+            {"layer": layer, "candidate": name, "quality_loss": value}
+            for layer, (name, value) in enumerate(zip(names[0], quality_losses))
         ],
         "trained_files": trained_files(library, names[0]),
         "alternatives": [
             {
                 "plan": library.plan(chosen).to_json(),
-                "damage": solution.damage,
+                "quality_loss": solution.quality_loss,
                 **_proof(solution),
                 "candidates": chosen,
-                "predicted": _predicted(written, solution),
+                "predicted": _predicted(program, solution),
             }
             for chosen, solution in zip(names[1:], solutions[1:])
         ],
@@ -138,17 +138,17 @@ def _proof(solution: Solution) -> dict[str, Any]:
     }
 
 
-def _predicted(written: Search, solution: Solution) -> list[dict[str, Any]]:
-    blocks, rows = written.blocks(solution.chosen), []
+def _predicted(program: SearchProgram, solution: Solution) -> list[dict[str, Any]]:
+    blocks, rows = program.blocks(solution.chosen), []
     for target, model, parent, pairs, index in zip(
-        written.targets, written.models, written.parents, written.deployed, solution.options, strict=True
+        program.targets, program.models, program.parents, program.deployed, solution.options, strict=True
     ):
         child = _best_within(target, model, blocks, model.predict(blocks, *pairs[index]))
-        asked = required_throughput(target, parent)
+        required = required_throughput(target, parent)
         rows.append(
             {
                 "target": target.to_json(),
-                "required_tokens_per_second": None if asked is None else asked[1],
+                "required_tokens_per_second": None if required is None else required[1],
                 "parent": None if parent is None else parent.to_json(),
                 "child": child.to_json(),
                 "speedup": None if parent is None else child.tokens_per_second / parent.tokens_per_second,
@@ -168,7 +168,7 @@ def headline(record: dict[str, Any]) -> dict[str, float]:
     """The numbers for run.json; targets by their position."""
     optimality = record["optimality"]
     results = {
-        "damage": record["damage"],
+        "quality_loss": record["quality_loss"],
         "proven": float(optimality["proven"]),
         "solver_seconds": optimality["seconds"],
     }

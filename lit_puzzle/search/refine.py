@@ -17,17 +17,19 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lit_puzzle.search.cost import Prediction
+from lit_puzzle.costs.cost_model import Prediction
 from lit_puzzle.search.limits import describe_all
 from lit_puzzle.search.plan_record import check_totals
-from lit_puzzle.search.problem import Search
-from lit_puzzle.search.search_report import SweepPoint
+from lit_puzzle.search.program import SearchProgram
+from lit_puzzle.search.report import SweepPoint
 from lit_puzzle.search.solver.baselines import SOLVERS
 from lit_puzzle.search.solver.batches import Pairs, finer
 from lit_puzzle.search.solver.choices import Infeasible, OutOfTimeError, Settings, Solution
 from lit_puzzle.spec import Target
 
-Writer = Callable[..., Search]  # the problem, with the ladder of batches or with `tried=` deployments and batches
+WriteProgram = Callable[
+    ..., SearchProgram
+]  # the problem, with the ladder of batches or with `tried=` deployments and batches
 EXACT = ("mip", "max_parameters")  # the solvers that can give more than one plan
 SHORTEST = 1e-3  # seconds: what a solver gets when nothing is left
 
@@ -46,7 +48,7 @@ class Rounds:
     settings: Settings
     refine: bool
 
-    def solve(self, write: Writer, written: Search) -> tuple[Search, list[Solution]]:
+    def solve(self, write: WriteProgram, program: SearchProgram) -> tuple[SearchProgram, list[Solution]]:
         """The best plan and its alternatives, and the search with all deployments and batches that were tried.
 
         Raises:
@@ -54,22 +56,22 @@ class Rounds:
             OutOfTimeError: None was found in time.
             DisagreementError: The solver's totals are not those of the cost model.
         """
-        written, best = self.best(write, written)
-        later = self._alternatives(written, best)
+        program, best = self.best(write, program)
+        later = self._alternatives(program, best)
         for solution in later:
-            check_totals(written, solution)
-        return written, [best, *later]
+            check_totals(program, solution)
+        return program, [best, *later]
 
-    def best(self, write: Writer, written: Search) -> tuple[Search, Solution]:
+    def best(self, write: WriteProgram, program: SearchProgram) -> tuple[SearchProgram, Solution]:
         """The best plan alone; see `solve`."""
         deadline = time.monotonic() + self.settings.time_limit_seconds
         # The other solvers say themselves that they give one plan only.
         only_one = dataclasses.replace(self.settings, num_solutions=1) if self.solver in EXACT else self.settings
         try:
-            best = SOLVERS[self.solver](written.problem, only_one)[0]
+            best = SOLVERS[self.solver](program.problem, only_one)[0]
         except Infeasible as error:
-            raise in_words(written, error) from error
-        while self.refine and (tried := finer(written.deployed, best.options)) is not None:
+            raise in_words(program, error) from error
+        while self.refine and (tried := finer(program.deployed, best.options)) is not None:
             left = max(SHORTEST, deadline - time.monotonic())
             closer = write(tried=tried)
             again = dataclasses.replace(only_one, time_limit_seconds=left, known=best.chosen)
@@ -77,15 +79,15 @@ class Rounds:
                 found = SOLVERS[self.solver](closer.problem, again)[0]
             except (Infeasible, OutOfTimeError):  # a baseline without luck, or no time: the plan at hand stays
                 break
-            better = found.damage < best.damage
+            better = found.quality_loss < best.quality_loss
             if better or (found.proven and best.proven):  # else the time was up: keep the bound that is known
-                written, best = _together(write, written, closer, best, found, self.settings.relative_gap)
+                program, best = _together(write, program, closer, best, found, self.settings.relative_gap)
             if not better:
                 break
-        check_totals(written, best)
-        return written, best
+        check_totals(program, best)
+        return program, best
 
-    def _alternatives(self, written: Search, best: Solution) -> list[Solution]:
+    def _alternatives(self, program: SearchProgram, best: Solution) -> list[Solution]:
         """Later plans over everything tried; those that are found in time."""
         if self.settings.num_solutions == 1 or self.solver not in EXACT:
             return []
@@ -93,12 +95,12 @@ class Rounds:
             self.settings, num_solutions=self.settings.num_solutions - 1, unlike=(best.chosen,), known=None
         )
         try:
-            return SOLVERS[self.solver](written.problem, more)
+            return SOLVERS[self.solver](program.problem, more)
         except OutOfTimeError:
             print(f"solver {self.solver}: no alternative was found in {more.time_limit_seconds:g} s", flush=True)
             return []
 
-    def sweep(self, writers: Sequence[tuple[float, Writer]], seconds: float) -> list[SweepPoint]:
+    def sweep(self, writers: Sequence[tuple[float, WriteProgram]], seconds: float) -> list[SweepPoint]:
         """The damage of every budget, in the order given; each gets an even part of the time that is left.
 
         Args:
@@ -116,46 +118,51 @@ class Rounds:
             except OutOfTimeError:
                 points.append(SweepPoint(over_parent, None, False))
             else:
-                points.append(SweepPoint(over_parent, best.damage, best.proven))
+                points.append(SweepPoint(over_parent, best.quality_loss, best.proven))
         return points
 
 
 def _together(
-    write: Writer, before: Search, after: Search, best: Solution, found: Solution, relative_gap: float
-) -> tuple[Search, Solution]:
+    write: WriteProgram,
+    before: SearchProgram,
+    after: SearchProgram,
+    best: Solution,
+    found: Solution,
+    relative_gap: float,
+) -> tuple[SearchProgram, Solution]:
     """Both searches as one with all that they tried, and the better of their plans with the bound that holds there."""
     tried: list[Pairs] = [
         [*old, *(pair for pair in new if pair not in old)] for old, new in zip(before.deployed, after.deployed)
     ]
     both, plan, source = write(tried=tried), best, before
-    if found.damage < best.damage:
+    if found.quality_loss < best.quality_loss:
         plan, source = found, after
     taken = (pairs[index] for pairs, index in zip(source.deployed, plan.options))
     plan = dataclasses.replace(plan, options=tuple(list(pairs).index(pair) for pairs, pair in zip(tried, taken)))
     if best.bound is None or found.bound is None:
         return both, plan
     # The earlier search holds the earlier plan only: when that is beaten, its bound may be above the later damage.
-    return both, plan.with_bound(min(best.bound, found.bound, plan.damage), relative_gap)
+    return both, plan.with_bound(min(best.bound, found.bound, plan.quality_loss), relative_gap)
 
 
-def in_words(written: Search, error: Infeasible) -> Infeasible:
+def in_words(program: SearchProgram, error: Infeasible) -> Infeasible:
     """The error with what its plan would reach in every target."""
     if error.chosen is None:
         return error
-    blocks = written.blocks(error.chosen)
+    blocks = program.blocks(error.chosen)
     lines = [str(error), "In the deployment and batch that come nearest, that plan reaches:"]
-    for position, where in enumerate(describe_all(written.targets)):
-        model, parent = written.models[position], written.parents[position]
+    for position, where in enumerate(describe_all(program.targets)):
+        model, parent = program.models[position], program.parents[position]
         excess = [
             max((limit.excess(error.chosen) for limit in option.limits), default=0.0)
-            for option in written.problem.choices[position]
+            for option in program.problem.choices[position]
         ]
         if min(excess) == math.inf:
             lines.append(f"- {where}: it cannot be served")
             continue
-        nearest = written.deployed[position][excess.index(min(excess))]
+        nearest = program.deployed[position][excess.index(min(excess))]
         lines.append(f"- {where}: {_speed(model.predict(blocks, *nearest), parent)}")
-    names = [row[index].name for row, index in zip(written.layers, error.chosen)]
+    names = [row[index].name for row, index in zip(program.layers, error.chosen)]
     lines.append(f"Its candidates, layer by layer: {names}")
     return Infeasible("\n".join(lines), error.chosen, error.options, error.needs, error.proven)
 

@@ -31,15 +31,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from lit_puzzle.runs import require_input, write_atomically
-from lit_puzzle.search.cost import CostModel, Engine, KernelTimes, ModelShape
-from lit_puzzle.search.damage import DamageRule
-from lit_puzzle.search.library import Library
+from lit_puzzle.costs.cost_model import CostModel, KernelTimes, ModelShape, ServingEngine
+from lit_puzzle.library.library import Library
+from lit_puzzle.run.folder import require_input, write_atomically
+from lit_puzzle.scoring.scores import Scores
+from lit_puzzle.search.objective import Objective
 from lit_puzzle.search.plan_record import headline, plan_record
-from lit_puzzle.search.problem import Search, Windows, offered, write_problem
-from lit_puzzle.search.refine import Rounds, Writer, faster
-from lit_puzzle.search.scores import Scores
-from lit_puzzle.search.search_report import draw_curve, draw_plan, write_table
+from lit_puzzle.search.program import SearchProgram, Windows, offered, write_program
+from lit_puzzle.search.refine import Rounds, WriteProgram, faster
+from lit_puzzle.search.report import draw_curve, draw_plan, write_table
 from lit_puzzle.search.solver.batches import Pairs
 from lit_puzzle.search.solver.choices import Settings, Solution
 from lit_puzzle.spec import Budget, Target
@@ -54,8 +54,8 @@ def search(
     targets: list[Target],
     times: KernelTimes,
     limits: Budget = Budget(),  # noqa: B008  (frozen)
-    damage: DamageRule = DamageRule(),  # noqa: B008
-    engine: Engine = Engine(),  # noqa: B008
+    objective: Objective = Objective(),  # noqa: B008
+    engine: ServingEngine = ServingEngine(),  # noqa: B008
     solver: SolverName = "mip",
     uniform_experts: bool = False,
     windows: Windows = "free",
@@ -75,9 +75,9 @@ def search(
         library: Folder with library.json.
         scores: Folder with scores.json, or such a file.
         targets: Deployments and what the child must reach in each; all of them hold at once.
-        times: Where seconds come from: `lit_puzzle.search.costs.roofline.Roofline`, `MeasuredKernels`, `TimedBlocks`.
+        times: Where seconds come from: `lit_puzzle.costs.roofline.Roofline`, `MeasuredKernels`, `TimedBlocks`.
         limits: Bounds that no deployment changes: total_parameters, active_parameters, full_attention_layers.
-        damage: How scores become the damage of a candidate.
+        objective: How scores become the damage of a candidate.
         engine: Settings of the serving engine.
         solver: mip is exact and proves it; the others are baselines.
         uniform_experts: The same number of experts in every layer, so that any runtime loads the child.
@@ -106,14 +106,14 @@ def search(
     if not sweep_time_limit_seconds > 0:
         raise ValueError(f"sweep_time_limit_seconds must be positive, got {sweep_time_limit_seconds}")
     swept = [(value, _swept(targets, value)) for value in sweep or ()]
-    sources = Sources.load(library, scores, targets, times, engine, damage, windows)
+    sources = Sources.load(library, scores, targets, times, engine, objective, windows)
     write = partial(sources.write, limits=limits, uniform_experts=uniform_experts, batch_sizes=batch_sizes)
     first = write(targets)
     if swept and first.parents[0] is None:
         raise ValueError("sweep: counts in multiples of the parent's throughput, but the parent does not fit there")
     _say_what_is_costed(targets, sources.library.config)
-    written, solutions, seconds = _solve(rounds, partial(write, targets), first)
-    record = plan_record(sources.library, written, solutions, [], {"solver": solver, "seconds": round(seconds, 3)})
+    program, solutions, seconds = _solve(rounds, partial(write, targets), first)
+    record = plan_record(sources.library, program, solutions, [], {"solver": solver, "seconds": round(seconds, 3)})
     record["library"] = str(library)
     _save(run_dir, record)
     draw_plan(run_dir, sources.library, record["plan"])
@@ -164,7 +164,7 @@ class Sources:
 
     library: Library
     layers: tuple[Any, ...]
-    damages: tuple[tuple[float, ...], ...]
+    quality_losses: tuple[tuple[float, ...], ...]
     models: tuple[CostModel, ...]
 
     @classmethod
@@ -174,8 +174,8 @@ class Sources:
         scores_path: Path,
         targets: Sequence[Target],
         times: KernelTimes,
-        engine: Engine,
-        rule: DamageRule,
+        engine: ServingEngine,
+        rule: Objective,
         windows: Windows,
     ) -> Sources:
         """Read library and scores and make the cost models."""
@@ -184,10 +184,10 @@ class Sources:
         scores.check_library(library)
         layers = offered(library, windows)
         searched = dataclasses.replace(library, layers=layers)
-        damages = tuple(tuple(row) for row in rule.damages(searched, scores))
+        quality_losses = tuple(tuple(row) for row in rule.quality_losses(searched, scores))
         shape = ModelShape.from_config(library.config)
         models = tuple(CostModel(shape, target.scenario, times, engine) for target in targets)
-        return cls(library, layers, damages, models)
+        return cls(library, layers, quality_losses, models)
 
     def write(
         self,
@@ -196,24 +196,24 @@ class Sources:
         uniform_experts: bool,
         batch_sizes: Sequence[int] | None,
         tried: Sequence[Pairs] | None = None,
-    ) -> Search:
+    ) -> SearchProgram:
         """The problem with these targets."""
-        return write_problem(
-            self.layers, self.damages, targets, self.models, limits, uniform_experts, batch_sizes, tried
+        return write_program(
+            self.layers, self.quality_losses, targets, self.models, limits, uniform_experts, batch_sizes, tried
         )
 
 
-def _solve(rounds: Rounds, write: Writer, written: Search) -> tuple[Search, list[Solution], float]:
-    candidates = sum(len(row) for row in written.layers)
+def _solve(rounds: Rounds, write: WriteProgram, program: SearchProgram) -> tuple[SearchProgram, list[Solution], float]:
+    candidates = sum(len(row) for row in program.layers)
     print(
-        f"solver {rounds.solver}: {len(written.layers)} layers, {candidates} candidates, {len(written.targets)} "
-        f"target(s) with {_tried(written, ' x ')} deployments and batches",
+        f"solver {rounds.solver}: {len(program.layers)} layers, {candidates} candidates, {len(program.targets)} "
+        f"target(s) with {_tried(program, ' x ')} deployments and batches",
         flush=True,
     )
     start = time.monotonic()
-    written, solutions = rounds.solve(write, written)
+    program, solutions = rounds.solve(write, program)
     seconds, best = time.monotonic() - start, solutions[0]
-    where = f"for the {_tried(written, ' and ')} deployments and batches tried"
+    where = f"for the {_tried(program, ' and ')} deployments and batches tried"
     if best.gap is None:
         proof = "nothing proven"
     elif best.gap == 0:
@@ -221,11 +221,12 @@ def _solve(rounds: Rounds, write: Writer, written: Search) -> tuple[Search, list
     else:
         proof = f"gap {best.gap:.2%}, bound {best.bound:.6g} {where}"
     print(
-        f"solver {rounds.solver}: damage {best.damage:.6g}, {proof}, {len(solutions)} plan(s), {seconds:.2f} s",
+        f"solver {rounds.solver}: quality loss {best.quality_loss:.6g}, {proof}, {len(solutions)} plan(s), "
+        f"{seconds:.2f} s",
         flush=True,
     )
-    return written, solutions, seconds
+    return program, solutions, seconds
 
 
-def _tried(written: Search, between: str) -> str:
-    return between.join(str(len(pairs)) for pairs in written.deployed)
+def _tried(program: SearchProgram, between: str) -> str:
+    return between.join(str(len(pairs)) for pairs in program.deployed)

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lit_puzzle.child.assemble import child_config
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig
 from lit_puzzle.model.layout import layer_prefix
-from lit_puzzle.search.assemble import child_config
 from lit_puzzle.spec import BlockSpec, Plan
 
 Blocks = Sequence[tuple[int, int | None]]  # of every layer: experts, window

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.layout import EXPERT_MATRICES, MXFP4_BLOCK, layer_prefix
-from lit_puzzle.model.mxfp4 import dequantise, expert_weight, quantise
+from lit_puzzle.model.mxfp4 import dequantize, expert_weight, quantize
 from lit_puzzle.model.safetensors_file import DTYPE_CODES
 from lit_puzzle.serve.weights import Weight, Weights
 from lit_puzzle.spec import Plan
@@ -44,11 +44,11 @@ class Rounding:
 
     def round(self, values_RC: Tensor) -> tuple[Tensor, Tensor]:
         """Rounds one expert's rows and counts the error."""
-        blocks_RG16, scales_RG = quantise(values_RC)
+        blocks_RG16, scales_RG = quantize(values_RC)
         exact = values_RC.float()
         self.rounded_experts += 1
         self.squared_values += float(exact.double().square().sum())
-        exact -= dequantise(blocks_RG16, scales_RG, torch.float32)
+        exact -= dequantize(blocks_RG16, scales_RG, torch.float32)
         self.squared_error += float(exact.double().square().sum())
         return blocks_RG16, scales_RG
 

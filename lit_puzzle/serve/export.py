@@ -3,10 +3,10 @@
 Reads a checkpoint folder (assembled, distilled, recovered; gpt_oss or gpt_oss_puzzle) and, where they are named, KV
 scales, a LoRA adapter, an MXFP4 parent, run.json files for the model card. Writes `run_dir/model`: config.json with
 `block_configs`, weights with an index, generation config with every stop token, tokenizer and chat template, the
-modelling file, README.md (the model card) with a picture, SHA256SUMS. The folder appears whole or not at all.
+modeling file, README.md (the model card) with a picture, SHA256SUMS. The folder appears whole or not at all.
 
 What is not asked to change is copied byte for byte, file to file. Nothing that a folder brings along is executed:
-pickles and code of tokenizers are refused, modelling files of the checkpoint are not copied; ours is.
+pickles and code of tokenizers are refused, modeling files of the checkpoint are not copied; ours is.
 
 Memory: headers and 16 MiB; with `experts: mxfp4` or `plain`, one expert matrix of a layer in both forms; with another
 dtype or an adapter, one tensor in both. Disk: the tensors. Traffic: each byte is read and written once, and read once
@@ -20,11 +20,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+from lit_puzzle.kv_cache.kv_scales import KVScales, check_positive
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.layout import KV_SCALES
 from lit_puzzle.model.safetensors_file import DTYPES
 from lit_puzzle.model.writer import atomic_folder
-from lit_puzzle.runs import CONFIG, is_complete, require_input
+from lit_puzzle.run.folder import CONFIG, is_complete, require_input
 from lit_puzzle.serve import experts as packing
 from lit_puzzle.serve import stock
 from lit_puzzle.serve import weights as steps
@@ -32,7 +33,6 @@ from lit_puzzle.serve.adapter import Adapter, merged
 from lit_puzzle.serve.configs import puzzle_config, stock_config, with_storage
 from lit_puzzle.serve.exported_folder import PLAN_FILE, Exported, Form, results_of, write_folder
 from lit_puzzle.serve.hub import check_upload, upload
-from lit_puzzle.serve.kv_cache.kv_scales import KVScales, check_positive
 from lit_puzzle.serve.model_card import Card, read_run
 from lit_puzzle.serve.tokenizer_files import check_tokenizer, generation_settings
 from lit_puzzle.serve.weights import Weights

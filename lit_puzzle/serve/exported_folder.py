@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from lit_puzzle.child.assemble import MODELING_FILE
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.layout import KV_SCALES, count_parameters, whole
 from lit_puzzle.model.writer import MAX_SHARD_BYTES, write_checkpoint
-from lit_puzzle.search.assemble import MODELLING_FILE
 from lit_puzzle.serve.checksums import checksums
 from lit_puzzle.serve.experts import Rounding
 from lit_puzzle.serve.model_card import PICTURE, Card, Facts, card_text
@@ -71,7 +71,7 @@ def write_folder(folder: Path, exported: Exported, card: Card, max_shard_bytes: 
         if (exported.source / name).is_file():
             shutil.copyfile(exported.source / name, folder / name)
     if exported.form == "puzzle":
-        shutil.copyfile(MODELLING_FILE, folder / MODELLING_FILE.name)
+        shutil.copyfile(MODELING_FILE, folder / MODELING_FILE.name)
     with checksums() as sums:
         layout, tensors = layout_of(exported.weights), handed_over(exported.weights)
         write_checkpoint(folder, layout, tensors, max_shard_bytes, shard_done=sums.add)

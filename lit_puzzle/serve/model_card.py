@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from lit_puzzle.model.safetensors_file import read_json
-from lit_puzzle.runs import RECORD, require_input
+from lit_puzzle.run.folder import RECORD, require_input
 from lit_puzzle.serve.configs import Blocks
 from lit_puzzle.serve.hub import REPOSITORY
 
@@ -31,7 +31,7 @@ class Card:
     Attributes:
         name: Title.
         parent: The model that was pruned; a name on the hub (OWNER/NAME) becomes its `base_model`.
-        licence: The parent's licence as the hub abbreviates it (`apache-2.0`); it holds for the child.
+        license: The parent's license as the hub abbreviates it (`apache-2.0`); it holds for the child.
         training: Run folders of what was trained, in order.
         evaluations: Column title -> run folder of an evaluation.
         remarks: Sentences for the section on limits.
@@ -39,7 +39,7 @@ class Card:
 
     name: str = "A child of gpt-oss"
     parent: str = "unknown"
-    licence: str = "unknown"
+    license: str = "unknown"
     training: list[Path] = field(default_factory=list)
     evaluations: dict[str, Path] = field(default_factory=dict)
     remarks: str = ""
@@ -104,7 +104,7 @@ def card_text(card: Card, facts: Facts) -> str:
 
 
 def _front_matter(card: Card, facts: Facts) -> str:
-    front: dict[str, Any] = {"license": card.licence, "library_name": "transformers"}
+    front: dict[str, Any] = {"license": card.license, "library_name": "transformers"}
     front["pipeline_tag"] = "text-generation"
     if REPOSITORY.fullmatch(card.parent):
         front["base_model"] = card.parent
@@ -118,7 +118,7 @@ def _opening(card: Card, facts: Facts) -> str:
         f"A pruned Mixture-of-Experts reasoning model: layers of {card.parent} with fewer experts, and with windows in "
         f"place of some full attention. {facts.parameters:,} parameters, {facts.weight_bytes:,} bytes of weights, "
         f"{facts.context_tokens:,} tokens of context. Made with lit_puzzle by the Puzzle method (arXiv 2411.19146 and "
-        f"2602.11937). Licence: that of the parent, {card.licence}."
+        f"2602.11937). License: that of the parent, {card.license}."
     )
 
 

@@ -1,4 +1,4 @@
-"""A picture of what the layers of a child are: experts as bars, attention as colour.
+"""A picture of what the layers of a child are: experts as bars, attention as color.
 
 Writes one PNG. Drawing needs matplotlib, which is imported when it is needed.
 """
@@ -24,15 +24,15 @@ def draw_blocks(path: Path, blocks: Blocks, parent_experts: int | None) -> None:
     from matplotlib.figure import Figure  # no pyplot: a Figure by itself needs no display
 
     sizes = sorted({window for _, window in blocks if window is not None})
-    colours = {size: WINDOWS[min(place, len(WINDOWS) - 1)] for place, size in enumerate(sizes)}
+    colors = {size: WINDOWS[min(place, len(WINDOWS) - 1)] for place, size in enumerate(sizes)}
     figure = Figure(figsize=(max(5.0, 0.28 * len(blocks)), 3.2), layout="constrained")
     axes = figure.subplots()
     for window in (None, *sizes):
         layers = [layer for layer, (_, own) in enumerate(blocks) if own == window]
         label = "full attention" if window is None else f"window of {window} tokens"
-        colour = FULL if window is None else colours[window]
+        color = FULL if window is None else colors[window]
         if layers:
-            axes.bar(layers, [blocks[layer][0] for layer in layers], color=colour, label=label)
+            axes.bar(layers, [blocks[layer][0] for layer in layers], color=color, label=label)
     if parent_experts is not None:
         axes.bar(range(len(blocks)), parent_experts, color="none", edgecolor="#bbbbbb", linewidth=0.8)
     axes.set_xlabel("layer")

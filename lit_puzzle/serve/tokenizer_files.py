@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lit_puzzle.child.assemble import generation_config
 from lit_puzzle.model.layout import whole
 from lit_puzzle.model.safetensors_file import read_json
-from lit_puzzle.search.assemble import generation_config
 
 NEEDED_FILES = ("tokenizer.json", "tokenizer_config.json")
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")

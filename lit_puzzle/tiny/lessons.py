@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerBase
 
-from lit_puzzle.rl.environments import Problem, effort_weights, is_held_out, render_prompt
+from lit_puzzle.environments.environment import Problem, effort_weights, is_held_out, render_prompt
 from lit_puzzle.tiny.world import TABLE_SIZE, Family, define, parse
 
 IGNORED = -100
@@ -148,8 +148,8 @@ def supervised(
     labels: list[int] = []
     for problem in _problems(family, rng, 12):
         effort = rng.choices(list(efforts), list(efforts.values()))[0]
-        asked = problem if not ids else Problem(family.name, _only_question(problem), problem.answer)
-        prompt = _ids(tokenizer, render_prompt(tokenizer, asked, effort))
+        pairs = problem if not ids else Problem(family.name, _only_question(problem), problem.answer)
+        prompt = _ids(tokenizer, render_prompt(tokenizer, pairs, effort))
         answer = _ids(tokenizer, family.trace(problem, effort))
         if len(ids) + len(prompt) + len(answer) <= longest:
             ids += prompt + answer

@@ -41,7 +41,7 @@ class ParentShape:
 
 
 @dataclass(frozen=True)
-class Initialisation:
+class Initialization:
     """Where training starts.
 
     Attributes:
@@ -59,14 +59,14 @@ class Initialisation:
     positional_bias: float = 5.0
 
 
-def build_parent(shape: ParentShape, initialisation: Initialisation) -> GptOssForCausalLM:
-    """A stock gpt-oss with random weights, as `initialisation` says; experts run by grouped matrix products."""
+def build_parent(shape: ParentShape, initialization: Initialization) -> GptOssForCausalLM:
+    """A stock gpt-oss with random weights, as `initialization` says; experts run by grouped matrix products."""
     tokenizer = build_tokenizer()
     if len(tokenizer) > shape.vocab_size:
         raise ValueError(f"vocab_size {shape.vocab_size} is too small: the tokenizer has {len(tokenizer)} tokens.")
     config = GptOssConfig(
         **asdict(shape),
-        initializer_range=initialisation.matrix_std,
+        initializer_range=initialization.matrix_std,
         router_aux_loss_coef=0.0,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -77,10 +77,10 @@ def build_parent(shape: ParentShape, initialisation: Initialisation) -> GptOssFo
     stop_ids = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(CALL)]
     model.generation_config = GenerationConfig(eos_token_id=stop_ids, pad_token_id=tokenizer.pad_token_id)
     with torch.no_grad():
-        model.model.embed_tokens.weight.mul_(initialisation.embedding_std / initialisation.matrix_std)
+        model.model.embed_tokens.weight.mul_(initialization.embedding_std / initialization.matrix_std)
         for matrix_VC in (model.model.embed_tokens.weight, model.lm_head.weight):
-            relate_letters(matrix_VC, tokenizer.get_vocab(), initialisation.letter_share)
-        set_positional_biases(model, initialisation)
+            relate_letters(matrix_VC, tokenizer.get_vocab(), initialization.letter_share)
+        set_positional_biases(model, initialization)
     return model
 
 
@@ -92,7 +92,7 @@ def relate_letters(matrix_VC: Tensor, vocabulary: dict[str, int], share: float) 
             matrix_VC[vocabulary[form]] = share * matrix_VC[vocabulary[letter]] + math.sqrt(1.0 - share**2) * own_C
 
 
-def set_positional_biases(model: GptOssForCausalLM, initialisation: Initialisation) -> None:
+def set_positional_biases(model: GptOssForCausalLM, initialization: Initialization) -> None:
     """Makes head h of every windowed layer attend looks_back[h] tokens back at the start.
 
     A constant query q and key k meet under rotary embeddings as q . R(j - i) k, for query position i and key position
@@ -100,14 +100,14 @@ def set_positional_biases(model: GptOssForCausalLM, initialisation: Initialisati
     """
     config = model.config
     turns_P = model.model.rotary_emb.inv_freq[:POSITIONAL_PAIRS]
-    half, size = config.head_dim // 2, initialisation.positional_bias
+    half, size = config.head_dim // 2, initialization.positional_bias
     for kind, layer in zip(config.layer_types, model.model.layers, strict=True):
         if kind != "sliding_attention":
             continue
         query_HD = layer.self_attn.q_proj.bias.view(-1, config.head_dim)
         layer.self_attn.k_proj.bias.view(-1, config.head_dim)[:, :POSITIONAL_PAIRS] = size
         for head, query_D in enumerate(query_HD):
-            angle_P = -initialisation.looks_back[head % len(initialisation.looks_back)] * turns_P
+            angle_P = -initialization.looks_back[head % len(initialization.looks_back)] * turns_P
             query_D[:POSITIONAL_PAIRS] = size * angle_P.cos()
             query_D[half : half + POSITIONAL_PAIRS] = size * angle_P.sin()
 

@@ -1,6 +1,6 @@
-"""Trains the tiny parent from scratch: a stock GptOssForCausalLM, lessons as data, cross-entropy on labelled tokens.
+"""Trains the tiny parent from scratch: a stock GptOssForCausalLM, lessons as data, cross-entropy on labeled tokens.
 
-loss = -1 / N * sum over labelled tokens t of log p(token_t | tokens before t);  N = number of labelled tokens.
+loss = -1 / N * sum over labeled tokens t of log p(token_t | tokens before t);  N = number of labeled tokens.
 
 Reads nothing. Writes `<run_dir>/model`: a Hugging Face folder in bfloat16 with tokenizer, generation config and
 `generation_lengths.json` measured on held-out problems.
@@ -23,16 +23,16 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import GptOssForCausalLM
 
-from lit_puzzle.evaluate.accuracy import Episode, answer_problems, held_out_problems, split_by_effort, summarise
-from lit_puzzle.evaluate.lengths import length_statistics, write_lengths
-from lit_puzzle.rl.environments import EFFORTS, Problem
+from lit_puzzle.environments.environment import EFFORTS, Problem
+from lit_puzzle.evaluate.accuracy import Episode, answer_problems, held_out_problems, split_by_effort, summarize
+from lit_puzzle.generation.lengths import length_statistics, write_lengths
 from lit_puzzle.tiny.lessons import IGNORED, Curriculum, Lessons
-from lit_puzzle.tiny.parent import Initialisation, ParentShape, build_parent, save_parent
+from lit_puzzle.tiny.parent import Initialization, ParentShape, build_parent, save_parent
 from lit_puzzle.tiny.tokenizer import build_tokenizer
 from lit_puzzle.tiny.world import Family
 
-Asked = tuple[Problem, str]  # a problem and the effort it is asked at
-Batch = dict[str, Tensor] | list[Asked]
+PromptAtEffort = tuple[Problem, str]  # a problem and the effort it is asked at
+Batch = dict[str, Tensor] | list[PromptAtEffort]
 
 
 class FlatThenCosine(LambdaLR):
@@ -94,10 +94,10 @@ class LessonData(LightningDataModule):
         lessons = Lessons(self.curriculum, self.families, build_tokenizer(), self.seed, first, last)
         return DataLoader(lessons, batch_size=None)
 
-    def val_dataloader(self) -> DataLoader[Asked]:
+    def val_dataloader(self) -> DataLoader[PromptAtEffort]:
         """Lists of (held-out problem, effort)."""
-        asked = self.held_out(self.held_out_per_effort)
-        return DataLoader(asked, batch_size=128, collate_fn=list)  # type: ignore[arg-type]
+        pairs = self.held_out(self.held_out_per_effort)
+        return DataLoader(pairs, batch_size=128, collate_fn=list)  # type: ignore[arg-type]
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Problems stay where they are."""
@@ -111,9 +111,9 @@ class TinyParent(LightningModule):
 
     Args:
         shape: sizes of the model.
-        initialisation: where training starts.
+        initialization: where training starts.
         optimizer: AdamW or another; vectors (biases, norms, sinks) never decay.
-        lr_scheduler: stepped after every optimiser step.
+        lr_scheduler: stepped after every optimizer step.
         max_new_tokens: an answer is cut off there in validation.
         measured_per_effort: held-out problems at each effort that the saved parent is measured on.
     """
@@ -121,7 +121,7 @@ class TinyParent(LightningModule):
     def __init__(
         self,
         shape: ParentShape,
-        initialisation: Initialisation,
+        initialization: Initialization,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
         max_new_tokens: int = 64,
@@ -134,7 +134,7 @@ class TinyParent(LightningModule):
                 "2 and 1 are needed."
             )
         self.shape = shape
-        self.initialisation = initialisation
+        self.initialization = initialization
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.max_new_tokens = max_new_tokens
@@ -146,10 +146,10 @@ class TinyParent(LightningModule):
     def configure_model(self) -> None:
         """Builds the model once; random numbers come from Lightning's seed."""
         if "model" not in self._modules:
-            self.model = build_parent(self.shape, self.initialisation)
+            self.model = build_parent(self.shape, self.initialization)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The recipe's optimiser and schedule; vectors do not decay."""
+        """The recipe's optimizer and schedule; vectors do not decay."""
         parameters = list(self.model.parameters())
         matrices = {"params": [p for p in parameters if p.ndim >= 2]}
         vectors = {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0}
@@ -165,13 +165,13 @@ class TinyParent(LightningModule):
         self.log("loss", loss, prog_bar=True)
         return loss
 
-    def validation_step(self, batch: list[Asked], batch_idx: int) -> None:
+    def validation_step(self, batch: list[PromptAtEffort], batch_idx: int) -> None:
         """Answers held-out problems."""
         self._episodes += self._answer(self.model, batch)
 
     def on_validation_epoch_end(self) -> None:
         """Logs accuracy and tokens at each effort."""
-        numbers = summarise(self._episodes)
+        numbers = summarize(self._episodes)
         names = [f"{what}/{effort}" for what in ("accuracy", "tokens") for effort in EFFORTS]
         self.log_dict({name: numbers[name] for name in names})
         self._episodes.clear()
@@ -189,11 +189,11 @@ class TinyParent(LightningModule):
             for effort, group in split_by_effort(episodes).items()
         }
         write_lengths(folder, lengths)
-        self.results = summarise(episodes)
+        self.results = summarize(episodes)
 
-    def _answer(self, policy: GptOssForCausalLM, asked: Sequence[Asked]) -> list[Episode]:
+    def _answer(self, policy: GptOssForCausalLM, pairs: Sequence[PromptAtEffort]) -> list[Episode]:
         families = self._data().families
-        return answer_problems(policy, self.tokenizer, asked, families, self.max_new_tokens, batch_size=128)
+        return answer_problems(policy, self.tokenizer, pairs, families, self.max_new_tokens, batch_size=128)
 
     def _data(self) -> LessonData:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -203,6 +203,6 @@ class TinyParent(LightningModule):
 
 
 def next_token_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
-    """Mean cross-entropy of the labelled tokens, each predicted from those before it."""
+    """Mean cross-entropy of the labeled tokens, each predicted from those before it."""
     targets_N = labels_BT[:, 1:].flatten()
     return nn.functional.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), targets_N, ignore_index=IGNORED)

@@ -8,7 +8,7 @@ from far back; every answer is exactly checkable; every family has a worked solu
     counting  `` q=7 b=2 k=5``     and `above:4,qbk?` how many of the letters have a value above the bound (a digit)
 
 Low effort answers at once, medium first copies the definitions it needs, high also works out every step where the step
-before it is near. The traces are the only source of that behaviour: nothing else tells the efforts apart.
+before it is near. The traces are the only source of that behavior: nothing else tells the efforts apart.
 
 Reads and writes nothing. Source: this project's own.
 """
@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Protocol
 
-from lit_puzzle.rl.environments import Environment, Problem, final_text
+from lit_puzzle.environments.answers import final_text
+from lit_puzzle.environments.environment import Environment, Problem
 
 LETTERS = "abcdefghijklmnopqrst"
 TABLE_SIZE = 16
@@ -189,11 +190,11 @@ def parse(problem: Problem) -> tuple[Table, str, int]:
     """
     content = problem.messages[-1]["content"]
     head, _, question = content.partition("\n")
-    asked = _QUESTION.fullmatch(question)
+    pairs = _QUESTION.fullmatch(question)
     table: Table = {letter: (link or None, int(number)) for letter, link, number in _DEFINITION.findall(head)}
-    if asked is None or not table or not set(asked[2]) <= set(table):
+    if pairs is None or not table or not set(pairs[2]) <= set(table):
         raise ValueError(f"{content!r} is no problem of the tiny world. Give one that a family's `problem` has drawn.")
-    return table, asked[2], int(asked[1] or 0)
+    return table, pairs[2], int(pairs[1] or 0)
 
 
 def define(table: Table, letter: str) -> str:

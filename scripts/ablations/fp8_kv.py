@@ -6,7 +6,7 @@ Models: the embedded child and parent, and three times the parent with some chan
 in q_proj and o_proj: it computes the same, but its cache overflows FP8, falls below it, or needs a scale for each head.
 Calibration: documents that the model itself writes, drawn anew by each seed. Damage of predictions is measured on
 documents of another seed, accuracy on held-out problems under the scales of the first seed, paired with the model's own
-cache. The cache is simulated in float32 models (`lit_puzzle.serve.kv_cache.fp8_cache`). Ends with tables and a JSON
+cache. The cache is simulated in float32 models (`lit_puzzle.kv_cache.fp8_cache`). Ends with tables and a JSON
 line.
 """
 
@@ -21,16 +21,16 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
+from lit_puzzle.data.calibration import CALIBRATION_FILE, CalibrationData, RankBatches
+from lit_puzzle.environments.environment import EFFORTS
 from lit_puzzle.evaluate.accuracy import Episode, answer_problems, held_out_problems, mean_and_error
+from lit_puzzle.kv_cache.calibrate_kv import count_batch
+from lit_puzzle.kv_cache.fp8_cache import Fp8Cache, layer_scales
+from lit_puzzle.kv_cache.kv_statistics import KVStatistics, Scales, ScaleSettings, find_scales
+from lit_puzzle.kv_cache.quality_loss import add_outliers, kv_quality_loss
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.loading import load_model
-from lit_puzzle.rl.environments import EFFORTS
-from lit_puzzle.runs import PACKAGE
-from lit_puzzle.search.calibration import CALIBRATION_FILE, CalibrationData, RankBatches
-from lit_puzzle.serve.kv_cache.calibrate_kv import count_batch
-from lit_puzzle.serve.kv_cache.fp8_cache import Fp8Cache, layer_scales
-from lit_puzzle.serve.kv_cache.kv_damage import add_outliers, kv_damage
-from lit_puzzle.serve.kv_cache.kv_statistics import KVStatistics, Scales, ScaleSettings, find_scales
+from lit_puzzle.run.folder import PACKAGE
 from lit_puzzle.tiny.world import Chains, Counting, Sorting
 
 ASSETS = PACKAGE / "assets"
@@ -79,7 +79,7 @@ def one_model(name: str, folder: Path, seeds: Sequence[int], prompts: int) -> Ro
     add_outliers(model, factor, channels, heads)
     apart = documents(folder, checkpoint, DAMAGE_SEED, num_problems=128)
     scales_of = {seed: every_scale(model, checkpoint, documents(folder, checkpoint, seed)) for seed in seeds}
-    damages: dict[str, dict[str, float]] = {}  # of each set of scales: many methods and seeds agree
+    quality_losses: dict[str, dict[str, float]] = {}  # of each set of scales: many methods and seeds agree
     episodes: dict[str, list[Episode]] = {}
     own = answers(model, checkpoint, prompts, None)
     rows: Rows = {}
@@ -87,9 +87,9 @@ def one_model(name: str, folder: Path, seeds: Sequence[int], prompts: int) -> Ro
         rows[method] = {}
         for seed in seeds:
             scales = scales_of[seed][method]
-            if str(scales) not in damages:
-                damages[str(scales)] = kv_damage(model, apart, scales)
-            for key, value in damages[str(scales)].items():
+            if str(scales) not in quality_losses:
+                quality_losses[str(scales)] = kv_quality_loss(model, apart, scales)
+            for key, value in quality_losses[str(scales)].items():
                 rows[method].setdefault(key, []).append(value)
         scales = scales_of[seeds[0]][method]
         if str(scales) not in episodes:

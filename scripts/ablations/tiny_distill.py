@@ -21,10 +21,10 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from lit_puzzle.document_files import Document, write_documents
-from lit_puzzle.rl.environments import EFFORTS, draw, render_prompt
-from lit_puzzle.runs import PACKAGE, is_complete
-from lit_puzzle.search.scores import Scores
+from lit_puzzle.data.document_files import Document, write_documents
+from lit_puzzle.environments.environment import EFFORTS, draw, render_prompt
+from lit_puzzle.run.folder import PACKAGE, is_complete
+from lit_puzzle.scoring.scores import Scores
 from lit_puzzle.tiny.world import Chains, Counting, Sorting
 
 PARENT = PACKAGE / "assets" / "tiny_parent"
@@ -67,7 +67,9 @@ def main() -> None:
         by_seed = ", ".join(f"{row['accuracy/high']:.3f}" for row in rows)
         print(f"| {name} | {' | '.join(cells)} | {by_seed} |")
     for seed in arguments.seeds:
-        print(f"seed {seed}: summed KL of blocks, as cut and trained:", damages(arguments.folder / f"seed{seed}"))
+        print(
+            f"seed {seed}: summed KL of blocks, as cut and trained:", quality_losses(arguments.folder / f"seed{seed}")
+        )
     print(json.dumps(found))
 
 
@@ -143,7 +145,7 @@ def validated(folder: Path, child: str, seed: int) -> dict[str, float]:
     return {"val_loss": stage("distill", folder / f"validate_{child}", words)["results"]["val_loss/best"]}
 
 
-def damages(folder: Path) -> list[float]:
+def quality_losses(folder: Path) -> list[float]:
     """Summed KL over the library's rows, before and after blockwise distillation."""
     return [
         sum(metrics["kl"].mean for metrics in Scores.load(folder / name).entries.values())

@@ -17,13 +17,13 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from lit_puzzle.cli import run
-from lit_puzzle.runs import is_complete
-from lit_puzzle.search.library import Library
-from lit_puzzle.search.scores import Scores
+from lit_puzzle.library.library import Library
+from lit_puzzle.run.folder import is_complete
+from lit_puzzle.scoring.scores import Scores
 
 RULES = {"leave_one_out": "LeaveOneOut", "reap": "Reap", "frequency": "Frequency", "random": "Random"}
 EFFORTS = ("low", "medium", "high")
-EXPERTS_ONLY = "--damage.window_metric=null"
+EXPERTS_ONLY = "--objective.window_metric=null"
 # name -> (expert scores, overrides of recipes/search.yaml)
 VARIANTS: dict[str, tuple[str, list[str]]] = {
     "search (MIP)": ("leave_one_out", []),
@@ -37,13 +37,13 @@ VARIANTS: dict[str, tuple[str, list[str]]] = {
     "experts by frequency": ("frequency", []),
     "experts at random": ("random", []),
     "windows by kl": ("leave_one_out", [EXPERTS_ONLY]),
-    "windows and experts by hidden_mse": ("leave_one_out", [EXPERTS_ONLY, "--damage.metric=hidden_mse"]),
-    "windows and experts by mean_rank": ("leave_one_out", [EXPERTS_ONLY, "--damage.metric=mean_rank"]),
-    "windows by long context, experts by hidden_mse": ("leave_one_out", ["--damage.metric=hidden_mse"]),
-    "balance 0.1": ("leave_one_out", ["--damage.balance=0.1"]),
-    "balance 0.3": ("leave_one_out", ["--damage.balance=0.3"]),
-    "balance 0.7": ("leave_one_out", ["--damage.balance=0.7"]),
-    "balance 0.9": ("leave_one_out", ["--damage.balance=0.9"]),
+    "windows and experts by hidden_mse": ("leave_one_out", [EXPERTS_ONLY, "--objective.metric=hidden_mse"]),
+    "windows and experts by mean_rank": ("leave_one_out", [EXPERTS_ONLY, "--objective.metric=mean_rank"]),
+    "windows by long context, experts by hidden_mse": ("leave_one_out", ["--objective.metric=hidden_mse"]),
+    "balance 0.1": ("leave_one_out", ["--objective.balance=0.1"]),
+    "balance 0.3": ("leave_one_out", ["--objective.balance=0.3"]),
+    "balance 0.7": ("leave_one_out", ["--objective.balance=0.7"]),
+    "balance 0.9": ("leave_one_out", ["--objective.balance=0.9"]),
 }
 SCENARIO = "gpu: cpu, num_gpus: 1, prompt_tokens: 96, generated_tokens: 48, kv_dtype: bfloat16, expert_dtype: bfloat16"
 MEMORY = f"[{{scenario: {{{SCENARIO}, batch_size: 32}}, budget: {{memory_gib: 0.0042}}}}]"
@@ -92,7 +92,7 @@ def prepare(folder: Path, seed: int, rule: str) -> None:
     """Importance by one rule, its library, and the scores of that library."""
     importance, library, scores = (folder / f"{what}_{rule}" for what in ("importance", "library", "score"))
     changes = [
-        f"--model.init_args.method=lit_puzzle.search.expert_scores.{RULES[rule]}",
+        f"--model.init_args.method=lit_puzzle.importance.expert_scores.{RULES[rule]}",
         f"--data.init_args.seed={seed}",
     ]
     if rule == "random":

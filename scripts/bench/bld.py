@@ -23,12 +23,12 @@ from torch import Tensor
 
 from lit_puzzle.distill.block_losses import TrainedBlock, block_errors
 from lit_puzzle.distill.blocks_to_train import BlockToTrain
+from lit_puzzle.model.blocks import with_own_blocks
 from lit_puzzle.model.gpt_oss import GptOssPuzzleForCausalLM
 from lit_puzzle.model.layout import EXPERT_ROWS
 from lit_puzzle.model.loading import load_model
 from lit_puzzle.model.surgery import select_rows
-from lit_puzzle.runs import PACKAGE
-from lit_puzzle.search.replacing.swap import with_own_blocks
+from lit_puzzle.run.folder import PACKAGE
 from lit_puzzle.spec import BlockSpec
 
 ROWS, TOKENS, DOCUMENT = 2, 512, 64

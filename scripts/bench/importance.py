@@ -24,8 +24,8 @@ from torch import Tensor
 from transformers import GptOssConfig, GptOssForCausalLM
 
 import lit_puzzle.model.sink_attention  # noqa: F401  (registers it)
-from lit_puzzle.search.expert_scores import LeaveOneOut
-from lit_puzzle.search.importance import score_layers
+from lit_puzzle.importance.expert_scores import LeaveOneOut
+from lit_puzzle.importance.importance import score_layers
 
 ATTENTION = "sink_attention"
 

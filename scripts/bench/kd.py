@@ -23,12 +23,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
+from lit_puzzle.data.packing import model_inputs
 from lit_puzzle.distill.losses import LossSettings
 from lit_puzzle.distill.objective import distillation_terms
 from lit_puzzle.model.loading import load_model
-from lit_puzzle.packing import model_inputs
-from lit_puzzle.runs import PACKAGE
-from lit_puzzle.tuning.trainable import FROZEN, freeze_parameters
+from lit_puzzle.run.folder import PACKAGE
+from lit_puzzle.training.trainable import FROZEN, freeze_parameters
 
 ROWS, TOKENS, DOCUMENT = 4, 512, 64
 
@@ -56,7 +56,7 @@ def plain_child(child: PreTrainedModel, batch: dict[str, Tensor]) -> None:
     child.zero_grad()
 
 
-def distil(child: PreTrainedModel, parent: PreTrainedModel, batch: dict[str, Tensor], settings: LossSettings) -> None:
+def distill(child: PreTrainedModel, parent: PreTrainedModel, batch: dict[str, Tensor], settings: LossSettings) -> None:
     (distillation_terms(child, parent, batch, settings).loss / batch["input_ids"].numel()).backward()
     child.zero_grad()
 
@@ -81,7 +81,7 @@ def main(runs: int, hidden: float, checkpointing: bool) -> None:
     sides: dict[str, Callable[[], None]] = {
         "parent": lambda: plain_parent(parent, batch),
         "child": lambda: plain_child(child, batch),
-        "distillation": lambda: distil(child, parent, batch, settings),
+        "distillation": lambda: distill(child, parent, batch, settings),
     }
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for run in range(-2, runs):  # two to warm up

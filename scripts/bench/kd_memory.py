@@ -23,8 +23,8 @@ import torch
 from lit_puzzle.distill.losses import LossSettings
 from lit_puzzle.distill.objective import distillation_terms
 from lit_puzzle.model.loading import load_model
-from lit_puzzle.runs import PACKAGE
-from lit_puzzle.tuning.trainable import FROZEN, freeze_parameters
+from lit_puzzle.run.folder import PACKAGE
+from lit_puzzle.training.trainable import FROZEN, freeze_parameters
 
 
 def step(length: int, hidden: float, checkpointing: bool) -> None:

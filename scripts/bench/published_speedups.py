@@ -3,9 +3,9 @@
     python scripts/bench/published_speedups.py
 
 Reads the tables of the extra `gpu-tables` and no checkpoint; writes nothing. Every constant has its source beside its
-definition (`Engine`, `Roofline`, `gpus.json`) and was fixed before this file first ran; none is fitted to the numbers.
-Prints, for each scenario with FP8 KV cache, predicted and published throughputs (tokens a second, parent and child,
-each with its own best tensor parallelism and batch size) and speed-ups, then what a change of each constant by a
+definition (`ServingEngine`, `Roofline`, `gpus.json`) and was fixed before this file first ran; none is fitted to the
+numbers. Prints, for each scenario with FP8 KV cache, predicted and published throughputs (tokens a second, parent and
+child, each with its own best tensor parallelism and batch size) and speed-ups, then what a change of each constant by a
 quarter does to the speed-ups. The last line is JSON: `predicted` and `published` (throughputs and speed-ups by source
 and scenario) and `error` (relative error of the speed-up, measured kernels, the four H100 scenarios).
 
@@ -19,10 +19,10 @@ import json
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
-from lit_puzzle.search.cost import Block, CostModel, Engine, KernelTimes, ModelShape, Prediction
-from lit_puzzle.search.costs.gpus import find_gpu
-from lit_puzzle.search.costs.measured_kernels import MeasuredKernels
-from lit_puzzle.search.costs.roofline import Roofline
+from lit_puzzle.costs.cost_model import Block, CostModel, KernelTimes, ModelShape, Prediction, ServingEngine
+from lit_puzzle.costs.gpus import find_gpu
+from lit_puzzle.costs.measured_kernels import MeasuredKernels
+from lit_puzzle.costs.roofline import Roofline
 from lit_puzzle.spec import Scenario
 
 MODEL = ModelShape(
@@ -42,9 +42,9 @@ CHILD = tuple(
     for layer in range(36)
 )
 
-Owner = TypeVar("Owner", Engine, Roofline)
+Owner = TypeVar("Owner", ServingEngine, Roofline)
 
-ENGINE = Engine(max_sequences=find_gpu("H100").max_sequences)  # as on H100 and B200, so that it can be varied
+ENGINE = ServingEngine(max_sequences=find_gpu("H100").max_sequences)  # as on H100 and B200, so that it can be varied
 
 K = 1024
 SCENARIOS = {
@@ -68,7 +68,7 @@ PUBLISHED: dict[str, tuple[float | None, float | None, float]] = {
 ENGINE_CONSTANTS = (
     "max_sequences",
     "chunk_tokens",
-    "memory_utilisation",
+    "memory_utilization",
     "memory_tolerance",
     "reserved_gib",
     "activation_factors",
@@ -88,13 +88,13 @@ ROOFLINE_CONSTANTS = (
 )
 
 
-def predict(scenario: Scenario, times: KernelTimes, engine: Engine) -> tuple[Prediction, Prediction]:
+def predict(scenario: Scenario, times: KernelTimes, engine: ServingEngine) -> tuple[Prediction, Prediction]:
     """Best throughput of parent and child."""
     costs = CostModel(MODEL, scenario, times, engine)
     return costs.best(PARENT), costs.best(CHILD)
 
 
-def speedup(scenario: Scenario, times: KernelTimes, engine: Engine) -> float | None:
+def speedup(scenario: Scenario, times: KernelTimes, engine: ServingEngine) -> float | None:
     """Throughput of the child over the parent's; None where one of them does not fit the memory."""
     try:
         parent, child = predict(scenario, times, engine)
@@ -135,7 +135,7 @@ def changed(owner: Owner, name: str, factor: float) -> Owner:
     return dataclasses.replace(owner, **changes)
 
 
-def variations(times: KernelTimes) -> Iterator[tuple[str, KernelTimes, Engine]]:
+def variations(times: KernelTimes) -> Iterator[tuple[str, KernelTimes, ServingEngine]]:
     """Every constant of one source of seconds, a quarter less and a quarter more.
 
     The engine's constants are the same for both sources and are varied with the measured kernels only.

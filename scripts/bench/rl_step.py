@@ -26,16 +26,16 @@ from lightning.pytorch import Callback, Trainer
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOTrainer
 
-from lit_puzzle.data import PromptData
-from lit_puzzle.rl.environments import Environment
+from lit_puzzle.data.rl_prompts import PromptData
+from lit_puzzle.environments.environment import Environment
+from lit_puzzle.evaluate.before_after import EvaluationSettings
 from lit_puzzle.rl.module import RLRecovery
 from lit_puzzle.rl.rewards import Correctness
 from lit_puzzle.rl.settings import GRPOSettings
 from lit_puzzle.rl.trl_engine import grpo_config
-from lit_puzzle.sharding import Sharded
 from lit_puzzle.tiny.world import Chains, Counting, Sorting
-from lit_puzzle.tuning.measure import EvaluationSettings
-from lit_puzzle.tuning.trainable import FROZEN, freeze_parameters
+from lit_puzzle.training.sharding import Sharded
+from lit_puzzle.training.trainable import FROZEN, freeze_parameters
 
 ASSETS = Path(__file__).parents[2] / "lit_puzzle" / "assets"
 MODEL = ASSETS / ("tiny_child" if (ASSETS / "tiny_child").is_dir() else "tiny_parent")

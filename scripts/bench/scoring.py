@@ -25,7 +25,7 @@ from torch import Tensor
 
 import lit_puzzle.model.sink_attention  # noqa: F401  (registers it)
 from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig, GptOssPuzzleForCausalLM
-from lit_puzzle.search.replacing.replace_block import Memory, ReplaceOneBlock, lay_out
+from lit_puzzle.scoring.replace_block import Memory, ReplaceOneBlock, lay_out
 from lit_puzzle.spec import BlockSpec
 
 LAYERS, EXPERTS, WINDOW = 24, 32, 64
@@ -71,7 +71,7 @@ def one_run(work: ReplaceOneBlock, forward: Callable[[], Tensor]) -> tuple[float
     work.start(0)
     for layer in range(LAYERS):
         advancing += cpu_seconds(partial(work.advance, layer))
-        by_layer.append(statistics.mean(cpu_seconds(partial(work.damage, block)) for block in candidates(layer)))
+        by_layer.append(statistics.mean(cpu_seconds(partial(work.quality_loss, block)) for block in candidates(layer)))
         forwards.append(cpu_seconds(forward))
     return statistics.mean(by_layer), statistics.median(forwards), advancing
 

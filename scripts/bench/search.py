@@ -32,13 +32,13 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from lit_puzzle.search import mip
-from lit_puzzle.search.cost import CostModel, ModelShape
-from lit_puzzle.search.costs.roofline import Roofline
-from lit_puzzle.search.damage import DamageRule
-from lit_puzzle.search.library import Candidate, Library, candidate_name, parent_blocks, parts
-from lit_puzzle.search.problem import Search, write_problem
-from lit_puzzle.search.scores import Measurement, Scores
+from lit_puzzle.costs.cost_model import CostModel, ModelShape
+from lit_puzzle.costs.roofline import Roofline
+from lit_puzzle.library.library import Candidate, Library, candidate_name, parent_blocks, parts
+from lit_puzzle.scoring.scores import Measurement, Scores
+from lit_puzzle.search.objective import Objective
+from lit_puzzle.search.program import SearchProgram, write_program
+from lit_puzzle.search.solver import mip
 from lit_puzzle.spec import BlockSpec, Budget, Scenario, Target
 
 RECIPE_120B = Path(__file__).parents[2] / "recipes" / "gpt_oss_120b" / "search.yaml"
@@ -67,7 +67,7 @@ RECIPE = """command: search
 run_dir: {folder}/run
 library: {folder}/library
 scores: {folder}/scores
-times: {{class_path: lit_puzzle.search.costs.roofline.Roofline}}
+times: {{class_path: lit_puzzle.costs.roofline.Roofline}}
 targets:
 - scenario: {{gpu: H100, num_gpus: 8, prompt_tokens: 65536, generated_tokens: 65536}}
   budget: {{throughput_over_parent: 1.6}}
@@ -108,23 +108,23 @@ def make_scores(library: Library, seed: int = 0) -> Scores:
     return Scores(library.parent_fingerprint, 128, 128 * 32768, entries)
 
 
-def make_search(seed: int, one_option: bool) -> Search:
+def make_search(seed: int, one_option: bool) -> SearchProgram:
     """The problem in numbers; `one_option` keeps the deployment and batch of each scenario that a first search took."""
     library = make_library()
-    damages = DamageRule().damages(library, make_scores(library, seed))
+    quality_losses = Objective().quality_losses(library, make_scores(library, seed))
     models = [CostModel(ModelShape.from_config(CONFIG), target.scenario, Roofline()) for target in TARGETS]
-    written = write_problem(library.layers, damages, TARGETS, models, Budget(), batch_sizes=BATCHES)
+    program = write_program(library.layers, quality_losses, TARGETS, models, Budget(), batch_sizes=BATCHES)
     if not one_option:
-        return written
-    (best,) = mip.solve(written.problem)
-    choices = tuple((options[index],) for options, index in zip(written.problem.choices, best.options))
-    return replace(written, problem=replace(written.problem, choices=choices))
+        return program
+    (best,) = mip.solve(program.problem)
+    choices = tuple((options[index],) for options, index in zip(program.problem.choices, best.options))
+    return replace(program, problem=replace(program.problem, choices=choices))
 
 
-def proven_solve(written: Search) -> tuple[float, float]:
+def proven_solve(program: SearchProgram) -> tuple[float, float]:
     """Wall-clock and CPU seconds of one solve."""
     wall, cpu = time.perf_counter(), time.process_time()
-    (solution,) = mip.solve(written.problem)
+    (solution,) = mip.solve(program.problem)
     if not solution.proven or solution.gap != 0:
         raise SystemExit(f"not proven: {solution}")
     return time.perf_counter() - wall, time.process_time() - cpu

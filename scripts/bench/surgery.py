@@ -26,13 +26,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lit_puzzle.child.assemble import assemble
+from lit_puzzle.kv_cache.kv_scales import KVScales, LayerScales, TensorScale
 from lit_puzzle.model.checkpoint import fingerprint, weight_files
 from lit_puzzle.model.layout import tensor_shapes
 from lit_puzzle.model.writer import Layout, write_checkpoint
-from lit_puzzle.runs import PACKAGE
-from lit_puzzle.search.assemble import assemble
+from lit_puzzle.run.folder import PACKAGE
 from lit_puzzle.serve.export import FOLDER, export
-from lit_puzzle.serve.kv_cache.kv_scales import KVScales, LayerScales, TensorScale
 from lit_puzzle.spec import BlockSpec, Plan
 
 EXPERTS, KEPT = 32, 24

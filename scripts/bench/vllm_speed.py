@@ -118,7 +118,7 @@ class Served:
 
 
 def tiny_pair() -> tuple[Path, Path]:
-    from lit_puzzle.runs import PACKAGE
+    from lit_puzzle.run.folder import PACKAGE
 
     return PACKAGE / "assets" / "tiny_parent", PACKAGE / "assets" / "tiny_child"
 
@@ -128,8 +128,8 @@ def benchmark_pair(folder: Path) -> tuple[Path, Path]:
     import torch
     from transformers import GptOssConfig, GptOssForCausalLM
 
+    from lit_puzzle.child.assemble import assemble
     from lit_puzzle.model.checkpoint import fingerprint
-    from lit_puzzle.search.assemble import assemble
     from lit_puzzle.spec import BlockSpec, Plan
 
     parent, run = folder / "parent", folder / "assembled"
@@ -177,10 +177,10 @@ def compare(taken: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
 
 def predicted(parent: Path, child: Path, workload: tuple[int, int, int], table: Path | None) -> dict[str, float]:
     """The speed-up of throughput at this batch and these lengths, by source of seconds."""
-    from lit_puzzle.search.cost import CostModel
-    from lit_puzzle.search.costs.roofline import Roofline
-    from lit_puzzle.search.costs.serving import Engine, KernelTimes, ModelShape, parent_blocks
-    from lit_puzzle.search.costs.timed_blocks import TimedBlocks
+    from lit_puzzle.costs.cost_model import CostModel
+    from lit_puzzle.costs.roofline import Roofline
+    from lit_puzzle.costs.serving import KernelTimes, ModelShape, ServingEngine, parent_blocks
+    from lit_puzzle.costs.timed_blocks import TimedBlocks
     from lit_puzzle.spec import Scenario
 
     configs = [json.loads((folder / "config.json").read_text()) for folder in (parent, child)]
@@ -191,7 +191,7 @@ def predicted(parent: Path, child: Path, workload: tuple[int, int, int], table: 
     sources: list[KernelTimes] = [Roofline(), *([TimedBlocks(table)] if table is not None else [])]
     found = {}
     for times in sources:
-        costs = CostModel(ModelShape.from_config(configs[0]), scenario, times, Engine())
+        costs = CostModel(ModelShape.from_config(configs[0]), scenario, times, ServingEngine())
         old, new = (costs.best(parent_blocks(config)).tokens_per_second for config in configs)
         found[times.name] = new / old
     return found

@@ -1,4 +1,4 @@
-"""Ways to choose a plan without proof, to measure the exact search against; called like `lit_puzzle.search.mip.solve`.
+"""Ways to choose a plan without proof, called like `solver.mip.solve`, to measure the exact search against.
 
 - greedy: start at the parent; while a limit is exceeded take, for the one exceeded most, the replacement with the best
   saving per damage; a candidate once left is not taken again.
@@ -19,17 +19,16 @@ from __future__ import annotations
 import itertools
 import math
 import random as random_module
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 
-from lit_puzzle.search import mip
-from lit_puzzle.search.solver.choices import Infeasible, Limit, Problem, Settings, Solution, Traits
+from lit_puzzle.search.solver import mip
+from lit_puzzle.search.solver.choices import ChoiceProblem, Infeasible, Limit, Settings, Solution, Solver, Traits
 
 RESTARTS = 100
-Solver = Callable[[Problem, Settings], list[Solution]]
 
 
-def greedy(problem: Problem, settings: Settings = Settings()) -> list[Solution]:  # noqa: B008  (frozen)
+def greedy(problem: ChoiceProblem, settings: Settings = Settings()) -> list[Solution]:  # noqa: B008  (frozen)
     """See the module's docstring.
 
     Raises:
@@ -41,12 +40,14 @@ def greedy(problem: Problem, settings: Settings = Settings()) -> list[Solution]:
     return _best("greedy", problem, (plan for plan in plans if plan is not None))
 
 
-def _greedy(problem: Problem, label: Hashable) -> list[int] | None:
+def _greedy(problem: ChoiceProblem, label: Hashable) -> list[int] | None:
     allowed = _allowed(problem, label)
-    chosen = [min(row, key=lambda i: (i != 0, damage[i])) for row, damage in zip(allowed, problem.damage)]
+    chosen = [
+        min(row, key=lambda i: (i != 0, quality_loss[i])) for row, quality_loss in zip(allowed, problem.quality_loss)
+    ]
     while (limit := _exceeded_most(problem, chosen)) is not None:
         moves = [
-            (_merit(limit.coefficients[layer], problem.damage[layer], chosen[layer], index), layer, index)
+            (_merit(limit.coefficients[layer], problem.quality_loss[layer], chosen[layer], index), layer, index)
             for layer, row in enumerate(allowed)
             for index in row
             if limit.coefficients[layer][index] < limit.coefficients[layer][chosen[layer]]
@@ -59,13 +60,13 @@ def _greedy(problem: Problem, label: Hashable) -> list[int] | None:
     return chosen
 
 
-def _merit(costs: Sequence[float], damages: Sequence[float], now: int, then: int) -> tuple[float, float]:
+def _merit(costs: Sequence[float], quality_losses: Sequence[float], now: int, then: int) -> tuple[float, float]:
     """Saving per damage; a replacement that does no further damage is better than any that does."""
-    saving, harm = costs[now] - costs[then], damages[then] - damages[now]
+    saving, harm = costs[now] - costs[then], quality_losses[then] - quality_losses[now]
     return (math.inf, saving) if harm <= 0 else (saving / harm, saving)
 
 
-def uniform(problem: Problem, settings: Settings = Settings()) -> list[Solution]:  # noqa: B008
+def uniform(problem: ChoiceProblem, settings: Settings = Settings()) -> list[Solution]:  # noqa: B008
     """See the module's docstring.
 
     Raises:
@@ -89,7 +90,7 @@ def _uniform_plans(traits: Traits) -> Iterator[list[int]]:
             yield plan
 
 
-def random(problem: Problem, settings: Settings = Settings()) -> list[Solution]:  # noqa: B008
+def random(problem: ChoiceProblem, settings: Settings = Settings()) -> list[Solution]:  # noqa: B008
     """See the module's docstring.
 
     Raises:
@@ -106,7 +107,9 @@ def random(problem: Problem, settings: Settings = Settings()) -> list[Solution]:
     return _best("random", problem, [])
 
 
-def _repair(problem: Problem, allowed: list[list[int]], chosen: list[int], generator: random_module.Random) -> bool:
+def _repair(
+    problem: ChoiceProblem, allowed: list[list[int]], chosen: list[int], generator: random_module.Random
+) -> bool:
     for _ in range(10 * sum(len(row) for row in allowed)):
         limit = _exceeded_most(problem, chosen)
         if limit is None:
@@ -124,7 +127,7 @@ def _repair(problem: Problem, allowed: list[list[int]], chosen: list[int], gener
     return False
 
 
-def max_parameters(problem: Problem, settings: Settings = Settings()) -> list[Solution]:  # noqa: B008
+def max_parameters(problem: ChoiceProblem, settings: Settings = Settings()) -> list[Solution]:  # noqa: B008
     """See the module's docstring.
 
     Raises:
@@ -132,11 +135,11 @@ def max_parameters(problem: Problem, settings: Settings = Settings()) -> list[So
         ValueError: The problem has no traits.
     """
     fewest = tuple(tuple(-float(count) for count in row) for row in _traits(problem).parameters)
-    found = mip.solve(replace(problem, damage=fewest), settings)
-    return [Solution(s.chosen, problem.total_damage(s.chosen), s.options) for s in found]
+    found = mip.solve(replace(problem, quality_loss=fewest), settings)
+    return [Solution(s.chosen, problem.total_quality_loss(s.chosen), s.options) for s in found]
 
 
-def _traits(problem: Problem) -> Traits:
+def _traits(problem: ChoiceProblem) -> Traits:
     if problem.traits is None:
         raise ValueError("this baseline needs to know what the candidates are: give the Problem its traits")
     return problem.traits
@@ -147,12 +150,12 @@ def _one_only(name: str, settings: Settings) -> None:
         raise ValueError(f"solver {name!r} gives one plan; num_solutions: {settings.num_solutions} needs solver: mip")
 
 
-def _allowed(problem: Problem, label: Hashable) -> list[list[int]]:
+def _allowed(problem: ChoiceProblem, label: Hashable) -> list[list[int]]:
     """Candidates of every layer that no limit that always holds forbids, of one label when the problem has labels."""
-    labels = problem.same or [[None] * len(row) for row in problem.damage]
+    labels = problem.same or [[None] * len(row) for row in problem.quality_loss]
     forbidden = [
         [any(limit.coefficients[layer][i] == math.inf for limit in problem.limits) for i in range(len(row))]
-        for layer, row in enumerate(problem.damage)
+        for layer, row in enumerate(problem.quality_loss)
     ]
     rows = [
         [i for i, other in enumerate(row) if (other == label or problem.same is None) and not forbidden[layer][i]]
@@ -163,7 +166,7 @@ def _allowed(problem: Problem, label: Hashable) -> list[list[int]]:
     return rows
 
 
-def _exceeded_most(problem: Problem, chosen: Sequence[int]) -> Limit | None:
+def _exceeded_most(problem: ChoiceProblem, chosen: Sequence[int]) -> Limit | None:
     """The limit with the largest relative excess, looking at each choice's best option; None when all hold."""
     groups = [min((_exceeded(option.limits, chosen) for option in options), key=_size) for options in problem.choices]
     worst = max([_exceeded(problem.limits, chosen), *groups], key=_size)
@@ -178,19 +181,19 @@ def _size(item: tuple[float, Limit | None]) -> float:
     return item[0]
 
 
-def _best(name: str, problem: Problem, plans: Iterator[list[int]] | list[list[int]]) -> list[Solution]:
+def _best(name: str, problem: ChoiceProblem, plans: Iterator[list[int]] | list[list[int]]) -> list[Solution]:
     found = []
     for plan in plans:
         options = problem.options_that_hold(plan)
         if options is not None:
-            found.append(Solution(tuple(plan), problem.total_damage(plan), options))
+            found.append(Solution(tuple(plan), problem.total_quality_loss(plan), options))
     if not found:
         raise Infeasible(
             f"The solver {name!r} found no plan within the limits, which does not mean that there is none: "
             "solver: mip decides that.",
             proven=False,
         )
-    return [min(found, key=lambda solution: solution.damage)]
+    return [min(found, key=lambda solution: solution.quality_loss)]
 
 
 SOLVERS: dict[str, Solver] = {

@@ -1,7 +1,7 @@
 """Which batch sizes a search tries: a coarse ladder first, then finer ones around the batches that it chose.
 
 The best batch lies between the parent's memory-limited one and that of the smallest plan. A search over 12 of them
-chooses one; the next tries a few on either side up to its neighbours, and so on while that finds a better plan. What
+chooses one; the next tries a few on either side up to its neighbors, and so on while that finds a better plan. What
 is proven is proven for the batches tried.
 
 Source: arXiv 2411.19146 solves again for each batch size.
@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lit_puzzle.search.cost import Deployment
+from lit_puzzle.costs.cost_model import Deployment
 
 LADDER = 12
-SIDE = 4  # batches from a chosen one to its neighbour, both included
+SIDE = 4  # batches from a chosen one to its neighbor, both included
 Pairs = Sequence[tuple[Deployment, int]]
 
 
@@ -28,7 +28,7 @@ def ladder(lowest: int, highest: int, most: int = LADDER) -> list[int]:
 
 
 def finer(tried: Sequence[Pairs], chosen: Sequence[int]) -> list[Pairs] | None:
-    """Batches between the neighbours of those chosen, in the chosen deployments; the chosen one is among them.
+    """Batches between the neighbors of those chosen, in the chosen deployments; the chosen one is among them.
 
     Args:
         tried: Deployments and batches of every target.

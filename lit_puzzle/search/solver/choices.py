@@ -1,9 +1,9 @@
 """The search in numbers only: one candidate per layer, damages to add up, limits that sums must respect.
 
-Nothing here knows about models, GPUs or files; `lit_puzzle.search.problem` writes a search down in these types, and
-`lit_puzzle.search.mip` and `lit_puzzle.search.solver.baselines` solve it.
+Nothing here knows about models, GPUs or files; `lit_puzzle.search.program` writes a search down in these types, and
+`lit_puzzle.search.solver.mip` and `lit_puzzle.search.solver.baselines` solve it.
 
-    minimise    sum_l damage[l][x_l]
+    minimize    sum_l damage[l][x_l]
     subject to  constant_r + sum_l coefficient_r[l][x_l] <= bound_r        for every limit r,
                 and, of every choice, all limits of at least one option    (one deployment and batch of a scenario),
                 and same[l][x_l] alike in all layers                       when `same` is given.
@@ -16,7 +16,7 @@ Source: arXiv 2411.19146, its section on mixed-integer programming.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 Grid = Sequence[Sequence[float]]
@@ -113,7 +113,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Traits:
-    """What the candidates are, for the baselines; grids like `Problem.damage`.
+    """What the candidates are, for the baselines; grids like `ChoiceProblem.quality_loss`.
 
     Attributes:
         experts: Expert count of every candidate.
@@ -127,7 +127,7 @@ class Traits:
 
 
 @dataclass(frozen=True)
-class Problem:
+class ChoiceProblem:
     """A whole search.
 
     Attributes:
@@ -138,17 +138,17 @@ class Problem:
         traits: What the candidates are; only the baselines `uniform` and `max_parameters` read it.
     """
 
-    damage: Grid
+    quality_loss: Grid
     limits: tuple[Limit, ...] = ()
     choices: tuple[tuple[Option, ...], ...] = ()
     same: Sequence[Sequence[Hashable]] | None = None
     traits: Traits | None = None
 
     def __post_init__(self) -> None:
-        shape = [len(row) for row in self.damage]
+        shape = [len(row) for row in self.quality_loss]
         if not shape or 0 in shape:
             raise ValueError(f"Problem: every layer needs at least one candidate, got {shape} candidates per layer")
-        if not all(math.isfinite(value) for row in self.damage for value in row):
+        if not all(math.isfinite(value) for row in self.quality_loss for value in row):
             raise ValueError("Problem: every damage must be a finite number")
         if self.same is not None and [len(row) for row in self.same] != shape:
             raise ValueError("Problem: `same` needs one label for every candidate of every layer")
@@ -168,11 +168,11 @@ class Problem:
     @property
     def num_layers(self) -> int:
         """Number of layers."""
-        return len(self.damage)
+        return len(self.quality_loss)
 
-    def total_damage(self, chosen: Sequence[int]) -> float:
+    def total_quality_loss(self, chosen: Sequence[int]) -> float:
         """The damage of a plan, added up."""
-        return math.fsum(row[index] for row, index in zip(self.damage, chosen))
+        return math.fsum(row[index] for row, index in zip(self.quality_loss, chosen))
 
     def labels(self) -> list[Hashable]:
         """Labels of `same` that every layer offers, in the order of the first layer; empty without `same`."""
@@ -255,7 +255,7 @@ class Solution:
     """
 
     chosen: tuple[int, ...]
-    damage: float
+    quality_loss: float
     options: tuple[int, ...]
     bound: float | None = None
     gap: float | None = None
@@ -263,5 +263,14 @@ class Solution:
 
     def with_bound(self, bound: float, relative_gap: float) -> Solution:
         """The same plan with what is proven of it; `relative_gap` is what may be left unproven."""
-        gap = 0.0 if bound == self.damage else (self.damage - bound) / abs(self.damage) if self.damage else math.inf
+        gap = (
+            0.0
+            if bound == self.quality_loss
+            else (self.quality_loss - bound) / abs(self.quality_loss)
+            if self.quality_loss
+            else math.inf
+        )
         return replace(self, bound=bound, gap=gap, proven=gap <= relative_gap * (1 + RELATIVE_TOLERANCE))
+
+
+Solver = Callable[[ChoiceProblem, Settings], list[Solution]]  # the exact search and every baseline

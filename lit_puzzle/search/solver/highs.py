@@ -68,7 +68,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Program:
+class LinearProgram:
     """What HiGHS is asked.
 
     Attributes:
@@ -88,7 +88,7 @@ class Program:
     relief_R: Floats | None = None
 
     @classmethod
-    def of(cls, starts: tuple[int, ...], cost_C: Floats, rows: Sequence[Row], elastic: bool) -> Program:
+    def of(cls, starts: tuple[int, ...], cost_C: Floats, rows: Sequence[Row], elastic: bool) -> LinearProgram:
         """Stack rows."""
         matrix_RC = np.array([row.values_C for row in rows]).reshape(len(rows), len(cost_C))
         allowed_C = np.logical_and.reduce([np.ones(len(cost_C), dtype=bool), *(row.allowed_C for row in rows)])
@@ -99,7 +99,7 @@ class Program:
         """Whether each layer has a candidate that may be taken."""
         return bool(np.logical_or.reduceat(self.allowed_C, self.starts[:-1]).all())
 
-    def without_worse(self, relaxation: Relaxation, cutoff: float) -> Program:
+    def without_worse(self, relaxation: Relaxation, cutoff: float) -> LinearProgram:
         """The program less the candidates that no plan below `cutoff` can hold."""
         if not math.isfinite(cutoff):
             return self
@@ -124,7 +124,7 @@ class Relaxation:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Outcome:
     """What HiGHS said about a program in whole numbers.
 
     Attributes:
@@ -140,7 +140,7 @@ class Answer:
     finished: bool
 
 
-def relax(program: Program) -> Relaxation | None:
+def relax(program: LinearProgram) -> Relaxation | None:
     """Lower bound of a program by its linear relaxation; None when even that has no solution."""
     if not program.every_layer_has_one():
         return None
@@ -156,7 +156,7 @@ def relax(program: Program) -> Relaxation | None:
     return _lagrangian(program, np.maximum(0.0, -duals_R))
 
 
-def _lagrangian(program: Program, prices_R: Floats) -> Relaxation:
+def _lagrangian(program: LinearProgram, prices_R: Floats) -> Relaxation:
     if program.relief_R is not None:  # t would run away if relief were sold above its price of 1
         prices_R = prices_R / max(1.0, float(prices_R @ program.relief_R))
     cost_C = np.zeros_like(program.cost_C) if program.relief_R is not None else program.cost_C
@@ -168,10 +168,10 @@ def _lagrangian(program: Program, prices_R: Floats) -> Relaxation:
     return Relaxation(bound, priced_C - np.repeat(least_L, np.diff(program.starts)))
 
 
-def solve(program: Program, cutoff: float, relative_gap: float, seconds: float) -> Answer:
+def solve(program: LinearProgram, cutoff: float, relative_gap: float, seconds: float) -> Outcome:
     """The best plan of a program, unless it costs more than `cutoff`: then any plan, or none, and a bound above it."""
     if not program.every_layer_has_one():
-        return Answer(None, math.inf, math.inf, finished=True)
+        return Outcome(None, math.inf, math.inf, finished=True)
     solver, columns = _load(program, whole=True)
     solver.setOptionValue("time_limit", max(seconds, 1e-3))
     solver.setOptionValue("mip_rel_gap", relative_gap)
@@ -180,7 +180,7 @@ def solve(program: Program, cutoff: float, relative_gap: float, seconds: float) 
     solver.run()
     status, info = solver.getModelStatus(), solver.getInfo()
     if status in NOTHING_THERE:
-        return Answer(None, math.inf, cutoff, finished=True)
+        return Outcome(None, math.inf, cutoff, finished=True)
     finished = status == STATUS.kOptimal
     if not finished and status != STATUS.kTimeLimit:
         raise RuntimeError(f"HiGHS stopped with status {solver.modelStatusToString(status)}")
@@ -188,17 +188,17 @@ def solve(program: Program, cutoff: float, relative_gap: float, seconds: float) 
     values = np.array(solver.getSolution().col_value) if has_plan else None
     chosen = None if values is None else _read_choice(program, columns, values)
     objective = info.objective_function_value if has_plan else math.inf
-    return Answer(chosen, objective, info.mip_dual_bound, finished)
+    return Outcome(chosen, objective, info.mip_dual_bound, finished)
 
 
-def _read_choice(program: Program, columns: NDArray[np.int64], values: Floats) -> tuple[int, ...]:
+def _read_choice(program: LinearProgram, columns: NDArray[np.int64], values: Floats) -> tuple[int, ...]:
     full_C = np.zeros(len(program.cost_C))
     full_C[columns] = values[: len(columns)]
     layers = zip(program.starts[:-1], program.starts[1:])
     return tuple(int(np.argmax(full_C[begin:end])) for begin, end in layers)
 
 
-def _load(program: Program, whole: bool) -> tuple[_Highs, NDArray[np.int64]]:
+def _load(program: LinearProgram, whole: bool) -> tuple[_Highs, NDArray[np.int64]]:
     """A solver holding the program, and which candidate each of its columns is; t, if any, is the last column."""
     columns = np.flatnonzero(program.allowed_C)
     layers = len(program.starts) - 1

@@ -1,7 +1,7 @@
 """Why there is no plan: which budget no plan meets, or which budgets no plan meets together.
 
 First every budget alone: its cheapest plan is the cheapest candidate of every layer, over all options that carry it.
-If each can be met alone, the plan with the smallest relaxation is found (minimise t, where every limit may exceed its
+If each can be met alone, the plan with the smallest relaxation is found (minimize t, where every limit may exceed its
 bound by the fraction t), and two budgets that exclude each other are looked for pair by pair.
 Totals are told in the unit that the user asked in; where a rate is missed, also the best that can be reached within the
 memory of its deployments and the limits that always hold, with the other choices left aside.
@@ -14,7 +14,7 @@ import math
 import time
 from dataclasses import dataclass, replace
 
-from lit_puzzle.search.solver.choices import Infeasible, Limit, Option, Problem
+from lit_puzzle.search.solver.choices import ChoiceProblem, Infeasible, Limit, Option
 from lit_puzzle.search.solver.tree import Tree
 
 SECONDS = 20.0  # for finding the smallest relaxation and the pair; after that the message says less
@@ -30,7 +30,7 @@ class Cheapest:
     excess: float
 
 
-def explain(problem: Problem) -> Infeasible:
+def explain(problem: ChoiceProblem) -> Infeasible:
     """The error for a problem without a plan."""
     if problem.same is not None and not problem.labels():
         return Infeasible("No label is offered by every layer: the layers have no expert count in common.")
@@ -39,30 +39,30 @@ def explain(problem: Problem) -> Infeasible:
     return _one_fails(problem, failing) if failing else _none_fails_alone(problem)
 
 
-def _names(problem: Problem) -> list[str]:
+def _names(problem: ChoiceProblem) -> list[str]:
     return list(dict.fromkeys(limit.name for limit in problem.every_limit()))
 
 
-def _cheapest_of(problem: Problem, name: str) -> Cheapest:
+def _cheapest_of(problem: ChoiceProblem, name: str) -> Cheapest:
     """The least excess over all limits of this name (one per option)."""
     limits = [limit for limit in problem.every_limit() if limit.name == name]
     return min((_cheapest(problem, limit) for limit in limits), key=lambda cheapest: cheapest.excess)
 
 
-def _cheapest(problem: Problem, limit: Limit) -> Cheapest:
+def _cheapest(problem: ChoiceProblem, limit: Limit) -> Cheapest:
     plans = []
     for label in problem.labels() or [None]:
         chosen = []
         for layer, row in enumerate(limit.coefficients):
             labels = None if problem.same is None else problem.same[layer]
             allowed = [i for i in range(len(row)) if labels is None or labels[i] == label]
-            chosen.append(min(allowed, key=lambda i: (row[i], problem.damage[layer][i])))
+            chosen.append(min(allowed, key=lambda i: (row[i], problem.quality_loss[layer][i])))
         plans.append(tuple(chosen))
     best = min(plans, key=limit.total)
     return Cheapest(limit, best, limit.total(best), limit.excess(best))
 
 
-def _one_fails(problem: Problem, failing: list[Cheapest]) -> Infeasible:
+def _one_fails(problem: ChoiceProblem, failing: list[Cheapest]) -> Infeasible:
     tightest = failing[0]
     needs = {cheapest.limit.name: _told(cheapest.limit, cheapest.needed) for cheapest in failing}
     if tightest.needed == math.inf:
@@ -97,7 +97,7 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.6g}"
 
 
-def _reachable(problem: Problem, limit: Limit, deadline: float) -> str:
+def _reachable(problem: ChoiceProblem, limit: Limit, deadline: float) -> str:
     """The best rate that plans can reach, when the limit is one; the first of equal names stands for them all."""
     if limit.numerator is None:
         return ""
@@ -113,14 +113,14 @@ def _reachable(problem: Problem, limit: Limit, deadline: float) -> str:
     return f" With the other limits of its deployments kept, at most {_number(rate)} can be reached there ({where})."
 
 
-def _least(problem: Problem, option: Option, limit: Limit, deadline: float) -> float | None:
+def _least(problem: ChoiceProblem, option: Option, limit: Limit, deadline: float) -> float | None:
     """The smallest total of a limit among plans within all others of its option and those that always hold."""
     large = max(value for row in limit.coefficients for value in row if value < math.inf)
     forbidden = tuple(tuple(value if value == math.inf else 0.0 for value in row) for row in limit.coefficients)
     others = tuple(other for other in option.limits if other is not limit)
     alone = replace(
         problem,
-        damage=tuple(tuple(min(value, large) for value in row) for row in limit.coefficients),
+        quality_loss=tuple(tuple(min(value, large) for value in row) for row in limit.coefficients),
         limits=(*problem.limits, *others, Limit("can be served", forbidden, 0.0, 0.0)),
         choices=(),
     )
@@ -128,7 +128,7 @@ def _least(problem: Problem, option: Option, limit: Limit, deadline: float) -> f
     return None if found is None else limit.total(found.chosen)
 
 
-def _none_fails_alone(problem: Problem) -> Infeasible:
+def _none_fails_alone(problem: ChoiceProblem) -> Infeasible:
     deadline = time.monotonic() + SECONDS
     nearest = Tree(problem, relative_gap=1e-3, deadline=deadline, elastic=True).run()
     if nearest is None:
@@ -153,7 +153,7 @@ def _none_fails_alone(problem: Problem) -> Infeasible:
     )
 
 
-def _excluding_pair(problem: Problem, first: list[str], deadline: float) -> tuple[str, str] | None:
+def _excluding_pair(problem: ChoiceProblem, first: list[str], deadline: float) -> tuple[str, str] | None:
     """Two limits that no plan meets together; pairs with those of `first` are tried first."""
     names = [*first, *(name for name in _names(problem) if name not in first)]
     for left, right in itertools.combinations(names, 2):
@@ -163,12 +163,12 @@ def _excluding_pair(problem: Problem, first: list[str], deadline: float) -> tupl
     return None
 
 
-def _only(problem: Problem, names: tuple[str, ...]) -> Problem:
+def _only(problem: ChoiceProblem, names: tuple[str, ...]) -> ChoiceProblem:
     """The problem with the limits of these names only and without damages: is there any plan?"""
 
     def kept(limits: tuple[Limit, ...]) -> tuple[Limit, ...]:
         return tuple(limit for limit in limits if limit.name in names)
 
     choices = tuple(tuple(Option(o.name, kept(o.limits)) for o in options) for options in problem.choices)
-    nothing = tuple((0.0,) * len(row) for row in problem.damage)
-    return replace(problem, damage=nothing, limits=kept(problem.limits), choices=choices)
+    nothing = tuple((0.0,) * len(row) for row in problem.quality_loss)
+    return replace(problem, quality_loss=nothing, limits=kept(problem.limits), choices=choices)

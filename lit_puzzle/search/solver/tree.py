@@ -25,8 +25,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from lit_puzzle.search.solver import highs
-from lit_puzzle.search.solver.choices import DisagreementError, Grid, Limit, Option, Problem, Solution
-from lit_puzzle.search.solver.highs import Answer, Flags, Floats, Program, Relaxation, Row
+from lit_puzzle.search.solver.choices import ChoiceProblem, DisagreementError, Grid, Limit, Option, Solution
+from lit_puzzle.search.solver.highs import Flags, Floats, LinearProgram, Outcome, Relaxation, Row
 
 LARGEST = 100.0  # the largest damage of one candidate after scaling: HiGHS' tolerances are absolute, about 1e-8
 SAME_DAMAGE = 1e-8  # after scaling: below this two plans are equally good
@@ -42,7 +42,7 @@ def indicator(shape: Grid, chosen: Sequence[int]) -> list[list[float]]:
     return [[float(index == taken) for index in range(len(row))] for row, taken in zip(shape, chosen)]
 
 
-def label_choice(problem: Problem) -> tuple[tuple[Option, ...], ...]:
+def label_choice(problem: ChoiceProblem) -> tuple[tuple[Option, ...], ...]:
     """`same` as one more choice: an option per label, which forbids every candidate of another label."""
     if problem.same is None:
         return ()
@@ -74,7 +74,7 @@ class Tree:
 
     def __init__(
         self,
-        problem: Problem,
+        problem: ChoiceProblem,
         relative_gap: float = 0.0,
         deadline: float | None = None,
         cuts: tuple[Limit, ...] = (),
@@ -88,19 +88,19 @@ class Tree:
             relative_gap: Part of the damage that may be left unproven.
             deadline: When to stop, by the monotonic clock.
             cuts: More limits that always hold.
-            elastic: Minimise the largest relative excess over the limits instead of the damage.
+            elastic: Minimize the largest relative excess over the limits instead of the damage.
             ceiling: Damage of a plan that is known to be within all limits: no plan above it matters.
         """
         self.problem, self.relative_gap, self.elastic = problem, relative_gap, elastic
         self.always = (*problem.limits, *cuts)
         self.deadline = time.monotonic() + FOREVER if deadline is None else deadline
         self.choices = problem.choices + label_choice(problem)
-        self.starts = (0, *itertools.accumulate(len(row) for row in problem.damage))
-        damage_C = np.array([value for row in problem.damage for value in row])
+        self.starts = (0, *itertools.accumulate(len(row) for row in problem.quality_loss))
+        quality_loss_C = np.array([value for row in problem.quality_loss for value in row])
         self.base = [self._row(limit) for limit in self.always]
-        self.useful_C = self._useful(damage_C, ceiling)
-        self.scale = float(np.abs(damage_C[self.useful_C]).max(initial=0.0)) / LARGEST or 1.0
-        self.cost_C = np.where(self.useful_C, damage_C / self.scale, 0.0)
+        self.useful_C = self._useful(quality_loss_C, ceiling)
+        self.scale = float(np.abs(quality_loss_C[self.useful_C]).max(initial=0.0)) / LARGEST or 1.0
+        self.cost_C = np.where(self.useful_C, quality_loss_C / self.scale, 0.0)
         self.option_rows = [[[self._row(limit) for limit in o.limits] for o in options] for options in self.choices]
         self.best: tuple[float, tuple[int, ...], tuple[int, ...]] | None = None  # scaled objective, chosen, options
         self.closed_bound = math.inf  # lowest bound among nodes that were given up because they are not better
@@ -108,14 +108,16 @@ class Tree:
         self.counter = itertools.count()
         self.timed_out = False
 
-    def _useful(self, damage_C: Floats, ceiling: float) -> Flags:
+    def _useful(self, quality_loss_C: Floats, ceiling: float) -> Flags:
         """Candidates that a plan up to the ceiling may hold: not ruled out, and not too bad beside the least others."""
-        useful_C = np.logical_and.reduce([np.ones(len(damage_C), dtype=bool), *(row.allowed_C for row in self.base)])
-        least_L = np.minimum.reduceat(np.where(useful_C, damage_C, math.inf), self.starts[:-1])
+        useful_C = np.logical_and.reduce(
+            [np.ones(len(quality_loss_C), dtype=bool), *(row.allowed_C for row in self.base)]
+        )
+        least_L = np.minimum.reduceat(np.where(useful_C, quality_loss_C, math.inf), self.starts[:-1])
         if ceiling < math.inf:
             rounding = 1e-12 * (abs(ceiling) + float(np.abs(least_L).sum()))
             spare = ceiling - math.fsum(least_L.tolist()) + rounding
-            useful_C &= damage_C - np.repeat(least_L, np.diff(self.starts)) <= spare
+            useful_C &= quality_loss_C - np.repeat(least_L, np.diff(self.starts)) <= spare
         self.least_L: list[float] = least_L.tolist()
         return useful_C
 
@@ -123,7 +125,7 @@ class Tree:
         """This search with the plan found and without what cannot be as good, when that leaves much smaller damages."""
         assert self.best is not None
         _, chosen, options = self.best
-        ceiling = self.problem.total_damage(chosen)
+        ceiling = self.problem.total_quality_loss(chosen)
         finer = Tree(
             self.problem, self.relative_gap, self.deadline, self.always[len(self.problem.limits) :], ceiling=ceiling
         )
@@ -134,7 +136,7 @@ class Tree:
 
     def _size(self, chosen: Sequence[int]) -> float:
         """What a plan adds up, without cancelling: no difference far below this can be told from rounding."""
-        taken = (row[index] for row, index in zip(self.problem.damage, chosen))
+        taken = (row[index] for row, index in zip(self.problem.quality_loss, chosen))
         return math.fsum(max(abs(own), -least) for own, least in zip(taken, self.least_L))
 
     def _row(self, limit: Limit) -> Row:
@@ -147,20 +149,20 @@ class Tree:
             return math.inf
         return self.best[0] - max(SAME_DAMAGE, self.relative_gap * abs(self.best[0]))
 
-    def program(self, options: Sequence[int], more: Sequence[Row] = ()) -> Program:
+    def program(self, options: Sequence[int], more: Sequence[Row] = ()) -> LinearProgram:
         """The program with these options of the first choices."""
         chosen = (rows[index] for rows, index in zip(self.option_rows, options))
         return self._program([*self.base, *more, *itertools.chain(*chosen)])
 
-    def _program(self, rows: Sequence[Row]) -> Program:
-        program = Program.of(self.starts, self.cost_C, rows, self.elastic)
+    def _program(self, rows: Sequence[Row]) -> LinearProgram:
+        program = LinearProgram.of(self.starts, self.cost_C, rows, self.elastic)
         return replace(program, allowed_C=program.allowed_C & self.useful_C)
 
     def start_from(self, chosen: tuple[int, ...]) -> None:
         """Take a plan as the best so far, if it is within all limits."""
         options = self.problem.options_that_hold(chosen)
         if options is not None:
-            self.best = (self.problem.total_damage(chosen) / self.scale, chosen, options)
+            self.best = (self.problem.total_quality_loss(chosen) / self.scale, chosen, options)
 
     def run(self) -> Solution | None:
         """The best plan; None when there is none, or none was found in time (`timed_out`)."""
@@ -223,7 +225,7 @@ class Tree:
                 bound = max(node.bound, min(answer.bound, cutoff))  # above the cutoff candidates were missing
                 self._close(replace(node, bound=bound, columns=2 * columns), answer.finished, whole)
                 return
-            grid = indicator(self.problem.damage, answer.chosen)
+            grid = indicator(self.problem.quality_loss, answer.chosen)
             cuts.append(Row.of(Limit("not this plan", grid, 0.0, self.problem.num_layers - 1.0), False))
         raise DisagreementError(f"HiGHS returned {MOST_CUTS} plans that break the limits they were solved under")
 
@@ -242,7 +244,7 @@ class Tree:
             self._push(node.bound, node.options, relaxed=True, columns=node.columns)
         self.timed_out = self.timed_out or not finished
 
-    def _accept(self, node: Node, answer: Answer) -> bool:
+    def _accept(self, node: Node, answer: Outcome) -> bool:
         """Add HiGHS' plan up again; keep it when it is within all limits and better than the best."""
         assert answer.chosen is not None
         chosen, limits = answer.chosen, self._limits(node)
@@ -251,7 +253,7 @@ class Tree:
         if self.elastic:
             objective = max((limit.excess(chosen) for limit in limits), default=0.0)
         else:
-            objective = self.problem.total_damage(chosen) / self.scale
+            objective = self.problem.total_quality_loss(chosen) / self.scale
         if abs(objective - answer.objective) > ADDED_AGAIN * max(LARGEST, abs(objective)):
             raise DisagreementError(
                 f"HiGHS says the objective is {answer.objective!r}, its plan adds up to {objective!r}"
@@ -272,7 +274,7 @@ class Tree:
         objective, chosen, options = self.best
         open_bound = min((node.bound for node in self.heap), default=math.inf)
         scaled = min(objective, self.closed_bound, open_bound)
-        damage = self.problem.total_damage(chosen)
-        bound = damage if objective - scaled <= PROVEN * self._size(chosen) / self.scale else scaled * self.scale
-        found = Solution(chosen, damage, options[: len(self.problem.choices)])
+        quality_loss = self.problem.total_quality_loss(chosen)
+        bound = quality_loss if objective - scaled <= PROVEN * self._size(chosen) / self.scale else scaled * self.scale
+        found = Solution(chosen, quality_loss, options[: len(self.problem.choices)])
         return found.with_bound(bound, self.relative_gap)

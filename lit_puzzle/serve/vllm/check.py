@@ -1,7 +1,7 @@
 """Whether vLLM serves a checkpoint folder as transformers computes it: to be run before a model is deployed.
 
 Reads a checkpoint folder (stock gpt-oss, assembled, distilled, recovered or exported) and drives a real vLLM in an
-environment of its own. Writes verdict.json (every check: passed, failed or skipped, why, figures) and, while it works,
+environment of its own. Writes report.json (every check: passed, failed or skipped, why, figures) and, while it works,
 job.json, answers.json, vllm.log and server.log.
 
 Proofs: greedy tokens and teacher-forced log-probabilities against transformers; a reload of live weights against the
@@ -23,10 +23,10 @@ from typing import Any, Literal
 
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.layout import KV_SCALES
-from lit_puzzle.runs import require_input
+from lit_puzzle.run.folder import require_input
 from lit_puzzle.serve.vllm.check_reference import Reference, make_reference
 from lit_puzzle.serve.vllm.check_server import check_server, serving
-from lit_puzzle.serve.vllm.verdict import Check, distance, judged, skipped, write_verdict
+from lit_puzzle.serve.vllm.report import Check, distance, judged, skipped, write_report
 
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.3}  # of the largest difference; of the mean one
 PROBE = """
@@ -54,7 +54,7 @@ def serve_check(
     """Checks a folder in vLLM.
 
     Args:
-        run_dir: The run's folder; gets verdict.json.
+        run_dir: The run's folder; gets report.json.
         checkpoint: The folder that would be served.
         python: Interpreter of vLLM's environment (`scripts/vllm_env.sh` prints it).
         dtype: float32 compares exactly; bfloat16 for GPUs and models that do not fit otherwise.
@@ -72,7 +72,7 @@ def serve_check(
         `passed`, `failed`, `skipped` (numbers of checks) and the figures of each check, `<check>/<figure>`.
 
     Raises:
-        ValueError: No vLLM there, an engine does not start, or a check failed (after verdict.json is written).
+        ValueError: No vLLM there, an engine does not start, or a check failed (after report.json is written).
     """
     if min(prompts, prompt_tokens, new_tokens) < 1 or kv_cache_gib <= 0:
         raise ValueError("prompts, prompt_tokens, new_tokens and kv_cache_gib must be positive.")
@@ -93,7 +93,7 @@ def serve_check(
             checks += check_server(port, question, reference, dtype == "float32")
     else:
         checks.append(skipped("server", "not asked for" if reference.chats else "the folder has no chat template"))
-    results = write_verdict(run_dir / "verdict.json", checks, {"vllm": answers["main"][-1]["version"]})
+    results = write_report(run_dir / "report.json", checks, {"vllm": answers["main"][-1]["version"]})
     failed = [f"{check.name} ({check.why})" for check in checks if check.outcome == "failed"]
     if failed:
         raise ValueError(f"{checkpoint} is not served as transformers computes it: {'; '.join(failed)}.")
@@ -243,10 +243,12 @@ def judge_capacity(narrow: int, fp8: int) -> Check:
 
 def judge_scales(fp8: Sequence[Any], reference: Reference) -> Check:
     """KV scales of the checkpoint are used: without them log-probabilities change."""
-    damage = distance(fp8[1], reference.scores)[1]
+    quality_loss = distance(fp8[1], reference.scores)[1]
     if len(fp8) == 2:
-        return skipped("control_scales", f"the checkpoint has no KV scales but 1; FP8 costs {damage:.2g} on average")
+        return skipped(
+            "control_scales", f"the checkpoint has no KV scales but 1; FP8 costs {quality_loss:.2g} on average"
+        )
     changed = distance(fp8[1], fp8[3])[0]
     bare = distance(fp8[3], reference.scores)[1]
-    why = f"noticed: FP8 costs {damage:.2g} on average, without scales {bare:.2g}"
-    return judged("control_scales", changed > 1e-3, why, damage=damage, damage_without=bare)
+    why = f"noticed: FP8 costs {quality_loss:.2g} on average, without scales {bare:.2g}"
+    return judged("control_scales", changed > 1e-3, why, quality_loss=quality_loss, quality_loss_without=bare)

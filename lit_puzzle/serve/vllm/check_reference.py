@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
-from lit_puzzle.evaluate.generate import end_and_pad
+from lit_puzzle.generation.batches import end_and_pad
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.loading import DtypeName, load_model
 
@@ -69,7 +69,7 @@ def make_reference(
     ordinary = sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids) - set(end_ids))
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(len(ordinary), (prompts, prompt_tokens), generator=generator)
-    asked = [[ordinary[i] for i in row] for row in drawn.tolist()]
+    pairs = [[ordinary[i] for i in row] for row in drawn.tolist()]
     chats = {}
     if tokenizer.chat_template is not None:
         for effort in EFFORTS:
@@ -79,11 +79,11 @@ def make_reference(
             )
             chats[effort] = tokenizer.encode(text, add_special_tokens=False)
     with torch.inference_mode():
-        answers = [greedy(model, ids, new_tokens, []) for ids in asked]
+        answers = [greedy(model, ids, new_tokens, []) for ids in pairs]
         return Reference(
-            prompts=asked,
+            prompts=pairs,
             answers=answers,
-            scores=[score(model, ids + answer) for ids, answer in zip(asked, answers, strict=True)],
+            scores=[score(model, ids + answer) for ids, answer in zip(pairs, answers, strict=True)],
             end_ids=end_ids,
             chats=chats,
             chat_answers={effort: greedy(model, ids, new_tokens, end_ids) for effort, ids in chats.items()},

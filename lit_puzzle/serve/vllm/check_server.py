@@ -18,7 +18,7 @@ from typing import Any
 
 from lit_puzzle.serve.vllm.check_reference import Reference
 from lit_puzzle.serve.vllm.driver import ENVIRONMENT
-from lit_puzzle.serve.vllm.verdict import Check, judged
+from lit_puzzle.serve.vllm.report import Check, judged
 
 HOST = "127.0.0.1"
 

@@ -10,7 +10,7 @@ Source: vllm/model_executor/models/config.py (GptOssForCausalLMConfig), vllm/ent
 from vllm.config import ModelConfig, VllmConfig
 from vllm.model_executor.models.config import GptOssForCausalLMConfig
 
-from lit_puzzle.serve.vllm.quantisation import MXFP4
+from lit_puzzle.serve.vllm.quantization import MXFP4
 
 HARMONY_VOCABULARY = 201_088  # of gpt-oss-20b and gpt-oss-120b, the vocabulary openai_harmony encodes
 
@@ -20,7 +20,7 @@ class PuzzleSettings(GptOssForCausalLMConfig):
 
     @staticmethod
     def verify_and_update_model_config(model_config: ModelConfig) -> None:
-        """Renames the model type where Harmony applies, and first the quantisation that vLLM would claim by it."""
+        """Renames the model type where Harmony applies, and first the quantization that vLLM would claim by it."""
         config = model_config.hf_config
         packed = config.to_dict().get("quantization_config")
         if packed is not None and packed["quant_method"] == "mxfp4":

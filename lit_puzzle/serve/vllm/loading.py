@@ -2,7 +2,7 @@
 
 Reads (name, tensor) pairs under the names of checkpoint files. Every tensor must be one that the configuration implies
 (`lit_puzzle.model.layout`), in its shape, given once, and none may be missing: vLLM's own gpt-oss loader skips what it
-does not know. Experts come plain or as MXFP4, layer by layer; where vLLM computes plain ones, MXFP4 is de-quantised
+does not know. Experts come plain or as MXFP4, layer by layer; where vLLM computes plain ones, MXFP4 is de-quantized
 here, one expert at a time.
 
 Every copy goes through a parameter's `weight_loader`, with one call for each expert: that is what cuts for tensor and
@@ -13,8 +13,8 @@ Memory above the model: one checkpoint tensor and, for MXFP4 that is unpacked, o
 """
 
 import math
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +24,7 @@ from vllm.model_executor.models.utils import PPMissingLayer
 from vllm.utils.torch_utils import is_quantized_kv_cache
 
 from lit_puzzle.model.layout import EXPERT_MATRICES, KV_SCALES, Shape, layer_blocks, layer_prefix, tensor_shapes
-from lit_puzzle.model.mxfp4 import dequantise
-
-if TYPE_CHECKING:
-    from lit_puzzle.serve.vllm.model import GptOssPuzzleForCausalLM
+from lit_puzzle.model.mxfp4 import dequantize
 
 SHARDS = {"gate_up_proj": ("w13", "gpt_oss_w13"), "down_proj": ("w2", "gpt_oss_w2")}  # of vLLM's gpt-oss experts
 OUTSIDE = {
@@ -38,7 +35,29 @@ OUTSIDE = {
 FROZEN = (".mlp.experts.", ".mlp.router.", *(f".{name}" for name in KV_SCALES))  # what a reload may leave out
 
 
-def load_weights(model: "GptOssPuzzleForCausalLM", weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+class PuzzleModel(Protocol):
+    """What is loaded: vLLM's gpt_oss_puzzle, which imports this module.
+
+    Attributes:
+        config: Configuration of the checkpoint.
+        model: The decoder inside: `embedding`, `layers`.
+        loaded: Whether weights were loaded before.
+    """
+
+    config: Any
+    model: Any
+    loaded: bool
+
+    def get_parameter(self, target: str) -> nn.Parameter:
+        """Return the parameter of a dotted name."""
+        ...
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Iterate over names and parameters."""
+        ...
+
+
+def load_weights(model: PuzzleModel, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
     """Loads all tensors of a checkpoint, or, into a model that vLLM is reloading, those that were trained.
 
     Args:
@@ -74,7 +93,7 @@ class Loader:
         seen: Names given so far.
     """
 
-    def __init__(self, model: "GptOssPuzzleForCausalLM") -> None:
+    def __init__(self, model: PuzzleModel) -> None:
         self._model = model
         self._config = model.config.to_dict()
         self._layers = len(layer_blocks(self._config))
@@ -179,7 +198,7 @@ class Loader:
         if scaled and bare:
             raise ValueError(
                 f"The checkpoint has KV scales, but none for layers {bare}, which would be cut off at 448. Leave their "
-                f"cache unquantised: --kv-cache-dtype-skip-layers {' '.join(map(str, bare))}"
+                f"cache unquantized: --kv-cache-dtype-skip-layers {' '.join(map(str, bare))}"
             )
 
 
@@ -220,7 +239,7 @@ def _put_each(experts: nn.Module, whole: str, kind: str, values: Tensor, scales:
     for expert in range(values.shape[0]):
         one = values[expert]
         if scales is not None:
-            one = dequantise(one, scales[expert], torch.promote_types(param.dtype, torch.bfloat16)).T
+            one = dequantize(one, scales[expert], torch.promote_types(param.dtype, torch.bfloat16)).T
         place = {"weight_name": f"{param_name}_{kind}", "shard_id": shard, "expert_id": expert}
         _loader_of(param)(param, one, **place, return_success=True)
         param = experts.get_parameter(f"{param_name}_{kind}")

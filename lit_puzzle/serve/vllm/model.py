@@ -36,7 +36,7 @@ from vllm.platforms import current_platform
 from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig
 from lit_puzzle.model.layout import layer_blocks
 from lit_puzzle.serve.vllm.loading import load_weights
-from lit_puzzle.serve.vllm.quantisation import PuzzleQuantisation, experts_method
+from lit_puzzle.serve.vllm.quantization import PuzzleQuantization, experts_method
 
 CONSTANTS = {
     "swiglu_alpha": 1.702,
@@ -66,7 +66,7 @@ class PuzzleAttention(OAIAttention):
             self.scaling,
             num_kv_heads=self.num_local_key_value_heads,
             cache_config=cache_config,
-            quant_config=(quant_config or PuzzleQuantisation()) if scaled else None,
+            quant_config=(quant_config or PuzzleQuantization()) if scaled else None,
             per_layer_sliding_window=config.block_configs[self.layer_idx]["sliding_window"],
             prefix=f"{prefix}.attn",
             sinks=self.sinks,

@@ -11,15 +11,15 @@ MODEL = "lit_puzzle.serve.vllm.model:GptOssPuzzleForCausalLM"
 
 
 def register() -> None:
-    """Registers configuration, MXFP4 quantisation, front-end settings and model."""
+    """Registers configuration, MXFP4 quantization, front-end settings and model."""
     from vllm.model_executor.layers.quantization import register_quantization_config
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
     from vllm.model_executor.models.registry import ModelRegistry
 
     import lit_puzzle.model.gpt_oss  # noqa: F401  (registers the configuration with transformers)
     from lit_puzzle.serve.vllm.harmony import PuzzleSettings
-    from lit_puzzle.serve.vllm.quantisation import MXFP4, PuzzleQuantisation
+    from lit_puzzle.serve.vllm.quantization import MXFP4, PuzzleQuantization
 
-    register_quantization_config(MXFP4)(PuzzleQuantisation)
+    register_quantization_config(MXFP4)(PuzzleQuantization)
     MODELS_CONFIG_MAP[ARCHITECTURE] = PuzzleSettings
     ModelRegistry.register_model(ARCHITECTURE, MODEL)

@@ -1,0 +1,1 @@
+"""A plan and a parent become a folder; trained weights become a folder."""

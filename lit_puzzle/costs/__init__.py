@@ -1,0 +1,1 @@
+"""What serving a block costs: bytes, seconds, and three sources of seconds."""

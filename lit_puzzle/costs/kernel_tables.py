@@ -1,0 +1,164 @@
+"""Tables of measured GPU kernels: finds them, reads only the rows asked for, interpolates, and refuses to guess.
+
+Reads the Parquet files of the PyPI package `aiconfigurator-core` (0.12.0, Apache-2.0, NVIDIA; extra `gpu-tables`) under
+`aiconfigurator_core/systems/data/<system>/<kernel>/<framework>/<version>/`, through pyarrow with filters, without
+importing the package. Latencies there are milliseconds; here everything is seconds. Every file is read once a process
+for each set of filters: 0.1 to 0.3 s for all that one deployment of one GPU needs, a few MB.
+
+    between measured points   linear: a kernel's time is a launch plus traffic or arithmetic, both linear in each size
+    outside of them           ValueError that names table and range; the laws that extend a table are its caller's
+
+Source: aiconfigurator-core 0.12.0; vLLM 0.24.0 measured on H100, H200, B200, vLLM 0.14.0 on A100 (no newer one there).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Filter = tuple[str, str, Any]
+
+
+@dataclass(frozen=True)
+class System:
+    """Where the tables of one GPU are: its folder, and the versions of vLLM and NCCL that were measured."""
+
+    folder: str
+    vllm: str
+    nccl: str
+
+
+SYSTEMS = {
+    "H100": System("h100_sxm", "0.24.0", "2.29.2"),
+    "H200": System("h200_sxm", "0.24.0", "2.29.2"),
+    "B200": System("b200_sxm", "0.24.0", "2.29.2"),
+    "A100": System("a100_sxm", "0.14.0", "2.27.3"),
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Seconds measured at ascending sizes.
+
+    Attributes:
+        table: What was measured, for error messages.
+        size: What the sizes count, for error messages.
+        sizes: Ascending.
+        seconds: One per size.
+    """
+
+    table: str
+    size: str
+    sizes: tuple[float, ...]
+    seconds: tuple[float, ...]
+
+    @classmethod
+    def of(cls, table: str, size: str, points: dict[float, float]) -> Curve:
+        """The curve through points of size and milliseconds.
+
+        Raises:
+            ValueError: When there are none.
+        """
+        if not points:
+            raise ValueError(f"{table} has no such rows; choose dtypes, parallelism and a GPU that were measured")
+        sizes = tuple(sorted(points))
+        return cls(table, size, sizes, tuple(points[size] / 1e3 for size in sizes))
+
+    def at(self, size: float) -> float:
+        """Seconds at `size`, linear between its measured neighbors.
+
+        Raises:
+            ValueError: Outside the measured range.
+        """
+        right = bisect_left(self.sizes, size)
+        if right == len(self.sizes) or (right == 0 and size < self.sizes[0]):
+            raise ValueError(
+                f"{self.table}: {self.size} {size:g} is outside the measured {self.sizes[0]:g}..{self.sizes[-1]:g}"
+            )
+        if self.sizes[right] == size:
+            return self.seconds[right]
+        low, high = self.sizes[right - 1], self.sizes[right]
+        share = (size - low) / (high - low)
+        return self.seconds[right - 1] + share * (self.seconds[right] - self.seconds[right - 1])
+
+    def last_slope(self) -> float:
+        """Seconds per size between the last two measured points, not below 0; 0 for a single point."""
+        if len(self.sizes) < 2:
+            return 0.0
+        return max(0.0, (self.seconds[-1] - self.seconds[-2]) / (self.sizes[-1] - self.sizes[-2]))
+
+
+def mix(parts: Sequence[tuple[float, Curve]]) -> Curve:
+    """The weighted sum of curves, at the sizes that all of them were measured at."""
+    first = parts[0][1]
+    shared = sorted(set.intersection(*(set(curve.sizes) for _, curve in parts)))
+    if not shared:
+        raise ValueError(f"{first.table}: no {first.size} was measured in all neighboring rows")
+    seconds = tuple(sum(weight * curve.at(size) for weight, curve in parts) for size in shared)
+    return Curve(first.table, first.size, tuple(shared), seconds)
+
+
+def neighbors(grid: Sequence[float], value: float) -> list[tuple[float, float]]:
+    """Grid values around `value` and their weights in a linear interpolation; one value where it is on the grid.
+
+    Args:
+        grid: Ascending; the caller has checked that `value` is inside.
+        value: Where to interpolate.
+    """
+    right = bisect_left(grid, value)
+    if grid[right] == value:
+        return [(grid[right], 1.0)]
+    low, high = grid[right - 1], grid[right]
+    share = (value - low) / (high - low)
+    return [(low, 1 - share), (high, share)]
+
+
+def find_system(gpu: str) -> System:
+    """Where the tables of `gpu` are.
+
+    Raises:
+        ValueError: When the GPU was not measured.
+    """
+    if gpu not in SYSTEMS:
+        raise ValueError(f"no measured kernels for GPU {gpu!r}; allowed: {sorted(SYSTEMS)}; others: use the roofline")
+    return SYSTEMS[gpu]
+
+
+def data_folder() -> Path:
+    """Folder of all tables.
+
+    Raises:
+        ValueError: When the package that brings them, or pyarrow, is not installed.
+    """
+    package = importlib.util.find_spec("aiconfigurator_core")
+    if package is None or package.origin is None or importlib.util.find_spec("pyarrow") is None:
+        raise ValueError(
+            "measured kernels need the packages aiconfigurator-core and pyarrow; install the extra: "
+            "pip install 'lit-puzzle[gpu-tables]', or use the roofline"
+        )
+    return Path(package.origin).parent / "systems" / "data"
+
+
+@functools.cache
+def read_rows(path: str, columns: tuple[str, ...], filters: tuple[Filter, ...]) -> list[tuple[Any, ...]]:
+    """Rows of one table: the values of `columns`, then the latency in milliseconds.
+
+    Raises:
+        ValueError: When the table is not there, or lacks a column that is filtered by.
+    """
+    file = data_folder() / path
+    if not file.is_file():
+        raise ValueError(f"no table {path} in {data_folder()}; this kernel was not measured on this GPU")
+    import pyarrow.parquet as parquet
+
+    names = set(parquet.read_schema(file).names)
+    missing = sorted({*columns, *(name for name, _, _ in filters)} - names)
+    if missing:
+        raise ValueError(f"table {path} does not tell {missing} apart: what is asked for was not measured on this GPU")
+    table = parquet.read_table(file, columns=[*columns, "latency"], filters=list(filters))
+    return list(zip(*(table[name].to_pylist() for name in (*columns, "latency")), strict=True))

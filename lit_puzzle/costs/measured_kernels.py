@@ -1,0 +1,198 @@
+"""Seconds from measured GPU kernels: a layer is the sum of its kernels as vLLM launches them.
+
+Reads the tables of `aiconfigurator-core` (extra `gpu-tables`) through `lit_puzzle.costs.kernel_laws`, which
+states the laws that extend them; loads only what a deployment asks for, once a process.
+
+    decode layer     attention + products (queries, keys and values; output; router) + experts + 2 all-reduces
+                     + small kernels
+    prefill layer    attention of the whole prompt + the rest for each chunk
+    decode rest      head + gathering of the logits + sampling + the embedding's all-reduce + the engine's own time
+    small kernels    count x latency + bytes / (share x bandwidth): norms 16 H bytes a token, rotation 4 (Q + K), cache
+                     4 K and 2 K of the cache's format
+
+Decode runs in CUDA graphs up to `graph_sequences`, prefill does not: collectives were measured with and without.
+
+Source: aiconfigurator-core 0.12.0 for the kernels and, in its `sdk/models/moe.py`, for which kernels a gpt-oss layer is
+(not its code). It knows no layers that differ from each other; we do.
+Legend: H hidden, Q query heads x head_dim of one rank, K key-value heads x head_dim of one rank.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from lit_puzzle.costs.gpus import find_gpu
+from lit_puzzle.costs.kernel_laws import DecodeAttention, Experts, PrefillAttention, Products, load_products
+from lit_puzzle.costs.kernel_tables import Curve, System, find_system, read_rows
+from lit_puzzle.costs.serving import Block, Deployment, ModelShape, Setting
+from lit_puzzle.spec import KV_DTYPE_BYTES
+
+BFLOAT16_BYTES = 2
+
+
+@dataclass(frozen=True)
+class Collectives:
+    """Seconds of collectives by number of bfloat16 values; none for a single rank."""
+
+    all_reduce_graph: Curve | None
+    all_reduce_eager: Curve | None
+    all_gather: Curve | None
+
+    @classmethod
+    def load(cls, system: System, ranks: int) -> Collectives:
+        """What was measured between `ranks` GPUs of a node. The tables count values, not bytes."""
+        if ranks == 1:
+            return cls(None, None, None)
+        path = f"{system.folder}/comm/vllm/{system.vllm}/custom_allreduce_perf.parquet"
+        reduce_rows = read_rows(path, ("backend", "message_size"), (("num_gpus", "=", ranks),))
+        nccl = f"{system.folder}/comm/nccl/{system.nccl}/nccl_perf.parquet"
+        filters = (("num_gpus", "=", ranks), ("op_name", "=", "all_gather"), ("nccl_dtype", "=", "half"))
+        gathered = dict(read_rows(nccl, ("message_size",), filters))
+        graph, eager = (
+            Curve.of(
+                f"{path} ({ranks} GPUs)", "values", {size: time for kind, size, time in reduce_rows if kind == name}
+            )
+            for name in ("vllm_graph", "vllm_eager")
+        )
+        return cls(graph, eager, Curve.of(f"{nccl} ({ranks} GPUs)", "values", gathered))
+
+    def reduce(self, values: float, graph: bool) -> float:
+        """Seconds to add up `values` numbers of every rank."""
+        curve = self.all_reduce_graph if graph else self.all_reduce_eager
+        return curve.at(values) if curve else 0.0
+
+    def gather(self, values: float) -> float:
+        """Seconds until every rank has all `values` numbers, of which each held its share."""
+        return self.all_gather.at(max(values, self.all_gather.sizes[0])) if self.all_gather else 0.0
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """All kernels of one setting.
+
+    Attributes:
+        tabulated: Tables added up already, by number of experts, tokens and whether in a graph; all settings that
+            differ only in prompt, batch and engine share it.
+        layers: The same with the engine's small kernels, of this setting alone.
+    """
+
+    decode_attention: DecodeAttention
+    prefill_attention: PrefillAttention
+    experts: Experts
+    products: Products
+    collectives: Collectives
+    tabulated: dict[tuple[int, int, bool], float] = field(default_factory=dict)
+    layers: dict[tuple[int, int, bool], float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MeasuredKernels:
+    """A `KernelTimes` for the GPUs whose kernels NVIDIA measured and published.
+
+    Attributes:
+        distribution: How unevenly the tokens of the measurement were spread over experts: balanced, power_law_1.01 or
+            power_law_1.2. aiconfigurator-core's own default is the power law with 1.01.
+    """
+
+    name: ClassVar[str] = "measured kernels"
+    distribution: str = "power_law_1.01"
+
+    def check(self, setting: Setting) -> None:
+        """Load what the setting needs, and raise ValueError where it was not measured."""
+        _kernels(setting, self.distribution)
+
+    def decode_layer(self, setting: Setting, block: Block, batch_size: int, context_tokens: float) -> float:
+        """Seconds of one decode step of one layer."""
+        kernels = _kernels(setting, self.distribution)
+        attention = kernels.decode_attention.at(block.window_tokens, batch_size, context_tokens)
+        return attention + _besides_attention(
+            kernels, setting, block.num_experts, batch_size, _in_graph(setting, batch_size)
+        )
+
+    def prefill_layer(self, setting: Setting, block: Block, prompt_tokens: int) -> float:
+        """Seconds to read one prompt through one layer, chunk by chunk."""
+        kernels = _kernels(setting, self.distribution)
+        seconds = kernels.prefill_attention.at(block.window_tokens, prompt_tokens)
+        for tokens in _chunks(setting, prompt_tokens):
+            seconds += _besides_attention(kernels, setting, block.num_experts, tokens, graph=False)
+        return seconds
+
+    def decode_rest(self, setting: Setting, batch_size: int) -> float:
+        """Head, sampling and the engine's own time."""
+        collectives, graph = _kernels(setting, self.distribution).collectives, _in_graph(setting, batch_size)
+        reduce = collectives.reduce(batch_size * setting.model.hidden, graph)
+        return reduce + self._head(setting, batch_size) + setting.engine.step_overhead_seconds
+
+    def prefill_rest(self, setting: Setting, prompt_tokens: int) -> float:
+        """Only the last token of a prompt meets the head; the engine's own time is in the decode steps beside it."""
+        collectives, hidden = _kernels(setting, self.distribution).collectives, setting.model.hidden
+        reduce = sum(collectives.reduce(tokens * hidden, graph=False) for tokens in _chunks(setting, prompt_tokens))
+        return reduce + self._head(setting, 1)
+
+    def _head(self, setting: Setting, sequences: int) -> float:
+        kernels, model = _kernels(setting, self.distribution), setting.model
+        logits = sequences * model.vocab
+        seconds = kernels.products.at(model.vocab / setting.deployment.tensor_parallel, model.hidden, sequences)
+        seconds += kernels.collectives.gather(logits)
+        bandwidth = setting.engine.small_kernel_bandwidth * find_gpu(setting.scenario.gpu).memory_bytes_per_second
+        return seconds + logits * setting.engine.sampling_bytes / bandwidth
+
+
+def _in_graph(setting: Setting, batch_size: int) -> bool:
+    return batch_size <= setting.engine.graph_sequences
+
+
+def _chunks(setting: Setting, prompt_tokens: int) -> list[int]:
+    whole, last = divmod(prompt_tokens, setting.engine.chunk_tokens)
+    return [setting.engine.chunk_tokens] * whole + ([last] if last else [])
+
+
+@functools.lru_cache(maxsize=64)
+def _kernels(setting: Setting, distribution: str) -> Kernels:
+    scenario = setting.scenario
+    dtypes = (scenario.kv_dtype, scenario.weight_dtype, scenario.expert_dtype)
+    tables = _load(find_system(scenario.gpu), setting.model, setting.deployment, dtypes, distribution)
+    return dataclasses.replace(tables, layers={})
+
+
+@functools.lru_cache(maxsize=256)
+def _load(
+    system: System, model: ModelShape, deployment: Deployment, dtypes: tuple[str, str, str], distribution: str
+) -> Kernels:
+    """The tables, whatever prompt, batch and engine they are asked for: read once a process."""
+    ranks, (kv_dtype, weight_dtype, expert_dtype) = deployment.tensor_parallel, dtypes
+    return Kernels(
+        DecodeAttention.load(system, model, ranks, kv_dtype),
+        PrefillAttention.load(system, model, ranks, kv_dtype),
+        Experts.load(system, model, deployment, expert_dtype, distribution),
+        load_products(system, weight_dtype),
+        Collectives.load(system, ranks),
+    )
+
+
+def _besides_attention(kernels: Kernels, setting: Setting, num_experts: int, tokens: int, graph: bool) -> float:
+    """Everything of a layer but attention itself, for `tokens` tokens."""
+    key = (num_experts, tokens, graph)
+    if key in kernels.layers:
+        return kernels.layers[key]
+    model, ranks = setting.model, setting.deployment.tensor_parallel
+    queries, keys = model.num_query_heads * model.head_dim / ranks, -(-model.num_kv_heads // ranks) * model.head_dim
+    if key not in kernels.tabulated:
+        seconds = kernels.products.at(queries + 2 * keys, model.hidden, tokens)
+        seconds += kernels.products.at(model.hidden, queries, tokens)
+        seconds += kernels.products.at(num_experts, model.hidden, tokens)
+        seconds += kernels.experts.at(num_experts, tokens)
+        kernels.tabulated[key] = seconds + 2 * kernels.collectives.reduce(tokens * model.hidden, graph)
+    kernels.layers[key] = kernels.tabulated[key] + _small_kernels(setting, queries, keys, tokens)
+    return kernels.layers[key]
+
+
+def _small_kernels(setting: Setting, queries: float, keys: float, tokens: int) -> float:
+    engine, hidden = setting.engine, setting.model.hidden
+    moved = 8 * hidden * BFLOAT16_BYTES + 2 * (queries + keys) * BFLOAT16_BYTES + 2 * keys * BFLOAT16_BYTES
+    moved += 2 * keys * KV_DTYPE_BYTES[setting.scenario.kv_dtype]
+    bandwidth = engine.small_kernel_bandwidth * find_gpu(setting.scenario.gpu).memory_bytes_per_second
+    return engine.small_kernels * engine.small_kernel_seconds + tokens * moved / bandwidth

@@ -1,0 +1,1 @@
+"""Prompts to token batches: prompts, generated documents, packing, calibration data."""

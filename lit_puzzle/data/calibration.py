@@ -1,0 +1,300 @@
+"""Calibration data: sequences like those the parent itself writes, as padded batches for one pass under `validate`.
+
+Reads either a JSON lines file, each line `{"input_ids": [...]}` or `{"text": "..."}`, or draws training problems, lets
+the parent answer them at a mix of efforts, and writes `calibration.jsonl` (`input_ids`, `prompt_tokens`, `environment`,
+`effort`) into the run folder: the same form, so that later stages and other runs can read it.
+Source: arXiv 2602.11937 section 2: "data compatible with the parent's distribution is very important".
+
+Generating here loads the parent whole on one process and uses transformers' `generate`: for tiny models. A parent that
+needs several GPUs is asked by a serving engine, and its answers come in as a file.
+
+Batches: rank r of R takes batches r, r + R, ...; a rank that has one less gets the last batch once more with nothing
+marked as scored: every rank runs the same number of forward passes (sharded weights need that), no token counts twice.
+
+Shapes: B sequences of a batch, T tokens of the longest.
+
+Memory: up to 36 bytes a token of all sequences (lists of Python integers) + 24 bytes a token of one batch; while
+generating, the parent and the KV cache of one batch. Disk: about 6 bytes a token.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from lit_puzzle.environments.environment import EFFORTS, Environment, draw, effort_weights, render_prompt
+from lit_puzzle.generation.batches import end_and_pad, pad_left
+from lit_puzzle.model.loading import DtypeName, load_model
+from lit_puzzle.run.folder import require_input, write_atomically
+
+CALIBRATION_FILE = "calibration.jsonl"
+Batch = dict[str, Tensor]
+
+
+class CalibrationData(LightningDataModule):
+    """Sequences for one pass over a parent: either `environments` (the parent answers them) or `sequences` (a file).
+
+    Args:
+        parent: Checkpoint folder: its tokenizer, its limits, and the author of the answers.
+        environments: What the parent is asked; they take turns. Training problems only, never held-out ones.
+        sequences: JSON lines file of `{"input_ids": [...]}` or `{"text": "..."}`.
+        efforts: Weight of each reasoning effort among the problems; None: equal parts.
+        num_problems: Problems the parent answers.
+        max_new_tokens: An answer is cut off there.
+        temperature: Of the answers; 0 is greedy.
+        batch_size: Sequences in one batch of the pass.
+        generation_batch_size: Problems answered together.
+        seed: Which problems are drawn, and the sampling.
+        dtype: Of the parent's weights while it answers.
+    """
+
+    def __init__(
+        self,
+        parent: Path,
+        environments: list[Environment] | None = None,
+        sequences: Path | None = None,
+        efforts: dict[str, float] | None = None,
+        num_problems: int = 384,
+        max_new_tokens: int = 96,
+        temperature: float = 0.0,
+        batch_size: int = 32,
+        generation_batch_size: int = 96,
+        seed: int = 0,
+        dtype: DtypeName = "float32",
+    ) -> None:
+        super().__init__()
+        if (environments is None) == (sequences is None):
+            raise ValueError(
+                "Give CalibrationData either environments (the parent answers them) or a file of sequences."
+            )
+        if min(num_problems, max_new_tokens, batch_size, generation_batch_size) < 1 or temperature < 0:
+            raise ValueError(
+                f"num_problems {num_problems}, max_new_tokens {max_new_tokens}, batch_size {batch_size}, "
+                f"generation_batch_size {generation_batch_size} must be 1 or more, temperature {temperature} 0 or more."
+            )
+        self.parent = require_input(parent, "parent checkpoint")
+        self.environments = environments
+        self.sequences = None if sequences is None else Path(sequences)
+        self.efforts = effort_weights(efforts or EFFORTS)
+        self.num_problems = num_problems
+        self.max_new_tokens = max_new_tokens
+        self.temperature = temperature
+        self.batch_size = batch_size
+        self.generation_batch_size = generation_batch_size
+        self.seed = seed
+        self.dtype: DtypeName = dtype
+        self.prepare_data_per_node = False  # the run folder is shared by all nodes
+
+    def prepare_data(self) -> None:
+        """Lets the parent answer its problems (first process only) and writes `calibration.jsonl`."""
+        assert self.trainer is not None
+        self.write_sequences(Path(self.trainer.default_root_dir), str(self.trainer.strategy.root_device))
+
+    def write_sequences(self, folder: Path, device: str) -> None:
+        """Lets the parent answer its problems on a device and writes `calibration.jsonl`; nothing for a given file."""
+        if self.environments is None:
+            return
+        pairs = draw(self.environments, self.efforts, self.num_problems, self.seed, held_out=False)
+        tokenizer = AutoTokenizer.from_pretrained(self.parent)
+        prompts = [tokenizer(render_prompt(tokenizer, *pair), add_special_tokens=False)["input_ids"] for pair in pairs]
+        model = load_model(self.parent, self.dtype, device=device).eval()
+        answers = self._answer(model, tokenizer, prompts)
+        lines = []
+        for (problem, effort), prompt, answer in zip(pairs, prompts, answers, strict=True):
+            origin = {"prompt_tokens": len(prompt), "environment": problem.environment, "effort": effort}
+            lines.append(json.dumps({"input_ids": [*prompt, *answer], **origin}) + "\n")
+        write_atomically(folder / CALIBRATION_FILE, "".join(lines))
+
+    def _answer(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]]
+    ) -> list[list[int]]:
+        """Answers in the order of the prompts, generated in batches of like length."""
+        order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), row))
+        answers: dict[int, list[int]] = {}
+        with torch.random.fork_rng(), torch.inference_mode():
+            torch.manual_seed(self.seed)
+            for start in range(0, len(order), self.generation_batch_size):
+                rows = order[start : start + self.generation_batch_size]
+                chosen = [prompts[row] for row in rows]
+                batch = generate(model, tokenizer, chosen, self.max_new_tokens, self.temperature)
+                answers.update(zip(rows, batch, strict=True))
+        return [answers[row] for row in range(len(prompts))]
+
+    def setup(self, stage: str) -> None:
+        """Reads and checks the sequences, on every process."""
+        assert self.trainer is not None
+        self.batches = self.read_batches(Path(self.trainer.default_root_dir))
+
+    def read_batches(self, folder: Path) -> list[list[list[int]]]:
+        """The batches of all processes.
+
+        Args:
+            folder: Where `write_sequences` wrote, if the sequences are the parent's answers.
+
+        Raises:
+            ValueError: Sequences the parent cannot read.
+        """
+        file = self._file(folder)
+        config = AutoConfig.from_pretrained(self.parent)
+        rows = read_sequences(file, self.parent)
+        check_sequences(rows, file, config.vocab_size, config.max_position_embeddings)
+        rows.sort(key=len, reverse=True)  # stable; the longest batch first, so that too little memory shows at once
+        return [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
+
+    def prompt_lengths(self, folder: Path) -> list[list[int]]:
+        """How many tokens of each sequence of `read_batches(folder)` the parent was given; 0 where the file is silent.
+
+        Raises:
+            ValueError: Not fewer than the sequence has.
+        """
+        file = self._file(folder)
+        prompts, rows = read_prompt_lengths(file), read_sequences(file, self.parent)
+        for number, (prompt, row) in enumerate(zip(prompts, rows, strict=True), 1):
+            if not 0 <= prompt < len(row):
+                raise ValueError(f"{file}: sequence {number} has {len(row)} tokens, prompt_tokens is {prompt}.")
+        order = sorted(range(len(rows)), key=lambda place: len(rows[place]), reverse=True)  # stable, as `read_batches`
+        ordered = [prompts[place] for place in order]
+        return [ordered[start : start + self.batch_size] for start in range(0, len(ordered), self.batch_size)]
+
+    def _file(self, folder: Path) -> Path:
+        written = folder / CALIBRATION_FILE
+        return written if self.sequences is None else require_input(self.sequences, "calibration data")
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """This process's batches."""
+        assert self.trainer is not None
+        share = RankBatches(self.batches, self.trainer.global_rank, self.trainer.world_size)
+        return DataLoader(share, batch_size=None)
+
+
+class RankBatches(IterableDataset[Batch]):
+    """One rank's padded batches, the same number on every rank; iterable, so that Lightning adds no sampler."""
+
+    def __init__(self, batches: Sequence[Sequence[Sequence[int]]], rank: int, world_size: int) -> None:
+        self.batches = batches
+        self.rank = rank
+        self.world_size = world_size
+
+    def __len__(self) -> int:
+        return -(-len(self.batches) // self.world_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for index in range(self.rank, len(self) * self.world_size, self.world_size):
+            batch = pad_right(self.batches[min(index, len(self.batches) - 1)])
+            if index >= len(self.batches):
+                batch["scored_mask"].zero_()
+            yield batch
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    temperature: float,
+) -> list[list[int]]:
+    """Answers, end token included, to one batch of prompts: greedy at temperature 0, else from the whole softmax."""
+    end_ids, pad_id = end_and_pad(model, tokenizer)
+    ids_BT, mask_BT = pad_left(prompts, pad_id)
+    sampling = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
+    settings = GenerationConfig(
+        do_sample=temperature > 0, max_new_tokens=max_new_tokens, eos_token_id=end_ids, pad_token_id=pad_id, **sampling
+    )
+    device = model.device
+    sequences = model.generate(ids_BT.to(device), attention_mask=mask_BT.to(device), generation_config=settings)
+    rows = sequences[:, ids_BT.shape[1] :].tolist()
+    stops = [next((index for index, token in enumerate(row) if token in end_ids), len(row) - 1) for row in rows]
+    return [row[: stop + 1] for row, stop in zip(rows, stops, strict=True)]
+
+
+def pad_right(rows: Sequence[Sequence[int]]) -> Batch:
+    """Token lists -> `input_ids`, `attention_mask` (1 on tokens) and `scored_mask` (True on tokens), each (B, T)."""
+    longest = max(len(row) for row in rows)
+    ids_BT = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
+    lengths_B = torch.tensor([len(row) for row in rows])
+    mask_BT = torch.arange(longest) < lengths_B[:, None]
+    return {"input_ids": ids_BT, "attention_mask": mask_BT.long(), "scored_mask": mask_BT}
+
+
+def read_sequences(file: Path, parent: Path) -> list[list[int]]:
+    """Token lists of a JSON lines file; texts are tokenized as they stand (no special tokens added).
+
+    Raises:
+        ValueError: A line is not of either form, or there is none.
+    """
+    rows: list[list[int]] = []
+    tokenizer: PreTrainedTokenizerBase | None = None
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            row = _parse(line, f"{file}:{number}")
+            if isinstance(row, str):
+                tokenizer = tokenizer or AutoTokenizer.from_pretrained(parent)
+                row = list(tokenizer(row, add_special_tokens=False)["input_ids"])
+            rows.append(row)
+    if not rows:
+        raise ValueError(f'{file} holds no sequence. Give one {{"input_ids": [...]}} or {{"text": "..."}} per line.')
+    return rows
+
+
+def read_prompt_lengths(file: Path) -> list[int]:
+    """`prompt_tokens` of each sequence of a file that `read_sequences` reads, 0 where there is none."""
+    lengths = []
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                length = json.loads(line).get("prompt_tokens", 0)
+                if type(length) is not int:
+                    raise ValueError(f"{file}:{number}: prompt_tokens must be a whole number, got {length!r}.")
+                lengths.append(length)
+    return lengths
+
+
+def _parse(line: str, where: str) -> list[int] | str:
+    form = 'one JSON object per line, {"input_ids": [1, 2, ...]} or {"text": "..."}'
+    try:
+        data: Any = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not JSON ({error}); the form is {form}.") from error
+    if not isinstance(data, Mapping) or ("input_ids" in data) == ("text" in data):
+        raise ValueError(f"{where}: {line[:80]!r} is not of the form {form}.")
+    if "text" in data:
+        if not isinstance(data["text"], str) or not data["text"]:
+            raise ValueError(f"{where}: text must be a non-empty text, got {data['text']!r}.")
+        return data["text"]
+    ids = data["input_ids"]
+    if not isinstance(ids, list) or not ids or not all(type(token) is int for token in ids):
+        raise ValueError(f"{where}: input_ids must be a non-empty list of whole numbers, got {str(ids)[:80]}.")
+    return ids
+
+
+def check_sequences(rows: Sequence[Sequence[int]], file: Path, vocab_size: int, context_tokens: int) -> None:
+    """Refuses sequences the parent cannot read, before it is loaded.
+
+    Raises:
+        ValueError: Longer than the context, or token ids outside the vocabulary; names the sequence.
+    """
+    for number, row in enumerate(rows, 1):
+        if len(row) > context_tokens:
+            raise ValueError(
+                f"{file}: sequence {number} has {len(row)} tokens; the parent's context holds {context_tokens}. Cut it."
+            )
+        if not row or min(row) < 0 or max(row) >= vocab_size:
+            span = f"{min(row)}..{max(row)}" if row else "no tokens"
+            raise ValueError(
+                f"{file}: sequence {number} has token ids {span}; the parent knows 0..{vocab_size - 1}. "
+                "Tokenize it with the parent's own tokenizer."
+            )

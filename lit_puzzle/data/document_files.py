@@ -1,0 +1,266 @@
+"""Documents on disk: token ids with loss masks in Parquet shards, and what their folder says about itself.
+
+A document is one prompt with one answer: `input_ids`, `loss_mask` (1: the token is a target, written by the
+assistant), `environment`, `effort`, `correct` (verified answer: 1, 0, or null where there is nothing to verify). Shards
+are `shard-00000.parquet`, ...; `documents.json` is written last and makes the folder complete: parent fingerprint, hash
+of the tokenizer's vocabulary, sizes, counts per shard, settings. Documents are numbered in the order of the shards.
+
+Any tool reads the shards: `datasets.load_dataset("parquet", data_files="FOLDER/*.parquet")`.
+
+Memory: one shard, 5 bytes a token (9 while its Parquet is decoded). Disk: below 5 bytes a token (Parquet packs ids
+into as many bits as they need).
+
+Shapes: D documents of a shard, N their tokens laid end to end.
+"""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import accumulate, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow
+from numpy.typing import NDArray
+from pyarrow import parquet
+
+from lit_puzzle.data.provenance import Provenance, read_limits
+from lit_puzzle.model.safetensors_file import read_json
+from lit_puzzle.run.folder import require_input, write_atomically
+
+DOCUMENTS_FILE = "documents.json"
+NOTE = "lit_puzzle"
+SCHEMA = pyarrow.schema(
+    {
+        "input_ids": pyarrow.list_(pyarrow.int32()),
+        "loss_mask": pyarrow.list_(pyarrow.uint8()),
+        "environment": pyarrow.string(),
+        "effort": pyarrow.string(),
+        "correct": pyarrow.float64(),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Document:
+    """One prompt with one answer; `loss_mask` is 1 on the tokens of the answer."""
+
+    input_ids: list[int]
+    loss_mask: list[int]
+    environment: str
+    effort: str
+    correct: float | None = None
+
+
+class Shard(NamedTuple):
+    """The documents of one shard: document d is `[offsets[d]:offsets[d + 1]]` of the flat arrays."""
+
+    ids_N: NDArray[np.int32]
+    mask_N: NDArray[np.uint8]
+    offsets: NDArray[np.int64]
+    environments: list[str]
+    efforts: list[str]
+    correct: list[float | None]
+
+    def __len__(self) -> int:
+        return len(self.efforts)
+
+
+def shard_name(number: int) -> str:
+    """File name of a shard."""
+    return f"shard-{number:05d}.parquet"
+
+
+def write_shard(folder: Path, number: int, documents: Sequence[Document], note: str = "") -> None:
+    """Writes one shard, with a note in the file's metadata; it appears whole or not at all."""
+    table = pyarrow.Table.from_pylist([vars(document) for document in documents], schema=SCHEMA)
+    table = table.replace_schema_metadata({NOTE: note})
+    target = folder / shard_name(number)
+    partial = target.with_name(f".{target.name}.partial")
+    with partial.open("wb") as stream:
+        parquet.write_table(table, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(target)
+
+
+def read_note(path: Path) -> str:
+    """The note of one shard."""
+    return str(parquet.read_schema(path).metadata[NOTE.encode()].decode())
+
+
+def write_documents(
+    folder: Path, documents: Iterable[Document], parent: Path, shard_documents: int = 4096, **settings: Any
+) -> dict[str, Any]:
+    """Writes a whole folder: documents of your own for a parent.
+
+    Args:
+        folder: Is made if it is not there.
+        documents: In the order in which they are numbered.
+        parent: Checkpoint folder whose tokenizer made the token ids.
+        shard_documents: Documents of a shard.
+        **settings: Noted in `documents.json`.
+
+    Returns:
+        What `documents.json` holds.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    left, number = iter(documents), 0
+    while batch := list(islice(left, shard_documents)):
+        write_shard(folder, number, batch)
+        number += 1
+    return close_folder(folder, Provenance.of(parent), number, settings)
+
+
+def close_folder(folder: Path, writer: Provenance, shards: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Checks and counts the shards, and writes `documents.json`, which makes the folder complete.
+
+    Raises:
+        ValueError: A shard holds what no reader would take.
+    """
+    rows: list[dict[str, Any]] = []
+    efforts = Counter[str]()
+    for number in range(shards):
+        shard = read_shard(folder / shard_name(number), writer.vocab_size, writer.context_tokens)
+        rows.append(_count(shard))
+        efforts.update(shard.efforts)
+    totals = {key: sum(row[key] for row in rows) for key in ("documents", "tokens", "targets")}
+    counts = {"efforts": dict(sorted(efforts.items())), "shards": rows, "settings": dict(settings)}
+    record = asdict(writer) | totals | counts
+    write_atomically(folder / DOCUMENTS_FILE, json.dumps(record, indent=1) + "\n")
+    return record
+
+
+def _count(shard: Shard) -> dict[str, Any]:
+    content = hashlib.sha256()
+    for array in (shard.offsets, shard.ids_N, shard.mask_N):
+        content.update(np.ascontiguousarray(array).data)
+    return {
+        "documents": len(shard),
+        "tokens": len(shard.ids_N),
+        "targets": int(shard.mask_N.sum()),
+        "longest": int(np.diff(shard.offsets).max(initial=0)),
+        "sha256": content.hexdigest(),
+    }
+
+
+class DocumentFolder:
+    """A complete folder of documents.
+
+    Attributes:
+        folder: Where it lies.
+        record: What its `documents.json` says.
+        writer: Whose token ids they are.
+        identity: Sha256 of `documents.json`, which holds that of every shard's tokens.
+        first: Number of the first document of each shard, and at the end the number of documents.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Opens it.
+
+        Raises:
+            ValueError: It is missing, its run has not finished, or shards are missing.
+        """
+        self.folder = require_input(folder, "folder of documents")
+        if not (self.folder / DOCUMENTS_FILE).is_file():
+            raise ValueError(
+                f"{self.folder} holds no {DOCUMENTS_FILE}. `lightning run recipes/generate.yaml` makes one."
+            )
+        self.record = read_json(self.folder / DOCUMENTS_FILE)
+        self.identity = hashlib.sha256((self.folder / DOCUMENTS_FILE).read_bytes()).hexdigest()
+        self.writer = Provenance(**{key: self.record[key] for key in Provenance.__dataclass_fields__})
+        self.first = [0, *accumulate(int(row["documents"]) for row in self.record["shards"])]
+        missing = [shard_name(n) for n in range(self.num_shards) if not (self.folder / shard_name(n)).is_file()]
+        if missing:
+            raise ValueError(f"{self.folder}: {missing[0]} is missing ({len(missing)} in all). Make the folder again.")
+
+    def __len__(self) -> int:
+        return self.first[-1]
+
+    @property
+    def num_shards(self) -> int:
+        """Number of shards."""
+        return len(self.first) - 1
+
+    def shard(self, number: int) -> Shard:
+        """The documents of one shard, checked."""
+        path = self.folder / shard_name(number)
+        shard, expected = read_shard(path, self.writer.vocab_size, self.writer.context_tokens), self.record["shards"]
+        if len(shard) != expected[number]["documents"]:
+            raise ValueError(
+                f"{path} has {len(shard)} documents, {DOCUMENTS_FILE} says {expected[number]['documents']}."
+            )
+        return shard
+
+    def check_reader(self, parent: Path, sequence_tokens: int) -> None:
+        """Refuses a parent (or child) to which these token ids mean something else, or sequences it cannot hold.
+
+        Raises:
+            ValueError: Its tokenizer or the size of its vocabulary differs, or its context is shorter.
+        """
+        tokenizer, vocab_size, context_tokens = read_limits(require_input(parent, "parent checkpoint"))
+        for what, written, read in (
+            ("vocabulary of", self.writer.vocab_size, vocab_size),
+            ("tokenizer", self.writer.tokenizer[:12], tokenizer[:12]),
+        ):
+            if written != read:
+                raise ValueError(
+                    f"{self.folder} was written with {what} {written}, {parent} has {read}: token ids would mean "
+                    "something else. Generate documents with this parent."
+                )
+        if sequence_tokens > context_tokens:
+            raise ValueError(
+                f"Sequences of {sequence_tokens} tokens were asked for; the context of {parent} holds "
+                f"{context_tokens}. Ask for shorter ones."
+            )
+
+
+def read_shard(path: Path, vocab_size: int, context_tokens: int) -> Shard:
+    """Reads one shard; the first token of a document is never a target, whatever its mask says.
+
+    Raises:
+        ValueError: Another schema, token ids outside the vocabulary, a mask that does not fit, or a document that is
+            longer than the context; names the document.
+    """
+    try:
+        table = parquet.read_table(path)
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"{path} is no Parquet file: {error}") from error
+    if set(SCHEMA.names) - set(table.column_names):
+        raise ValueError(f"{path} has the columns {table.column_names}; needed are {SCHEMA.names}.")
+    ids, mask = (table[name].combine_chunks().cast(SCHEMA.field(name).type) for name in ("input_ids", "loss_mask"))
+    offsets, mask_offsets = (column.offsets.to_numpy().astype(np.int64) for column in (ids, mask))
+    ids_N, mask_N = (column.values.to_numpy(zero_copy_only=False) for column in (ids, mask))
+    shard = Shard(ids_N, mask_N.copy(), offsets, *(table[name].to_pylist() for name in SCHEMA.names[2:]))
+    if not np.array_equal(offsets, mask_offsets):
+        raise ValueError(f"{path}: document {_first(offsets != mask_offsets) - 1} has a loss_mask of another length.")
+    _check_tokens(path, shard, vocab_size, context_tokens)
+    shard.mask_N[offsets[:-1][np.diff(offsets) > 0]] = 0
+    return shard
+
+
+def _check_tokens(path: Path, shard: Shard, vocab_size: int, context_tokens: int) -> None:
+    lengths_D = np.diff(shard.offsets)
+    if np.any(lengths_D > context_tokens):
+        document = _first(lengths_D > context_tokens)
+        raise ValueError(
+            f"{path}: document {document} has {lengths_D[document]} tokens; the context of the parent that wrote it "
+            f"holds {context_tokens}."
+        )
+    outside_N = (shard.ids_N < 0) | (shard.ids_N >= vocab_size)
+    for wrong_N, values_N, allowed in (
+        (outside_N, shard.ids_N, f"token ids 0..{vocab_size - 1}"),
+        (shard.mask_N > 1, shard.mask_N, "loss_mask values 0 and 1"),
+    ):
+        if np.any(wrong_N):
+            token = _first(wrong_N)
+            document = int(np.searchsorted(shard.offsets, token, side="right")) - 1
+            raise ValueError(f"{path}: document {document} holds {values_N[token]}; allowed are {allowed}.")
+
+
+def _first(wrong: NDArray[np.bool_]) -> int:
+    return int(np.argmax(wrong))

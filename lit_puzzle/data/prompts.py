@@ -1,0 +1,149 @@
+"""What the parent is asked: problems of environments, or prompts of yours from a file, each at its own effort.
+
+Reads prompts as JSON lines, a Parquet file, or a folder that Hugging Face `datasets` saved (`save_to_disk`); each row
+has `messages` ([{"role": text, "content": text}, ...], without the answer) or `prompt` (text of the user), and may have
+`environment` (a name for the counts). Writes nothing.
+
+Training and evaluation never meet here either: the eighth of all problems that is held out, which
+`lit_puzzle.environments.environment.is_held_out` decides by their text, is never asked, whatever file it stands in.
+
+Memory: all prompts as text.
+"""
+
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pyarrow import parquet
+from transformers import PreTrainedTokenizerBase
+
+from lit_puzzle.environments.environment import Environment, Problem, draw, effort_weights, is_held_out, render_prompt
+from lit_puzzle.run.folder import require_input
+
+PromptAtEffort = tuple[Problem, str]  # a problem and the effort it is asked at
+FORM = '{"messages": [{"role": ..., "content": ...}]} or {"prompt": text}, and optionally "environment": text'
+
+
+def choose(
+    prompts: Path | None,
+    environments: Sequence[Environment] | None,
+    efforts: Mapping[str, float],
+    num_prompts: int | None,
+    seed: int,
+) -> list[PromptAtEffort]:
+    """Problems and efforts in the order in which they are asked; equal arguments give equal ones.
+
+    Args:
+        prompts: File or folder of prompts.
+        environments: What to draw problems from instead.
+        efforts: Weight of each effort.
+        num_prompts: How many; None: all of `prompts`.
+        seed: Of drawing, or of the order of `prompts`, and of the efforts.
+
+    Raises:
+        ValueError: Not exactly one source, too few prompts, or rows of another form.
+    """
+    weights = effort_weights(efforts)
+    if (prompts is None) == (environments is None):
+        raise ValueError("Give either prompts (a file) or environments (problems are drawn from them).")
+    if environments is not None:
+        if num_prompts is None:
+            raise ValueError("Environments draw without end: give num_prompts.")
+        return draw(environments, weights, num_prompts, seed, held_out=False)
+    assert prompts is not None
+    problems = read_prompts(prompts)
+    pairs = [problem for problem in problems if not is_held_out(problem)]
+    wanted = len(pairs) if num_prompts is None else num_prompts
+    if not pairs or wanted > len(pairs):
+        raise ValueError(
+            f"{prompts} holds {len(problems)} prompts, {len(pairs)} of them outside the held-out eighth; {wanted} were "
+            "asked for. Give more prompts or a smaller num_prompts."
+        )
+    random.Random(f"order {seed}").shuffle(pairs)
+    chosen = random.Random(f"efforts {seed}").choices(list(weights), list(weights.values()), k=wanted)
+    return list(zip(pairs[:wanted], chosen, strict=True))
+
+
+def read_prompts(path: Path) -> list[Problem]:
+    """The prompts of a file or folder, in its order; their answers are not known (empty).
+
+    Raises:
+        ValueError: The path is missing, or a row is not of the form (named by number).
+    """
+    path = require_input(path, "prompts")
+    name = path.stem
+    return [_problem(row, name, f"{path}:{number}") for number, row in _rows(path)]
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """Number (from 1; of a JSON lines file the line) and content of each row."""
+    if path.is_dir():
+        from datasets import Dataset, load_from_disk
+
+        try:
+            table = load_from_disk(str(path))
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"{path} was not saved by datasets (save_to_disk). Give such a folder, or a file."
+            ) from error
+        if not isinstance(table, Dataset):
+            raise ValueError(f"{path} holds the splits {list(table)}: name one, {path / next(iter(table))}.")
+        yield from enumerate(table, 1)
+    elif path.suffix == ".parquet":
+        yield from enumerate(parquet.read_table(path).to_pylist(), 1)
+    else:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield number, _parsed(line, f"{path}:{number}")
+
+
+def _parsed(line: str, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not JSON ({error}). Each line is {FORM}.") from error
+
+
+def _problem(row: Any, name: str, where: str) -> Problem:
+    if not isinstance(row, Mapping) or (row.get("messages") is None) == (row.get("prompt") is None):
+        raise ValueError(f"{where}: {str(row)[:80]} is not of the form {FORM}.")
+    prompt, environment = row.get("prompt"), row.get("environment") or name
+    messages = row["messages"] if prompt is None else [{"role": "user", "content": prompt}]
+    if not isinstance(messages, list) or not messages or not all(_is_message(message) for message in messages):
+        raise ValueError(f"{where}: messages must be objects of two texts, role and content. A row is {FORM}.")
+    if messages[-1]["role"] == "assistant":
+        raise ValueError(f"{where}: the last message is the assistant's; the parent is to write it. Take it out.")
+    plain = tuple({"role": message["role"], "content": message["content"]} for message in messages)
+    return Problem(str(environment), plain, answer="")
+
+
+def _is_message(message: object) -> bool:
+    return isinstance(message, Mapping) and all(isinstance(message.get(key), str) for key in ("role", "content"))
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PromptAtEffort]) -> list[list[int]]:
+    """Token ids of the rendered prompts."""
+    texts = [render_prompt(tokenizer, problem, effort) for problem, effort in pairs]
+    return [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+
+
+def check_lengths(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PromptAtEffort], prompt_tokens: int) -> None:
+    """Refuses prompts that leave no room for an answer, before anything is generated.
+
+    A token is at least one byte: only prompts with more bytes than `prompt_tokens` are tokenized here.
+
+    Raises:
+        ValueError: A prompt is longer than `prompt_tokens`.
+    """
+    for problem, effort in pairs:
+        if len(render_prompt(tokenizer, problem, effort).encode()) <= prompt_tokens:
+            continue
+        length = len(encode(tokenizer, [(problem, effort)])[0])
+        if length > prompt_tokens:
+            raise ValueError(
+                f"The prompt {problem.text()[:60]!r}... has {length} tokens; context - max_new_tokens leaves "
+                f"{prompt_tokens}. Take it out, or give a smaller max_new_tokens."
+            )

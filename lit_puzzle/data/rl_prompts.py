@@ -1,0 +1,103 @@
+"""Prompts of environments as data: training prompts with their own effort, and held-out problems to validate on.
+
+TRL applies one set of chat template arguments to a whole batch; a mix of efforts therefore needs prompts that are
+already text. The training loader is TRL's own (it repeats each prompt for its group of completions): none is here.
+
+Reads and writes nothing. Memory: every training prompt as text, train_prompts * prompt bytes, on each process.
+"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader
+
+from lit_puzzle.environments.environment import Environment, Problem, draw, effort_weights, render_prompt
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+PromptAtEffort = tuple[Problem, str]  # a problem and the effort it is asked at
+
+
+class PromptData(LightningDataModule):
+    """Training prompts and held-out problems of environments.
+
+    Args:
+        environments: what is asked; they take turns.
+        efforts: weight of each reasoning effort among the training prompts, e.g. ``{medium: 1.0, high: 1.0}``; an
+            effort of weight 0 is validated on but not trained on.
+        train_prompts: number of training prompts.
+        held_out_per_effort: number of held-out problems, the same ones at each effort.
+        validation_batch_size: problems in one validation batch.
+        seed: which training prompts are drawn.
+        held_out_seed: which held-out problems are drawn; its own, so that runs of several seeds are validated alike.
+
+    Raises:
+        ValueError: no or duplicate environments, a bad effort mix, or bad counts.
+    """
+
+    def __init__(
+        self,
+        environments: list[Environment],
+        efforts: dict[str, float],
+        train_prompts: int = 1024,
+        held_out_per_effort: int = 64,
+        validation_batch_size: int = 128,
+        seed: int = 0,
+        held_out_seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if train_prompts < 1 or held_out_per_effort < 2 or validation_batch_size < 1:
+            raise ValueError(
+                f"train_prompts {train_prompts}, held_out_per_effort {held_out_per_effort}, validation_batch_size "
+                f"{validation_batch_size} were given; at least 1, 2 and 1 are needed."
+            )
+        names = [environment.name for environment in environments]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"Environments {names} were given; at least one is needed and names must differ.")
+        self.environments = environments
+        self.efforts = effort_weights(efforts)
+        self.num_train_prompts = train_prompts
+        self.held_out_per_effort = held_out_per_effort
+        self.validation_batch_size = validation_batch_size
+        self.seed = seed
+        self.held_out_seed = held_out_seed
+        self._set_aside: frozenset[str] = frozenset()
+
+    def set_aside(self, problems: Iterable[Problem]) -> None:
+        """Names the problems of a final measurement: validation, which chooses among weights, then asks others."""
+        self._set_aside = frozenset(problem.text() for problem in problems)
+
+    def train_prompts(self, tokenizer: "PreTrainedTokenizerBase") -> "Dataset":
+        """The training prompts as a dataset of texts with the columns prompt, answer, environment and effort."""
+        from datasets import Dataset
+
+        pairs = draw(self.environments, self.efforts, self.num_train_prompts, self.seed, held_out=False)
+        return Dataset.from_dict(
+            {
+                "prompt": [render_prompt(tokenizer, problem, effort) for problem, effort in pairs],
+                "answer": [problem.answer for problem, _ in pairs],
+                "environment": [problem.environment for problem, _ in pairs],
+                "effort": [effort for _, effort in pairs],
+            }
+        )
+
+    def held_out(self, effort: str) -> list[Problem]:
+        """The held-out problems of one effort of the mix, none of them set aside; the same problems at each.
+
+        Raises:
+            ValueError: an effort outside the mix, or too few held-out problems for these and those set aside.
+        """
+        if effort not in self.efforts:
+            raise ValueError(f"Effort {effort!r} was asked for; the mix has {list(self.efforts)}.")
+        count = self.held_out_per_effort + len(self._set_aside)  # all different, so that enough are left
+        pairs = draw(self.environments, [effort], count, self.held_out_seed, held_out=True)
+        left = [problem for problem, _ in pairs if problem.text() not in self._set_aside]
+        return left[: self.held_out_per_effort]
+
+    def val_dataloader(self) -> DataLoader[PromptAtEffort]:
+        """Lists of (held-out problem, effort), effort after effort: all, for processes share when they answer."""
+        pairs = [(problem, effort) for effort in self.efforts for problem in self.held_out(effort)]
+        return DataLoader(pairs, batch_size=self.validation_batch_size, collate_fn=list)  # type: ignore[arg-type]

@@ -1,0 +1,141 @@
+"""What a recovery measures and reports: the same held-out prompts before and after, paired, as numbers and as a table.
+
+`after` is of the weights that are saved: `load_best`, `save_child` (of `child.py`), `become_saved`, then the answers.
+
+Reads and writes: `<run>/before/episodes.jsonl`, `<run>/after/episodes.jsonl` (an answer a line).
+Memory and traffic of `become_saved`: one full trained tensor at a time on every process.
+reward/first and reward/last are means over the first and last tenth of the updates that generated.
+Source: the tables of accuracy and generated tokens per effort in arXiv 2602.11937.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from torch import distributed
+from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lit_puzzle.data.rl_prompts import PromptAtEffort
+from lit_puzzle.environments.environment import Environment
+from lit_puzzle.evaluate.accuracy import (
+    Episode,
+    answer_problems,
+    compare,
+    gather_episodes,
+    local_share,
+    split_by_effort,
+    summarize,
+    write_episodes,
+)
+from lit_puzzle.model.writer import atomic_folder
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How the policy is measured on held-out prompts.
+
+    Args:
+        prompts_per_effort: prompts per effort before and after training, the same ones.
+        max_new_tokens: cap on generated tokens; default: the cap of training.
+        batch_size: prompts generated together on one process.
+        seed: which held-out prompts; validation, which chooses the best weights, asks none of them.
+    """
+
+    prompts_per_effort: int = 256
+    max_new_tokens: int | None = None
+    batch_size: int = 128
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if self.prompts_per_effort < 2 or self.batch_size < 1 or (self.max_new_tokens or 1) < 1:
+            raise ValueError(
+                f"{self} was given; prompts_per_effort >= 2, batch_size >= 1 and max_new_tokens >= 1 are needed."
+            )
+
+
+def answer_together(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[PromptAtEffort],
+    environments: Sequence[Environment],
+    max_new_tokens: int,
+    batch_size: int,
+) -> list[Episode]:
+    """Every process answers its share; all get all episodes, in the order asked.
+
+    Shares are filled up to one length with problems whose answers are dropped: a sharded model that is gathered layer
+    by layer needs every process to generate equally often. Its root keeps its weights after that: they are given back,
+    for optimizer and checkpoints know the sharded ones only.
+    """
+    world = distributed.get_world_size() if distributed.is_initialized() else 1
+    share = list(local_share(pairs))
+    filled = share + list(pairs[: -(-len(pairs) // world) - len(share)])
+    episodes = answer_problems(policy, tokenizer, filled, environments, max_new_tokens, batch_size)
+    for group in policy.modules():
+        if isinstance(group, FSDPModule):
+            group.reshard()
+    return gather_episodes(episodes[: len(share)])
+
+
+def write_evaluation(folder: Path, episodes: Sequence[Episode], is_writer: bool) -> None:
+    """Writes the episodes of an evaluation, whole or not at all; all processes wait until they are there."""
+    if is_writer:
+        with atomic_folder(folder, replace=True) as scratch:
+            write_episodes(scratch, episodes)
+    if distributed.is_initialized():
+        distributed.barrier()
+
+
+def validation_values(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Means of a validation: `val/accuracy`, and `val/accuracy/<effort>` and `val/tokens/<effort>` per effort."""
+    values = {"val/accuracy": sum(episode.correct for episode in episodes) / len(episodes)}
+    for effort, group in split_by_effort(episodes).items():
+        values[f"val/accuracy/{effort}"] = sum(episode.correct for episode in group) / len(group)
+        values[f"val/tokens/{effort}"] = sum(episode.generated_tokens for episode in group) / len(group)
+    return values
+
+
+def recovery_results(before: Sequence[Episode], after: Sequence[Episode], rewards: Sequence[float]) -> dict[str, float]:
+    """The headline numbers of a recovery, flat.
+
+    Args:
+        before: episodes of the child.
+        after: episodes of the recovered child, the same problems in the same order.
+        rewards: mean reward of every rollout of the run.
+
+    Returns:
+        Per effort `accuracy/<effort>/before|after|gain`, each with `_se`, and `tokens/<effort>/before|after|gain` with
+        `gain_se`; `reward/first|last` if anything was rolled out.
+    """
+    paired = compare(before, after)
+    results = {}
+    for effort in split_by_effort(before):
+        for when, summary in (("before", summarize(before)), ("after", summarize(after))):
+            results[f"accuracy/{effort}/{when}"] = summary[f"accuracy/{effort}"]
+            results[f"accuracy/{effort}/{when}_se"] = summary[f"accuracy_se/{effort}"]
+            results[f"tokens/{effort}/{when}"] = summary[f"tokens/{effort}"]
+        for name in ("accuracy", "tokens"):
+            results[f"{name}/{effort}/gain"] = paired[f"{name}_gain/{effort}"]
+            results[f"{name}/{effort}/gain_se"] = paired[f"{name}_gain_se/{effort}"]
+    if rewards:
+        tenth = max(1, len(rewards) // 10)
+        results["reward/first"] = sum(rewards[:tenth]) / tenth
+        results["reward/last"] = sum(rewards[-tenth:]) / tenth
+    return results
+
+
+def print_table(results: dict[str, float]) -> None:
+    """Prints the results, an effort a row."""
+    table = Table("effort", "accuracy before", "accuracy after", "gain (paired)", "tokens", title="Recovery")
+    efforts = [key.split("/")[1] for key in results if key.startswith("accuracy/") and key.endswith("/gain")]
+    for effort in efforts:
+        columns = [
+            f"{results[f'accuracy/{effort}/{name}']:{sign}.3f} ± {results[f'accuracy/{effort}/{name}_se']:.3f}"
+            for name, sign in (("before", ""), ("after", ""), ("gain", "+"))
+        ]
+        tokens = " → ".join(f"{results[f'tokens/{effort}/{when}']:.1f}" for when in ("before", "after"))
+        table.add_row(effort, *columns, tokens)
+    Console().print(table)

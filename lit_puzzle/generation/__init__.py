@@ -1,0 +1,1 @@
+"""Completions sampled from a model, by transformers or by vLLM."""

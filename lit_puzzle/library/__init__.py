@@ -1,0 +1,1 @@
+"""The blocks that each layer of a parent could become."""

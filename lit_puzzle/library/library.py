@@ -1,0 +1,253 @@
+"""The block library: every block that each layer of one parent could become, and where its weights are.
+
+Reads and writes a folder: `library.json` (fingerprint and config.json of the parent, the candidates of every layer)
+and, for candidates that were trained, one safetensors file each, named by `weights`: the layer's replaced tensors by
+their name inside the layer, expert tensors with the kept rows only. A candidate without a file is the parent's own
+tensors with some experts left out: nothing is copied. Stock numbers only: no torch here.
+
+Names say what differs from the parent's block: `parent` (nothing), `experts=12`, `window=16`, `experts=12,window=16`.
+
+Source: arXiv 2602.11937 section 2 (expert counts x windows), arXiv 2411.19146 (block library).
+Disk: about 6 bytes per kept expert of every candidate, and the tensors of the trained ones.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lit_puzzle.model.layout import layer_blocks
+from lit_puzzle.run.folder import write_atomically
+from lit_puzzle.run.strict_json import checked_keys
+from lit_puzzle.spec import BlockSpec, Plan
+
+LIBRARY_FILE = "library.json"
+PARENT = "parent"
+_CANDIDATE_KEYS = {"name", "block", "weights"}
+_LIBRARY_KEYS = {"parent_fingerprint", "num_parent_experts", "config", "layers"}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One block that a layer could become.
+
+    Attributes:
+        name: What differs from the parent's block, see `candidate_name`; unique in its layer.
+        block: Kept experts and window.
+        weights: Name of the safetensors file in the library's folder with its trained tensors; None: it has none.
+    """
+
+    name: str
+    block: BlockSpec
+    weights: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON value."""
+        return {"name": self.name, "block": self.block.to_json(), "weights": self.weights}
+
+    @classmethod
+    def from_json(cls, data: object) -> Candidate:
+        """Inverse of `to_json`.
+
+        Raises:
+            ValueError: For an unknown or missing key, or a value of another kind.
+        """
+        values = checked_keys("a candidate", data, _CANDIDATE_KEYS)
+        if not isinstance(values["name"], str) or not isinstance(values["weights"], str | None):
+            raise ValueError(
+                f"a candidate's name and weights must be texts, got {values['name']!r}, {values['weights']!r}"
+            )
+        return cls(values["name"], BlockSpec.from_json(values["block"]), values["weights"])
+
+
+def candidate_name(parent: BlockSpec, block: BlockSpec) -> str:
+    """The name of a block: what differs from the layer's block in the parent."""
+    differences = []
+    if block.experts != parent.experts:
+        differences.append(f"experts={block.num_experts}")
+    if block.window_tokens != parent.window_tokens:
+        differences.append(f"window={block.window_tokens}")
+    return ",".join(differences) or PARENT
+
+
+def parts(candidate: Candidate) -> tuple[str | None, str | None]:
+    """The names under which the two halves of a candidate are scored apart.
+
+    Returns:
+        `experts=N` or None where no expert goes, `window=W` or None where the attention stays.
+    """
+    names = candidate.name.split(",")
+    return (
+        next((name for name in names if name.startswith("experts=")), None),
+        next((name for name in names if name.startswith("window=")), None),
+    )
+
+
+@dataclass(frozen=True)
+class Library:
+    """All candidates of one parent.
+
+    Attributes:
+        parent_fingerprint: `lit_puzzle.model.checkpoint.fingerprint` of the parent whose expert indices these are.
+        num_parent_experts: Largest number of experts in any of the parent's layers.
+        config: The parent's config.json.
+        layers: The candidates of every layer; the first is the parent's own block, named `parent`.
+
+    Raises:
+        ValueError: Candidates that are not of this parent, have another name than their block says, or come twice.
+    """
+
+    parent_fingerprint: str
+    num_parent_experts: int
+    config: Mapping[str, Any] = field(repr=False)
+    layers: tuple[tuple[Candidate, ...], ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(tuple(candidates) for candidates in self.layers))
+        if not isinstance(self.parent_fingerprint, str) or not self.parent_fingerprint:
+            raise ValueError(f"parent_fingerprint must be a non-empty text, got {self.parent_fingerprint!r}")
+        own_blocks = parent_blocks(self.config)
+        largest = max(block.num_experts for block in own_blocks)
+        if self.num_parent_experts != largest:
+            raise ValueError(f"num_parent_experts is {self.num_parent_experts}, the parent's config says {largest}")
+        if len(self.layers) != len(own_blocks):
+            raise ValueError(f"candidates of {len(self.layers)} layers are given; the parent has {len(own_blocks)}")
+        for layer, (own, candidates) in enumerate(zip(own_blocks, self.layers, strict=True)):
+            _check_layer(layer, own, candidates)
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers of the parent."""
+        return len(self.layers)
+
+    def plan(self, chosen: list[str] | tuple[str, ...]) -> Plan:
+        """The child that takes the candidate named `chosen[layer]` in every layer.
+
+        Raises:
+            ValueError: Not one name per layer, or a name that the layer has not.
+        """
+        if len(chosen) != self.num_layers:
+            raise ValueError(f"{len(chosen)} candidates were chosen for {self.num_layers} layers; give one per layer")
+        blocks = tuple(self.candidate(layer, name).block for layer, name in enumerate(chosen))
+        return Plan(self.parent_fingerprint, self.num_parent_experts, blocks)
+
+    def candidate(self, layer: int, name: str) -> Candidate:
+        """The candidate of that name in a layer.
+
+        Raises:
+            ValueError: There is none; the message lists those there are.
+        """
+        found = [candidate for candidate in self.layers[layer] if candidate.name == name]
+        if not found:
+            names = [candidate.name for candidate in self.layers[layer]]
+            raise ValueError(f"layer {layer} has no candidate {name!r}; it has {names}")
+        return found[0]
+
+    def trained(self, layer: int, candidate: Candidate) -> tuple[Candidate, ...]:
+        """The candidates of the layer whose files hold its trained tensors: itself, or else its two halves."""
+        if candidate.weights is not None:
+            return (candidate,)
+        return tuple(half for half in self.layers[layer] if half.name in parts(candidate) and half.weights is not None)
+
+    def check_parent(self, fingerprint: str) -> None:
+        """Refuses to be used with another parent.
+
+        Raises:
+            ValueError: The fingerprints differ.
+        """
+        if fingerprint != self.parent_fingerprint:
+            raise ValueError(
+                f"The library is of parent {self.parent_fingerprint}, not of {fingerprint}: expert indices would mean "
+                "other experts. Run recipes/library.yaml on this parent."
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON value."""
+        return {
+            "parent_fingerprint": self.parent_fingerprint,
+            "num_parent_experts": self.num_parent_experts,
+            "config": dict(self.config),
+            "layers": [[candidate.to_json() for candidate in candidates] for candidates in self.layers],
+        }
+
+    @classmethod
+    def from_json(cls, data: object) -> Library:
+        """Inverse of `to_json`.
+
+        Raises:
+            ValueError: For an unknown or missing key, or candidates that are no library.
+        """
+        values = checked_keys("a library", data, _LIBRARY_KEYS)
+        layers, config = values["layers"], values["config"]
+        if not isinstance(layers, list) or not all(isinstance(candidates, list) for candidates in layers):
+            raise ValueError("layers must be a list of lists of candidates")
+        if not isinstance(config, Mapping):
+            raise ValueError(f"config must be the parent's config.json, got {type(config).__name__}")
+        read = tuple(tuple(Candidate.from_json(candidate) for candidate in candidates) for candidates in layers)
+        return cls(values["parent_fingerprint"], values["num_parent_experts"], config, read)
+
+    def save(self, folder: Path) -> None:
+        """Writes `library.json`; the files of trained candidates must be in the folder already.
+
+        Raises:
+            ValueError: One of them is not.
+        """
+        self._check_files(folder)
+        write_atomically(folder / LIBRARY_FILE, json.dumps(self.to_json(), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Library:
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: A file is missing or damaged.
+        """
+        file = folder / LIBRARY_FILE
+        if not file.is_file():
+            raise ValueError(f"{folder} has no {LIBRARY_FILE}. Make it with: lightning run recipes/library.yaml")
+        try:
+            library = cls.from_json(json.loads(file.read_text()))
+        except ValueError as error:  # what is not JSON is a ValueError too
+            raise ValueError(f"{file}: {error}") from error
+        library._check_files(folder)
+        return library
+
+    def _check_files(self, folder: Path) -> None:
+        for layer, candidates in enumerate(self.layers):
+            for candidate in candidates:
+                if candidate.weights is not None and not (folder / candidate.weights).is_file():
+                    raise ValueError(
+                        f"{folder}: the weights {candidate.weights!r} of candidate {candidate.name!r} of layer {layer} "
+                        "are not there"
+                    )
+
+
+def parent_blocks(config: Mapping[str, Any]) -> list[BlockSpec]:
+    """The block of every layer of a parent, from its config.json."""
+    return [BlockSpec(tuple(range(experts)), window) for experts, window in layer_blocks(config)]
+
+
+def _check_layer(layer: int, own: BlockSpec, candidates: tuple[Candidate, ...]) -> None:
+    names = [candidate.name for candidate in candidates]
+    if not candidates or candidates[0] != Candidate(PARENT, own):
+        raise ValueError(f"layer {layer}: the first candidate must be the parent's own block, named {PARENT!r}")
+    if len(set(names)) != len(names):
+        raise ValueError(f"layer {layer}: candidate names must differ, got {names}")
+    kept: dict[int, tuple[int, ...]] = {}
+    for candidate in candidates:
+        where, block = f"layer {layer}, candidate {candidate.name!r}", candidate.block
+        if candidate.name != candidate_name(own, block):
+            raise ValueError(f"{where}: its block is {candidate_name(own, block)!r}")
+        if block.experts[-1] >= own.num_experts:
+            raise ValueError(f"{where} keeps expert {block.experts[-1]}; the parent's layer has {own.num_experts}")
+        if own.window_tokens is not None and (block.window_tokens or own.window_tokens + 1) > own.window_tokens:
+            raise ValueError(f"{where} has a wider window than the parent's {own.window_tokens}; it can only see less")
+        if kept.setdefault(block.num_experts, block.experts) != block.experts:
+            raise ValueError(
+                f"{where} keeps other experts than another candidate of as many: halves are scored by name"
+            )
+        if candidate.weights is not None and Path(candidate.weights).name != candidate.weights:
+            raise ValueError(f"{where}: weights must name a file in the library's folder, got {candidate.weights!r}")

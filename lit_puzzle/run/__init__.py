@@ -1,0 +1,1 @@
+"""How anything is run, without torch: recipes, strict JSON, run folders."""

@@ -1,0 +1,243 @@
+"""Run folders: one per recipe, complete only when its `run.json` says so.
+
+Writes `config.yaml` (the resolved recipe, first) and `run.json` (last, atomically). Between the two the folder is
+incomplete: the same command resumes it. Reads both to decide what a command may do with a folder that exists.
+
+run.json: recipe, command, git commit, versions, seed, hardware, seconds and peak memory of the last attempt, and
+`results`, a flat dict of the run's headline numbers.
+"""
+
+import difflib
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_puzzle.run.recipe import recipe_that_makes
+
+PACKAGE = Path(__file__).parents[1]
+CONFIG, RECORD = "config.yaml", "run.json"
+OUTPUTS = ("dirpath", "save_dir", "default_root_dir")  # Lightning's names of folders to write
+PACKAGES = (
+    *("lit-puzzle", "torch", "lightning", "transformers", "trl", "peft", "torchmetrics", "safetensors"),
+    *("highspy", "numpy", "aiconfigurator-core", "pyarrow"),  # of the search
+)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a text file so that a reader sees the old content or the new, never half of it, whatever kills us."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with partial.open("w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(path)
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a run folder was finished."""
+    return (folder / RECORD).is_file()
+
+
+def require_input(path: Path, purpose: str) -> Path:
+    """Checks that a folder or file another run makes is there and finished, before anything slow starts.
+
+    A path that begins with `lit_puzzle/` and is not on disk here is one of the packaged assets.
+
+    Args:
+        path: What a stage is about to read.
+        purpose: What it is to the reader, for the message ("parent checkpoint").
+
+    Returns:
+        The path to read.
+
+    Raises:
+        ValueError: It is missing, or the run that writes it has not finished; names the command that makes it.
+    """
+    given = path
+    if not path.exists() and path.parts[:1] == (PACKAGE.name,):
+        path = PACKAGE.joinpath(*path.parts[1:])
+    if not path.exists():
+        raise ValueError(f"The {purpose} {str(given)!r} does not exist.{_how_to_make(given)}")
+    run_folder = next((folder for folder in (path, *path.parents) if (folder / CONFIG).is_file()), None)
+    if run_folder is not None and not is_complete(run_folder):
+        raise ValueError(f"The {purpose} {str(path)!r} is in a run folder that is not complete.{_how_to_make(given)}")
+    return path
+
+
+def _how_to_make(path: Path) -> str:
+    maker = recipe_that_makes(path)
+    return f" Make it with: lightning run {maker}" if maker else ""
+
+
+def open_run(run_dir: Path, config: str, overwrite: bool) -> bool:
+    """Claims a run folder for a resolved recipe.
+
+    Args:
+        run_dir: The recipe's run folder.
+        config: The resolved recipe as YAML text.
+        overwrite: Start anew whatever is there.
+
+    Returns:
+        True when an incomplete run of the very same recipe is there to be resumed, False for a fresh start.
+
+    Raises:
+        ValueError: The folder is complete, belongs to a different recipe, or is no run folder.
+    """
+    if overwrite and (run_dir / CONFIG).is_file():
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError(
+                f"--overwrite: processes that were started from outside (torchrun, SLURM) may already read {run_dir}. "
+                "Remove the folder first."
+            )
+        for value in _inputs(yaml.safe_load(config)):
+            if run_dir.resolve() in Path(value).resolve().parents and Path(value).exists():
+                raise ValueError(
+                    f"--overwrite would remove {value}, which this recipe names, with all of {run_dir}. Move it, or "
+                    "choose another --run_dir."
+                )
+        shutil.rmtree(run_dir)
+    if run_dir.is_dir() and any(run_dir.iterdir()):
+        _check_same_run(run_dir, config)
+        return True
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_atomically(run_dir / CONFIG, config)
+    return False
+
+
+def _inputs(value: Any) -> Iterator[str]:
+    """Every text in a resolved recipe but the places that Lightning writes to."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, inside in value.items():
+            if key not in OUTPUTS:
+                yield from _inputs(inside)
+    elif isinstance(value, list):
+        for inside in value:
+            yield from _inputs(inside)
+
+
+def join_run(run_dir: Path, config: str, patience_seconds: float = 300.0) -> None:
+    """Waits, on every process but the first, until the first has claimed the folder for this recipe.
+
+    Raises:
+        ValueError: It did not within `patience_seconds`.
+    """
+    deadline = time.monotonic() + patience_seconds
+    while is_complete(run_dir) or not (run_dir / CONFIG).is_file() or (run_dir / CONFIG).read_text() != config:
+        if time.monotonic() > deadline:
+            raise ValueError(f"{run_dir} was not claimed by the first process within {patience_seconds:.0f} seconds.")
+        time.sleep(0.1)
+
+
+def _check_same_run(run_dir: Path, config: str) -> None:
+    if not (run_dir / CONFIG).is_file():
+        raise ValueError(f"{run_dir} is not empty and not a run folder (no {CONFIG}); choose another --run_dir.")
+    before = (run_dir / CONFIG).read_text()
+    if before != config:
+        texts = before.splitlines(), config.splitlines()
+        difference = "\n".join(difflib.unified_diff(*texts, "the run there", "this recipe", n=1, lineterm=""))
+        raise ValueError(
+            f"{run_dir} was started by a different recipe:\n{difference}\nTake back the change, choose another "
+            "--run_dir, or give --overwrite to lose what is there."
+        )
+    if is_complete(run_dir):
+        raise ValueError(f"{run_dir} is complete; give --overwrite to run it again, or another --run_dir.")
+
+
+@contextmanager
+def abandon_if_empty(run_dir: Path) -> Iterator[None]:
+    """Removes a run folder again when the work inside refused its input before it wrote anything."""
+    try:
+        yield
+    except ValueError:
+        if {path.name for path in run_dir.iterdir()} == {CONFIG}:
+            shutil.rmtree(run_dir)
+        raise
+
+
+def newest_checkpoint(run_dir: Path) -> Path | None:
+    """The newest complete training checkpoint in `run_dir/checkpoints`, or None.
+
+    A sharded checkpoint (a folder) is complete with its `meta.pt`; a single file when its zip directory, which is
+    written last, is readable.
+    """
+    found = [path for path in (run_dir / "checkpoints").glob("*.ckpt") if _checkpoint_is_complete(path)]
+    return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
+def _checkpoint_is_complete(path: Path) -> bool:
+    return (path / "meta.pt").is_file() if path.is_dir() else zipfile.is_zipfile(path)
+
+
+@dataclass
+class RunClock:
+    """Started when the work starts; closes the run with its record."""
+
+    started: float = field(default_factory=time.monotonic)
+
+    def close(
+        self, run_dir: Path, recipe: Path, seed: int | None, resumed: bool, results: Mapping[str, float | int | str]
+    ) -> None:
+        """Writes `run.json`, which makes the run complete."""
+        record = {
+            "recipe": str(recipe),
+            "command": " ".join(["lightning", *sys.argv[1:]]),
+            "git_commit": git_commit(),
+            "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+            "seed": seed,
+            "hardware": hardware(),
+            "resumed": resumed,
+            "seconds": round(time.monotonic() - self.started, 3),
+            "cpu_seconds": round(time.process_time(), 3),
+            "peak_memory_gib": peak_memory_gib(),
+            "results": dict(results),
+        }
+        write_atomically(run_dir / RECORD, json.dumps(record, indent=2) + "\n")
+
+
+def git_commit() -> str | None:
+    """Commit of the code that runs, with `+changes` when the tree differs from it; None outside a checkout."""
+    command = ["git", "-C", str(PACKAGE), "describe", "--always", "--abbrev=40", "--dirty=+changes"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def hardware() -> dict[str, Any]:
+    """The machine: processor, cores, GPUs (only when torch is loaded already: this never imports it)."""
+    torch = sys.modules.get("torch")
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch else []
+    return {"machine": platform.machine(), "cpu_cores": os.cpu_count(), "gpus": gpus}
+
+
+def peak_memory_gib() -> dict[str, float]:
+    """Largest resident size of this process and, where CUDA was used, largest allocation per GPU, in GiB."""
+    peak = {"cpu": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)}
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return peak
+    gpus = range(torch.cuda.device_count())
+    return peak | {f"gpu{index}": round(torch.cuda.max_memory_allocated(index) / 2**30, 3) for index in gpus}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

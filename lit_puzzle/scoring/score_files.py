@@ -1,0 +1,137 @@
+"""What a scoring run has finished: one small file per candidate, so that a killed run loses only the one in flight.
+
+Reads and writes in a run folder: `inputs.json` (what the numbers are of), `candidates/layer=L,NAME.json` (every metric
+of every sample) and `evaluations/EVALUATION/layer=L,NAME.json` (the score of every item; `parent.json` for the parent).
+A file appears whole or not at all; numbers are read back bit for bit.
+
+Disk: about 20 bytes x candidates x (samples x metrics + items). Source: this project's own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lit_puzzle.library.library import Library, parts
+from lit_puzzle.run.folder import write_atomically
+from lit_puzzle.spec import BlockSpec
+
+INPUTS_FILE = "inputs.json"
+Values = dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the table of scores.
+
+    Attributes:
+        layer: Index of the layer.
+        name: Name of the candidate, or of a half of it.
+        kind: `experts`, `window` or `pair`: what it is ranked among.
+        block: What the layer becomes while it is scored.
+        candidate: The candidate of the library whose trained tensors it uses, if it is one.
+    """
+
+    layer: int
+    name: str
+    kind: str
+    block: BlockSpec
+    candidate: str | None
+
+    @property
+    def file_name(self) -> str:
+        """Of its file."""
+        return f"layer={self.layer},{self.name}.json"
+
+
+def entries_of(library: Library, pairs: bool) -> list[Entry]:
+    """All rows that a library needs, layer by layer.
+
+    Args:
+        library: The candidates.
+        pairs: Score every candidate as it is; else the two halves of all candidates apart.
+
+    Raises:
+        ValueError: Halves are to be scored apart, but a combination has trained tensors of its own.
+    """
+    entries: dict[tuple[int, str], Entry] = {}
+    for layer, (own, *others) in enumerate(library.layers):
+        names = {candidate.name for candidate in others}
+        for candidate in others:
+            if pairs:
+                entries[layer, candidate.name] = Entry(layer, candidate.name, "pair", candidate.block, candidate.name)
+                continue
+            if candidate.weights is not None and None not in parts(candidate):
+                raise ValueError(
+                    f"layer {layer}: {candidate.name!r} has trained tensors of its own, which the scores of its halves "
+                    "would not see; score with --pairs=true"
+                )
+            experts, window = parts(candidate)
+            halves = (
+                (experts, "experts", BlockSpec(candidate.block.experts, own.block.window_tokens)),
+                (window, "window", BlockSpec(own.block.experts, candidate.block.window_tokens)),
+            )
+            for name, kind, block in halves:
+                if name is not None:
+                    entries[layer, name] = Entry(layer, name, kind, block, name if name in names else None)
+    return list(entries.values())
+
+
+class ScoreFiles:
+    """The files of one folder of finished candidates.
+
+    Args:
+        folder: `candidates`, or one of `evaluations`, in a run folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def has(self, name: str) -> bool:
+        """Whether the file of that name is there."""
+        return (self.folder / name).is_file()
+
+    def write(self, name: str, values: Values) -> None:
+        """Writes one file."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.folder / name, json.dumps(values) + "\n")
+
+    def read(self, name: str) -> Values:
+        """What `write` wrote."""
+        values: Values = json.loads((self.folder / name).read_text())
+        return values
+
+
+def check_finite(what: str, values: Values) -> None:
+    """Refuses numbers that are none.
+
+    Raises:
+        ValueError: Names the candidate, the metric and the sample.
+    """
+    for metric, numbers in values.items():
+        broken = [index for index, number in enumerate(numbers) if not math.isfinite(number)]
+        if broken:
+            raise ValueError(
+                f"{what}: {metric} of sample {broken[0]} is {numbers[broken[0]]}. Check the parent and the candidate's "
+                "weights for NaN, or score with more precision."
+            )
+
+
+def claim_inputs(run_dir: Path, inputs: Mapping[str, str], is_first: bool) -> None:
+    """Notes what the numbers are of (first process), or checks that a resumed run still has the same (every process).
+
+    Raises:
+        ValueError: An input has changed since the run was started.
+    """
+    file = run_dir / INPUTS_FILE
+    if not file.is_file():
+        if is_first:
+            write_atomically(file, json.dumps(dict(inputs), indent=1) + "\n")
+        return
+    before = json.loads(file.read_text())
+    changed = sorted(name for name in inputs if before.get(name) != inputs[name])
+    if changed:
+        raise ValueError(f"{run_dir} was started with another {' and another '.join(changed)}; give --overwrite")

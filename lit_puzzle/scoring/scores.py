@@ -1,0 +1,203 @@
+"""The scores of a library: for every candidate of every layer, how much it damages the parent, in several metrics.
+
+Reads and writes `scores.json`: {"parent_fingerprint", "samples", "tokens", "entries": [{"layer", "candidate",
+"metrics": {name: {"mean", "standard_error"}}}]}. A file of your own in this form serves the search as well; `samples`,
+`tokens` and `standard_error` may be left out and then are 0. The least such file:
+
+    {"parent_fingerprint": "5d1c...",
+     "entries": [{"layer": 0, "candidate": "experts=8", "metrics": {"kl": {"mean": 0.1}}}]}
+
+The fingerprint stands in the library's `library.json` as `parent_fingerprint`; of a checkpoint folder it is
+`lit_puzzle.model.checkpoint.fingerprint(folder)`. Names are those of the library's candidates, or of their halves.
+Every metric is a damage: 0 for the parent itself, larger is worse; an evaluation adds one under its own name.
+
+| metric | per sample, over its scored tokens |
+|---|---|
+| hidden_mse | mean squared difference of the hidden states that the head reads (after the last norm) |
+| hidden_cosine | 1 - cosine of the same |
+| kl | KL(parent, candidate) of the next-token distributions, in nats |
+| js | Jensen-Shannon divergence of the same, in nats |
+| lm_loss | increase of the cross-entropy of the next token, in nats |
+| top1_disagreement | share of tokens whose most likely next token differs |
+| mean_rank | rank of hidden_mse among all candidates of its kind / their number, over a random subset of samples |
+
+Source: arXiv 2602.11937 (hidden_mse, ranks, accuracy drop for windows), arXiv 2411.19146 (KL, LM loss).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lit_puzzle.library.library import Candidate, Library, parts
+from lit_puzzle.run.folder import write_atomically
+from lit_puzzle.run.strict_json import checked_keys
+
+SCORES_FILE = "scores.json"
+_KEYS, _COUNTS = {"parent_fingerprint", "entries"}, ("samples", "tokens")
+_ENTRY_KEYS = {"layer", "candidate", "metrics"}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A mean over samples, and its standard error; 0 where it is not known."""
+
+    mean: float
+    standard_error: float = 0.0
+
+    def to_json(self) -> dict[str, float]:
+        """Plain JSON value."""
+        return {"mean": self.mean, "standard_error": self.standard_error}
+
+
+Metrics = dict[str, Measurement]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Damages of one parent's candidates.
+
+    Attributes:
+        parent_fingerprint: `lit_puzzle.model.checkpoint.fingerprint` of the parent.
+        samples: Sequences that were scored; 0 where the file does not say.
+        tokens: Their scored tokens; 0 where the file does not say.
+        entries: (layer, candidate name) -> metric -> damage. Halves that were scored apart stand under their own names,
+            `experts=N` and `window=W`.
+    """
+
+    parent_fingerprint: str
+    samples: int
+    tokens: int
+    entries: Mapping[tuple[int, str], Metrics]
+
+    def check_parent(self, fingerprint: str) -> None:
+        """Refuses to be used with another parent.
+
+        Raises:
+            ValueError: The fingerprints differ.
+        """
+        if fingerprint != self.parent_fingerprint:
+            raise ValueError(
+                f"The scores are of parent {self.parent_fingerprint}, not of {fingerprint}. "
+                "Run recipes/score.yaml on this parent."
+            )
+
+    def check_library(self, library: Library) -> None:
+        """Refuses scores of candidates that the library has not: they would count for nothing.
+
+        Allowed in a layer are the names of its candidates and of their halves, `experts=N` and `window=W`.
+
+        Raises:
+            ValueError: Scores of another parent, of a layer there is not, or of an unknown candidate; names all.
+        """
+        self.check_parent(library.parent_fingerprint)
+        known = [_names(candidates) for candidates in library.layers]
+        layers = sorted({layer for layer, _ in self.entries if layer >= len(known)})
+        if layers:
+            raise ValueError(f"the scores have entries of layers {layers}; the library's are 0 to {len(known) - 1}")
+        unknown = [(layer, name) for layer, name in self.entries if name not in known[layer]]
+        if unknown:
+            layer, name = unknown[0]
+            raise ValueError(
+                f"the scores have {len(unknown)} entries of no candidate of the library: {unknown[:5]}; layer "
+                f"{layer} allows {sorted(known[layer])}. Correct or remove {name!r}, or score this very library with "
+                "recipes/score.yaml."
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON value."""
+        entries = [
+            {"layer": layer, "candidate": name, "metrics": {key: value.to_json() for key, value in metrics.items()}}
+            for (layer, name), metrics in self.entries.items()
+        ]
+        counts = {"samples": self.samples, "tokens": self.tokens}
+        return {"parent_fingerprint": self.parent_fingerprint, **counts, "entries": entries}
+
+    @classmethod
+    def from_json(cls, data: object) -> Scores:
+        """Inverse of `to_json`.
+
+        Raises:
+            ValueError: For an unknown or missing key, a value of another kind, or an entry that comes twice.
+        """
+        values = checked_keys("scores", data, _KEYS, _COUNTS)
+        fingerprint, entries = values["parent_fingerprint"], values["entries"]
+        if not isinstance(fingerprint, str) or not isinstance(entries, list):
+            raise ValueError(f"parent_fingerprint must be a text and entries a list, got {fingerprint!r}")
+        counts = [_count(name, values.get(name, 0)) for name in _COUNTS]
+        read: dict[tuple[int, str], Metrics] = {}
+        for entry in entries:
+            key, metrics = _entry(entry)
+            if key in read:
+                raise ValueError(f"layer {key[0]}, candidate {key[1]!r} comes twice")
+            read[key] = metrics
+        return cls(fingerprint, counts[0], counts[1], read)
+
+    def save(self, folder: Path) -> None:
+        """Writes `scores.json`."""
+        write_atomically(folder / SCORES_FILE, json.dumps(self.to_json(), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Scores:
+        """Reads what `save` wrote.
+
+        Args:
+            folder: The folder, or the file itself.
+
+        Raises:
+            ValueError: The file is missing or damaged. NaN is read as it is: whoever uses it names the candidate.
+        """
+        file = folder if folder.is_file() else folder / SCORES_FILE
+        if not file.is_file():
+            raise ValueError(f"{folder} has no {SCORES_FILE}. Make it with: lightning run recipes/score.yaml")
+        try:
+            return cls.from_json(json.loads(file.read_text()))
+        except ValueError as error:  # what is not JSON is a ValueError too
+            raise ValueError(f"{file}: {error}") from error
+
+
+def measure(values: list[float]) -> Measurement:
+    """Mean over samples and its standard error, s / sqrt(n) with the sample deviation s.
+
+    Raises:
+        ValueError: Fewer than two values.
+    """
+    if len(values) < 2:
+        raise ValueError(
+            f"{len(values)} samples were scored; a standard error needs two. Give more sequences or items."
+        )
+    mean = math.fsum(values) / len(values)
+    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    return Measurement(mean, math.sqrt(variance / len(values)))
+
+
+def _names(candidates: Sequence[Candidate]) -> set[str]:
+    """The names that scores of a layer may have."""
+    halves = {name for candidate in candidates for name in parts(candidate) if name is not None}
+    return {candidate.name for candidate in candidates} | halves
+
+
+def _entry(data: object) -> tuple[tuple[int, str], Metrics]:
+    values = checked_keys("an entry", data, _ENTRY_KEYS)
+    layer, name, metrics = _count("layer", values["layer"]), values["candidate"], values["metrics"]
+    where = f"layer {layer}, candidate {name!r}"
+    if not isinstance(name, str) or not isinstance(metrics, Mapping):
+        raise ValueError(f"{where}: candidate must be a text and metrics an object")
+    return (layer, name), {key: _measurement(f"{where}, {key}", value) for key, value in metrics.items()}
+
+
+def _measurement(where: str, data: object) -> Measurement:
+    values = checked_keys(where, data, {"mean"}, {"standard_error"})
+    if any(isinstance(value, bool) or not isinstance(value, int | float) for value in values.values()):
+        raise ValueError(f"{where}: mean and standard_error must be numbers, got {values}")
+    return Measurement(float(values["mean"]), float(values.get("standard_error", 0.0)))
+
+
+def _count(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{name} must be a whole number of at least 0, got {value!r}")
+    return value

@@ -1,1 +1,0 @@
-"""Where the numbers of the cost model come from: counts, devices, and three sources of seconds."""

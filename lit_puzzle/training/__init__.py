@@ -1,0 +1,1 @@
+"""What every optimization shares: sharding, what trains, checkpoints, random state, processes."""

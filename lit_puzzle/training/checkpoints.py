@@ -1,0 +1,140 @@
+"""Checkpoints of a run: the newest ones to resume from, and the best weights by a validated metric.
+
+Writes: `<run>/checkpoints/step=N.ckpt` (`UpdateCheckpoint`), `<run>/best/step=N.ckpt` (`BestCheckpoint`, weights only).
+A new checkpoint is complete before an old one goes, so that a kill at any moment leaves one to resume from, and the
+best weights that it names. Disk: `keep` + 1 checkpoints to resume from; the best weights of the newest two of them and
+whatever validated better since.
+"""
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+
+
+class UpdateCheckpoint(ModelCheckpoint):
+    """Saves everything that resuming needs, every N updates, right after an update and never between two.
+
+    Where a validation is due it saves after it: Lightning takes a validation that was due at the resumed step for done.
+    Lightning's own rule also fires on the first batch after a resumed step, in the middle of gradient accumulation:
+    such a checkpoint has lost the gradients accumulated so far, and what resumes from it is another run.
+
+    Args:
+        every_n_updates: optimizer steps between checkpoints.
+        keep: newest checkpoints that stay on disk.
+    """
+
+    def __init__(self, every_n_updates: int = 10, keep: int = 2) -> None:
+        if min(every_n_updates, keep) < 1:
+            raise ValueError(f"every_n_updates={every_n_updates}, keep={keep} were given; each must be at least 1.")
+        super().__init__(
+            filename="{step}",
+            monitor="step",
+            mode="max",
+            save_top_k=keep,
+            every_n_train_steps=every_n_updates,
+            enable_version_counter=False,
+        )
+        self.every_n_updates = every_n_updates
+        self._waits_for_validation = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Checkpoints belong to the run folder, whatever the logger's folder is."""
+        self.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
+        super().setup(trainer, pl_module, stage)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves, unless this batch only added to the gradients or a validation comes first."""
+        is_last = batch_idx + 1 == trainer.num_training_batches
+        updated = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or is_last
+        if not updated or trainer.global_step % self.every_n_updates:
+            return
+        fit_loop = trainer.fit_loop
+        assert fit_loop._data_fetcher is not None
+        self._waits_for_validation = fit_loop.epoch_loop._should_check_val_fx(fit_loop._data_fetcher)
+        if not self._waits_for_validation:
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves what waited; not when the run is told to stop, which a resumed run has to be told again."""
+        if self._waits_for_validation and not trainer.should_stop:
+            self._save(trainer)
+        self._waits_for_validation = False
+
+    def _save(self, trainer: Trainer) -> None:
+        if not self._should_skip_saving_checkpoint(trainer):
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
+class BestCheckpoint(Callback):
+    """Keeps the weights that validated best; no `Checkpoint` for Lightning, which runs those last: it must run first.
+
+    A resumed run knows the best of the checkpoint that it resumes from. So an older best stays until two checkpoints
+    that name a newer one have been begun: the first of them is complete then.
+
+    Args:
+        monitor: the validated metric.
+        mode: whether a larger (`max`) or a smaller (`min`) value is better.
+    """
+
+    def __init__(self, monitor: str = "val/accuracy", mode: Literal["max", "min"] = "max") -> None:
+        if mode not in ("max", "min"):
+            raise ValueError(f"mode={mode!r} was given; max and min are allowed.")
+        self.monitor, self.mode = monitor, mode
+        self.best_score: float | None = None
+        self._folder = Path()
+        self._name = self._name_in_last_save = ""
+
+    @property
+    def best_model_path(self) -> str:
+        """The best weights so far, or an empty text before the first validation."""
+        return str(self._folder / self._name) if self._name else ""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Apart from the checkpoints to resume from."""
+        self._folder = Path(trainer.default_root_dir) / "best"
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves the weights if they are the best so far.
+
+        Raises:
+            ValueError: the validation did not log the metric.
+        """
+        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
+            return
+        if self.monitor not in trainer.callback_metrics:
+            known = sorted(trainer.callback_metrics)
+            raise ValueError(f"BestCheckpoint monitors {self.monitor!r}, which was not logged; logged were {known}.")
+        score = float(trainer.callback_metrics[self.monitor])
+        if trainer.strategy.reduce_boolean_decision(self._is_better(score)):
+            name = f"step={trainer.global_step}.ckpt"
+            trainer.save_checkpoint(self._folder / name, weights_only=True)
+            self.best_score, self._name = score, name
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Removes what neither this checkpoint, about to be written, nor the one before it names."""
+        for path in sorted(self._folder.glob("*.ckpt")) if trainer.is_global_zero else []:
+            if path.name not in (self._name, self._name_in_last_save):
+                trainer.strategy.remove_checkpoint(path)
+        self._name_in_last_save = self._name
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best so far, by name: the run folder may move."""
+        return {"score": self.best_score, "name": self._name}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continues with the best of the checkpoint."""
+        self.best_score = state_dict["score"]
+        self._name = self._name_in_last_save = state_dict["name"]
+
+    def _is_better(self, score: float) -> bool:
+        if math.isnan(score):
+            return False
+        if self.best_score is None:
+            return True
+        return score > self.best_score if self.mode == "max" else score < self.best_score

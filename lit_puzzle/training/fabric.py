@@ -1,0 +1,108 @@
+"""A stage on several processes, on Lightning Fabric: which devices, how the parent lies on them, and sums over them.
+
+Reads a checkpoint folder; writes nothing. Several processes shard the decoder layers (FSDP2, one group each, no root,
+so that layers can be called one by one); embedding, last norm and head stay whole on each. The processes are started
+by Fabric, which runs the same command line again, or from outside (torchrun, SLURM).
+
+Memory of one of R processes, P parameters of b bytes, L layers, V vocabulary, D channels: P b / R + 2 P b / L while
+layers run one after the other + 2 V D b. Source: PyTorch FSDP2, arXiv 2304.11277.
+"""
+
+import math
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from lit_puzzle.model.blocks import with_own_blocks
+from lit_puzzle.model.gpt_oss import GptOssPuzzleForCausalLM
+from lit_puzzle.model.loading import DtypeName, load_model
+from lit_puzzle.training.sharding import load_for
+
+PRECISIONS: dict[str, DtypeName] = {
+    "32-true": "float32",
+    "bf16-true": "bfloat16",
+    "16-true": "float16",
+    "64-true": "float64",
+}
+
+
+@dataclass(frozen=True)
+class FabricSettings:
+    """Where a stage runs.
+
+    Attributes:
+        accelerator: As Fabric knows it: auto, cpu, gpu, ...
+        devices: Processes on a node, one per device; "auto" takes all devices.
+        num_nodes: Machines.
+        precision: Of all weights and of the arithmetic.
+        strategy: `sharded` splits the layers over the processes, `replicated` loads the whole parent on each.
+        timeout_hours: How long processes wait for one another: the first alone lets the parent write the data, and
+            writes the table at the end, while the others stand at a barrier. PyTorch's own 10 to 30 minutes would end
+            the run there.
+        unshard_evaluations: Whether sharded weights are gathered once while a candidate answers; False answers in
+            step, with every layer gathered for every token: for parents that do not fit on a device.
+    """
+
+    accelerator: str = "auto"
+    devices: int | str = 1
+    num_nodes: int = 1
+    precision: Literal["32-true", "bf16-true", "16-true", "64-true"] = "32-true"
+    strategy: Literal["sharded", "replicated"] = "sharded"
+    timeout_hours: float = 24.0
+    unshard_evaluations: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.timeout_hours < math.inf:
+            raise ValueError(f"fabric: timeout_hours must be more than 0, got {self.timeout_hours}")
+
+
+def launch(settings: FabricSettings) -> Fabric:
+    """Starts the other processes and joins them."""
+    make = partial(Fabric, accelerator=settings.accelerator, devices=settings.devices, num_nodes=settings.num_nodes)
+    fabric = make()
+    if not isinstance(fabric.strategy, SingleDeviceStrategy):  # how many "auto" devices are is known only now
+        fabric = make(strategy=DDPStrategy(timeout=timedelta(hours=settings.timeout_hours)))
+    fabric.launch()
+    return fabric
+
+
+def load_parent(fabric: Fabric, settings: FabricSettings, folder: Path) -> GptOssPuzzleForCausalLM:
+    """The parent in evaluation mode on this process's device, frozen, its layers sharded where the settings say so.
+
+    Raises:
+        ValueError: MXFP4 experts in another precision than bf16-true.
+    """
+    dtype = PRECISIONS[settings.precision]
+    if fabric.world_size == 1 or settings.strategy == "replicated":
+        model = with_own_blocks(load_model(folder, dtype, "sink_attention", device=str(fabric.device)))
+        return model.requires_grad_(False).eval()
+    mesh = init_device_mesh(fabric.device.type, (fabric.world_size,), mesh_dim_names=("data_parallel",))
+    loaded, waiting = load_for(mesh, folder, dtype, "sink_attention")
+    model = with_own_blocks(loaded).requires_grad_(False).eval()
+    for layer in model.model.layers:
+        if waiting is not None:
+            waiting.fill(layer)
+        layer.requires_grad_(False)
+        # Each group is called without the others and so is a root, which would by default keep what it gathered.
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+    for module in (model.model.embed_tokens, model.model.norm, model.model.rotary_emb, model.lm_head):
+        module.to(fabric.device)
+    return model
+
+
+def sum_over_processes(fabric: Fabric, tensor: Tensor) -> Tensor:
+    """The sum of a CPU tensor over all processes, on the CPU, on each of them."""
+    if fabric.world_size == 1:
+        return tensor
+    total = fabric.all_reduce(tensor.to(fabric.device, copy=True), reduce_op="sum")
+    assert isinstance(total, torch.Tensor)
+    return total.cpu()

@@ -1,0 +1,109 @@
+"""Runs recipes whose command is fit or validate: LightningCLI on one flat recipe form, inside a run folder.
+
+Reads the recipe's layers; writes `config.yaml`, what the module and its callbacks write, and `run.json`. Objects come
+by `class_path` + `init_args`; optimizers and schedules are arguments of the module, built on what trains.
+"""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.rank_zero import _get_rank
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.trainer.states import TrainerStatus
+
+from lit_puzzle.run.folder import RunClock, abandon_if_empty, join_run, newest_checkpoint, open_run
+from lit_puzzle.run.recipe import Recipe, RecipeParser
+
+
+@runtime_checkable
+class ReportsResults(Protocol):
+    """A LightningModule with headline numbers for run.json; without them the last logged metrics are recorded."""
+
+    results: dict[str, float]
+
+
+class LightningRecipeParser(RecipeParser, LightningArgumentParser):
+    """Lightning's parser for a recipe."""
+
+
+class RecipeCLI(LightningCLI):
+    """LightningCLI that parses a recipe and builds its objects; the run folder decides what happens next."""
+
+    def __init__(self, recipe: Recipe, words: Sequence[str]) -> None:
+        """Parses and instantiates.
+
+        Args:
+            recipe: The loaded recipe.
+            words: Overrides from the command line.
+
+        Raises:
+            ValueError: An unknown key, a wrong type, or an object that refuses its arguments.
+        """
+        self.recipe = recipe
+        super().__init__(
+            args=[*recipe.config_arguments(words), *words],
+            run=False,
+            save_config_callback=None,
+            seed_everything_default=0,
+            parser_class=LightningRecipeParser,
+            parser_kwargs={"parser_mode": "omegaconf+", "prog": f"lightning run {recipe.path}", "dump_header": None},
+            auto_configure_optimizers=False,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the recipe's own keys; modules find the run folder as `trainer.default_root_dir`."""
+        assert isinstance(parser, LightningRecipeParser)
+        parser.recipe = self.recipe
+        parser.add_argument("--command", type=str, help="fit or validate")
+        parser.add_argument("--run_dir", type=str, required=True, help="folder that the run writes")
+        parser.link_arguments("run_dir", "trainer.default_root_dir")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parses our words only: Lightning's own version warns about the command line they came from."""
+        assert isinstance(args, list)
+        self.config = parser.parse_args(args)
+
+
+def run_lightning(command: str, recipe: Recipe, words: Sequence[str], overwrite: bool) -> None:
+    """Runs fit or validate of a recipe, resuming an unfinished run.
+
+    Args:
+        command: "fit" or "validate".
+        recipe: The loaded recipe.
+        words: Overrides from the command line.
+        overwrite: Start anew whatever the run folder holds.
+
+    Raises:
+        ValueError: Bad recipe, bad input folder, or a run folder that another recipe started.
+    """
+    cli = RecipeCLI(recipe, words)
+    run_dir = Path(cli.config.run_dir)
+    config = cli.parser.dump(cli.config, skip_unset=False)
+    is_first = _get_rank() in (None, 0)
+    resumed = False
+    if is_first:
+        resumed = open_run(run_dir, config, overwrite)
+    else:
+        join_run(run_dir, config)
+    clock = RunClock()
+    with abandon_if_empty(run_dir) if is_first else nullcontext():
+        try:
+            if command == "fit":
+                checkpoint = newest_checkpoint(run_dir)
+                cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
+            else:
+                cli.trainer.validate(cli.model, datamodule=cli.datamodule)
+        except MisconfigurationException as error:  # settings of the trainer that do not go together
+            raise ValueError(str(error)) from error
+    if cli.trainer.is_global_zero and cli.trainer.state.status == TrainerStatus.FINISHED:
+        clock.close(run_dir, recipe.path, cli.config.seed_everything, resumed, _results(cli))
+
+
+def _results(cli: LightningCLI) -> dict[str, float]:
+    if isinstance(cli.model, ReportsResults):
+        return cli.model.results
+    return {key: float(value) for key, value in cli.trainer.callback_metrics.items() if isinstance(value, torch.Tensor)}

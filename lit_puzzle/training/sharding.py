@@ -1,0 +1,226 @@
+"""Sharding: the same recipe on one CPU core, one GPU, or all GPUs with FSDP2, without naming a size anywhere.
+
+`Sharded` is a Lightning strategy whose mesh is (every process) x 1, resolved when the processes start, so that adding
+only `--trainer.devices=2` shards. `shard` applies FSDP2 to a causal language model: each decoder layer is one group,
+the root (embedding, last norm, head) another. With one process nothing is wrapped and the arithmetic is untouched.
+
+Checkpoints are folders (torch.distributed.checkpoint) plus `meta.pt`, hold the trainable parameters only (the frozen
+ones are read again from the model's own folder), and appear under their name in one rename: a process that is killed
+while it writes or removes one leaves a `*.partial` folder, never half a checkpoint.
+
+Memory per rank, for P parameters of b bytes, L layers, N ranks: P b / N + one layer while loading
+(`lit_puzzle.model.loading`); P b / N at rest; + 2 P b / L while layers run one after
+the other; + P b while `unsharded` (rollouts at full speed), for which it must fit. Traffic of a training step: 3 P b
+per rank (gather in forward and backward, scatter of gradients); of a rollout: P b when unsharded, else P b per token.
+Disk of a checkpoint: trainable parameters x (b + optimizer state).
+
+Reads and writes: checkpoint folders. Source: PyTorch FSDP2 (`torch.distributed.fsdp.fully_shard`), arXiv 2304.11277.
+"""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from lit_puzzle.model.loading import DtypeName, WaitingExperts, load_mapped, load_model
+from lit_puzzle.training.trainable import keep_master_weights
+
+METADATA = "meta.pt"
+PARTIAL = ".partial"
+_TRAINABLE = StateDictOptions(ignore_frozen_params=True, strict=False)
+
+
+def load_for(
+    mesh: DeviceMesh | None, folder: Path, dtype: DtypeName, attention: str, experts: str = "grouped_mm"
+) -> tuple[PreTrainedModel, WaitingExperts | None]:
+    """A model for `shard` over a mesh: left in its mapped files where the mesh has several processes, else loaded.
+
+    Args:
+        mesh: of the running strategy; None where nothing is sharded.
+        folder: checkpoint folder.
+        dtype: of all weights.
+        attention: implementation of attention.
+        experts: implementation of the experts.
+
+    Returns:
+        The model, and what `shard` has to fill.
+    """
+    if mesh is None or mesh.size() == 1:
+        return load_model(folder, dtype, attention, experts), None
+    return load_mapped(folder, dtype, attention, experts)
+
+
+def shard(
+    model: nn.Module,
+    layers: nn.ModuleList,
+    mesh: DeviceMesh | None,
+    waiting: WaitingExperts | None = None,
+    trains: bool = False,
+) -> None:
+    """Shards a model in place over the `data_parallel` dimension of a mesh; without one, or with one process, nothing.
+
+    Call it after freezing and after LoRA and before the optimizer is built, so that optimizer state exists for local
+    shards of trainable parameters only.
+
+    Args:
+        model: the module whose `forward` is called in training and in generation: it becomes the FSDP root.
+        layers: its decoder layers, one group each.
+        mesh: the mesh of the running strategy (`LightningModule.device_mesh`).
+        waiting: experts that are read just before their layer is sharded, so that one layer is whole at a time.
+        trains: turns what requires a gradient into float32 as its layer's turn comes, in any case.
+    """
+    data_parallel = None if mesh is None or mesh.size() == 1 else mesh["data_parallel"]
+    for layer in layers if data_parallel is not None else ():
+        if waiting is not None:
+            waiting.fill(layer)
+        if trains:
+            keep_master_weights(layer)
+        fully_shard(layer, mesh=data_parallel)
+    if trains:
+        keep_master_weights(model)
+    if data_parallel is not None:
+        fully_shard(model, mesh=data_parallel)
+
+
+@contextmanager
+def unsharded(model: nn.Module) -> Iterator[None]:
+    """Gathers every group once and keeps it for the body: generation then runs without any communication.
+
+    Ranks may generate different numbers of tokens inside. Costs the memory of the whole model; a model that was not
+    sharded passes through. What each group does with its parameters after forward (a root keeps them by default, layers
+    do not) is restored.
+    """
+    groups = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    reshards = [_reshards_after_forward(group) for group in groups]
+    for group in groups:
+        group.set_reshard_after_forward(False, recurse=False)
+        group.unshard()
+    try:
+        yield
+    finally:
+        for group, reshard in zip(groups, reshards, strict=True):
+            group.reshard()
+            group.set_reshard_after_forward(reshard, recurse=False)
+
+
+def _reshards_after_forward(group: FSDPModule) -> bool:
+    """The group's setting; PyTorch has no public way to read it.
+
+    One that was left to PyTorch is decided at the first forward pass: the root then keeps, and layers do not.
+    """
+    state = group._get_fsdp_state()
+    undecided_root = state._auto_reshard_after_forward and _holds_groups(group)
+    return not undecided_root and all(part.post_forward_mesh_info is not None for part in state._fsdp_param_groups)
+
+
+def _holds_groups(group: FSDPModule) -> bool:
+    assert isinstance(group, nn.Module)
+    return any(isinstance(module, FSDPModule) for module in group.modules() if module is not group)
+
+
+def full(tensor: Tensor) -> Tensor:
+    """The whole tensor, gathered from all ranks if it is sharded (every rank must call it)."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def load_trainable(model: nn.Module, folder: Path) -> None:
+    """Loads the trainable parameters of `model` from a checkpoint, whatever number of processes wrote it.
+
+    Args:
+        model: what the checkpoint's names refer to (the LightningModule).
+        folder: a folder of `Sharded`, or a single file of another strategy (models that are not sharded).
+    """
+    if folder.is_file():
+        weights = torch.load(folder, map_location="cpu", weights_only=True)["state_dict"]
+        model.load_state_dict(weights, strict=False)
+        return
+    state = {"state_dict": get_model_state_dict(model, options=_TRAINABLE)}
+    dcp.load(state, checkpoint_id=folder)
+    set_model_state_dict(model, state["state_dict"], options=_TRAINABLE)
+
+
+class Sharded(ModelParallelStrategy):
+    """FSDP2 over every process of the run; one process is a world of one and shards nothing.
+
+    Args:
+        process_group_backend: communication backend; by default nccl on GPUs and gloo on CPU.
+    """
+
+    def __init__(self, process_group_backend: str | None = None) -> None:
+        super().__init__(data_parallel_size="auto", tensor_parallel_size=1, process_group_backend=process_group_backend)
+
+    def setup_environment(self) -> None:
+        """Resolves the mesh: Lightning's own "auto" would put all devices of a node into tensor parallelism."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """The trainable parameters (and persistent buffers) as sharded tensors on the CPU."""
+        assert self.model is not None
+        options = StateDictOptions(ignore_frozen_params=True, cpu_offload=True)
+        return get_model_state_dict(self.model, options=options)
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Writes next to the final name, then renames: every rank calls it, rank 0 moves and removes."""
+        target = Path(self.broadcast(filepath))
+        partial = _partial(target)
+        if self.is_global_zero:
+            shutil.rmtree(partial, ignore_errors=True)
+        self.barrier("partial removed")
+        super().save_checkpoint(checkpoint, partial, storage_options)
+        self.barrier("partial written")
+        if self.is_global_zero:
+            self.remove_checkpoint(target)
+            partial.rename(target)
+        self.barrier("checkpoint renamed")
+
+    def remove_checkpoint(self, filepath: str | Path) -> None:
+        """Takes the name away first, so that a half removed folder cannot be mistaken for a checkpoint."""
+        folder = Path(filepath)
+        if self.is_global_zero and folder.is_dir():
+            doomed = folder.rename(folder.with_name(f"{folder.name}.removed{PARTIAL}"))
+            shutil.rmtree(doomed)
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Loads trainable parameters and optimizer state into place; returns everything else.
+
+        Raises:
+            ValueError: the path is not a complete checkpoint folder.
+        """
+        folder = Path(self.broadcast(checkpoint_path))
+        if not (folder / METADATA).is_file():
+            raise ValueError(
+                f"{folder} is not a complete checkpoint of this strategy (a folder with {METADATA}). "
+                "Remove it to resume from an older one."
+            )
+        assert self.model is not None
+        load_trainable(self.model, folder)
+        for index, optimizer in enumerate(self.optimizers):
+            state = {f"optimizer_{index}": get_optimizer_state_dict(self.model, optimizer)}
+            dcp.load(state, checkpoint_id=folder)
+            set_optimizer_state_dict(self.model, optimizer, optim_state_dict=state[f"optimizer_{index}"])
+        rest: Mapping[str, Any] = torch.load(folder / METADATA, map_location="cpu", weights_only=True)
+        return dict(rest)
+
+
+def _partial(target: Path) -> Path:
+    return target.with_name(target.name + PARTIAL)

@@ -1,0 +1,214 @@
+"""Global distillation through `Trainer.fit`: what trains, what is kept and written, kills, processes, bad input."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.distillation_runs import Models, fit, make_data, make_models, make_module, results, weights
+from helpers.recovery_runs import forked, losses, make_trainer, validations
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EarlyStopping
+from safetensors.torch import load_file
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+from lit_puzzle.data.rl_prompts import PromptData
+from lit_puzzle.distill.held_out import AccuracySettings
+from lit_puzzle.distill.losses import LossSettings
+from lit_puzzle.distill.top_logits import precompute_logits
+from lit_puzzle.evaluate.before_after import EvaluationSettings
+from lit_puzzle.tiny.world import Chains, Counting
+from lit_puzzle.training.trainable import LoraSettings
+
+ACCURACY = AccuracySettings(
+    [Chains(), Counting()], ["low", "high"], EvaluationSettings(4, max_new_tokens=4, batch_size=8), validation_prompts=2
+)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, tiny_config: Any) -> Models:
+    return make_models(tmp_path_factory.mktemp("kd"), tiny_config)
+
+
+def run(work: Any, processes: int = 1) -> None:
+    assert forked(processes, work) == [0] * processes
+
+
+# ---- what a run does ----------------------------------------------------------------------------------------------
+
+
+class WatchOptimizer(Callback):
+    """Only what trains has optimizer state; experts and router do not train."""
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        trained = {name for name, p in pl_module.named_parameters() if p in trainer.optimizers[0].state}
+        assert trained == {name for name, p in pl_module.named_parameters() if p.requires_grad}
+        assert trained and not any(name.startswith("parent") or ".mlp." in name for name in trained)
+
+
+def test_a_run_learns_measures_and_writes_the_best_child(models: Models, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    adam = partial(torch.optim.AdamW, lr=1e-2)
+    run(lambda rank: fit(folder, models, 12, accuracy=ACCURACY, optimizer=adam, callbacks=[WatchOptimizer()]))
+    found = results(folder)
+    assert found["val_loss/best"] < 0.9 * found["val_loss/first"]
+    assert {f"accuracy/{e}/{w}" for e in ("low", "high") for w in ("before", "after", "gain", "gain_se")} < found.keys()
+    validated = {step: float.fromhex(loss) for step, loss in validations(folder)}
+    assert list(validated) == [3, 6, 9, 12] and found["val_loss/best"] == pytest.approx(min(validated.values()))
+    before, after = (load_file(path / "model.safetensors") for path in (models.child, folder / "child"))
+    best = torch.load(next((folder / "best").glob("*.ckpt")) / "meta.pt", weights_only=False)
+    assert best["global_step"] == min(validated, key=lambda step: validated[step])
+    for name, tensor in before.items():
+        frozen = ".mlp.experts." in name or ".mlp.router." in name
+        assert tensor.dtype == after[name].dtype and torch.equal(tensor, after[name]) == frozen, name
+
+
+class WatchAverage(Callback):
+    """Validation sees the averages; training goes on from the weights; the first average is of the first update."""
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        self.weights, self.averages = self._both(pl_module)
+        assert not all(map(torch.equal, self.weights, self.averages))
+
+    def on_validation_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        assert all(map(torch.equal, self._both(pl_module)[0], self.averages))
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        assert all(map(torch.equal, self._both(pl_module)[0], self.weights))
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.before = self._both(pl_module)[1]
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        decay = min(0.9, (1 + trainer.global_step) / (10 + trainer.global_step))
+        weights, averages = self._both(pl_module)
+        for old, new, average in zip(self.before, weights, averages, strict=True):
+            torch.testing.assert_close(average, decay * old + (1 - decay) * new)
+
+    @staticmethod
+    def _both(pl_module: Any) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        trained = [p.detach().clone() for p in pl_module.child.parameters() if p.requires_grad]
+        return trained, [average.clone() for average in pl_module.average.buffers()]
+
+
+def test_the_average_is_validated_and_saved(models: Models, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run(lambda rank: fit(folder, models, 6, ema_decay=0.9, callbacks=[WatchAverage()]))
+    state, child = weights(folder), load_file(folder / "child" / "model.safetensors")
+    trained = [name for name in state if name.startswith("child.")]
+    assert len(trained) * 2 == len(state)
+    for index, name in enumerate(trained):
+        average = state[f"average.average_{index}"]
+        assert not torch.equal(average, state[name])
+        assert torch.equal(child[name.removeprefix("child.")], average.to(torch.bfloat16)), name
+
+
+def test_a_run_that_went_astray_ends_with_its_best_weights(models: Models, tmp_path: Path) -> None:
+    folder, wild = tmp_path / "run", partial(torch.optim.SGD, lr=100.0)
+    run(lambda rank: fit(folder, models, 9, optimizer=wild, lr_scheduler=None))
+    validated = {step: float.fromhex(loss) for step, loss in validations(folder)}
+    assert validated[9] > 1.5 * min(validated.values())
+    dcp_to_torch_save(next((folder / "best").glob("*.ckpt")), tmp_path / "best.pt")
+    best = torch.load(tmp_path / "best.pt", weights_only=True)["state_dict"]
+    child = load_file(folder / "child" / "model.safetensors")
+    assert best
+    for name, tensor in best.items():
+        assert torch.equal(child[name.removeprefix("child.")], tensor.to(torch.bfloat16)), name
+
+
+def test_adapters_train_alone_and_are_merged(models: Models, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run(lambda rank: fit(folder, models, 4, lora=LoraSettings(rank=2)))
+    assert all(".lora_" in name for name in weights(folder))
+    before, after = (load_file(path / "model.safetensors") for path in (models.child, folder / "child"))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and all(
+        name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight", "o_proj.weight")) for name in moved
+    )
+
+
+def test_best_tokens_on_disk_take_the_parents_place(models: Models, tmp_path: Path) -> None:
+    """All 128 of them but one, as float32: the same losses as with the parent itself."""
+    (tmp_path / "top").mkdir()
+    precompute_logits(tmp_path / "top", models.parent, models.documents, top_k=127, precision="float32")
+    top, loss = tmp_path / "top" / "top_logits", LossSettings(lm=0.1)
+    run(lambda rank: fit(tmp_path / "disk", models, 3, parent=None, top_logits=top, loss=loss))
+    run(lambda rank: fit(tmp_path / "live", models, 3, loss=loss))
+    disk, live = ({k: float.fromhex(v) for k, v in losses(tmp_path / name).items()} for name in ("disk", "live"))
+    assert disk == pytest.approx(live, rel=1e-4)
+
+
+def test_one_step_of_two_batches_is_two_steps_accumulated(models: Models, tmp_path: Path) -> None:
+    adam = partial(torch.optim.AdamW, lr=3e-3, eps=1e-3)
+    plain = {"optimizer": adam, "lr_scheduler": None}
+    run(lambda rank: fit(tmp_path / "1x2", models, 2, data={"batch_size": 2}, **plain))
+    accumulate = {"accumulate_grad_batches": 2, "val_check_interval": 4}
+    run(lambda rank: fit(tmp_path / "2x1", models, 2, data={"batch_size": 1}, trainer=accumulate, **plain))
+    together, apart = weights(tmp_path / "1x2"), weights(tmp_path / "2x1")
+    for name, tensor in together.items():
+        torch.testing.assert_close(apart[name], tensor, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_early_stop(models: Models, tmp_path: Path) -> None:
+    def work(rank: int) -> None:
+        stop = EarlyStopping("val/loss", patience=1, min_delta=100.0)
+        fit(tmp_path / "run", models, 100, callbacks=[stop])
+
+    run(work)
+    assert len(losses(tmp_path / "run")) == 6  # the second validation is no better by 100
+    assert (tmp_path / "run" / "child" / "model.safetensors").is_file()
+
+
+# ---- bad input ----------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_leaves_its_batch(models: Models, tmp_path: Path) -> None:
+    class Break(Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 2:
+                with torch.no_grad():
+                    pl_module.model.lm_head.weight[5, 0] = torch.nan
+
+    def work(rank: int) -> None:
+        with pytest.raises(ValueError, match=r"loss is nan at step 2.*broken_batch_0\.pt"):
+            fit(tmp_path / "run", models, 9, callbacks=[Break()])
+
+    run(work)
+    saved = torch.load(tmp_path / "run" / "broken_batch_0.pt", weights_only=True)
+    assert saved["step"] == 2 and saved["batch"]["input_ids"].shape == (2, 32)
+    assert not (tmp_path / "run" / "child").exists()
+
+
+def test_both_parents_or_none_are_refused(models: Models) -> None:
+    for parent, top in ((None, None), (models.parent, models.documents)):
+        with pytest.raises(ValueError, match="exactly one of them"):
+            make_module(models, parent=parent, top_logits=top)
+    with pytest.raises(ValueError, match="ema_decay=1"):
+        make_module(models, ema_decay=1.0)
+    with pytest.raises(ValueError, match="neither hidden states"):
+        make_module(models, parent=None, top_logits=models.documents, loss=LossSettings(hidden=1.0))
+
+
+def test_best_tokens_need_documents_on_disk(models: Models, tmp_path: Path) -> None:
+    def work(rank: int) -> None:
+        module = make_module(models, parent=None, top_logits=models.documents, loss=LossSettings())
+        trainer = make_trainer(tmp_path, 1, 1, [], enable_checkpointing=False)
+        with pytest.raises(ValueError, match="give the data PackedDocuments, not PromptData"):
+            trainer.fit(module, datamodule=PromptData([Chains()], {"low": 1.0}))
+
+    run(work)  # a fit opens a process group
+
+
+def test_sequences_longer_than_the_parents_context(models: Models, tmp_path: Path) -> None:
+    """Documents that another model with a longer context wrote: refused by the data, and by the module."""
+    with pytest.raises(ValueError, match="64"):
+        make_data(models, sequence_tokens=65)
+    module = make_module(models)
+    module.trainer = make_trainer(tmp_path, 1, 1, [], enable_checkpointing=False)
+    module.configure_model()
+    batch = {name: torch.zeros(1, 80, dtype=torch.long) for name in ("input_ids", "document_ids", "loss_mask")}
+    with pytest.raises(ValueError, match=r"80 tokens.*context holds 64.*sequence_tokens"):
+        module.training_step(batch | {"position_ids": torch.arange(80)[None]}, 0)
+    with pytest.raises(ValueError, match=r"Token 128.*0\.\.127"):
+        module.training_step({name: torch.full((1, 8), 128) for name in [*batch, "position_ids"]}, 0)

@@ -1,0 +1,288 @@
+"""accuracy.py: batched greedy answers against single forward passes, statistics by hand, processes, the stage."""
+
+import json
+import math
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import multiprocessing
+from transformers import GptOssForCausalLM, PreTrainedTokenizerFast
+
+from lit_puzzle.environments.environment import Problem, is_held_out
+from lit_puzzle.evaluate.accuracy import (
+    Episode,
+    answer_problems,
+    compare,
+    evaluate,
+    gather_episodes,
+    held_out_problems,
+    local_share,
+    mean_and_error,
+    read_episodes,
+    summarize,
+)
+from lit_puzzle.generation import batches as generate
+from lit_puzzle.generation.batches import generate_greedily, generate_in_batches, pad_left, round_limits
+from lit_puzzle.generation.lengths import LengthStatistics, length_statistics, read_lengths
+
+TEMPLATE = (
+    "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+    "{% if reasoning_effort == 'high' %}w5 w6{% else %}w7{% endif %}"
+)
+
+
+class Parity:
+    """Random questions of 3 to 12 words; right means that the text of the answer has an even number of characters."""
+
+    def __init__(self, name: str = "parity") -> None:
+        self.name = name
+
+    def problem(self, rng: random.Random) -> Problem:
+        words = " ".join(f"w{rng.randrange(3, 128)}" for _ in range(rng.randrange(3, 13)))
+        return Problem(self.name, ({"role": "user", "content": words},), "even")
+
+    def verify(self, completion: str, problem_answer: str) -> float:
+        return float(len(completion) % 2 == 0)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    words = ["<pad>", "<start>", "<end>", *(f"w{index}" for index in range(3, 128))]
+    model = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="w3"))
+    model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    model.decoder = decoders.Fuse()
+    built = PreTrainedTokenizerFast(tokenizer_object=model, pad_token="<pad>", bos_token="<start>", eos_token="<end>")
+    built.chat_template = TEMPLATE
+    return built
+
+
+def greedy_by_hand(model: GptOssForCausalLM, prompt: list[int], cap: int, ends: set[int]) -> tuple[list[int], bool]:
+    """One prompt, no padding, no cache: the whole sequence through the model for every token."""
+    ids = list(prompt)
+    for _ in range(cap):
+        with torch.no_grad():
+            ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+        if ids[-1] in ends:
+            return ids[len(prompt) :], True
+    return ids[len(prompt) :], False
+
+
+@pytest.fixture
+def stopping_model(tiny_model: GptOssForCausalLM, tokenizer: PreTrainedTokenizerFast) -> GptOssForCausalLM:
+    """The tiny model with every fifth token an end token, so that some answers end and others are cut off."""
+    tiny_model.generation_config.eos_token_id = [2, *range(5, 128, 10)]
+    return tiny_model
+
+
+def test_answers_equal_unbatched_uncached_decoding(
+    stopping_model: GptOssForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    ends = {2, *range(5, 128, 10)}
+    environment = Parity()
+    problems = held_out_problems([environment], ["low", "high"], 9, seed=3)
+    for batch_size in (1, 4, 64):
+        episodes = answer_problems(stopping_model, tokenizer, problems, [environment], 10, batch_size)
+        for (problem, effort), episode in zip(problems, episodes, strict=True):
+            prompt = f"{problem.messages[0]['content']} {'w5 w6' if effort == 'high' else 'w7'}".split()
+            ids = tokenizer.convert_tokens_to_ids(prompt)
+            answer, finished = greedy_by_hand(stopping_model, ids, 10, ends)
+            correct = float(len("".join(tokenizer.convert_ids_to_tokens(answer))) % 2 == 0)
+            found = (episode.effort, episode.correct, episode.generated_tokens, episode.finished)
+            assert found == (effort, correct, len(answer), finished)
+    assert {episode.finished for episode in episodes} == {True, False}  # both kinds were tested
+
+
+def test_rounds_give_the_answers_of_one_long_generation(
+    stopping_model: GptOssForCausalLM, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert round_limits(96) == [32, 96] and round_limits(32) == [32] and round_limits(600) == [32, 128, 512, 600]
+    prompts = [[9, 8, 7], [6, 9, 4, 3], [50, 51], [60, 61, 62, 63, 64], [70, 71]]
+    stopping_model.generation_config.eos_token_id = [2, 55]
+    whole = [generate_greedily(stopping_model, tokenizer, [prompt], 30)[0] for prompt in prompts]
+    monkeypatch.setattr(generate, "FIRST_ROUND_TOKENS", 3)
+    assert round_limits(30) == [3, 12, 30]
+    assert generate_in_batches(stopping_model, tokenizer, prompts, [4, 2, 0, 1, 3], 30, 2) == whole
+    assert max(len(ids) for ids, _ in whole) == 30 > min(len(ids) for ids, _ in whole)
+
+
+def test_modes_and_random_state_are_left_alone(
+    stopping_model: GptOssForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    stopping_model.train()
+    stopping_model.model.layers[1].eval()
+    modes = [module.training for module in stopping_model.modules()]
+    state = torch.get_rng_state()
+    problems = held_out_problems([Parity()], ["low"], 2, seed=0)
+    first = answer_problems(stopping_model, tokenizer, problems, [Parity()], 4, 2)
+    assert [module.training for module in stopping_model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), state)
+    assert first == answer_problems(stopping_model, tokenizer, problems, [Parity()], 4, 2)
+
+
+def test_a_checkpoints_sampling_settings_do_not_reach_the_answers(
+    stopping_model: GptOssForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    prompts = [[9, 8, 7], [6, 5, 4, 3]]
+    plain = generate_greedily(stopping_model, tokenizer, prompts, 8)
+    stopping_model.generation_config.do_sample = True
+    stopping_model.generation_config.temperature = 5.0
+    stopping_model.generation_config.repetition_penalty = 3.0
+    assert generate_greedily(stopping_model, tokenizer, prompts, 8) == plain
+
+
+def test_left_padding() -> None:
+    ids, mask = pad_left([[4, 5, 6], [7]], pad_id=0)
+    assert ids.tolist() == [[4, 5, 6], [0, 0, 7]] and mask.tolist() == [[1, 1, 1], [0, 0, 1]]
+
+
+def test_unknown_environment_and_missing_padding_are_errors(
+    tiny_model: GptOssForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    problems = held_out_problems([Parity("other")], ["low"], 2, seed=0)
+    with pytest.raises(ValueError, match=r"\['other'\] were given; the environments are \['parity'\]"):
+        answer_problems(tiny_model, tokenizer, problems, [Parity()], 4, 2)
+    bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
+    with pytest.raises(ValueError, match="padding token None"):
+        generate_greedily(tiny_model, bare, [[4]], 4)
+
+
+def test_held_out_problems_are_the_same_at_each_effort() -> None:
+    problems = held_out_problems([Parity()], ["low", "high"], 5, seed=1)
+    assert [p for p, _ in problems[:5]] == [p for p, _ in problems[5:]]
+    assert [effort for _, effort in problems] == ["low"] * 5 + ["high"] * 5
+    assert all(is_held_out(problem) for problem, _ in problems)
+
+
+def episodes_of(effort: str, *rows: tuple[str, float, int, bool]) -> list[Episode]:
+    return [Episode(name, effort, right, tokens, done, index) for index, (name, right, tokens, done) in enumerate(rows)]
+
+
+BEFORE = episodes_of("high", ("a", 1, 10, True), ("b", 0, 20, False), ("a", 0, 30, True), ("b", 1, 40, True))
+AFTER = episodes_of("high", ("a", 1, 12, True), ("b", 1, 20, True), ("a", 0, 25, True), ("b", 1, 41, True))
+
+
+def test_summary_by_hand() -> None:
+    low = episodes_of("low", ("a", 0, 2, True), ("a", 0, 4, True))
+    results = summarize(BEFORE + low)
+    assert results["accuracy"] == pytest.approx(2 / 6)
+    assert results["accuracy/high"] == 0.5
+    assert results["accuracy_se/high"] == pytest.approx(math.sqrt((4 * 0.25 / 3) / 4))  # 0.2887
+    assert results["tokens/high"] == 25.0
+    assert results["tokens_se/high"] == pytest.approx(math.sqrt(500 / 3 / 4))  # deviations -15, -5, 5, 15
+    assert results["finished/high"] == 0.75
+    assert results["accuracy/low"] == 0.0 and results["accuracy_se/low"] == 0.0 and results["tokens_se/low"] == 1.0
+    by_environment = {name: results[f"accuracy/high/{name}"] for name in ("a", "b")}
+    assert by_environment == {"a": 0.5, "b": 0.5}
+    assert results["tokens/high/a"] == 20.0 and results["finished/high/b"] == 0.5
+    assert "accuracy/medium" not in results
+
+
+def test_paired_comparison_by_hand() -> None:
+    results = compare(BEFORE, AFTER)
+    assert results["accuracy_gain/high"] == 0.25  # differences 0, 1, 0, 0
+    assert results["accuracy_gain_se/high"] == pytest.approx(0.25)  # sqrt((3 * .0625 + .5625) / 3 / 4)
+    assert results["tokens_gain/high"] == -0.5  # differences 2, 0, -5, 1
+    assert results["tokens_gain_se/high"] == pytest.approx(math.sqrt((6.25 + 0.25 + 20.25 + 2.25) / 3 / 4))
+
+
+def test_comparison_of_other_problems_is_refused() -> None:
+    for other in (AFTER[:-1], AFTER[::-1], [replace(AFTER[0], problem=99), *AFTER[1:]]):
+        with pytest.raises(ValueError, match="not to the same problems"):
+            compare(BEFORE, other)
+
+
+def test_one_answer_has_no_standard_error() -> None:
+    with pytest.raises(ValueError, match="needs two"):
+        mean_and_error([1.0])
+
+
+def test_length_statistics() -> None:
+    assert length_statistics([5, 1, 3, 2, 4]) == LengthStatistics(mean=3.0, p50=3.0, p95=5.0)
+    assert length_statistics(list(range(1, 101))) == LengthStatistics(mean=50.5, p50=50.0, p95=95.0)
+    assert length_statistics([7]) == LengthStatistics(7.0, 7.0, 7.0)
+
+
+def _share_and_gather(rank: int, world: int, folder: str, count: int) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    problems = [(Problem("a", ({"role": "user", "content": str(index)},), ""), "low") for index in range(count)]
+    mine = [Episode("a", "low", 0.0, int(p.messages[0]["content"]), True) for p, _ in local_share(problems)]
+    gathered = [episode.generated_tokens for episode in gather_episodes(mine)]
+    Path(folder, f"rank{rank}.json").write_text(json.dumps([len(mine), gathered]))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_share_and_gather_in_order(tmp_path: Path) -> None:
+    multiprocessing.start_processes(
+        _share_and_gather, args=(2, str(tmp_path), 7), nprocs=2, start_method="fork", join=True
+    )
+    results = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
+    assert results == [[4, list(range(7))], [3, list(range(7))]]
+
+
+def test_without_processes_everything_is_local() -> None:
+    assert gather_episodes(BEFORE) == BEFORE and local_share([]) == []
+
+
+@pytest.fixture
+def checkpoint(stopping_model: GptOssForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    stopping_model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_stage_evaluates_a_folder_and_compares_with_another_run(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir(), second.mkdir()
+    results = evaluate(first, checkpoint, [Parity()], ["low", "high"], 6, 8, 4, seed=1)
+    episodes = read_episodes(first)
+    assert results == summarize(episodes) and len(episodes) == 12
+    tokens = [episode.generated_tokens for episode in episodes if episode.effort == "high"]
+    assert read_lengths(first)["high"] == length_statistics(tokens)
+    again = evaluate(second, checkpoint, [Parity()], ["low", "high"], 6, 8, 4, seed=1, baseline=first)
+    assert {key: again[key] for key in results} == results
+    assert "+0.000 ± 0.000" in capsys.readouterr().out
+    assert again["accuracy_gain/high"] == again["tokens_gain/low"] == again["tokens_gain_se/low"] == 0.0
+    with pytest.raises(ValueError, match="same environments, efforts"):
+        evaluate(second, checkpoint, [Parity()], ["low", "high"], 6, 8, 4, seed=2, baseline=first)
+
+
+def test_stage_refuses_bad_input_before_anything_slow(checkpoint: Path, tmp_path: Path) -> None:
+    def run(**overrides: object) -> Callable[[], object]:
+        arguments = {"run_dir": tmp_path, "checkpoint": checkpoint, "environments": [Parity()], "efforts": ["low"]}
+        return lambda: evaluate(**(arguments | overrides))  # type: ignore[arg-type]
+
+    cases = {
+        r"holds no config\.json": run(checkpoint=tmp_path),
+        "prompts_per_effort 1": run(prompts_per_effort=1),
+        "batch_size 0": run(batch_size=0),
+        "no finished run": run(baseline=tmp_path / "missing"),
+        "extreme": run(efforts=["extreme"]),
+        "names must differ": run(environments=[]),
+    }
+    for message, case in cases.items():
+        with pytest.raises(ValueError, match=message):
+            case()
+
+
+@pytest.mark.parametrize("batch_size", [2, 6])
+def test_cache_takes_the_bytes_that_the_docstring_states(tiny_model: GptOssForCausalLM, batch_size: int) -> None:
+    prompt, new = 20, 5
+    config = tiny_model.config
+    windows = [config.sliding_window if kind == "sliding_attention" else None for kind in config.layer_types]
+    tokens = sum(min(window or prompt + new, prompt + new) for window in windows)
+    stated = batch_size * 2 * config.num_key_value_heads * config.head_dim * 4 * tokens
+    ids = torch.full((batch_size, prompt), 9)
+    output = tiny_model.generate(
+        ids, max_new_tokens=new, min_new_tokens=new, do_sample=False, return_dict_in_generate=True
+    )
+    layers = output.past_key_values.layers
+    used = sum(tensor.numel() * tensor.element_size() for layer in layers for tensor in (layer.keys, layer.values))
+    assert 0.9 * stated < used <= stated

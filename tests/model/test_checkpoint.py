@@ -1,0 +1,210 @@
+"""Checkpoint folders: what transformers and the released format hold is read exactly, all else is refused by name."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.released_twin import twin_tensors, write_released_twin
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import GptOssForCausalLM
+
+from lit_puzzle.model.checkpoint import Checkpoint, fingerprint
+
+Change = Callable[[dict[str, Tensor]], None]
+
+
+@pytest.fixture
+def stock_folder(tmp_path: Path, tiny_model: GptOssForCausalLM) -> Path:
+    tiny_model.save_pretrained(tmp_path / "stock")
+    return tmp_path / "stock"
+
+
+def rewrite(folder: Path, change: Change) -> None:
+    """Change the tensors of a single-file checkpoint."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def test_every_tensor_of_a_stock_folder(stock_folder: Path, tiny_model: GptOssForCausalLM) -> None:
+    checkpoint = Checkpoint(stock_folder)
+    state = tiny_model.state_dict()
+    assert checkpoint.tensors.keys() == state.keys()
+    assert all(torch.equal(checkpoint.read(name), tensor) for name, tensor in state.items())
+    assert checkpoint.blocks == [(8, 8), (8, None), (8, 8), (8, None)]
+    assert not checkpoint.mxfp4_layers and checkpoint.num_layers == 4
+
+
+def test_layers_and_the_rest_are_everything_once(stock_folder: Path, tiny_model: GptOssForCausalLM) -> None:
+    checkpoint = Checkpoint(stock_folder)
+    names = [name for name, _ in checkpoint.outside_layers()]
+    assert sorted(names) == ["lm_head.weight", "model.embed_tokens.weight", "model.norm.weight"]
+    for layer in range(4):
+        tensors = checkpoint.layer(layer)
+        names += [f"model.layers.{layer}.{name}" for name in tensors]
+        tiny_model.model.layers[layer].load_state_dict(tensors)  # strict: the names inside a layer are the module's
+    assert sorted(names) == sorted(tiny_model.state_dict())
+
+
+def test_sharded_folder_of_transformers_is_the_same_checkpoint(
+    stock_folder: Path, tiny_model: GptOssForCausalLM, tmp_path: Path
+) -> None:
+    tiny_model.save_pretrained(tmp_path / "sharded", max_shard_size="50KB")
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 2
+    checkpoint = Checkpoint(tmp_path / "sharded")
+    assert all(torch.equal(checkpoint.read(name), tensor) for name, tensor in tiny_model.state_dict().items())
+    assert fingerprint(tmp_path / "sharded") == fingerprint(stock_folder)
+
+
+def test_released_twin_is_read_bit_for_bit(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(write_released_twin(tmp_path / "twin"))
+    tensors = twin_tensors()
+    assert checkpoint.tensors.keys() == tensors.keys()
+    assert all(torch.equal(checkpoint.read(name), tensor) for name, tensor in tensors.items())
+    assert checkpoint.mxfp4_layers == set(range(6))
+    assert checkpoint.blocks[3] == (4, 16)
+
+
+def test_reading_rows_touches_no_other_file_bytes(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(write_released_twin(tmp_path / "twin"))
+    name = "model.layers.0.mlp.experts.gate_up_proj_blocks"
+    part = checkpoint.read(name)[2:4]
+    assert part.data_ptr() - checkpoint.read(name).data_ptr() == 2 * part[0].nbytes  # a view, not a copy
+    assert torch.equal(part, twin_tensors()[name][2:4])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("model.layers.2.self_attn.sinks"), r"missing tensor model\.layers\.2\.self_attn\.sinks"),
+        (lambda t: t.pop("lm_head.weight"), r"missing tensor lm_head\.weight of shape \(128, 32\)"),
+        (lambda t: t.update({"model.layers.4.mlp.router.bias": torch.ones(8)}), r"unknown tensor model\.layers\.4"),
+        (lambda t: t.update({"model.extra": torch.ones(2)}), r"unknown tensor model\.extra of shape \(2,\)"),
+        (
+            lambda t: t.update({"model.layers.1.mlp.router.bias": torch.ones(7)}),
+            r"router\.bias has shape \(7,\), the config implies \(8,\)",
+        ),
+        (
+            lambda t: t.update({"model.norm.weight": torch.ones(32, dtype=torch.uint8)}),
+            r"model\.norm\.weight has dtype U8; allowed: floating point",
+        ),
+        (lambda t: t.update({"model.layers.0.self_attn.k_scale": torch.ones(())}), r"v_scale is missing"),
+        (
+            lambda t: t.update({f"model.layers.0.self_attn.{n}_scale": torch.ones(3) for n in "kv"}),
+            r"k_scale has shape \(3,\)",
+        ),
+    ],
+)
+def test_tensors_unlike_the_config_are_named(stock_folder: Path, change: Change, message: str) -> None:
+    rewrite(stock_folder, change)
+    with pytest.raises(ValueError, match=message):
+        Checkpoint(stock_folder)
+
+
+def test_kv_scales_are_accepted_as_scalars_and_per_head(stock_folder: Path) -> None:
+    for scale in (torch.ones(()), torch.ones(1), torch.ones(2)):
+        rewrite(
+            stock_folder, lambda t, s=scale: t.update({f"model.layers.0.self_attn.{n}_scale": s.clone() for n in "kv"})
+        )
+        assert torch.equal(Checkpoint(stock_folder).layer(0)["self_attn.k_scale"], scale)
+
+
+def test_half_an_mxfp4_layer_is_refused(tmp_path: Path) -> None:
+    folder = write_released_twin(tmp_path / "twin")
+    for path in folder.glob("*.safetensors"):
+        tensors = load_file(path)
+        tensors.pop("model.layers.1.mlp.experts.down_proj_scales", None)
+        save_file(tensors, path)
+    with pytest.raises(ValueError, match=r"missing tensor model\.layers\.1\.mlp\.experts\.down_proj_scales"):
+        Checkpoint(folder)
+
+
+def test_truncated_weights_name_tensor_and_file(stock_folder: Path) -> None:
+    path = stock_folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"model\.safetensors is truncated: model\.\S+ ends at byte"):
+        Checkpoint(stock_folder)
+
+
+def edit_index(folder: Path, change: Callable[[dict[str, str]], None]) -> None:
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    change(index["weight_map"])
+    path.write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.pop("lm_head.weight"), r"lm_head\.weight lies in model-00001.*says None"),
+        (lambda m: m.update({"lm_head.weight": "model-00002-of-00002.safetensors"}), r"lm_head\.weight lies in"),
+        (lambda m: m.update({"ghost": "model-00002-of-00002.safetensors"}), "missing tensor ghost"),
+        (lambda m: m.update({"ghost": "../outside.safetensors"}), r"lists the files \['\.\./outside"),
+    ],
+)
+def test_index_that_does_not_match_is_refused(
+    tmp_path: Path, change: Callable[[dict[str, str]], None], message: str
+) -> None:
+    folder = write_released_twin(tmp_path / "twin")
+    edit_index(folder, change)
+    with pytest.raises(ValueError, match=message):
+        Checkpoint(folder)
+
+
+def test_missing_stray_and_doubled_files_are_refused(tmp_path: Path) -> None:
+    folder = write_released_twin(tmp_path / "twin")
+    shard = folder / "model-00002-of-00002.safetensors"
+    shutil.copy(shard, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"the folder has \['model-00001"):
+        Checkpoint(folder)
+    (folder / "model.safetensors").unlink()
+    shard.unlink()
+    with pytest.raises(ValueError, match=r"lists the files"):
+        Checkpoint(folder)
+    (folder / "model.safetensors.index.json").unlink()
+    with pytest.raises(ValueError, match=r"neither model\.safetensors alone nor"):
+        Checkpoint(folder)
+    with pytest.raises(ValueError, match="is no folder"):
+        Checkpoint(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pth", "last.ckpt", "a.pkl"])
+def test_pickles_are_refused(stock_folder: Path, name: str) -> None:
+    torch.save({}, stock_folder / name)
+    with pytest.raises(ValueError, match=rf"holds pickles \['{name}'\].*convert the weights to safetensors"):
+        Checkpoint(stock_folder)
+
+
+def test_fingerprint_tells_parents_apart(stock_folder: Path) -> None:
+    before = fingerprint(stock_folder)
+    assert fingerprint(stock_folder) == before
+    rewrite(stock_folder, lambda t: t["model.layers.3.mlp.router.bias"].add_(1e-3))
+    changed = fingerprint(stock_folder)
+    rewrite(
+        stock_folder, lambda t: t.update({n: t[n].flip(0) for n in t if ".2.mlp." in n})
+    )  # experts in another order
+    assert len({before, changed, fingerprint(stock_folder)}) == 3
+
+
+def test_fingerprint_follows_windows_but_not_versions(stock_folder: Path) -> None:
+    path = stock_folder / "config.json"
+    before, config = fingerprint(stock_folder), json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"transformers_version": "0", "use_cache": False}))
+    assert fingerprint(stock_folder) == before
+    path.write_text(json.dumps(config | {"sliding_window": 4}))
+    assert fingerprint(stock_folder) != before
+
+
+def test_fingerprint_samples_large_tensors_from_end_to_end(tmp_path: Path, tiny_model: GptOssForCausalLM) -> None:
+    """A vocabulary of 20,000 makes embeddings of 2.4 MiB: only pages of them count, both ends included."""
+    tiny_model.resize_token_embeddings(20000)
+    tiny_model.save_pretrained(tmp_path / "large")
+    seen = [fingerprint(tmp_path / "large")]
+    for row in (0, -1):
+        rewrite(tmp_path / "large", lambda t, r=row: t["lm_head.weight"][r].add_(1.0))
+        seen.append(fingerprint(tmp_path / "large"))
+    assert len(set(seen)) == 3

@@ -1,0 +1,121 @@
+"""Loading parents and children: dtype, MXFP4, devices; nothing of the folder's own code runs."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.released_twin import write_released_twin
+from torch import multiprocessing
+from torch.distributed.device_mesh import init_device_mesh
+from transformers import GptOssConfig, GptOssForCausalLM
+
+from lit_puzzle.model.checkpoint import Checkpoint
+from lit_puzzle.model.loading import load_mapped, load_model
+from lit_puzzle.model.mxfp4 import expert_weight
+from lit_puzzle.training.sharding import full, load_for, shard
+
+ASSETS = Path(__file__).parents[2] / "lit_puzzle" / "assets"
+
+
+def test_mxfp4_experts_come_in_bfloat16_with_each_layers_own_count(tmp_path):
+    folder = write_released_twin(tmp_path / "twin")
+    model = load_model(folder, "bfloat16", attention="sink_attention")
+    checkpoint = Checkpoint(folder)
+    for layer, (count, _) in enumerate(checkpoint.blocks):
+        experts = model.model.layers[layer].mlp.experts
+        assert experts.down_proj.dtype == torch.bfloat16 and len(experts.down_proj) == count
+    name = "model.layers.0.mlp.experts.down_proj"
+    expected = expert_weight(checkpoint.read(f"{name}_blocks"), checkpoint.read(f"{name}_scales"))
+    assert torch.equal(model.model.layers[0].mlp.experts.down_proj, expected)
+
+
+def test_mxfp4_in_another_dtype_is_refused(tmp_path):
+    folder = write_released_twin(tmp_path / "twin")
+    with pytest.raises(ValueError, match="de-quantized to bfloat16; dtype is 'float32'"):
+        load_model(folder, "float32")
+
+
+def test_the_folders_own_code_is_not_run(tmp_path):
+    folder = write_released_twin(tmp_path / "twin")
+    (folder / "gpt_oss.py").write_text("raise RuntimeError('remote code ran')")
+    assert load_model(folder, "bfloat16").config.model_type == "gpt_oss_puzzle"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("name", ["tiny_parent", "tiny_child"])
+def test_a_mapped_model_is_the_loaded_one(name, dtype):
+    loaded = load_model(ASSETS / name, dtype, "sink_attention")
+    mapped, waiting = load_mapped(ASSETS / name, dtype, "sink_attention")
+    assert any(parameter.is_meta for parameter in mapped.parameters()) == (dtype == "float32")
+    waiting.fill(mapped)
+    assert_same(mapped, loaded)
+    assert mapped.generation_config.to_dict() == loaded.generation_config.to_dict()
+    ids = torch.arange(8, 40)[None]
+    assert torch.equal(mapped(input_ids=ids).logits, loaded(input_ids=ids).logits)
+
+
+def test_a_mapped_mxfp4_model_is_the_loaded_one(tmp_path):
+    folder = write_released_twin(tmp_path / "twin")
+    mapped, waiting = load_mapped(folder, "bfloat16")
+    for layer in mapped.model.layers:
+        waiting.fill(layer)
+    assert_same(mapped, load_model(folder, "bfloat16"))
+
+
+def assert_same(mapped, loaded):
+    expected = dict(loaded.named_parameters())
+    assert {name: parameter.dtype for name, parameter in mapped.named_parameters()} == {
+        name: parameter.dtype for name, parameter in expected.items()
+    }
+    assert all(torch.equal(parameter, expected[name]) for name, parameter in mapped.named_parameters())
+    assert not mapped.training
+
+
+@pytest.mark.parametrize("trains", [False, True], ids=["frozen", "trained"])
+def test_two_processes_hold_half_of_a_200_million_model_each(tmp_path, trains):
+    """In float32 as loaded, or in bfloat16 as loaded and float32 to be trained."""
+    layers, mib = 8, 2**20
+    sizes = {"hidden_size": 512, "intermediate_size": 512, "num_local_experts": 32, "num_hidden_layers": layers}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 1024}
+    with torch.device("meta"):
+        model = GptOssForCausalLM(GptOssConfig(**sizes, **heads)).bfloat16()
+    model = model.to_empty(device="cpu")
+    for parameter in model.parameters():
+        parameter.data.view(torch.int16).random_(0, 2**14)  # any finite values; quicker than drawing normals
+    model.save_pretrained(tmp_path / "big")
+    whole = 4 * sum(parameter.numel() for parameter in model.parameters())  # float32 from bfloat16
+    assert whole > 4 * 200e6
+    last = model.model.layers[-1].mlp.experts.down_proj.detach().float()
+    del model, parameter
+    multiprocessing.spawn(load_half, (tmp_path, last, trains), nprocs=2)
+    for rank in range(2):
+        peak = int((tmp_path / f"peak{rank}").read_text())
+        assert whole / 2 < peak < whole / 2 + 1.5 * whole / layers + 64 * mib, f"{peak / mib:.0f} MiB"
+
+
+def load_half(rank, folder, expected, trains):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
+    before, samples, done = anonymous_bytes(), [0], threading.Event()
+
+    def watch():
+        while not done.is_set():
+            samples.append(anonymous_bytes())
+            time.sleep(0.002)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    model, waiting = load_for(mesh, folder / "big", "bfloat16" if trains else "float32", "sink_attention")
+    shard(model, model.model.layers, mesh, waiting, trains)
+    done.set()
+    watcher.join()
+    (folder / f"peak{rank}").write_text(str(max(samples) - before))
+    assert torch.equal(full(model.model.layers[-1].mlp.experts.down_proj), expected)
+    torch.distributed.destroy_process_group()
+
+
+def anonymous_bytes():
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    return 1024 * int(line.split()[1])

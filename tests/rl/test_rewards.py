@@ -1,0 +1,132 @@
+"""rewards.py: rewards from token ids in TRL's calling form, the length limit by hand, and the weights of a recipe."""
+
+import pickle
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+from trl.trainer.utils import get_callable_name
+
+from lit_puzzle.environments.answers import final_text
+from lit_puzzle.environments.environment import Problem
+from lit_puzzle.generation.lengths import LengthStatistics, write_lengths
+from lit_puzzle.rl.rewards import Correctness, Finished, LengthLimit, RewardSettings, build_rewards
+
+SPECIALS = ["<|pad|>", "<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|return|>"]
+RIGHT = ["<|channel|>", "final", "<|message|>", "7", "<|return|>"]
+
+
+class Fixed:
+    """Right means: the final text is the answer (or, `negated`, is not)."""
+
+    def __init__(self, name: str, negated: bool = False) -> None:
+        self.name = name
+        self.negated = negated
+
+    def problem(self, rng: random.Random) -> Problem:
+        return Problem(self.name, ({"role": "user", "content": str(rng.random())},), "7")
+
+    def verify(self, completion: str, problem_answer: str) -> float:
+        return float((final_text(completion) == problem_answer) != self.negated)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    words = [*SPECIALS, "final", "analysis", "7", "8"]
+    model = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<|pad|>"))
+    model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    model.decoder = decoders.Fuse()
+    built = PreTrainedTokenizerFast(tokenizer_object=model, pad_token="<|pad|>", eos_token="<|return|>")
+    built.add_special_tokens({"additional_special_tokens": SPECIALS[1:5]})
+    return built
+
+
+def called_as_trl_does(reward: Callable[..., list[float]], tokenizer: Any, *answers: list[str], **columns: Any) -> Any:
+    """Calls a reward with every argument that GRPOTrainer passes: texts without special tokens, lists of token ids."""
+    ids = [tokenizer.convert_tokens_to_ids(answer) for answer in answers]
+    count = len(answers)
+    return reward(
+        prompts=["q"] * count,
+        completions=tokenizer.batch_decode(ids, skip_special_tokens=True),
+        completion_ids=ids,
+        **({"answer": ["7"] * count, "environment": ["a"] * count, "effort": ["high"] * count} | columns),
+        trainer_state=object(),
+        log_extra=print,
+        log_metric=print,
+    )
+
+
+def test_correctness_sees_special_tokens_and_asks_the_right_environment(tokenizer: PreTrainedTokenizerFast) -> None:
+    reward = Correctness((Fixed("a"), Fixed("b", negated=True)), tokenizer)
+    cut = RIGHT[:-1]
+    thought = ["<|channel|>", "analysis", "<|message|>", "7", "<|return|>"]
+    wrong = [*RIGHT[:3], "8", "<|return|>"]
+    assert called_as_trl_does(reward, tokenizer, RIGHT, cut, thought, wrong) == [1.0, 0.0, 0.0, 0.0]
+    mixed = called_as_trl_does(reward, tokenizer, RIGHT, RIGHT, wrong, environment=["a", "b", "b"])
+    assert mixed == [1.0, 0.0, 1.0]
+    assert called_as_trl_does(reward, tokenizer, RIGHT, RIGHT, answer=["8", "7"]) == [0.0, 1.0]
+
+
+def test_unknown_environment_is_an_error(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(ValueError, match=r"environments \['c'\] were given; the reward knows \['a'\]"):
+        called_as_trl_does(Correctness((Fixed("a"),), tokenizer), tokenizer, RIGHT, environment=["c"])
+
+
+def test_finished_is_about_form_not_about_being_right(tokenizer: PreTrainedTokenizerFast) -> None:
+    wrong = [*RIGHT[:3], "8", "<|return|>"]
+    assert called_as_trl_does(Finished(tokenizer), tokenizer, RIGHT, wrong, RIGHT[:-1]) == [1.0, 1.0, 0.0]
+
+
+def test_length_limit_by_hand(tokenizer: PreTrainedTokenizerFast) -> None:
+    reward = LengthLimit(start_tokens={"low": 2.0, "high": 4.0}, end_tokens={"low": 4.0, "high": 8.0})
+    answers = [["7"] * length for length in (1, 2, 3, 4, 9, 4, 5, 8)]
+    efforts = ["low"] * 5 + ["high"] * 3
+    expected = [0.0, 0.0, -0.5, -1.0, -1.0, 0.0, -0.25, -1.0]
+    assert called_as_trl_does(reward, tokenizer, *answers, effort=efforts) == expected
+
+
+def test_rewards_pickle_and_carry_the_names_trl_logs(tokenizer: PreTrainedTokenizerFast) -> None:
+    rewards = [Correctness((Fixed("a"),), tokenizer), Finished(tokenizer), LengthLimit({"high": 3.0}, {"high": 7.0})]
+    assert [get_callable_name(reward) for reward in rewards] == ["correctness", "finished", "length_limit"]
+    for reward, value in zip(rewards, [1.0, 1.0, -0.5], strict=True):
+        assert called_as_trl_does(pickle.loads(pickle.dumps(reward)), tokenizer, RIGHT) == [value]
+
+
+def test_build_rewards_leaves_out_zero_weights(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    functions, weights = build_rewards(RewardSettings(), [Fixed("a")], tokenizer, ["high"], tmp_path)
+    assert [get_callable_name(function) for function in functions] == ["correctness"] and weights == [1.0]
+    write_lengths(tmp_path, {"high": LengthStatistics(mean=4.0, p50=4.0, p95=6.0)})
+    settings = RewardSettings(finished=0.1, length=0.5, length_start=1.5, length_end=2.0)
+    functions, weights = build_rewards(settings, [Fixed("a")], tokenizer, ["high"], tmp_path)
+    assert weights == [1.0, 0.1, 0.5]
+    assert called_as_trl_does(functions[2], tokenizer, ["7"] * 6, ["7"] * 7, ["7"] * 8) == [0.0, -0.5, -1.0]
+
+
+def test_length_limit_needs_the_parents_lengths(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    settings = RewardSettings(length=0.5)
+    with pytest.raises(ValueError, match=r"generation_lengths\.json does not exist"):
+        build_rewards(settings, [Fixed("a")], tokenizer, ["high"], tmp_path)
+    write_lengths(tmp_path, {"low": LengthStatistics(4.0, 4.0, 6.0)})
+    with pytest.raises(ValueError, match=r"for \['low'\], not for \['high'\]"):
+        build_rewards(settings, [Fixed("a")], tokenizer, ["low", "high"], tmp_path)
+    (tmp_path / "generation_lengths.json").write_text('{"high": 3}')
+    with pytest.raises(ValueError, match="Its form is"):
+        build_rewards(settings, [Fixed("a")], tokenizer, ["high"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"correctness": -1.0},
+        {"correctness": 0.0},
+        {"length_start": 2.0},
+        {"length_start": -0.5},
+    ],
+)
+def test_bad_settings_are_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="were given"):
+        RewardSettings(**bad)

@@ -1,0 +1,171 @@
+"""Evaluations: what is asked and who answers it, on one process and on two, with gathered weights and in step."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.recovery_runs import Fingerprint, forked
+from torch.distributed.tensor import DTensor
+from transformers import AutoTokenizer, GptOssForCausalLM
+
+from lit_puzzle.environments.environment import is_held_out
+from lit_puzzle.evaluate.accuracy import answer_problems
+from lit_puzzle.evaluate.long_context import LongContextAccuracy
+from lit_puzzle.library.swap import swapped
+from lit_puzzle.scoring.evaluations import answer_items, task_items
+from lit_puzzle.spec import BlockSpec
+from lit_puzzle.tiny.tokenizer import build_tokenizer
+from lit_puzzle.tiny.world import Chains, Counting
+from lit_puzzle.training.fabric import FabricSettings, launch, load_parent
+
+TOKENS = 12
+ON_CPU = FabricSettings(accelerator="cpu")
+TINY_PARENT = Path(__file__).parents[2] / "lit_puzzle" / "assets" / "tiny_parent"
+BLOCK = BlockSpec((0, 1, 2, 5, 6, 7), 4)
+
+
+@pytest.fixture(scope="module")
+def parent(tiny_config, tmp_path_factory) -> Path:
+    folder, tokenizer = tmp_path_factory.mktemp("evaluations") / "parent", build_tokenizer()
+    torch.manual_seed(0)
+    special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    model = GptOssForCausalLM(tiny_config(num_hidden_layers=2, **special))
+    model.generation_config.eos_token_id = list(range(20, 128, 4))  # so that answers end, each at its own time
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_task(problems: int = 3) -> LongContextAccuracy:
+    return LongContextAccuracy(
+        environments=[Fingerprint()],
+        efforts=["low", "high"],
+        problems_per_effort=problems,
+        max_new_tokens=TOKENS,
+        batch_size=4,
+        name="print",
+    )
+
+
+def answers(parent: Path, settings: FabricSettings) -> dict[str, list[float]]:
+    """Scores of the parent, of the parent with a block replaced, and of the parent again."""
+    processes, tokenizer, task = launch(settings), AutoTokenizer.from_pretrained(parent), make_task()
+    model = load_parent(processes, settings, parent)
+    answer = partial(answer_items, model, tokenizer, task, task.items(tokenizer), processes)
+    found = {"parent": answer(settings.unshard_evaluations)}
+    with swapped(model, 1, BLOCK):
+        found["child"] = answer(settings.unshard_evaluations)
+    return found | {"again": answer(settings.unshard_evaluations)}
+
+
+def test_problems_are_training_ones(parent):
+    tokenizer = AutoTokenizer.from_pretrained(parent)
+    task = LongContextAccuracy(environments=[Chains(), Counting()], efforts=["low", "high"], problems_per_effort=4)
+    items = task.items(tokenizer)
+    assert items == task.items(tokenizer) and len(items) == 8
+    assert [effort for _, effort in items] == ["low"] * 4 + ["high"] * 4
+    assert not any(is_held_out(problem) for problem, _ in items)
+
+
+def test_scores_are_those_of_the_answers(parent):
+    found = answers(parent, ON_CPU)
+    assert found["parent"] == found["again"] != found["child"]
+    tokenizer, model = AutoTokenizer.from_pretrained(parent), GptOssForCausalLM.from_pretrained(parent).eval()
+    task = make_task()
+    episodes = answer_problems(model, tokenizer, task.items(tokenizer), [Fingerprint()], TOKENS, 4)
+    assert found["parent"] == [episode.correct for episode in episodes]
+    lengths = [episode.generated_tokens for episode in episodes]
+    assert max(lengths[0::2]) != max(lengths[1::2])  # two processes would decode different numbers of steps
+
+
+def on_two(folder: Path, name: str, settings: FabricSettings, rank: int) -> None:
+    (folder.parent / f"{name}{rank}.json").write_text(json.dumps(answers(folder, settings)))
+
+
+@pytest.mark.parametrize("name", ["gathered", "in step", "replicated"])
+def test_two_processes_score_like_one(parent, name):
+    settings = FabricSettings(
+        accelerator="cpu",
+        devices=2,
+        strategy="replicated" if name == "replicated" else "sharded",
+        unshard_evaluations=name == "gathered",
+    )
+    assert forked(2, partial(on_two, parent, name, settings)) == [0, 0]
+    one = answers(parent, ON_CPU)
+    for rank in (0, 1):
+        assert json.loads((parent.parent / f"{name}{rank}.json").read_text()) == one
+
+
+class Answers:
+    """An evaluation that gives what it was told to."""
+
+    name = "told"
+
+    def __init__(self, scores: list[float], items: int = 3) -> None:
+        self.told, self.size = scores, items
+
+    def items(self, tokenizer: object) -> list[int]:
+        return list(range(self.size))
+
+    def scores(self, policy: object, tokenizer: object, items: list[int]) -> list[float]:
+        return self.told
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (Answers([1.0, 0.0]), "gave 2 scores for 3 items"),
+        (Answers([1.0, 0.0, 1.5]), "must give one in 0..1 for each"),
+        (Answers([1.0, 0.0, float("nan")]), "must give one in 0..1 for each"),
+    ],
+)
+def test_scores_that_are_none_are_refused(parent, task, message):
+    model = load_parent(launch(ON_CPU), ON_CPU, parent)
+    with pytest.raises(ValueError, match=message):
+        answer_items(model, build_tokenizer(), task, task.items(None), launch(ON_CPU), True)
+
+
+def test_one_item_has_no_standard_error():
+    with pytest.raises(ValueError, match="'told' has 1 items; a standard error needs two"):
+        task_items(Answers([1.0], items=1), build_tokenizer())
+
+
+@torch.no_grad()
+def teacher_forced(parent: Path, settings: FabricSettings) -> dict[str, list[float]]:
+    """Teacher-forced scores of the parent, and of it with trained tensors in layer 0, with a pass in between."""
+    processes, tokenizer = launch(settings), AutoTokenizer.from_pretrained(parent)
+    task = LongContextAccuracy(
+        environments=[Chains(), Counting()],
+        efforts=["low"],
+        problems_per_effort=5,
+        mode="teacher_forced",
+        batch_size=2,
+    )
+    model = load_parent(processes, settings, parent)
+    unshard = settings.unshard_evaluations
+    answer = partial(answer_items, model, tokenizer, task, task.items(tokenizer), processes, unshard)
+    shape = (model.config.hidden_size, model.config.num_attention_heads * model.config.head_dim)
+    trained = {"self_attn.o_proj.weight": torch.randn(shape, generator=torch.Generator().manual_seed(1))}
+    found = {"parent": answer()}
+    model(input_ids=torch.tensor([[5, 6, 7]]))  # through the layers, as the scores of blocks go
+    if processes.world_size > 1 and settings.strategy == "sharded":
+        assert all(isinstance(parameter, DTensor) for parameter in model.model.layers.parameters())
+    with swapped(model, 0, BLOCK, trained):
+        found["child"] = answer()
+    return found | {"again": answer()}
+
+
+def forced_on_two(folder: Path, settings: FabricSettings, rank: int) -> None:
+    (folder / f"{rank}.json").write_text(json.dumps(teacher_forced(TINY_PARENT, settings)))
+
+
+@pytest.mark.parametrize("unshard", [True, False], ids=["gathered", "in step"])
+def test_two_processes_are_teacher_forced_like_one(tmp_path, unshard):
+    settings = FabricSettings(accelerator="cpu", devices=2, unshard_evaluations=unshard)
+    assert forked(2, partial(forced_on_two, tmp_path, settings)) == [0, 0]
+    one = teacher_forced(TINY_PARENT, ON_CPU)
+    assert one["parent"] == one["again"] != one["child"] and len(one["parent"]) == 5
+    for rank in (0, 1):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == one

@@ -1,0 +1,125 @@
+"""Damages from scores: both rules by hand, and everything that may be wrong with a score."""
+
+import math
+
+import pytest
+
+from lit_puzzle.library.library import Candidate, Library
+from lit_puzzle.scoring.scores import Measurement, Scores
+from lit_puzzle.search.objective import TIE, Objective
+from lit_puzzle.spec import BlockSpec
+
+CONFIG = {
+    "model_type": "gpt_oss",
+    "num_hidden_layers": 2,
+    "num_local_experts": 4,
+    "sliding_window": 8,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
+ALL, HALF = (0, 1, 2, 3), (1, 2)
+LIBRARY = Library(
+    "parent",
+    4,
+    CONFIG,
+    (
+        (Candidate("parent", BlockSpec(ALL, 8)), Candidate("experts=2", BlockSpec(HALF, 8))),
+        (
+            Candidate("parent", BlockSpec(ALL, None)),
+            Candidate("experts=2", BlockSpec(HALF, None)),
+            Candidate("window=8", BlockSpec(ALL, 8)),
+            Candidate("experts=2,window=8", BlockSpec(HALF, 8)),
+        ),
+    ),
+)
+
+
+def scores(**changes):
+    """kl of the halves, long-context drop of the window; `changes` replace (layer, name) entries."""
+    entries = {
+        (0, "experts=2"): {"kl": 0.3},
+        (1, "experts=2"): {"kl": 0.5},
+        (1, "window=8"): {"kl": 0.25, "long": 0.1},
+        **changes.pop("entries", {}),
+    }
+    made = {key: {name: Measurement(v, 0.0) for name, v in value.items()} for key, value in entries.items() if value}
+    return Scores(changes.pop("parent", "parent"), 2, 10, made)
+
+
+def test_halves_are_added():
+    assert Objective().quality_losses(LIBRARY, scores()) == [[0.0, 0.3], [0.0, 0.5, 0.25, 0.75]]
+
+
+def test_a_pair_that_was_measured_counts_itself():
+    pair = {(1, "experts=2,window=8"): {"kl": 0.6}}
+    assert Objective().quality_losses(LIBRARY, scores(entries=pair))[1] == [0.0, 0.5, 0.25, 0.6]
+    assert Objective("js").metric == "js"  # a pair without the metric falls back to its halves
+    other = {(1, "experts=2,window=8"): {"js": 0.6}}
+    assert Objective().quality_losses(LIBRARY, scores(entries=other))[1][3] == 0.75
+
+
+def test_two_scales_by_hand():
+    # S_experts = 0.3 + 0.5 = 0.8, S_w = 0.1, S_m = 0.25.
+    rule = Objective(window_metric="long", balance=0.25)
+    quality_losses = rule.quality_losses(LIBRARY, scores())
+    window = 0.25 * (1 + TIE)
+    assert quality_losses[0] == pytest.approx([0.0, 0.75 * 0.3 / 0.8])
+    assert quality_losses[1] == pytest.approx([0.0, 0.75 * 0.5 / 0.8, window, 0.75 * 0.5 / 0.8 + window])
+    worst = sum(max(row) for row in quality_losses)
+    assert worst == pytest.approx(1.0 + 0.25 * TIE)  # the worst everywhere costs 1 of each kind, weighted
+
+
+def windows_of_layer_1(**drops):
+    """Damages of windows 8, 4 and 2 of layer 1, with `long` and, where two are given, `kl`."""
+    row = (LIBRARY.layers[1][0], *(Candidate(f"window={w}", BlockSpec(ALL, w)) for w in (4, 8, 2)))
+    entries = {
+        (1, f"window={name[1:]}"): dict(zip(("long", "kl"), values, strict=False)) for name, values in drops.items()
+    }
+    library = Library("parent", 4, CONFIG, (LIBRARY.layers[0], row))
+    found = Objective(window_metric="long", balance=1.0).quality_losses(library, scores(entries=entries))[1]
+    return {"w4": found[1], "w8": found[2], "w2": found[3]}
+
+
+def test_a_window_that_helps_earns_nothing_but_the_ordinary_score_tells_ties_apart():
+    quality_losses = windows_of_layer_1(w8=(-0.2, 0.1), w4=(-0.1, 0.3), w2=(0.4, 0.6))
+    assert quality_losses == pytest.approx({"w8": TIE * 0.1 / 0.6, "w4": TIE * 0.3 / 0.6, "w2": 1 + TIE})
+
+
+def test_a_narrower_window_is_never_the_milder_one():
+    quality_losses = windows_of_layer_1(w8=(0.2,), w4=(0.05,), w2=(0.4,))
+    assert quality_losses == pytest.approx({"w8": 0.5, "w4": 0.5, "w2": 1.0})
+
+
+def test_no_windows_at_all():
+    only_experts = Library("parent", 4, CONFIG, tuple(row[:2] for row in LIBRARY.layers))
+    quality_losses = Objective(window_metric="long").quality_losses(only_experts, scores())
+    assert quality_losses == [[0.0, pytest.approx(0.5 * 0.3 / 0.8)], [0.0, pytest.approx(0.5 * 0.5 / 0.8)]]
+
+
+@pytest.mark.parametrize(
+    ("entries", "rule", "message"),
+    [
+        ({(1, "window=8"): None}, Objective(), r"layer 1, candidate 'window=8': the scores have no entry 'window=8'"),
+        (
+            {(0, "experts=2"): {"kl": math.nan}},
+            Objective(),
+            r"layer 0, candidate 'experts=2': .* 'kl' .* is nan",
+        ),
+        ({(1, "experts=2"): {"kl": math.inf}}, Objective(), r"layer 1, candidate 'experts=2': .* is inf"),
+        ({}, Objective("hidden_mse"), r"no metric 'hidden_mse' of 'experts=2'; they have \['kl'\]"),
+        ({(1, "window=8"): {"kl": 1.0}}, Objective(window_metric="long"), r"layer 1, .* no metric 'long'"),
+    ],
+)
+def test_scores_that_cannot_be_used_are_named(entries, rule, message):
+    with pytest.raises(ValueError, match=message):
+        rule.quality_losses(LIBRARY, scores(entries=entries))
+
+
+def test_scores_of_another_parent_are_refused():
+    with pytest.raises(ValueError, match="parent"):
+        Objective().quality_losses(LIBRARY, scores(parent="another"))
+
+
+@pytest.mark.parametrize("balance", [-0.1, 1.1, math.nan])
+def test_balance_is_a_weight(balance):
+    with pytest.raises(ValueError, match="balance"):
+        Objective(balance=balance)

@@ -1,0 +1,182 @@
+"""From library and budgets to numbers: every sum against the cost model's own prediction of whole plans."""
+
+import math
+import random
+from dataclasses import replace
+
+import pytest
+
+from lit_puzzle.costs.cost_model import GIB, CostModel, ModelShape
+from lit_puzzle.costs.roofline import Roofline
+from lit_puzzle.library.library import Candidate, Library, candidate_name, parent_blocks
+from lit_puzzle.search.program import offered, write_program
+from lit_puzzle.search.solver import mip
+from lit_puzzle.search.solver.choices import Infeasible
+from lit_puzzle.spec import BlockSpec, Budget, Scenario, Target
+
+CONFIG = {
+    "model_type": "gpt_oss",
+    "hidden_size": 2880,
+    "intermediate_size": 2880,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "vocab_size": 201088,
+    "num_local_experts": 128,
+    "num_experts_per_tok": 4,
+    "sliding_window": 128,
+}
+SCENARIO = Scenario("H100", 2, 4096, 1024)
+NOTHING = Budget()
+
+
+def library():
+    layers = []
+    for own in parent_blocks(CONFIG):
+        windows = (None, 1024) if own.window_tokens is None else (128,)
+        blocks = [BlockSpec(tuple(range(count)), window) for window in windows for count in (128, 64, 30, 2)]
+        layers.append(tuple(Candidate(candidate_name(own, block), block) for block in blocks))
+    return Library("parent", 128, CONFIG, tuple(layers))
+
+
+LAYERS = tuple(tuple(c for c in row if c.block.num_experts > 2) for row in library().layers)
+
+
+def program(*targets, layers=LAYERS, limits=NOTHING, **more):
+    models = [CostModel(ModelShape.from_config(CONFIG), target.scenario, Roofline()) for target in targets]
+    quality_loss = tuple(tuple(float(index) for index in range(len(row))) for row in layers)
+    return write_program(layers, quality_loss, targets, models, limits, **more)
+
+
+BUDGET = Budget(
+    memory_gib=10.0,
+    throughput_tokens_per_second=9000.0,
+    latency_seconds=3.0,
+    total_parameters=8_000_000_000,
+    active_parameters=1_500_000_000,
+    full_attention_layers=1,
+)
+
+
+def test_every_limit_says_what_the_cost_model_predicts():
+    search = program(Target(SCENARIO, BUDGET), batch_sizes=[1, 16, 200])
+    model, generator = search.models[0], random.Random(0)
+    held = set()
+    for _ in range(60):
+        plan = [generator.randrange(len(row)) for row in LAYERS]
+        blocks = search.blocks(plan)
+        for option, (deployment, batch) in zip(search.problem.choices[0], search.deployed[0], strict=True):
+            predicted = model.predict(blocks, deployment, batch)
+            truth = [
+                predicted.memory_gib * GIB / 2 <= model.usable_bytes(deployment),
+                predicted.memory_gib <= 10.0,
+                predicted.tokens_per_second >= 9000.0,
+                predicted.latency_seconds <= 3.0,
+            ]
+            assert [limit.holds(plan) for limit in option.limits] == truth
+            assert option.limits[1].total(plan) == pytest.approx(predicted.memory_gib, rel=1e-12)
+            pairs = option.limits[2]
+            assert pairs.told(pairs.total(plan)) == pytest.approx(predicted.tokens_per_second, rel=1e-12)
+            assert pairs.told(pairs.bound) == pytest.approx(9000.0)
+            assert option.limits[3].total(plan) == pytest.approx(predicted.latency_seconds, rel=1e-12)
+            held |= set(enumerate(truth))
+        limits = {limit.key: limit for limit in search.problem.limits}
+        assert limits["total_parameters"].total(plan) == predicted.parameters
+        assert limits["active_parameters"].total(plan) == predicted.active_parameters
+        assert limits["full_attention_layers"].total(plan) == sum(block.window_tokens is None for block in blocks)
+    assert {(which, value) for which in (1, 2, 3) for value in (True, False)} <= held  # both sides were seen
+
+
+def test_the_tighter_of_two_throughputs_holds():
+    def room(**budget):
+        search = program(Target(SCENARIO, Budget(**budget)), batch_sizes=[16])
+        return search.problem.choices[0][0].limits[1].bound, search.parents[0].tokens_per_second
+
+    over, parent = room(throughput_over_parent=1.5)
+    absolute, _ = room(throughput_tokens_per_second=1.5 * parent)
+    assert over == pytest.approx(absolute)
+    both, _ = room(throughput_over_parent=1.5, throughput_tokens_per_second=3 * parent)
+    assert both == pytest.approx(over / 2)
+    assert room(throughput_over_parent=1.5, throughput_tokens_per_second=parent)[0] == pytest.approx(over)
+
+
+def test_batches_come_from_the_scenario_then_the_list_then_a_ladder():
+    fixed = program(Target(replace(SCENARIO, batch_size=7), NOTHING), batch_sizes=[1, 2])
+    assert {batch for _, batch in fixed.deployed[0]} == {7}
+    given = program(Target(SCENARIO, NOTHING), batch_sizes=[5, 1, 5])
+    assert sorted({batch for _, batch in given.deployed[0]}) == [1, 5]
+    long = Target(replace(SCENARIO, prompt_tokens=400_000), NOTHING)
+    automatic = program(long)
+    model = automatic.models[0]
+    for deployment in model.deployments():
+        batches = [batch for other, batch in automatic.deployed[0] if other == deployment]
+        assert len(batches) <= 12 and batches == sorted(batches)
+        assert batches[0] == model.largest_batch(automatic.blocks([0] * 4), deployment)
+        assert batches[-1] == model.largest_batch(automatic.blocks([len(row) - 1 for row in LAYERS]), deployment)
+    assert min(batch for _, batch in program(replace(long, budget=Budget(latency_seconds=9.0))).deployed[0]) == 1
+
+
+def test_experts_that_cannot_be_shared_or_routed_to_are_forbidden():
+    search = program(Target(replace(SCENARIO, tensor_parallel=2, expert_parallel=2), NOTHING), layers=library().layers)
+    (solution,) = mip.solve(search.problem)
+    assert solution.quality_loss == 0
+    forbidden = [limit for limit in search.problem.limits if "experts" in limit.name]
+    assert [limit.name for limit in forbidden] == ["at least 4 experts, as many as a token takes"]
+    four = Scenario("H100", 4, 4096, 1024, tensor_parallel=4, expert_parallel=4)
+    search = program(Target(four, NOTHING))
+    (limit,) = (limit for limit in search.problem.limits if "expert_parallel 4" in limit.name)
+    for row, coefficients in zip(LAYERS, limit.coefficients):
+        assert [value == math.inf for value in coefficients] == [c.block.num_experts == 30 for c in row]
+
+
+def test_uniform_experts_and_unchanged_windows():
+    layers = offered(library(), "unchanged")
+    assert all(c.block.window_tokens == row[0].block.window_tokens for row in layers for c in row)
+    assert offered(library(), "free") == library().layers
+    # Parameters for about three whole layers of four: uniform has to take 64 everywhere.
+    budget = Budget(total_parameters=11_000_000_000)
+    search = program(Target(SCENARIO, NOTHING), limits=budget, uniform_experts=True)
+    (solution,) = mip.solve(search.problem)
+    assert [block.num_experts for block in search.blocks(solution.chosen)] == [64] * 4
+    free = program(Target(SCENARIO, NOTHING), limits=budget)
+    assert len({block.num_experts for block in free.blocks(mip.solve(free.problem)[0].chosen)}) > 1
+
+
+def test_where_nothing_fits_memory_is_named():
+    small = Target(Scenario("H100", 1, 4096, 1024, expert_dtype="float32", weight_dtype="float32"), NOTHING)
+    big = tuple(row[:1] for row in LAYERS) * 30
+    with pytest.raises(
+        Infeasible, match=r"tightest budget is 'memory of each GPU in GiB on 1 x H100 at 4096 \+ 1024 tokens'"
+    ):
+        mip.solve(program(small, layers=big).problem)
+    with pytest.raises(ValueError, match="the parent does not fit there at all; give throughput_tokens_per_second"):
+        program(replace(small, budget=Budget(throughput_over_parent=1.1)), layers=big)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"targets": ()}, "targets is empty"),
+        ({"limits": Budget(latency_seconds=1.0)}, r"\['latency_seconds'\] depend on a deployment"),
+        ({"batch_sizes": []}, "batch_sizes"),
+        ({"batch_sizes": [0]}, "batch_sizes"),
+    ],
+)
+def test_settings_without_meaning_are_refused(arguments, message):
+    targets = arguments.pop("targets", (Target(SCENARIO, NOTHING),))
+    with pytest.raises(ValueError, match=message):
+        program(*targets, **arguments)
+
+
+def test_a_source_of_seconds_that_cannot_say_is_no_parent_that_does_not_fit():
+    class UpToEight(Roofline):
+        def decode_layer(self, setting, block, batch_size, context_tokens):
+            if batch_size > 8:
+                raise ValueError(f"timed up to batch 8, not {batch_size}; set engine.max_sequences")
+            return super().decode_layer(setting, block, batch_size, context_tokens)
+
+    target = Target(SCENARIO, Budget(throughput_over_parent=1.1))
+    model = CostModel(ModelShape.from_config(CONFIG), SCENARIO, UpToEight())
+    with pytest.raises(ValueError, match=r"timed up to batch 8, not 9; set engine\.max_sequences"):
+        write_program(LAYERS, [[0.0] * len(row) for row in LAYERS], [target], [model], NOTHING)

@@ -1,0 +1,253 @@
+"""What an export refuses, and what is left when the disk is full: nothing that looks complete, nothing half-written."""
+
+import json
+import multiprocessing
+import resource
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.released_twin import write_released_twin
+from safetensors.torch import load_file, save_file
+from test_export import scales_of, tensor_scale
+from transformers import AutoConfig
+
+from lit_puzzle.child.assemble import MODELING_FILE
+from lit_puzzle.cli import main
+from lit_puzzle.kv_cache.kv_scales import KVScales, LayerScales
+from lit_puzzle.model.checkpoint import Checkpoint
+from lit_puzzle.serve.export import export
+
+ASSETS = Path(__file__).parents[2] / "lit_puzzle" / "assets"
+CHILD, WORDS = ASSETS / "tiny_child", ASSETS / "tiny_parent"
+
+
+@pytest.fixture
+def child(tmp_path: Path) -> Path:
+    """A copy of the tiny child, to be spoilt."""
+    return Path(shutil.copytree(CHILD, tmp_path / "child"))
+
+
+def edit_json(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_pickles_are_refused(tmp_path: Path, child: Path) -> None:
+    (child / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch pickled'\ntR.")
+    with pytest.raises(ValueError, match=r"holds pickles \['pytorch_model\.bin'\]: loading one runs code"):
+        export(tmp_path / "run", child)
+    assert not (tmp_path / "run").exists() and not Path("pickled").exists()
+
+
+def test_code_of_the_checkpoint_is_neither_run_nor_copied(tmp_path: Path, child: Path) -> None:
+    mark = tmp_path / "executed"
+    for name in ("gpt_oss.py", "modeling_evil.py"):
+        (child / name).write_text(f"open({str(mark)!r}, 'w')\n")
+    edit_json(child / "config.json", auto_map={"AutoModelForCausalLM": "modeling_evil.Evil"})
+    export(tmp_path / "run", child)
+    folder = tmp_path / "run" / "model"
+    assert not mark.exists()
+    assert [path.name for path in folder.glob("*.py")] == ["gpt_oss.py"]
+    assert (folder / "gpt_oss.py").read_bytes() == MODELING_FILE.read_bytes()
+    assert json.loads((folder / "config.json").read_text())["auto_map"]["AutoModelForCausalLM"].startswith("gpt_oss.")
+
+
+def test_code_that_the_config_names_is_not_passed_on(tmp_path: Path, child: Path) -> None:
+    """transformers would fetch a kernel of that name, or a pipeline from that repository, and run it."""
+    named = {"attn_implementation": "someone/kernel", "experts_implementation": "someone/kernel"}
+    pipelines = {"chat": {"impl": "someone/else--chat.Pipe", "pt": ["AutoModelForCausalLM"], "type": "text"}}
+    edit_json(child / "config.json", **named, custom_pipelines=pipelines)
+    assert AutoConfig.from_pretrained(child)._attn_implementation == "someone/kernel"
+    export(tmp_path / "run", child)
+    assert "someone" not in (tmp_path / "run" / "model" / "config.json").read_text()
+    assert AutoConfig.from_pretrained(tmp_path / "run" / "model")._attn_implementation != "someone/kernel"
+
+
+def test_values_that_a_dtype_cannot_hold_are_refused(tmp_path: Path, child: Path) -> None:
+    tensors = load_file(child / "model.safetensors")
+    tensors["model.norm.weight"][0] = 70_000.0  # float16 ends at 65,504
+    save_file(tensors, child / "model.safetensors")
+    with pytest.raises(ValueError, match=r"model\.norm\.weight has values that torch\.float16 cannot hold"):
+        export(tmp_path / "run", child, dtype="float16")
+    assert list((tmp_path / "run").iterdir()) == []
+    export(tmp_path / "run", child, dtype="float32")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda folder: (folder / "tokenizer.json").unlink(),
+            r"has no tokenizer\.json; an exported folder is complete",
+        ),
+        (lambda folder: (folder / "chat_template.jinja").unlink(), "has no chat template"),
+        (
+            lambda folder: edit_json(
+                folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Words", None]}
+            ),
+            "names code of its own",
+        ),
+        (
+            lambda folder: edit_json(folder / "config.json", per_layer_config={"0": {"num_local_experts": 3}}),
+            "per_layer_config means",
+        ),
+        (
+            lambda folder: edit_json(
+                folder / "config.json", rope_parameters={"rope_type": "yarn", "original_max_position_embeddings": 4096}
+            ),
+            "YaRN needs factor above 0",
+        ),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"short"), "truncated or no safetensors file"),
+        (lambda folder: edit_json(folder / "config.json", model_type="llama"), "model_type 'llama' is not supported"),
+    ],
+    ids=["tokenizer", "template", "code", "per_layer_config", "yarn", "truncated", "other"],
+)
+def test_incomplete_and_contradictory_checkpoints_are_refused(
+    tmp_path: Path, child: Path, spoil: Callable[[Path], object], message: str
+) -> None:
+    spoil(child)
+    with pytest.raises(ValueError, match=message):
+        export(tmp_path / "run", child)
+    assert not (tmp_path / "run").exists()
+
+
+def without(scales: KVScales, layer: int) -> KVScales:
+    return replace(scales, layers=(*scales.layers[:layer], None, *scales.layers[layer + 1 :]))
+
+
+def test_a_layer_that_sees_everything_must_have_scales(tmp_path: Path) -> None:
+    without(scales_of(CHILD), 1).save(tmp_path / "scales")
+    with pytest.raises(ValueError, match="layer 1 attends to everything and has no KV scale"):
+        export(tmp_path / "run", CHILD, kv_scales=tmp_path / "scales")
+    replace(scales_of(CHILD), layers=scales_of(CHILD).layers[:4]).save(tmp_path / "few")
+    with pytest.raises(ValueError, match="KV scales are of 4 layers, the checkpoint has 6"):
+        export(tmp_path / "run", CHILD, kv_scales=tmp_path / "few")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda tensors: tensors.pop("model.layers.3.self_attn.v_scale"), r"layers\.3\.self_attn\.v_scale is missing"),
+        (lambda tensors: tensors["model.layers.2.self_attn.k_scale"].zero_(), r"layers\.2\.self_attn\.k_scale is 0\.0"),
+        (lambda tensors: tensors["model.layers.2.self_attn.k_scale"].fill_(torch.inf), r"k_scale is inf"),
+    ],
+    ids=["missing", "zero", "infinite"],
+)
+def test_damaged_scales_are_refused(
+    tmp_path: Path, spoil: Callable[[dict[str, torch.Tensor]], object], message: str
+) -> None:
+    scales_of(CHILD).save(tmp_path / "scales")
+    tensors = load_file(tmp_path / "scales" / "kv_scales.safetensors")
+    spoil(tensors)
+    save_file(tensors, tmp_path / "scales" / "kv_scales.safetensors")
+    with pytest.raises(ValueError, match=message):
+        export(tmp_path / "run", CHILD, kv_scales=tmp_path / "scales")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("amax", [0.0, float("inf"), float("nan")])
+def test_scales_of_an_amax_that_is_none_are_refused(tmp_path: Path, amax: float) -> None:
+    scales = scales_of(CHILD)
+    broken = replace(tensor_scale(1.0), amax=torch.tensor(amax))
+    layers = (LayerScales(broken, tensor_scale(1.0)), *scales.layers[1:])
+    replace(scales, layers=layers).save(tmp_path / "scales")
+    with pytest.raises(ValueError, match="amax of K in layer 0"):
+        export(tmp_path / "run", CHILD, kv_scales=tmp_path / "scales")
+
+
+def test_scales_of_another_child_are_refused(tmp_path: Path) -> None:
+    scales_of(WORDS).save(tmp_path / "scales")
+    with pytest.raises(ValueError, match="KV scales are of checkpoint"):
+        export(tmp_path / "run", CHILD, kv_scales=tmp_path / "scales")
+
+
+def test_zero_scales_inside_a_checkpoint_are_refused(tmp_path: Path) -> None:
+    twin = write_released_twin(tmp_path / "twin")
+    for path in twin.glob("*.safetensors"):
+        tensors = load_file(path)
+        if "model.layers.4.self_attn.k_scale" in tensors:
+            tensors["model.layers.4.self_attn.k_scale"].zero_()
+            save_file(tensors, path)
+    with pytest.raises(ValueError, match=r"model\.layers\.4\.self_attn\.k_scale is 0\.0; it must be positive"):
+        export(tmp_path / "run", twin, tokenizer=WORDS)
+
+
+def test_a_folder_that_is_there_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "model" / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is already there; remove it or choose another folder"):
+        export(tmp_path / "run", CHILD)
+    with pytest.raises(SystemExit):
+        main(["run", "recipes/export.yaml", f"--run_dir={tmp_path / 'run'}", "--kv_scales=null"])
+    assert "is not empty and not a run folder" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "run").rglob("*")] == ["model", "mine.txt"]
+
+
+@pytest.mark.parametrize(
+    ("repository", "message"),
+    [("no-owner", "name a repository as OWNER/NAME"), ("a/b/c", "OWNER/NAME"), ("me/mine", "needs a login")],
+)
+def test_an_upload_is_checked_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repository: str, message: str
+) -> None:
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no token"))
+    with pytest.raises(ValueError, match=message):
+        export(tmp_path / "run", CHILD, push_to_hub=repository)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_upload_that_fails_leaves_the_complete_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To a port where nobody listens: the folder is whole before the first byte would leave."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_TOKEN", "hf_none")
+    with pytest.raises(Exception, match="Connection refused"):
+        export(tmp_path / "run", CHILD, push_to_hub="me/mine")
+    subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=tmp_path / "run" / "model", check=True)
+
+
+def export_on_a_small_disk(run_dir: Path, checkpoint: Path, largest_file: int) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    export(run_dir, checkpoint)
+
+
+def test_nothing_is_left_when_writing_stops_in_the_middle(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    size = (CHILD / "model.safetensors").stat().st_size
+    arguments = (run, CHILD, size // 2)
+    process = multiprocessing.get_context("fork").Process(target=export_on_a_small_disk, args=arguments)
+    process.start()
+    process.join()
+    assert process.exitcode == 1
+    assert list(run.iterdir()) == []
+    export(run, CHILD)
+    assert Checkpoint(run / "model").num_layers == 6
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system that has room for what is written up to the weights, and no more."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    size = (CHILD / "model.safetensors").stat().st_size + 60_000
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a file system needs root")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_leaves_nothing_and_the_same_command_goes_on(small_disk: Path, tmp_path: Path) -> None:
+    words = ["run", "recipes/export.yaml", f"--run_dir={small_disk / 'run'}", "--kv_scales=null"]
+    with pytest.raises(OSError, match="No space left on device"):
+        main(words)
+    assert [path.name for path in (small_disk / "run").iterdir()] == ["config.yaml"]  # claimed, and not complete
+    subprocess.run(["mount", "-o", "remount,size=16M", str(small_disk)], check=True)
+    main(words)
+    assert json.loads((small_disk / "run" / "run.json").read_text())["resumed"] is True
+    subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=small_disk / "run" / "model", check=True)

@@ -127,7 +127,7 @@ def plan_from_importance(
 
     Raises:
         ValueError: When experts are to go without importance, scores are of another parent or not finite, or numbers
-        fit no layer.
+            fit no layer.
     """
     if experts is None and importance is not None:
         raise ValueError("importance is given without experts; say how many experts stay in each layer")

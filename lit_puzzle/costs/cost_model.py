@@ -60,7 +60,7 @@ class CostModel:
 
     Raises:
         ValueError: For an unknown GPU, a scenario that generates nothing, parallelism that fits neither the GPUs nor
-        the heads, or a source of seconds that does not know the setting.
+            the heads, or a source of seconds that does not know the setting.
     """
 
     def __init__(

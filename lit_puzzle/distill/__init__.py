@@ -1,1 +1,1 @@
-"""Distillation: the losses, and a whole child that learns from its parent."""
+"""Distillation: losses, blocks, a whole child, top-k logits."""

@@ -1,1 +1,1 @@
-"""Search: from a parent and the importance of its experts to a plan, and from the plan to a child."""
+"""The search: budgets as limits, the program and its solver, the plan and its report."""

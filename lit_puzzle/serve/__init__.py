@@ -1,1 +1,1 @@
-"""Serving: the exported folder; FP8 KV scales; vLLM."""
+"""Serving: the exported folder, a plugin for vLLM, and the check of both."""

@@ -43,7 +43,7 @@ def write_table(path: Path, record: Mapping[str, Any]) -> None:
         own = [row["candidate"] for row in record["scores"]]
         for position, other in enumerate(record["alternatives"], start=1):
             differ = [str(layer) for layer, pair in enumerate(zip(own, other["candidates"])) if pair[0] != pair[1]]
-            lines.append(f"| {position} | {other['damage']:.6g} | {', '.join(differ)} |")
+            lines.append(f"| {position} | {other['quality_loss']:.6g} | {', '.join(differ)} |")
     if record["sweep"]:
         lines += ["", "## Damage against speed", "", "| times the parent, first target | damage |", "|---|---|"]
         for point in record["sweep"]:
@@ -53,7 +53,7 @@ def write_table(path: Path, record: Mapping[str, Any]) -> None:
 
 def _proof(record: Mapping[str, Any]) -> str:
     optimality = record["optimality"]
-    told = f"Damage {record['damage']:.6g}, found by `{optimality['solver']}` in {optimality['seconds']:.2f} s: "
+    told = f"Damage {record['quality_loss']:.6g}, found by `{optimality['solver']}` in {optimality['seconds']:.2f} s: "
     if optimality["gap"] is None:
         return told + "nothing is proven."
     tried = " and ".join(str(count) for count in optimality["deployments_and_batches_tried"])
@@ -66,7 +66,7 @@ def _proof(record: Mapping[str, Any]) -> str:
 def _point(point: Mapping[str, Any]) -> str:
     if point["quality_loss"] is None:
         return "no plan" if point["proven"] else "none found"
-    return f"{point['damage']:.6g}" + ("" if point["proven"] else " (not proven)")
+    return f"{point['quality_loss']:.6g}" + ("" if point["proven"] else " (not proven)")
 
 
 def _targets(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -76,7 +76,7 @@ def _targets(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     )
     lines = ["## Predicted", "", head, "|---|---|---|---|---|---|---|---|---|"]
     for row in rows:
-        scenario, pairs = row["target"]["scenario"], row["required_tokens_per_second"]
+        scenario, required = row["target"]["scenario"], row["required_tokens_per_second"]
         where = (
             f"{scenario['num_gpus']} x {scenario['gpu']}, {scenario['prompt_tokens']}/{scenario['generated_tokens']}"
         )
@@ -86,7 +86,7 @@ def _targets(rows: Sequence[Mapping[str, Any]]) -> list[str]:
                 continue
             known, is_child = row[name], name == "child"
             over = f"{row['speedup']:.3f}" if is_child and row["speedup"] is not None else ""
-            wanted = f"{pairs:.6g}" if is_child and pairs is not None else ""
+            wanted = f"{required:.6g}" if is_child and required is not None else ""
             lines.append(
                 f"| {where} | {name} | {known['tokens_per_second']:.6g} | {over} | {wanted} "
                 f"| {known['memory_gib']:.4g} | {known['latency_seconds']:.4g} "
@@ -100,7 +100,7 @@ def _layers(record: Mapping[str, Any]) -> list[str]:
     for row, block in zip(record["scores"], record["plan"]["blocks"], strict=True):
         window = "full" if block["window_tokens"] is None else block["window_tokens"]
         lines.append(
-            f"| {row['layer']} | {row['candidate']} | {len(block['experts'])} | {window} | {row['damage']:.4g} |"
+            f"| {row['layer']} | {row['candidate']} | {len(block['experts'])} | {window} | {row['quality_loss']:.4g} |"
         )
     return lines
 
@@ -138,7 +138,7 @@ def draw_curve(folder: Path, points: Sequence[SweepPoint]) -> None:
         if missing:
             axes.plot(missing, [0.0] * len(missing), marker, color=NARROWED, label=label)
     axes.set_xlabel("throughput of the first target, times the parent's")
-    axes.set_ylabel("quality_loss")
+    axes.set_ylabel("quality loss")
     axes.legend(fontsize=8, frameon=False)
     _save(figure, folder / "curve")
 

@@ -69,7 +69,7 @@ def write_recipe(folder: Path, inputs: Path, name: str, **changes: object) -> Pa
                 "class_path": "lit_puzzle.evaluate.long_context.LongContextAccuracy",
                 "init_args": {
                     "name": "far",
-                    "environments": [{"class_path": "recovery_runs.Fingerprint"}],
+                    "environments": [{"class_path": "helpers.recovery_runs.Fingerprint"}],
                     "efforts": ["low", "high"],
                     "problems_per_effort": 3,
                     "max_new_tokens": 6,

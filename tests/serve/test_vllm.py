@@ -96,7 +96,7 @@ def test_tensor_parallel_is_one_process(tmp_path: Path, monkeypatch: pytest.Monk
 def test_documents_are_written_as_transformers_writes_them() -> None:
     """Compiled, as `recipes/generate.yaml` runs it; sampled answers follow the seed, not their neighbors."""
     prompts = [[5, 9, 11, 40, 30], [7, 7, 7, 21, 33], [100, 20, 31, 44, 52, 61, 70], [12], [3, 4, 5, 6] * 6]
-    script = ROOT / "tests" / "vllm_answers.py"
+    script = ROOT / "tests" / "helpers" / "vllm_answers.py"
     words = [str(require_vllm(PYTHON)), str(script), str(TINY_PARENT), json.dumps(prompts), "40"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -155,7 +155,7 @@ def test_what_the_plugin_cannot_load_is_refused(tmp_path: Path) -> None:
         engines.append((str(changed(tmp_path / name, whole, change)), SMALL | settings))
     other = write_folder(tmp_path / "other", swiglu_limit=6.0)
     engines.append((str(other), SMALL))
-    script = ROOT / "tests" / "vllm_refusals.py"
+    script = ROOT / "tests" / "helpers" / "vllm_refusals.py"
     words = [
         str(require_vllm(PYTHON)),
         str(script),

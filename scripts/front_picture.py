@@ -1,6 +1,6 @@
-"""Draw the README's picture: the plan of a child, and accuracy against speed of its parent and of the child.
+r"""Draw the README's picture: the plan of a child, and accuracy against speed of its parent and of the child.
 
-    python scripts/front_picture.py --search runs/search --parent runs/evaluate_parent \\
+    python scripts/front_picture.py --search runs/search --parent runs/evaluate_parent \
       --child "after distillation=runs/evaluate_distilled" --child "after RL recovery=runs/evaluate_recovered"
 
 Reads `plan.json` of a search and `run.json` of evaluations (recipes/evaluate.yaml, the same problems for all). Writes

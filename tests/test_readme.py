@@ -1,23 +1,26 @@
 """The README's commands work: each is run, or, where it would take minutes, resolved and checked."""
 
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from helpers.shown_commands import shown_commands
 
 from lit_puzzle.cli import main
 
 ROOT = Path(__file__).parent.parent
-BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line.strip()]
-WORDS = [shlex.split(line, comments=True) for line in COMMANDS]
+README = (ROOT / "README.md").read_text()
+WORDS = shown_commands(README)
 
 
 def test_readme_shows_the_two_commands_that_set_everything_up():
     assert ["bash", "scripts/quickstart.sh"] in WORDS and ["bash", "scripts/test.sh"] in WORDS
+
+
+def test_every_shown_command_is_one_that_is_checked_here():
+    assert len(WORDS) > 10 and {words[0] for words in WORDS} == {"bash", "lightning"}
 
 
 def test_lightning_commands_are_accepted_one_after_the_other(tmp_path, monkeypatch, capsys):
@@ -36,6 +39,16 @@ def test_lightning_commands_are_accepted_one_after_the_other(tmp_path, monkeypat
 @pytest.mark.parametrize("words", [words for words in WORDS if words[0] == "bash"], ids=" ".join)
 def test_script_is_there_and_parses(words):
     subprocess.run(["bash", "-n", ROOT / words[1]], check=True)
+
+
+def test_readme_is_a_front_page():
+    assert len(README.splitlines()) <= 120
+    assert re.findall(r"^## (.+)$", README, flags=re.MULTILINE) == [
+        *("Install", "Quick start", "Pipeline", "Your own model", "Results", "Model zoo", "Documentation"),
+        *("Status", "Citation", "License"),
+    ]
+    linked = [target for target in re.findall(r"\]\(([^)#]+)[^)]*\)", README) if not target.startswith("http")]
+    assert len(linked) > 20 and [target for target in linked if not (ROOT / target).exists()] == []
 
 
 def test_quickstart_runs_the_main_job_as_written(tmp_path):

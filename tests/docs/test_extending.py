@@ -19,7 +19,8 @@ from lit_puzzle.run.folder import PACKAGE
 
 PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 FENCE = re.compile(r"^```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
-SECTIONS = {title: FENCE.findall(text) for title, text in re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE.read_text(), flags=re.MULTILINE | re.DOTALL)}  # fmt: skip
+SECTION = re.compile(r"^## (.+?)\n(.*?)(?=^## |\Z)", flags=re.MULTILINE | re.DOTALL)
+SECTIONS = {title: FENCE.findall(text) for title, text in SECTION.findall(PAGE.read_text())}
 PARENT = PACKAGE / "assets" / "tiny_parent"
 FEW = ["--data.init_args.num_problems=6", "--data.init_args.max_new_tokens=8"]
 
@@ -61,7 +62,11 @@ def test_page_shows_the_six_extension_points():
 
 
 def test_reward(project):
-    cuts = ["--trainer.max_steps=1", "--model.init_args.grpo.max_completion_length=32", "--trainer.val_check_interval=1"]
+    cuts = [
+        "--trainer.max_steps=1",
+        "--model.init_args.grpo.max_completion_length=32",
+        "--trainer.val_check_interval=1",
+    ]
     cuts += ["--model.init_args.evaluation.prompts_per_effort=4", "--data.init_args.held_out_per_effort=4"]
     cuts += ["--model.init_args.grpo.completions_per_device=16", "--data.init_args.train_prompts=2"]
     run_as_printed("Reward", *cuts)
@@ -74,7 +79,9 @@ def test_reward(project):
 
 def test_environment(project):
     run_as_printed("Environment", "--prompts_per_effort=4", "--max_new_tokens=8")
-    assert {f"accuracy/{effort}/sums" for effort in ("low", "medium", "high")} <= set(results(project / "runs" / "sums"))
+    assert {f"accuracy/{effort}/sums" for effort in ("low", "medium", "high")} <= set(
+        results(project / "runs" / "sums")
+    )
     from my_environments import Sums  # type: ignore[import-not-found]
 
     told = "<|channel|>final<|message|>1234<|return|>"
@@ -109,7 +116,7 @@ def test_evaluation(project):
     for text in (" b=3 q=b value:q?3", " k=5 b=k value:b?5"):
         ids = tokenizer(text, return_tensors="pt").input_ids
         right.append(float(model(ids).logits[0, -2].argmax() == ids[0, -1]))
-    assert list(json.loads(file.read_text()).values())[-1] == right or right in json.loads(file.read_text()).values()
+    assert right in json.loads(file.read_text()).values()
 
 
 def test_stage(project):

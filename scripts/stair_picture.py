@@ -24,7 +24,7 @@ def ordered_rooms(test: Path) -> list[str]:
     """Return the rooms, ground floor first, from the assignment of `ROOMS` in a test's source."""
     for node in ast.parse(test.read_text()).body:
         if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["ROOMS"]:
-            return [leaf.value for leaf in ast.walk(node.value) if isinstance(leaf, ast.Constant)]
+            return [str(leaf.value) for leaf in ast.walk(node.value) if isinstance(leaf, ast.Constant)]
     raise ValueError(f"{test} does not assign ROOMS")
 
 

@@ -1,4 +1,4 @@
-"""Losses of distillation as pure functions; the vocabulary's logits are never all there.
+"""Losses of distillation as pure functions that never materialize the full logits.
 
 Symbols: z^c, z^p logits of child and parent at one target position, tau temperature, v a token of the vocabulary,
     q = softmax(z^c / tau), p = softmax(z^p / tau)       distributions of child and parent

@@ -3,11 +3,11 @@
 import csv
 import json
 import re
-import shlex
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.shown_commands import commands_in
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_puzzle.cli import main
@@ -26,7 +26,7 @@ FEW = ["--data.init_args.num_problems=6", "--data.init_args.max_new_tokens=8"]
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch):
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with every file of the page, the recipes, a library and two plans; Python finds modules in it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -46,8 +46,7 @@ def project(tmp_path, monkeypatch):
 
 def run_as_printed(section: str, *cuts: str) -> None:
     """The one command of a section, with less data."""
-    (command,) = [text for language, _, text in SECTIONS[section] if language == "bash"]
-    words = shlex.split(command)
+    (words,) = [words for language, _, text in SECTIONS[section] if language == "bash" for words in commands_in(text)]
     assert words[:4] == ["python", "-m", "lit_puzzle", "run"]
     main([*words[3:], *cuts])
 
@@ -57,11 +56,11 @@ def results(folder: Path) -> dict[str, float]:
     return values
 
 
-def test_page_shows_the_six_extension_points():
+def test_page_shows_the_six_extension_points() -> None:
     assert list(SECTIONS) == ["Reward", "Environment", "Importance score", "Candidate", "Evaluation", "Stage"]
 
 
-def test_reward(project):
+def test_reward(project: Path) -> None:
     cuts = [
         "--trainer.max_steps=1",
         "--model.init_args.grpo.max_completion_length=32",
@@ -77,7 +76,7 @@ def test_reward(project):
     assert rows
 
 
-def test_environment(project):
+def test_environment(project: Path) -> None:
     run_as_printed("Environment", "--prompts_per_effort=4", "--max_new_tokens=8")
     assert {f"accuracy/{effort}/sums" for effort in ("low", "medium", "high")} <= set(
         results(project / "runs" / "sums")
@@ -88,7 +87,7 @@ def test_environment(project):
     assert (Sums().verify(told, "1234"), Sums().verify(told, "1235"), Sums().verify("1234", "1234")) == (1.0, 0.0, 0.0)
 
 
-def test_importance_score(project):
+def test_importance_score(project: Path) -> None:
     run_as_printed("Importance score", *FEW)
     found = Importance.load(project / "runs" / "gate_mass")
     assert found.method == "gate_mass"
@@ -96,7 +95,7 @@ def test_importance_score(project):
         assert float(scores_E.sum()) == pytest.approx(1.0)
 
 
-def test_candidate(project):
+def test_candidate(project: Path) -> None:
     run_as_printed("Candidate")
     old, new = Library.load(project / "runs" / "library"), Library.load(project / "runs" / "library_24")
     assert [len(candidates) for candidates in new.layers] == [
@@ -105,7 +104,7 @@ def test_candidate(project):
     assert new.candidate(3, "window=24").block.window_tokens == 24
 
 
-def test_evaluation(project):
+def test_evaluation(project: Path) -> None:
     run_as_printed("Evaluation", *FEW, "--rank_samples=2")
     entries = json.loads((project / "runs" / "score_last_token" / "scores.json").read_text())["entries"]
     windows = [entry for entry in entries if entry["candidate"].startswith("window=")]
@@ -119,7 +118,7 @@ def test_evaluation(project):
     assert right in json.loads(file.read_text()).values()
 
 
-def test_stage(project):
+def test_stage(project: Path) -> None:
     made = Library.load(project / "runs" / "library")
     for name, chosen in (("search", "parent"), ("greedy", "experts=8")):
         (project / "runs" / name).mkdir()

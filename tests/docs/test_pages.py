@@ -25,7 +25,7 @@ def navigated(entries: list[str | dict[str, object]]) -> list[str]:
     return found
 
 
-def test_loops_continued_lines_and_chains_become_single_commands():
+def test_loops_continued_lines_and_chains_become_single_commands() -> None:
     page = "```yaml\nx: 1\n```\n```bash\nfor s in a b; do lightning run $s.yaml; done\n"
     page += "lightning run c.yaml \\\n  --x='1\n2' && bash d.sh # e\n```\n"
     assert shown_commands(page) == [
@@ -36,14 +36,16 @@ def test_loops_continued_lines_and_chains_become_single_commands():
     ]
 
 
-def test_navigation_holds_every_page_once():
+def test_navigation_holds_every_page_once() -> None:
     with (ROOT / "zensical.toml").open("rb") as file:
         nav = navigated(tomllib.load(file)["project"]["nav"])
     assert sorted(nav) == sorted(str(page.relative_to(DOCS)) for page in PAGES)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.stem != "extending"], ids=lambda page: page.stem)
-def test_every_shown_lightning_run_resolves(page, tmp_path, monkeypatch, capsys):
+def test_every_shown_lightning_run_resolves(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     for words in [words[1:] for words in COMMANDS[page] if words[0] == "lightning"]:
         if words[0] == "run":
@@ -55,13 +57,13 @@ def test_every_shown_lightning_run_resolves(page, tmp_path, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_every_other_command_names_a_script_that_exists(page):
+def test_every_other_command_names_a_script_that_exists(page: Path) -> None:
     for words in COMMANDS[page]:
         if words[0] in ("bash", "python") and words[1] != "-m":
             assert (ROOT / words[1]).is_file(), words
 
 
-def test_every_recipe_of_a_stage_is_embedded_on_its_page():
+def test_every_recipe_of_a_stage_is_embedded_on_its_page() -> None:
     embedded = {
         name for page in PAGES for name in re.findall(r"^--8<-- \"recipes/(\w+)\.yaml\"", page.read_text(), re.M)
     }

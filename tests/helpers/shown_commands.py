@@ -10,7 +10,12 @@ LOOP = re.compile(r"for (\w+) in ([^;]+); do (.+); done(?: *#.*)?")
 def shown_commands(page: str) -> list[list[str]]:
     """Return every command of a page's bash and unmarked fences, in order, as a shell would split it."""
     blocks = [text for language, text in FENCE.findall(page) if language in ("", "bash")]
-    return [words for block in blocks for line in logical_lines(block) for words in split(line)]
+    return [words for block in blocks for words in commands_in(block)]
+
+
+def commands_in(block: str) -> list[list[str]]:
+    """Return every command of one block."""
+    return [words for line in logical_lines(block) for words in split(line)]
 
 
 def logical_lines(block: str) -> list[str]:

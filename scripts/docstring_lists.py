@@ -1,6 +1,6 @@
 """Keep the lines of module docstrings apart on the API pages: a griffe extension, named in zensical.toml.
 
-The docstrings say what a module costs in lines such as `Memory: ...`, `Disk: ...`, `Source: ...`, which Markdown would run
+Docstrings say what a module costs in lines such as `Memory: ...` and `Disk: ...`, which Markdown would run
 together into one paragraph. Those indented by two spaces become a list, all others paragraphs, and formulas are set
 off from the text above them. Reads and writes nothing.
 """

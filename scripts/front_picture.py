@@ -85,6 +85,7 @@ def draw_plan(axes: Axes, plan: Mapping[str, Any]) -> None:
         label = "full attention" if window is None else f"window of {window} tokens"
         axes.bar(layers, [len(blocks[layer]["experts"]) for layer in layers], color=color, label=label)
     axes.set(title="Plan: experts kept and attention per layer", xlabel="layer", ylabel="experts")
+    axes.set_yticks(range(0, plan["num_parent_experts"] + 1, max(1, plan["num_parent_experts"] // 4)))
     axes.set_ylim(0, 1.45 * plan["num_parent_experts"])
     axes.legend(fontsize=8, frameon=False, loc="upper left", ncols=2)
 

@@ -22,7 +22,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-EFFORTS = ("low", "medium", "high")
+MARKERS = {"low": "v", "medium": "s", "high": "^"}
 ROOT = Path(__file__).parent.parent
 FULL, OUTLINE, PARENT = "#1b6ca8", "#bbbbbb", "#555555"
 WINDOWS = ("#9db4c0", "#e07b39", "#b5a642", "#7b4b94")  # by size, smallest first; the last for all larger ones
@@ -58,7 +58,7 @@ def read_points(folder: Path) -> list[Point]:
     results = json.loads(file.read_text())["results"]
     return [
         Point(effort, *(results[f"{key}/{effort}"] for key in ("accuracy", "accuracy_se", "tokens")))
-        for effort in EFFORTS
+        for effort in MARKERS
         if f"accuracy/{effort}" in results
     ]
 
@@ -96,9 +96,12 @@ def draw_frontier(axes: Axes, models: Mapping[str, tuple[Sequence[Point], float]
     for (label, (points, speed)), color in zip(models.items(), (PARENT, *CHILDREN), strict=False):
         rates = relative_rates(points, speed, parent)
         accuracies, errors = [point.accuracy for point in points], [point.error for point in points]
-        axes.errorbar(rates, accuracies, yerr=errors, marker="o", markersize=5, capsize=2, color=color, label=label)
+        axes.plot(rates, accuracies, color=color, linewidth=1.3, label=label)
+        axes.errorbar(rates, accuracies, yerr=errors, fmt="none", capsize=2, color=color, linewidth=0.9)
         for rate, point in zip(rates, points, strict=True):
-            axes.annotate(point.effort, (rate, point.accuracy), (5, 5), textcoords="offset points", fontsize=7)
+            axes.plot(rate, point.accuracy, marker=MARKERS[point.effort], markersize=7, color=color)
+    for effort, marker in MARKERS.items():
+        axes.plot([], [], marker=marker, linestyle="none", color=OUTLINE, label=f"{effort} effort")
     axes.set_xscale("log")
     axes.set_xticks([1, 1.5, 2, 3, 4, 5], labels=["1", "1.5", "2", "3", "4", "5"], minor=False)
     axes.minorticks_off()

@@ -74,8 +74,8 @@ def test_front_picture_says_where_its_speed_comes_from(tmp_path: Path, measured:
     figure = front.draw(search, {"parent": points, "child": points}, measured)
     left, right = figure.axes
     assert told in right.get_xlabel() and f"{measured or 1.25:.2f}x" in right.get_xlabel()
-    child_rates = right.get_lines()[3].get_xdata()  # each model: line and two caps
-    assert list(child_rates) == [4 * (measured or 1.25), measured or 1.25]
+    (child,) = [line for line in right.get_lines() if line.get_label() == "child"]
+    assert list(child.get_xdata()) == [4 * (measured or 1.25), measured or 1.25]
     assert sum(bar.get_height() for bar in left.patches) == 4 + 4 + 2 + 1  # outlines, then what stays
 
 

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from lit_puzzle.data.calibration import CALIBRATION_FILE, CalibrationData, RankBatches
 from lit_puzzle.data.documents import PackedDocuments
 from lit_puzzle.distill.global_kd import GlobalDistillation
-from lit_puzzle.generation.batches import evaluation_mode
+from lit_puzzle.generation.policy import evaluation_mode
 from lit_puzzle.kv_cache.calibrate_kv import count_batch
 from lit_puzzle.kv_cache.kv_report import in_all, per_layer, write_report
 from lit_puzzle.kv_cache.kv_statistics import KVStatistics, Scales, ScaleSettings, find_scales, under

@@ -162,13 +162,13 @@ def surroundings(
     positions_BT = model_inputs(parent, batch)["position_ids"]
     body: Any = parent.model
     some_BTD = body.embed_tokens(batch["input_ids"])
-    masks = body._masks(some_BTD, None, None, positions_BT)
+    masks = body.attention_masks(some_BTD, None, None, positions_BT)
     for block in blocks:
         window = block.block.window_tokens
         if window not in masks:
             experts = tuple(range(body.layers[block.layer].mlp.router.num_experts))
             with swapped(parent, block.layer, BlockSpec(experts, window)):
-                masks |= body._masks(some_BTD, None, None, positions_BT)
+                masks |= body.attention_masks(some_BTD, None, None, positions_BT)
     return Surroundings(masks, body.rotary_emb(some_BTD, positions_BT), positions_BT, counted_BT)
 
 

@@ -1,43 +1,89 @@
-"""A loaded model whose layers each have a block of their own in the configuration, so that one of them can be changed.
+"""Models whose layers each have a block of their own in the configuration, so that one of them can be changed.
 
-Reads and writes nothing; nothing is copied. Source: arXiv 2602.11937 section 2 (experts and windows per layer).
+Reads and writes nothing; weights are not copied. Source: arXiv 2602.11937 section 2 (experts and windows per layer).
 """
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any, TypeAlias
 
 import torch
-from transformers import PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from lit_puzzle.model.gpt_oss import Block, GptOssPuzzleConfig, GptOssPuzzleForCausalLM
+from lit_puzzle.model.family import FAMILIES, Family, family_named, family_of
 from lit_puzzle.model.layout import layer_blocks
 
+PuzzleConfig: TypeAlias = PreTrainedConfig  # the configuration of a PuzzleModel, with `block_configs`
+PuzzleModel: TypeAlias = PreTrainedModel  # a causal language model as `with_own_blocks` returns it, of any family
+BlockConfig = dict[str, int | None]  # {"num_local_experts": int, "sliding_window": int or None}
 
-def with_own_blocks(model: PreTrainedModel) -> GptOssPuzzleForCausalLM:
-    """The same modules as a model whose layers have a window each in the configuration, so that one can be changed.
+for _family in FAMILIES:  # a modeling file registers its classes with transformers when it is imported
+    import_module(f"{__package__}.{_family.child.modeling_file.stem}")
+
+
+def config_class(family: Family) -> Any:
+    """Return the class of the configuration of a family's children."""
+    return CONFIG_MAPPING[family.child.model_type]
+
+
+def model_class(family: Family) -> Any:
+    """Return the class of the causal language model of a family's children."""
+    return AutoModelForCausalLM._model_mapping[config_class(family)]
+
+
+def build_layer(config: PuzzleConfig, index: int) -> Any:
+    """Return a new decoder layer, made as `block_configs[index]` of a child's configuration says."""
+    return model_class(family_named(config.model_type)).body_class.build_layer(config, index)
+
+
+def build_rotary_embedding(config: PuzzleConfig) -> Any:
+    """Return a new module that turns positions into rotations, of a child's configuration."""
+    return model_class(family_named(config.model_type)).body_class.build_rotary_embedding(config)
+
+
+def block_config(num_experts: int, window: int | None) -> BlockConfig:
+    """Return one entry of `block_configs`."""
+    return {"num_local_experts": num_experts, "sliding_window": window}
+
+
+def puzzle_config(config: Mapping[str, Any], blocks: Sequence[BlockConfig], **settings: Any) -> PuzzleConfig:
+    """Return the configuration of a model with other layers.
+
+    Args:
+        config: The plain dict of a `config.json`, a parent's or a child's.
+        blocks: One entry for each layer of the new model.
+        **settings: Other entries that replace those of `config`, such as `attn_implementation`.
+    """
+    family = family_of(config)
+    replaced = {*family.child.config_entries(), "block_configs", "layer_types", "num_hidden_layers"}
+    kept = {name: value for name, value in config.items() if name not in replaced}
+    return config_class(family)(**kept | settings, num_hidden_layers=len(blocks), block_configs=list(blocks))
+
+
+def with_own_blocks(model: PreTrainedModel) -> PuzzleModel:
+    """Return the same modules as a model whose layers have a block each in the configuration.
 
     A model of that kind is returned as it is; of a stock one the modules move, nothing is copied.
     """
-    if isinstance(model, GptOssPuzzleForCausalLM):
+    stock = model.config.to_dict()
+    family = family_of(stock)
+    if model.config.model_type == family.child.model_type:
         return model
-    blocks: list[Block] = [
-        {"num_local_experts": experts, "sliding_window": window}
-        for experts, window in layer_blocks(model.config.to_dict())
-    ]
-    config = GptOssPuzzleConfig.from_gpt_oss(model.config, blocks)
+    blocks = [block_config(experts, window) for experts, window in layer_blocks(stock)]
+    config = config_class(family).from_parent(model.config, blocks)
     with torch.device("meta"):
-        puzzle = GptOssPuzzleForCausalLM(config)
+        puzzle = model_class(family)(config)
     puzzle.model.embed_tokens, puzzle.model.norm = model.model.embed_tokens, model.model.norm
     puzzle.model.rotary_emb, puzzle.model.layers = model.model.rotary_emb, model.model.layers
     puzzle.lm_head = model.lm_head
-    for layer in range(len(blocks)):
-        decoder: Any = puzzle.model.layers[layer]
-        decoder.self_attn.config = decoder.mlp.experts.config = puzzle.config
+    for decoder in puzzle.model.layers:
+        puzzle.model.share_config(decoder, puzzle.config)
     puzzle.generation_config = model.generation_config
     return puzzle.train(model.training)
 
 
-def set_blocks(config: GptOssPuzzleConfig, blocks: list[Block]) -> None:
-    """Gives a configuration other blocks, in place: the object is shared by all layers and by `generate`."""
+def set_blocks(config: PuzzleConfig, blocks: list[BlockConfig]) -> None:
+    """Give a configuration other blocks, in place: the object is shared by all layers and by `generate`."""
     config.block_configs = blocks
     config.layer_types = [
         "full_attention" if block["sliding_window"] is None else "sliding_attention" for block in blocks

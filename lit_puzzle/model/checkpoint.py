@@ -16,20 +16,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from lit_puzzle.model.layout import (
-    ESSENTIAL_KEYS,
-    EXPERT_MATRICES,
-    KV_SCALES,
-    layer_blocks,
-    layer_prefix,
-    tensor_shapes,
-    whole,
-)
+from lit_puzzle.model.family import family_of
+from lit_puzzle.model.layout import essential_keys, layer_blocks, layer_prefix, tensor_shapes, whole
 from lit_puzzle.model.safetensors_file import SafetensorsFile, TensorInfo, read_json
 
 SINGLE_FILE = "model.safetensors"
@@ -46,6 +40,7 @@ class Checkpoint:
     Attributes:
         folder: Where it lies.
         config: Its config.json.
+        family: The family of its model.
         tensors: Header entries of all tensors by full name.
         blocks: (number of experts, window) of every layer.
         mxfp4_layers: Layers whose experts are stored as MXFP4.
@@ -61,14 +56,16 @@ class Checkpoint:
         if not folder.is_dir():
             raise ValueError(f"{folder} is no folder; a checkpoint is a folder with config.json and *.safetensors")
         self.config = read_json(folder / "config.json")
+        self.family = family_of(self.config)
         self.blocks = layer_blocks(self.config)
         self._files = [SafetensorsFile(path) for path in weight_files(folder)]
         self._file_of = self._locate()
         self.tensors = {name: file.tensors[name] for name, file in self._file_of.items()}
+        packed = [name for name in self.family.layer.expert_tensors if name.endswith("_blocks")]
         self.mxfp4_layers = frozenset(
             layer
             for layer in range(len(self.blocks))
-            if any(f"{layer_prefix(layer)}mlp.experts.{matrix}_blocks" in self.tensors for matrix in EXPERT_MATRICES)
+            if any(layer_prefix(layer) + name in self.tensors for name in packed)
         )
         check_tensors(folder, self.config, self.tensors, self.mxfp4_layers)
 
@@ -105,8 +102,12 @@ class Checkpoint:
                 yield name, self.read(name)
 
     def fingerprint(self) -> str:
-        """See the function `fingerprint`."""
-        essentials = {key: self.config.get(key) for key in ESSENTIAL_KEYS}
+        """Return the identity of the checkpoint, see the function `fingerprint`; computed once."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        essentials = {key: self.config.get(key) for key in essential_keys(self.family)}
         digest = hashlib.sha256(json.dumps([essentials, self.blocks], sort_keys=True).encode())
         for name in sorted(self.tensors):
             info = self.tensors[name]
@@ -180,7 +181,8 @@ def check_tensors(
         if name not in tensors:
             raise ValueError(f"{folder}: missing tensor {name} of shape {expected[name]}")
     scale_shapes = ((), (1,), (whole(config, "num_key_value_heads"),))
-    scale_names = {layer_prefix(layer) + name for layer in range(len(layer_blocks(config))) for name in KV_SCALES}
+    kv_scales = family_of(config).layer.kv_scales
+    scale_names = {layer_prefix(layer) + name for layer in range(len(layer_blocks(config))) for name in kv_scales}
     for name, info in tensors.items():
         allowed = (expected[name],) if name in expected else scale_shapes if name in scale_names else ()
         if not allowed:

@@ -87,7 +87,7 @@ class GptOssPuzzleConfig(GptOssConfig):
         return blocks
 
     @classmethod
-    def from_gpt_oss(cls, config: GptOssConfig, block_configs: list[Block]) -> Self:
+    def from_parent(cls, config: GptOssConfig, block_configs: list[Block]) -> Self:
         """The configuration of a child of the model of `config`: all of it, except for what `block_configs` says."""
         replaced = {"model_type", "architectures", "layer_types", "block_configs", "auto_map"}
         settings = {name: value for name, value in config.to_dict().items() if name not in replaced}
@@ -143,16 +143,27 @@ class GptOssPuzzleModel(GptOssModel):
         self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
-        layers = [
-            GptOssDecoderLayer(config.get_gpt_oss_config_for_layer(i), i) for i in range(config.num_hidden_layers)
-        ]
-        for layer in layers:  # the model's own object, so that set_attn_implementation and its like reach the layers
-            layer.self_attn.config = layer.mlp.experts.config = config
-        self.layers = nn.ModuleList(layers)
+        self.layers = nn.ModuleList(self.build_layer(config, i) for i in range(config.num_hidden_layers))
         self.norm = GptOssRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.rotary_emb = GptOssRotaryEmbedding(config=config)
+        self.rotary_emb = self.build_rotary_embedding(config)
         self.gradient_checkpointing = False
         self.post_init()
+
+    @classmethod
+    def build_layer(cls, config: GptOssPuzzleConfig, index: int) -> GptOssDecoderLayer:
+        """Return a new decoder layer, made as `block_configs[index]` says."""
+        return cls.share_config(GptOssDecoderLayer(config.get_gpt_oss_config_for_layer(index), index), config)
+
+    @staticmethod
+    def build_rotary_embedding(config: GptOssPuzzleConfig) -> GptOssRotaryEmbedding:
+        """Return a new module that turns positions into rotations."""
+        return GptOssRotaryEmbedding(config=config)
+
+    @staticmethod
+    def share_config(layer: GptOssDecoderLayer, config: GptOssPuzzleConfig) -> GptOssDecoderLayer:
+        """Give a layer the model's own configuration object, so that `set_attn_implementation` reaches the layer."""
+        layer.self_attn.config = layer.mlp.experts.config = config
+        return layer
 
     @merge_with_config_defaults
     @capture_outputs
@@ -170,7 +181,7 @@ class GptOssPuzzleModel(GptOssModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         hidden_BTE = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        masks = self._masks(hidden_BTE, attention_mask, past_key_values, position_ids)
+        masks = self.attention_masks(hidden_BTE, attention_mask, past_key_values, position_ids)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
@@ -189,10 +200,10 @@ class GptOssPuzzleModel(GptOssModel):
             )
         return MoeModelOutputWithPast(last_hidden_state=self.norm(hidden_BTE), past_key_values=past_key_values)
 
-    def _masks(
+    def attention_masks(
         self, hidden_BTE: Tensor, mask: Any, cache: Cache | None, positions: Tensor | None
     ) -> dict[int | None, Any]:
-        """Window -> mask, by the configuration and the cache of the first layer that has this window."""
+        """Return the mask of each window, by the configuration and the cache of the first layer that has it."""
         masks: dict[int | None, Any] = {}
         for i, window in enumerate(block["sliding_window"] for block in self.config.block_configs):
             if window not in masks:
@@ -205,6 +216,7 @@ class GptOssPuzzleForCausalLM(GptOssForCausalLM):
     """The language model. Its state-dict names are those of stock `GptOssForCausalLM`."""
 
     config: GptOssPuzzleConfig
+    body_class: ClassVar[type[GptOssPuzzleModel]] = GptOssPuzzleModel
     _can_set_experts_implementation_cached_value = True
     # Scales of an FP8 KV cache lie in the same files; the serving engine alone reads them.
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"self_attn\.[kv]_scale$"]

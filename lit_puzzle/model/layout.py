@@ -15,27 +15,28 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from lit_puzzle.model.family import GPT_OSS, Family, family_of, is_child
+
 Shape = tuple[int, ...]
 
 MXFP4_BLOCK = 32  # values that share one scale; a block is 16 bytes
-EXPERT_MATRICES = ("gate_up_proj", "down_proj")
-KV_SCALES = ("self_attn.k_scale", "self_attn.v_scale")
-EXPERT_ROWS = frozenset(
-    {"mlp.router.weight", "mlp.router.bias"}
-    | {f"mlp.experts.{name}{kind}" for name in EXPERT_MATRICES for kind in ("", "_bias", "_blocks", "_scales")}
-)  # tensors of a layer whose first dimension counts experts
+EXPERT_MATRICES = GPT_OSS.layer.expert_matrices
+KV_SCALES = GPT_OSS.layer.kv_scales
+EXPERT_ROWS = GPT_OSS.layer.expert_rows
 
-# What makes two parents the same architecture; the rest of config.json (versions, dtypes, cache switches) may differ.
-ESSENTIAL_KEYS = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "vocab_size",
-    "num_experts_per_tok",
-)
+
+def essential_keys(family: Family) -> tuple[str, ...]:
+    """Return what of `config.json` makes two parents the same architecture; versions, dtypes, caches may differ."""
+    return (
+        "hidden_size",
+        family.config.expert_width,
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "vocab_size",
+        family.config.experts_per_token,
+    )
 
 
 def layer_prefix(layer: int) -> str:
@@ -64,22 +65,19 @@ def layer_blocks(config: Mapping[str, Any]) -> list[tuple[int, int | None]]:
     Raises:
         ValueError: For another model type, or when the lists do not have one entry per layer.
     """
-    layers = whole(config, "num_hidden_layers")
-    kind = config.get("model_type")
-    if kind == "gpt_oss_puzzle":
+    layers, keys = whole(config, "num_hidden_layers"), family_of(config).config
+    if is_child(config):
         blocks = config.get("block_configs")
         if not isinstance(blocks, list) or len(blocks) != layers:
             raise ValueError(f"config.json: block_configs must list {layers} layers, got {blocks!r}")
         return [_puzzle_block(layer, block) for layer, block in enumerate(blocks)]
-    if kind != "gpt_oss":
-        raise ValueError(f"config.json: model_type {kind!r} is not supported; allowed: gpt_oss, gpt_oss_puzzle")
-    kinds = config.get("layer_types") or ["full_attention" if i % 2 else "sliding_attention" for i in range(layers)]
+    kinds = config.get("layer_types") or [keys.layer_types[i % len(keys.layer_types)] for i in range(layers)]
     if len(kinds) != layers or not set(kinds) <= {"full_attention", "sliding_attention"}:
         raise ValueError(
             f"config.json: layer_types must list {layers} times full_attention or sliding_attention, got {kinds!r}"
         )
-    experts = whole(config, "num_local_experts")
-    window = whole(config, "sliding_window") if "sliding_attention" in kinds else None
+    experts = whole(config, keys.num_experts)
+    window = whole(config, keys.window) if "sliding_attention" in kinds else None
     return [(experts, window if kind == "sliding_attention" else None) for kind in kinds]
 
 
@@ -95,20 +93,22 @@ def _puzzle_block(layer: int, block: object) -> tuple[int, int | None]:
 
 def layer_shapes(config: Mapping[str, Any], num_experts: int, mxfp4: bool) -> dict[str, Shape]:
     """Shapes of one decoder layer's tensors by their name inside the layer, without the optional KV scales."""
-    hidden, inner = whole(config, "hidden_size"), whole(config, "intermediate_size")
+    family = family_of(config)
+    names, hidden, inner = family.layer, whole(config, "hidden_size"), whole(config, family.config.expert_width)
     heads, head_dim = whole(config, "num_attention_heads"), whole(config, "head_dim")
     queries, keys = heads * head_dim, whole(config, "num_key_value_heads") * head_dim
-    shapes: dict[str, Shape] = {"input_layernorm.weight": (hidden,), "post_attention_layernorm.weight": (hidden,)}
-    projections = {"q": (queries, hidden), "k": (keys, hidden), "v": (keys, hidden), "o": (hidden, queries)}
-    for name, (rows, columns) in projections.items():
-        shapes[f"self_attn.{name}_proj.weight"] = (rows, columns)
-        if config.get("attention_bias", True):
-            shapes[f"self_attn.{name}_proj.bias"] = (rows,)
-    shapes["self_attn.sinks"] = (heads,)
-    shapes["mlp.router.weight"] = (num_experts, hidden)
-    shapes["mlp.router.bias"] = (num_experts,)
-    for name, rows, columns in (("gate_up_proj", 2 * inner, hidden), ("down_proj", hidden, inner)):
-        shapes |= _expert_shapes(f"mlp.experts.{name}", num_experts, rows, columns, mxfp4)
+    shapes: dict[str, Shape] = {f"{norm}.weight": (hidden,) for norm in (names.attention_norm, names.moe_norm)}
+    sizes = ((queries, hidden), (keys, hidden), (keys, hidden), (hidden, queries))
+    for projection, (rows, columns) in zip(names.projections, sizes, strict=True):
+        shapes[f"{names.attention}.{projection}.weight"] = (rows, columns)
+        if config.get("attention_bias", family.config.attention_bias):
+            shapes[f"{names.attention}.{projection}.bias"] = (rows,)
+    shapes[f"{names.attention}.sinks"] = (heads,)
+    shapes[f"{names.router}.weight"] = (num_experts, hidden)
+    shapes[f"{names.router}.bias"] = (num_experts,)
+    matrix_sizes = ((2 * inner, hidden), (hidden, inner))
+    for matrix, (rows, columns) in zip(names.expert_matrices, matrix_sizes, strict=True):
+        shapes |= _expert_shapes(f"{names.experts}.{matrix}", num_experts, rows, columns, mxfp4)
     return shapes
 
 

@@ -23,8 +23,8 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Mxfp4Config, PreTrainedModel
 
-import lit_puzzle.model.gpt_oss
-import lit_puzzle.model.sink_attention  # noqa: F401  (both register themselves with transformers)
+import lit_puzzle.model.blocks
+import lit_puzzle.model.sink_attention  # noqa: F401  (both register with transformers)
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.mxfp4 import expert_weight
 
@@ -110,7 +110,9 @@ class WaitingExperts:
         stored = self._checkpoint.tensors.get(full_name)
         if stored is None and full_name == "lm_head.weight":
             return  # tied to the embedding
-        if ".mlp.experts." in full_name and (stored is None or self._read(full_name).dtype != empty.dtype):
+        if f".{self._checkpoint.family.layer.experts}." in full_name and (
+            stored is None or self._read(full_name).dtype != empty.dtype
+        ):
             self._names.setdefault(module, {})[name] = full_name
         else:
             _put(module, name, self._read(full_name).to(empty.dtype), empty.requires_grad)

@@ -1,1 +1,1 @@
-"""The search: budgets as limits, the program and its solver, the plan and its report."""
+"""The search for a plan: quality losses and costs of candidates, budgets as constraints, and their solvers."""

@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lit_puzzle.child.assemble import child_config
+from lit_puzzle.child.child import child_config
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig
 from lit_puzzle.model.layout import layer_prefix
-from lit_puzzle.spec import BlockSpec, Plan
 
 Blocks = Sequence[tuple[int, int | None]]  # of every layer: experts, window
 
@@ -37,9 +36,7 @@ def puzzle_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """
     if checkpoint.config["model_type"] == GptOssPuzzleConfig.model_type:
         GptOssPuzzleConfig.from_pretrained(checkpoint.folder)
-    blocks = tuple(BlockSpec(tuple(range(count)), window) for count, window in checkpoint.blocks)
-    whole_model = Plan("the checkpoint itself", max(count for count, _ in checkpoint.blocks), blocks)
-    config = child_config(checkpoint.config, whole_model, None)
+    config = child_config(checkpoint.config, checkpoint.blocks)
     return {**_without(config, (*ROPE_KEYS, *CODE_KEYS)), "rope_parameters": rope_parameters(checkpoint.config)}
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+from lit_puzzle.child.folder import ChildFolder
 from lit_puzzle.kv_cache.kv_scales import KVScales, check_positive
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.layout import KV_SCALES
@@ -31,7 +32,7 @@ from lit_puzzle.serve import stock
 from lit_puzzle.serve import weights as steps
 from lit_puzzle.serve.adapter import Adapter, merged
 from lit_puzzle.serve.configs import puzzle_config, stock_config, with_storage
-from lit_puzzle.serve.exported_folder import PLAN_FILE, Exported, Form, results_of, write_folder
+from lit_puzzle.serve.exported_folder import Exported, Form, results_of, write_folder
 from lit_puzzle.serve.hub import check_upload, upload
 from lit_puzzle.serve.model_card import Card, read_run
 from lit_puzzle.serve.tokenizer_files import check_tokenizer, generation_settings
@@ -88,10 +89,10 @@ def export(
         check_upload(push_to_hub)
     for path in (*card.training, *card.evaluations.values()):
         read_run(path)
-    source = Checkpoint(require_input(checkpoint, "checkpoint"))
+    child = ChildFolder.open(require_input(checkpoint, "checkpoint"))
+    source, plan = child.checkpoint, child.plan
     words = source.folder if tokenizer is None else require_input(tokenizer, "tokenizer")
     check_tokenizer(words)
-    plan = _plan_of(source)
     weights, scales_from = _final_weights(source, adapter, kv_scales)
     rounding = packing.Rounding()
     weights = _stored_as(weights, experts, dtype, _packed_parent(mxfp4_parent, experts, plan), rounding)
@@ -101,10 +102,10 @@ def export(
     exported = Exported(format, source.folder, words, config, settings, weights, plan, scales_from, rounding)
     own_and_interrupted = (run_dir / CONFIG).is_file() and not is_complete(run_dir)
     with atomic_folder(run_dir / FOLDER, replace=own_and_interrupted) as scratch:
-        write_folder(scratch, exported, card)
+        facts = write_folder(scratch, exported, card)
     if push_to_hub is not None:
         upload(run_dir / FOLDER, push_to_hub, private)
-    return results_of(run_dir / FOLDER, exported)
+    return results_of(run_dir / FOLDER, facts)
 
 
 def _final_weights(source: Checkpoint, adapter: Path | None, kv_scales: Path | None) -> tuple[Weights, str]:
@@ -143,17 +144,6 @@ def check_scales(scales: KVScales, source: Checkpoint) -> None:
                 f"layer {layer} attends to everything and has no KV scale; only windowed layers may stay in bfloat16. "
                 "Run recipes/calibrate_kv.yaml again"
             )
-
-
-def _plan_of(source: Checkpoint) -> Plan | None:
-    path = source.folder / PLAN_FILE
-    if not path.is_file():
-        return None
-    plan = Plan.load(path)
-    planned, found = [block.num_experts for block in plan.blocks], [count for count, _ in source.blocks]
-    if planned != found:
-        raise ValueError(f"{path} has {planned} experts in its layers, the weights {found}; it is of another child")
-    return plan
 
 
 def _packed_parent(folder: Path | None, experts: Experts, plan: Plan | None) -> tuple[Checkpoint, Plan] | None:

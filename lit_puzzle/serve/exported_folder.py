@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lit_puzzle.child.assemble import MODELING_FILE
+from lit_puzzle.child.folder import CARRIED_FILES, PLAN_FILE
 from lit_puzzle.model.checkpoint import Checkpoint
+from lit_puzzle.model.family import family_of
 from lit_puzzle.model.layout import KV_SCALES, count_parameters, whole
 from lit_puzzle.model.writer import MAX_SHARD_BYTES, write_checkpoint
 from lit_puzzle.serve.checksums import checksums
@@ -25,8 +26,6 @@ from lit_puzzle.serve.tokenizer_files import copy_tokenizer
 from lit_puzzle.serve.weights import Weights, handed_over, layout_of
 from lit_puzzle.spec import Plan
 
-PLAN_FILE = "plan.json"
-CARRIED_FILES = ("generation_lengths.json", "LICENSE", "USAGE_POLICY", "NOTICE")
 Form = Literal["puzzle", "stock", "masked"]
 
 
@@ -57,8 +56,11 @@ class Exported:
     rounding: Rounding
 
 
-def write_folder(folder: Path, exported: Exported, card: Card, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
+def write_folder(folder: Path, exported: Exported, card: Card, max_shard_bytes: int = MAX_SHARD_BYTES) -> Facts:
     """Write everything into the empty `folder` and check what was written.
+
+    Returns:
+        What the card and the run's record say of it.
 
     Raises:
         ValueError: The weights written are not those that the written config implies.
@@ -71,7 +73,8 @@ def write_folder(folder: Path, exported: Exported, card: Card, max_shard_bytes: 
         if (exported.source / name).is_file():
             shutil.copyfile(exported.source / name, folder / name)
     if exported.form == "puzzle":
-        shutil.copyfile(MODELING_FILE, folder / MODELING_FILE.name)
+        modeling_file = family_of(exported.config).child.modeling_file
+        shutil.copyfile(modeling_file, folder / modeling_file.name)
     with checksums() as sums:
         layout, tensors = layout_of(exported.weights), handed_over(exported.weights)
         write_checkpoint(folder, layout, tensors, max_shard_bytes, shard_done=sums.add)
@@ -79,6 +82,7 @@ def write_folder(folder: Path, exported: Exported, card: Card, max_shard_bytes: 
         draw_blocks(folder / PICTURE, facts.blocks, facts.parent_experts)
         (folder / "README.md").write_text(card_text(card, facts))
         sums.write(folder)
+    return facts
 
 
 def facts_of(written: Checkpoint, exported: Exported) -> Facts:
@@ -100,9 +104,8 @@ def facts_of(written: Checkpoint, exported: Exported) -> Facts:
     )
 
 
-def results_of(folder: Path, exported: Exported) -> dict[str, float]:
+def results_of(folder: Path, facts: Facts) -> dict[str, float]:
     """The numbers for run.json."""
-    facts = facts_of(Checkpoint(folder), exported)
     return {
         "parameters": facts.parameters,
         "weight_bytes": facts.weight_bytes,

@@ -12,13 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lit_puzzle.child.assemble import generation_config
+from lit_puzzle.child.child import generation_config
+from lit_puzzle.child.folder import OPTIONAL_TOKENIZER_FILES, TEMPLATE_FILES, TOKENIZER_FILES
 from lit_puzzle.model.layout import whole
 from lit_puzzle.model.safetensors_file import read_json
 
-NEEDED_FILES = ("tokenizer.json", "tokenizer_config.json")
-TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
-OPTIONAL_FILES = ("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt")
 STOP_WORDS = ("<|return|>", "<|endoftext|>", "<|call|>")
 
 
@@ -28,7 +26,7 @@ def check_tokenizer(folder: Path) -> None:
     Raises:
         ValueError: A file or the chat template is missing, or the tokenizer's class is code in the folder.
     """
-    missing = [name for name in NEEDED_FILES if not (folder / name).is_file()]
+    missing = [name for name in TOKENIZER_FILES if not (folder / name).is_file()]
     if missing:
         raise ValueError(
             f"{folder} has no {' and no '.join(missing)}; an exported folder is complete: name the folder of a "
@@ -49,7 +47,7 @@ def check_tokenizer(folder: Path) -> None:
 
 def copy_tokenizer(source: Path, target: Path) -> None:
     """Copies the tokenizer's files and chat template."""
-    for name in (*NEEDED_FILES, *TEMPLATE_FILES, *OPTIONAL_FILES):
+    for name in (*TOKENIZER_FILES, *TEMPLATE_FILES, *OPTIONAL_TOKENIZER_FILES):
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
 

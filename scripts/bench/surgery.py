@@ -2,12 +2,12 @@
 
     python scripts/bench/surgery.py [--stage assemble|export] [--layers 24] [--rounds 3]
 
-assemble: 24 of 32 experts stay in every layer, drawn at random; `cp` copies the child's files. export: the parent
+assemble: 24 of 32 experts are kept in every layer, drawn at random; `cp` copies the child's files. export: the parent
 itself, with KV scales, all experts as they are stored; `cp` copies the parent's files, which are the same bytes, and
-export hashes them too. Both sides read a source that is out of the page cache, write where nothing lies yet, and end
-with fsync; rounds are interleaved, in turns first, seconds are of the wall clock. `sha256sum` of what was exported is
-timed by itself, for comparison. Needs disk for the parent (13 GB at 24 layers) and for two outputs; all of it is
-removed. Goals: ratio at most 1.5, at most 1 GiB of anonymous memory. Ends with one JSON line.
+export hashes them too. Both sides read a source that is not in the page cache, write new files, and end with fsync;
+rounds are interleaved with alternating order, seconds are wall-clock time. `sha256sum` of the exported folder is timed
+separately, for comparison. Needs disk for the parent (13 GB at 24 layers) and for two outputs; all of it is removed
+afterwards. Goals: ratio at most 1.5, at most 1 GiB of anonymous memory. Ends with one JSON line.
 """
 
 import argparse

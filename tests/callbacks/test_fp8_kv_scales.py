@@ -17,6 +17,8 @@ from lit_puzzle.callbacks.fp8_kv_scales import FP8KVScales
 from lit_puzzle.cli import main
 from lit_puzzle.data.calibration import CalibrationData, read_sequences
 from lit_puzzle.data.packed_files import PackedSequences
+from lit_puzzle.data.prompt_source import PromptSource
+from lit_puzzle.generation.sampling import Sampling
 from lit_puzzle.kv_cache.calibrate_kv import KVCalibration
 from lit_puzzle.kv_cache.kv_scales import KVScales
 from lit_puzzle.kv_cache.kv_statistics import ScaleSettings
@@ -121,7 +123,8 @@ def test_two_sharded_processes_calibrate_what_they_save(models: Models, tmp_path
 def test_reinforcement_learning_calibrates_on_what_its_child_wrote(tiny_config: Any, tmp_path: Path) -> None:
     """And trains as it does without the callback, bit for bit."""
     child = make_child(tmp_path / "start", tiny_config(num_hidden_layers=2))
-    data = CalibrationData(child, [Chains()], num_problems=6, max_new_tokens=8, batch_size=4)
+    source, sampling = PromptSource([Chains()], num_prompts=6), Sampling(8, temperature=0.0)
+    data = CalibrationData(child, source, sampling=sampling, batch_size=4)
     folder = tmp_path / "run"
 
     def work(_: int) -> None:
@@ -151,9 +154,9 @@ SHORT = {
         "model.init_args.grpo.max_completion_length": 4,
         "trainer.callbacks.data": "lit_puzzle.data.calibration.CalibrationData",
         "trainer.callbacks.data.init_args.parent": TINY_CHILD,
-        "trainer.callbacks.data.init_args.environments": "[{class_path: lit_puzzle.tiny.world.Chains}]",
-        "trainer.callbacks.data.init_args.num_problems": 3,
-        "trainer.callbacks.data.init_args.max_new_tokens": 4,
+        "trainer.callbacks.data.init_args.prompts.environments": "[{class_path: lit_puzzle.tiny.world.Chains}]",
+        "trainer.callbacks.data.init_args.prompts.num_prompts": 3,
+        "trainer.callbacks.data.init_args.sampling.max_new_tokens": 4,
     },
 }
 

@@ -89,7 +89,7 @@ def build(kind: str, attention: str, stock: GptOssForCausalLM) -> PreTrainedMode
         stock.set_attn_implementation(attention)
         return stock
     blocks: list[Any] = [{"num_local_experts": 8, "sliding_window": window} for window in (8, None, 5, None)]
-    model = GptOssPuzzleForCausalLM(GptOssPuzzleConfig.from_gpt_oss(stock.config, blocks)).eval()
+    model = GptOssPuzzleForCausalLM(GptOssPuzzleConfig.from_parent(stock.config, blocks)).eval()
     model.load_state_dict(stock.state_dict())
     model.set_attn_implementation(attention)
     return model

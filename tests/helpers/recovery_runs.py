@@ -49,7 +49,7 @@ def make_child(folder: Path, config: Any, experts: tuple[int, int] = (4, 3)) -> 
         {"num_local_experts": experts[1], "sliding_window": None},
     ]
     config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
-    model = GptOssPuzzleForCausalLM(GptOssPuzzleConfig.from_gpt_oss(config, blocks)).to(torch.bfloat16)
+    model = GptOssPuzzleForCausalLM(GptOssPuzzleConfig.from_parent(config, blocks)).to(torch.bfloat16)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     write_lengths(folder, {effort: LengthStatistics(6.0, 6.0, 6.0) for effort in EFFORTS})

@@ -1,4 +1,4 @@
-"""Importance of whole models, as Lightning runs it: brute force on true inputs, one = two processes, bad input."""
+"""Importance of whole models under Lightning: brute force on the true inputs, one = two processes, bad input."""
 
 import json
 import os
@@ -102,7 +102,7 @@ def test_linear_memory_attention_gives_the_same_scores(parent, sequences, tmp_pa
 def test_mixed_expert_counts(tiny_config, sequences, tmp_path):
     """A puzzle child: one tensor per layer, of its own length; a layer with fewer experts than top-k included."""
     blocks = [{"num_local_experts": n, "sliding_window": w} for n, w in ((8, 8), (3, None), (2, 8), (1, None))]
-    config = GptOssPuzzleConfig.from_gpt_oss(tiny_config(), blocks)
+    config = GptOssPuzzleConfig.from_parent(tiny_config(), blocks)
     torch.manual_seed(0)
     GptOssPuzzleForCausalLM(config).save_pretrained(tmp_path / "child")
     importance = run(tmp_path / "run", tmp_path / "child", sequences)
@@ -128,7 +128,7 @@ if __name__ == "__main__":
     )
     module = ExpertImportance(Path(parent))
     trainer.validate(module, CalibrationData(Path(parent), sequences=Path(sequences), batch_size=2), verbose=False)
-    weight = module.model.model.layers[0].mlp.mlp.experts.down_proj
+    weight = module.model.model.layers[0].mlp.moe.experts.down_proj
     assert isinstance(weight, DTensor) and weight.to_local().numel() * 2 == weight.numel()
 """
 

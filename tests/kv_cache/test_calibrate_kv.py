@@ -190,7 +190,7 @@ def test_bad_arguments_and_data_are_refused(tmp_path, checkpoint):
 
 def test_the_recipe_and_its_options_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    small = ["--data.init_args.num_problems=12", "--data.init_args.max_new_tokens=8"]
+    small = ["--data.init_args.prompts.num_prompts=12", "--data.init_args.sampling.max_new_tokens=8"]
     options = ["method=percentile", "rounding=none", "per_head=true", "windowed_layers=bf16"]
     words = ["recipes/calibrate_kv.yaml", *small, *(f"--model.init_args.scales.{option}" for option in options)]
     assert forked(1, lambda _: main(["run", *words])) == [0]  # it leaves a process group
@@ -201,7 +201,7 @@ def test_the_recipe_and_its_options_run(tmp_path, monkeypatch, capsys):
     assert scales.layers[0] is None and scales.layers[1].k.scale.shape == (2,)
     metrics = next(Path("runs/calibrate_kv").rglob("metrics.csv")).read_text()
     assert "kv/1/k_headroom" in metrics.splitlines()[0]
-    small = ["--prompts_per_effort=2", "--max_new_tokens=4", "--batch_size=2"]
+    small = ["--held_out.prompts_per_effort=2", "--sampling.max_new_tokens=4", "--engine.batch_size=2"]
     main(["run", "recipes/evaluate.yaml", "--kv_cache=fp8", "--kv_scales=runs/calibrate_kv", *small])
     parent = ["--checkpoint=lit_puzzle/assets/tiny_parent", "--run_dir=runs/other"]
     words = ["--kv_cache=fp8", "--kv_scales=runs/calibrate_kv", *parent, *small]

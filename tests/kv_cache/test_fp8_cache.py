@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from helpers.by_generate import by_generate
 from helpers.recovery_runs import Fingerprint
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -12,8 +13,10 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssAttention
 
 from lit_puzzle.environments.environment import render_prompt
-from lit_puzzle.evaluate.accuracy import evaluate, held_out_problems, read_episodes
-from lit_puzzle.generation.batches import generate_greedily
+from lit_puzzle.evaluate.accuracy import evaluate, read_episodes
+from lit_puzzle.evaluate.held_out import HeldOut
+from lit_puzzle.generation.sampling import EngineSettings, Sampling
+from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.kv_cache.fp8_cache import Fp8Cache, layer_scales, scales_for
 from lit_puzzle.kv_cache.kv_scales import KVScales, LayerScales, TensorScale
 from lit_puzzle.kv_cache.kv_statistics import KVStatistics, Scales, ScaleSettings, find_scales, recording
@@ -31,7 +34,7 @@ MASK = (torch.arange(21) < torch.tensor([[21], [13], [4]])).long()
 def child(tiny_config, tiny_model) -> PreTrainedModel:
     """Four layers: windows 8 and 5, two of full attention; experts differ. The weights have no zeros."""
     torch.manual_seed(0)
-    model = GptOssPuzzleForCausalLM(GptOssPuzzleConfig.from_gpt_oss(tiny_config(), BLOCKS)).eval()
+    model = GptOssPuzzleForCausalLM(GptOssPuzzleConfig.from_parent(tiny_config(), BLOCKS)).eval()
     for parameter in model.parameters():
         parameter.data.add_(0.2 * torch.randn(parameter.shape))
     return model
@@ -111,13 +114,15 @@ def test_generation_equals_the_plain_reimplementation(child):
     child.generation_config.eos_token_id = tokenizer.eos_token_id
     prompts = [IDS[0, :9].tolist(), IDS[1, :5].tolist()]
     scales = some_scales()
-    answers = generate_greedily(child, tokenizer, prompts, 14, lambda: Fp8Cache(child.config, scales))
-    for prompt, (answer, _) in zip(prompts, answers, strict=True):
+    greedy = Sampling(14, temperature=0.0)
+    engine = TransformersEngine(child, tokenizer, 2, lambda: Fp8Cache(child.config, scales))
+    completions = engine.generate(prompts, greedy)
+    for prompt, done in zip(prompts, completions, strict=True):
         sequence = list(prompt)
-        for token in answer:
+        for token in done.token_ids:
             assert int(plain_logits(child, torch.tensor([sequence]), scales)[0, -1].argmax()) == token
             sequence.append(token)
-    assert [a for a, _ in answers] != [a for a, _ in generate_greedily(child, tokenizer, prompts, 14)]
+    assert completions != TransformersEngine(child, tokenizer, 2).generate(prompts, greedy)
 
 
 def test_what_is_stored_is_fp8_and_as_short_as_the_window(child):
@@ -229,7 +234,7 @@ def test_where_scales_come_from(child, tmp_path):
 
 
 def test_evaluation_under_an_fp8_cache(child, tmp_path):
-    """The answers are those that the cache gives, round after round, and not those of the model as it is."""
+    """The completions are those that the cache gives, and not those of the model as it is."""
     tokenizer, environment = build_tokenizer(), Fingerprint()
     child.generation_config.eos_token_id = tokenizer.eos_token_id
     child.save_pretrained(tmp_path / "model")
@@ -238,13 +243,15 @@ def test_evaluation_under_an_fp8_cache(child, tmp_path):
     scales = KVScales(fingerprint(tmp_path / "model"), "amax", "none", 1, (LayerScales(coarse, coarse),) * 4)
     scales.save(tmp_path / "scales")
     settings = {"kv_cache": "fp8", "kv_scales": tmp_path / "scales"}
-    results = evaluate(tmp_path, tmp_path / "model", [environment], ["low"], 5, 40, 3, **settings)
-    problems = held_out_problems([environment], ["low"], 5, 0)
+    held_out = HeldOut([environment], ["low"], 5)
+    small = Sampling(40, temperature=0.0), EngineSettings(batch_size=3)
+    results = evaluate(tmp_path, tmp_path / "model", held_out, *small, **settings)
+    problems = held_out.problems()
     values = {"model": [], "fp8": []}
     for name, make_cache in (("model", None), ("fp8", lambda: Fp8Cache(child.config, layer_scales(scales)))):
         for problem, effort in problems:
             prompt = tokenizer(render_prompt(tokenizer, problem, effort), add_special_tokens=False)["input_ids"]
-            ((answer, _),) = generate_greedily(child, tokenizer, [prompt], 40, make_cache)
-            values[name].append(environment.verify(tokenizer.decode(answer), problem.answer))
+            (done,) = by_generate(child, [prompt], 40, make_cache)
+            values[name].append(environment.verify(tokenizer.decode(done.token_ids), problem.answer))
     assert [episode.correct for episode in read_episodes(tmp_path)] == values["fp8"] != values["model"]
     assert results["accuracy/low"] == pytest.approx(sum(values["fp8"]) / 5)

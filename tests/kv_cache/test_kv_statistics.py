@@ -57,7 +57,7 @@ def model(request, tiny_model, tiny_config):
         return tiny_model
     blocks = [{"num_local_experts": n, "sliding_window": w} for n, w in ((8, 8), (3, None), (2, 5), (1, None))]
     torch.manual_seed(0)
-    child = GptOssPuzzleForCausalLM(GptOssPuzzleConfig.from_gpt_oss(tiny_config(), blocks)).eval()
+    child = GptOssPuzzleForCausalLM(GptOssPuzzleConfig.from_parent(tiny_config(), blocks)).eval()
     for parameter in child.parameters():
         parameter.data.add_(0.2 * torch.randn(parameter.shape))
     return child

@@ -1,4 +1,4 @@
-"""From importance to candidates: the best-scored experts stay, windows only narrow, what fits nowhere is refused."""
+"""From importance to candidates: the best-scored experts are kept, windows only narrow, other numbers are refused."""
 
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def test_every_layer_gets_counts_windows_and_their_combinations(tmp_path, parent
 
 def test_layers_with_fewer_experts_get_what_fits_them(tmp_path, tiny_config):
     blocks = [{"num_local_experts": n, "sliding_window": None if n % 2 else 8} for n in (8, 3, 2, 1)]
-    child = GptOssPuzzleForCausalLM(GptOssPuzzleConfig.from_gpt_oss(tiny_config(), blocks))
+    child = GptOssPuzzleForCausalLM(GptOssPuzzleConfig.from_parent(tiny_config(), blocks))
     child.save_pretrained(tmp_path / "child")
     rows = [[float(i) for i in range(n)] for n in (8, 3, 2, 1)]
     library(

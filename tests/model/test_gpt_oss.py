@@ -38,7 +38,7 @@ def blocks_of(mix: list[tuple[int, int | None]]) -> Blocks:
 
 def pruned(parent: GptOssForCausalLM, mix: list[tuple[int, int | None]]) -> GptOssPuzzleForCausalLM:
     """A child that keeps the first experts of each layer: the rows of four expert tensors and two router tensors."""
-    child = GptOssPuzzleForCausalLM(GptOssPuzzleConfig.from_gpt_oss(parent.config, blocks_of(mix)))
+    child = GptOssPuzzleForCausalLM(GptOssPuzzleConfig.from_parent(parent.config, blocks_of(mix)))
     shapes = {name: value.shape for name, value in child.state_dict().items()}
     child.load_state_dict({name: value[: shapes[name][0]] for name, value in parent.state_dict().items()})
     return child.eval()
@@ -61,7 +61,7 @@ class TestConfig:
 
     def test_blocks_are_all_that_is_written_and_everything_comes_back(self, tmp_path: Path, tiny_config: Any) -> None:
         blocks = blocks_of(MIXES["wide, full, narrow"])
-        config = GptOssPuzzleConfig.from_gpt_oss(tiny_config(), blocks)
+        config = GptOssPuzzleConfig.from_parent(tiny_config(), blocks)
         config.save_pretrained(tmp_path)
         written = json.loads((tmp_path / "config.json").read_text())
         assert written["block_configs"] == blocks
@@ -79,8 +79,8 @@ class TestConfig:
         assert len(written["layer_types"]) == len(written["block_configs"]) == 36
 
     def test_a_child_can_be_pruned_further(self, tiny_config: Any) -> None:
-        child = GptOssPuzzleConfig.from_gpt_oss(tiny_config(), blocks_of(STOCK))
-        grandchild = GptOssPuzzleConfig.from_gpt_oss(child, blocks_of(MIXES["all windows"]))
+        child = GptOssPuzzleConfig.from_parent(tiny_config(), blocks_of(STOCK))
+        grandchild = GptOssPuzzleConfig.from_parent(child, blocks_of(MIXES["all windows"]))
         assert grandchild.block_configs == blocks_of(MIXES["all windows"])
         assert grandchild.vocab_size == 128
 
@@ -113,7 +113,7 @@ class TestConfig:
             GptOssPuzzleConfig(num_hidden_layers=4, num_local_experts=8, sliding_window=8, **settings)
 
     def test_the_configuration_of_one_layer_is_a_stock_one(self, tiny_config: Any) -> None:
-        config = GptOssPuzzleConfig.from_gpt_oss(tiny_config(), blocks_of(MIXES["one expert, windows first and last"]))
+        config = GptOssPuzzleConfig.from_parent(tiny_config(), blocks_of(MIXES["one expert, windows first and last"]))
         layer = config.get_gpt_oss_config_for_layer(0)
         assert type(layer) is GptOssConfig
         assert (layer.num_local_experts, layer.sliding_window, layer.num_experts_per_tok) == (1, None, 1)
@@ -163,7 +163,7 @@ class TestAgainstStock:
     def test_names_shapes_and_dtypes_of_the_weights_are_stock(self, tiny_config: Any) -> None:
         config = tiny_config(dtype="bfloat16")
         stock = GptOssForCausalLM._from_config(config)
-        child = GptOssPuzzleForCausalLM._from_config(GptOssPuzzleConfig.from_gpt_oss(config, blocks_of(STOCK)))
+        child = GptOssPuzzleForCausalLM._from_config(GptOssPuzzleConfig.from_parent(config, blocks_of(STOCK)))
         described = [{name: (v.shape, v.dtype) for name, v in model.state_dict().items()} for model in (stock, child)]
         assert list(described[0].items()) == list(described[1].items())
         assert described[0]["lm_head.weight"][1] is torch.bfloat16
@@ -338,7 +338,7 @@ assert model.generate(ids, max_new_tokens=3, do_sample=False, eos_token_id=None)
     def test_an_mxfp4_folder_is_read_and_written_back_dequantized(self, tiny_config: Any, tmp_path: Path) -> None:
         config = tiny_config(hidden_size=32, intermediate_size=32, dtype="bfloat16")
         mix = [(8, 8), (3, 20), (8, 2), (5, None)]
-        child = GptOssPuzzleForCausalLM._from_config(GptOssPuzzleConfig.from_gpt_oss(config, blocks_of(mix)))
+        child = GptOssPuzzleForCausalLM._from_config(GptOssPuzzleConfig.from_parent(config, blocks_of(mix)))
         child.save_pretrained(tmp_path / "bf16")
         expected = mxfp4_twin(tmp_path / "bf16", tmp_path / "mxfp4")
         for quantization in ({}, {"quantization_config": Mxfp4Config(dequantize=True)}):

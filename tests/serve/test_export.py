@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from helpers.file_reads import count_reads
 from helpers.released_twin import twin_tensors, write_released_twin
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lit_puzzle.child.assemble import MODELING_FILE
 from lit_puzzle.cli import main
 from lit_puzzle.kv_cache.kv_scales import KVScales, LayerScales, TensorScale
 from lit_puzzle.model.checkpoint import Checkpoint, fingerprint
+from lit_puzzle.model.family import GPT_OSS
 from lit_puzzle.serve.configs import puzzle_config, rope_parameters
 from lit_puzzle.serve.export import export
 from lit_puzzle.serve.exported_folder import write_folder
@@ -53,7 +54,7 @@ def test_folder_is_complete_and_says_the_same(tmp_path: Path) -> None:
     names = {path.name for path in folder.iterdir()}
     assert names == {path.name for path in CHILD.iterdir()} | {"README.md", "plan.png", "SHA256SUMS"}
     for name in names - {"README.md", "plan.png", "SHA256SUMS", "config.json", "generation_config.json"}:
-        source = MODELING_FILE if name == "gpt_oss.py" else CHILD / name
+        source = GPT_OSS.child.modeling_file if name == "gpt_oss.py" else CHILD / name
         assert (folder / name).read_bytes() == source.read_bytes(), name
     assert torch.equal(logits_of(folder), logits_of(CHILD))
     assert fingerprint(folder) == fingerprint(CHILD)
@@ -61,6 +62,13 @@ def test_folder_is_complete_and_says_the_same(tmp_path: Path) -> None:
     assert config == before and not config.keys() & {"per_layer_config", "quantization_config", "rope_scaling"}
     assert results["files"] == len(names) and results["parameters"] == 1_449_336
     assert (results["mxfp4_layers"], results["kv_scale_layers"], results["rounded_experts"]) == (0, 0, 0)
+
+
+def test_every_checkpoint_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = count_reads(monkeypatch)
+    export(tmp_path, CHILD)
+    opened = {path.parent.name: count for path, count in reads.items() if path.name == "model.safetensors"}
+    assert opened == {CHILD.name: 1, ".model.partial": 1} and reads[CHILD / "plan.json"] == 1
 
 
 def test_checksums_are_those_of_coreutils(tmp_path: Path) -> None:
@@ -206,13 +214,14 @@ def test_stop_tokens_are_the_tokenizers_own(tmp_path: Path) -> None:
     words = write_gpt_oss_tokenizer(tmp_path / "words")
     assert stop_tokens(words) == [200002, 199999, 200012]
     assert stop_tokens(CHILD) == [5, 0, 6]
-    config = {"vocab_size": 201089, "eos_token_id": 200002}  # not the size by which gpt-oss is known
+    config = {"model_type": "gpt_oss", "vocab_size": 201089, "eos_token_id": 200002}  # not the size of gpt-oss
     assert generation_settings(tmp_path, words, config)["eos_token_id"] == [200002, 199999, 200012]
+    small = {"model_type": "gpt_oss", "vocab_size": 128, "eos_token_id": None}
     with pytest.raises(ValueError, match=r"\[200002, 199999, 200012\]; there must be some, and all below"):
-        generation_settings(tmp_path, words, {"vocab_size": 128, "eos_token_id": None})
+        generation_settings(tmp_path, words, small)
     (words / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match=r"are \[\]; there must be some"):
-        generation_settings(tmp_path, words, {"vocab_size": 128, "eos_token_id": None})
+        generation_settings(tmp_path, words, small)
 
 
 def test_rope_parameters_of_either_dialect() -> None:

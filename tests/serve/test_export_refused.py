@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from test_export import scales_of, tensor_scale
 from transformers import AutoConfig
 
-from lit_puzzle.child.assemble import MODELING_FILE
 from lit_puzzle.cli import main
 from lit_puzzle.kv_cache.kv_scales import KVScales, LayerScales
 from lit_puzzle.model.checkpoint import Checkpoint
+from lit_puzzle.model.family import GPT_OSS
 from lit_puzzle.serve.export import export
 
 ASSETS = Path(__file__).parents[2] / "lit_puzzle" / "assets"
@@ -52,7 +52,7 @@ def test_code_of_the_checkpoint_is_neither_run_nor_copied(tmp_path: Path, child:
     folder = tmp_path / "run" / "model"
     assert not mark.exists()
     assert [path.name for path in folder.glob("*.py")] == ["gpt_oss.py"]
-    assert (folder / "gpt_oss.py").read_bytes() == MODELING_FILE.read_bytes()
+    assert (folder / "gpt_oss.py").read_bytes() == GPT_OSS.child.modeling_file.read_bytes()
     assert json.loads((folder / "config.json").read_text())["auto_map"]["AutoModelForCausalLM"].startswith("gpt_oss.")
 
 

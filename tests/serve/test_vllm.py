@@ -18,8 +18,8 @@ from test_export import scales_of
 from test_export_formats import MIXED, UNIFORM, child
 from torch import Tensor
 
-from lit_puzzle.generation.engines import start_engine
-from lit_puzzle.generation.sampling import Sampling
+from lit_puzzle.generation.load import load_engine
+from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.serve.export import export
 from lit_puzzle.serve.vllm.check import require_vllm, run_engines, serve_check
 from lit_puzzle.serve.vllm.check_reference import make_reference
@@ -101,8 +101,8 @@ def test_documents_are_written_as_transformers_writes_them() -> None:
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     greedy, sampled = json.loads(done.stdout.splitlines()[-1]).values()
-    expected = start_engine("transformers", TINY_PARENT, "float32", Sampling(40, 0.0), 2, 1)(prompts, 0)
-    assert greedy[0] == [list(answer) for answer in expected] and all(ended for _, ended in expected)
+    expected = load_engine(EngineSettings("transformers"), TINY_PARENT).generate(prompts, Sampling(40, 0.0))
+    assert greedy[0] == [[done.token_ids, "stop"] for done in expected]
     assert sampled[0] not in (greedy[0], sampled[2])  # one seed, and another
     assert [greedy[1], sampled[1]] == [greedy[0][:2], sampled[0][:2]]  # two of the five prompts
 

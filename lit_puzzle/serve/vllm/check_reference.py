@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
-from lit_puzzle.generation.batches import end_and_pad
+from lit_puzzle.generation.stop_tokens import end_and_pad
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.loading import DtypeName, load_model
 

@@ -1,0 +1,251 @@
+"""What is special to a family of MoE models, as data: the one place outside `serve/` and `tiny/` that knows gpt-oss.
+
+Every other room asks `family_of(config)` (a `config.json`) or `family_named(model_type)` (a loaded model's
+`config.model_type`). Another family takes an entry in `FAMILIES`, one file in `lit_puzzle/model` with the modeling
+classes of its children, and a model class in `lit_puzzle/serve/vllm`. Works without torch; the same knowledge about
+loaded modules is in `lit_puzzle.model.modules`. Reads and writes nothing.
+
+What all families share is not in here: the convention of transformers that a causal language model has `model.layers`,
+`model.embed_tokens`, `model.norm`, `model.rotary_emb` and `lm_head`; and the `block_configs` of a child's
+configuration, one `{"num_local_experts", "sliding_window"}` for each layer.
+
+Source: transformers' `modeling_gpt_oss.py` (names, router, activation), the released gpt-oss checkpoints and
+gpt-oss-puzzle-88B (MXFP4 tensors, KV scales), the harmony response format of gpt-oss (answers, stop tokens).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class LayerNames:
+    """Names of the parts of a decoder layer, as of its modules so of its tensors.
+
+    Attributes:
+        attention_norm: Norm before attention.
+        attention: Attention.
+        projections: Its linear layers: queries, keys, values, output.
+        kv_scales: Tensors of the FP8 scales of its keys and of its values.
+        moe_norm: Norm before the experts.
+        moe: Router and experts.
+        router: The router, which has `weight`, `bias`, `num_experts` and `top_k`.
+        experts: The experts, whose parameters stack all experts of the layer along the first dimension.
+        expert_matrices: The parameters of `experts` that are matrices. Each has a `*_bias`; in MXFP4 it is stored as
+            `*_blocks` and `*_scales`.
+    """
+
+    attention_norm: str
+    attention: str
+    projections: tuple[str, str, str, str]
+    kv_scales: tuple[str, str]
+    moe_norm: str
+    moe: str
+    router: str
+    experts: str
+    expert_matrices: tuple[str, ...]
+
+    @property
+    def router_tensors(self) -> tuple[str, ...]:
+        """The router's tensors, one row per expert."""
+        return (f"{self.router}.weight", f"{self.router}.bias")
+
+    @property
+    def expert_tensors(self) -> tuple[str, ...]:
+        """All names that a tensor of the experts can have, in floating point or in MXFP4."""
+        kinds = ("", "_bias", "_blocks", "_scales")
+        return tuple(f"{self.experts}.{matrix}{kind}" for matrix in self.expert_matrices for kind in kinds)
+
+    @property
+    def expert_rows(self) -> frozenset[str]:
+        """Tensors of a layer whose first dimension counts experts: what pruning experts selects rows of."""
+        return frozenset(self.router_tensors + self.expert_tensors)
+
+    @property
+    def attention_half(self) -> tuple[str, str]:
+        """What the names of the tensors up to the residual sum behind attention start with."""
+        return (f"{self.attention_norm}.", f"{self.attention}.")
+
+    @property
+    def expert_half(self) -> tuple[str, str]:
+        """What the names of the other tensors of the layer start with."""
+        return (f"{self.moe_norm}.", f"{self.moe}.")
+
+    @property
+    def frozen(self) -> tuple[str, str]:
+        """Patterns of the parameters of a model that distillation and reinforcement learning keep by default."""
+        return (f"*.{self.experts}.*", f"*.{self.router}.*")
+
+
+@dataclass(frozen=True)
+class ConfigKeys:
+    """Keys of a stock `config.json` that are named differently in other families, and what their absence means.
+
+    Attributes:
+        num_experts: Experts of a layer.
+        experts_per_token: Experts that the router chooses for a token.
+        expert_width: Channels inside an expert.
+        window: Tokens that a windowed layer's attention sees.
+        attention_bias: Whether attention has biases where the key `attention_bias` is missing.
+        layer_types: Kinds of attention where the key `layer_types` is missing, repeated over the layers.
+    """
+
+    num_experts: str
+    experts_per_token: str
+    expert_width: str
+    window: str
+    attention_bias: bool
+    layer_types: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ChildFormat:
+    """How a child with layers of different sizes says what it is.
+
+    Attributes:
+        model_type: Of its configuration.
+        config_class: Class of its configuration, with `from_parent(config, blocks)`.
+        model_class: Class of its causal language model.
+        modeling_file: File that defines both; it is copied into every child's folder and registers them.
+    """
+
+    model_type: str
+    config_class: str
+    model_class: str
+    modeling_file: Path
+
+    def config_entries(self) -> dict[str, Any]:
+        """The entries of a child's `config.json` by which it is loaded."""
+        module = self.modeling_file.stem
+        classes = {"AutoConfig": self.config_class, "AutoModelForCausalLM": self.model_class}
+        return {
+            "model_type": self.model_type,
+            "architectures": [self.model_class],
+            "auto_map": {auto: f"{module}.{name}" for auto, name in classes.items()},
+        }
+
+
+@dataclass(frozen=True)
+class AnswerFormat:
+    """Where the answer stands in a completion that was decoded with its special tokens.
+
+    Attributes:
+        header: What is generated before the answer.
+        end: What is generated after it, at the end of a finished completion.
+        header_pattern: Regular expression of `header` with the spaces that models generate at times.
+        control_pattern: Regular expression of special tokens that no answer contains.
+    """
+
+    header: str
+    end: str
+    header_pattern: str
+    control_pattern: str
+
+    def final_text(self, completion: str) -> str | None:
+        """Return the answer, or None if the completion is not finished or has none."""
+        body, ended, _ = completion.partition(self.end)
+        answer = re.split(self.header_pattern, body)[-1]
+        if not ended or answer == body or re.search(self.control_pattern, answer):
+            return None
+        return answer
+
+    def wrap(self, answer: str) -> str:
+        """Return the end of a finished completion with this answer."""
+        return f"{self.header}{answer}{self.end}"
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of MoE models.
+
+    Attributes:
+        model_type: Of a stock configuration.
+        child: Format of its children.
+        layer: Names inside a decoder layer.
+        config: Keys of a stock configuration.
+        answer: Format of completions.
+        vocab_size: Size of the vocabulary of the released models, whose stop tokens are known.
+        stop_tokens: Ids at which generation with that vocabulary must stop.
+    """
+
+    model_type: str
+    child: ChildFormat
+    layer: LayerNames
+    config: ConfigKeys
+    answer: AnswerFormat
+    vocab_size: int
+    stop_tokens: tuple[int, ...]
+
+
+GPT_OSS = Family(
+    model_type="gpt_oss",
+    child=ChildFormat(
+        model_type="gpt_oss_puzzle",
+        config_class="GptOssPuzzleConfig",
+        model_class="GptOssPuzzleForCausalLM",
+        modeling_file=Path(__file__).with_name("gpt_oss.py"),
+    ),
+    layer=LayerNames(
+        attention_norm="input_layernorm",
+        attention="self_attn",
+        projections=("q_proj", "k_proj", "v_proj", "o_proj"),
+        kv_scales=("self_attn.k_scale", "self_attn.v_scale"),
+        moe_norm="post_attention_layernorm",
+        moe="mlp",
+        router="mlp.router",
+        experts="mlp.experts",
+        expert_matrices=("gate_up_proj", "down_proj"),
+    ),
+    config=ConfigKeys(
+        num_experts="num_local_experts",
+        experts_per_token="num_experts_per_tok",
+        expert_width="intermediate_size",
+        window="sliding_window",
+        attention_bias=True,
+        layer_types=("sliding_attention", "full_attention"),
+    ),
+    answer=AnswerFormat(
+        header="<|channel|>final<|message|>",
+        end="<|return|>",
+        header_pattern=r"<\|channel\|>\s*final\s*<\|message\|>",
+        control_pattern=r"<\|(start|end|message|channel|call|constrain)\|>",
+    ),
+    vocab_size=201_088,
+    stop_tokens=(200_002, 199_999, 200_012),  # <|return|>, <|endoftext|>, <|call|>
+)
+FAMILIES = (GPT_OSS,)
+
+
+def family_named(model_type: object) -> Family:
+    """Return the family of a model type, a parent's or a child's.
+
+    Raises:
+        ValueError: The model type belongs to no family.
+    """
+    for family in FAMILIES:
+        if model_type in (family.model_type, family.child.model_type):
+            return family
+    known = [name for family in FAMILIES for name in (family.model_type, family.child.model_type)]
+    raise ValueError(f"config.json: model_type {model_type!r} is not supported; allowed: {', '.join(known)}")
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """Return the family of the model of a `config.json`.
+
+    Raises:
+        ValueError: Its model type belongs to no family.
+    """
+    return family_named(config.get("model_type"))
+
+
+def is_child(config: Mapping[str, Any]) -> bool:
+    """Return whether a `config.json` is a child's, with `block_configs`, and not a stock one.
+
+    Raises:
+        ValueError: Its model type belongs to no family.
+    """
+    return config.get("model_type") == family_of(config).child.model_type

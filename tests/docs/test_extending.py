@@ -22,7 +22,7 @@ FENCE = re.compile(r"^```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^```", flags=re.MUL
 SECTION = re.compile(r"^## (.+?)\n(.*?)(?=^## |\Z)", flags=re.MULTILINE | re.DOTALL)
 SECTIONS = {title: FENCE.findall(text) for title, text in SECTION.findall(PAGE.read_text())}
 PARENT = PACKAGE / "assets" / "tiny_parent"
-FEW = ["--data.init_args.num_problems=6", "--data.init_args.max_new_tokens=8"]
+FEW = ["--data.init_args.prompts.num_prompts=6", "--data.init_args.sampling.max_new_tokens=8"]
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_reward(project: Path) -> None:
 
 
 def test_environment(project: Path) -> None:
-    run_as_printed("Environment", "--prompts_per_effort=4", "--max_new_tokens=8")
+    run_as_printed("Environment", "--held_out.prompts_per_effort=4", "--sampling.max_new_tokens=8")
     assert {f"accuracy/{effort}/sums" for effort in ("low", "medium", "high")} <= set(
         results(project / "runs" / "sums")
     )
@@ -105,7 +105,7 @@ def test_candidate(project: Path) -> None:
 
 
 def test_evaluation(project: Path) -> None:
-    run_as_printed("Evaluation", *FEW, "--rank_samples=2")
+    run_as_printed("Evaluation", *FEW, "--scoring.rank_samples=2")
     entries = json.loads((project / "runs" / "score_last_token" / "scores.json").read_text())["entries"]
     windows = [entry for entry in entries if entry["candidate"].startswith("window=")]
     assert windows and all(-1 <= entry["metrics"]["last_token"]["mean"] <= 1 for entry in windows)

@@ -23,12 +23,12 @@ def load_engine(settings: EngineSettings, checkpoint: Path, device: str | None =
         device: where transformers puts the model; None: the GPU if there is one. vLLM chooses for itself.
 
     Raises:
-        ValueError: vLLM is asked for and is not installed.
+        ValueError: vLLM is asked for and is not installed or does not start.
     """
     usable = torch.cuda.is_available() and importlib.util.find_spec("vllm") is not None
     if settings.name == "vllm" or (settings.name == "auto" and usable):
-        from lit_puzzle.generation.vllm_engine import VLLMEngine
+        from lit_puzzle.generation.vllm_engine import load_vllm
 
-        return VLLMEngine(checkpoint, settings)
+        return load_vllm(checkpoint, settings)
     model, tokenizer = load_policy(checkpoint, settings.dtype, device)
     return TransformersEngine(model, tokenizer, settings.batch_size)

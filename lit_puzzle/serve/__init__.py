@@ -1,1 +1,1 @@
-"""Serving: the exported folder, a plugin for vLLM, and the check of both."""
+"""Serving: the exported folder, and its use in vLLM."""

@@ -19,7 +19,8 @@ from pathlib import Path
 from jsonargparse import ActionConfigFile, Namespace
 
 from lit_puzzle.run.folder import RunClock, abandon_if_empty, join_run, open_run
-from lit_puzzle.run.recipe import PACKAGED_RECIPES, Recipe, RecipeParser, load_recipe, packaged_recipes
+from lit_puzzle.run.parser import RecipeParser
+from lit_puzzle.run.recipe import PACKAGED_RECIPES, Recipe, load_recipe, packaged_recipes
 
 LIGHTNING_COMMANDS = {
     "fit": "train a LightningModule: RL recovery, distillation, the tiny parent",

@@ -7,15 +7,8 @@ import pytest
 import yaml
 from jsonargparse import ActionConfigFile
 
-from lit_puzzle.run.recipe import (
-    Recipe,
-    RecipeParser,
-    explain,
-    find_recipe,
-    load_recipe,
-    packaged_recipes,
-    recipe_that_makes,
-)
+from lit_puzzle.run.parser import RecipeParser, explain
+from lit_puzzle.run.recipe import Recipe, find_recipe, load_recipe, packaged_recipes, recipe_that_makes
 
 
 def write(path: Path, **content: object) -> Path:

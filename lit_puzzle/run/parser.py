@@ -63,17 +63,10 @@ def _all_keys(node: Any) -> Iterator[str]:
         yield from _all_keys(child)
 
 
-def _class_paths(node: Any) -> Iterator[str]:
-    if isinstance(node, dict) and isinstance(node.get("class_path"), str):
-        yield node["class_path"]
-    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-        yield from _class_paths(child)
-
-
 def _constructor_arguments(recipe: Recipe) -> Iterator[str]:
     """Yield the names of the arguments of every class that a recipe uses, and of the dataclasses among them."""
     yield from ("class_path", "init_args")
-    for class_path in {path for layer in recipe.layers for path in _class_paths(layer)}:
+    for class_path in recipe.class_paths():
         module_name, _, class_name = class_path.rpartition(".")
         if not module_name:  # a bare name is one of Lightning's own, whose arguments the parser knows
             continue

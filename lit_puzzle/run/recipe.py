@@ -5,7 +5,7 @@ Reads YAML files on disk or, when a path is not found there, the recipes packed 
 the files become a list of `--config` arguments, base first, so that jsonargparse's own merge rules decide what wins.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,10 @@ class Recipe:
         """The last word the files have on a top-level key, or None."""
         return next((layer[key] for layer in reversed(self.layers) if key in layer), None)
 
+    def class_paths(self) -> set[str]:
+        """Return every class path in the files."""
+        return {path for layer in self.layers for path in _class_paths(layer)}
+
     def config_arguments(self, words: Sequence[str] = ()) -> list[str]:
         """The layers as repeated `--config`, base first; the YAML text stands in place of a file.
 
@@ -49,6 +53,13 @@ class Recipe:
             later.append(layer)
         texts = [yaml.safe_dump(layer, sort_keys=False) for layer in layers]
         return [argument for text in texts for argument in ("--config", text)]
+
+
+def _class_paths(node: Any) -> Iterator[str]:
+    if isinstance(node, dict) and isinstance(node.get("class_path"), str):
+        yield node["class_path"]
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from _class_paths(child)
 
 
 def _nested(word: str, value: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ While the run trains each validation tells how the weights of the moment would f
     kv_start/<layer>/k_amax|k_headroom|k_overflow|k_scale       and v_...: with the scales of the weights at the start
     kv/<layer>/...                                              at the end: with the scales that are written
 
-Memory beside the run's: the statistics (`lit_puzzle.kv_cache.kv_statistics`); at the end the child once more,
+Memory beside the run's: the statistics (`lit_puzzle.kv_cache.statistics`); at the end the child once more,
 P b / processes. Traffic of each pass: gathers P b a batch where weights are sharded.
 Source: arXiv 2602.11937 (scales over calibration data); formulas in `lit_puzzle.kv_cache.fp8`.
 """
@@ -25,10 +25,12 @@ from transformers import PreTrainedModel
 from lit_puzzle.data.calibration import CALIBRATION_FILE, CalibrationData, RankBatches
 from lit_puzzle.data.documents import PackedDocuments
 from lit_puzzle.distill.global_kd import GlobalDistillation
-from lit_puzzle.generation.batches import evaluation_mode
-from lit_puzzle.kv_cache.calibrate_kv import count_batch
-from lit_puzzle.kv_cache.kv_report import in_all, per_layer, write_report
-from lit_puzzle.kv_cache.kv_statistics import KVStatistics, Scales, ScaleSettings, find_scales, under
+from lit_puzzle.generation.policy import evaluation_mode
+from lit_puzzle.kv_cache.calibrate import count_batch
+from lit_puzzle.kv_cache.report import per_layer, totals, write_report
+from lit_puzzle.kv_cache.scales import ScalePair
+from lit_puzzle.kv_cache.settings import ScaleSettings
+from lit_puzzle.kv_cache.statistics import KVStatistics, apply_scales, find_scales
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.layout import KV_SCALES, layer_prefix
 from lit_puzzle.rl.module import RLRecovery
@@ -89,12 +91,12 @@ class FP8KVScales(Callback):
             return
         assert isinstance(pl_module, RLRecovery | GlobalDistillation)
         counted = self._count(trainer, pl_module.model)
-        first: list[Scales | None] = []
+        first: list[ScalePair | None] = []
         for layer in range(pl_module.model.config.num_hidden_layers):
             k_name, v_name = (layer_prefix(layer) + name for name in KV_SCALES)
             first.append((self._start[k_name], self._start[v_name]))
         for logger in trainer.loggers:  # not log_dict, which would warn of each key that it is not reduced
-            logger.log_metrics(per_layer(under(counted, first), "kv_start"), step=trainer.global_step)
+            logger.log_metrics(per_layer(apply_scales(counted, first), "kv_start"), step=trainer.global_step)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """After a run that ended well, whose module has saved its child: calibrates that child."""
@@ -112,7 +114,7 @@ class FP8KVScales(Callback):
             write_report(folder, scales, windows)
         for logger in trainer.loggers:
             logger.log_metrics(per_layer(scales.layers), step=trainer.global_step)
-        pl_module.results |= {f"kv/{name}": value for name, value in in_all(scales).items()}
+        pl_module.results |= {f"kv/{name}": value for name, value in totals(scales).items()}
 
     def _load(self, trainer: Trainer, pl_module: RLRecovery | GlobalDistillation, child: Path) -> PreTrainedModel:
         """The saved child, sharded as the run is."""

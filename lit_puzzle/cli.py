@@ -136,7 +136,13 @@ def run_stage(command: str, recipe: Recipe, words: Sequence[str], overwrite: boo
             arguments.pop(key, None)
         results: Mapping[str, float] = function(run_dir=run_dir, **arguments.as_dict())
     if is_first:
-        clock.close(run_dir, recipe.path, config.get("seed"), resumed, results)
+        clock.close(run_dir, recipe.path, _seed(config), resumed, results)
+
+
+def _seed(config: Namespace) -> int | None:
+    """The seed that the record names: the stage's own, else that of its prompts or problems."""
+    keys = ("seed", "prompts.seed", "held_out.seed")
+    return next((config[key] for key in keys if config.get(key) is not None), None)
 
 
 def _rank() -> int:

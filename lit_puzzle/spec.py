@@ -138,23 +138,35 @@ class Plan:
 
     @classmethod
     def load(cls, path: Path) -> Plan:
-        """Read a JSON file that is a plan, or whose key `plan` holds one (beside costs and scores of a search).
+        """Read a JSON file that is a plan, or whose key `plan` holds one (see `read_plan`).
 
         Raises:
-            ValueError: When the file is missing, no JSON, or no plan.
+            ValueError: the file is missing, not JSON, or no plan.
         """
-        if not path.is_file():
-            raise ValueError(f"no plan at {path}; make one with recipes/search.yaml or name an existing plan.json")
-        try:
-            data = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from error
-        if isinstance(data, Mapping) and isinstance(data.get("plan"), Mapping):
-            data = data["plan"]
-        try:
-            return cls.from_json(data)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+        return read_plan(path)[0]
+
+
+def read_plan(path: Path) -> tuple[Plan, Mapping[str, Any]]:
+    """Read a JSON file that is a plan, or whose key `plan` holds one, as the search writes it.
+
+    Returns:
+        The plan, and the record of the search around it (costs, scores, files of trained blocks); empty for a bare
+        plan.
+
+    Raises:
+        ValueError: the file is missing, not JSON, or no plan.
+    """
+    if not path.is_file():
+        raise ValueError(f"no plan at {path}; make one with recipes/search.yaml or name an existing plan.json")
+    try:
+        data = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    record = data if isinstance(data, Mapping) and isinstance(data.get("plan"), Mapping) else {}
+    try:
+        return Plan.from_json(record.get("plan", data)), record
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
-"""Times the blocks of a model shape on this machine, for `lit_puzzle.costs.timed_blocks.TimedBlocks`.
+"""Time the blocks of a model shape on this machine, for `lit_puzzle.costs.timed_blocks.TimedBlocks`.
 
     python scripts/measure_blocks.py --config DIR/config.json --out FILE [--experts 16 12 8] [--windows 16 none]
         [--batches 1 8 32] [--contexts 64 128 256] [--prompts 64 128 256] [--whole-model]
 
-Reads a `config.json` (gpt_oss or gpt_oss_puzzle); no weights: they are random. Writes the JSON table FILE, with the
-machine, versions, dtype, model shape and command that made it. On the GPU where there is one (bfloat16), else on one
-thread of the CPU (float32). `--whole-model` also times decode steps of the whole model of the config and prints them
-beside the table's prediction. Memory: see `lit_puzzle.costs.block_timing`; disk: about 110 bytes a point.
+Reads the `config.json` of a parent or child, no weights: they are random. Writes the JSON table FILE, with the machine,
+versions, dtype, model shape and command that made it. Runs on the GPU where there is one (bfloat16), else on one thread
+of the CPU (float32). `--whole-model` also times decode steps of the whole model of the config and prints them beside
+the table's prediction. Memory: see `lit_puzzle.costs.block_timing`; disk: about 110 bytes a point.
 """
 
 import argparse
@@ -24,10 +24,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 import transformers
 
-from lit_puzzle.costs.block_timing import Bench, Machine, Points, Row, measure
+from lit_puzzle.costs.block_timing import Bench, Row, measure
+from lit_puzzle.costs.engine import ServingEngine
 from lit_puzzle.costs.gpus import gpus
 from lit_puzzle.costs.interleaved_timer import keep_freed_memory
-from lit_puzzle.costs.serving import Deployment, ModelShape, ServingEngine, Setting, parent_blocks
+from lit_puzzle.costs.machine import Machine, Points
+from lit_puzzle.costs.model_shape import ModelShape
+from lit_puzzle.costs.serving import Deployment, Setting, parent_blocks
 from lit_puzzle.costs.timed_blocks import TimedBlocks, shape_fingerprint
 from lit_puzzle.run.folder import write_atomically
 from lit_puzzle.spec import Scenario
@@ -57,22 +60,22 @@ def options() -> argparse.Namespace:
 
 
 def device_name(device: str) -> str:
-    """The key of gpus.json for this machine's device.
+    """Return the key of gpus.json for this machine's device.
 
     Raises:
-        ValueError: It has none.
+        ValueError: gpus.json has no such device.
     """
     if device == "cpu":
         return "cpu"
     full = torch.cuda.get_device_name()
     found = [name for name in gpus() if name in full]
     if not found:
-        raise ValueError(f"{full} is none of {sorted(gpus())}: name it with --gpu and add it to gpus.json.")
+        raise ValueError(f"{full} is none of {sorted(gpus())}. Name it with --gpu and add it to gpus.json.")
     return found[0]
 
 
 def processor() -> str:
-    """The processor's name, as Linux tells it."""
+    """Return the processor's name, on Linux from /proc/cpuinfo."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -80,7 +83,7 @@ def processor() -> str:
 
 
 def header(arguments: argparse.Namespace, machine: Machine, points: Points, model: ModelShape) -> dict[str, Any]:
-    """All of the table but its rows; the command names every axis, so that it can be run again with more values."""
+    """Return the table without its rows; the command names every axis, so that it can be run again with more values."""
     axes = dataclasses.asdict(points)
     words = [f"python scripts/measure_blocks.py --config {shlex.quote(str(arguments.config))}"]
     words += [f"--{name} {' '.join('none' if v is None else str(v) for v in values)}" for name, values in axes.items()]
@@ -93,7 +96,7 @@ def header(arguments: argparse.Namespace, machine: Machine, points: Points, mode
     return {
         "gpu": gpu,
         "dtype": dtype,
-        "model": dataclasses.asdict(model),
+        "model": model.to_json(),
         "fingerprint": shape_fingerprint(model),
         "command": " ".join(words),
         "hardware": {"device": full_name, "machine": platform.machine(), "threads": torch.get_num_threads()},
@@ -105,7 +108,7 @@ def header(arguments: argparse.Namespace, machine: Machine, points: Points, mode
 
 
 def predict(times: TimedBlocks, config: dict[str, Any], row: Row) -> float:
-    """Seconds of a whole decode step, as the sum of the table's parts."""
+    """Return the seconds of a whole decode step as the sum of the table's parts."""
     batch, context = int(row["batch_size"] or 0), int(row["context_tokens"] or 0)
     dtype = times.header["dtype"]
     scenario = Scenario(times.header["gpu"], 1, context - 1, 1, batch, dtype, 1, 1, dtype, dtype)

@@ -1,1 +1,1 @@
-"""A plan and a parent become a folder; trained weights become a folder."""
+"""A child as a folder: from a parent and a plan, or from a child and its trained weights."""

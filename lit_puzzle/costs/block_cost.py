@@ -1,6 +1,6 @@
-"""What one block costs, sums of it, and what they come to for a whole model: plain numbers, no arithmetic of their own.
+"""The cost of a block or of a sum of blocks, and the prediction for a whole model: plain numbers.
 
-Reads and writes nothing. `lit_puzzle.costs.cost_model` fills both in.
+Reads and writes nothing. `lit_puzzle.costs.cost_model` computes both.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from lit_puzzle.costs.serving import Deployment
 
 @dataclass(frozen=True)
 class BlockCost:
-    """What one block, or a sum of them, costs.
+    """The cost of one block, or of a sum of blocks.
 
     Attributes:
-        parameters: Numbers that it holds, however they are stored.
-        active_parameters: Those at work on one token.
-        weight_bytes: On each GPU.
-        kv_bytes: On each GPU for each request in flight, mean over the request's life.
-        prefill_seconds: For each request.
-        decode_seconds: For each step, mean over the request's life.
+        parameters: number of parameters, however they are stored.
+        active_parameters: parameters that one token uses.
+        weight_bytes: bytes of weights on each GPU.
+        kv_bytes: bytes of KV cache on each GPU for each request in flight, mean over the request's steps.
+        prefill_seconds: time to read one prompt.
+        decode_seconds: time of one decode step, mean over the request's steps.
     """
 
     parameters: int
@@ -43,7 +43,7 @@ class BlockCost:
         )
 
     def times(self, count: int) -> BlockCost:
-        """The cost of `count` equal blocks."""
+        """Return the cost of `count` equal blocks."""
         return BlockCost(
             count * self.parameters,
             count * self.active_parameters,
@@ -56,18 +56,18 @@ class BlockCost:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A whole model in one deployment at one batch size.
+    """The predicted costs of a whole model in one deployment at one batch size.
 
     Attributes:
-        tokens_per_second: Generated tokens a second of all replicas together.
-        latency_seconds: Of one request, from its prompt's first chunk to its last token.
-        step_seconds: One decode step, mean over the request's life.
-        memory_gib: Weights and KV cache on all GPUs.
-        fits: Whether weights and KV cache fit the GPUs.
-        parameters: Of the model.
-        active_parameters: Those at work on one token; the embedding, of which one row is read, does not count.
-        batch_size: Requests in flight in each replica.
-        deployment: How the GPUs share the work.
+        tokens_per_second: generated tokens a second of all replicas together.
+        latency_seconds: time of one request, from its prompt's first chunk to its last token.
+        step_seconds: time of one decode step, mean over the request's steps.
+        memory_gib: weights and KV cache on all GPUs.
+        fits: whether weights and KV cache fit the GPUs.
+        parameters: number of parameters of the model.
+        active_parameters: parameters that one token uses, without the embedding (one row of it is read).
+        batch_size: requests in flight in each replica.
+        deployment: how the GPUs share the work.
     """
 
     tokens_per_second: float
@@ -81,5 +81,5 @@ class Prediction:
     deployment: Deployment
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON value."""
+        """Return a plain JSON value."""
         return dataclasses.asdict(self)

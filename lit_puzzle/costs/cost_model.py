@@ -1,16 +1,17 @@
-"""What a child costs to serve: parameters, bytes, seconds and throughput of every block in a deployment.
+"""The cost model: parameters, bytes, seconds and throughput of every block, and of a whole child, in a deployment.
 
-Reads nothing but what it is given; writes nothing. Everything is a sum: the model's totals are `rest` (embedding, last
-norm, head, the engine's step) plus one `block` per layer, so that a linear program can choose the blocks.
+Reads and writes nothing. Costs are additive: the model's totals are `rest` (embedding, last norm, head, the engine's
+step) plus one `block` per layer, so that a linear program can choose the blocks.
 
     bytes per GPU        weights + batch x KV <= usable
     request seconds      batch x prefill + G x decode
     tokens per second    replicas x batch x G / request seconds
 
-With continuous batching a replica keeps `batch` requests in flight, started at different times. Each makes G decode
-steps in its life, in which the replica also reads `batch` prompts, one for each slot: hence the formula. The contexts
-of the requests in flight spread evenly over P+1 .. P+G: hence means over a request's life, for seconds as for bytes.
-What is left out: a step that reads a prompt beside decoding reads the weights once and is charged twice.
+With continuous batching a replica keeps `batch` requests in flight, started at different times. During the G decode
+steps of one request the replica also reads `batch` prompts, one for each slot: hence the formula for request seconds.
+The contexts of the requests in flight spread evenly over P+1 .. P+G: hence the means over a request's decode steps, for
+seconds and for bytes. Not modeled: a step that reads a prompt chunk beside decoding loads the weights once; here they
+are counted twice.
 
 Source: arXiv 2602.11937 (deployments, batch sizes swept) and arXiv 2411.19146 (costs summed over blocks).
 Legend: P prompt tokens, G generated tokens.
@@ -23,29 +24,21 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from lit_puzzle.costs.accounting import (
-    distinct_experts,
     layer_parameters,
     layer_weight_bytes,
     mean_context,
-    mean_over_life,
+    mean_over_steps,
     rest_weight_bytes,
 )
-from lit_puzzle.costs.block_cost import BlockCost as BlockCost
-from lit_puzzle.costs.block_cost import Prediction as Prediction
+from lit_puzzle.costs.block_cost import BlockCost, Prediction
+from lit_puzzle.costs.engine import GIB, ServingEngine
 from lit_puzzle.costs.gpus import find_gpu
-from lit_puzzle.costs.serving import Block as Block
-from lit_puzzle.costs.serving import Deployment as Deployment
-from lit_puzzle.costs.serving import KernelTimes as KernelTimes
-from lit_puzzle.costs.serving import ModelShape as ModelShape
-from lit_puzzle.costs.serving import ServingEngine as ServingEngine
-from lit_puzzle.costs.serving import Setting as Setting
-from lit_puzzle.costs.serving import parent_blocks as parent_blocks
+from lit_puzzle.costs.model_shape import ModelShape
+from lit_puzzle.costs.serving import Block, Deployment, KernelTimes, Setting
 from lit_puzzle.spec import KV_DTYPE_BYTES, Scenario
 
-GIB = 2**30
 
-
-class DoesNotFit(ValueError):  # noqa: N818  (what the user reads is its message)
+class DoesNotFitError(ValueError):
     """The model needs more memory than the GPUs have, in every deployment."""
 
 
@@ -53,14 +46,14 @@ class CostModel:
     """Costs of blocks and of whole models in one scenario.
 
     Args:
-        model: Sizes that all layers share.
-        scenario: The deployment to count for.
-        times: Where seconds come from.
-        engine: Settings of the serving engine.
+        model: sizes that all layers share.
+        scenario: GPUs, tokens and number formats to predict costs for.
+        times: source of kernel times.
+        engine: settings of the serving engine.
 
     Raises:
-        ValueError: For an unknown GPU, a scenario that generates nothing, parallelism that fits neither the GPUs nor
-        the heads, or a source of seconds that does not know the setting.
+        ValueError: the GPU is unknown, the scenario generates nothing, its parallelism does not divide the GPUs and
+            the heads, or the source of times cannot answer for it.
     """
 
     def __init__(
@@ -73,15 +66,15 @@ class CostModel:
         self.engine = dataclasses.replace(given, max_sequences=self.max_sequences)
         if scenario.generated_tokens == 0:
             raise ValueError("the scenario generates 0 tokens: throughput counts generated tokens; set 1 or more")
-        self._still: dict[tuple[Block, Deployment], BlockCost] = {}
-        self._decodes: dict[tuple[Block, Deployment, int], float] = {}
-        self._rests: dict[tuple[Deployment, int], BlockCost] = {}
+        self._static_costs: dict[tuple[Block, Deployment], BlockCost] = {}
+        self._decode_cache: dict[tuple[Block, Deployment, int], float] = {}
+        self._rest_costs: dict[tuple[Deployment, int], BlockCost] = {}
         self._settings = {chosen: Setting(model, scenario, chosen, self.engine) for chosen in self._deployments()}
         for setting in self._settings.values():
             times.check(setting)
 
     def deployments(self) -> list[Deployment]:
-        """Every way of sharing the work that the scenario allows, least tensor parallelism first."""
+        """Return every deployment that the scenario allows, lowest tensor parallelism first."""
         return list(self._settings)
 
     def _deployments(self) -> list[Deployment]:
@@ -104,39 +97,35 @@ class CostModel:
             )
         return allowed
 
-    def distinct_experts(self, num_experts: int, batch_size: int) -> float:
-        """Experts of a layer that at least one of `batch_size` tokens is routed to, on average: E (1 - (1 - k/E)^B)."""
-        return distinct_experts(num_experts, self.model.experts_per_token, batch_size)
-
     def block(self, block: Block, deployment: Deployment, batch_size: int) -> BlockCost:
-        """Cost of one layer.
+        """Return the cost of one layer.
 
         Raises:
-            ValueError: For fewer experts than a token takes, or a number that expert_parallel does not divide.
+            ValueError: the block has fewer experts than a token is routed to, or expert_parallel does not divide them.
         """
         seconds = self._decode_seconds(block, deployment, batch_size)
-        return dataclasses.replace(self._without_decode(block, deployment), decode_seconds=seconds)
+        return dataclasses.replace(self._static_cost(block, deployment), decode_seconds=seconds)
 
     def _decode_seconds(self, block: Block, deployment: Deployment, batch_size: int) -> float:
         key = (block, deployment, batch_size)
-        if key not in self._decodes:
+        if key not in self._decode_cache:
             setting, decode = self._settings[deployment], self.times.decode_layer
             self._check_block(block, deployment)
-            self._decodes[key] = mean_over_life(
+            self._decode_cache[key] = mean_over_steps(
                 self.scenario, block.window_tokens, lambda context: decode(setting, block, batch_size, context)
             )
-        return self._decodes[key]
+        return self._decode_cache[key]
 
-    def _without_decode(self, block: Block, deployment: Deployment) -> BlockCost:
-        """What does not depend on the batch size."""
+    def _static_cost(self, block: Block, deployment: Deployment) -> BlockCost:
+        """Return the part of a layer's cost that does not depend on the batch size: decode_seconds is 0."""
         key = (block, deployment)
-        if key not in self._still:
+        if key not in self._static_costs:
             self._check_block(block, deployment)
             model, scenario, setting = self.model, self.scenario, self._settings[deployment]
-            heads = -(-model.num_kv_heads // deployment.tensor_parallel)  # at least one: then it is copied
+            heads = -(-model.num_kv_heads // deployment.tensor_parallel)  # where ranks outnumber heads: one on each
             kv_token_bytes = 2 * heads * model.head_dim * KV_DTYPE_BYTES[scenario.kv_dtype]
             prompt = scenario.prompt_tokens
-            self._still[key] = BlockCost(
+            self._static_costs[key] = BlockCost(
                 parameters=layer_parameters(model, block.num_experts, block.num_experts),
                 active_parameters=layer_parameters(model, block.num_experts, model.experts_per_token),
                 weight_bytes=layer_weight_bytes(setting, block.num_experts),
@@ -144,7 +133,7 @@ class CostModel:
                 prefill_seconds=self.times.prefill_layer(setting, block, prompt) if prompt else 0.0,
                 decode_seconds=0.0,
             )
-        return self._still[key]
+        return self._static_costs[key]
 
     def _check_block(self, block: Block, deployment: Deployment) -> None:
         if block.num_experts < self.model.experts_per_token:
@@ -154,18 +143,18 @@ class CostModel:
             )
         if block.num_experts % deployment.expert_parallel:
             raise ValueError(
-                f"a layer of {block.num_experts} experts cannot be shared by {deployment.expert_parallel} groups of "
+                f"a layer of {block.num_experts} experts cannot be split over {deployment.expert_parallel} groups of "
                 "GPUs; keep a multiple of expert_parallel, or set expert_parallel to 1"
             )
 
     def rest(self, deployment: Deployment, batch_size: int) -> BlockCost:
-        """Cost of everything outside the layers; it holds no KV cache."""
+        """Return the cost of everything outside the layers; it has no KV cache."""
         key = (deployment, batch_size)
-        if key not in self._rests:
+        if key not in self._rest_costs:
             setting, prompt = self._settings[deployment], self.scenario.prompt_tokens
             table = self.model.vocab * self.model.hidden
             parameters = table * (1 if self.model.tied_embeddings else 2) + self.model.hidden
-            self._rests[key] = BlockCost(
+            self._rest_costs[key] = BlockCost(
                 parameters=parameters,
                 active_parameters=table + self.model.hidden,
                 weight_bytes=rest_weight_bytes(setting),
@@ -173,14 +162,15 @@ class CostModel:
                 prefill_seconds=self.times.prefill_rest(setting, prompt) if prompt else 0.0,
                 decode_seconds=self.times.decode_rest(setting, batch_size),
             )
-        return self._rests[key]
+        return self._rest_costs[key]
 
     def usable_bytes(self, deployment: Deployment) -> float:
-        """Bytes of one GPU that weights and KV cache may take."""
-        return self.engine.usable_bytes(self.gpu.memory_gib, self.model, deployment.tensor_parallel)
+        """Return the bytes of one GPU that weights and KV cache may use."""
+        channels = self.model.num_query_heads * self.model.head_dim
+        return self.engine.usable_bytes(self.gpu.memory_gib, channels, deployment.tensor_parallel)
 
     def predict(self, blocks: Sequence[Block], deployment: Deployment, batch_size: int) -> Prediction:
-        """Costs of the model with these layers, whether it fits or not."""
+        """Return the costs of a model with these layers, whether it fits the memory or not."""
         total = self.rest(deployment, batch_size)
         for block, count in Counter(blocks).items():
             total += self.block(block, deployment, batch_size).times(count)
@@ -202,7 +192,7 @@ class CostModel:
         return batch_size * total.prefill_seconds + self.scenario.generated_tokens * total.decode_seconds
 
     def largest_batch(self, blocks: Sequence[Block], deployment: Deployment) -> int:
-        """Requests that fit one replica, at most `max_sequences`; 0 when not even one does."""
+        """Return the number of requests that fit one replica, at most `max_sequences`; 0 when none does."""
         total = self._weights_and_cache(Counter(blocks), deployment)
         free = self.usable_bytes(deployment) - total.weight_bytes
         return 0 if free < total.kv_bytes else min(self.max_sequences, int(free / total.kv_bytes))
@@ -210,16 +200,16 @@ class CostModel:
     def _weights_and_cache(self, counts: Counter[Block], deployment: Deployment) -> BlockCost:
         total = self.rest(deployment, 1)
         for block, count in counts.items():
-            total += self._without_decode(block, deployment).times(count)
+            total += self._static_cost(block, deployment).times(count)
         return total
 
     def best(self, blocks: Sequence[Block]) -> Prediction:
-        """The deployment and batch size of the highest throughput among all that fit the memory.
+        """Return the prediction of the fastest deployment and batch size among all that fit the memory.
 
-        Exact over whole numbers: every batch size from 1 to the largest that fits is tried, or the scenario's own.
+        Every batch size from 1 to the largest that fits is tried, or only the scenario's own.
 
         Raises:
-            DoesNotFit: When nothing fits; it says what the smallest deployment needs.
+            DoesNotFitError: no deployment fits; the message says what the smallest one needs.
         """
         fixed = self.scenario.batch_size
         found: list[tuple[float, Deployment, int]] = []
@@ -231,10 +221,10 @@ class CostModel:
         if found:
             _, deployment, size = max(found, key=lambda entry: entry[0])
             return self.predict(blocks, deployment, size)
-        raise DoesNotFit(self._too_large(blocks, fixed or 1))
+        raise DoesNotFitError(self._too_large(blocks, fixed or 1))
 
     def _speeds(self, counts: Counter[Block], deployment: Deployment, sizes: Iterable[int]) -> list[float]:
-        """Requests a second by batch size: `predict` without everything that does not depend on the batch size."""
+        """Return requests a second for every batch size, as `predict` counts them."""
         prefill, generated = self._weights_and_cache(counts, deployment).prefill_seconds, self.scenario.generated_tokens
         speeds = []
         for size in sizes:
@@ -248,7 +238,8 @@ class CostModel:
         memory_gib, deployment = min(needs, key=lambda entry: entry[0])
         gpus, usable_gib = self.scenario.num_gpus, self.usable_bytes(deployment) / GIB
         return (
-            f"the model does not fit {gpus} x {self.scenario.gpu} with {batch_size} requests in flight: shared by "
-            f"{deployment.tensor_parallel} it takes {memory_gib / gpus:.1f} of {usable_gib:.1f} usable GiB per GPU; "
-            "take more GPUs, fewer experts, shorter contexts, smaller batches or a smaller kv_dtype"
+            f"the model does not fit {gpus} x {self.scenario.gpu} with {batch_size} requests in flight: with "
+            f"tensor_parallel {deployment.tensor_parallel} it needs {memory_gib / gpus:.1f} of {usable_gib:.1f} usable "
+            "GiB per GPU; "
+            "use more GPUs, fewer experts, shorter contexts, smaller batches or a smaller kv_dtype"
         )

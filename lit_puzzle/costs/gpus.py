@@ -1,7 +1,7 @@
 """The devices that costs are predicted for, as data: memory, bandwidths and arithmetic of each, with sources.
 
-Reads `gpus.json` beside this file, once. Every device of that file names its source; a new device is a new entry there
-and nothing else. The key `cpu` is the machine the numbers were measured on, no particular product.
+Reads `gpus.json` beside this file, once. Every device names its source; to add a device, add an entry there. The key
+`cpu` is one core of the machine that its entry describes.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ class Gpu:
     """One device.
 
     Attributes:
-        name: Its key in gpus.json, what `Scenario.gpu` names.
-        memory_gib: Of one device.
-        memory_bytes_per_second: Peak bandwidth of its memory.
-        bfloat16_flops: Peak dense multiply-adds a second, counted as two operations each, with bfloat16 inputs.
-        fp8_flops: The same with fp8 inputs; None where the device has no such arithmetic.
-        float32_flops: The same with float32 inputs; None where it is not known.
-        link_bytes_per_second: To its neighbors, one direction.
-        link_seconds: From the start of a message to its arrival, without its length.
-        max_sequences: Requests that a serving engine keeps in flight there, unless it is told otherwise.
-        source: Where these numbers come from.
+        name: key in gpus.json, which `Scenario.gpu` names.
+        memory_gib: memory of one device.
+        memory_bytes_per_second: peak bandwidth of its memory.
+        bfloat16_flops: peak dense FLOP/s with bfloat16 inputs, two operations per multiply-add.
+        fp8_flops: the same with fp8 inputs; None where the device has no such arithmetic.
+        float32_flops: the same with float32 inputs; None where it is not known.
+        link_bytes_per_second: bandwidth to its neighbors in one direction.
+        link_seconds: latency of a message to a neighbor.
+        max_sequences: default number of requests that a serving engine keeps in flight there.
+        source: where these numbers come from.
     """
 
     name: str
@@ -45,17 +45,17 @@ class Gpu:
 
 @functools.cache
 def gpus() -> dict[str, Gpu]:
-    """All known devices by name."""
+    """Return all known devices by name."""
     return {name: Gpu(name=name, **values) for name, values in json.loads(GPU_FILE.read_text()).items()}
 
 
 def find_gpu(name: str) -> Gpu:
-    """The device called `name`.
+    """Return the device called `name`.
 
     Raises:
-        ValueError: When gpus.json has no such device.
+        ValueError: gpus.json has no such device.
     """
     known = gpus()
     if name not in known:
-        raise ValueError(f"unknown GPU {name!r}; allowed: {sorted(known)}; a new device is a new entry in {GPU_FILE}")
+        raise ValueError(f"unknown GPU {name!r}; allowed: {sorted(known)}; to add a device, add an entry to {GPU_FILE}")
     return known[name]

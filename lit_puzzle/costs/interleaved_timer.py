@@ -1,13 +1,13 @@
-"""Measures many pieces of work in turns, on one thread of a CPU or on a GPU.
+"""A timer for many pieces of work, measured in turns, on one thread of a CPU or on a GPU.
 
     seconds of a piece = median over rounds of (time of r runs in a row) / r
 
-Every round times every piece once, from a starting place that moves from round to round (interleaved: a slow minute of
-the machine hits all pieces alike); each is prepared and warmed up anew in every round, outside the time. r is chosen at
-the first round so that a measurement lasts about 20 ms. CPU: seconds of the process, which others on the machine hardly
-change; GPU: CUDA events.
+Every round times every piece once, starting at another piece than the round before (interleaved: a slow minute of the
+machine affects all pieces alike). Each piece is prepared and warmed up again in every round, outside the measured time.
+r is chosen in the first round so that a measurement takes about 20 ms. The clock is the CPU time of the process, which
+other processes hardly influence, or CUDA events on a GPU.
 
-Reads and writes nothing. Memory: what one piece needs, beside what all of them share. Source: this project's own.
+Reads and writes nothing. Memory: what one piece needs, beside what all of them share.
 """
 
 import ctypes
@@ -29,11 +29,11 @@ Work = Callable[[], object]
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to keep freed memory in the process; does nothing with another C library.
+    """Make glibc keep freed memory in the process; does nothing with another C library.
 
-    Without it a KV cache of a few MiB that is freed at the end of every step goes back to the system and is mapped
-    again page by page in the next, depending on what else was freed: up to half of a step's time. A serving engine
-    allocates its cache once.
+    A KV cache of a few MiB that is freed at the end of every step may otherwise be returned to the system and be mapped
+    again, page by page, in the next step, which takes up to half of a step's time. A serving engine allocates its cache
+    once.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
@@ -42,7 +42,7 @@ def keep_freed_memory() -> None:
 
 
 def seconds(work: Work, runs: int, device: str) -> float:
-    """Time of one run, mean over `runs` in a row."""
+    """Return the seconds of one run, mean over `runs` in a row."""
     if device == "cpu":
         start = time.process_time()
         for _ in range(runs):
@@ -58,10 +58,15 @@ def seconds(work: Work, runs: int, device: str) -> float:
 
 
 def interleaved(prepares: Sequence[Callable[[], Work]], device: str, rounds: int) -> list[float]:
-    """Median seconds of each piece of work, measured in turns.
+    """Return the median seconds of each piece of work, measured in turns.
+
+    Args:
+        prepares: one function per piece that prepares it and returns what is timed.
+        device: `cpu`, or a CUDA device.
+        rounds: number of measurements of each piece.
 
     Raises:
-        ValueError: No round.
+        ValueError: `rounds` is below 1.
     """
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}.")

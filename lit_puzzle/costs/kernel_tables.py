@@ -1,12 +1,12 @@
-"""Tables of measured GPU kernels: finds them, reads only the rows asked for, interpolates, and refuses to guess.
+"""Tables of measured GPU kernels: find them, read the rows that a setting needs, interpolate between them.
 
 Reads the Parquet files of the PyPI package `aiconfigurator-core` (0.12.0, Apache-2.0, NVIDIA; extra `gpu-tables`) under
 `aiconfigurator_core/systems/data/<system>/<kernel>/<framework>/<version>/`, through pyarrow with filters, without
-importing the package. Latencies there are milliseconds; here everything is seconds. Every file is read once a process
-for each set of filters: 0.1 to 0.3 s for all that one deployment of one GPU needs, a few MB.
+importing the package. Latencies there are milliseconds; here everything is seconds. Every file is read once per
+process for each set of filters: 0.1 to 0.3 s and a few MB for one deployment of one GPU.
 
     between measured points   linear: a kernel's time is a launch plus traffic or arithmetic, both linear in each size
-    outside of them           ValueError that names table and range; the laws that extend a table are its caller's
+    outside of them           ValueError that names table and range; `lit_puzzle.costs.kernel_laws` extrapolates
 
 Source: aiconfigurator-core 0.12.0; vLLM 0.24.0 measured on H100, H200, B200, vLLM 0.14.0 on A100 (no newer one there).
 """
@@ -26,7 +26,13 @@ Filter = tuple[str, str, Any]
 
 @dataclass(frozen=True)
 class System:
-    """Where the tables of one GPU are: its folder, and the versions of vLLM and NCCL that were measured."""
+    """Where the tables of one GPU are.
+
+    Attributes:
+        folder: folder of its system.
+        vllm: version of vLLM that was measured.
+        nccl: version of NCCL that was measured.
+    """
 
     folder: str
     vllm: str
@@ -46,10 +52,10 @@ class Curve:
     """Seconds measured at ascending sizes.
 
     Attributes:
-        table: What was measured, for error messages.
-        size: What the sizes count, for error messages.
-        sizes: Ascending.
-        seconds: One per size.
+        table: the table that the points are from, for error messages.
+        size: what the sizes count, for error messages.
+        sizes: measured sizes, ascending.
+        seconds: measured seconds, one per size.
     """
 
     table: str
@@ -59,10 +65,10 @@ class Curve:
 
     @classmethod
     def of(cls, table: str, size: str, points: dict[float, float]) -> Curve:
-        """The curve through points of size and milliseconds.
+        """Make the curve through points of size and milliseconds.
 
         Raises:
-            ValueError: When there are none.
+            ValueError: there are no points.
         """
         if not points:
             raise ValueError(f"{table} has no such rows; choose dtypes, parallelism and a GPU that were measured")
@@ -70,10 +76,10 @@ class Curve:
         return cls(table, size, sizes, tuple(points[size] / 1e3 for size in sizes))
 
     def at(self, size: float) -> float:
-        """Seconds at `size`, linear between its measured neighbors.
+        """Return the seconds at `size`, linear between its measured neighbors.
 
         Raises:
-            ValueError: Outside the measured range.
+            ValueError: `size` is outside the measured range.
         """
         right = bisect_left(self.sizes, size)
         if right == len(self.sizes) or (right == 0 and size < self.sizes[0]):
@@ -87,14 +93,18 @@ class Curve:
         return self.seconds[right - 1] + share * (self.seconds[right] - self.seconds[right - 1])
 
     def last_slope(self) -> float:
-        """Seconds per size between the last two measured points, not below 0; 0 for a single point."""
+        """Return the seconds per size between the last two measured points, at least 0; 0 for a single point."""
         if len(self.sizes) < 2:
             return 0.0
         return max(0.0, (self.seconds[-1] - self.seconds[-2]) / (self.sizes[-1] - self.sizes[-2]))
 
 
 def mix(parts: Sequence[tuple[float, Curve]]) -> Curve:
-    """The weighted sum of curves, at the sizes that all of them were measured at."""
+    """Return the weighted sum of curves, at the sizes that all of them were measured at.
+
+    Raises:
+        ValueError: they have no size in common.
+    """
     first = parts[0][1]
     shared = sorted(set.intersection(*(set(curve.sizes) for _, curve in parts)))
     if not shared:
@@ -104,11 +114,11 @@ def mix(parts: Sequence[tuple[float, Curve]]) -> Curve:
 
 
 def neighbors(grid: Sequence[float], value: float) -> list[tuple[float, float]]:
-    """Grid values around `value` and their weights in a linear interpolation; one value where it is on the grid.
+    """Return the grid values around `value` with their weights in a linear interpolation; one value on the grid.
 
     Args:
-        grid: Ascending; the caller has checked that `value` is inside.
-        value: Where to interpolate.
+        grid: ascending values; the caller has checked that `value` is within them.
+        value: where to interpolate.
     """
     right = bisect_left(grid, value)
     if grid[right] == value:
@@ -119,21 +129,23 @@ def neighbors(grid: Sequence[float], value: float) -> list[tuple[float, float]]:
 
 
 def find_system(gpu: str) -> System:
-    """Where the tables of `gpu` are.
+    """Return where the tables of `gpu` are.
 
     Raises:
-        ValueError: When the GPU was not measured.
+        ValueError: the GPU was not measured.
     """
     if gpu not in SYSTEMS:
-        raise ValueError(f"no measured kernels for GPU {gpu!r}; allowed: {sorted(SYSTEMS)}; others: use the roofline")
+        raise ValueError(
+            f"no measured kernels for GPU {gpu!r}; allowed: {sorted(SYSTEMS)}; for others use the roofline"
+        )
     return SYSTEMS[gpu]
 
 
 def data_folder() -> Path:
-    """Folder of all tables.
+    """Return the folder of all tables.
 
     Raises:
-        ValueError: When the package that brings them, or pyarrow, is not installed.
+        ValueError: the package with the tables, or pyarrow, is not installed.
     """
     package = importlib.util.find_spec("aiconfigurator_core")
     if package is None or package.origin is None or importlib.util.find_spec("pyarrow") is None:
@@ -146,10 +158,10 @@ def data_folder() -> Path:
 
 @functools.cache
 def read_rows(path: str, columns: tuple[str, ...], filters: tuple[Filter, ...]) -> list[tuple[Any, ...]]:
-    """Rows of one table: the values of `columns`, then the latency in milliseconds.
+    """Read rows of one table: the values of `columns`, then the latency in milliseconds.
 
     Raises:
-        ValueError: When the table is not there, or lacks a column that is filtered by.
+        ValueError: there is no such table, or it lacks a column.
     """
     file = data_folder() / path
     if not file.is_file():
@@ -159,6 +171,6 @@ def read_rows(path: str, columns: tuple[str, ...], filters: tuple[Filter, ...]) 
     names = set(parquet.read_schema(file).names)
     missing = sorted({*columns, *(name for name, _, _ in filters)} - names)
     if missing:
-        raise ValueError(f"table {path} does not tell {missing} apart: what is asked for was not measured on this GPU")
+        raise ValueError(f"table {path} has no columns {missing}: this kernel was not measured on this GPU")
     table = parquet.read_table(file, columns=[*columns, "latency"], filters=list(filters))
     return list(zip(*(table[name].to_pylist() for name in (*columns, "latency")), strict=True))

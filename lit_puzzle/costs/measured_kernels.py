@@ -1,19 +1,19 @@
-"""Seconds from measured GPU kernels: a layer is the sum of its kernels as vLLM launches them.
+"""Kernel times from measured GPU kernels: a layer is the sum of its kernels as vLLM launches them.
 
-Reads the tables of `aiconfigurator-core` (extra `gpu-tables`) through `lit_puzzle.costs.kernel_laws`, which
-states the laws that extend them; loads only what a deployment asks for, once a process.
+Reads the tables of `aiconfigurator-core` (extra `gpu-tables`) through `lit_puzzle.costs.kernel_laws`, which states the
+laws that extrapolate them; reads only what a deployment needs, once per process.
 
     decode layer     attention + products (queries, keys and values; output; router) + experts + 2 all-reduces
                      + small kernels
     prefill layer    attention of the whole prompt + the rest for each chunk
-    decode rest      head + gathering of the logits + sampling + the embedding's all-reduce + the engine's own time
+    decode rest      head + gathering of the logits + sampling + the embedding's all-reduce + the engine's overhead
     small kernels    count x latency + bytes / (share x bandwidth): norms 16 H bytes a token, rotation 4 (Q + K), cache
                      4 K and 2 K of the cache's format
 
-Decode runs in CUDA graphs up to `graph_sequences`, prefill does not: collectives were measured with and without.
+Decode runs in CUDA graphs up to `graph_sequences`, prefill does not: collectives were measured with and without graphs.
 
-Source: aiconfigurator-core 0.12.0 for the kernels and, in its `sdk/models/moe.py`, for which kernels a gpt-oss layer is
-(not its code). It knows no layers that differ from each other; we do.
+Source: aiconfigurator-core 0.12.0 for the kernels and, in its `sdk/models/moe.py`, for which kernels make up a layer
+(not its code). It has no layers that differ from each other; here every layer is a block of its own.
 Legend: H hidden, Q query heads x head_dim of one rank, K key-value heads x head_dim of one rank.
 """
 
@@ -27,7 +27,8 @@ from typing import ClassVar
 from lit_puzzle.costs.gpus import find_gpu
 from lit_puzzle.costs.kernel_laws import DecodeAttention, Experts, PrefillAttention, Products, load_products
 from lit_puzzle.costs.kernel_tables import Curve, System, find_system, read_rows
-from lit_puzzle.costs.serving import Block, Deployment, ModelShape, Setting
+from lit_puzzle.costs.model_shape import ModelShape
+from lit_puzzle.costs.serving import Block, Deployment, Setting
 from lit_puzzle.spec import KV_DTYPE_BYTES
 
 BFLOAT16_BYTES = 2
@@ -35,7 +36,7 @@ BFLOAT16_BYTES = 2
 
 @dataclass(frozen=True)
 class Collectives:
-    """Seconds of collectives by number of bfloat16 values; none for a single rank."""
+    """Seconds of collectives by number of bfloat16 values; all None for a single rank."""
 
     all_reduce_graph: Curve | None
     all_reduce_eager: Curve | None
@@ -43,7 +44,7 @@ class Collectives:
 
     @classmethod
     def load(cls, system: System, ranks: int) -> Collectives:
-        """What was measured between `ranks` GPUs of a node. The tables count values, not bytes."""
+        """Read what was measured between `ranks` GPUs of a node. The tables count values, not bytes."""
         if ranks == 1:
             return cls(None, None, None)
         path = f"{system.folder}/comm/vllm/{system.vllm}/custom_allreduce_perf.parquet"
@@ -60,12 +61,12 @@ class Collectives:
         return cls(graph, eager, Curve.of(f"{nccl} ({ranks} GPUs)", "values", gathered))
 
     def reduce(self, values: float, graph: bool) -> float:
-        """Seconds to add up `values` numbers of every rank."""
+        """Return the seconds to add up `values` numbers of every rank."""
         curve = self.all_reduce_graph if graph else self.all_reduce_eager
         return curve.at(values) if curve else 0.0
 
     def gather(self, values: float) -> float:
-        """Seconds until every rank has all `values` numbers, of which each held its share."""
+        """Return the seconds to gather `values` numbers, of which each rank holds an equal part, on every rank."""
         return self.all_gather.at(max(values, self.all_gather.sizes[0])) if self.all_gather else 0.0
 
 
@@ -74,9 +75,14 @@ class Kernels:
     """All kernels of one setting.
 
     Attributes:
-        tabulated: Tables added up already, by number of experts, tokens and whether in a graph; all settings that
-            differ only in prompt, batch and engine share it.
-        layers: The same with the engine's small kernels, of this setting alone.
+        decode_attention: attention of one decode step.
+        prefill_attention: attention of one prompt.
+        experts: routing and experts.
+        products: products with plain matrices.
+        collectives: all-reduce and all-gather.
+        tabulated: cached sums of tables by number of experts, tokens and whether in a graph; shared by all settings
+            that differ only in prompt, batch and engine.
+        layers: the same with the engine's small kernels, for this setting alone.
     """
 
     decode_attention: DecodeAttention
@@ -92,20 +98,24 @@ class Kernels:
 class MeasuredKernels:
     """A `KernelTimes` for the GPUs whose kernels NVIDIA measured and published.
 
-    Attributes:
-        distribution: How unevenly the tokens of the measurement were spread over experts: balanced, power_law_1.01 or
-            power_law_1.2. aiconfigurator-core's own default is the power law with 1.01.
+    Args:
+        distribution: how the tokens of the measurement were spread over experts: balanced, power_law_1.01 or
+            power_law_1.2. The default is aiconfigurator-core's own.
     """
 
     name: ClassVar[str] = "measured kernels"
     distribution: str = "power_law_1.01"
 
     def check(self, setting: Setting) -> None:
-        """Load what the setting needs, and raise ValueError where it was not measured."""
+        """Read the tables that the setting needs.
+
+        Raises:
+            ValueError: a kernel was not measured in this setting.
+        """
         _kernels(setting, self.distribution)
 
     def decode_layer(self, setting: Setting, block: Block, batch_size: int, context_tokens: float) -> float:
-        """Seconds of one decode step of one layer."""
+        """Return the seconds of one decode step of one layer."""
         kernels = _kernels(setting, self.distribution)
         attention = kernels.decode_attention.at(block.window_tokens, batch_size, context_tokens)
         return attention + _besides_attention(
@@ -113,7 +123,7 @@ class MeasuredKernels:
         )
 
     def prefill_layer(self, setting: Setting, block: Block, prompt_tokens: int) -> float:
-        """Seconds to read one prompt through one layer, chunk by chunk."""
+        """Return the seconds to read one prompt through one layer, chunk by chunk."""
         kernels = _kernels(setting, self.distribution)
         seconds = kernels.prefill_attention.at(block.window_tokens, prompt_tokens)
         for tokens in _chunks(setting, prompt_tokens):
@@ -121,13 +131,13 @@ class MeasuredKernels:
         return seconds
 
     def decode_rest(self, setting: Setting, batch_size: int) -> float:
-        """Head, sampling and the engine's own time."""
+        """Return the seconds of the head, sampling and the engine's overhead."""
         collectives, graph = _kernels(setting, self.distribution).collectives, _in_graph(setting, batch_size)
         reduce = collectives.reduce(batch_size * setting.model.hidden, graph)
-        return reduce + self._head(setting, batch_size) + setting.engine.step_overhead_seconds
+        return reduce + self._head(setting, batch_size) + setting.engine.step.overhead_seconds
 
     def prefill_rest(self, setting: Setting, prompt_tokens: int) -> float:
-        """Only the last token of a prompt meets the head; the engine's own time is in the decode steps beside it."""
+        """Return the seconds outside the layers; the head sees the last token only, overhead is counted in decode."""
         collectives, hidden = _kernels(setting, self.distribution).collectives, setting.model.hidden
         reduce = sum(collectives.reduce(tokens * hidden, graph=False) for tokens in _chunks(setting, prompt_tokens))
         return reduce + self._head(setting, 1)
@@ -137,8 +147,7 @@ class MeasuredKernels:
         logits = sequences * model.vocab
         seconds = kernels.products.at(model.vocab / setting.deployment.tensor_parallel, model.hidden, sequences)
         seconds += kernels.collectives.gather(logits)
-        bandwidth = setting.engine.small_kernel_bandwidth * find_gpu(setting.scenario.gpu).memory_bytes_per_second
-        return seconds + logits * setting.engine.sampling_bytes / bandwidth
+        return seconds + logits * setting.engine.step.sampling_bytes / _small_kernel_bandwidth(setting)
 
 
 def _in_graph(setting: Setting, batch_size: int) -> bool:
@@ -162,7 +171,7 @@ def _kernels(setting: Setting, distribution: str) -> Kernels:
 def _load(
     system: System, model: ModelShape, deployment: Deployment, dtypes: tuple[str, str, str], distribution: str
 ) -> Kernels:
-    """The tables, whatever prompt, batch and engine they are asked for: read once a process."""
+    """Read the tables, which do not depend on prompt, batch and engine: once per process."""
     ranks, (kv_dtype, weight_dtype, expert_dtype) = deployment.tensor_parallel, dtypes
     return Kernels(
         DecodeAttention.load(system, model, ranks, kv_dtype),
@@ -174,7 +183,7 @@ def _load(
 
 
 def _besides_attention(kernels: Kernels, setting: Setting, num_experts: int, tokens: int, graph: bool) -> float:
-    """Everything of a layer but attention itself, for `tokens` tokens."""
+    """Return the seconds of everything in a layer but attention itself, for `tokens` tokens."""
     key = (num_experts, tokens, graph)
     if key in kernels.layers:
         return kernels.layers[key]
@@ -191,8 +200,11 @@ def _besides_attention(kernels: Kernels, setting: Setting, num_experts: int, tok
 
 
 def _small_kernels(setting: Setting, queries: float, keys: float, tokens: int) -> float:
-    engine, hidden = setting.engine, setting.model.hidden
+    step, hidden = setting.engine.step, setting.model.hidden
     moved = 8 * hidden * BFLOAT16_BYTES + 2 * (queries + keys) * BFLOAT16_BYTES + 2 * keys * BFLOAT16_BYTES
     moved += 2 * keys * KV_DTYPE_BYTES[setting.scenario.kv_dtype]
-    bandwidth = engine.small_kernel_bandwidth * find_gpu(setting.scenario.gpu).memory_bytes_per_second
-    return engine.small_kernels * engine.small_kernel_seconds + tokens * moved / bandwidth
+    return step.small_kernels * step.small_kernel_seconds + tokens * moved / _small_kernel_bandwidth(setting)
+
+
+def _small_kernel_bandwidth(setting: Setting) -> float:
+    return setting.engine.step.small_kernel_bandwidth * find_gpu(setting.scenario.gpu).memory_bytes_per_second

@@ -1,4 +1,4 @@
-"""Seconds of blocks that were timed on the machine at hand, interpolated between the measured points, never beyond.
+"""Kernel times of blocks that were timed on the machine at hand, interpolated between the measured points.
 
 Reads the JSON table of `scripts/measure_blocks.py`. Writes nothing and needs no torch. The table holds
 
@@ -7,11 +7,11 @@ Reads the JSON table of `scripts/measure_blocks.py`. Writes nothing and needs no
     decode_rest    batch size                            -> seconds of a step outside the layers
     prefill_rest   prompt tokens                         -> seconds outside the layers to read one prompt
 
-Windows must have been measured themselves; between measured numbers of the other axes seconds are linear (of prefill
-attention, which grows with the square, that overestimates: by 1/8 half-way between n and 2n where nothing else counts,
-so give prompts closer together). A window's cost does not change with contexts beyond it. What was timed is
-transformers' own code, one prompt at a time, without chunks: the engine's `chunk_tokens` and `step_overhead_seconds` do
-not enter.
+Each window must have been measured itself; on the other axes seconds are linear between measured points, and a value
+outside them is a ValueError. Linear interpolation overestimates prefill attention, which is quadratic: by 1/8 half-way
+between n and 2n tokens where nothing else counts, so measure prompt lengths that are closer together. The time of a
+window does not change with contexts beyond it. The timed code is transformers' own, one prompt at a time, without
+chunks: the engine's `chunk_tokens` and `step.overhead_seconds` are not used.
 
 Source: arXiv 2411.19146 (every block's runtime is measured on the target hardware).
 """
@@ -19,7 +19,6 @@ Source: arXiv 2411.19146 (every block's runtime is measured on the target hardwa
 from __future__ import annotations
 
 import bisect
-import dataclasses
 import hashlib
 import json
 import math
@@ -28,7 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lit_puzzle.costs.serving import Block, ModelShape, Setting
+from lit_puzzle.costs.model_shape import ModelShape
+from lit_puzzle.costs.serving import Block, Setting
 
 AXES: dict[str, tuple[str, ...]] = {
     "decode_layer": ("num_experts", "batch_size", "context_tokens"),
@@ -50,8 +50,8 @@ Grids = dict[str, dict[int | None, "Grid"]]  # kind -> window (None where there 
 
 
 def shape_fingerprint(model: ModelShape) -> str:
-    """What tells one model shape from another: the first 16 digits of the SHA-256 of its sizes."""
-    return hashlib.sha256(json.dumps(dataclasses.asdict(model), sort_keys=True).encode()).hexdigest()[:16]
+    """Return what identifies a model shape: the first 16 digits of the SHA-256 of its sizes."""
+    return hashlib.sha256(json.dumps(model.to_json(), sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,15 @@ class Grid:
     """Seconds at every combination of some values on each axis.
 
     Attributes:
-        axes: Ascending values of each axis.
-        seconds: For every combination of them.
+        axes: ascending values of each axis.
+        seconds: seconds at every combination of them.
     """
 
     axes: tuple[tuple[int, ...], ...]
     seconds: Mapping[Point, float]
 
     def at(self, point: Sequence[float]) -> float:
-        """Multilinear interpolation; every coordinate must lie within its axis."""
+        """Interpolate linearly on every axis; every coordinate must lie within its axis."""
         corners: list[tuple[Point, float]] = [((), 1.0)]
         for axis, value in zip(self.axes, point, strict=True):
             right = min(bisect.bisect_left(axis, value), len(axis) - 1)
@@ -82,11 +82,11 @@ class Grid:
 class TimedBlocks:
     """A `KernelTimes` from the table of one machine, one dtype and one model shape.
 
-    Attributes:
-        table: The JSON file of `scripts/measure_blocks.py`.
+    Args:
+        table: the JSON file of `scripts/measure_blocks.py`.
 
     Raises:
-        ValueError: When the file is missing, damaged, or has holes.
+        ValueError: the file is missing, malformed, or lacks combinations of measured values.
     """
 
     name: ClassVar[str] = "timed_blocks"
@@ -99,18 +99,22 @@ class TimedBlocks:
         object.__setattr__(self, "table", Path(self.table))
         data = _read(self.table)
         object.__setattr__(self, "header", {key: data[key] for key in HEADER})
-        object.__setattr__(self, "model", ModelShape(**data["model"]))
+        object.__setattr__(self, "model", ModelShape.from_json(data["model"]))
         object.__setattr__(self, "grids", {kind: _grids(self.table, kind, data[kind]) for kind in AXES})
 
     def check(self, setting: Setting) -> None:
-        """Raise ValueError for another model, machine, dtype, parallelism, or contexts that were not measured."""
+        """Check that the setting is the one that was timed.
+
+        Raises:
+            ValueError: it has another model, device, number format or parallelism, or sizes that were not measured.
+        """
         self._check_model(setting.model)
         scenario, deployment = setting.scenario, setting.deployment
         if deployment.tensor_parallel > 1 or deployment.expert_parallel > 1:
             raise ValueError(
                 f"{self.table} was timed on one device; the deployment has tensor_parallel "
                 f"{deployment.tensor_parallel} and expert_parallel {deployment.expert_parallel}. Set tensor_parallel: "
-                "1 in the scenario (more GPUs are then more replicas), or take another source of seconds."
+                "1 in the scenario (more GPUs are then more replicas), or use another source of times."
             )
         given = {
             "weight_dtype": scenario.weight_dtype,
@@ -120,7 +124,7 @@ class TimedBlocks:
         if scenario.gpu != self.header["gpu"] or set(given.values()) != {self.header["dtype"]}:
             raise ValueError(
                 f"{self.table} was timed on {self.header['gpu']!r} in {self.header['dtype']}; the scenario says gpu "
-                f"{scenario.gpu!r} and {given}. Let it say the former, or time the blocks there: "
+                f"{scenario.gpu!r} and {given}. Change the scenario, or time the blocks there: "
                 f"{self.header['command']}"
             )
         first, last = float(scenario.prompt_tokens), float(scenario.total_tokens)
@@ -133,22 +137,22 @@ class TimedBlocks:
             self._within("decode_rest", None, self.grids["decode_rest"][None], {"batch_size": scenario.batch_size})
 
     def decode_layer(self, setting: Setting, block: Block, batch_size: int, context_tokens: float) -> float:
-        """Seconds of one decode step of one layer."""
+        """Return the seconds of one decode step of one layer."""
         context = min(context_tokens, block.window_tokens or context_tokens)
         point = {"num_experts": block.num_experts, "batch_size": batch_size, "context_tokens": context}
         return self._seconds("decode_layer", setting, block.window_tokens, point)
 
     def prefill_layer(self, setting: Setting, block: Block, prompt_tokens: int) -> float:
-        """Seconds to read one prompt through one layer."""
+        """Return the seconds to read one prompt through one layer."""
         point = {"num_experts": block.num_experts, "prompt_tokens": prompt_tokens}
         return self._seconds("prefill_layer", setting, block.window_tokens, point)
 
     def decode_rest(self, setting: Setting, batch_size: int) -> float:
-        """Seconds of one decode step outside the layers: embedding, masks, rotation, norm, head, arg max."""
+        """Return the seconds of one decode step outside the layers: embedding, masks, rotation, norm, head, argmax."""
         return self._seconds("decode_rest", setting, None, {"batch_size": batch_size})
 
     def prefill_rest(self, setting: Setting, prompt_tokens: int) -> float:
-        """Seconds outside the layers to read one prompt; the head sees its last token only."""
+        """Return the seconds outside the layers to read one prompt; the head sees its last token only."""
         return self._seconds("prefill_rest", setting, None, {"prompt_tokens": prompt_tokens})
 
     def _seconds(self, kind: str, setting: Setting, window: int | None, point: Mapping[str, float]) -> float:
@@ -163,21 +167,20 @@ class TimedBlocks:
         return grids[window].at(tuple(point.values()))
 
     def _within(self, kind: str, window: int | None, grid: Grid, point: Mapping[str, float]) -> None:
-        """Refuses a coordinate outside its measured axis."""
+        """Raise ValueError for a coordinate outside its measured axis."""
         for name, value in point.items():
             axis = grid.axes[AXES[kind].index(name)]
             if not axis[0] <= value <= axis[-1]:
                 wanted = math.floor(value) if value < axis[0] else math.ceil(value)
-                hint = (
-                    f", or set engine.max_sequences to {axis[-1]}" if name == "batch_size" and value > axis[0] else ""
-                )
+                too_large = name == "batch_size" and value > axis[0]
+                hint = f", or set costs.engine.max_sequences to {axis[-1]}" if too_large else ""
                 raise ValueError(
                     f"{self.table}: {kind} (window {_text(window)}) was measured for {name} {axis[0]} to {axis[-1]}, "
                     f"not for {value:g}. Extend it{hint}: {self._command(name, wanted)}"
                 )
 
     def _command(self, axis: str, value: int | None) -> str:
-        """The command that makes the table again with one more value on an axis."""
+        """Return the command that makes the table again with one more value on an axis."""
         words = str(self.header["command"]).split()
         start = words.index(f"--{OPTIONS[axis]}") + 1
         end = next((i for i in range(start, len(words)) if words[i].startswith("--")), len(words))
@@ -186,11 +189,11 @@ class TimedBlocks:
     def _check_model(self, model: ModelShape) -> None:
         if model == self.model:
             return
-        timed, pairs = self.header["model"], dataclasses.asdict(model)
-        other = {key: (timed.get(key), pairs[key]) for key in pairs if timed.get(key) != pairs[key]}
+        timed, given = self.model.to_json(), model.to_json()
+        other = {key: (timed[key], given[key]) for key in given if timed[key] != given[key]}
         if other:
             raise ValueError(
-                f"{self.table} was timed for a model of another shape; (timed, asked): {other}. Time this model's "
+                f"{self.table} was timed for a model of another shape; (timed, given): {other}. Time this model's "
                 "blocks: python scripts/measure_blocks.py --config PARENT/config.json --out FILE"
             )
 
@@ -207,16 +210,17 @@ def _read(file: Path) -> dict[str, Any]:
     if not isinstance(data, dict) or set(data) != keys:
         found = sorted(data) if isinstance(data, dict) else type(data).__name__
         raise ValueError(f"{file}: a table of timed blocks has the keys {sorted(keys)}, not {found}; {remedy}")
-    sizes = {key.name for key in dataclasses.fields(ModelShape)}
-    if not isinstance(data["model"], dict) or set(data["model"]) != sizes:
-        raise ValueError(f"{file}: model must have the keys {sorted(sizes)}; {remedy}")
-    if shape_fingerprint(ModelShape(**data["model"])) != data["fingerprint"]:
-        raise ValueError(f"{file}: model and fingerprint do not belong together, the file was changed; {remedy}")
+    try:
+        model = ModelShape.from_json(data["model"])
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}; {remedy}") from error
+    if shape_fingerprint(model) != data["fingerprint"]:
+        raise ValueError(f"{file}: model and fingerprint do not match, the file was changed; {remedy}")
     return data
 
 
 def _grids(file: Path, kind: str, rows: Sequence[Mapping[str, Any]]) -> dict[int | None, Grid]:
-    """One complete grid for every window of a kind's rows."""
+    """Make one complete grid for every window in the rows of a kind."""
     points: dict[int | None, dict[Point, float]] = {}
     keys = {*AXES[kind], "seconds"} | ({"window_tokens"} if kind.endswith("layer") else set())
     for row in rows:
@@ -224,14 +228,14 @@ def _grids(file: Path, kind: str, rows: Sequence[Mapping[str, Any]]) -> dict[int
             raise ValueError(f"{file}: a row of {kind} has the keys {sorted(keys)}, not {dict(row)}")
         seconds = row["seconds"]
         if not isinstance(seconds, float) or not 0 < seconds < math.inf:
-            raise ValueError(f"{file}: {kind} has a row without positive seconds: {dict(row)}")
+            raise ValueError(f"{file}: {kind} has a row whose seconds are not positive: {dict(row)}")
         points.setdefault(row.get("window_tokens"), {})[tuple(row[axis] for axis in AXES[kind])] = seconds
     grids = {}
     for window, measured in points.items():
         axes = tuple(tuple(sorted(set(values))) for values in zip(*measured, strict=True))
         if math.prod(map(len, axes)) != len(measured):
             raise ValueError(
-                f"{file}: {kind} (window {_text(window)}) misses combinations of {dict(zip(AXES[kind], axes))}"
+                f"{file}: {kind} (window {_text(window)}) lacks combinations of {dict(zip(AXES[kind], axes))}"
             )
         grids[window] = Grid(axes, measured)
     if not grids:

@@ -1,12 +1,12 @@
-"""Calibration data: sequences like those the parent itself writes, as padded batches for one pass under `validate`.
+"""Calibration data: sequences like those the parent itself generates, as padded batches for one pass under `validate`.
 
-Reads either a JSON lines file, each line `{"input_ids": [...]}` or `{"text": "..."}`, or draws training problems, lets
-the parent answer them at a mix of efforts, and writes `calibration.jsonl` (`input_ids`, `prompt_tokens`, `environment`,
+Reads either a JSON lines file, each line `{"input_ids": [...]}` or `{"text": "..."}`, or chooses prompts, generates the
+parent's completions at a mix of efforts, and writes `calibration.jsonl` (`input_ids`, `prompt_tokens`, `environment`,
 `effort`) into the run folder: the same form, so that later stages and other runs can read it.
 Source: arXiv 2602.11937 section 2: "data compatible with the parent's distribution is very important".
 
-Generating here loads the parent whole on one process and uses transformers' `generate`: for tiny models. A parent that
-needs several GPUs is asked by a serving engine, and its answers come in as a file.
+Generating here holds the parent whole on one process. For a parent that needs several GPUs, generate before, with
+`recipes/generate.yaml` or a serving engine, and give the sequences as a file.
 
 Batches: rank r of R takes batches r, r + R, ...; a rank that has one less gets the last batch once more with nothing
 marked as scored: every rank runs the same number of forward passes (sharded weights need that), no token counts twice.
@@ -26,17 +26,12 @@ import torch
 from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from lit_puzzle.environments.environment import EFFORTS, Environment, draw, effort_weights, render_prompt
-from lit_puzzle.generation.batches import end_and_pad, pad_left
-from lit_puzzle.model.loading import DtypeName, load_model
+from lit_puzzle.data.prompt_source import PromptSource
+from lit_puzzle.data.prompts import choose, encode
+from lit_puzzle.generation.load import load_engine
+from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.run.folder import require_input, write_atomically
 
 CALIBRATION_FILE = "calibration.jsonl"
@@ -44,93 +39,59 @@ Batch = dict[str, Tensor]
 
 
 class CalibrationData(LightningDataModule):
-    """Sequences for one pass over a parent: either `environments` (the parent answers them) or `sequences` (a file).
+    """Sequences for one pass over a parent: those of a file, or prompts with completions of the parent.
 
     Args:
-        parent: Checkpoint folder: its tokenizer, its limits, and the author of the answers.
-        environments: What the parent is asked; they take turns. Training problems only, never held-out ones.
-        sequences: JSON lines file of `{"input_ids": [...]}` or `{"text": "..."}`.
-        efforts: Weight of each reasoning effort among the problems; None: equal parts.
-        num_problems: Problems the parent answers.
-        max_new_tokens: An answer is cut off there.
-        temperature: Of the answers; 0 is greedy.
-        batch_size: Sequences in one batch of the pass.
-        generation_batch_size: Problems answered together.
-        seed: Which problems are drawn, and the sampling.
-        dtype: Of the parent's weights while it answers.
+        parent: checkpoint folder: its tokenizer, its limits, and the model that generates.
+        prompts: which prompts, and at which efforts. Training problems only, never held-out ones.
+        sequences: JSON lines file of `{"input_ids": [...]}` or `{"text": "..."}`; nothing is generated then.
+        sampling: how completions are drawn.
+        engine: what runs the parent while it generates.
+        batch_size: sequences in one batch of the pass.
+
+    Raises:
+        ValueError: neither prompts nor sequences, or no sequences in a batch.
     """
 
     def __init__(
         self,
         parent: Path,
-        environments: list[Environment] | None = None,
+        prompts: PromptSource | None = None,
         sequences: Path | None = None,
-        efforts: dict[str, float] | None = None,
-        num_problems: int = 384,
-        max_new_tokens: int = 96,
-        temperature: float = 0.0,
+        sampling: Sampling = Sampling(temperature=0.0),  # noqa: B008  (frozen)
+        engine: EngineSettings = EngineSettings(name="transformers", batch_size=96),  # noqa: B008
         batch_size: int = 32,
-        generation_batch_size: int = 96,
-        seed: int = 0,
-        dtype: DtypeName = "float32",
     ) -> None:
         super().__init__()
-        if (environments is None) == (sequences is None):
-            raise ValueError(
-                "Give CalibrationData either environments (the parent answers them) or a file of sequences."
-            )
-        if min(num_problems, max_new_tokens, batch_size, generation_batch_size) < 1 or temperature < 0:
-            raise ValueError(
-                f"num_problems {num_problems}, max_new_tokens {max_new_tokens}, batch_size {batch_size}, "
-                f"generation_batch_size {generation_batch_size} must be 1 or more, temperature {temperature} 0 or more."
-            )
+        if prompts is None and sequences is None:
+            raise ValueError("Give CalibrationData prompts, which the parent completes, or a file of sequences.")
+        if batch_size < 1:
+            raise ValueError(f"batch_size {batch_size} was given; 1 or more is needed.")
         self.parent = require_input(parent, "parent checkpoint")
-        self.environments = environments
+        self.prompts = prompts
         self.sequences = None if sequences is None else Path(sequences)
-        self.efforts = effort_weights(efforts or EFFORTS)
-        self.num_problems = num_problems
-        self.max_new_tokens = max_new_tokens
-        self.temperature = temperature
+        self.sampling = sampling
+        self.engine = engine
         self.batch_size = batch_size
-        self.generation_batch_size = generation_batch_size
-        self.seed = seed
-        self.dtype: DtypeName = dtype
         self.prepare_data_per_node = False  # the run folder is shared by all nodes
 
     def prepare_data(self) -> None:
-        """Lets the parent answer its problems (first process only) and writes `calibration.jsonl`."""
+        """Generate the sequences (first process only) and write `calibration.jsonl`."""
         assert self.trainer is not None
         self.write_sequences(Path(self.trainer.default_root_dir), str(self.trainer.strategy.root_device))
 
     def write_sequences(self, folder: Path, device: str) -> None:
-        """Lets the parent answer its problems on a device and writes `calibration.jsonl`; nothing for a given file."""
-        if self.environments is None:
+        """Generate the sequences on a device and write `calibration.jsonl`; nothing for a given file."""
+        if self.sequences is not None or self.prompts is None:
             return
-        pairs = draw(self.environments, self.efforts, self.num_problems, self.seed, held_out=False)
-        tokenizer = AutoTokenizer.from_pretrained(self.parent)
-        prompts = [tokenizer(render_prompt(tokenizer, *pair), add_special_tokens=False)["input_ids"] for pair in pairs]
-        model = load_model(self.parent, self.dtype, device=device).eval()
-        answers = self._answer(model, tokenizer, prompts)
+        pairs = choose(self.prompts)
+        prompts = encode(AutoTokenizer.from_pretrained(self.parent), pairs)
+        completions = load_engine(self.engine, self.parent, device).generate(prompts, self.sampling)
         lines = []
-        for (problem, effort), prompt, answer in zip(pairs, prompts, answers, strict=True):
+        for (problem, effort), prompt, completion in zip(pairs, prompts, completions, strict=True):
             origin = {"prompt_tokens": len(prompt), "environment": problem.environment, "effort": effort}
-            lines.append(json.dumps({"input_ids": [*prompt, *answer], **origin}) + "\n")
+            lines.append(json.dumps({"input_ids": [*prompt, *completion.token_ids], **origin}) + "\n")
         write_atomically(folder / CALIBRATION_FILE, "".join(lines))
-
-    def _answer(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]]
-    ) -> list[list[int]]:
-        """Answers in the order of the prompts, generated in batches of like length."""
-        order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), row))
-        answers: dict[int, list[int]] = {}
-        with torch.random.fork_rng(), torch.inference_mode():
-            torch.manual_seed(self.seed)
-            for start in range(0, len(order), self.generation_batch_size):
-                rows = order[start : start + self.generation_batch_size]
-                chosen = [prompts[row] for row in rows]
-                batch = generate(model, tokenizer, chosen, self.max_new_tokens, self.temperature)
-                answers.update(zip(rows, batch, strict=True))
-        return [answers[row] for row in range(len(prompts))]
 
     def setup(self, stage: str) -> None:
         """Reads and checks the sequences, on every process."""
@@ -196,27 +157,6 @@ class RankBatches(IterableDataset[Batch]):
             if index >= len(self.batches):
                 batch["scored_mask"].zero_()
             yield batch
-
-
-def generate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    temperature: float,
-) -> list[list[int]]:
-    """Answers, end token included, to one batch of prompts: greedy at temperature 0, else from the whole softmax."""
-    end_ids, pad_id = end_and_pad(model, tokenizer)
-    ids_BT, mask_BT = pad_left(prompts, pad_id)
-    sampling = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
-    settings = GenerationConfig(
-        do_sample=temperature > 0, max_new_tokens=max_new_tokens, eos_token_id=end_ids, pad_token_id=pad_id, **sampling
-    )
-    device = model.device
-    sequences = model.generate(ids_BT.to(device), attention_mask=mask_BT.to(device), generation_config=settings)
-    rows = sequences[:, ids_BT.shape[1] :].tolist()
-    stops = [next((index for index, token in enumerate(row) if token in end_ids), len(row) - 1) for row in rows]
-    return [row[: stop + 1] for row, stop in zip(rows, stops, strict=True)]
 
 
 def pad_right(rows: Sequence[Sequence[int]]) -> Batch:

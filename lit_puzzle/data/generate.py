@@ -1,21 +1,22 @@
-"""What the parent itself writes: prompts answered at a mix of efforts, as documents to distill from.
+"""Generated data: prompts at a mix of efforts with completions sampled from the parent, as documents to distill from.
 
 Reads the parent's folder and prompts (environments' training problems, or a file); writes `documents/` into the run
 folder: a Parquet shard per `shard_size` prompts and, last, `documents.json` (`lit_puzzle.data.document_files`). The
-answer's tokens, end token included, are the targets; an answer that is cut off at `max_new_tokens` has no end token.
+tokens of the completion, end token included, are the targets; one that `max_new_tokens` cut off has no end token.
 Source: arXiv 2602.11937 ("data compatible with the parent's distribution is very important"), section 7 of its recipe:
 equal parts of high and medium effort.
 
-A shard depends on the seed and its number alone: a run that is killed goes on with the first shard that is missing and
-ends with the same files. On another engine, device or batch size the same seed draws other answers.
+A token is drawn with random numbers of (seed, number of the prompt, position): documents depend neither on
+`shard_size` nor on the engine's batch size. Resumable: the same command begins with the first shard that is missing
+and ends with the same files. Other engines and devices round logits differently, so a few draws may differ there.
 
-Memory: see `lit_puzzle.generation.engines` and `vllm_engine`; + all prompts as text and 80 bytes a token of one shard.
-Disk: less than 5 bytes a token + 64 KiB a shard. Traffic: none between processes (there is one).
+Memory: see `lit_puzzle.generation.transformers_engine` and `vllm_engine`; + all prompts as text and 80 bytes a token of
+one shard. Disk: less than 5 bytes a token + 64 KiB a shard. Traffic: none between processes (there is one).
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
@@ -24,11 +25,13 @@ from rich.table import Table
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from lit_puzzle.data.document_files import Document, close_folder, read_note, shard_name, write_shard
-from lit_puzzle.data.prompts import PromptAtEffort, check_lengths, choose, encode
+from lit_puzzle.data.prompt_source import PromptSource
+from lit_puzzle.data.prompts import check_lengths, choose, encode
 from lit_puzzle.data.provenance import Provenance
-from lit_puzzle.environments.environment import EFFORTS, Environment, effort_weights
-from lit_puzzle.generation.engines import EngineName, start_engine
-from lit_puzzle.generation.sampling import Answers, Sampling
+from lit_puzzle.environments.environment import EFFORTS, Environment, PromptAtEffort
+from lit_puzzle.generation.engine import Engine
+from lit_puzzle.generation.load import load_engine
+from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.run.folder import require_input
 
 DOCUMENTS = "documents"
@@ -38,115 +41,102 @@ Keep = Literal["all", "correct"]
 def generate(
     run_dir: Path,
     parent: Path,
-    prompts: Path | None = None,
-    environments: list[Environment] | None = None,
-    efforts: dict[str, float] | None = None,
-    num_prompts: int | None = None,
-    max_new_tokens: int = 96,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
+    prompts: PromptSource,
+    sampling: Sampling = Sampling(),  # noqa: B008  (frozen)
+    engine: EngineSettings = EngineSettings(),  # noqa: B008
     keep: Keep = "all",
     shard_size: int = 1024,
-    batch_size: int = 128,
-    engine: EngineName = "auto",
-    tensor_parallel: int = 1,
-    dtype: Literal["float32", "bfloat16"] = "float32",
-    seed: int = 0,
 ) -> dict[str, float]:
-    """Lets the parent answer prompts and writes the documents.
+    """Sample completions from the parent and write them as documents.
 
     Args:
-        run_dir: The run's folder; gets `documents/`.
-        parent: Checkpoint folder of the author.
-        prompts: JSON lines, Parquet or `datasets` folder of messages; else give environments.
-        environments: What to ask instead; they take turns. Training problems only.
-        efforts: Weight of each reasoning effort; None: equal parts of all three.
-        num_prompts: How many prompts; None: all of `prompts`.
-        max_new_tokens: An answer is cut off there.
-        temperature: Of sampling; 0 is greedy.
-        top_p: Mass of the most likely tokens that are drawn from.
-        keep: `all` answers, or only the verified `correct` ones (environments only).
-        shard_size: Prompts of a shard; what a killed run loses at most.
-        batch_size: Prompts decoded together by transformers.
-        engine: `vllm`, `transformers`, or `auto`: vLLM where it is installed and there is a GPU.
-        tensor_parallel: GPUs that share the weights, with vLLM.
-        dtype: Of the weights.
-        seed: Of the prompts, the efforts and the sampling.
+        run_dir: the run's folder; gets `documents/`.
+        parent: checkpoint folder.
+        prompts: which prompts, and at which efforts.
+        sampling: how completions are drawn.
+        engine: what runs the parent.
+        keep: `all` completions, or only those verified as `correct` (environments only).
+        shard_size: prompts of a shard; what a killed run loses at most.
 
     Returns:
         `documents`, `tokens`, `targets`, `shards`; per effort `prompts/<effort>`, `kept/<effort>`, `tokens/<effort>`
         (mean generated), `finished/<effort>` (share) and, where verified, `accuracy/<effort>` (before `keep`).
 
     Raises:
-        ValueError: Missing or malformed input, prompts that leave no room for an answer, or nothing kept.
+        ValueError: missing or malformed input, prompts that leave no room for a completion, or nothing kept.
     """
-    sampling = Sampling(max_new_tokens, temperature, top_p)
-    if min(shard_size, batch_size, tensor_parallel) < 1:
-        raise ValueError(f"shard_size {shard_size}, batch_size {batch_size}, tensor_parallel {tensor_parallel}: min 1.")
-    if keep == "correct" and environments is None:
-        raise ValueError("keep: correct needs environments, which verify answers; prompts of a file have none.")
+    if shard_size < 1:
+        raise ValueError(f"shard_size {shard_size} was given; 1 or more is needed.")
+    if keep == "correct" and prompts.environments is None:
+        raise ValueError("keep: correct needs environments, which verify completions; prompts of a file have none.")
     parent = require_input(parent, "parent checkpoint")
-    pairs = choose(prompts, environments, effort_weights(efforts or EFFORTS), num_prompts, seed)
+    pairs = choose(prompts)
     tokenizer = AutoTokenizer.from_pretrained(parent)
     context_tokens = int(AutoConfig.from_pretrained(parent).max_position_embeddings)
-    check_lengths(tokenizer, pairs, context_tokens - max_new_tokens)
+    check_lengths(tokenizer, pairs, context_tokens - sampling.max_new_tokens)
     folder = run_dir / DOCUMENTS
-    shares = [pairs[start : start + shard_size] for start in range(0, len(pairs), shard_size)]
-    missing = [number for number in range(len(shares)) if not (folder / shard_name(number)).is_file()]
+    shards = [range(start, min(start + shard_size, len(pairs))) for start in range(0, len(pairs), shard_size)]
+    missing = [number for number in range(len(shards)) if not (folder / shard_name(number)).is_file()]
     if missing:  # else an attempt that was killed had made them all
-        answers = start_engine(engine, parent, dtype, sampling, batch_size, tensor_parallel)
+        loaded = load_engine(engine, parent)
         folder.mkdir(exist_ok=True)  # not before: what is refused leaves nothing behind
         for number in missing:
-            written = answer(shares[number], tokenizer, environments, answers, shard_seed(seed, number))
-            write_answers(folder, number, written, keep)
-    settings = {"seed": seed, "temperature": temperature, "top_p": top_p, "keep": keep}
-    record = close_folder(folder, Provenance.of(parent), len(shares), settings | {"max_new_tokens": max_new_tokens})
+            rows = shards[number]
+            share = pairs[rows.start : rows.stop]
+            documents = complete(share, rows, loaded, sampling, tokenizer, prompts.environments)
+            write_kept(folder, number, documents, keep)
+    settings = {name: value for name, value in asdict(sampling).items() if name != "logprobs"} | {"keep": keep}
+    record = close_folder(folder, Provenance.of(parent), len(shards), settings)
     if record["documents"] == 0:
-        raise ValueError(f"keep: {keep} left none of {len(pairs)} answers of {parent}. Ask more, or keep: all.")
-    results = summarize([json.loads(read_note(folder / shard_name(number))) for number in range(len(shares))])
+        raise ValueError(f"keep: {keep} left none of {len(pairs)} completions of {parent}. Ask more, or keep: all.")
+    results = summarize([json.loads(read_note(folder / shard_name(number))) for number in range(len(shards))])
     print_table(results)
-    return {key: float(record[key]) for key in ("documents", "tokens", "targets")} | {"shards": len(shares)} | results
+    return {key: float(record[key]) for key in ("documents", "tokens", "targets")} | {"shards": len(shards)} | results
 
 
-def write_answers(folder: Path, number: int, written: Sequence[tuple[Document, bool]], keep: Keep) -> None:
-    """Writes what is kept of one shard, with the sums of all of it as the note."""
-    kept = [document for document, _ in written if keep == "all" or document.correct == 1.0]
-    write_shard(folder, number, kept, json.dumps(count(written, keep)))
-
-
-def shard_seed(seed: int, number: int) -> int:
-    """Of the sampling of one shard: 31 bits of the sha256 of seed and number."""
-    return int.from_bytes(hashlib.sha256(f"shard {seed} {number}".encode()).digest()[:4], "big") >> 1
-
-
-def answer(
+def complete(
     pairs: Sequence[PromptAtEffort],
+    rows: Sequence[int],
+    engine: Engine,
+    sampling: Sampling,
     tokenizer: PreTrainedTokenizerBase,
     environments: Sequence[Environment] | None,
-    answers: Answers,
-    seed: int,
 ) -> list[tuple[Document, bool]]:
-    """A document for each prompt, verified where there are environments, and whether its answer ended by itself."""
+    """Return a document for each prompt, verified where there are environments, and whether it ended by itself.
+
+    Args:
+        pairs: problems at their efforts.
+        rows: number of each among all prompts.
+        engine: the parent.
+        sampling: how completions are drawn.
+        tokenizer: of the parent.
+        environments: verify the completions; None: nothing can be verified.
+    """
     prompts = encode(tokenizer, pairs)
-    order = sorted(range(len(pairs)), key=lambda i: (EFFORTS.index(pairs[i][1]), len(prompts[i]), i))
-    answered = dict(zip(order, answers([prompts[i] for i in order], seed), strict=True))
     by_name = {environment.name: environment for environment in environments or []}
     documents = []
-    for i, (problem, effort) in enumerate(pairs):
-        token_ids, ended = answered[i]
-        correct = None
+    completions = engine.generate(prompts, sampling, rows)
+    for (problem, effort), prompt, completion in zip(pairs, prompts, completions, strict=True):
+        token_ids, correct = completion.token_ids, None
         if environments is not None:
             text = str(tokenizer.decode(token_ids, skip_special_tokens=False))
             correct = by_name[problem.environment].verify(text, problem.answer)
-        mask = [0] * len(prompts[i]) + [1] * len(token_ids)
-        documents.append((Document([*prompts[i], *token_ids], mask, problem.environment, effort, correct), ended))
+        mask = [0] * len(prompt) + [1] * len(token_ids)
+        document = Document([*prompt, *token_ids], mask, problem.environment, effort, correct)
+        documents.append((document, completion.finish == "stop"))
     return documents
 
 
-def count(written: Sequence[tuple[Document, bool]], keep: Keep) -> dict[str, dict[str, float]]:
+def write_kept(folder: Path, number: int, documents: Sequence[tuple[Document, bool]], keep: Keep) -> None:
+    """Write what is kept of one shard, with the sums of all of it as the note."""
+    kept = [document for document, _ in documents if keep == "all" or document.correct == 1.0]
+    write_shard(folder, number, kept, json.dumps(count(documents, keep)))
+
+
+def count(documents: Sequence[tuple[Document, bool]], keep: Keep) -> dict[str, dict[str, float]]:
     """Sums of one shard per effort; what is not kept counts too."""
     sums: dict[str, dict[str, float]] = {}
-    for document, ended in written:
+    for document, ended in documents:
         row = sums.setdefault(
             document.effort, dict.fromkeys(("prompts", "kept", "tokens", "finished", "verified", "correct"), 0.0)
         )
@@ -174,7 +164,7 @@ def summarize(shards: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, 
 
 def print_table(results: Mapping[str, float]) -> None:
     """Prints the numbers, an effort a row."""
-    table = Table("effort", "prompts", "kept", "tokens", "ended by itself", "accuracy", title="Written by the parent")
+    table = Table("effort", "prompts", "kept", "tokens", "ended by itself", "accuracy", title="Generated by the parent")
     for effort in (effort for effort in EFFORTS if f"prompts/{effort}" in results):
         accuracy = f"{results[f'accuracy/{effort}']:.3f}" if f"accuracy/{effort}" in results else "not verified"
         table.add_row(

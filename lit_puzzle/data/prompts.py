@@ -19,51 +19,46 @@ from typing import Any
 from pyarrow import parquet
 from transformers import PreTrainedTokenizerBase
 
-from lit_puzzle.environments.environment import Environment, Problem, draw, effort_weights, is_held_out, render_prompt
+from lit_puzzle.data.prompt_source import PromptSource
+from lit_puzzle.environments.environment import (
+    EFFORTS,
+    Problem,
+    PromptAtEffort,
+    draw,
+    effort_weights,
+    is_held_out,
+    render_prompt,
+)
 from lit_puzzle.run.folder import require_input
 
-PromptAtEffort = tuple[Problem, str]  # a problem and the effort it is asked at
 FORM = '{"messages": [{"role": ..., "content": ...}]} or {"prompt": text}, and optionally "environment": text'
 
 
-def choose(
-    prompts: Path | None,
-    environments: Sequence[Environment] | None,
-    efforts: Mapping[str, float],
-    num_prompts: int | None,
-    seed: int,
-) -> list[PromptAtEffort]:
-    """Problems and efforts in the order in which they are asked; equal arguments give equal ones.
-
-    Args:
-        prompts: File or folder of prompts.
-        environments: What to draw problems from instead.
-        efforts: Weight of each effort.
-        num_prompts: How many; None: all of `prompts`.
-        seed: Of drawing, or of the order of `prompts`, and of the efforts.
+def choose(source: PromptSource) -> list[PromptAtEffort]:
+    """Return problems and efforts in order; equal sources give equal ones.
 
     Raises:
-        ValueError: Not exactly one source, too few prompts, or rows of another form.
+        ValueError: neither a file nor environments or both, too few prompts, or rows of another form.
     """
-    weights = effort_weights(efforts)
-    if (prompts is None) == (environments is None):
-        raise ValueError("Give either prompts (a file) or environments (problems are drawn from them).")
-    if environments is not None:
-        if num_prompts is None:
+    weights = effort_weights(source.efforts or EFFORTS)
+    if (source.file is None) == (source.environments is None):
+        raise ValueError("Give either a file of prompts or environments (problems are drawn from them).")
+    if source.environments is not None:
+        if source.num_prompts is None:
             raise ValueError("Environments draw without end: give num_prompts.")
-        return draw(environments, weights, num_prompts, seed, held_out=False)
-    assert prompts is not None
-    problems = read_prompts(prompts)
-    pairs = [problem for problem in problems if not is_held_out(problem)]
-    wanted = len(pairs) if num_prompts is None else num_prompts
-    if not pairs or wanted > len(pairs):
+        return draw(source.environments, weights, source.num_prompts, source.seed, held_out=False)
+    assert source.file is not None
+    problems = read_prompts(source.file)
+    training = [problem for problem in problems if not is_held_out(problem)]
+    wanted = len(training) if source.num_prompts is None else source.num_prompts
+    if not training or wanted > len(training):
         raise ValueError(
-            f"{prompts} holds {len(problems)} prompts, {len(pairs)} of them outside the held-out eighth; {wanted} were "
-            "asked for. Give more prompts or a smaller num_prompts."
+            f"{source.file} holds {len(problems)} prompts, {len(training)} of them outside the held-out eighth; "
+            f"{wanted} were asked for. Give more prompts or a smaller num_prompts."
         )
-    random.Random(f"order {seed}").shuffle(pairs)
-    chosen = random.Random(f"efforts {seed}").choices(list(weights), list(weights.values()), k=wanted)
-    return list(zip(pairs[:wanted], chosen, strict=True))
+    random.Random(f"order {source.seed}").shuffle(training)
+    chosen = random.Random(f"efforts {source.seed}").choices(list(weights), list(weights.values()), k=wanted)
+    return list(zip(training[:wanted], chosen, strict=True))
 
 
 def read_prompts(path: Path) -> list[Problem]:

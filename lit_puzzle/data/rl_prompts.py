@@ -12,13 +12,18 @@ from typing import TYPE_CHECKING
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from lit_puzzle.environments.environment import Environment, Problem, draw, effort_weights, render_prompt
+from lit_puzzle.environments.environment import (
+    Environment,
+    Problem,
+    PromptAtEffort,
+    draw,
+    effort_weights,
+    render_prompt,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
-
-PromptAtEffort = tuple[Problem, str]  # a problem and the effort it is asked at
 
 
 class PromptData(LightningDataModule):

@@ -38,7 +38,7 @@ from lit_puzzle.data.hidden_states import release
 from lit_puzzle.distill.block_losses import Batch, BlockError, TrainedBlock, block_errors, counted_tokens
 from lit_puzzle.distill.blocks_to_train import BlockToTrain, SubBlocks, check_blocks, choose_blocks, write_library
 from lit_puzzle.library.library import Library
-from lit_puzzle.library.swap import trained_tensors
+from lit_puzzle.library.trained_blocks import trained_tensors
 from lit_puzzle.model.blocks import with_own_blocks
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.gpt_oss import GptOssPuzzleForCausalLM
@@ -108,7 +108,7 @@ class BlockwiseDistillation(LightningModule):
 
     def _choose(self, layers: list[int] | None, sub_blocks: SubBlocks, train: list[str] | None) -> list[BlockToTrain]:
         before = {
-            (layer, candidate.name): trained_tensors(self.library_folder, candidate).keys()
+            (layer, candidate.name): trained_tensors(self.library_folder, self.library.config, candidate).keys()
             for layer, candidates in enumerate(self.library.layers)
             for candidate in candidates
             if candidate.weights is not None
@@ -149,7 +149,8 @@ class BlockwiseDistillation(LightningModule):
                 own = {name: decoder.get_parameter(name).detach() for name in block.tensors}
                 rows = block.block.experts
                 cut = {name: select_rows(own[name], rows) if name in EXPERT_ROWS else own[name] for name in own}
-                before = trained_tensors(self.library_folder, self.library.candidate(layer, block.name))
+                candidate = self.library.candidate(layer, block.name)
+                before = trained_tensors(self.library_folder, self.library.config, candidate)
                 made.append(TrainedBlock(block, cut | before))
         return made
 

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lit_puzzle.library.library import Candidate, Library, parts
-from lit_puzzle.library.swap import check_trained
+from lit_puzzle.library.trained_blocks import check_trained
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.layout import layer_prefix, layer_shapes
 from lit_puzzle.model.writer import atomic_folder

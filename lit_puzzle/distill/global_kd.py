@@ -28,7 +28,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, distributed
 from transformers import AutoTokenizer, PreTrainedModel
 
-from lit_puzzle.child.save import become_saved, load_best, save_child
+from lit_puzzle.child.save import become_saved, save_child
 from lit_puzzle.data.batch_validation import check_finite, check_packed, check_same_tokens
 from lit_puzzle.data.documents import PackedDocuments
 from lit_puzzle.data.hidden_states import release
@@ -40,6 +40,7 @@ from lit_puzzle.evaluate.before_after import validation_values
 from lit_puzzle.model.loading import DtypeName
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.spec import Plan
+from lit_puzzle.training.best_weights import load_best
 from lit_puzzle.training.ema import WeightAverage
 from lit_puzzle.training.random_state import RandomState, put_random_state, take_random_state
 from lit_puzzle.training.sharding import load_for, shard
@@ -234,7 +235,7 @@ class GlobalDistillation(LightningModule):
         values = {f"val/{name}": value for name, value in total.per_target().items()}
         if self.held_out is not None and self.held_out.validated:
             pairs = self.held_out.validated
-            values |= validation_values(self.held_out.answer(pairs, self.model, self.tokenizer, self.trainer))
+            values |= validation_values(self.held_out.solve(pairs, self.model, self.tokenizer, self.trainer))
         self.log_dict(values, prog_bar=True, sync_dist=True)
         if not self.trainer.sanity_checking:
             self._val_losses.append(values["val/loss"])

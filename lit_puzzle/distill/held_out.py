@@ -11,16 +11,17 @@ import torch
 from lightning.pytorch import Trainer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_puzzle.data.rl_prompts import PromptAtEffort
-from lit_puzzle.environments.environment import EFFORTS, Environment, draw, effort_weights
-from lit_puzzle.evaluate.accuracy import Episode, held_out_problems, read_episodes
+from lit_puzzle.environments.environment import EFFORTS, Environment, PromptAtEffort, draw, effort_weights
+from lit_puzzle.evaluate.accuracy import Episode, read_episodes
 from lit_puzzle.evaluate.before_after import (
     EvaluationSettings,
-    answer_together,
     print_table,
     recovery_results,
+    solve_together,
     write_evaluation,
 )
+from lit_puzzle.evaluate.held_out import held_out_problems
+from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.training.sharding import unsharded
 
 VALIDATION_SEED = 0
@@ -64,10 +65,10 @@ class HeldOutAccuracy:
         left = [problem for problem, _ in drawn if problem.text() not in texts][: settings.validation_prompts]
         self.validated: list[PromptAtEffort] = [(problem, effort) for effort in efforts for problem in left]
 
-    def answer(
+    def solve(
         self, pairs: list[PromptAtEffort], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trainer: Trainer
     ) -> list[Episode]:
-        """Greedy answers of all processes together; leaves randomness, modes and gradients as they were."""
+        """Solve problems greedily, all processes together; leave randomness, modes and gradients as they were."""
         settings = self.settings.measured
         assert settings.max_new_tokens is not None
         with (
@@ -76,15 +77,14 @@ class HeldOutAccuracy:
             unsharded(model),
             trainer.precision_plugin.forward_context(),
         ):
-            return answer_together(
-                model, tokenizer, pairs, self.settings.environments, settings.max_new_tokens, settings.batch_size
-            )
+            engine = TransformersEngine(model, tokenizer, settings.batch_size)
+            return solve_together(engine, tokenizer, pairs, self.settings.environments, settings.max_new_tokens)
 
     def measure(
         self, folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trainer: Trainer
     ) -> None:
-        """Writes the answers to the measured problems."""
-        write_evaluation(folder, self.answer(self.measured, model, tokenizer, trainer), trainer.is_global_zero)
+        """Write the episodes of the measured problems."""
+        write_evaluation(folder, self.solve(self.measured, model, tokenizer, trainer), trainer.is_global_zero)
 
     def results(self, run_dir: Path, is_writer: bool) -> dict[str, float]:
         """Numbers, and on one process a table, of `before/` and `after/`."""

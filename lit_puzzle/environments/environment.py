@@ -37,6 +37,9 @@ class Problem:
         return "\n".join(f"{message['role']}: {message['content']}" for message in self.messages)
 
 
+PromptAtEffort = tuple[Problem, str]  # a problem and the reasoning effort at which it is put to a model
+
+
 class Environment(Protocol):
     """What the rest of the project asks of an environment."""
 

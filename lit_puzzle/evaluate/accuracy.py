@@ -1,14 +1,14 @@
 """Accuracy and generated length of a policy on held-out problems, per reasoning effort, with standard errors.
 
 accuracy = mean(c), standard error = s(c) / sqrt(n); paired change = mean(d), standard error = s(d) / sqrt(n)
-    c = 1 for a right answer, else 0; d = after - before on the same problem; s = sample standard deviation (n - 1);
-    n = number of problems.
+    c = 1 for a completion with the right answer, else 0; d = after - before on the same problem;
+    s = sample standard deviation (n - 1); n = number of problems.
 Request efficiency (paper: token throughput / mean generated tokens of a request, relative to the parent at high effort)
 needs `tokens/<effort>` from here and a throughput from elsewhere.
 
-Reads: a checkpoint folder. Writes: `episodes.jsonl` (an answer a line, in problem order), `generation_lengths.json`.
-Memory: the weights + the KV cache, batch_size * 2 * KV heads * head_dim * bytes per value * sum over layers of
-min(window, prompt + max_new_tokens). Disk: about 120 bytes a problem. Traffic: one gather of the episodes.
+Reads: a checkpoint folder. Writes: `episodes.jsonl` (a completion a line, in problem order), `generation_lengths.json`.
+Memory: the weights + the KV cache, see `lit_puzzle.generation.transformers_engine`.
+Disk: about 120 bytes a problem. Traffic: one gather of the episodes.
 Source: arXiv 2602.11937 (accuracy and tokens at each effort; relative request rate).
 """
 
@@ -24,14 +24,18 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 from torch import distributed
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from lit_puzzle.environments.environment import EFFORTS, Environment, Problem, draw, render_prompt
-from lit_puzzle.generation.batches import MakeCache, evaluation_mode, generate_in_batches
+from lit_puzzle.environments.environment import EFFORTS, Environment, PromptAtEffort, render_prompt
+from lit_puzzle.evaluate.held_out import HeldOut
+from lit_puzzle.generation.engine import Engine
 from lit_puzzle.generation.lengths import length_statistics, write_lengths
+from lit_puzzle.generation.load import load_engine
 from lit_puzzle.generation.policy import load_policy
+from lit_puzzle.generation.sampling import EngineSettings, Sampling
+from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.kv_cache.fp8_cache import Fp8Cache, scales_for
-from lit_puzzle.model.loading import DtypeName
+from lit_puzzle.kv_cache.scales import ScalePair
 from lit_puzzle.run.folder import require_input
 
 EPISODES_FILE = "episodes.jsonl"
@@ -39,7 +43,7 @@ EPISODES_FILE = "episodes.jsonl"
 
 @dataclass(frozen=True)
 class Episode:
-    """One answered problem; `problem` is the crc32 of its text, by which a paired comparison knows it again."""
+    """One problem with its completion; `problem` is the crc32 of its text, by which a paired comparison finds it."""
 
     environment: str
     effort: str
@@ -49,24 +53,29 @@ class Episode:
     problem: int = 0
 
 
-def answer_problems(
-    policy: PreTrainedModel,
+def solve_problems(
+    engine: Engine,
     tokenizer: PreTrainedTokenizerBase,
-    problems: Sequence[tuple[Problem, str]],
+    problems: Sequence[PromptAtEffort],
     environments: Sequence[Environment],
-    max_new_tokens: int,
-    batch_size: int,
-    make_cache: MakeCache | None = None,
+    sampling: Sampling,
+    rows: Sequence[int] | None = None,
 ) -> list[Episode]:
-    """Answers problems greedily, in batches of like length; the episodes come in the order of the problems.
+    """Generate a completion for each problem and verify it.
 
-    Deterministic; the modules' train/eval modes and the random state are left as they were. Over processes:
-    `gather_episodes(answer_problems(..., local_share(problems), ...))`. The number of decoding steps differs between
-    processes, so sharded weights must be gathered (unsharded) before. `make_cache` gives another KV cache than the
-    model's own.
+    Args:
+        engine: the policy.
+        tokenizer: of the policy, with a chat template.
+        problems: problems at their efforts.
+        environments: verify the completions.
+        sampling: how completions are drawn.
+        rows: number of each problem among those of all processes; None: 0, 1, 2, ...
+
+    Returns:
+        The episodes, in the order of the problems.
 
     Raises:
-        ValueError: a problem of an unknown environment, or no way to tell the end of an answer or the padding.
+        ValueError: a problem of an unknown environment.
     """
     by_name = {environment.name: environment for environment in environments}
     unknown = sorted({problem.environment for problem, _ in problems} - set(by_name))
@@ -74,27 +83,25 @@ def answer_problems(
         raise ValueError(f"Problems of environments {unknown} were given; the environments are {sorted(by_name)}.")
     prompts = [render_prompt(tokenizer, problem, effort) for problem, effort in problems]
     prompt_ids = [list(tokenizer(prompt, add_special_tokens=False)["input_ids"]) for prompt in prompts]
-    order = sorted(range(len(problems)), key=lambda i: (EFFORTS.index(problems[i][1]), len(prompt_ids[i]), i))
-    with evaluation_mode(policy):
-        answers = generate_in_batches(policy, tokenizer, prompt_ids, order, max_new_tokens, batch_size, make_cache)
     episodes = []
-    for (problem, effort), (token_ids, finished) in zip(problems, answers, strict=True):
-        text = str(tokenizer.decode(token_ids, skip_special_tokens=False))
+    completions = engine.generate(prompt_ids, sampling, rows)
+    for (problem, effort), completion in zip(problems, completions, strict=True):
+        text = str(tokenizer.decode(completion.token_ids, skip_special_tokens=False))
         correct = by_name[problem.environment].verify(text, problem.answer)
-        identity = zlib.crc32(problem.text().encode())
-        episodes.append(Episode(problem.environment, effort, correct, len(token_ids), finished, identity))
+        identity, finished = zlib.crc32(problem.text().encode()), completion.finish == "stop"
+        episodes.append(Episode(problem.environment, effort, correct, len(completion.token_ids), finished, identity))
     return episodes
 
 
-def local_share(problems: Sequence[tuple[Problem, str]]) -> Sequence[tuple[Problem, str]]:
-    """The problems that this process answers: problems[rank::processes]."""
+def local_rows(count: int) -> range:
+    """Return the numbers of the problems that this process solves: rank, rank + processes, ..."""
     if not distributed.is_initialized():
-        return problems
-    return problems[distributed.get_rank() :: distributed.get_world_size()]
+        return range(count)
+    return range(distributed.get_rank(), count, distributed.get_world_size())
 
 
 def gather_episodes(episodes: Sequence[Episode]) -> list[Episode]:
-    """The episodes of all processes in the order of the problems before `local_share`, on every process."""
+    """The episodes of all processes in the order of the problems before `local_rows`, on every process."""
     if not distributed.is_initialized():
         return list(episodes)
     shares: list[list[Episode]] = [[] for _ in range(distributed.get_world_size())]
@@ -111,7 +118,7 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     """
     if len(values) < 2:
         raise ValueError(
-            f"{len(values)} answers at one effort: a standard error needs two. Ask more prompts per effort."
+            f"{len(values)} completions at one effort: a standard error needs two. Ask more prompts per effort."
         )
     mean = math.fsum(values) / len(values)
     variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
@@ -147,12 +154,12 @@ def compare(before: Sequence[Episode], after: Sequence[Episode]) -> dict[str, fl
         `accuracy_gain/<effort>`, `accuracy_gain_se/<effort>`, `tokens_gain/<effort>`, `tokens_gain_se/<effort>`.
 
     Raises:
-        ValueError: the two are not answers to the same problems in the same order.
+        ValueError: the two are not of the same problems in the same order.
     """
     problems = [[(e.environment, e.effort, e.problem) for e in episodes] for episodes in (before, after)]
     if problems[0] != problems[1]:
         raise ValueError(
-            f"{len(before)} answers before and {len(after)} after are not to the same problems in the same order. "
+            f"{len(before)} completions before and {len(after)} after are not of the same problems in the same order. "
             "Evaluate both with the same environments, efforts, prompts_per_effort and seed."
         )
     results = {}
@@ -185,41 +192,24 @@ def read_episodes(folder: Path) -> list[Episode]:
     return [Episode(**json.loads(line)) for line in file.read_text().splitlines()]
 
 
-def held_out_problems(
-    environments: Sequence[Environment], efforts: Sequence[str], prompts_per_effort: int, seed: int
-) -> list[tuple[Problem, str]]:
-    """The same held-out problems at each effort, one effort after the other."""
-    return [
-        pair for effort in efforts for pair in draw(environments, [effort], prompts_per_effort, seed, held_out=True)
-    ]
-
-
 def evaluate(
     run_dir: Path,
     checkpoint: Path,
-    environments: list[Environment],
-    efforts: list[str],
-    prompts_per_effort: int = 256,
-    max_new_tokens: int = 96,
-    batch_size: int = 128,
-    seed: int = 0,
-    dtype: DtypeName = "float32",
+    held_out: HeldOut,
+    sampling: Sampling = Sampling(temperature=0.0),  # noqa: B008  (frozen)
+    engine: EngineSettings = EngineSettings(),  # noqa: B008
     baseline: Path | None = None,
     kv_cache: Literal["model", "fp8"] = "model",
     kv_scales: Path | None = None,
 ) -> dict[str, float]:
-    """Evaluates any checkpoint folder, a stock gpt-oss parent or a child, on held-out problems.
+    """Evaluate any checkpoint folder, a stock gpt-oss parent or a child, on held-out problems.
 
     Args:
         run_dir: the run's folder; gets `episodes.jsonl` and `generation_lengths.json`.
         checkpoint: folder of the model and its tokenizer.
-        environments: what to ask; they take turns.
-        efforts: reasoning efforts; each is asked the same problems.
-        prompts_per_effort: held-out problems at each effort.
-        max_new_tokens: an answer is cut off there (and counts as wrong).
-        batch_size: prompts decoded together.
-        seed: which held-out problems.
-        dtype: precision of the weights.
+        held_out: which problems, at which efforts.
+        sampling: how completions are drawn; one that `max_new_tokens` cuts off counts as wrong.
+        engine: what runs the model.
         baseline: run folder of another evaluation of the same problems, to compare with (paired).
         kv_cache: `fp8` simulates an FP8 KV cache, rounded to nearest; `model` stores what the model computes.
         kv_scales: folder of the scales of that cache; none: those in the checkpoint, or 1.
@@ -228,25 +218,24 @@ def evaluate(
         The numbers of `summarize`, and of `compare` (this run - baseline) if there is a baseline.
 
     Raises:
-        ValueError: missing folders, bad counts, too few held-out problems, a baseline that asked other problems, or
-            KV scales of another checkpoint.
+        ValueError: missing folders, too few held-out problems, a baseline that asked other problems, KV scales of
+            another checkpoint, or a simulated cache in vLLM.
     """
     checkpoint = require_input(checkpoint, "checkpoint")
     if not (checkpoint / "config.json").is_file():
         raise ValueError(f"{checkpoint} holds no config.json. Give the folder of a parent or of an assembled child.")
-    if min(prompts_per_effort, 2) < 2 or min(max_new_tokens, batch_size) < 1:
-        raise ValueError(
-            f"prompts_per_effort {prompts_per_effort}, max_new_tokens {max_new_tokens}, batch_size {batch_size} were "
-            "given; at least 2, 1 and 1 are needed."
-        )
     if kv_cache == "model" and kv_scales is not None:
         raise ValueError(f"kv_scales={kv_scales} was given without an FP8 cache. Set kv_cache: fp8, or leave it out.")
+    if kv_cache == "fp8" and engine.name == "vllm":
+        raise ValueError(
+            "kv_cache: fp8 is simulated with transformers; vLLM has one of its own. Set engine.name: auto."
+        )
     scales = scales_for(checkpoint, kv_scales) if kv_cache == "fp8" else None
     before = None if baseline is None else read_episodes(baseline)
-    problems = held_out_problems(environments, efforts, prompts_per_effort, seed)
-    policy, tokenizer = load_policy(checkpoint, dtype)
-    make_cache = None if scales is None else partial(Fp8Cache, policy.config, scales)
-    episodes = answer_problems(policy, tokenizer, problems, environments, max_new_tokens, batch_size, make_cache)
+    problems = held_out.problems()
+    loaded = load_engine(engine, checkpoint) if scales is None else load_with_fp8_cache(engine, checkpoint, scales)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    episodes = solve_problems(loaded, tokenizer, problems, held_out.environments, sampling)
     write_episodes(run_dir, episodes)
     lengths = {
         effort: length_statistics([e.generated_tokens for e in group])
@@ -256,6 +245,12 @@ def evaluate(
     results = summarize(episodes) | ({} if before is None else compare(before, episodes))
     print_table(results, list(lengths))
     return results
+
+
+def load_with_fp8_cache(settings: EngineSettings, checkpoint: Path, scales: Sequence[ScalePair | None]) -> Engine:
+    """Load a checkpoint folder into transformers, with a simulated FP8 KV cache."""
+    policy, tokenizer = load_policy(checkpoint, settings.dtype)
+    return TransformersEngine(policy, tokenizer, settings.batch_size, partial(Fp8Cache, policy.config, scales))
 
 
 def print_table(results: dict[str, float], efforts: Sequence[str]) -> None:

@@ -1,8 +1,8 @@
 """What a recovery measures and reports: the same held-out prompts before and after, paired, as numbers and as a table.
 
-`after` is of the weights that are saved: `load_best`, `save_child` (of `child.py`), `become_saved`, then the answers.
+`after` is of the weights that are saved: `load_best`, `save_child` and `become_saved` of `lit_puzzle.child.save` first.
 
-Reads and writes: `<run>/before/episodes.jsonl`, `<run>/after/episodes.jsonl` (an answer a line).
+Reads and writes: `<run>/before/episodes.jsonl`, `<run>/after/episodes.jsonl` (a completion a line).
 Memory and traffic of `become_saved`: one full trained tensor at a time on every process.
 reward/first and reward/last are means over the first and last tenth of the updates that generated.
 Source: the tables of accuracy and generated tokens per effort in arXiv 2602.11937.
@@ -16,20 +16,21 @@ from rich.console import Console
 from rich.table import Table
 from torch import distributed
 from torch.distributed.fsdp import FSDPModule
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from lit_puzzle.data.rl_prompts import PromptAtEffort
-from lit_puzzle.environments.environment import Environment
+from lit_puzzle.environments.environment import Environment, PromptAtEffort
 from lit_puzzle.evaluate.accuracy import (
     Episode,
-    answer_problems,
     compare,
     gather_episodes,
-    local_share,
+    local_rows,
+    solve_problems,
     split_by_effort,
     summarize,
     write_episodes,
 )
+from lit_puzzle.generation.sampling import Sampling
+from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.model.writer import atomic_folder
 
 
@@ -56,28 +57,25 @@ class EvaluationSettings:
             )
 
 
-def answer_together(
-    policy: PreTrainedModel,
+def solve_together(
+    engine: TransformersEngine,
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[PromptAtEffort],
     environments: Sequence[Environment],
     max_new_tokens: int,
-    batch_size: int,
 ) -> list[Episode]:
-    """Every process answers its share; all get all episodes, in the order asked.
+    """Solve problems greedily, each process its share; return the episodes of all, in the order of the problems.
 
-    Shares are filled up to one length with problems whose answers are dropped: a sharded model that is gathered layer
-    by layer needs every process to generate equally often. Its root keeps its weights after that: they are given back,
-    for optimizer and checkpoints know the sharded ones only.
+    The root of a sharded model keeps its weights after forward passes: they are given back, for optimizer and
+    checkpoints know the sharded ones only.
     """
-    world = distributed.get_world_size() if distributed.is_initialized() else 1
-    share = list(local_share(pairs))
-    filled = share + list(pairs[: -(-len(pairs) // world) - len(share)])
-    episodes = answer_problems(policy, tokenizer, filled, environments, max_new_tokens, batch_size)
-    for group in policy.modules():
+    rows = local_rows(len(pairs))
+    sampling = Sampling(max_new_tokens, temperature=0.0)
+    episodes = solve_problems(engine, tokenizer, [pairs[row] for row in rows], environments, sampling, rows)
+    for group in engine.model.modules():
         if isinstance(group, FSDPModule):
             group.reshard()
-    return gather_episodes(episodes[: len(share)])
+    return gather_episodes(episodes)
 
 
 def write_evaluation(folder: Path, episodes: Sequence[Episode], is_writer: bool) -> None:

@@ -5,7 +5,7 @@ lost far back. Items are problems at one or more efforts: texts of an exact numb
 project's environments (`environments`), whose prompts are as long as they are. Training problems only: an architecture
 must not be chosen on the problems it is judged by.
 
-    generated       the policy answers greedily; score = `verify`, 0 or 1
+    generated       the policy completes the prompt, greedily by default; score = `verify`, 0 or 1
     teacher_forced  one forward pass over prompt + reference answer, no decoding; score = share (`credit: share`) of the
                     graded tokens that are the arg max at their place, or whether all are (`credit: exact`)
 
@@ -19,34 +19,35 @@ Teacher forcing misleads where
     parent's only. An early mistake is also not carried on: teacher forcing is the milder test.
 With `graded: completion, credit: exact` the score is 1 exactly where greedy decoding writes the reference.
 
-Reads and writes nothing. Memory beside the weights: generated, the KV cache of a batch: batch_size * 2 * KV heads *
-head_dim * bytes per value * sum over layers of min(window, prompt + max_new_tokens); teacher-forced, one layer's
-activations of batch_size * tokens, and batch_size * (reference tokens + 1) * vocabulary logits, no more. With eager
-attention both add query heads * batch_size * tokens^2 in the prompt's pass: load long contexts with `sink_attention`.
+Reads and writes nothing. Memory beside the weights: generated, see `lit_puzzle.generation.transformers_engine`;
+teacher-forced, one layer's activations of batch_size * tokens, and batch_size * (reference tokens + 1) * vocabulary
+logits, and with eager attention query heads * batch_size * tokens^2: load long contexts with `sink_attention`.
 Source: arXiv 2602.11937 (a window's damage is its drop of long-context accuracy).
 
 Shapes: B rows of a batch, T tokens of prompt and reference, R reference tokens, V vocabulary.
 """
 
 import random
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_puzzle.environments.environment import Environment, Problem, draw, effort_weights, render_prompt
-from lit_puzzle.environments.long_context_tasks import default_tasks
+from lit_puzzle.environments.environment import Environment, Problem, PromptAtEffort, draw, render_prompt
 from lit_puzzle.environments.long_context_text import TextTask, fit
-from lit_puzzle.evaluate.accuracy import answer_problems
-from lit_puzzle.generation.batches import end_and_pad, evaluation_mode, pad_left
+from lit_puzzle.evaluate.accuracy import solve_problems
+from lit_puzzle.evaluate.long_context_settings import Grading, LongContextProblems
+from lit_puzzle.generation.padding import pad_left
+from lit_puzzle.generation.policy import evaluation_mode
+from lit_puzzle.generation.sampling import Sampling
+from lit_puzzle.generation.stop_tokens import end_and_pad
+from lit_puzzle.generation.transformers_engine import TransformersEngine
 
 FINAL = "<|channel|>final<|message|>"
 RETURN = "<|return|>"
-
-Item = tuple[Problem, str]  # a problem and an effort
-Mode = Literal["generated", "teacher_forced"]
 
 
 @runtime_checkable
@@ -62,129 +63,95 @@ class LongContextAccuracy:
     """Scores in [0, 1] of a policy on long-context problems.
 
     Args:
-        tasks: Text tasks, laid out to `context_tokens`; None: one of each kind, unless there are `environments`.
-        environments: Other environments, whose prompts are taken as they are (the tiny world's, a file of AA-LCR ...).
-        context_tokens: Tokens of a text task's whole prompt; with the answer it must fit the parent's context.
-        efforts: Reasoning efforts; each is asked the same problems.
-        problems_per_effort: Problems at each effort; tasks and environments take turns.
-        mode: `generated` or `teacher_forced`.
-        graded: Teacher-forced: the `answer` in the final channel, or the whole `completion`.
-        credit: Teacher-forced: the `share` of right tokens, or 1 if the match is `exact`.
-        max_new_tokens: Generated: an answer is cut off there, and counts as wrong.
-        batch_size: Prompts read together.
-        seed: Which problems.
-        name: Of the metric.
+        problems: what is asked.
+        grading: how it is graded.
+        sampling: how completions are drawn, where they are generated; one that the cap cuts off counts as wrong.
+        batch_size: prompts read, or completions generated, together.
+        name: of the metric.
 
     Raises:
-        ValueError: Nothing to ask, names used twice, no `context_tokens` for text tasks, or counts below 1.
+        ValueError: no prompts in a batch.
     """
 
     def __init__(
         self,
-        tasks: list[TextTask] | None = None,
-        environments: list[Environment] | None = None,
-        context_tokens: int | None = None,
-        efforts: list[str] | None = None,
-        problems_per_effort: int = 48,
-        mode: Mode = "generated",
-        graded: Literal["answer", "completion"] = "answer",
-        credit: Literal["share", "exact"] = "share",
-        max_new_tokens: int = 96,
+        problems: LongContextProblems,
+        grading: Grading = Grading(),  # noqa: B008  (frozen)
+        sampling: Sampling = Sampling(temperature=0.0),  # noqa: B008
         batch_size: int = 32,
-        seed: int = 0,
         name: str = "long_context",
     ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"{name}: batch_size {batch_size} was given; 1 or more is needed.")
         self.name = name
-        self.environments = list(environments or [])
-        self.tasks = default_tasks() if tasks is None and not self.environments else list(tasks or [])
-        self.context_tokens = context_tokens
-        self.efforts = list(effort_weights(["high"] if efforts is None else efforts))
-        self.problems_per_effort = problems_per_effort
-        self.mode = mode
-        self.graded = graded
-        self.credit = credit
-        self.max_new_tokens = max_new_tokens
+        self.problems = problems
+        self.grading = grading
+        self.sampling = sampling
         self.batch_size = batch_size
-        self.seed = seed
-        self._check()
-
-    def _check(self) -> None:
-        names = [environment.name for environment in self._all()]
-        if not names or len(set(names)) != len(names):
-            raise ValueError(f"{self.name}: tasks and environments {names}: at least one is needed, names must differ.")
-        if self.tasks and self.context_tokens is None:
-            raise ValueError(
-                f"{self.name}: context_tokens is missing: give the length of the text tasks' prompts in tokens."
-            )
-        context = 1 if self.context_tokens is None else self.context_tokens
-        counts = (self.problems_per_effort, self.max_new_tokens, self.batch_size, context)
-        if min(counts) < 1:
-            raise ValueError(
-                f"{self.name}: problems_per_effort, max_new_tokens, batch_size and context_tokens must be 1 or more, "
-                f"got {counts}."
-            )
-        choices = {"mode": ("generated", "teacher_forced"), "graded": ("answer", "completion")}
-        for setting, allowed in {**choices, "credit": ("share", "exact")}.items():
-            given = {"mode": self.mode, "graded": self.graded, "credit": self.credit}[setting]
-            if given not in allowed:
-                raise ValueError(f"{self.name}: {setting} is {given!r}; allowed: {list(allowed)}.")
+        self.tasks = problems.text_tasks()
+        self.environments = list(problems.environments or [])
 
     def _all(self) -> list[Environment]:
         return [*self.tasks, *self.environments]
 
-    def items(self, tokenizer: PreTrainedTokenizerBase) -> list[Item]:
-        """The problems at every effort, one effort after the other; equal arguments give equal items.
+    def items(self, tokenizer: PreTrainedTokenizerBase) -> list[PromptAtEffort]:
+        """Return the problems at every effort, one effort after the other; equal settings give equal items.
 
         Raises:
             ValueError: `context_tokens` is more than the tokenizer says its model reads, or less than a task needs.
         """
-        if self.context_tokens is not None and self.context_tokens > tokenizer.model_max_length:
+        asked, sources = self.problems, len(self._all())
+        if asked.context_tokens is not None and asked.context_tokens > tokenizer.model_max_length:
             raise ValueError(
-                f"{self.name}: context_tokens is {self.context_tokens}; the tokenizer's model_max_length is "
+                f"{self.name}: context_tokens is {asked.context_tokens}; the tokenizer's model_max_length is "
                 f"{tokenizer.model_max_length}. Ask for a shorter context."
             )
-        sources = len(self._all())
-        shares = [len(range(index, self.problems_per_effort, sources)) for index in range(sources)]
+        shares = [len(range(index, asked.problems_per_effort, sources)) for index in range(sources)]
         problems = [
             self._texts(tokenizer, task, share)
             for task, share in zip(self.tasks, shares[: len(self.tasks)], strict=True)
         ]
         for environment, share in zip(self.environments, shares[len(self.tasks) :], strict=True):
-            pairs = draw([environment], [self.efforts[0]], share, self.seed, held_out=False)
+            pairs = draw([environment], [asked.efforts[0]], share, asked.seed, held_out=False)
             problems.append([problem for problem, _ in pairs])
         turns = [group[turn] for turn in range(max(shares)) for group in problems if turn < len(group)]
-        return [(problem, effort) for effort in self.efforts for problem in turns]
+        return [(problem, effort) for effort in asked.efforts for problem in turns]
 
     def _texts(self, tokenizer: PreTrainedTokenizerBase, task: TextTask, count: int) -> list[Problem]:
-        """Problems of one task at the asked length, their needles stepping evenly through all depths."""
-        assert self.context_tokens is not None
-        rng = random.Random(f"long context {self.seed} {task.name}")
+        """Return problems of one task at the asked length, their needles stepping evenly through all depths."""
+        asked = self.problems
+        assert asked.context_tokens is not None
+        rng = random.Random(f"long context {asked.seed} {task.name}")
         problems = []
         for index in range(count):
             draft = replace(task.draft(rng), offset=(index + 0.5) / count)
-            length = Length(tokenizer, self.efforts)
-            problems.append(fit(task, draft, length, self.context_tokens))
+            problems.append(fit(task, draft, Length(tokenizer, asked.efforts), asked.context_tokens))
         return problems
 
-    def scores(self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]) -> list[float]:
-        """One score for each item, in their order.
+    def scores(
+        self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: Sequence[PromptAtEffort]
+    ) -> list[float]:
+        """Return one score for each item, in their order.
 
         Deterministic; the modules' train/eval modes and the random state are left as they were. Over processes each
-        scores its own items, with gathered (unsharded) weights.
+        scores its own items; a sampled completion depends on its item, not on the process or the place.
 
         Raises:
-            ValueError: An item and its answer are longer than the policy's context, or of an unknown environment.
+            ValueError: an item and its completion are longer than the policy's context, or of an unknown environment.
         """
-        answers = self._references(tokenizer, items) if self.mode == "teacher_forced" else []
+        grading = self.grading
+        references = self._references(tokenizer, items) if grading.mode == "teacher_forced" else []
         prompts = [_ids(tokenizer, render_prompt(tokenizer, problem, effort)) for problem, effort in items]
-        new = [len(head) + len(tail) for head, tail in answers] or [self.max_new_tokens] * len(items)
+        new = [len(head) + len(tail) for head, tail in references] or [self.sampling.max_new_tokens] * len(items)
         self._check_context(policy, max((len(ids) + more for ids, more in zip(prompts, new, strict=True)), default=0))
-        if self.mode == "generated":
-            episodes = answer_problems(policy, tokenizer, items, self._all(), self.max_new_tokens, self.batch_size)
+        if grading.mode == "generated":
+            engine = TransformersEngine(policy, tokenizer, self.batch_size)
+            rows = [zlib.crc32(f"{effort} {problem.text()}".encode()) for problem, effort in items]
+            episodes = solve_problems(engine, tokenizer, items, self._all(), self.sampling, rows)
             return [episode.correct for episode in episodes]
-        rows = [(prompt + head, tail) for prompt, (head, tail) in zip(prompts, answers, strict=True)]
-        hits = teacher_forced_hits(policy, tokenizer, rows, self.batch_size)
-        return [float(all(hit)) if self.credit == "exact" else sum(hit) / len(hit) for hit in hits]
+        forced = [(prompt + head, tail) for prompt, (head, tail) in zip(prompts, references, strict=True)]
+        hits = teacher_forced_hits(policy, tokenizer, forced, self.batch_size)
+        return [float(all(hit)) if grading.credit == "exact" else sum(hit) / len(hit) for hit in hits]
 
     def _check_context(self, policy: PreTrainedModel, longest: int) -> None:
         context = int(policy.config.max_position_embeddings)
@@ -195,7 +162,7 @@ class LongContextAccuracy:
             )
 
     def _references(
-        self, tokenizer: PreTrainedTokenizerBase, items: Sequence[Item]
+        self, tokenizer: PreTrainedTokenizerBase, items: Sequence[PromptAtEffort]
     ) -> list[tuple[list[int], list[int]]]:
         """For each item the reference's tokens that are given to the policy, and those that are graded."""
         by_name = {environment.name: environment for environment in self._all()}
@@ -205,7 +172,7 @@ class LongContextAccuracy:
         references: list[tuple[list[int], list[int]]] = []
         for problem, effort in items:
             text = reference_answer(by_name[problem.environment], problem, effort)
-            if self.graded == "completion":
+            if self.grading.graded == "completion":
                 references.append(([], _ids(tokenizer, text)))
             else:
                 head, _, answer = text.rpartition(FINAL)

@@ -1,1 +1,1 @@
-"""Completions sampled from a model, by transformers or by vLLM."""
+"""Completions sampled from a model: one interface, by transformers or by vLLM."""

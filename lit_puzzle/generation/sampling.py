@@ -1,42 +1,64 @@
-"""How a parent's answers are drawn, and where they end; needs torch and transformers alone.
+"""Settings of generation, as recipes hold them: how tokens are drawn, and what runs the model. Imports no torch.
 
-    p(next token) = softmax(logits / temperature), cut to the smallest set of tokens with mass >= top_p; temperature 0
-    is greedy.
+    p(next token) = softmax(logits / temperature), restricted to the smallest set of most likely tokens with
+                    mass >= top_p; temperature 0 takes the most likely token.
 
-Reads and writes nothing.
+Each sampled token depends on (seed, row, position) only; see `lit_puzzle.generation.draws`. Reads and writes nothing.
 """
 
-from collections.abc import Callable, Sequence
+import math
 from dataclasses import dataclass
+from typing import Literal
 
-from lit_puzzle.generation.batches import Answer
-
-Answers = Callable[[Sequence[list[int]], int], list[Answer]]  # prompts and a seed -> answers, in their order
+EngineName = Literal["auto", "transformers", "vllm"]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are drawn.
+    """How completions are drawn.
 
     Args:
-        max_new_tokens: An answer is cut off there.
-        temperature: 0 is greedy.
-        top_p: Mass of the most likely tokens that are drawn from.
+        max_new_tokens: cap on the tokens of a completion, its end token included.
+        temperature: divides the logits; 0 is greedy.
+        top_p: mass of the most likely tokens that are drawn from.
+        seed: of the random numbers, from 0 to 2^64 - 1.
+        logprobs: whether completions carry the log-probability of each of their tokens.
     """
 
-    max_new_tokens: int
+    max_new_tokens: int = 96
     temperature: float = 1.0
     top_p: float = 1.0
+    seed: int = 0
+    logprobs: bool = False
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
+        if self.max_new_tokens < 1 or not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1:
             raise ValueError(
                 f"max_new_tokens {self.max_new_tokens}, temperature {self.temperature}, top_p {self.top_p} were given; "
-                "needed are at least 1, at least 0, and above 0 up to 1."
+                "needed are at least 1, at least 0 and finite, and above 0 up to 1."
             )
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed {self.seed} was given; needed is a whole number from 0 to 2^64 - 1.")
 
 
-def cut_at_end(token_ids: list[int], end_ids: Sequence[int]) -> Answer:
-    """Generated tokens up to the first end token, which stays, and whether there is one."""
-    stop = next((index for index, token in enumerate(token_ids) if token in end_ids), None)
-    return (token_ids, False) if stop is None else (token_ids[: stop + 1], True)
+@dataclass(frozen=True)
+class EngineSettings:
+    """What runs the model.
+
+    Args:
+        name: `transformers`, `vllm`, or `auto`: vLLM where it is installed and there is a GPU.
+        dtype: of the weights.
+        batch_size: completions decoded together by transformers; vLLM chooses for itself.
+        tensor_parallel: GPUs that share the weights, with vLLM.
+    """
+
+    name: EngineName = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    batch_size: int = 128
+    tensor_parallel: int = 1
+
+    def __post_init__(self) -> None:
+        if min(self.batch_size, self.tensor_parallel) < 1:
+            raise ValueError(
+                f"batch_size {self.batch_size}, tensor_parallel {self.tensor_parallel} were given; 1 or more is needed."
+            )

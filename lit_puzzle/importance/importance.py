@@ -1,12 +1,12 @@
-"""Expert importance of a parent, by one pass over calibration data under `validate`.
+"""Expert importance of a parent, in one pass over calibration data under `validate`.
 
-Reads a checkpoint folder (stock gpt_oss or gpt_oss_puzzle, layers may have different numbers of experts) and batches
+Reads a checkpoint folder (a stock model or a child, whose layers may have different numbers of experts) and batches
 `{input_ids, attention_mask}`; writes `importance.json` and `importance.safetensors` into the run folder.
 Source: arXiv 2602.11937 section 2; formulas and the other scoring rules in `lit_puzzle.importance.expert_scores`.
 
 The pass is the parent's forward pass in which every MoE layer evaluates the k+1 best experts of a token instead of k;
-its output (the parent's own, up to rounding) and all leave-one-out errors fall out of them. Work: (k+1)/k of the MoE
-part plus k (k+1) multiply-adds per token, layer and hidden channel.
+they give its output (the parent's own, up to rounding) and all leave-one-out errors. Work: (k+1)/k of the MoE part plus
+k (k+1) multiply-adds per token, layer and hidden channel.
 
 Memory beside the weights (P b / ranks at rest when sharded) and one layer's inputs and outputs: for chunks of N tokens
 4 N D (2 k + 1) + 8 N (4 E + 4 k (k+1)) + 4 n (2 D + 6 I) bytes, n <= N the busiest expert's tokens (8 in place of 4 for
@@ -18,18 +18,16 @@ Shapes: B sequences, T tokens, D hidden, N tokens of one chunk, K chosen, M eval
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.models.gpt_oss.modeling_gpt_oss import GptOssMLP
 
 from lit_puzzle.data.batch_validation import check_rows
 from lit_puzzle.importance.expert_scores import (
-    ExpertWeights,
     ImportanceMethod,
     LeaveOneOut,
     RoutedTokens,
@@ -40,23 +38,27 @@ from lit_puzzle.importance.expert_scores import (
 )
 from lit_puzzle.importance.importance_file import Importance
 from lit_puzzle.model.checkpoint import fingerprint
+from lit_puzzle.model.family import Family
+from lit_puzzle.model.modules import expert_weights, model_family, moe_of, set_moe
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.training.sharding import load_for, shard
 
 
 class ScoredMoE(nn.Module):
-    """Stands in for the MoE layer of one decoder layer: the same output, and the sums of a scoring rule on the side.
+    """Replaces the MoE layer of one decoder layer: the same output, and in addition the sums of a scoring rule.
 
     Args:
-        mlp: The layer; its parameters are used where they are.
-        layer: Its index.
-        method: The scoring rule.
-        chunk_tokens: Tokens evaluated at a time.
+        moe: the layer; its parameters are neither moved nor copied.
+        family: the model's family.
+        layer: index of the decoder layer.
+        method: the scoring rule.
+        chunk_tokens: tokens evaluated at a time.
     """
 
-    def __init__(self, mlp: GptOssMLP, layer: int, method: ImportanceMethod, chunk_tokens: int) -> None:
+    def __init__(self, moe: nn.Module, family: Family, layer: int, method: ImportanceMethod, chunk_tokens: int) -> None:
         super().__init__()
-        self.mlp = mlp
+        self.moe = moe
+        self._router_name = family.layer.router.removeprefix(f"{family.layer.moe}.")
         self.layer = layer
         self.method = method
         self.chunk_tokens = chunk_tokens
@@ -64,12 +66,17 @@ class ScoredMoE(nn.Module):
         self.reset()
 
     def reset(self) -> None:
-        """Forgets all tokens: numerator and denominator of every expert are 0."""
-        weight = self.mlp.router.weight
-        self.sums_2E = torch.zeros(2, self.mlp.router.num_experts, dtype=torch.float64, device=weight.device)
+        """Set numerator and denominator of every expert to 0."""
+        router = self.router
+        self.sums_2E = torch.zeros(2, router.num_experts, dtype=torch.float64, device=router.weight.device)
+
+    @property
+    def router(self) -> Any:
+        """The layer's router."""
+        return self.moe.get_submodule(self._router_name)
 
     def forward(self, hidden_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Output and gate weights, as `GptOssMLP` returns them."""
+        """Return output and gates, as the MoE layer does."""
         assert self.counted_BT is not None
         hidden_SD = hidden_BTD.flatten(0, 1)
         chunks = zip(
@@ -80,41 +87,33 @@ class ScoredMoE(nn.Module):
         return torch.cat(outputs).view_as(hidden_BTD), torch.cat(gates)
 
     def _score(self, hidden_ND: Tensor, counted_N: Tensor) -> tuple[Tensor, Tensor]:
-        logits_NE, gates_NK, experts_NM = self.mlp.router(hidden_ND)
+        logits_NE, gates_NK, experts_NM = self.router(hidden_ND)
         top_k = experts_NM.shape[1]
         if self.method.needs_entrant:
             experts_NM = torch.cat([experts_NM, entrants(logits_NE, experts_NM)], dim=1)
         exact = torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
-        outputs_NMD = evaluate_experts(hidden_ND, experts_NM, expert_weights(self.mlp), exact)
+        outputs_NMD = evaluate_experts(hidden_ND, experts_NM, expert_weights(self.moe), exact)
         logits_NM = logits_NE.gather(1, experts_NM).double()
         routed = RoutedTokens(self.layer, logits_NE.shape[1], top_k, experts_NM, logits_NM, outputs_NMD, counted_N)
         self.sums_2E = self.sums_2E + torch.stack(self.method.sums(routed))
         return mixed_output(logits_NM, outputs_NMD, top_k).to(hidden_ND.dtype), gates_NK
 
 
-def expert_weights(mlp: GptOssMLP) -> ExpertWeights:
-    """The parameters of a layer's experts, not copied."""
-    experts = mlp.experts
-    return ExpertWeights(
-        gate_up_EDF=experts.gate_up_proj,
-        gate_up_bias_EF=experts.gate_up_proj_bias,
-        down_EID=experts.down_proj,
-        down_bias_ED=experts.down_proj_bias,
-        alpha=experts.alpha,
-        limit=experts.limit,
-    )
-
-
 def score_layers(model: PreTrainedModel, method: ImportanceMethod, chunk_tokens: int) -> list[ScoredMoE]:
-    """Puts a `ScoredMoE` into every decoder layer of a model, in place.
+    """Replace the MoE layer of every decoder layer by a `ScoredMoE`, in place.
+
+    Args:
+        model: the parent.
+        method: the scoring rule.
+        chunk_tokens: tokens that a MoE layer evaluates at a time.
 
     Returns:
         One per layer; their sums grow with every forward pass of the model.
     """
-    scored = []
-    for index, layer in enumerate(model.model.layers):
-        layer.mlp = ScoredMoE(layer.mlp, index, method, chunk_tokens)
-        scored.append(layer.mlp)
+    family, scored = model_family(model), []
+    for index, decoder in enumerate(model.model.layers):
+        scored.append(ScoredMoE(moe_of(decoder, family), family, index, method, chunk_tokens))
+        set_moe(decoder, family, scored[-1])
     return scored
 
 
@@ -122,16 +121,19 @@ class ExpertImportance(LightningModule):
     """Scores every expert of every layer of a parent (or a child) while validating.
 
     Args:
-        parent: Checkpoint folder.
-        method: Scoring rule: `LeaveOneOut` (the paper's; None means it), `Reap`, `Frequency` or `Random` of
+        parent: checkpoint folder.
+        method: scoring rule: `LeaveOneOut` (the paper's, and the default), `Reap`, `Frequency` or `Random` of
             `lit_puzzle.importance.expert_scores`, or your own class with their interface.
-        dtype: What the weights are loaded as; errors are always computed and summed in float32 or better.
+        dtype: dtype of the weights; errors are always computed and summed in float32 or better.
         attn_implementation: "sink_attention" needs memory linear in the sequence; "eager" is the reference.
-        chunk_tokens: Tokens a MoE layer evaluates at a time, which bounds its memory.
+        chunk_tokens: tokens that a MoE layer evaluates at a time, which bounds its memory.
 
     Attributes:
-        results: After the pass: tokens, layers, experts, experts of score 0, and the smallest and largest share of a
-            layer's summed score that its better half of experts holds.
+        results: after the pass: tokens, layers, experts, experts of score 0, and the smallest and largest share of a
+            layer's summed score that the better half of its experts has.
+
+    Raises:
+        ValueError: the parent is missing, or `chunk_tokens` is below 1.
     """
 
     def __init__(
@@ -155,13 +157,17 @@ class ExpertImportance(LightningModule):
         self.scored: list[ScoredMoE] = []
 
     def setup(self, stage: str) -> None:
-        """Checks the parent's folder before anything slow, and starts counting from zero."""
+        """Check the parent's folder before anything slow starts.
+
+        Raises:
+            ValueError: the stage is not `validate`, or the folder is no valid checkpoint.
+        """
         if stage != "validate":
             raise ValueError(f"Importance is one pass over data: run it with `command: validate`, not {stage!r}.")
         self.fingerprint = fingerprint(self.parent)
 
     def configure_model(self) -> None:
-        """Loads the parent, lets its MoE layers score, and shards it where the strategy shards."""
+        """Load the parent, replace its MoE layers by scored ones, and shard it where the strategy shards."""
         if self.model is not None:
             return
         mesh = self.device_mesh if isinstance(self.trainer.strategy, ModelParallelStrategy) else None
@@ -172,20 +178,20 @@ class ExpertImportance(LightningModule):
         self.model = model
 
     def on_validation_epoch_start(self) -> None:
-        """Forgets an earlier pass."""
+        """Reset all sums."""
         for layer in self.scored:
             layer.reset()
         self.tokens = torch.zeros((), dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
-        """One batch through the model's body (the language-model head is not needed).
+        """Run one batch through the model's body (the language-model head is not needed).
 
         Args:
             batch: `input_ids`, `attention_mask` and optionally `scored_mask` (else the attention mask), each (B, T).
-            batch_idx: Position of the batch.
+            batch_idx: index of the batch.
 
         Raises:
-            ValueError: Token ids or a length the model has no place for, or scores that are not finite.
+            ValueError: token ids or a length that the model does not support, or scores that are not finite.
         """
         assert self.model is not None
         check_rows(batch, self.model.config.vocab_size, self.model.config.max_position_embeddings)
@@ -205,13 +211,13 @@ class ExpertImportance(LightningModule):
             )
 
     def on_validation_epoch_end(self) -> None:
-        """Adds up over ranks, writes the importance files and fills `results`.
+        """Sum over all processes, write the importance files and fill `results`.
 
         Raises:
-            ValueError: No token was scored.
+            ValueError: no token was scored.
         """
-        mine = torch.cat([self.tokens.view(1), *(layer.sums_2E.flatten() for layer in self.scored)])
-        total = self.trainer.strategy.reduce(mine, reduce_op="sum").cpu()
+        local = torch.cat([self.tokens.view(1), *(layer.sums_2E.flatten() for layer in self.scored)])
+        total = self.trainer.strategy.reduce(local, reduce_op="sum").cpu()
         sizes = [layer.sums_2E.numel() for layer in self.scored]
         tokens, sums = int(total[0]), [part.view(2, -1) for part in total[1:].split(sizes)]
         if tokens == 0:
@@ -224,7 +230,7 @@ class ExpertImportance(LightningModule):
 
 
 def summary(scores: tuple[Tensor, ...], tokens: int) -> dict[str, float]:
-    """Headline numbers: how much there was to score, and how unevenly importance is spread within a layer."""
+    """Return the headline numbers: how much was scored, and how unevenly importance is spread within a layer."""
     shares = []
     for scores_E in scores:
         better_half = scores_E.sort(descending=True).values[: (len(scores_E) + 1) // 2]

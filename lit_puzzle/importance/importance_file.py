@@ -1,9 +1,9 @@
-"""The importance file: scores of every expert of every layer of one parent, and the ranking they mean.
+"""The importance file: a score for every expert of every layer of one parent, and the experts that it keeps.
 
 Writes and reads `importance.json` (fingerprint of the parent, method, tokens, experts per layer) and
 `importance.safetensors` (one float64 tensor `layers.N` of that layer's length each). Layers may differ in length.
 
-A higher score means a more important expert; equal scores go to the lower index. Disk: 8 bytes an expert.
+A higher score means a more important expert; of equal scores the lower index ranks first. Disk: 8 bytes per expert.
 """
 
 import json
@@ -16,6 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lit_puzzle.run.folder import write_atomically
+
 META_FILE, SCORES_FILE = "importance.json", "importance.safetensors"
 
 
@@ -25,9 +27,9 @@ class Importance:
 
     Attributes:
         fingerprint: `lit_puzzle.model.checkpoint.fingerprint` of the parent.
-        method: Name of the scoring rule.
-        tokens: Tokens that were scored.
-        scores: Float64 scores per layer, one per expert of that layer.
+        method: name of the scoring rule.
+        tokens: number of tokens that were scored.
+        scores: float64 scores of each layer, one per expert of that layer.
     """
 
     fingerprint: str
@@ -36,23 +38,21 @@ class Importance:
     scores: tuple[Tensor, ...]
 
     def save(self, folder: Path) -> None:
-        """Writes both files; the json, which says that they are complete, last."""
+        """Write both files; the JSON file, whose presence says that they are complete, last."""
         tensors = {f"layers.{layer}": scores_E.double().contiguous() for layer, scores_E in enumerate(self.scores)}
         partial = folder / f"{SCORES_FILE}.partial"
         save_file(tensors, partial)
         partial.replace(folder / SCORES_FILE)
         meta = {key: value for key, value in asdict(self).items() if key != "scores"}
         meta["num_experts"] = [len(scores_E) for scores_E in self.scores]
-        partial = folder / f"{META_FILE}.partial"
-        partial.write_text(json.dumps(meta, indent=2) + "\n")
-        partial.replace(folder / META_FILE)
+        write_atomically(folder / META_FILE, json.dumps(meta, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> "Importance":
-        """Reads what `save` wrote.
+        """Read what `save` wrote.
 
         Raises:
-            ValueError: A file is missing or damaged, or the two do not belong together.
+            ValueError: a file is missing or damaged, or the two do not belong together.
         """
         if not ((folder / META_FILE).is_file() and (folder / SCORES_FILE).is_file()):
             raise ValueError(
@@ -72,10 +72,10 @@ class Importance:
             ) from error
 
     def check_parent(self, fingerprint: str) -> None:
-        """Refuses to be used with another parent.
+        """Check that the scores are of this parent.
 
         Raises:
-            ValueError: The fingerprints differ.
+            ValueError: the fingerprints differ.
         """
         if fingerprint != self.fingerprint:
             raise ValueError(
@@ -83,11 +83,21 @@ class Importance:
                 "mean other experts. Run recipes/importance.yaml on this parent."
             )
 
-    def keep(self, counts: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-        """The best `counts[layer]` experts of every layer, ascending, as a plan lists them.
+    def check_finite(self) -> None:
+        """Check that every score is a finite number.
 
         Raises:
-            ValueError: Not one count per layer, or a count below 1 or above the layer's experts.
+            ValueError: one is not; names the layer.
+        """
+        for layer, scores_E in enumerate(self.scores):
+            if not bool(scores_E.isfinite().all()):
+                raise ValueError(f"the importance scores of layer {layer} are not all finite: {scores_E.tolist()}")
+
+    def keep(self, counts: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+        """Return the best `counts[layer]` experts of every layer, ascending, as a plan lists them.
+
+        Raises:
+            ValueError: there is not one count per layer, or a count below 1 or above the layer's experts.
         """
         if len(counts) != len(self.scores):
             raise ValueError(
@@ -97,7 +107,7 @@ class Importance:
 
 
 def best_experts(scores_E: Tensor, count: int) -> tuple[int, ...]:
-    """Indices of the `count` highest scores, ascending; among equal scores the lower indices are kept.
+    """Return the indices of the `count` highest scores, ascending; of equal scores the lower indices are kept.
 
     Raises:
         ValueError: `count` is below 1 or above the number of experts.

@@ -1,11 +1,11 @@
 """The stage `library`: from a parent and its expert importance to every block that its layers could become.
 
-Reads the parent's folder and its importance folder; writes `library.json` (`lit_puzzle.library.library`). In each
-    layer: the parent's own block; each number of experts, the best-scored ones staying; each window that makes the
-    layer see less than it does; and all combinations of both.
+Reads the parent's folder and its importance folder; writes `library.json` (`lit_puzzle.library.library`). The
+candidates of a layer are the parent's own block; the block with each number of experts, of which those with the highest
+scores are kept; the block with each window that is narrower than the layer's own; and all combinations of both.
 
-Source: arXiv 2602.11937 section 2. Memory: headers and 8 bytes an expert. Disk: about 6 bytes per kept expert of every
-candidate: no weights.
+Source: arXiv 2602.11937 section 2. Memory: headers and 8 bytes per expert. Disk: about 6 bytes per kept expert of every
+candidate; no weights.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ def library(run_dir: Path, parent: Path, importance: Path, experts: list[int], w
     """Write the block library of `parent` into `run_dir`.
 
     Args:
-        run_dir: Run folder of this stage.
-        parent: Checkpoint folder, gpt_oss or gpt_oss_puzzle.
-        importance: Folder of importance scores of this very parent.
-        experts: Numbers of experts that a layer may keep; one that a layer has anyway adds nothing there.
-        windows: Sliding windows in tokens that an attention may get where it is wider or full.
+        run_dir: run folder of this stage.
+        parent: checkpoint folder of the parent.
+        importance: folder of importance scores of this parent.
+        experts: numbers of experts that a layer may keep; a number that a layer has anyway adds no candidate there.
+        windows: sliding windows in tokens that an attention may get where its own is wider or it is full.
 
     Returns:
         Layers, candidates, the most candidates of one layer, and the decimal logarithm of the number of children.
 
     Raises:
-        ValueError: When importance and parent do not belong together, or a number fits no layer.
+        ValueError: importance and parent do not belong together, or a number fits no layer.
     """
     source = Checkpoint(require_input(parent, "parent checkpoint"))
     _check_numbers(experts, windows, max(count for count, _ in source.blocks))
     scores = Importance.load(require_input(importance, "expert importance"))
     fingerprint = source.fingerprint()
     scores.check_parent(fingerprint)
+    scores.check_finite()
     own_blocks = parent_blocks(source.config)
-    layers = []
-    for layer, (own, scores_E) in enumerate(zip(own_blocks, scores.scores, strict=True)):
-        if not bool(scores_E.isfinite().all()):
-            raise ValueError(f"the importance scores of layer {layer} are not all finite: {scores_E.tolist()}")
-        layers.append(layer_candidates(own, scores_E, experts, windows))
-    made = Library(fingerprint, max(own.num_experts for own in own_blocks), source.config, tuple(layers))
+    layers = tuple(
+        layer_candidates(own, scores_E, experts, windows)
+        for own, scores_E in zip(own_blocks, scores.scores, strict=True)
+    )
+    made = Library(fingerprint, max(own.num_experts for own in own_blocks), source.config, layers)
     made.save(run_dir)
     sizes = [len(candidates) for candidates in made.layers]
     return {
@@ -66,13 +66,13 @@ def library(run_dir: Path, parent: Path, importance: Path, experts: list[int], w
 def layer_candidates(
     own: BlockSpec, scores_E: Tensor, experts: Sequence[int], windows: Sequence[int]
 ) -> tuple[Candidate, ...]:
-    """All candidates of one layer, the parent's own block first, then by falling number of experts and window.
+    """Return all candidates of one layer: the parent's block first, then by falling window and number of experts.
 
     Args:
-        own: The parent's block.
-        scores_E: Importance of its experts.
-        experts: Numbers of experts; those the layer has not more than are left out.
-        windows: Windows in tokens; those that are not narrower than the layer's own are left out.
+        own: the parent's block.
+        scores_E: importance of its experts.
+        experts: numbers of experts; those that are not below the layer's own are left out.
+        windows: windows in tokens; those that are not narrower than the layer's own are left out.
     """
     kept = [own.experts]
     kept += [best_experts(scores_E, count) for count in sorted(experts, reverse=True) if count < own.num_experts]
@@ -88,7 +88,9 @@ def _check_numbers(experts: Sequence[int], windows: Sequence[int], most_experts:
         if len(set(numbers)) != len(numbers) or any(number < smallest for number in numbers):
             raise ValueError(f"{name} must be different numbers of at least {smallest}, got {list(numbers)}")
     if not experts and not windows:
-        raise ValueError("neither experts nor windows are given: every layer could only stay what it is; name some")
+        raise ValueError(
+            "neither experts nor windows are given, so that every layer has one candidate, the parent's; name some"
+        )
     too_many = [count for count in experts if count > most_experts]
     if too_many:
         raise ValueError(f"experts {too_many} cannot be kept: no layer of the parent has more than {most_experts}")

@@ -2,8 +2,8 @@
 
 Reads and writes a folder: `library.json` (fingerprint and config.json of the parent, the candidates of every layer)
 and, for candidates that were trained, one safetensors file each, named by `weights`: the layer's replaced tensors by
-their name inside the layer, expert tensors with the kept rows only. A candidate without a file is the parent's own
-tensors with some experts left out: nothing is copied. Stock numbers only: no torch here.
+their names inside the layer, expert tensors with the kept rows only. A candidate without a file has the parent's
+tensors without the rows of the pruned experts; nothing is copied. Imports no torch.
 
 Names say what differs from the parent's block: `parent` (nothing), `experts=12`, `window=16`, `experts=12,window=16`.
 
@@ -35,9 +35,9 @@ class Candidate:
     """One block that a layer could become.
 
     Attributes:
-        name: What differs from the parent's block, see `candidate_name`; unique in its layer.
-        block: Kept experts and window.
-        weights: Name of the safetensors file in the library's folder with its trained tensors; None: it has none.
+        name: what differs from the parent's block, see `candidate_name`; unique in its layer.
+        block: kept experts and window.
+        weights: name of the safetensors file in the library's folder with its trained tensors; None: it has none.
     """
 
     name: str
@@ -45,15 +45,15 @@ class Candidate:
     weights: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON value."""
+        """Return a plain JSON value."""
         return {"name": self.name, "block": self.block.to_json(), "weights": self.weights}
 
     @classmethod
     def from_json(cls, data: object) -> Candidate:
-        """Inverse of `to_json`.
+        """Make a candidate from the value of `to_json`.
 
         Raises:
-            ValueError: For an unknown or missing key, or a value of another kind.
+            ValueError: a key is unknown or missing, or a value is of another type.
         """
         values = checked_keys("a candidate", data, _CANDIDATE_KEYS)
         if not isinstance(values["name"], str) or not isinstance(values["weights"], str | None):
@@ -64,7 +64,7 @@ class Candidate:
 
 
 def candidate_name(parent: BlockSpec, block: BlockSpec) -> str:
-    """The name of a block: what differs from the layer's block in the parent."""
+    """Name a block by what differs from the layer's block in the parent."""
     differences = []
     if block.experts != parent.experts:
         differences.append(f"experts={block.num_experts}")
@@ -74,10 +74,10 @@ def candidate_name(parent: BlockSpec, block: BlockSpec) -> str:
 
 
 def parts(candidate: Candidate) -> tuple[str | None, str | None]:
-    """The names under which the two halves of a candidate are scored apart.
+    """Return the names under which the two halves of a candidate, experts and attention, are scored apart.
 
     Returns:
-        `experts=N` or None where no expert goes, `window=W` or None where the attention stays.
+        `experts=N` or None where no expert is pruned, `window=W` or None where the attention is unchanged.
     """
     names = candidate.name.split(",")
     return (
@@ -92,12 +92,12 @@ class Library:
 
     Attributes:
         parent_fingerprint: `lit_puzzle.model.checkpoint.fingerprint` of the parent whose expert indices these are.
-        num_parent_experts: Largest number of experts in any of the parent's layers.
-        config: The parent's config.json.
-        layers: The candidates of every layer; the first is the parent's own block, named `parent`.
+        num_parent_experts: largest number of experts in any of the parent's layers.
+        config: the parent's config.json.
+        layers: the candidates of every layer; the first is the parent's own block, named `parent`.
 
     Raises:
-        ValueError: Candidates that are not of this parent, have another name than their block says, or come twice.
+        ValueError: a candidate does not fit this parent, is not named after its block, or occurs twice.
     """
 
     parent_fingerprint: str
@@ -124,10 +124,10 @@ class Library:
         return len(self.layers)
 
     def plan(self, chosen: list[str] | tuple[str, ...]) -> Plan:
-        """The child that takes the candidate named `chosen[layer]` in every layer.
+        """Make the plan that takes the candidate named `chosen[layer]` in every layer.
 
         Raises:
-            ValueError: Not one name per layer, or a name that the layer has not.
+            ValueError: there is not one name per layer, or a layer has no candidate of that name.
         """
         if len(chosen) != self.num_layers:
             raise ValueError(f"{len(chosen)} candidates were chosen for {self.num_layers} layers; give one per layer")
@@ -135,10 +135,10 @@ class Library:
         return Plan(self.parent_fingerprint, self.num_parent_experts, blocks)
 
     def candidate(self, layer: int, name: str) -> Candidate:
-        """The candidate of that name in a layer.
+        """Return the candidate of that name in a layer.
 
         Raises:
-            ValueError: There is none; the message lists those there are.
+            ValueError: there is none; the message lists those there are.
         """
         found = [candidate for candidate in self.layers[layer] if candidate.name == name]
         if not found:
@@ -147,16 +147,16 @@ class Library:
         return found[0]
 
     def trained(self, layer: int, candidate: Candidate) -> tuple[Candidate, ...]:
-        """The candidates of the layer whose files hold its trained tensors: itself, or else its two halves."""
+        """Return the candidates whose files hold the trained tensors of a candidate: itself, or else its two halves."""
         if candidate.weights is not None:
             return (candidate,)
         return tuple(half for half in self.layers[layer] if half.name in parts(candidate) and half.weights is not None)
 
     def check_parent(self, fingerprint: str) -> None:
-        """Refuses to be used with another parent.
+        """Check that the library is of this parent.
 
         Raises:
-            ValueError: The fingerprints differ.
+            ValueError: the fingerprints differ.
         """
         if fingerprint != self.parent_fingerprint:
             raise ValueError(
@@ -165,7 +165,7 @@ class Library:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON value."""
+        """Return a plain JSON value."""
         return {
             "parent_fingerprint": self.parent_fingerprint,
             "num_parent_experts": self.num_parent_experts,
@@ -175,10 +175,10 @@ class Library:
 
     @classmethod
     def from_json(cls, data: object) -> Library:
-        """Inverse of `to_json`.
+        """Make a library from the value of `to_json`.
 
         Raises:
-            ValueError: For an unknown or missing key, or candidates that are no library.
+            ValueError: a key is unknown or missing, or the candidates are no library.
         """
         values = checked_keys("a library", data, _LIBRARY_KEYS)
         layers, config = values["layers"], values["config"]
@@ -190,27 +190,27 @@ class Library:
         return cls(values["parent_fingerprint"], values["num_parent_experts"], config, read)
 
     def save(self, folder: Path) -> None:
-        """Writes `library.json`; the files of trained candidates must be in the folder already.
+        """Write `library.json`; the files of trained candidates must be in the folder already.
 
         Raises:
-            ValueError: One of them is not.
+            ValueError: one of them is missing.
         """
         self._check_files(folder)
         write_atomically(folder / LIBRARY_FILE, json.dumps(self.to_json(), indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> Library:
-        """Reads what `save` wrote.
+        """Read what `save` wrote.
 
         Raises:
-            ValueError: A file is missing or damaged.
+            ValueError: a file is missing or damaged.
         """
         file = folder / LIBRARY_FILE
         if not file.is_file():
             raise ValueError(f"{folder} has no {LIBRARY_FILE}. Make it with: lightning run recipes/library.yaml")
         try:
             library = cls.from_json(json.loads(file.read_text()))
-        except ValueError as error:  # what is not JSON is a ValueError too
+        except ValueError as error:  # json.JSONDecodeError is one, too
             raise ValueError(f"{file}: {error}") from error
         library._check_files(folder)
         return library
@@ -226,7 +226,7 @@ class Library:
 
 
 def parent_blocks(config: Mapping[str, Any]) -> list[BlockSpec]:
-    """The block of every layer of a parent, from its config.json."""
+    """Return the block of every layer of a parent, from its config.json."""
     return [BlockSpec(tuple(range(experts)), window) for experts, window in layer_blocks(config)]
 
 

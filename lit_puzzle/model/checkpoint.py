@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,11 @@ class Checkpoint:
                 yield name, self.read(name)
 
     def fingerprint(self) -> str:
-        """See the function `fingerprint`."""
+        """Return the identity of the checkpoint, see the function `fingerprint`; computed once."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         essentials = {key: self.config.get(key) for key in essential_keys(self.family)}
         digest = hashlib.sha256(json.dumps([essentials, self.blocks], sort_keys=True).encode())
         for name in sorted(self.tensors):

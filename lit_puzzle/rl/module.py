@@ -28,21 +28,25 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
-from lit_puzzle.child.save import become_saved, load_best, save_child
-from lit_puzzle.data.rl_prompts import PromptAtEffort, PromptData
-from lit_puzzle.evaluate.accuracy import Episode, held_out_problems, read_episodes
+from lit_puzzle.child.save import become_saved, save_child
+from lit_puzzle.data.rl_prompts import PromptData
+from lit_puzzle.environments.environment import PromptAtEffort
+from lit_puzzle.evaluate.accuracy import Episode, read_episodes
 from lit_puzzle.evaluate.before_after import (
     EvaluationSettings,
-    answer_together,
     print_table,
     recovery_results,
+    solve_together,
     validation_values,
     write_evaluation,
 )
+from lit_puzzle.evaluate.held_out import held_out_problems
+from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.model.loading import DtypeName
 from lit_puzzle.rl.rewards import RewardSettings, build_rewards
 from lit_puzzle.rl.settings import GRPOSettings
 from lit_puzzle.run.folder import require_input
+from lit_puzzle.training.best_weights import load_best
 from lit_puzzle.training.sharding import load_for, shard, unsharded
 from lit_puzzle.training.trainable import FROZEN, LoraSettings, freeze_parameters, optimize_trainable
 from lit_puzzle.training.trainer_validation import check_trainer
@@ -203,7 +207,7 @@ class RLRecovery(LightningModule):
             return
         if self.trainer.global_step > 0:
             raise ValueError(f"{self.run_dir / 'before'} is gone: there is nothing to compare with. Use --overwrite.")
-        write_evaluation(self.run_dir / "before", self._answer(self._measured), self.trainer.is_global_zero)
+        write_evaluation(self.run_dir / "before", self._solve(self._measured), self.trainer.is_global_zero)
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """The loss of one slice (times the accumulation: TRL and Lightning both divide), and any new rollout."""
@@ -228,8 +232,8 @@ class RLRecovery(LightningModule):
         """Context of every generation: a sharded model is gathered once, if it fits."""
         return unsharded(self.model) if self.grpo.unshard_rollouts else nullcontext()
 
-    def _answer(self, pairs: list[PromptAtEffort]) -> list[Episode]:
-        """Greedy answers of all processes together; leaves randomness, modes and gradients as they were."""
+    def _solve(self, pairs: list[PromptAtEffort]) -> list[Episode]:
+        """Solve problems greedily, all processes together; leave randomness, modes and gradients as they were."""
         settings, environments = self.evaluation, self.data.environments
         tokens = settings.max_new_tokens or self.grpo.max_completion_length
         with (
@@ -238,16 +242,17 @@ class RLRecovery(LightningModule):
             self._generation(),
             self.trainer.precision_plugin.forward_context(),
         ):
-            return answer_together(self.model, self.tokenizer, pairs, environments, tokens, settings.batch_size)
+            engine = TransformersEngine(self.model, self.tokenizer, settings.batch_size)
+            return solve_together(engine, self.tokenizer, pairs, environments, tokens)
 
     def validation_step(self, batch: list[PromptAtEffort], batch_idx: int) -> None:
         """Collects the problems; every process gets all."""
         self._asked += batch
 
     def on_validation_epoch_end(self) -> None:
-        """Answers the collected problems together; logs accuracy and, per effort, accuracy and tokens."""
+        """Solve the collected problems together; log accuracy and, per effort, accuracy and tokens."""
         pairs, self._asked = self._asked, []
-        values = validation_values(self._answer(pairs))
+        values = validation_values(self._solve(pairs))
         self.log("val/accuracy", values.pop("val/accuracy"), prog_bar=True, batch_size=len(pairs), sync_dist=True)
         self.log_dict(values, batch_size=len(pairs), sync_dist=True)
 
@@ -257,7 +262,7 @@ class RLRecovery(LightningModule):
         is_writer = self.trainer.is_global_zero
         save_child(self.child, self.run_dir / "child", self.model, is_writer)
         become_saved(self.model, self.child)
-        before, after = read_episodes(self.run_dir / "before"), self._answer(self._measured)
+        before, after = read_episodes(self.run_dir / "before"), self._solve(self._measured)
         write_evaluation(self.run_dir / "after", after, is_writer)
         self.results = recovery_results(before, after, self._reward_history)
         if is_writer:

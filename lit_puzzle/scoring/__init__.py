@@ -1,1 +1,1 @@
-"""Replace-1-block scores: what one candidate costs in quality, alone in the parent."""
+"""Replace-1-block scores: the quality that each candidate costs alone in the parent."""

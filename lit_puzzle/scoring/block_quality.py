@@ -1,21 +1,21 @@
-"""What replacing a block did to the final hidden states and the next-token distributions: pure functions on tensors.
+"""Quality loss of a replaced block, from final hidden states and next-token distributions: pure functions on tensors.
 
-For one token with hidden states h (parent) and g (candidate), after the last norm as the head reads them, and the
-log-probabilities a = log p and b = log q that the head makes of them, d = b - a:
+For one token with hidden states h (parent) and g (candidate), after the last norm as the head reads them, the
+log-probabilities a = log p and b = log q that the head computes from them, and d = b - a:
 
     hidden_mse          mean over channels of (h - g)^2
     hidden_cosine       1 - h.g / (|h| |g|)
-    kl                  sum over v of q - p - p d   = KL(p || q): sum(q - p) is 0 but for rounding, which it undoes
+    kl                  sum over v of q - p - p d   = KL(p || q): sum(q - p) is 0, up to rounding, which it cancels
     js                  1/2 sum over v of p (ln 2 - s(d)) + q (ln 2 - s(-d)),   s(x) = ln(1 + e^x)
                                                            = [KL(p || m) + KL(q || m)] / 2 with m = (p + q) / 2
     lm_loss             a_t - b_t for the true next token t; a token without a next one has none
     top1_disagreement   1 if argmax a != argmax b, else 0
 
-All are computed in float32 (float64 for float64 models) and summed by sample in float64. Reads and writes nothing.
+All are computed in float32 (float64 for float64 models) and summed per sample in float64. Reads and writes nothing.
 Source: arXiv 2602.11937 (MSE of the states before the head), arXiv 2411.19146 (KL, LM loss).
 
-Memory beside the arguments, for chunks of n tokens, vocabulary V, b = 4 (8 in float64): at most 7 b n V bytes, whatever
-the number of tokens.
+Memory besides the arguments, for chunks of n tokens, vocabulary V, b = 4 (8 in float64): at most 7 b n V bytes,
+independent of the number of tokens.
 
 Shapes: N tokens (of a chunk, or all), D hidden, V vocabulary, S samples, M metrics.
 """
@@ -34,13 +34,13 @@ NO_TOKEN = -1  # target of a token that has no next one
 
 @dataclass(frozen=True)
 class ScoredTokens:
-    """What is known of N scored tokens.
+    """N scored tokens and the parent's results on them.
 
     Attributes:
-        samples_N: Index of each token's sample.
-        targets_N: The token that follows in the sample, or NO_TOKEN.
-        final_ND: The parent's hidden states after the last norm, as the head reads them.
-        log_probs_NV: The parent's log-probabilities, or None to have them computed from `final_ND`.
+        samples_N: index of each token's sample.
+        targets_N: the token that follows in the sample, or NO_TOKEN.
+        final_ND: the parent's hidden states after the last norm, as the head reads them.
+        log_probs_NV: the parent's log-probabilities, or None to have them computed from `final_ND`.
     """
 
     samples_N: Tensor
@@ -52,14 +52,14 @@ class ScoredTokens:
 def quality_loss_sums(
     tokens: ScoredTokens, child_ND: Tensor, head: Callable[[Tensor], Tensor], num_samples: int, chunk_tokens: int
 ) -> Tensor:
-    """Each metric summed over the tokens of each sample.
+    """Sum each metric over the tokens of each sample.
 
     Args:
-        tokens: The parent's side.
-        child_ND: The same with the candidate in place.
-        head: Hidden states (N, D) -> logits (N, V).
-        num_samples: Number S of samples.
-        chunk_tokens: Tokens whose logits exist at a time.
+        tokens: the scored tokens and the parent's results on them.
+        child_ND: the final hidden states with the candidate in place.
+        head: hidden states (N, D) -> logits (N, V).
+        num_samples: number S of samples.
+        chunk_tokens: tokens whose logits exist at a time.
 
     Returns:
         Shape (S, M), float64, columns in the order of `METRICS`.
@@ -77,7 +77,7 @@ def quality_loss_sums(
 
 
 def token_counts(samples_N: Tensor, targets_N: Tensor, num_samples: int) -> Tensor:
-    """By how many tokens each sum of `quality_loss_sums` is to be divided, shape (S, M), float64."""
+    """Count the tokens by which each sum of `quality_loss_sums` is to be divided, shape (S, M), float64."""
     counts_SM = torch.zeros(num_samples, len(METRICS), dtype=torch.float64, device=samples_N.device)
     ones_NM = torch.ones(len(samples_N), len(METRICS), dtype=torch.float64, device=samples_N.device)
     ones_NM[:, METRICS.index("lm_loss")] = (targets_N != NO_TOKEN).double()
@@ -85,18 +85,18 @@ def token_counts(samples_N: Tensor, targets_N: Tensor, num_samples: int) -> Tens
 
 
 def log_probabilities(hidden_ND: Tensor, head: Callable[[Tensor], Tensor]) -> Tensor:
-    """Log-softmax of the head's logits, (N, V), in float32 or better."""
+    """Compute the log-softmax of the head's logits, (N, V), in float32 or better."""
     logits_NV = head(hidden_ND)
     return torch.log_softmax(logits_NV, dim=-1, dtype=exact(logits_NV.dtype))
 
 
 def exact(dtype: torch.dtype) -> torch.dtype:
-    """The precision that damages are computed in."""
+    """Return the precision in which quality losses are computed."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def hidden_quality_loss(parent_ND: Tensor, child_ND: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean squared difference and 1 - cosine of each token, (N) each."""
+    """Compute the mean squared difference and 1 - cosine of each token, (N) each."""
     parent_ND, child_ND = parent_ND.to(exact(parent_ND.dtype)), child_ND.to(exact(child_ND.dtype))
     difference_ND = child_ND - parent_ND
     squares_N = difference_ND.square().sum(dim=-1)
@@ -108,12 +108,12 @@ def hidden_quality_loss(parent_ND: Tensor, child_ND: Tensor) -> tuple[Tensor, Te
 
 
 def logit_quality_loss(parent_NV: Tensor, child_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """KL, Jensen-Shannon divergence, loss increase and top-1 disagreement of each token, (N) each.
+    """Compute KL, Jensen-Shannon divergence, loss increase and top-1 disagreement of each token, (N) each.
 
     Args:
-        parent_NV: Log-probabilities of the parent.
-        child_NV: Log-probabilities with the candidate in place.
-        targets_N: The next token, or NO_TOKEN, where the increase is 0.
+        parent_NV: log-probabilities of the parent.
+        child_NV: log-probabilities with the candidate in place.
+        targets_N: the next token, or NO_TOKEN, where the increase is 0.
     """
     disagree_N = parent_NV.argmax(dim=-1) != child_NV.argmax(dim=-1)
     known_N = targets_N != NO_TOKEN

@@ -1,14 +1,15 @@
-"""Evaluations of a parent with one block replaced: any task that says how right each item was.
+"""Evaluations of a parent with one block replaced: any task that gives a score to each of its items.
 
-The ordinary scores look at each next token and so have a locality bias: most tokens need nothing from far away. A
-window is therefore scored by the accuracy it costs on tasks that do need it, and such a task is an `Evaluation`: given
-by `class_path`: `lit_puzzle.evaluate.long_context.LongContextAccuracy`, or a long-context benchmark of yours.
+The other metrics look at each next token and have a locality bias: most tokens need nothing from far away. A window is
+therefore also scored by the accuracy that it costs on tasks that need distant tokens. Such a task is an `Evaluation`,
+given by `class_path`: `lit_puzzle.evaluate.long_context.LongContextAccuracy`, or a long-context benchmark of yours.
 
-damage = mean over items of (parent's score - candidate's score), standard error of that paired difference.
+quality loss = mean over items of (parent's score - candidate's score), with the standard error of that paired
+difference.
 
 Reads and writes nothing. Source: arXiv 2602.11937 section 4 (AA-LCR accuracy with one layer replaced). Memory: the
-    model (whole on each process while it answers, see `lit_puzzle.training.sharding.unsharded`) + the KV cache of a
-    batch. Traffic: one gather of the weights per candidate, 8 bytes an item.
+model (whole on each process while it generates, see `lit_puzzle.training.sharding.unsharded`) and the KV cache of a
+batch. Traffic: one gather of the weights per candidate, 8 bytes per item.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,71 +26,91 @@ from lit_puzzle.training.sharding import unsharded
 
 
 class Evaluation(Protocol):
-    """What scoring asks of an evaluation. Both methods must be deterministic.
+    """Interface of an evaluation. Both methods must be deterministic.
 
-    `Any` below lets an implementation annotate its own types: recipes compare annotations to the letter.
+    The annotations are `Any` so that an implementation may use types of its own: recipes are checked by comparing
+    annotations literally.
 
     Attributes:
-        name: The metric's name in the scores.
+        name: name of the metric in the scores.
     """
 
     name: str
 
     def items(self, tokenizer: Any) -> Any:
-        """All items, a sequence, the same on every process, given the parent's tokenizer."""
+        """Return all items, a sequence that is the same on every process.
+
+        Args:
+            tokenizer: the parent's tokenizer.
+        """
         ...
 
     def scores(self, policy: Any, tokenizer: Any, items: Any) -> Any:
-        """How right the model's answer to each of a sequence of items is: a list of numbers from 0 to 1."""
+        """Return the model's score on each of a sequence of items, a list of numbers from 0 to 1.
+
+        Args:
+            policy: the model, with a candidate in place.
+            tokenizer: the parent's tokenizer.
+            items: some of what `items` returned.
+        """
         ...
 
 
-def task_items(task: Evaluation, tokenizer: PreTrainedTokenizerBase) -> Sequence[Any]:
-    """All items of a task.
+def evaluation_items(evaluation: Evaluation, tokenizer: PreTrainedTokenizerBase) -> Sequence[Any]:
+    """Return all items of an evaluation.
 
     Raises:
-        ValueError: Fewer than two, or what the task itself refuses.
+        ValueError: there are fewer than two, or the evaluation itself refuses.
     """
-    items: Sequence[Any] = task.items(tokenizer)
+    items: Sequence[Any] = evaluation.items(tokenizer)
     if len(items) < 2:
-        raise ValueError(f"evaluation {task.name!r} has {len(items)} items; a standard error needs two")
+        raise ValueError(f"evaluation {evaluation.name!r} has {len(items)} items; a standard error needs two")
     return items
 
 
-def answer_items(
+def score_items(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    task: Evaluation,
+    evaluation: Evaluation,
     items: Sequence[Any],
     processes: Fabric,
     unshard: bool,
 ) -> list[float]:
-    """The scores of all items, which the processes share out among themselves; every process gets them all.
+    """Score all items, divided among the processes; every process gets all scores.
 
-    Each answers as many items (a process that has one less repeats the last), so that it may call the model as often.
+    Every process scores the same number of items (one that has fewer repeats the last), so that all of them call a
+    sharded model equally often.
+
+    Args:
+        model: the model, with a candidate in place.
+        tokenizer: the parent's tokenizer.
+        evaluation: the evaluation.
+        items: its items.
+        processes: the processes.
+        unshard: whether sharded weights are gathered once for all items.
 
     Raises:
-        ValueError: Not one score per item, or one outside 0..1.
+        ValueError: the evaluation does not give one score per item, or one outside 0..1.
     """
     rank, world_size = processes.global_rank, processes.world_size
-    turns = range(rank, -(-len(items) // world_size) * world_size, world_size)
+    own = range(rank, -(-len(items) // world_size) * world_size, world_size)
     with _ready_to_generate(model, unshard):
-        mine = task.scores(model, tokenizer, [items[min(turn, len(items) - 1)] for turn in turns])
-    if len(mine) != len(turns) or not all(0 <= score <= 1 for score in mine):
+        values = evaluation.scores(model, tokenizer, [items[min(index, len(items) - 1)] for index in own])
+    if len(values) != len(own) or not all(0 <= score <= 1 for score in values):
         raise ValueError(
-            f"evaluation {task.name!r} gave {len(mine)} scores for {len(turns)} items, from {min(mine, default=None)} "
-            f"to {max(mine, default=None)}; it must give one in 0..1 for each"
+            f"evaluation {evaluation.name!r} gave {len(values)} scores for {len(own)} items, from "
+            f"{min(values, default=None)} to {max(values, default=None)}; it must give one in 0..1 for each"
         )
     scores = torch.zeros(len(items), dtype=torch.float64)
-    for turn, value in zip(turns, mine, strict=True):
-        if turn < len(items):
-            scores[turn] = value
+    for index, value in zip(own, values, strict=True):
+        if index < len(items):
+            scores[index] = value
     return sum_over_processes(processes, scores).tolist()
 
 
 @contextmanager
 def _ready_to_generate(model: PreTrainedModel, unshard: bool) -> Iterator[None]:
-    """Weights gathered, or else every process kept in step: transformers then decodes until the last one has ended."""
+    """Gather the weights, or else keep every process in step: transformers then decodes until the last has finished."""
     if unshard or not any(isinstance(module, FSDPModule) for module in model.modules()):
         with unsharded(model):
             yield

@@ -1,7 +1,7 @@
 """Hidden states of all tokens of a pass, in memory or in one memory-mapped file.
 
-Writes and reads a scratch file, which holds nothing that a restart would miss. Source: this project's own.
-Memory or disk: tokens x channels x bytes per number; in a file, what the page cache keeps of it is not ours.
+Writes and reads a scratch file, whose content a resumed run does not need. Source: this project's own.
+Memory or disk: tokens x channels x bytes per number; of a file, the page cache holds what fits.
 """
 
 import math
@@ -12,16 +12,16 @@ from torch import Tensor
 
 
 def hold(tokens: int, channels: int, dtype: torch.dtype, file: Path | None) -> Tensor:
-    """Room for the hidden states of `tokens` tokens, on the CPU.
+    """Allocate the hidden states of `tokens` tokens on the CPU.
 
     Args:
-        tokens: Rows.
-        channels: Columns.
-        dtype: Of the numbers.
-        file: Where they are kept; overwritten if it exists. None: in memory.
+        tokens: rows.
+        channels: columns.
+        dtype: dtype of the numbers.
+        file: file that holds them, overwritten if it exists; None: in memory.
 
     Returns:
-        Shape (tokens, channels); what it holds is undefined.
+        Shape (tokens, channels), uninitialized.
     """
     if file is None or tokens == 0:
         return torch.empty(tokens, channels, dtype=dtype)
@@ -32,5 +32,5 @@ def hold(tokens: int, channels: int, dtype: torch.dtype, file: Path | None) -> T
 
 
 def bytes_of(tokens: int, channels: int, dtype: torch.dtype) -> int:
-    """Bytes that `hold` takes."""
+    """Return the bytes that `hold` takes."""
     return math.prod((tokens, channels, dtype.itemsize))

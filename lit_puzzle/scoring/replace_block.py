@@ -1,15 +1,17 @@
-"""Replace one block: what each candidate of each layer does to the end of the parent, layer by layer.
+"""Replace one block: how each candidate of each layer changes the parent's final hidden states and logits.
 
-Reads and writes nothing but the scratch file of `lit_puzzle.scoring.hidden_states`. Holds the hidden states
-that enter layer l and the parent's final ones; scores layer l's candidates through layers l..L; then advances one
-layer. A candidate of layer l of L costs (L - l) / L of a forward pass, its head and its metrics on scored tokens only.
+Works layer by layer: holds the hidden states that enter layer l and the parent's final ones; runs layer l's candidates
+through layers l..L; then advances one layer. A candidate of layer l of L costs (L - l) / L of a forward pass; the head
+and the metrics are computed on scored tokens only.
+
+Reads and writes nothing but the scratch file of `lit_puzzle.scoring.hidden_states`.
 
 Memory of one of R processes, beside the model and one batch's activations, for T tokens (padding included), N of them
 scored, D channels of b bytes, vocabulary V, chunks of n tokens:
-    T D b / R (entering; in a file where asked for) + N D b / R (final) + 4 N V / R (only where the parent's
+    T D b / R (entering; in a file above `Memory.hidden_gib`) + N D b / R (final) + 4 N V / R (only where the parent's
     log-probabilities are kept) + 7 x 4 n V (metrics).
-Neither the number of layers nor that of candidates is in it. Traffic: 8 bytes x samples x metrics per candidate; when
-sharded, the layers a candidate runs through are gathered once per batch.
+It does not depend on the number of layers or candidates. Traffic: 8 bytes x samples x metrics per candidate; when
+sharded, the layers that a candidate runs through are gathered once per batch.
 
 Source: arXiv 2602.11937 section 4, arXiv 2411.19146.
 Shapes: B sequences of a batch, T tokens of the longest, D hidden, N scored tokens, V vocabulary, S samples, M metrics.
@@ -24,7 +26,7 @@ from torch import Tensor
 
 from lit_puzzle.data.calibration import Batch, RankBatches
 from lit_puzzle.library.swap import swapped
-from lit_puzzle.model.gpt_oss import GptOssPuzzleForCausalLM
+from lit_puzzle.model.blocks import PuzzleModel
 from lit_puzzle.scoring.block_quality import (
     METRICS,
     NO_TOKEN,
@@ -35,47 +37,21 @@ from lit_puzzle.scoring.block_quality import (
     token_counts,
 )
 from lit_puzzle.scoring.hidden_states import bytes_of, hold
+from lit_puzzle.scoring.settings import Memory
 from lit_puzzle.spec import BlockSpec
 
 GIB = 2**30
-FEWEST_TOKENS = 64  # for fewer, reading the head's weights would take longer than multiplying with them
-
-
-@dataclass(frozen=True)
-class Memory:
-    """How much a process may keep beside the model.
-
-    Attributes:
-        hidden_gib: Hidden states entering a layer above this size go to a file in the run folder.
-        log_probs_gib: The parent's log-probabilities above this size are computed again for every candidate.
-        chunk_logits: Tokens x vocabulary whose logits exist at a time, but never fewer than those of 64 tokens; each
-            takes up to 28 bytes. None: 2**19 on a CPU, where they stay in its cache (2,048 entries: half the time of
-            2**21), and 2**26 elsewhere.
-    """
-
-    hidden_gib: float = 8.0
-    log_probs_gib: float = 1.0
-    chunk_logits: int | None = None
-
-    def __post_init__(self) -> None:
-        if min(self.hidden_gib, self.log_probs_gib) < 0 or (self.chunk_logits or 1) < 1:
-            raise ValueError(f"memory: sizes must be 0 or more and chunk_logits 1 or more, got {self}")
-
-    def chunk_tokens(self, vocab_size: int, device: torch.device) -> int:
-        """Tokens whose logits exist at a time."""
-        logits = self.chunk_logits or (2**19 if device.type == "cpu" else 2**26)
-        return max(FEWEST_TOKENS, logits // vocab_size)
 
 
 @dataclass(frozen=True)
 class Part:
-    """One batch of this process and where its tokens lie among those that are held.
+    """One batch of this process, and the positions of its tokens among those that are held.
 
     Attributes:
         batch: `input_ids`, `attention_mask`, `scored_mask`, each (B, T).
-        first_token: Place of its first token.
-        scored: Places of its scored tokens among all scored ones.
-        first_sample: Number of its first sequence among all samples.
+        first_token: position of its first token.
+        scored: positions of its scored tokens among all scored ones.
+        first_sample: index of its first sequence among all samples.
     """
 
     batch: Batch
@@ -85,7 +61,7 @@ class Part:
 
     @property
     def tokens(self) -> slice:
-        """Places of its tokens, padding included."""
+        """Positions of its tokens, padding included."""
         return slice(self.first_token, self.first_token + self.batch["input_ids"].numel())
 
 
@@ -93,24 +69,24 @@ def lay_out(
     batches: Sequence[Sequence[Sequence[int]]],
     rank: int,
     world_size: int,
-    prompts: Sequence[Sequence[int]] | None = None,
+    prompt_lengths: Sequence[Sequence[int]] | None = None,
 ) -> list[Part]:
-    """This process's batches; every process gets as many, a repeated one has nothing scored.
+    """Return this process's batches, as many as every other process has; in a repeated one nothing is scored.
 
     Args:
-        batches: Token lists of all processes.
-        rank: Of this process.
-        world_size: Number of processes.
-        prompts: For each sequence how many tokens the parent was given. Then only those tokens are scored from which
-            it wrote the next one; of a sequence with 0, and without `prompts`, all of them.
+        batches: token lists of all processes.
+        rank: rank of this process.
+        world_size: number of processes.
+        prompt_lengths: number of prompt tokens of each sequence. Only tokens whose next token was generated are scored;
+            of a sequence with 0, and without `prompt_lengths`, all tokens are.
     """
     firsts = [sum(len(batch) for batch in batches[:index]) for index in range(len(batches))]
     parts: list[Part] = []
     tokens = scored = 0
     for turn, batch in enumerate(RankBatches(batches, rank, world_size)):
         index = min(rank + turn * world_size, len(batches) - 1)
-        if prompts is not None:
-            batch["scored_mask"] &= written_tokens(batch["attention_mask"], prompts[index])
+        if prompt_lengths is not None:
+            batch["scored_mask"] &= before_generated(batch["attention_mask"], prompt_lengths[index])
         count = int(batch["scored_mask"].sum())
         parts.append(Part(batch, tokens, slice(scored, scored + count), firsts[index]))
         tokens, scored = tokens + batch["input_ids"].numel(), scored + count
@@ -118,20 +94,20 @@ def lay_out(
 
 
 class ReplaceOneBlock:
-    """The pass over one parent: `advance(l)`, then `damage(l, ...)` for each of layer l's candidates, l ascending.
+    """The pass over one parent: `advance(l)`, then `quality_loss(...)` for each of layer l's candidates, l ascending.
 
     Args:
-        model: The parent, sharded or not, in evaluation mode.
-        parts: This process's batches.
-        num_samples: Sequences of all processes.
-        memory: What may be kept.
-        scratch: File for the hidden states, if they need one.
-        sum_over_processes: Adds a tensor up over processes.
+        model: the parent, sharded or not, in evaluation mode.
+        parts: this process's batches.
+        num_samples: number of sequences of all processes.
+        memory: how much memory may be used.
+        scratch: file for the hidden states, if they do not fit into memory.
+        sum_over_processes: returns the sum of a tensor over all processes.
     """
 
     def __init__(
         self,
-        model: GptOssPuzzleForCausalLM,
+        model: PuzzleModel,
         parts: Sequence[Part],
         num_samples: int,
         memory: Memory,
@@ -141,7 +117,7 @@ class ReplaceOneBlock:
         self.model, self.parts, self.num_samples = model, parts, num_samples
         self.sum_over_processes = sum_over_processes
         self.device = model.device
-        self.chunk_tokens = memory.chunk_tokens(model.config.vocab_size, model.device)
+        self.chunk_tokens = memory.chunk_tokens(model.config.vocab_size, model.device.type)
         self.layer = 0
         channels, tokens = model.config.hidden_size, parts[-1].tokens.stop
         fits = bytes_of(tokens, channels, model.dtype) <= memory.hidden_gib * GIB
@@ -154,7 +130,7 @@ class ReplaceOneBlock:
 
     @torch.no_grad()
     def start(self, layer: int) -> None:
-        """The whole parent once: keeps what enters `layer` and its final states."""
+        """Run the whole parent once; keep the hidden states that enter `layer` and the final ones."""
         for part in self.parts:
             batch = self._on_device(part.batch)
             hidden_BTD = self.model.model.embed_tokens(batch["input_ids"])
@@ -175,7 +151,7 @@ class ReplaceOneBlock:
 
     @torch.no_grad()
     def advance(self, layer: int) -> None:
-        """From what enters the present layer to what enters `layer`, through the parent's own blocks."""
+        """Run the parent's own blocks from the present layer up to `layer`, which becomes the present one."""
         for part in self.parts if layer > self.layer else ():
             batch = self._on_device(part.batch)
             hidden_BTD = self._run(self._entering(part), batch, self.layer, layer)
@@ -184,7 +160,15 @@ class ReplaceOneBlock:
 
     @torch.no_grad()
     def quality_loss(self, block: BlockSpec, trained: Mapping[str, Tensor] | None = None) -> dict[str, list[float]]:
-        """Every metric of every sample with `block` in place of the present layer, on all processes."""
+        """Compute every metric of every sample with `block` in place of the present layer.
+
+        Args:
+            block: the candidate.
+            trained: its trained tensors by their names inside the layer.
+
+        Returns:
+            Metric -> value of each sample, the same on all processes.
+        """
         sums_SM = torch.zeros(self.num_samples, len(METRICS), dtype=torch.float64)
         counts_SM = torch.zeros_like(sums_SM)
         with swapped(self.model, self.layer, block, trained):
@@ -206,7 +190,7 @@ class ReplaceOneBlock:
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
     def _run(self, hidden_BTD: Tensor, batch: Batch, first: int, last: int | None) -> Tensor:
-        """Hidden states through layers first..last, `last` not included."""
+        """Run hidden states through the layers first..last, `last` not included."""
         body = self.model.model
         masks = body.attention_masks(hidden_BTD, batch["attention_mask"], None, None)
         positions_1T = torch.arange(hidden_BTD.shape[1], device=hidden_BTD.device)[None]
@@ -222,7 +206,7 @@ class ReplaceOneBlock:
         return hidden_BTD
 
     def _final(self, hidden_BTD: Tensor, batch: Batch) -> Tensor:
-        """What the head reads of the scored tokens, (N, D)."""
+        """Return the hidden states of the scored tokens as the head reads them, (N, D)."""
         return self.model.model.norm(hidden_BTD[batch["scored_mask"].bool()])
 
     def _scored_tokens(self, part: Part, batch: Batch) -> ScoredTokens:
@@ -237,15 +221,19 @@ class ReplaceOneBlock:
         )
 
 
-def written_tokens(mask_BT: Tensor, prompts: Sequence[int]) -> Tensor:
-    """Which tokens of right-padded sequences are followed by one that is not of the prompt; all, for a prompt of 0."""
-    places_1T = torch.arange(mask_BT.shape[1])[None]
-    prompts_B1, lengths_B1 = torch.tensor(prompts)[:, None], mask_BT.sum(dim=1, keepdim=True)
-    return (prompts_B1 == 0) | (places_1T >= prompts_B1 - 1) & (places_1T < lengths_B1 - 1)
+def before_generated(mask_BT: Tensor, prompt_lengths: Sequence[int]) -> Tensor:
+    """Mark the tokens of right-padded sequences whose next token was generated; all tokens for a prompt length of 0.
+
+    Returns:
+        Shape (B, T), bool.
+    """
+    positions_1T = torch.arange(mask_BT.shape[1])[None]
+    prompts_B1, lengths_B1 = torch.tensor(prompt_lengths)[:, None], mask_BT.sum(dim=1, keepdim=True)
+    return (prompts_B1 == 0) | (positions_1T >= prompts_B1 - 1) & (positions_1T < lengths_B1 - 1)
 
 
 def next_tokens(ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """The token after each token of its sequence, or NO_TOKEN, shape (B, T)."""
+    """Return the next token of each token in its sequence, or NO_TOKEN, shape (B, T)."""
     targets_BT = torch.full_like(ids_BT, NO_TOKEN)
     targets_BT[:, :-1] = torch.where(mask_BT[:, 1:].bool(), ids_BT[:, 1:], NO_TOKEN)
     return targets_BT

@@ -1,7 +1,7 @@
-"""What a scoring run has finished: one small file per candidate, so that a killed run loses only the one in flight.
+"""Finished rows of a scoring run: one small file per candidate, so that an interrupted run loses only one of them.
 
-Reads and writes in a run folder: `inputs.json` (what the numbers are of), `candidates/layer=L,NAME.json` (every metric
-of every sample) and `evaluations/EVALUATION/layer=L,NAME.json` (the score of every item; `parent.json` for the parent).
+Reads and writes in a run folder: `inputs.json` (hashes of the inputs), `candidates/layer=L,NAME.json` (every metric of
+every sample) and `evaluations/EVALUATION/layer=L,NAME.json` (the score of every item; `parent.json` for the parent).
 A file appears whole or not at all; numbers are read back bit for bit.
 
 Disk: about 20 bytes x candidates x (samples x metrics + items). Source: this project's own.
@@ -28,11 +28,11 @@ class Entry:
     """One row of the table of scores.
 
     Attributes:
-        layer: Index of the layer.
-        name: Name of the candidate, or of a half of it.
-        kind: `experts`, `window` or `pair`: what it is ranked among.
-        block: What the layer becomes while it is scored.
-        candidate: The candidate of the library whose trained tensors it uses, if it is one.
+        layer: index of the layer.
+        name: name of the candidate, or of a half of it.
+        kind: `experts`, `window` or `pair`; ranks are among rows of the same kind.
+        block: the block that replaces the layer while it is scored.
+        candidate: name of the library's candidate whose trained tensors it uses; None if it is no candidate itself.
     """
 
     layer: int
@@ -43,19 +43,19 @@ class Entry:
 
     @property
     def file_name(self) -> str:
-        """Of its file."""
+        """Name of its file."""
         return f"layer={self.layer},{self.name}.json"
 
 
 def entries_of(library: Library, pairs: bool) -> list[Entry]:
-    """All rows that a library needs, layer by layer.
+    """List all rows that a library needs, layer by layer.
 
     Args:
-        library: The candidates.
-        pairs: Score every candidate as it is; else the two halves of all candidates apart.
+        library: the candidates.
+        pairs: score every candidate itself; else the two halves of all candidates apart.
 
     Raises:
-        ValueError: Halves are to be scored apart, but a combination has trained tensors of its own.
+        ValueError: halves are to be scored apart, but a combination has trained tensors of its own.
     """
     entries: dict[tuple[int, str], Entry] = {}
     for layer, (own, *others) in enumerate(library.layers):
@@ -67,7 +67,7 @@ def entries_of(library: Library, pairs: bool) -> list[Entry]:
             if candidate.weights is not None and None not in parts(candidate):
                 raise ValueError(
                     f"layer {layer}: {candidate.name!r} has trained tensors of its own, which the scores of its halves "
-                    "would not see; score with --pairs=true"
+                    "do not include; score with --scoring.pairs=true"
                 )
             experts, window = parts(candidate)
             halves = (
@@ -84,32 +84,36 @@ class ScoreFiles:
     """The files of one folder of finished candidates.
 
     Args:
-        folder: `candidates`, or one of `evaluations`, in a run folder.
+        folder: `candidates`, or a folder in `evaluations`, of a run folder.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def has(self, name: str) -> bool:
-        """Whether the file of that name is there."""
+        """Return whether the file of that name is there."""
         return (self.folder / name).is_file()
 
     def write(self, name: str, values: Values) -> None:
-        """Writes one file."""
+        """Write one file."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / name, json.dumps(values) + "\n")
 
     def read(self, name: str) -> Values:
-        """What `write` wrote."""
+        """Read what `write` wrote."""
         values: Values = json.loads((self.folder / name).read_text())
         return values
 
 
 def check_finite(what: str, values: Values) -> None:
-    """Refuses numbers that are none.
+    """Check that all values are finite.
+
+    Args:
+        what: layer and candidate, for the message.
+        values: metric -> value of each sample.
 
     Raises:
-        ValueError: Names the candidate, the metric and the sample.
+        ValueError: one is not; names the candidate, the metric and the sample.
     """
     for metric, numbers in values.items():
         broken = [index for index, number in enumerate(numbers) if not math.isfinite(number)]
@@ -121,10 +125,15 @@ def check_finite(what: str, values: Values) -> None:
 
 
 def claim_inputs(run_dir: Path, inputs: Mapping[str, str], is_first: bool) -> None:
-    """Notes what the numbers are of (first process), or checks that a resumed run still has the same (every process).
+    """Record the inputs of a run (first process), or check that a resumed run has the same (every process).
+
+    Args:
+        run_dir: the run folder.
+        inputs: name -> hash of each input.
+        is_first: whether this is the first process.
 
     Raises:
-        ValueError: An input has changed since the run was started.
+        ValueError: an input has changed since the run was started.
     """
     file = run_dir / INPUTS_FILE
     if not file.is_file():

@@ -1,15 +1,15 @@
-"""The scores of a library: for every candidate of every layer, how much it damages the parent, in several metrics.
+"""The scores of a library: how much quality each candidate of each layer costs, in several metrics.
 
 Reads and writes `scores.json`: {"parent_fingerprint", "samples", "tokens", "entries": [{"layer", "candidate",
-"metrics": {name: {"mean", "standard_error"}}}]}. A file of your own in this form serves the search as well; `samples`,
-`tokens` and `standard_error` may be left out and then are 0. The least such file:
+"metrics": {name: {"mean", "standard_error"}}}]}. The search also accepts a file of your own in this form; `samples`,
+`tokens` and `standard_error` may be left out and then are 0. The smallest such file:
 
     {"parent_fingerprint": "5d1c...",
      "entries": [{"layer": 0, "candidate": "experts=8", "metrics": {"kl": {"mean": 0.1}}}]}
 
-The fingerprint stands in the library's `library.json` as `parent_fingerprint`; of a checkpoint folder it is
+The fingerprint is `parent_fingerprint` of the library's `library.json`, or, of a checkpoint folder,
 `lit_puzzle.model.checkpoint.fingerprint(folder)`. Names are those of the library's candidates, or of their halves.
-Every metric is a damage: 0 for the parent itself, larger is worse; an evaluation adds one under its own name.
+Every metric is a quality loss: 0 for the parent itself, larger is worse. An evaluation adds one under its own name.
 
 | metric | per sample, over its scored tokens |
 |---|---|
@@ -19,7 +19,7 @@ Every metric is a damage: 0 for the parent itself, larger is worse; an evaluatio
 | js | Jensen-Shannon divergence of the same, in nats |
 | lm_loss | increase of the cross-entropy of the next token, in nats |
 | top1_disagreement | share of tokens whose most likely next token differs |
-| mean_rank | rank of hidden_mse among all candidates of its kind / their number, over a random subset of samples |
+| mean_rank | rank of hidden_mse among all candidates of the same kind / their number, over a random subset of samples |
 
 Source: arXiv 2602.11937 (hidden_mse, ranks, accuracy drop for windows), arXiv 2411.19146 (KL, LM loss).
 """
@@ -44,13 +44,13 @@ _ENTRY_KEYS = {"layer", "candidate", "metrics"}
 
 @dataclass(frozen=True)
 class Measurement:
-    """A mean over samples, and its standard error; 0 where it is not known."""
+    """A mean over samples and its standard error (0 where it is not known)."""
 
     mean: float
     standard_error: float = 0.0
 
     def to_json(self) -> dict[str, float]:
-        """Plain JSON value."""
+        """Return a plain JSON value."""
         return {"mean": self.mean, "standard_error": self.standard_error}
 
 
@@ -59,13 +59,13 @@ Metrics = dict[str, Measurement]
 
 @dataclass(frozen=True)
 class Scores:
-    """Damages of one parent's candidates.
+    """Quality losses of one parent's candidates.
 
     Attributes:
         parent_fingerprint: `lit_puzzle.model.checkpoint.fingerprint` of the parent.
-        samples: Sequences that were scored; 0 where the file does not say.
-        tokens: Their scored tokens; 0 where the file does not say.
-        entries: (layer, candidate name) -> metric -> damage. Halves that were scored apart stand under their own names,
+        samples: number of sequences that were scored; 0 where the file does not say.
+        tokens: number of their scored tokens; 0 where the file does not say.
+        entries: (layer, candidate name) -> metric -> quality loss. Halves that were scored apart have their own names,
             `experts=N` and `window=W`.
     """
 
@@ -75,10 +75,10 @@ class Scores:
     entries: Mapping[tuple[int, str], Metrics]
 
     def check_parent(self, fingerprint: str) -> None:
-        """Refuses to be used with another parent.
+        """Check that the scores are of this parent.
 
         Raises:
-            ValueError: The fingerprints differ.
+            ValueError: the fingerprints differ.
         """
         if fingerprint != self.parent_fingerprint:
             raise ValueError(
@@ -87,12 +87,12 @@ class Scores:
             )
 
     def check_library(self, library: Library) -> None:
-        """Refuses scores of candidates that the library has not: they would count for nothing.
+        """Check that every score is of a candidate of the library; others would be ignored.
 
         Allowed in a layer are the names of its candidates and of their halves, `experts=N` and `window=W`.
 
         Raises:
-            ValueError: Scores of another parent, of a layer there is not, or of an unknown candidate; names all.
+            ValueError: the scores are of another parent, or one is of an unknown layer or candidate, which is named.
         """
         self.check_parent(library.parent_fingerprint)
         known = [_names(candidates) for candidates in library.layers]
@@ -109,7 +109,7 @@ class Scores:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON value."""
+        """Return a plain JSON value."""
         entries = [
             {"layer": layer, "candidate": name, "metrics": {key: value.to_json() for key, value in metrics.items()}}
             for (layer, name), metrics in self.entries.items()
@@ -119,10 +119,10 @@ class Scores:
 
     @classmethod
     def from_json(cls, data: object) -> Scores:
-        """Inverse of `to_json`.
+        """Make scores from the value of `to_json`.
 
         Raises:
-            ValueError: For an unknown or missing key, a value of another kind, or an entry that comes twice.
+            ValueError: a key is unknown or missing, a value is of another type, or an entry occurs twice.
         """
         values = checked_keys("scores", data, _KEYS, _COUNTS)
         fingerprint, entries = values["parent_fingerprint"], values["entries"]
@@ -138,33 +138,33 @@ class Scores:
         return cls(fingerprint, counts[0], counts[1], read)
 
     def save(self, folder: Path) -> None:
-        """Writes `scores.json`."""
+        """Write `scores.json`."""
         write_atomically(folder / SCORES_FILE, json.dumps(self.to_json(), indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> Scores:
-        """Reads what `save` wrote.
+        """Read what `save` wrote.
 
         Args:
-            folder: The folder, or the file itself.
+            folder: the folder, or the file itself.
 
         Raises:
-            ValueError: The file is missing or damaged. NaN is read as it is: whoever uses it names the candidate.
+            ValueError: the file is missing or damaged. NaN is accepted here; the search refuses it by candidate.
         """
         file = folder if folder.is_file() else folder / SCORES_FILE
         if not file.is_file():
             raise ValueError(f"{folder} has no {SCORES_FILE}. Make it with: lightning run recipes/score.yaml")
         try:
             return cls.from_json(json.loads(file.read_text()))
-        except ValueError as error:  # what is not JSON is a ValueError too
+        except ValueError as error:  # json.JSONDecodeError is one, too
             raise ValueError(f"{file}: {error}") from error
 
 
 def measure(values: list[float]) -> Measurement:
-    """Mean over samples and its standard error, s / sqrt(n) with the sample deviation s.
+    """Compute the mean over samples and its standard error, s / sqrt(n) with the sample standard deviation s.
 
     Raises:
-        ValueError: Fewer than two values.
+        ValueError: there are fewer than two values.
     """
     if len(values) < 2:
         raise ValueError(
@@ -176,7 +176,7 @@ def measure(values: list[float]) -> Measurement:
 
 
 def _names(candidates: Sequence[Candidate]) -> set[str]:
-    """The names that scores of a layer may have."""
+    """Return the names that scores of a layer may have."""
     halves = {name for candidate in candidates for name in parts(candidate) if name is not None}
     return {candidate.name for candidate in candidates} | halves
 

@@ -1,1 +1,1 @@
-"""Search: from a parent and the importance of its experts to a plan, and from the plan to a child."""
+"""The search for a plan: quality losses and costs of candidates, budgets as constraints, and their solvers."""

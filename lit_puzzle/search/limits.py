@@ -1,4 +1,4 @@
-"""Budgets as bounds on sums over layers: every `Limit` of a search, in the unit that its budget is given in.
+"""Budgets as limits on sums over layers, each in the unit of its budget.
 
 For R replicas with batch B (requests in flight in each):
 
@@ -6,10 +6,12 @@ For R replicas with batch B (requests in flight in each):
     throughput      R B G / (B x prefill + G x decode) >= T   <=>   B x prefill + G x decode <= R B G / T
     latency         B x prefill + G x decode <= latency_seconds
     parameters      total, active; layers with full attention; all independent of the deployment
-    expert_parallel a candidate whose experts it does not divide is forbidden
+    expert_parallel candidates whose number of experts it does not divide are forbidden
+
+Reads and writes nothing.
 
 Source: arXiv 2411.19146 (constraints).
-Legend: G generated tokens.
+Legend: G generated tokens, T required tokens per second.
 """
 
 from __future__ import annotations
@@ -19,48 +21,58 @@ import operator
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from lit_puzzle.costs.cost_model import GIB, Block, BlockCost, CostModel, Deployment, Prediction
+from lit_puzzle.costs.block_cost import BlockCost, Prediction
+from lit_puzzle.costs.cost_model import CostModel
+from lit_puzzle.costs.engine import GIB
+from lit_puzzle.costs.serving import Block, Deployment
 from lit_puzzle.library.library import Candidate
 from lit_puzzle.search.solver.choices import Grid, Limit, Option
 from lit_puzzle.spec import Budget, Scenario, Target
 
 Layers = tuple[tuple[Candidate, ...], ...]
-GPU_MEMORY, SERVABLE = "memory of each GPU in GiB", "servable"  # keys of limits that no budget asks for
-TOLD_APART = ("kv_dtype", "weight_dtype", "expert_dtype", "tensor_parallel", "expert_parallel", "batch_size")
+GPU_MEMORY, SERVABLE = "memory of each GPU in GiB", "servable"  # keys of limits that hold without any budget
+DISTINGUISHING = ("kv_dtype", "weight_dtype", "expert_dtype", "tensor_parallel", "expert_parallel", "batch_size")
 
 
 def cost_block(candidate: Candidate) -> Block:
-    """What a candidate is as far as costs go."""
+    """Return a candidate as far as costs go."""
     return Block(candidate.block.num_experts, candidate.block.window_tokens)
 
 
 def describe(scenario: Scenario) -> str:
-    """A scenario in a few words."""
+    """Return a scenario in a few words."""
     return f"{scenario.num_gpus} x {scenario.gpu} at {scenario.prompt_tokens} + {scenario.generated_tokens} tokens"
 
 
 def describe_all(targets: Sequence[Target]) -> list[str]:
-    """Every target's scenario in a few words; of several each by its position, and by all that tells equals apart."""
+    """Return every scenario in a few words; several are numbered, with the keys that distinguish equal descriptions."""
     words = [describe(target.scenario) for target in targets]
     if len(targets) == 1:
         return words
-    told = []
+    described = []
     for position, (word, target) in enumerate(zip(words, targets), start=1):
         alike = [other.scenario.to_json() for other, own in zip(targets, words) if own == word]
         own = target.scenario.to_json()
-        differ = [f"{name} {own[name]}" for name in TOLD_APART if any(other[name] != own[name] for other in alike)]
-        told.append(", ".join([f"target {position}: {word}", *differ]))
-    return told
+        differ = [f"{name} {own[name]}" for name in DISTINGUISHING if any(other[name] != own[name] for other in alike)]
+        described.append(", ".join([f"target {position}: {word}", *differ]))
+    return described
 
 
 def required_throughput(target: Target, parent: Prediction | None) -> tuple[str, float] | None:
-    """What a target asks for: the budget's name and tokens a second; of two bounds the larger.
+    """Return the throughput that a target requires: the budget's key and tokens a second; the larger of two bounds.
+
+    Args:
+        target: scenario and budget.
+        parent: the parent's best prediction there; None where it does not fit.
+
+    Returns:
+        None when the budget has no throughput.
 
     Raises:
-        ValueError: It asks for a multiple of the parent's, and the parent does not fit.
+        ValueError: the budget is a multiple of the parent's throughput, and the parent does not fit.
     """
-    over_parent, pairs = target.budget.throughput_over_parent, target.budget.throughput_tokens_per_second
-    found = [] if pairs is None else [("throughput_tokens_per_second", pairs)]
+    over_parent, absolute = target.budget.throughput_over_parent, target.budget.throughput_tokens_per_second
+    found = [] if absolute is None else [("throughput_tokens_per_second", absolute)]
     if over_parent is not None:
         if parent is None:
             raise ValueError(
@@ -74,7 +86,15 @@ def required_throughput(target: Target, parent: Prediction | None) -> tuple[str,
 def grid(
     layers: Layers, model: CostModel, deployment: Deployment, batch: int, value: Callable[[BlockCost], float]
 ) -> Grid:
-    """A cost of every candidate; infinite for what cannot be served."""
+    """Return a cost of every candidate; infinite for candidates that cannot be served.
+
+    Args:
+        layers: the candidates.
+        model: the cost model.
+        deployment: how the GPUs share the model.
+        batch: requests in flight in each replica.
+        value: which number of a block's cost to return.
+    """
     ranks, active = model.scenario.expert_parallel or 1, model.model.experts_per_token
 
     def cost(block: Block) -> float:
@@ -88,12 +108,12 @@ def grid(
 
 
 def servable(layers: Layers, models: Sequence[CostModel]) -> list[Limit]:
-    """Limits that forbid what cannot be served at all."""
+    """Return the limits that forbid candidates which cannot be served at all."""
     rules: dict[str, Callable[[int], bool]] = {}
     for model in models:
         ranks, active = model.scenario.expert_parallel or 1, model.model.experts_per_token
         rules[f"experts divisible by expert_parallel {ranks}"] = partial(_divides, ranks)
-        rules[f"at least {active} experts, as many as a token takes"] = partial(operator.le, active)
+        rules[f"at least {active} experts, as many as a token is routed to"] = partial(operator.le, active)
     grids = {
         name: tuple(tuple(0.0 if rule(c.block.num_experts) else math.inf for c in row) for row in layers)
         for name, rule in rules.items()
@@ -108,8 +128,8 @@ def _divides(ranks: int, count: int) -> bool:
 
 
 def shape_limits(layers: Layers, model: CostModel, budget: Budget, where: str) -> list[Limit]:
-    """Bounds on parameters and on layers with full attention."""
-    deployed = model.deployments()[0], 1  # none of them depends on it
+    """Return the limits on parameters and on layers with full attention; `where` ends their names."""
+    deployed = model.deployments()[0], 1  # these costs do not depend on deployment and batch size
     rest, found = model.rest(*deployed), []
     if budget.total_parameters is not None:
         values = grid(layers, model, *deployed, lambda cost: cost.parameters)
@@ -135,9 +155,22 @@ def option(
     deployment: Deployment,
     batch: int,
 ) -> Option:
-    """One deployment and batch size of a target, with all that bounds it there."""
+    """Return one deployment and batch size of a target with its limits.
+
+    Args:
+        layers: the candidates.
+        target: scenario and budget.
+        model: the cost model of the scenario.
+        parent: the parent's best prediction there; None where it does not fit.
+        where: the target in words, for messages.
+        deployment: how the GPUs share the model.
+        batch: requests in flight in each replica.
+
+    Raises:
+        ValueError: the budget is a multiple of the parent's throughput, and the parent does not fit.
+    """
     scenario, budget, rest = target.scenario, target.budget, model.rest(deployment, batch)
-    generated, pairs = scenario.generated_tokens, required_throughput(target, parent)
+    generated, required = scenario.generated_tokens, required_throughput(target, parent)
 
     def limit(key: str, value: Callable[[BlockCost], float], bound: float, numerator: float | None = None) -> Limit:
         values = grid(layers, model, deployment, batch, value)
@@ -152,8 +185,8 @@ def option(
     limits = [limit(GPU_MEMORY, gib, model.usable_bytes(deployment) / GIB)]
     if budget.memory_gib is not None:
         limits.append(limit("memory_gib", lambda cost: gib(cost) * scenario.num_gpus, budget.memory_gib))
-    if pairs is not None:
-        key, throughput = pairs
+    if required is not None:
+        key, throughput = required
         tokens = float(deployment.replicas * batch * generated)
         unit = parent.tokens_per_second if parent is not None and key == "throughput_over_parent" else 1.0
         limits.append(limit(key, seconds, tokens / throughput, tokens / unit))

@@ -1,6 +1,8 @@
-"""A solved search in the cost model's words: checked against it, and written down as what `plan.json` holds.
+"""The content of `plan.json`, and the check of a solved search against the cost model.
 
-The solver worked with sums of coefficients; here the cost model predicts the chosen plan as a whole. Both must agree.
+The solver adds up coefficients; here the cost model predicts the chosen plan as a whole. Both must agree.
+
+Reads and writes nothing; `lit_puzzle.search.search` writes the file.
 """
 
 from __future__ import annotations
@@ -10,7 +12,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from lit_puzzle.costs.cost_model import Block, CostModel, Prediction
+from lit_puzzle.costs.block_cost import Prediction
+from lit_puzzle.costs.cost_model import CostModel
+from lit_puzzle.costs.serving import Block
 from lit_puzzle.library.library import Library
 from lit_puzzle.search.limits import GPU_MEMORY, SERVABLE, required_throughput
 from lit_puzzle.search.program import SearchProgram
@@ -22,78 +26,86 @@ SAME_TOTALS = 1e-6  # relative; the two sums differ in order and units only
 
 
 def check_totals(program: SearchProgram, solution: Solution) -> None:
-    """Predict the chosen plan with the cost model and compare with every sum that the solver worked with.
+    """Predict the chosen plan with the cost model and compare it with every sum of the solver.
 
     Raises:
-        DisagreementError: They differ, or the prediction misses a budget.
+        DisagreementError: they differ, or the prediction misses a budget.
     """
-    blocks, problem = program.blocks(solution.chosen), program.problem
+    blocks, problem, constraints = program.blocks(solution.chosen), program.problem, program.constraints
     _check_servable(program, blocks)
     for position, index in enumerate(solution.options):
-        target, model, parent = program.targets[position], program.models[position], program.parents[position]
-        predicted = model.predict(blocks, *program.deployed[position][index])
-        truth = _truth(predicted, target, parent, blocks)
+        target, model, parent = constraints.targets[position], program.models[position], program.parents[position]
+        prediction = model.predict(blocks, *program.deployed[position][index])
+        expected = _by_key(prediction, target, parent, blocks)
         for limit in (*problem.limits, *problem.choices[position][index].limits):
-            total = limit.total(solution.chosen)
-            if not math.isclose(limit.told(total), truth[limit.key], rel_tol=SAME_TOTALS):
+            total = limit.in_user_unit(limit.total(solution.chosen))
+            if not math.isclose(total, expected[limit.key], rel_tol=SAME_TOTALS):
                 raise DisagreementError(
-                    f"{limit.name}: the solver counted {limit.told(total)}, the cost model {truth[limit.key]}"
+                    f"{limit.name}: the solver counted {total}, the cost model {expected[limit.key]}"
                 )
-        _check_budgets(program.limits, target, parent, truth)
+        _check_budgets(constraints.limits, target, parent, expected)
 
 
 def _check_servable(program: SearchProgram, blocks: Sequence[Block]) -> None:
-    """What no cost can say: experts that can be shared out and routed to, and the same number of them everywhere."""
+    """Check what costs do not show: experts that can be split and routed to, and uniform counts where required."""
     for model in program.models:
         ranks, active = model.scenario.expert_parallel or 1, model.model.experts_per_token
         for layer, block in enumerate(blocks):
             if block.num_experts % ranks or block.num_experts < active:
                 raise DisagreementError(
                     f"layer {layer} of the plan has {block.num_experts} experts: expert_parallel {ranks} must divide "
-                    f"them, and a token takes {active}"
+                    f"them, and a token is routed to {active}"
                 )
     counts = {block.num_experts for block in blocks}
-    if program.problem.same is not None and len(counts) > 1:
-        raise DisagreementError(f"uniform_experts was asked for, but the plan has layers of {sorted(counts)} experts")
+    if program.problem.labels is not None and len(counts) > 1:
+        raise DisagreementError(f"uniform_experts is set, but the plan has layers of {sorted(counts)} experts")
 
 
-def _truth(
-    predicted: Prediction, target: Target, parent: Prediction | None, blocks: Sequence[Block]
+def _by_key(
+    prediction: Prediction, target: Target, parent: Prediction | None, blocks: Sequence[Block]
 ) -> dict[str, float]:
-    """The cost model's word for every kind of limit, by its key."""
-    speed = predicted.tokens_per_second
+    """Return what the cost model predicts for every kind of limit, by its key."""
+    speed = prediction.tokens_per_second
     return {
-        GPU_MEMORY: predicted.memory_gib / target.scenario.num_gpus,
+        GPU_MEMORY: prediction.memory_gib / target.scenario.num_gpus,
         SERVABLE: 0.0,
-        "memory_gib": predicted.memory_gib,
+        "memory_gib": prediction.memory_gib,
         "throughput_tokens_per_second": speed,
         "throughput_over_parent": math.nan if parent is None else speed / parent.tokens_per_second,
-        "latency_seconds": predicted.latency_seconds,
-        "total_parameters": predicted.parameters,
-        "active_parameters": predicted.active_parameters,
+        "latency_seconds": prediction.latency_seconds,
+        "total_parameters": prediction.parameters,
+        "active_parameters": prediction.active_parameters,
         "full_attention_layers": sum(block.window_tokens is None for block in blocks),
     }
 
 
-def _check_budgets(limits: Budget, target: Target, parent: Prediction | None, truth: dict[str, float]) -> None:
+def _check_budgets(limits: Budget, target: Target, parent: Prediction | None, predicted: dict[str, float]) -> None:
     required = required_throughput(target, parent)
-    if required is not None and truth["throughput_tokens_per_second"] < required[1] * (1 - SAME_TOTALS):
+    if required is not None and predicted["throughput_tokens_per_second"] < required[1] * (1 - SAME_TOTALS):
         raise DisagreementError(
-            f"the plan misses its budget: {truth['throughput_tokens_per_second']} tokens a second, "
-            f"{required[0]} asks for {required[1]}"
+            f"the plan misses its budget: {predicted['throughput_tokens_per_second']} tokens a second, "
+            f"{required[0]} requires {required[1]}"
         )
     for budget in (limits, target.budget):
         for key, bound in budget.to_json().items():
-            if bound is not None and not key.startswith("throughput") and truth[key] > bound * (1 + SAME_TOTALS):
+            if bound is not None and not key.startswith("throughput") and predicted[key] > bound * (1 + SAME_TOTALS):
                 raise DisagreementError(
-                    f"the plan misses its budget: {key} is {truth[key]}, at most {bound} is allowed"
+                    f"the plan misses its budget: {key} is {predicted[key]}, at most {bound} is allowed"
                 )
 
 
 def plan_record(
-    library: Library, program: SearchProgram, solutions: list[Solution], points: list[SweepPoint], how: dict[str, Any]
+    library: Library, program: SearchProgram, solutions: list[Solution], points: list[SweepPoint], run: dict[str, Any]
 ) -> dict[str, Any]:
-    """What plan.json holds."""
+    """Return the content of plan.json.
+
+    Args:
+        library: the library that was searched.
+        program: the program with all deployments and batch sizes that were tried.
+        solutions: the best plan, then its alternatives.
+        points: the points of a sweep.
+        run: name and seconds of the solver.
+    """
     best = solutions[0]
     tried = [len(pairs) for pairs in program.deployed]
     names = [[row[index].name for row, index in zip(program.layers, solution.chosen)] for solution in solutions]
@@ -101,7 +113,7 @@ def plan_record(
     return {
         "plan": library.plan(names[0]).to_json(),
         "quality_loss": best.quality_loss,
-        "optimality": {**_proof(best), "deployments_and_batches_tried": tried, **how},
+        "optimality": {**_proof(best), "deployments_and_batches_tried": tried, **run},
         "predicted": _predicted(program, best),
         "scores": [
             {"layer": layer, "candidate": name, "quality_loss": value}
@@ -123,13 +135,13 @@ def plan_record(
 
 
 def trained_files(library: Library, names: Sequence[str]) -> list[str]:
-    """Files of the library with the trained tensors of the chosen candidates; assembling needs them."""
+    """Return the library's files with the trained tensors of the chosen candidates, which assembling needs."""
     chosen = [(layer, library.candidate(layer, name)) for layer, name in enumerate(names)]
     return [str(part.weights) for layer, candidate in chosen for part in library.trained(layer, candidate)]
 
 
 def _proof(solution: Solution) -> dict[str, Any]:
-    """Holds for the deployments and batches tried; nothing where the time was up before any bound was found."""
+    """Return what is proven for the deployments and batch sizes tried; None where no bound was found in time."""
     known = solution.bound is not None and math.isfinite(solution.bound)
     return {
         "bound": solution.bound if known else None,
@@ -141,7 +153,7 @@ def _proof(solution: Solution) -> dict[str, Any]:
 def _predicted(program: SearchProgram, solution: Solution) -> list[dict[str, Any]]:
     blocks, rows = program.blocks(solution.chosen), []
     for target, model, parent, pairs, index in zip(
-        program.targets, program.models, program.parents, program.deployed, solution.options, strict=True
+        program.constraints.targets, program.models, program.parents, program.deployed, solution.options, strict=True
     ):
         child = _best_within(target, model, blocks, model.predict(blocks, *pairs[index]))
         required = required_throughput(target, parent)
@@ -158,28 +170,28 @@ def _predicted(program: SearchProgram, solution: Solution) -> list[dict[str, Any
 
 
 def _best_within(target: Target, model: CostModel, blocks: Sequence[Block], chosen: Prediction) -> Prediction:
-    """The child's best deployment and batch, unless memory or latency are bounded: then the one the search chose."""
+    """Return the child's best deployment and batch size, or the chosen one where memory or latency are bounded."""
     if target.budget.memory_gib is not None or target.budget.latency_seconds is not None:
         return chosen
     return max(chosen, model.best(blocks), key=lambda prediction: prediction.tokens_per_second)
 
 
-def headline(record: dict[str, Any]) -> dict[str, float]:
-    """The numbers for run.json; targets by their position."""
+def results(record: dict[str, Any]) -> dict[str, float]:
+    """Return the numbers for run.json; targets by their position."""
     optimality = record["optimality"]
-    results = {
+    numbers = {
         "quality_loss": record["quality_loss"],
         "proven": float(optimality["proven"]),
         "solver_seconds": optimality["seconds"],
     }
     for name in ("bound", "gap"):
         if optimality[name] is not None:
-            results[name] = optimality[name]
+            numbers[name] = optimality[name]
     for position, row in enumerate(record["predicted"]):
         child = row["child"]
-        results["parameters"] = float(child["parameters"])
-        results[f"tokens_per_second/{position}"] = child["tokens_per_second"]
-        results[f"memory_gib/{position}"] = child["memory_gib"]
+        numbers["parameters"] = float(child["parameters"])
+        numbers[f"tokens_per_second/{position}"] = child["tokens_per_second"]
+        numbers[f"memory_gib/{position}"] = child["memory_gib"]
         if row["speedup"] is not None:
-            results[f"speedup/{position}"] = row["speedup"]
-    return results
+            numbers[f"speedup/{position}"] = row["speedup"]
+    return numbers

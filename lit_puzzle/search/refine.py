@@ -1,12 +1,13 @@
-"""From a problem to plans: solve, refine the batches around those chosen, look for alternatives, sweep a budget.
+"""From a program to plans: solve, refine the batch sizes around the chosen ones, find alternatives, sweep a budget.
 
-The best plan comes first and has the whole time limit: over the ladder of batches, then over finer ones around those
-it chose, as long as that finds a better plan. Alternatives are looked for afterwards, over all deployments and batches
-tried before, with a time limit of their own, and a sweep has another: neither can cost the plan found, nor its proof.
+The best plan comes first and has the whole time limit: first over the ladder of batch sizes, then over finer ones
+around those it chose, as long as that finds a better plan. Alternatives are searched afterwards over all deployments
+and batch sizes tried before, with a time limit of their own; a sweep has another one. Neither can change the best plan
+or its proof, which holds for the deployments and batch sizes tried.
 
-What is proven is proven for the deployments and batches tried.
+Reads and writes nothing.
 
-Source: arXiv 2411.19146 (several plans that differ, one program per batch size).
+Source: arXiv 2411.19146 (alternatives that differ, one program per batch size).
 """
 
 from __future__ import annotations
@@ -15,143 +16,138 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
-from lit_puzzle.costs.cost_model import Prediction
+from lit_puzzle.costs.block_cost import Prediction
+from lit_puzzle.search.batches import DeployedBatch, finer
 from lit_puzzle.search.limits import describe_all
 from lit_puzzle.search.plan_record import check_totals
 from lit_puzzle.search.program import SearchProgram
 from lit_puzzle.search.report import SweepPoint
-from lit_puzzle.search.solver.baselines import SOLVERS
-from lit_puzzle.search.solver.batches import Pairs, finer
-from lit_puzzle.search.solver.choices import Infeasible, OutOfTimeError, Settings, Solution
-from lit_puzzle.spec import Target
+from lit_puzzle.search.solver import solvers
+from lit_puzzle.search.solver.choices import InfeasibleError, OutOfTimeError, Solution
+from lit_puzzle.search.solver.settings import EarlierPlans, SolverSettings
 
-WriteProgram = Callable[
-    ..., SearchProgram
-]  # the problem, with the ladder of batches or with `tried=` deployments and batches
-EXACT = ("mip", "max_parameters")  # the solvers that can give more than one plan
-SHORTEST = 1e-3  # seconds: what a solver gets when nothing is left
+# Builds the program with the ladder of batch sizes, or with the deployments and batch sizes of `tried=`.
+ProgramBuilder = Callable[..., SearchProgram]
+SHORTEST_SECONDS = 1e-3  # time limit of a solver when no time is left
 
 
-@dataclass(frozen=True)
-class Rounds:
-    """How to solve.
+def solve(
+    build: ProgramBuilder, program: SearchProgram, settings: SolverSettings
+) -> tuple[SearchProgram, list[Solution]]:
+    """Find the best plan and its alternatives.
 
-    Attributes:
-        solver: Name in `SOLVERS`.
-        settings: Time limit of the best plan, and again of all alternatives together.
-        refine: Whether to try finer batches than those written first.
+    Args:
+        build: builds the program with other deployments and batch sizes.
+        program: the program with those to try first.
+        settings: settings of the solver.
+
+    Returns:
+        The program with all deployments and batch sizes that were tried, and the plans, best first.
+
+    Raises:
+        InfeasibleError: no plan was found; the message says what the nearest plan reaches in every target.
+        OutOfTimeError: no plan was found within the time limit.
+        DisagreementError: the solver's totals differ from those of the cost model.
     """
+    program, best = solve_best(build, program, settings)
+    alternatives = _alternatives(program, best, settings)
+    for solution in alternatives:
+        check_totals(program, solution)
+    return program, [best, *alternatives]
 
-    solver: str
-    settings: Settings
-    refine: bool
 
-    def solve(self, write: WriteProgram, program: SearchProgram) -> tuple[SearchProgram, list[Solution]]:
-        """The best plan and its alternatives, and the search with all deployments and batches that were tried.
-
-        Raises:
-            Infeasible: No plan was found; in words.
-            OutOfTimeError: None was found in time.
-            DisagreementError: The solver's totals are not those of the cost model.
-        """
-        program, best = self.best(write, program)
-        later = self._alternatives(program, best)
-        for solution in later:
-            check_totals(program, solution)
-        return program, [best, *later]
-
-    def best(self, write: WriteProgram, program: SearchProgram) -> tuple[SearchProgram, Solution]:
-        """The best plan alone; see `solve`."""
-        deadline = time.monotonic() + self.settings.time_limit_seconds
-        # The other solvers say themselves that they give one plan only.
-        only_one = dataclasses.replace(self.settings, num_solutions=1) if self.solver in EXACT else self.settings
+def solve_best(
+    build: ProgramBuilder, program: SearchProgram, settings: SolverSettings
+) -> tuple[SearchProgram, Solution]:
+    """Find the best plan alone; see `solve`."""
+    deadline = time.monotonic() + settings.time_limit_seconds
+    # A heuristic refuses more than one plan itself.
+    one_plan = dataclasses.replace(settings, num_solutions=1) if settings.name in solvers.EXACT else settings
+    try:
+        best = solvers.solve(program.problem, one_plan)[0]
+    except InfeasibleError as error:
+        raise with_predictions(program, error) from error
+    while settings.refine and (tried := finer(program.deployed, best.options)) is not None:
+        left = max(SHORTEST_SECONDS, deadline - time.monotonic())
+        refined, again = build(tried=tried), dataclasses.replace(one_plan, time_limit_seconds=left)
         try:
-            best = SOLVERS[self.solver](program.problem, only_one)[0]
-        except Infeasible as error:
-            raise in_words(program, error) from error
-        while self.refine and (tried := finer(program.deployed, best.options)) is not None:
-            left = max(SHORTEST, deadline - time.monotonic())
-            closer = write(tried=tried)
-            again = dataclasses.replace(only_one, time_limit_seconds=left, known=best.chosen)
-            try:
-                found = SOLVERS[self.solver](closer.problem, again)[0]
-            except (Infeasible, OutOfTimeError):  # a baseline without luck, or no time: the plan at hand stays
-                break
-            better = found.quality_loss < best.quality_loss
-            if better or (found.proven and best.proven):  # else the time was up: keep the bound that is known
-                program, best = _together(write, program, closer, best, found, self.settings.relative_gap)
-            if not better:
-                break
-        check_totals(program, best)
-        return program, best
+            found = solvers.solve(refined.problem, again, EarlierPlans(start=best.chosen))[0]
+        except (InfeasibleError, OutOfTimeError):  # a heuristic found nothing, or no time was left: keep the plan
+            break
+        better = found.quality_loss < best.quality_loss
+        if better or (found.proven and best.proven):  # otherwise the time was up: keep the bound that is known
+            program, best = _merged(build, program, refined, best, found, settings.relative_gap)
+        if not better:
+            break
+    check_totals(program, best)
+    return program, best
 
-    def _alternatives(self, program: SearchProgram, best: Solution) -> list[Solution]:
-        """Later plans over everything tried; those that are found in time."""
-        if self.settings.num_solutions == 1 or self.solver not in EXACT:
-            return []
-        more = dataclasses.replace(
-            self.settings, num_solutions=self.settings.num_solutions - 1, unlike=(best.chosen,), known=None
-        )
+
+def _alternatives(program: SearchProgram, best: Solution, settings: SolverSettings) -> list[Solution]:
+    """Return later plans over everything tried, as many as are found in time."""
+    if settings.num_solutions == 1 or settings.name not in solvers.EXACT:
+        return []
+    more = dataclasses.replace(settings, num_solutions=settings.num_solutions - 1)
+    try:
+        return solvers.solve(program.problem, more, EarlierPlans(unlike=(best.chosen,)))
+    except OutOfTimeError:
+        print(f"solver {settings.name}: no alternative was found in {more.time_limit_seconds:g} s", flush=True)
+        return []
+
+
+def sweep(builders: Sequence[tuple[float, ProgramBuilder]], settings: SolverSettings) -> list[SweepPoint]:
+    """Find the lowest quality loss for every budget, in the given order.
+
+    Args:
+        builders: the throughput relative to the parent's, and what builds the program with it.
+        settings: settings of the solver; each budget gets an equal share of the time left of the sweep's limit.
+    """
+    deadline, points = time.monotonic() + settings.sweep_time_limit_seconds, []
+    for position, (over_parent, build) in enumerate(builders):
+        left = max(SHORTEST_SECONDS, (deadline - time.monotonic()) / (len(builders) - position))
+        limited = dataclasses.replace(settings, num_solutions=1, time_limit_seconds=left)
         try:
-            return SOLVERS[self.solver](program.problem, more)
+            _, best = solve_best(build, build(), limited)
+        except InfeasibleError as error:
+            points.append(SweepPoint(over_parent, None, error.proven))
         except OutOfTimeError:
-            print(f"solver {self.solver}: no alternative was found in {more.time_limit_seconds:g} s", flush=True)
-            return []
-
-    def sweep(self, writers: Sequence[tuple[float, WriteProgram]], seconds: float) -> list[SweepPoint]:
-        """The damage of every budget, in the order given; each gets an even part of the time that is left.
-
-        Args:
-            writers: The throughput over the parent's, and the problem with it.
-            seconds: For all of them together.
-        """
-        deadline, points = time.monotonic() + seconds, []
-        for position, (over_parent, write) in enumerate(writers):
-            left = max(SHORTEST, (deadline - time.monotonic()) / (len(writers) - position))
-            settings = dataclasses.replace(self.settings, num_solutions=1, time_limit_seconds=left)
-            try:
-                _, best = dataclasses.replace(self, settings=settings).best(write, write())
-            except Infeasible as error:
-                points.append(SweepPoint(over_parent, None, error.proven))
-            except OutOfTimeError:
-                points.append(SweepPoint(over_parent, None, False))
-            else:
-                points.append(SweepPoint(over_parent, best.quality_loss, best.proven))
-        return points
+            points.append(SweepPoint(over_parent, None, False))
+        else:
+            points.append(SweepPoint(over_parent, best.quality_loss, best.proven))
+    return points
 
 
-def _together(
-    write: WriteProgram,
+def _merged(
+    build: ProgramBuilder,
     before: SearchProgram,
     after: SearchProgram,
     best: Solution,
     found: Solution,
     relative_gap: float,
 ) -> tuple[SearchProgram, Solution]:
-    """Both searches as one with all that they tried, and the better of their plans with the bound that holds there."""
-    tried: list[Pairs] = [
+    """Return one program with all that both tried, and the better of their plans with the bound that holds there."""
+    tried: list[list[DeployedBatch]] = [
         [*old, *(pair for pair in new if pair not in old)] for old, new in zip(before.deployed, after.deployed)
     ]
-    both, plan, source = write(tried=tried), best, before
+    merged, plan, source = build(tried=tried), best, before
     if found.quality_loss < best.quality_loss:
         plan, source = found, after
     taken = (pairs[index] for pairs, index in zip(source.deployed, plan.options))
-    plan = dataclasses.replace(plan, options=tuple(list(pairs).index(pair) for pairs, pair in zip(tried, taken)))
+    plan = dataclasses.replace(plan, options=tuple(pairs.index(pair) for pairs, pair in zip(tried, taken)))
     if best.bound is None or found.bound is None:
-        return both, plan
-    # The earlier search holds the earlier plan only: when that is beaten, its bound may be above the later damage.
-    return both, plan.with_bound(min(best.bound, found.bound, plan.quality_loss), relative_gap)
+        return merged, plan
+    # The first bound holds for the first program only: once its plan is beaten, it may be above the new quality loss.
+    return merged, plan.with_bound(min(best.bound, found.bound, plan.quality_loss), relative_gap)
 
 
-def in_words(program: SearchProgram, error: Infeasible) -> Infeasible:
-    """The error with what its plan would reach in every target."""
+def with_predictions(program: SearchProgram, error: InfeasibleError) -> InfeasibleError:
+    """Return the error with what its plan would reach in every target."""
     if error.chosen is None:
         return error
     blocks = program.blocks(error.chosen)
-    lines = [str(error), "In the deployment and batch that come nearest, that plan reaches:"]
-    for position, where in enumerate(describe_all(program.targets)):
+    lines = [str(error), "In the nearest deployment and batch size that plan reaches:"]
+    for position, where in enumerate(describe_all(program.constraints.targets)):
         model, parent = program.models[position], program.parents[position]
         excess = [
             max((limit.excess(error.chosen) for limit in option.limits), default=0.0)
@@ -164,7 +160,7 @@ def in_words(program: SearchProgram, error: Infeasible) -> Infeasible:
         lines.append(f"- {where}: {_speed(model.predict(blocks, *nearest), parent)}")
     names = [row[index].name for row, index in zip(program.layers, error.chosen)]
     lines.append(f"Its candidates, layer by layer: {names}")
-    return Infeasible("\n".join(lines), error.chosen, error.options, error.needs, error.proven)
+    return InfeasibleError("\n".join(lines), error.chosen, error.options, error.needs, error.proven)
 
 
 def _speed(child: Prediction, parent: Prediction | None) -> str:
@@ -173,15 +169,3 @@ def _speed(child: Prediction, parent: Prediction | None) -> str:
         f"{child.tokens_per_second:.6g} tokens/s{over}, {child.memory_gib:.4g} GiB, {child.latency_seconds:.4g} s per "
         f"request (tensor parallel {child.deployment.tensor_parallel}, batch {child.batch_size})"
     )
-
-
-def faster(targets: Sequence[Target], over_parent: float) -> list[Target]:
-    """The targets with another throughput over the parent's asked of the first one.
-
-    Raises:
-        ValueError: It is no positive finite number.
-    """
-    budget = dataclasses.replace(
-        targets[0].budget, throughput_over_parent=over_parent, throughput_tokens_per_second=None
-    )
-    return [Target(targets[0].scenario, budget), *targets[1:]]

@@ -1,7 +1,7 @@
-"""What a search found, for people: a table in Markdown, a picture of the plan and the curve of damage against speed.
+"""The report of a search: a table in Markdown, a picture of the plan, and the curve of quality loss against speed.
 
 Writes search.md, plan.png, plan.svg, curve.png and curve.svg into the run folder. Drawing needs matplotlib, which is
-imported when the plan is already on disk.
+imported only then.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class SweepPoint:
     """One budget of a sweep.
 
     Attributes:
-        throughput_over_parent: The speed asked for.
-        damage: Of the best plan; None when none was found.
-        proven: That this is the least damage or, without one, that there is no plan.
+        throughput_over_parent: required throughput of the first target, relative to the parent's.
+        quality_loss: quality loss of the best plan; None when no plan was found.
+        proven: whether this is proven to be the lowest quality loss or, without a plan, that there is none.
     """
 
     throughput_over_parent: float
@@ -36,16 +36,22 @@ class SweepPoint:
 
 
 def write_table(path: Path, record: Mapping[str, Any]) -> None:
-    """Write what plan.json holds as Markdown."""
+    """Write the content of plan.json as Markdown."""
     lines = ["# The plan", "", _proof(record), "", *_targets(record["predicted"]), "", *_layers(record)]
     if record["alternatives"]:
-        lines += ["", "## Alternatives", "", "| plan | damage | layers that differ |", "|---|---|---|"]
-        own = [row["candidate"] for row in record["scores"]]
+        lines += ["", "## Alternatives", "", "| plan | quality loss | layers that differ |", "|---|---|---|"]
+        best = [row["candidate"] for row in record["scores"]]
         for position, other in enumerate(record["alternatives"], start=1):
-            differ = [str(layer) for layer, pair in enumerate(zip(own, other["candidates"])) if pair[0] != pair[1]]
+            differ = [str(layer) for layer, pair in enumerate(zip(best, other["candidates"])) if pair[0] != pair[1]]
             lines.append(f"| {position} | {other['quality_loss']:.6g} | {', '.join(differ)} |")
     if record["sweep"]:
-        lines += ["", "## Damage against speed", "", "| times the parent, first target | damage |", "|---|---|"]
+        lines += [
+            "",
+            "## Quality loss against speed",
+            "",
+            "| speed-up of the first target | quality loss |",
+            "|---|---|",
+        ]
         for point in record["sweep"]:
             lines.append(f"| {point['throughput_over_parent']:g} | {_point(point)} |")
     write_atomically(path, "\n".join(lines) + "\n")
@@ -53,28 +59,27 @@ def write_table(path: Path, record: Mapping[str, Any]) -> None:
 
 def _proof(record: Mapping[str, Any]) -> str:
     optimality = record["optimality"]
-    told = f"Damage {record['quality_loss']:.6g}, found by `{optimality['solver']}` in {optimality['seconds']:.2f} s: "
+    solver = f"found by `{optimality['solver']}` in {optimality['seconds']:.2f} s"
+    found = f"The plan has a quality loss of {record['quality_loss']:.6g}, {solver}."
     if optimality["gap"] is None:
-        return told + "nothing is proven."
+        return f"{found} It is not proven to be optimal."
     tried = " and ".join(str(count) for count in optimality["deployments_and_batches_tried"])
-    where = f"for the {tried} deployments and batches tried"
+    where = f"for all deployments and batch sizes tried ({tried})"
     if optimality["gap"] == 0:
-        return told + f"proven {where}, no plan within these budgets does less there."
-    return told + f"{where}, no plan does less than {optimality['bound']:.6g} (gap {optimality['gap']:.2%})."
+        return f"{found} It is proven to be optimal {where}."
+    return f"{found} The lower bound is {optimality['bound']:.6g} {where}, the gap {optimality['gap']:.2%}."
 
 
 def _point(point: Mapping[str, Any]) -> str:
     if point["quality_loss"] is None:
-        return "no plan" if point["proven"] else "none found"
+        return "no plan exists" if point["proven"] else "no plan found"
     return f"{point['quality_loss']:.6g}" + ("" if point["proven"] else " (not proven)")
 
 
 def _targets(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One row per target and model; all of it predicted."""
-    head = (
-        "| target | model | tokens/s | over parent | asked for | GiB | seconds per request | tensor parallel | batch |"
-    )
-    lines = ["## Predicted", "", head, "|---|---|---|---|---|---|---|---|---|"]
+    """Return the table of predictions: one row per target and model."""
+    head = "| target | model | tokens/s | speed-up | required | GiB | seconds per request | tensor parallel | batch |"
+    lines = ["## Predictions", "", head, "|---|---|---|---|---|---|---|---|---|"]
     for row in rows:
         scenario, required = row["target"]["scenario"], row["required_tokens_per_second"]
         where = (
@@ -84,19 +89,19 @@ def _targets(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             if row[name] is None:
                 lines.append(f"| {where} | {name} | does not fit | | | | | | |")
                 continue
-            known, is_child = row[name], name == "child"
-            over = f"{row['speedup']:.3f}" if is_child and row["speedup"] is not None else ""
-            wanted = f"{required:.6g}" if is_child and required is not None else ""
+            predicted, is_child = row[name], name == "child"
+            speedup = f"{row['speedup']:.3f}" if is_child and row["speedup"] is not None else ""
+            needed = f"{required:.6g}" if is_child and required is not None else ""
             lines.append(
-                f"| {where} | {name} | {known['tokens_per_second']:.6g} | {over} | {wanted} "
-                f"| {known['memory_gib']:.4g} | {known['latency_seconds']:.4g} "
-                f"| {known['deployment']['tensor_parallel']} | {known['batch_size']} |"
+                f"| {where} | {name} | {predicted['tokens_per_second']:.6g} | {speedup} | {needed} "
+                f"| {predicted['memory_gib']:.4g} | {predicted['latency_seconds']:.4g} "
+                f"| {predicted['deployment']['tensor_parallel']} | {predicted['batch_size']} |"
             )
     return lines
 
 
 def _layers(record: Mapping[str, Any]) -> list[str]:
-    lines = ["## Layers", "", "| layer | candidate | experts | window | damage |", "|---|---|---|---|---|"]
+    lines = ["## Layers", "", "| layer | candidate | experts | window | quality loss |", "|---|---|---|---|---|"]
     for row, block in zip(record["scores"], record["plan"]["blocks"], strict=True):
         window = "full" if block["window_tokens"] is None else block["window_tokens"]
         lines.append(
@@ -106,10 +111,14 @@ def _layers(record: Mapping[str, Any]) -> list[str]:
 
 
 def draw_plan(folder: Path, library: Library, plan: Mapping[str, Any]) -> None:
-    """Kept experts of every layer as bars; the color says what became of the attention."""
+    """Draw the kept experts of every layer as bars, colored by the attention of the layer."""
     figure = _figure(width=max(5.0, 0.28 * library.num_layers))
     axes = figure.subplots()
-    colors = {FULL: "full attention", NARROWED: "full attention became a window", OWN_WINDOW: "the parent's window"}
+    colors = {
+        FULL: "full attention",
+        NARROWED: "full attention replaced by a window",
+        OWN_WINDOW: "the parent's window",
+    }
     named: set[str] = set()
     for layer, (block, row) in enumerate(zip(plan["blocks"], library.layers, strict=True)):
         own, now = row[0].block, block["window_tokens"]
@@ -128,23 +137,23 @@ def draw_plan(folder: Path, library: Library, plan: Mapping[str, Any]) -> None:
 
 
 def draw_curve(folder: Path, points: Sequence[SweepPoint]) -> None:
-    """Damage of the best plan for every speed; a cross where there is no plan, a plus where none was found."""
+    """Draw the lowest quality loss for every speed; a cross where no plan exists, a plus where none was found."""
     figure = _figure(width=5.0)
     axes = figure.subplots()
     found = [(point.throughput_over_parent, point.quality_loss) for point in points if point.quality_loss is not None]
-    axes.plot(*zip(*found) if found else ([], []), marker="o", color=FULL, label="least damage found")
-    for proven, marker, label in ((True, "x", "no plan"), (False, "+", "none found")):
+    axes.plot(*zip(*found) if found else ([], []), marker="o", color=FULL, label="lowest quality loss found")
+    for proven, marker, label in ((True, "x", "no plan exists"), (False, "+", "no plan found")):
         missing = [p.throughput_over_parent for p in points if p.quality_loss is None and p.proven is proven]
         if missing:
             axes.plot(missing, [0.0] * len(missing), marker, color=NARROWED, label=label)
-    axes.set_xlabel("throughput of the first target, times the parent's")
+    axes.set_xlabel("throughput of the first target relative to the parent")
     axes.set_ylabel("quality loss")
     axes.legend(fontsize=8, frameon=False)
     _save(figure, folder / "curve")
 
 
 def _figure(width: float) -> Figure:
-    from matplotlib.figure import Figure  # no pyplot: a Figure by itself needs no display
+    from matplotlib.figure import Figure  # without pyplot no display is needed
 
     return Figure(figsize=(width, 3.2), layout="constrained")
 

@@ -23,15 +23,17 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import GptOssForCausalLM
 
-from lit_puzzle.environments.environment import EFFORTS, Problem
-from lit_puzzle.evaluate.accuracy import Episode, answer_problems, held_out_problems, split_by_effort, summarize
+from lit_puzzle.environments.environment import EFFORTS, Problem, PromptAtEffort
+from lit_puzzle.evaluate.accuracy import Episode, solve_problems, split_by_effort, summarize
+from lit_puzzle.evaluate.held_out import held_out_problems
 from lit_puzzle.generation.lengths import length_statistics, write_lengths
+from lit_puzzle.generation.sampling import Sampling
+from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.tiny.lessons import IGNORED, Curriculum, Lessons
 from lit_puzzle.tiny.parent import Initialization, ParentShape, build_parent, save_parent
 from lit_puzzle.tiny.tokenizer import build_tokenizer
 from lit_puzzle.tiny.world import Family
 
-PromptAtEffort = tuple[Problem, str]  # a problem and the effort it is asked at
 Batch = dict[str, Tensor] | list[PromptAtEffort]
 
 
@@ -114,7 +116,7 @@ class TinyParent(LightningModule):
         initialization: where training starts.
         optimizer: AdamW or another; vectors (biases, norms, sinks) never decay.
         lr_scheduler: stepped after every optimizer step.
-        max_new_tokens: an answer is cut off there in validation.
+        max_new_tokens: cap on the tokens of a completion in validation.
         measured_per_effort: held-out problems at each effort that the saved parent is measured on.
     """
 
@@ -166,8 +168,8 @@ class TinyParent(LightningModule):
         return loss
 
     def validation_step(self, batch: list[PromptAtEffort], batch_idx: int) -> None:
-        """Answers held-out problems."""
-        self._episodes += self._answer(self.model, batch)
+        """Solve held-out problems."""
+        self._episodes += self._solve(self.model, batch)
 
     def on_validation_epoch_end(self) -> None:
         """Logs accuracy and tokens at each effort."""
@@ -183,7 +185,7 @@ class TinyParent(LightningModule):
         folder = Path(self.trainer.default_root_dir) / "model"
         parent = copy.deepcopy(self.model).to(torch.bfloat16)
         save_parent(folder, parent)
-        episodes = self._answer(parent.float(), self._data().held_out(self.measured_per_effort))
+        episodes = self._solve(parent.float(), self._data().held_out(self.measured_per_effort))
         lengths = {
             effort: length_statistics([episode.generated_tokens for episode in group])
             for effort, group in split_by_effort(episodes).items()
@@ -191,9 +193,9 @@ class TinyParent(LightningModule):
         write_lengths(folder, lengths)
         self.results = summarize(episodes)
 
-    def _answer(self, policy: GptOssForCausalLM, pairs: Sequence[PromptAtEffort]) -> list[Episode]:
-        families = self._data().families
-        return answer_problems(policy, self.tokenizer, pairs, families, self.max_new_tokens, batch_size=128)
+    def _solve(self, policy: GptOssForCausalLM, pairs: Sequence[PromptAtEffort]) -> list[Episode]:
+        engine, sampling = TransformersEngine(policy, self.tokenizer, 128), Sampling(self.max_new_tokens, 0.0)
+        return solve_problems(engine, self.tokenizer, pairs, self._data().families, sampling)
 
     def _data(self) -> LessonData:
         data = self.trainer.datamodule  # type: ignore[attr-defined]

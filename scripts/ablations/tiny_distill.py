@@ -95,21 +95,21 @@ def one_seed(folder: Path, seed: int) -> dict[str, dict[str, float]]:
 
 def prepare(folder: Path, seed: int) -> None:
     """Everything before global distillation."""
-    stage("importance", folder / "importance", [f"--data.init_args.seed={seed}"])
+    stage("importance", folder / "importance", [f"--data.init_args.prompts.seed={seed}"])
     stage("library", folder / "library", [f"--importance={folder}/importance"])
     stage("score", folder / "score", [f"--library={folder}/library", f"--seed={seed}"])
     sources = [f"--library={folder}/library", f"--scores={folder}/score"]
-    stage("search", folder / "search", [*sources, "--sweep=null"])
+    stage("search", folder / "search", [*sources, "--constraints.sweep=null"])
     plan = [f"--plan={folder}/search/plan.json"]
     stage("assemble", folder / "child", plan)
     stage("assemble", folder / "child_rope", [*plan, "--rope_factor=56"])
-    stage("generate", folder / "generate", [f"--seed={seed}"])
+    stage("generate", folder / "generate", [f"--prompts.seed={seed}"])
     write_solutions(folder / "solutions" / "documents", seed, num_problems=9216)
     words = [f"--model.init_args.library={folder}/library", f"--data.init_args.documents={folder}/generate/documents"]
     stage("distill_blocks", folder / "distill_blocks", [*words, f"--seed_everything={seed}"])
     trained = f"--library={folder}/distill_blocks/library"
     sequences = f"--data.init_args.sequences={folder}/score/calibration.jsonl"
-    apart = ["--evaluations=null", "--data.init_args.environments=null", sequences, f"--seed={seed}"]
+    apart = ["--evaluations=null", sequences, f"--seed={seed}"]
     stage("score", folder / "score_trained", [trained, *apart])
     stage("assemble", folder / "child_bld", [*plan, trained])
 
@@ -133,7 +133,7 @@ def write_solutions(folder: Path, seed: int, num_problems: int) -> None:
 
 def evaluated(place: Path, checkpoint: Path) -> dict[str, float]:
     """The checkpoint on the problems that `distill` measures."""
-    results = stage("evaluate", place, [f"--checkpoint={checkpoint}", "--seed=1"])["results"]
+    results = stage("evaluate", place, [f"--checkpoint={checkpoint}", "--held_out.seed=1"])["results"]
     return {f"{what}/{effort}": results[f"{what}/{effort}"] for what in ("accuracy", "tokens") for effort in EFFORTS}
 
 

@@ -1,10 +1,10 @@
-"""Ablation of the search on the tiny model: solvers, expert scores, window scores, before any training.
+"""Ablation of the search on the tiny model: solvers, expert scores, window scores; children before distillation.
 
     python scripts/ablations/tiny_search.py [--seeds 0 1 2] [--folder runs/ablation_search]
 
 For every seed (of the calibration problems and of the evaluation's sampling): importance, block library, scores; then
-for every variant below the search of `recipes/search.yaml` under the same budget, the assembled child, and its
-accuracy on held-out problems, the same for all. A finished step is not run again. Ends with the table and a JSON line.
+for every variant below the search of `recipes/search.yaml` under the same budget, the assembled child, and its accuracy
+on the same held-out problems. Resumable: finished stages are not run again. Prints a table per budget and a JSON line.
 """
 
 import argparse
@@ -20,19 +20,20 @@ from lit_puzzle.cli import run
 from lit_puzzle.library.library import Library
 from lit_puzzle.run.folder import is_complete
 from lit_puzzle.scoring.scores import Scores
+from lit_puzzle.spec import Plan
 
-RULES = {"leave_one_out": "LeaveOneOut", "reap": "Reap", "frequency": "Frequency", "random": "Random"}
+METHODS = {"leave_one_out": "LeaveOneOut", "reap": "Reap", "frequency": "Frequency", "random": "Random"}
 EFFORTS = ("low", "medium", "high")
 EXPERTS_ONLY = "--objective.window_metric=null"
 # name -> (expert scores, overrides of recipes/search.yaml)
 VARIANTS: dict[str, tuple[str, list[str]]] = {
     "search (MIP)": ("leave_one_out", []),
-    "greedy": ("leave_one_out", ["--solver=greedy"]),
-    "uniform": ("leave_one_out", ["--solver=uniform"]),
-    "random, draw 1": ("leave_one_out", ["--solver=random", "--seed=1"]),
-    "random, draw 2": ("leave_one_out", ["--solver=random", "--seed=2"]),
-    "random, draw 3": ("leave_one_out", ["--solver=random", "--seed=3"]),
-    "max parameters": ("leave_one_out", ["--solver=max_parameters"]),
+    "greedy": ("leave_one_out", ["--solver.name=greedy"]),
+    "uniform": ("leave_one_out", ["--solver.name=uniform"]),
+    "random, draw 1": ("leave_one_out", ["--solver.name=random", "--solver.seed=1"]),
+    "random, draw 2": ("leave_one_out", ["--solver.name=random", "--solver.seed=2"]),
+    "random, draw 3": ("leave_one_out", ["--solver.name=random", "--solver.seed=3"]),
+    "max parameters": ("leave_one_out", ["--solver.name=max_parameters"]),
     "experts by REAP": ("reap", []),
     "experts by frequency": ("frequency", []),
     "experts at random": ("random", []),
@@ -48,9 +49,12 @@ VARIANTS: dict[str, tuple[str, list[str]]] = {
 SCENARIO = "gpu: cpu, num_gpus: 1, prompt_tokens: 96, generated_tokens: 48, kv_dtype: bfloat16, expert_dtype: bfloat16"
 MEMORY = f"[{{scenario: {{{SCENARIO}, batch_size: 32}}, budget: {{memory_gib: 0.0042}}}}]"
 BUDGETS = {
-    "1.25M parameters, 1.06x": ["--limits.total_parameters=1250000"],
+    "1.25M parameters, 1.06x": ["--constraints.limits.total_parameters=1250000"],
     "1.5M parameters, 1.06x": [],
-    "60% of the parent's memory with 32 requests": ["--limits.total_parameters=null", f"--targets={MEMORY}"],
+    "60% of the parent's memory with 32 requests": [
+        "--constraints.limits.total_parameters=null",
+        f"--constraints.targets={MEMORY}",
+    ],
 }
 
 
@@ -71,45 +75,47 @@ def main() -> None:
 
 
 def variants(folder: Path, seed: int) -> dict[str, dict[str, dict[str, Any]]]:
-    for rule in RULES:
-        prepare(folder, seed, rule)
+    for method in METHODS:
+        prepare(folder, seed, method)
     results: dict[str, dict[str, dict[str, Any]]] = {budget: {} for budget in BUDGETS}
-    evaluated: dict[str, dict[str, Any]] = {}
+    evaluated: dict[Plan, dict[str, Any]] = {}
     for index, (budget, limits) in enumerate(BUDGETS.items()):
-        for number, (name, (rule, changes)) in enumerate(VARIANTS.items()):
+        for number, (name, (method, changes)) in enumerate(VARIANTS.items()):
             place = folder / f"budget{index}_variant{number}"
-            sources = [f"--library={folder}/library_{rule}", f"--scores={folder}/scores_{rule}.json", "--sweep=null"]
+            sources = [
+                f"--library={folder}/library_{method}",
+                f"--scores={folder}/scores_{method}.json",
+                "--constraints.sweep=null",
+            ]
             stage("search", place / "search", [*sources, *limits, *changes])
-            plan = place / "search" / "plan.json"
-            content = json.dumps(json.loads(plan.read_text())["plan"])
-            if content not in evaluated:
-                evaluated[content] = measured(place, plan)
-            results[budget][name] = evaluated[content]
+            plan = Plan.load(place / "search" / "plan.json")
+            if plan not in evaluated:
+                evaluated[plan] = evaluate_child(place, plan)
+            results[budget][name] = evaluated[plan]
     return results
 
 
-def prepare(folder: Path, seed: int, rule: str) -> None:
-    """Importance by one rule, its library, and the scores of that library."""
-    importance, library, scores = (folder / f"{what}_{rule}" for what in ("importance", "library", "score"))
+def prepare(folder: Path, seed: int, method: str) -> None:
+    """Make the importance of one method, its library, and the scores of that library."""
+    importance, library, scores = (folder / f"{what}_{method}" for what in ("importance", "library", "score"))
     changes = [
-        f"--model.init_args.method=lit_puzzle.importance.expert_scores.{RULES[rule]}",
-        f"--data.init_args.seed={seed}",
+        f"--model.init_args.method=lit_puzzle.importance.expert_scores.{METHODS[method]}",
+        f"--data.init_args.prompts.seed={seed}",
     ]
-    if rule == "random":
+    if method == "random":
         changes.append(f"--model.init_args.method.init_args.seed={seed}")
     stage("importance", importance, changes)
     stage("library", library, [f"--importance={importance}"])
     first = folder / "score_leave_one_out"
     changes = [f"--library={library}", f"--seed={seed}"]
-    if scores != first:  # windows do not depend on the rule: they keep the scores they have
-        changes += ["--data.init_args.environments=null", "--evaluations=null"]
-        changes += [f"--data.init_args.sequences={first}/calibration.jsonl"]
+    if scores != first:  # windows do not depend on the method: their scores are taken from the first
+        changes += ["--evaluations=null", f"--data.init_args.sequences={first}/calibration.jsonl"]
     stage("score", scores, changes)
     own, windows = Scores.load(scores), Scores.load(first)
     entries = {
         key: windows.entries[key] if key[1].startswith("window=") else metrics for key, metrics in own.entries.items()
     }
-    file = folder / f"scores_{rule}.json"
+    file = folder / f"scores_{method}.json"
     merged = Scores(own.parent_fingerprint, own.samples, own.tokens, entries)
     file.write_text(json.dumps(merged.to_json()))
     assert Library.load(library).parent_fingerprint == merged.parent_fingerprint
@@ -120,16 +126,15 @@ def stage(recipe: str, run_dir: Path, changes: list[str]) -> None:
         run(f"recipes/{recipe}.yaml", [f"--run_dir={run_dir}", *changes])
 
 
-def measured(place: Path, plan: Path) -> dict[str, Any]:
-    """Accuracy of the assembled child, and its plan in short: experts per layer, w where a window was put."""
-    stage("assemble", place / "assemble", [f"--plan={plan}"])
+def evaluate_child(place: Path, plan: Plan) -> dict[str, Any]:
+    """Return the accuracy of the assembled child and its plan in short: experts per layer, w where a window was set."""
+    stage("assemble", place / "assemble", [f"--plan={place}/search/plan.json"])
     stage("evaluate", place / "evaluate", [f"--checkpoint={place}/assemble/child"])
     results = json.loads((place / "evaluate" / "run.json").read_text())["results"]
     accuracy = {effort: results[f"accuracy/{effort}"] for effort in EFFORTS}
-    blocks = json.loads(plan.read_text())["plan"]["blocks"]
     short = " ".join(
-        f"{len(block['experts'])}" + (f"w{block['window_tokens']}" if layer % 2 and block["window_tokens"] else "")
-        for layer, block in enumerate(blocks)
+        f"{block.num_experts}" + (f"w{block.window_tokens}" if layer % 2 and block.window_tokens else "")
+        for layer, block in enumerate(plan.blocks)
     )
     return accuracy | {"mean": statistics.mean(accuracy.values()), "plan": short}
 

@@ -4,7 +4,7 @@
 
 4 layers, hidden 256, 64 experts top-4 of intermediate 256, 8 sequences of 256 tokens, float32, one thread. Both sides
 run the model's body (no head) interleaved and are timed in CPU seconds; the ratio is the median of the runs' ratios.
-The reference is transformers' own forward pass with whichever of its expert implementations is faster here.
+The reference is transformers' own forward pass with the faster of its expert implementations.
 Goal: at most 1.6. Ends with one JSON line.
 """
 

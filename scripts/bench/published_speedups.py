@@ -4,9 +4,9 @@
 
 Reads the tables of the extra `gpu-tables` and no checkpoint; writes nothing. Every constant has its source beside its
 definition (`ServingEngine`, `Roofline`, `gpus.json`) and was fixed before this file first ran; none is fitted to the
-numbers. Prints, for each scenario with FP8 KV cache, predicted and published throughputs (tokens a second, parent and
-child, each with its own best tensor parallelism and batch size) and speed-ups, then what a change of each constant by a
-quarter does to the speed-ups. The last line is JSON: `predicted` and `published` (throughputs and speed-ups by source
+published numbers. Prints, for each scenario with FP8 KV cache, predicted and published throughputs (tokens a second,
+parent and child, each with its own best tensor parallelism and batch size) and speed-ups, then the speed-ups with each
+constant changed by a quarter. The last line is JSON: `predicted` and `published` (throughputs and speed-ups by source
 and scenario) and `error` (relative error of the speed-up, measured kernels, the four H100 scenarios).
 
 Source: arXiv 2602.11937 and the release of gpt-oss-puzzle-88B: its architecture and its published throughputs.
@@ -19,20 +19,27 @@ import json
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
-from lit_puzzle.costs.cost_model import Block, CostModel, KernelTimes, ModelShape, Prediction, ServingEngine
+from lit_puzzle.costs.block_cost import Prediction
+from lit_puzzle.costs.cost_model import CostModel
+from lit_puzzle.costs.engine import EngineMemory, EngineStep, ServingEngine
 from lit_puzzle.costs.gpus import find_gpu
 from lit_puzzle.costs.measured_kernels import MeasuredKernels
+from lit_puzzle.costs.model_shape import ModelShape
 from lit_puzzle.costs.roofline import Roofline
+from lit_puzzle.costs.serving import Block, KernelTimes
 from lit_puzzle.spec import Scenario
 
-MODEL = ModelShape(
-    hidden=2880,
-    intermediate=2880,
-    num_query_heads=64,
-    num_kv_heads=8,
-    head_dim=64,
-    vocab=201088,
-    experts_per_token=4,
+MODEL = ModelShape.from_config(
+    {
+        "model_type": "gpt_oss",
+        "hidden_size": 2880,
+        "intermediate_size": 2880,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "vocab_size": 201088,
+        "num_experts_per_tok": 4,
+    }
 )
 PARENT = tuple(Block(128, None if layer % 2 else 128) for layer in range(36))
 WIDE_WINDOWS = {3, 5, 21, 23, 27, 31, 33, 35}
@@ -42,7 +49,7 @@ CHILD = tuple(
     for layer in range(36)
 )
 
-Owner = TypeVar("Owner", ServingEngine, Roofline)
+Owner = TypeVar("Owner", ServingEngine, EngineMemory, EngineStep, Roofline)
 
 ENGINE = ServingEngine(max_sequences=find_gpu("H100").max_sequences)  # as on H100 and B200, so that it can be varied
 
@@ -64,18 +71,18 @@ PUBLISHED: dict[str, tuple[float | None, float | None, float]] = {
     "8xB200 64K/64K": (None, None, 1.40),
     "8xB200 4K/4K": (None, None, 1.15),
 }
-# Constants of ours and of the engine that a source of seconds uses; the others are counts or the GPU's own.
+# Constants of the engine and of the roofline that predictions depend on; the others are counts or the GPU's own.
 ENGINE_CONSTANTS = (
     "max_sequences",
     "chunk_tokens",
-    "memory_utilization",
-    "memory_tolerance",
-    "reserved_gib",
-    "activation_factors",
-    "step_overhead_seconds",
-    "sampling_bytes",
-    "small_kernel_seconds",
-    "small_kernel_bandwidth",
+    "memory.utilization",
+    "memory.tolerance",
+    "memory.reserved_gib",
+    "memory.activation_factors",
+    "step.overhead_seconds",
+    "step.sampling_bytes",
+    "step.small_kernel_seconds",
+    "step.small_kernel_bandwidth",
 )
 ROOFLINE_CONSTANTS = (
     "attention_bandwidth",
@@ -86,16 +93,18 @@ ROOFLINE_CONSTANTS = (
     "communication",
     "launch_seconds",
 )
+# Constants that are shares of a whole: at most 1.
+SHARES = (*ROOFLINE_CONSTANTS[:-1], "utilization", "tolerance", "small_kernel_bandwidth")
 
 
 def predict(scenario: Scenario, times: KernelTimes, engine: ServingEngine) -> tuple[Prediction, Prediction]:
-    """Best throughput of parent and child."""
+    """Return the predictions of the highest throughput of parent and child."""
     costs = CostModel(MODEL, scenario, times, engine)
     return costs.best(PARENT), costs.best(CHILD)
 
 
 def speedup(scenario: Scenario, times: KernelTimes, engine: ServingEngine) -> float | None:
-    """Throughput of the child over the parent's; None where one of them does not fit the memory."""
+    """Return the child's throughput over the parent's; None where one of them does not fit the memory."""
     try:
         parent, child = predict(scenario, times, engine)
     except ValueError:
@@ -104,39 +113,48 @@ def speedup(scenario: Scenario, times: KernelTimes, engine: ServingEngine) -> fl
 
 
 def compare(times: KernelTimes, scenarios: dict[str, Scenario]) -> dict[str, dict[str, float]]:
-    """Print the table of one source; return throughputs and speed-ups by scenario."""
+    """Print the table of one source of times and return throughputs and speed-ups by scenario."""
     print(f"\n{times.name}: predicted and published tokens/s, parent -> child, and speed-up")
     found: dict[str, dict[str, float]] = {}
     for name, scenario in scenarios.items():
         parent, child = predict(scenario, times, ENGINE)
-        ratio, (old, new, told) = child.tokens_per_second / parent.tokens_per_second, PUBLISHED[name]
+        ratio, (old, new, published) = child.tokens_per_second / parent.tokens_per_second, PUBLISHED[name]
         where = " -> ".join(f"TP{p.deployment.tensor_parallel} x {p.batch_size}" for p in (parent, child))
-        published = f"{old:7.0f} -> {new:7.0f}" if old and new else "not told".rjust(18)
+        speeds = f"{old:7.0f} -> {new:7.0f}" if old and new else "not published".rjust(18)
         print(
             f"  {name:15s} {parent.tokens_per_second:8.0f} -> {child.tokens_per_second:8.0f} = {ratio:4.2f}x"
-            f"   published {published} = {told:4.2f}x   error {ratio / told - 1:+6.1%}   ({where})"
+            f"   published {speeds} = {published:4.2f}x   error {ratio / published - 1:+6.1%}   ({where})"
         )
         found[name] = {"parent": parent.tokens_per_second, "child": child.tokens_per_second, "speedup": ratio}
     return found
 
 
 def changed(owner: Owner, name: str, factor: float) -> Owner:
-    """The same with one constant times `factor`; shares stay at or below 1, counts stay whole."""
-    value: Any = dataclasses.asdict(owner)[name]
-    if isinstance(value, tuple):
+    """Return the settings with one constant times `factor`; shares stay at or below 1, counts stay whole.
+
+    Args:
+        owner: settings that have the constant, or that have the settings that have it.
+        name: the constant; dotted where it is one of nested settings.
+        factor: what to multiply it by.
+    """
+    key, _, nested = name.partition(".")
+    value: Any = vars(owner)[key]
+    if nested:
+        value = changed(value, nested, factor)
+    elif isinstance(value, tuple):
         value = tuple(factor * number for number in value)
     elif isinstance(value, int):
         value = round(factor * value)
-    elif name.startswith("memory_") or name.endswith(("_bandwidth", "_arithmetic", "communication")):
+    elif key in SHARES:
         value = min(1.0, factor * value)
     else:
         value = factor * value
-    changes: dict[str, Any] = {name: value}
+    changes: dict[str, Any] = {key: value}
     return dataclasses.replace(owner, **changes)
 
 
 def variations(times: KernelTimes) -> Iterator[tuple[str, KernelTimes, ServingEngine]]:
-    """Every constant of one source of seconds, a quarter less and a quarter more.
+    """Yield every constant of one source of times, a quarter less and a quarter more.
 
     The engine's constants are the same for both sources and are varied with the measured kernels only.
     """
@@ -155,10 +173,13 @@ def variations(times: KernelTimes) -> Iterator[tuple[str, KernelTimes, ServingEn
 def sensitivity(times: KernelTimes, scenarios: dict[str, Scenario]) -> None:
     """Print the speed-ups under every variation."""
     print(f"\n{times.name}: speed-up when one constant changes by a quarter")
-    print(" " * 34 + "".join(f"{name:>17s}" for name in scenarios))
+    print(" " * 38 + "".join(f"{name:>17s}" for name in scenarios))
     for label, source, engine in variations(times):
         ratios = (speedup(scenario, source, engine) for scenario in scenarios.values())
-        print(f"  {label:32s}" + "".join(f"{'no room' if ratio is None else f'{ratio:.2f}':>17s}" for ratio in ratios))
+        print(
+            f"  {label:36s}"
+            + "".join(f"{'does not fit' if ratio is None else f'{ratio:.2f}':>17s}" for ratio in ratios)
+        )
 
 
 def main() -> None:

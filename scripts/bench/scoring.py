@@ -25,7 +25,8 @@ from torch import Tensor
 
 import lit_puzzle.model.sink_attention  # noqa: F401  (registers it)
 from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig, GptOssPuzzleForCausalLM
-from lit_puzzle.scoring.replace_block import Memory, ReplaceOneBlock, lay_out
+from lit_puzzle.scoring.replace_block import ReplaceOneBlock, lay_out
+from lit_puzzle.scoring.settings import Memory
 from lit_puzzle.spec import BlockSpec
 
 LAYERS, EXPERTS, WINDOW = 24, 32, 64
@@ -59,14 +60,14 @@ def cpu_seconds(work: Callable[[], object]) -> float:
 
 
 def candidates(layer: int) -> list[BlockSpec]:
-    """Half of the experts; and the window, where there is none."""
+    """Return a candidate with half of the experts; and one with a window, where the layer has none."""
     own = None if layer % 2 else WINDOW
-    cut = BlockSpec(tuple(range(0, EXPERTS, 2)), own)
-    return [cut, BlockSpec(tuple(range(EXPERTS)), WINDOW)] if own is None else [cut]
+    half = BlockSpec(tuple(range(0, EXPERTS, 2)), own)
+    return [half, BlockSpec(tuple(range(EXPERTS)), WINDOW)] if own is None else [half]
 
 
 def one_run(work: ReplaceOneBlock, forward: Callable[[], Tensor]) -> tuple[float, float, float]:
-    """Mean seconds of a candidate, over layers of the mean over a layer's; median of a forward pass; of advancing."""
+    """Return the seconds of a candidate (mean over layers), of a forward pass (median), and of advancing (sum)."""
     by_layer, forwards, advancing = [], [], 0.0
     work.start(0)
     for layer in range(LAYERS):
@@ -94,7 +95,7 @@ def main(runs: int) -> None:
     advance = statistics.median(advancing / whole for _, whole, advancing in results)
     print(f"candidate {ours:.4f}, forward pass {reference:.4f} CPU seconds")
     print(f"ratio per run: {min(ratios):.3f} to {max(ratios):.3f}")
-    print(f"advancing through all layers once, whatever the number of candidates: {advance:.3f} forward passes")
+    print(f"advancing through all layers once, for any number of candidates: {advance:.3f} forward passes")
     result = {"name": "scoring", "ours": ours, "reference": reference, "ratio": statistics.median(ratios)}
     print(json.dumps(result | {"unit": "CPU seconds", "runs": runs}))
 

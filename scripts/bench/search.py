@@ -1,20 +1,20 @@
-"""Bench: proven optimum of a search at the shape of gpt-oss-120b, and how soon `lightning run` reaches its solver.
+"""Bench: time to a proven optimum at the shape of gpt-oss-120b, and time from `lightning run` to the solver.
 
     python scripts/bench/search.py [--runs 7]
 
 36 layers, 12 candidates in each (6 expert counts x full or 8192-token window where attention is full, 12 expert counts
-elsewhere), made-up damages with another seed in every run, costs from the roofline, targets of arXiv 2602.11937: on
-8 x H100 at least 1.6 times the parent at 64K/64K and 1.2 times at 4K/4K.
+elsewhere), synthetic quality losses with another seed in every run, costs from the roofline, targets of
+arXiv 2602.11937: on 8 x H100 at least 1.6 times the parent at 64K/64K and 1.2 times at 4K/4K.
 
-    solve     one deployment and batch per scenario: seconds of one proven solve                       goal 1
+    solve     one deployment and batch size per scenario: seconds of one proven solve                  goal 1
     product   8 batch sizes x 2 scenarios x every deployment: seconds until proven                      goal 10
     startup   `lightning run` of a recipe of this size, in a new process, to the solver's first line    goal 1
-    recipe    `lightning run recipes/gpt_oss_120b/search.yaml` on made-up library and scores: measured kernels, ladders
-              of batches refined, alternatives and the sweep. Once; seconds of the whole command and of the solver, and
-              what became of it. Without aiconfigurator-core (extra `gpu-tables`) it is left out.
+    recipe    `lightning run recipes/gpt_oss_120b/search.yaml` on a synthetic library and scores: measured kernels,
+              refined batch sizes, alternatives and the sweep. Once; seconds of the whole command and of the solver, and
+              how much was proven. Skipped without aiconfigurator-core (extra `gpu-tables`).
 
-Medians of wall-clock seconds with CPU seconds beside them, and the slowest; library and scores lie in a temporary
-folder. Ends with one JSON line.
+Prints medians of wall-clock and CPU seconds, and the slowest run; library and scores are in a temporary folder. Ends
+with one JSON line.
 """
 
 import argparse
@@ -32,20 +32,22 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from lit_puzzle.costs.cost_model import CostModel, ModelShape
+from lit_puzzle.costs.cost_model import CostModel
+from lit_puzzle.costs.model_shape import ModelShape
 from lit_puzzle.costs.roofline import Roofline
 from lit_puzzle.library.library import Candidate, Library, candidate_name, parent_blocks, parts
 from lit_puzzle.scoring.scores import Measurement, Scores
 from lit_puzzle.search.objective import Objective
-from lit_puzzle.search.program import SearchProgram, write_program
+from lit_puzzle.search.program import SearchProgram, build_program
+from lit_puzzle.search.settings import Constraints, SearchSpace
 from lit_puzzle.search.solver import mip
 from lit_puzzle.spec import BlockSpec, Budget, Scenario, Target
 
 RECIPE_120B = Path(__file__).parents[2] / "recipes" / "gpt_oss_120b" / "search.yaml"
 COUNTS = (8, 16, 32, 64, 96, 128)
-MORE_COUNTS = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128)  # pads layers without a choice of window to 12
+MORE_COUNTS = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128)  # 12 candidates in layers without a choice of window
 WINDOW = 8192
-BATCHES = (32, 48, 64, 96, 128, 160, 192, 256)
+BATCH_SIZES = [32, 48, 64, 96, 128, 160, 192, 256]
 CONFIG = {
     "model_type": "gpt_oss",
     "hidden_size": 2880,
@@ -59,25 +61,26 @@ CONFIG = {
     "num_experts_per_tok": 4,
     "sliding_window": 128,
 }
-TARGETS = (
+TARGETS = [
     Target(Scenario("H100", 8, 65536, 65536), Budget(throughput_over_parent=1.6)),
     Target(Scenario("H100", 8, 4096, 4096), Budget(throughput_over_parent=1.2)),
-)
+]
 RECIPE = """command: search
 run_dir: {folder}/run
 library: {folder}/library
 scores: {folder}/scores
-times: {{class_path: lit_puzzle.costs.roofline.Roofline}}
-targets:
-- scenario: {{gpu: H100, num_gpus: 8, prompt_tokens: 65536, generated_tokens: 65536}}
-  budget: {{throughput_over_parent: 1.6}}
-- scenario: {{gpu: H100, num_gpus: 8, prompt_tokens: 4096, generated_tokens: 4096}}
-  budget: {{throughput_over_parent: 1.2}}
+costs: {{times: {{class_path: lit_puzzle.costs.roofline.Roofline}}}}
+constraints:
+  targets:
+  - scenario: {{gpu: H100, num_gpus: 8, prompt_tokens: 65536, generated_tokens: 65536}}
+    budget: {{throughput_over_parent: 1.6}}
+  - scenario: {{gpu: H100, num_gpus: 8, prompt_tokens: 4096, generated_tokens: 4096}}
+    budget: {{throughput_over_parent: 1.2}}
 """
 
 
 def make_library(padded: bool = True, seed: int = 0) -> Library:
-    """The 120B search space with a made-up order of importance of its experts."""
+    """Return the 120B search space with a random order of importance of its experts."""
     generator, layers = random.Random(seed), []
     for own in parent_blocks(CONFIG):
         order = list(own.experts)
@@ -91,13 +94,13 @@ def make_library(padded: bool = True, seed: int = 0) -> Library:
 
 
 def make_scores(library: Library, seed: int = 0) -> Scores:
-    """Damages that grow with the experts that go, by a factor of the layer; windows cost by a factor of theirs."""
+    """Return losses that grow with the pruned experts by a random factor per layer, and random losses of windows."""
     generator, entries = random.Random(seed), {}
     for layer, row in enumerate(library.layers):
         experts, window = generator.lognormvariate(-4, 0.7), generator.lognormvariate(-5, 1.5)
         for candidate in row:
-            gone = 1 - candidate.block.num_experts / 128
-            names = {f"experts={candidate.block.num_experts}": experts * gone**2 * generator.uniform(0.95, 1.05)}
+            pruned = 1 - candidate.block.num_experts / 128
+            names = {f"experts={candidate.block.num_experts}": experts * pruned**2 * generator.uniform(0.95, 1.05)}
             names |= {f"window={candidate.block.window_tokens}": window}
             for name, value in ((name, names[name]) for name in parts(candidate) if name is not None):
                 entries[layer, name] = {
@@ -109,11 +112,12 @@ def make_scores(library: Library, seed: int = 0) -> Scores:
 
 
 def make_search(seed: int, one_option: bool) -> SearchProgram:
-    """The problem in numbers; `one_option` keeps the deployment and batch of each scenario that a first search took."""
+    """Return the program; with `one_option` each scenario has only the deployment and batch size of a first search."""
     library = make_library()
     quality_losses = Objective().quality_losses(library, make_scores(library, seed))
     models = [CostModel(ModelShape.from_config(CONFIG), target.scenario, Roofline()) for target in TARGETS]
-    program = write_program(library.layers, quality_losses, TARGETS, models, Budget(), batch_sizes=BATCHES)
+    space = SearchSpace(batch_sizes=BATCH_SIZES)
+    program = build_program(library.layers, quality_losses, models, Constraints(TARGETS), space)
     if not one_option:
         return program
     (best,) = mip.solve(program.problem)
@@ -122,7 +126,7 @@ def make_search(seed: int, one_option: bool) -> SearchProgram:
 
 
 def proven_solve(program: SearchProgram) -> tuple[float, float]:
-    """Wall-clock and CPU seconds of one solve."""
+    """Return the wall-clock and CPU seconds of one solve."""
     wall, cpu = time.perf_counter(), time.process_time()
     (solution,) = mip.solve(program.problem)
     if not solution.proven or solution.gap != 0:
@@ -131,7 +135,7 @@ def proven_solve(program: SearchProgram) -> tuple[float, float]:
 
 
 def seconds_to_first_line(recipe: Path) -> tuple[float, float]:
-    """Wall-clock and CPU seconds of a process from its start to the solver's first line, where it is ended."""
+    """Return the wall-clock and CPU seconds of a process from its start to the solver's first line."""
     command = [sys.executable, "-m", "lit_puzzle", "run", str(recipe), "--overwrite"]
     start = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
@@ -147,14 +151,14 @@ def seconds_to_first_line(recipe: Path) -> tuple[float, float]:
 
 
 def imports_torch(recipe: Path) -> bool:
-    """Whether a whole run loads torch."""
+    """Return whether a whole run imports torch."""
     code = "import sys; from lit_puzzle.cli import main; main(sys.argv[1:]); print('torch' in sys.modules)"
     command = [sys.executable, "-c", code, "run", str(recipe), "--overwrite"]
     return subprocess.check_output(command, text=True).split()[-1] != "False"
 
 
 def run_recipe(folder: Path, recipe: Path) -> dict[str, float | bool]:
-    """The whole recipe on the library and scores in a folder: its seconds, and how much of it was proven and found."""
+    """Run the whole recipe on the library and scores of a folder; return its seconds and what was found and proven."""
     command = [sys.executable, "-m", "lit_puzzle", "run", str(recipe), "--overwrite"]
     command += [f"--{name}={folder / name}" for name in ("library", "scores")]
     start = time.perf_counter()
@@ -196,7 +200,7 @@ def main(runs: int) -> None:
 
 
 def medians(name: str, pairs: list[tuple[float, float]]) -> dict[str, float | bool]:
-    """Medians of wall-clock and CPU seconds."""
+    """Return the medians of wall-clock and CPU seconds."""
     walls, cpus = zip(*pairs)
     return {f"{name}_seconds": statistics.median(walls), f"{name}_cpu_seconds": statistics.median(cpus)}
 

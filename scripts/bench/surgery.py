@@ -2,12 +2,12 @@
 
     python scripts/bench/surgery.py [--stage assemble|export] [--layers 24] [--rounds 3]
 
-assemble: 24 of 32 experts stay in every layer, drawn at random; `cp` copies the child's files. export: the parent
+assemble: 24 of 32 experts are kept in every layer, drawn at random; `cp` copies the child's files. export: the parent
 itself, with KV scales, all experts as they are stored; `cp` copies the parent's files, which are the same bytes, and
-export hashes them too. Both sides read a source that is out of the page cache, write where nothing lies yet, and end
-with fsync; rounds are interleaved, in turns first, seconds are of the wall clock. `sha256sum` of what was exported is
-timed by itself, for comparison. Needs disk for the parent (13 GB at 24 layers) and for two outputs; all of it is
-removed. Goals: ratio at most 1.5, at most 1 GiB of anonymous memory. Ends with one JSON line.
+export hashes them too. Both sides read a source that is not in the page cache, write new files, and end with fsync;
+rounds are interleaved with alternating order, seconds are wall-clock time. `sha256sum` of the exported folder is timed
+separately, for comparison. Needs disk for the parent (13 GB at 24 layers) and for two outputs; all of it is removed
+afterwards. Goals: ratio at most 1.5, at most 1 GiB of anonymous memory. Ends with one JSON line.
 """
 
 import argparse
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from lit_puzzle.child.assemble import assemble
-from lit_puzzle.kv_cache.kv_scales import KVScales, LayerScales, TensorScale
+from lit_puzzle.kv_cache.scales import KVScales, LayerScales, TensorScale
 from lit_puzzle.model.checkpoint import fingerprint, weight_files
 from lit_puzzle.model.layout import tensor_shapes
 from lit_puzzle.model.writer import Layout, write_checkpoint
@@ -96,7 +96,7 @@ def make_scales(folder: Path, parent: Path, layers: int) -> None:
         return TensorScale(torch.tensor(1.0), torch.tensor(2.0**-8), 0)
 
     made_up = tuple(LayerScales(one(), one()) for _ in range(layers))
-    KVScales(fingerprint(parent), "amax", "power_of_two", 1, made_up).save(folder)
+    KVScales(fingerprint(parent), "gpt_oss", "amax", "power_of_two", 1, made_up).save(folder)
 
 
 def make_parent(folder: Path, layers: int) -> None:

@@ -1,11 +1,11 @@
-"""Bench: parent against child in a real vLLM, and what the cost model predicts for this CPU.
+"""Bench: parent against child in a real vLLM, and the cost model's prediction for this CPU.
 
     python scripts/bench/vllm_speed.py [--pair benchmark|tiny] [--rounds 5] [--table runs/blocks.json]
 
 benchmark: 105M random parameters with the proportions of gpt-oss (32 experts, 4 for a token, every other layer with a
 window of 128), and a child with half the experts and one of four full-attention layers left; tiny: the embedded parent
-and child. Both engines (float32, one thread, one core) live in processes of vLLM's own environment and take turns on
-each workload, which the first turn warms up; the prompts are random and differ between turns, so no prefix is cached.
+and child. Both engines (float32, one thread, one core) run in processes of vLLM's own environment and take turns on
+each workload; the first turn is warm-up. Prompts are random and differ between turns, so no prefix is cached.
 Medians of CPU and wall seconds. The prediction is the cost model's speed-up at the same batch and lengths from the
 roofline of `gpus.json` and, with --table, from blocks timed on this machine by `scripts/measure_blocks.py` (its command
 is in docs/serving.md).
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def serve(model: Path) -> None:
-    """In vLLM's environment: runs the workloads named on standard input, one JSON line each."""
+    """Run the workloads named on standard input, in vLLM's environment; print one JSON line each."""
     from vllm import LLM, SamplingParams
 
     settings: dict[str, Any] = {"dtype": "float32", "max_model_len": 4096, "kv_cache_memory_bytes": CACHE_BYTES}
@@ -82,7 +82,7 @@ class Served:
     """An engine in a process of vLLM's environment."""
 
     def __init__(self, python: Path, model: Path) -> None:
-        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (lives as long as the engine)
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (open as long as the engine runs)
         settings = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "TORCHDYNAMO_DISABLE": "1"}
         settings |= {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "0"}
         self._process = subprocess.Popen(
@@ -93,9 +93,9 @@ class Served:
             text=True,
             env=os.environ | settings | {"PYTHONPATH": str(Path(__file__).parents[2])},
         )
-        self._answer("ready")
+        self._read_line("ready")
 
-    def _answer(self, word: str) -> str:
+    def _read_line(self, word: str) -> str:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             if line.startswith(word):
@@ -104,15 +104,15 @@ class Served:
         raise SystemExit(f"the engine ended with code {self._process.wait()}:\n{self._log.read()[-3000:]}")
 
     def run(self, seed: int, workload: tuple[int, int, int]) -> dict[str, float]:
-        """CPU and wall seconds."""
+        """Return CPU and wall-clock seconds of a workload."""
         assert self._process.stdin is not None
         self._process.stdin.write(" ".join(map(str, (seed, *workload))) + "\n")
         self._process.stdin.flush()
-        seconds: dict[str, float] = json.loads(self._answer("done"))
+        seconds: dict[str, float] = json.loads(self._read_line("done"))
         return seconds
 
     def end(self) -> None:
-        """Takes the engine down."""
+        """End the engine."""
         self._process.kill()
         self._process.wait()
 
@@ -124,7 +124,7 @@ def tiny_pair() -> tuple[Path, Path]:
 
 
 def benchmark_pair(folder: Path) -> tuple[Path, Path]:
-    """A parent of plain gpt-oss and its child, both with the same random weights."""
+    """Return a plain gpt-oss parent and its child, both with the same random weights."""
     import torch
     from transformers import GptOssConfig, GptOssForCausalLM
 
@@ -165,7 +165,7 @@ def report(parent: Path, child: Path, arguments: argparse.Namespace) -> None:
 
 
 def compare(taken: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
-    """Medians, the median of the rounds' speed-ups, and their range."""
+    """Return medians, the median of the rounds' speed-ups, and their range."""
     found: dict[str, Any] = {}
     for clock in ("cpu", "wall"):
         seconds = {side: [one[clock] for one in rounds] for side, rounds in taken.items()}
@@ -176,10 +176,12 @@ def compare(taken: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
 
 
 def predicted(parent: Path, child: Path, workload: tuple[int, int, int], table: Path | None) -> dict[str, float]:
-    """The speed-up of throughput at this batch and these lengths, by source of seconds."""
+    """Return the speed-up of throughput at this batch size and these lengths, by source of times."""
     from lit_puzzle.costs.cost_model import CostModel
+    from lit_puzzle.costs.engine import ServingEngine
+    from lit_puzzle.costs.model_shape import ModelShape
     from lit_puzzle.costs.roofline import Roofline
-    from lit_puzzle.costs.serving import KernelTimes, ModelShape, ServingEngine, parent_blocks
+    from lit_puzzle.costs.serving import KernelTimes, parent_blocks
     from lit_puzzle.costs.timed_blocks import TimedBlocks
     from lit_puzzle.spec import Scenario
 
@@ -199,8 +201,10 @@ def predicted(parent: Path, child: Path, workload: tuple[int, int, int], table: 
 
 def show(name: str, workload: tuple[int, int, int], found: dict[str, Any]) -> None:
     requests, prompt, generated = workload
-    cpu, told = found["cpu"], found["predicted"]
-    errors = ", ".join(f"{source} {value:.2f} ({value / cpu['speedup'] - 1:+.0%})" for source, value in told.items())
+    cpu, speedups = found["cpu"], found["predicted"]
+    errors = ", ".join(
+        f"{source} {value:.2f} ({value / cpu['speedup'] - 1:+.0%})" for source, value in speedups.items()
+    )
     print(
         f"{name:8s} {requests} x ({prompt} + {generated}): parent {cpu['parent']:.2f}, child {cpu['child']:.2f} CPU s, "
         f"speed-up {cpu['speedup']:.2f} ({cpu['range'][0]:.2f} to {cpu['range'][1]:.2f}), of wall seconds "

@@ -9,17 +9,19 @@ import pytest
 import torch
 from helpers import distillation_runs, recovery_runs
 from helpers.distillation_runs import Models, make_data, make_models
+from helpers.keys_and_values import keys_and_values
 from helpers.recovery_runs import forked, kill_self, make_child, make_trainer
 from lightning.pytorch.loggers import CSVLogger
-from test_kv_statistics import by_hand
 
 from lit_puzzle.callbacks.fp8_kv_scales import FP8KVScales
 from lit_puzzle.cli import main
 from lit_puzzle.data.calibration import CalibrationData, read_sequences
 from lit_puzzle.data.packed_files import PackedSequences
-from lit_puzzle.kv_cache.calibrate_kv import KVCalibration
-from lit_puzzle.kv_cache.kv_scales import KVScales
-from lit_puzzle.kv_cache.kv_statistics import ScaleSettings
+from lit_puzzle.data.prompt_source import PromptSource
+from lit_puzzle.generation.sampling import Sampling
+from lit_puzzle.kv_cache.calibrate import KVCalibration
+from lit_puzzle.kv_cache.scales import KVScales
+from lit_puzzle.kv_cache.settings import ScaleSettings
 from lit_puzzle.model.checkpoint import fingerprint
 from lit_puzzle.model.loading import load_model
 from lit_puzzle.run.folder import PACKAGE
@@ -48,7 +50,7 @@ def check_scales(folder: Path, rows: list[torch.Tensor]) -> KVScales:
     scales = KVScales.load(folder / "kv_scales")
     assert scales.fingerprint == fingerprint(folder / "child")
     assert scales.tokens == sum(map(len, rows)) > 50
-    expected = by_hand(load_model(folder / "child", "float32").eval(), rows)
+    expected = keys_and_values(load_model(folder / "child", "float32").eval(), rows)
     for both, (k, v) in zip(scales.layers, expected, strict=True):
         torch.testing.assert_close(both.k.amax, k.abs().max(), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(both.v.amax, v.abs().max(), rtol=1e-5, atol=1e-5)
@@ -71,7 +73,7 @@ def test_distillation_writes_the_scales_of_what_it_saves(models: Models, tmp_pat
 
     assert forked(1, work) == [0]
     scales = check_scales(tmp_path, held_out_documents(tmp_path))
-    start = by_hand(load_model(models.child, "float32").eval(), held_out_documents(tmp_path))
+    start = keys_and_values(load_model(models.child, "float32").eval(), held_out_documents(tmp_path))
     for both, (k, _) in zip(scales.layers, start, strict=True):
         assert abs(float(both.k.amax / k.abs().max()) - 1) > 1e-3, "training changed nothing"
     results = json.loads((tmp_path / "results0.json").read_text())
@@ -121,7 +123,8 @@ def test_two_sharded_processes_calibrate_what_they_save(models: Models, tmp_path
 def test_reinforcement_learning_calibrates_on_what_its_child_wrote(tiny_config: Any, tmp_path: Path) -> None:
     """And trains as it does without the callback, bit for bit."""
     child = make_child(tmp_path / "start", tiny_config(num_hidden_layers=2))
-    data = CalibrationData(child, [Chains()], num_problems=6, max_new_tokens=8, batch_size=4)
+    source, sampling = PromptSource([Chains()], num_prompts=6), Sampling(8, temperature=0.0)
+    data = CalibrationData(child, source, sampling=sampling, batch_size=4)
     folder = tmp_path / "run"
 
     def work(_: int) -> None:
@@ -151,9 +154,9 @@ SHORT = {
         "model.init_args.grpo.max_completion_length": 4,
         "trainer.callbacks.data": "lit_puzzle.data.calibration.CalibrationData",
         "trainer.callbacks.data.init_args.parent": TINY_CHILD,
-        "trainer.callbacks.data.init_args.environments": "[{class_path: lit_puzzle.tiny.world.Chains}]",
-        "trainer.callbacks.data.init_args.num_problems": 3,
-        "trainer.callbacks.data.init_args.max_new_tokens": 4,
+        "trainer.callbacks.data.init_args.prompts.environments": "[{class_path: lit_puzzle.tiny.world.Chains}]",
+        "trainer.callbacks.data.init_args.prompts.num_prompts": 3,
+        "trainer.callbacks.data.init_args.sampling.max_new_tokens": 4,
     },
 }
 

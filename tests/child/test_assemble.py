@@ -1,11 +1,10 @@
-"""Assembling: identity is the parent bit for bit, MXFP4 stays MXFP4, the child loads without us, nothing is held."""
+"""Assembling: identity is the parent bit for bit, MXFP4 stays MXFP4, each file is read once, memory is a buffer."""
 
 import errno
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,47 +12,22 @@ from typing import Any
 import pytest
 import torch
 from helpers.anonymous_memory import peak_bytes
+from helpers.file_reads import count_reads
 from helpers.released_twin import TWIN_BLOCKS, twin_tensors, write_released_twin
-from torch import Tensor
-from transformers import AutoModelForCausalLM, GptOssConfig, GptOssForCausalLM
+from helpers.small_children import PROMPT, logits_of, save_plan
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, GptOssForCausalLM
 
-from lit_puzzle.child import assemble as stage
-from lit_puzzle.child.assemble import assemble, child_config, generation_config, write_child
-from lit_puzzle.importance.importance_file import Importance
-from lit_puzzle.model.checkpoint import Checkpoint, fingerprint
+from lit_puzzle.child.assemble import assemble
+from lit_puzzle.child.settings import ManualPlan
+from lit_puzzle.library.library import Candidate, Library, candidate_name, parent_blocks
+from lit_puzzle.model.checkpoint import Checkpoint
+from lit_puzzle.model.family import GPT_OSS
 from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig
 from lit_puzzle.model.layout import tensor_shapes
 from lit_puzzle.model.mxfp4 import expert_weight
 from lit_puzzle.model.writer import write_checkpoint
 from lit_puzzle.spec import BlockSpec, Plan
-
-PROMPT = torch.randint(128, (2, 30), generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture
-def parent(tmp_path: Path, tiny_model: GptOssForCausalLM) -> Path:
-    tiny_model.save_pretrained(tmp_path / "parent")
-    for name in ("tokenizer.json", "chat_template.jinja", "generation_lengths.json", "README.md"):
-        (tmp_path / "parent" / name).write_text(f"content of {name}")
-    return tmp_path / "parent"
-
-
-def save_plan(folder: Path, parent: Path, blocks: list[tuple[tuple[int, ...], int | None]]) -> Path:
-    plan = Plan(fingerprint(parent), 8, tuple(BlockSpec(*block) for block in blocks))
-    plan.save(folder / "plan.json")
-    return folder / "plan.json"
-
-
-def save_importance(folder: Path, parent: Path, scores: list[list[float]]) -> Path:
-    folder.mkdir()
-    Importance(fingerprint(parent), "hand", 1, tuple(torch.tensor(row) for row in scores)).save(folder)
-    return folder
-
-
-def logits_of(folder: Path, **options: Any) -> Tensor:
-    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", **options).eval()
-    with torch.no_grad():
-        return model(PROMPT).logits
 
 
 def test_identity_child_is_the_parent_bit_for_bit(tmp_path: Path, parent: Path) -> None:
@@ -84,7 +58,7 @@ def test_child_equals_the_parent_with_masked_router_logits(
 
 
 def test_windows_change_the_config_and_the_answers(tmp_path: Path, parent: Path) -> None:
-    results = assemble(tmp_path / "run", parent, windows={1: 4, 2: 4})
+    results = assemble(tmp_path / "run", parent, manual=ManualPlan(windows={1: 4, 2: 4}))
     child = tmp_path / "run" / "child"
     assert Checkpoint(child).blocks == [(8, 8), (8, 4), (8, 4), (8, None)]
     difference = (logits_of(child) - logits_of(parent)).abs().amax(-1)
@@ -126,19 +100,34 @@ def test_transformers_dequantizes_the_twin_child_to_our_values(tmp_path: Path) -
     assert model(PROMPT).logits.isfinite().all()
 
 
-def test_plan_from_importance_keeps_the_best_and_breaks_ties_downwards(tmp_path: Path, parent: Path) -> None:
-    scores = [[0, 1, 2, 3, 4, 5, 6, 7], [7, 6, 5, 4, 3, 2, 1, 0], [1, 1, 1, 1, 1, 1, 1, 1], [0, 9, 0, 9, 0, 9, 0, 9]]
-    importance = save_importance(tmp_path / "importance", parent, [[float(s) for s in row] for row in scores])
-    assemble(tmp_path / "run", parent, importance=importance, experts=[3, 3, 3, 5], windows={3: 4})
-    plan = Plan.load(tmp_path / "run" / "child" / "plan.json")
-    assert [block.experts for block in plan.blocks] == [(5, 6, 7), (0, 1, 2), (0, 1, 2), (0, 1, 3, 5, 7)]
-    assert [block.window_tokens for block in plan.blocks] == [8, None, 8, 4]
-    assemble(tmp_path / "run", parent, importance=importance, experts=4)  # again, over the child that is there
-    assert [count for count, _ in Checkpoint(tmp_path / "run" / "child").blocks] == [4, 4, 4, 4]
+def test_a_second_run_replaces_the_child(tmp_path: Path, parent: Path) -> None:
+    for window in (4, 2):
+        assemble(tmp_path / "run", parent, manual=ManualPlan(windows={1: window}))
+        assert Checkpoint(tmp_path / "run" / "child").blocks[1] == (8, window)
+
+
+def test_every_file_is_read_once(tmp_path: Path, parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parent and the library are opened once and plan.json is read once; the child is opened to check it."""
+    checkpoint = Checkpoint(parent)
+    own, library = parent_blocks(checkpoint.config), tmp_path / "library"
+    block = BlockSpec((0, 2), 8)
+    layers = [(Candidate("parent", spec),) for spec in own]
+    layers[0] += (Candidate(candidate_name(own[0], block), block, "layer0.safetensors"),)
+    library.mkdir()
+    save_file({"mlp.router.bias": torch.tensor([3.0, 4.0])}, library / "layer0.safetensors")
+    Library(checkpoint.fingerprint(), 8, checkpoint.config, tuple(layers)).save(library)
+    plan = save_plan(tmp_path, parent, [((0, 2), 8), *((spec.experts, spec.window_tokens) for spec in own[1:])])
+    reads = count_reads(monkeypatch)
+    assemble(tmp_path / "run", parent, plan=plan, library=library)
+    child = tmp_path / "run" / "child"
+    once = [plan, library / "library.json", library / "layer0.safetensors"]
+    once += [folder / "model.safetensors" for folder in (parent, child)]
+    assert [reads[path] for path in once] == [1] * 5
+    assert Checkpoint(child).read("model.layers.0.mlp.router.bias").tolist() == [3.0, 4.0]
 
 
 def test_folder_holds_what_a_child_needs(tmp_path: Path, parent: Path, tiny_model: GptOssForCausalLM) -> None:
-    assemble(tmp_path / "run", parent, windows={1: 4})
+    assemble(tmp_path / "run", parent, manual=ManualPlan(windows={1: 4}))
     child = tmp_path / "run" / "child"
     assert sorted(path.name for path in child.iterdir()) == [
         "chat_template.jinja",
@@ -150,7 +139,7 @@ def test_folder_holds_what_a_child_needs(tmp_path: Path, parent: Path, tiny_mode
         "plan.json",
         "tokenizer.json",
     ]
-    assert (child / "gpt_oss.py").read_bytes() == stage.MODELING_FILE.read_bytes()
+    assert (child / "gpt_oss.py").read_bytes() == GPT_OSS.child.modeling_file.read_bytes()
     assert (child / "tokenizer.json").read_text() == "content of tokenizer.json"
     blocks = Plan.load(child / "plan.json").block_configs()
     expected = GptOssPuzzleConfig.from_parent(tiny_model.config, blocks).to_dict()
@@ -171,7 +160,7 @@ with torch.no_grad():
 
 
 def test_child_loads_with_transformers_alone(tmp_path: Path, parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assemble(tmp_path / "run", parent, windows={1: 4})
+    assemble(tmp_path / "run", parent, manual=ManualPlan(windows={1: 4}))
     torch.save(PROMPT, tmp_path / "exchange.pt")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -181,119 +170,20 @@ def test_child_loads_with_transformers_alone(tmp_path: Path, parent: Path, monke
     assert torch.equal(torch.load(tmp_path / "exchange.pt"), logits_of(tmp_path / "run" / "child"))
 
 
-def test_shards_of_a_child_load_in_transformers(tmp_path: Path, parent: Path) -> None:
-    source = Checkpoint(parent)
-    plan = Plan.load(save_plan(tmp_path, parent, [((0, 1, 5), 8), ((0, 2), None), ((1, 2), 4), ((0, 1, 2, 3), 16)]))
-    for name, limit in (("one", 10**9), ("many", 40_000)):
-        (tmp_path / name).mkdir()
-        write_child(tmp_path / name, source, plan, child_config(source.config, plan, None), limit)
-    assert len(list((tmp_path / "many").glob("*.safetensors"))) > 2
-    assert torch.equal(logits_of(tmp_path / "one"), logits_of(tmp_path / "many"))
-    assert fingerprint(tmp_path / "one") == fingerprint(tmp_path / "many")
-
-
-@pytest.mark.parametrize("dialect", ["rope_parameters", "rope_scaling"])
-def test_rope_factor_moves_the_context_with_it(tmp_path: Path, parent: Path, dialect: str) -> None:
-    source = parent if dialect == "rope_parameters" else write_released_twin(tmp_path / "twin")
-    assert dialect in json.loads((source / "config.json").read_text())
-    assemble(tmp_path / "run", source, rope_factor=48)
-    config = GptOssPuzzleConfig.from_pretrained(tmp_path / "run" / "child")
-    assert config.max_position_embeddings == 4096 * 48
-    assert config.rope_parameters["factor"] == 48.0
-    before = GptOssPuzzleConfig.from_pretrained(source) if source != parent else GptOssConfig.from_pretrained(source)
-    assert config.rope_parameters == before.rope_parameters | {"factor": 48.0}
-
-
-@pytest.mark.parametrize(
-    ("written", "model_stops", "vocabulary", "expected"),
-    [
-        ({"eos_token_id": [200002, 199999]}, 200002, 201088, [200002, 199999, 200012]),
-        ({"eos_token_id": 200002}, 200002, 201088, [200002, 199999, 200012]),
-        (None, 200002, 201088, [200002, 199999, 200012]),
-        ({"eos_token_id": [5, 7]}, 2, 128, [5, 7, 2]),
-        ({"eos_token_id": 2}, None, 128, [2]),
-        ({}, None, 128, None),
-    ],
-)
-def test_every_stop_token_is_listed_once(
-    tmp_path: Path, written: dict[str, Any] | None, model_stops: int | None, vocabulary: int, expected: list[int] | None
-) -> None:
-    if written is not None:
-        (tmp_path / "generation_config.json").write_text(json.dumps(written | {"do_sample": True}))
-    settings = generation_config(tmp_path, {"eos_token_id": model_stops, "vocab_size": vocabulary})
-    assert settings["eos_token_id"] == expected
-    assert settings.get("do_sample") == (True if written is not None else None)
-
-
-def test_plan_of_another_parent_is_refused(tmp_path: Path, parent: Path) -> None:
-    plan = save_plan(tmp_path, write_released_twin(tmp_path / "twin"), [((0,), None)] * 4)
-    with pytest.raises(ValueError, match=r"the plan is of the parent .*expert indices would mean other experts"):
-        assemble(tmp_path / "run", parent, plan=plan)
-    assert not (tmp_path / "run" / "child").exists()
-
-
-@pytest.mark.parametrize(
-    ("blocks", "message"),
-    [
-        ([((0, 1), 8)] * 3, "the plan has 3 layers, the parent 4"),
-        ([((0, 1), 8), ((0, 1), 8), ((0, 1), None), ((0, 1), 8)], "layer 2 the window None, wider than the parent's 8"),
-        ([((0, 1), 9)] * 4, "layer 0 the window 9, wider"),
-    ],
-)
-def test_plan_that_does_not_fit_is_refused(tmp_path: Path, parent: Path, blocks: list[Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        assemble(tmp_path / "run", parent, plan=save_plan(tmp_path, parent, blocks))
-
-
-def test_plan_with_experts_a_puzzle_parent_lacks_is_refused(tmp_path: Path) -> None:
-    twin = write_released_twin(tmp_path / "twin")
-    blocks = [((0, 4), b["sliding_window"]) for b in TWIN_BLOCKS]
-    with pytest.raises(ValueError, match="keeps expert 4 of layer 3, which has 4"):
-        assemble(tmp_path / "run", twin, plan=save_plan(tmp_path, twin, blocks))
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"experts": 4}, "experts is given without importance"),
-        ({"importance": Path("scores")}, "importance is given without experts"),
-        ({"windows": {4: 8}}, r"windows names layers \[4\]; the parent has layers 0\.\.3"),
-        ({"windows": {0: 16}}, "layer 0 the window 16, wider"),
-        ({"windows": {1: 1}}, "sliding_window=1"),
+        ({"manual": ManualPlan(windows={4: 8})}, r"windows names layers \[4\]; the parent has layers 0\.\.3"),
+        ({"manual": ManualPlan(windows={0: 16})}, "layer 0 the window 16, wider"),
+        ({"manual": ManualPlan(windows={1: 1})}, "sliding_window=1"),
         ({"rope_factor": 0.0}, "rope_factor must be above 0"),
-        ({"plan": Path("plan.json"), "experts": 4}, "exclude each other"),
+        ({"plan": Path("plan.json"), "manual": ManualPlan(windows={1: 4})}, "exclude each other"),
     ],
 )
 def test_contradictory_settings_are_refused(tmp_path: Path, parent: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         assemble(tmp_path / "run", parent, **change)
     assert not (tmp_path / "run" / "child").exists()
-
-
-@pytest.mark.parametrize(
-    ("spoil", "experts", "message"),
-    [
-        (lambda scores: scores[2].__setitem__(0, float("nan")), 4, "scores of layer 2 are not all finite"),
-        (lambda scores: None, 9, "9 experts cannot be kept of 8"),
-        (lambda scores: None, [4, 4], "2 expert counts were given for 4 layers"),
-        (lambda scores: None, 0, "0 experts cannot be kept"),
-    ],
-)
-def test_bad_importance_is_refused(
-    tmp_path: Path, parent: Path, spoil: Callable[[list[list[float]]], None], experts: Any, message: str
-) -> None:
-    scores = [[float(index) for index in range(8)] for _ in range(4)]
-    spoil(scores)
-    importance = save_importance(tmp_path / "importance", parent, scores)
-    with pytest.raises(ValueError, match=message):
-        assemble(tmp_path / "run", parent, importance=importance, experts=experts)
-
-
-def test_importance_of_another_parent_is_refused(tmp_path: Path, parent: Path) -> None:
-    twin = write_released_twin(tmp_path / "twin")
-    importance = save_importance(tmp_path / "importance", twin, [[float(index) for index in range(8)]] * 4)
-    with pytest.raises(ValueError, match="importance scores are of parent"):
-        assemble(tmp_path / "run", parent, importance=importance, experts=4)
 
 
 def test_parent_is_never_replaced_by_its_child(tmp_path: Path, parent: Path) -> None:

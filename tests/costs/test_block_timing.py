@@ -10,17 +10,13 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from lit_puzzle.costs.block_timing import (
-    Bench,
-    Machine,
-    Points,
-    filled_cache,
-    measure,
-    puzzle_config,
-    same_cache,
-)
+from lit_puzzle.costs.block_timing import Bench, measure
 from lit_puzzle.costs.cost_model import CostModel
-from lit_puzzle.costs.serving import Block, ModelShape, ServingEngine, Setting, parent_blocks
+from lit_puzzle.costs.engine import EngineMemory, ServingEngine
+from lit_puzzle.costs.filled_cache import filled_cache, same_cache
+from lit_puzzle.costs.machine import Machine, Points
+from lit_puzzle.costs.model_shape import ModelShape
+from lit_puzzle.costs.serving import Block, Setting, parent_blocks
 from lit_puzzle.costs.timed_blocks import AXES, TimedBlocks
 from lit_puzzle.spec import Scenario
 
@@ -45,9 +41,9 @@ def bench(config: dict[str, Any]) -> Bench:
 @pytest.mark.parametrize("tokens", [2, 15, 16, 17, 40])
 @torch.inference_mode()
 def test_a_decode_step_continues_a_prompt(bench: Bench, window: int | None, tokens: int) -> None:
-    """The last token over the cache of the others gives what it gives as the end of the whole prompt."""
+    """The last token over the cache of the others has the output that it has at the end of the whole prompt."""
     block = Block(8, window)
-    config = puzzle_config(bench.config, [block] * 2, bench.machine)
+    config = bench.child_config([block] * 2)
     hidden = bench.machine.random(3, tokens, config.hidden_size)
     whole = bench._through_layers(config, block, [hidden], DynamicCache(config=config))()
     cache = DynamicCache(config=config)
@@ -78,7 +74,7 @@ def bench_layer(
 
 @torch.inference_mode()
 def test_tokens_go_to_many_experts(bench: Bench) -> None:
-    config = puzzle_config(bench.config, [Block(16, None)] * 2, bench.machine)
+    config = bench.child_config([Block(16, None)] * 2)
     layer = bench._copies(config, Block(16, None))[0]
     hidden = layer.post_attention_layernorm(bench.machine.random(1, 64, config.hidden_size))
     _, _, chosen = layer.mlp.router(hidden.flatten(0, 1))
@@ -87,14 +83,14 @@ def test_tokens_go_to_many_experts(bench: Bench) -> None:
 
 @torch.inference_mode()
 def test_the_rest_is_the_model_without_its_layers(bench: Bench) -> None:
-    """With layers that change nothing, the next token is the head's choice for the embedding."""
+    """With identity layers the next token is the argmax of the head over the normalized embedding."""
     step = bench.decode_model(3, 20, with_layers=False)
     model = bench._model(with_layers=False)
-    pairs: list[torch.Tensor] = []
-    model.model.embed_tokens.register_forward_pre_hook(lambda _module, inputs: pairs.append(inputs[0]))
+    seen: list[torch.Tensor] = []
+    model.model.embed_tokens.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
     next_tokens = step()
-    assert [ids.shape for ids in pairs] == [(3, 1)]
-    hidden = model.model.norm(model.model.embed_tokens(pairs[0]))
+    assert [ids.shape for ids in seen] == [(3, 1)]
+    hidden = model.model.norm(model.model.embed_tokens(seen[0]))
     assert torch.equal(next_tokens, model.lm_head(hidden)[:, -1].argmax(-1))
     assert model.model.embed_tokens.weight.shape == (128, 96)
 
@@ -102,7 +98,7 @@ def test_the_rest_is_the_model_without_its_layers(bench: Bench) -> None:
 @pytest.mark.parametrize(("batch", "context"), [(2, 30), (6, 200)])
 def test_cache_takes_the_bytes_that_the_docstring_states(bench: Bench, batch: int, context: int) -> None:
     for window in (16, None):
-        config = puzzle_config(bench.config, [Block(8, window)] * 2, bench.machine)
+        config = bench.child_config([Block(8, window)] * 2)
         cache = filled_cache(config, batch, context - 1, bench.machine)
         used = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
         stated = 2 * batch * 2 * 2 * 32 * min(window or context, context) * 4
@@ -110,7 +106,7 @@ def test_cache_takes_the_bytes_that_the_docstring_states(bench: Bench, batch: in
 
 
 def test_a_copied_cache_leaves_the_original(bench: Bench) -> None:
-    config = puzzle_config(bench.config, [Block(8, 16), Block(8, None)], bench.machine)
+    config = bench.child_config([Block(8, 16), Block(8, None)])
     cache = filled_cache(config, 2, 30, bench.machine)
     twin = same_cache(cache)
     new = bench.machine.random(2, 2, 1, 32)
@@ -164,7 +160,9 @@ def test_script_writes_a_table_that_the_cost_model_reads(tmp_path: Path, config:
     assert times.header["gpu"] == "cpu" and times.header["dtype"] == "float32"
     assert times.header["hardware"]["threads"] == 1 and times.header["versions"]["torch"] == torch.__version__
     scenario = Scenario("cpu", 1, 8, 16, 2, "float32", 1, 1, "float32", "float32")
-    cost = CostModel(ModelShape.from_config(config), scenario, times, ServingEngine(reserved_gib=0.0))
+    cost = CostModel(
+        ModelShape.from_config(config), scenario, times, ServingEngine(memory=EngineMemory(reserved_gib=0.0))
+    )
     (deployment,) = cost.deployments()
     setting = Setting(cost.model, scenario, deployment, cost.engine)
     blocks = parent_blocks(config)

@@ -1,3 +1,5 @@
+"""cost_model.py: totals by hand, counts against the checkpoint's tensors, the best deployment by trying all."""
+
 import itertools
 import math
 import random
@@ -6,9 +8,12 @@ from typing import Any, ClassVar
 
 import pytest
 
-from lit_puzzle.costs.accounting import distinct_experts, mean_context, mean_over_life
-from lit_puzzle.costs.cost_model import Block, CostModel, Deployment, ModelShape, ServingEngine, Setting, parent_blocks
+from lit_puzzle.costs.accounting import distinct_experts, mean_context, mean_over_steps
+from lit_puzzle.costs.cost_model import CostModel
+from lit_puzzle.costs.engine import EngineMemory, EngineStep, ServingEngine
+from lit_puzzle.costs.model_shape import ModelShape
 from lit_puzzle.costs.roofline import Roofline
+from lit_puzzle.costs.serving import Block, Deployment, Setting, parent_blocks
 from lit_puzzle.model.layout import count_parameters, tensor_shapes
 from lit_puzzle.spec import Scenario
 
@@ -38,9 +43,17 @@ CHILD_88B = PARENT_120B | {
 }
 SHAPE = ModelShape.from_config(PARENT_120B)
 SCENARIO = Scenario("H100", 8, 1000, 500)
-TINY = ModelShape(
-    hidden=8, intermediate=6, num_query_heads=4, num_kv_heads=2, head_dim=2, vocab=10, experts_per_token=2
-)
+TINY_CONFIG: dict[str, Any] = {
+    "model_type": "gpt_oss",
+    "hidden_size": 8,
+    "intermediate_size": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 2,
+    "vocab_size": 10,
+    "num_experts_per_tok": 2,
+}
+TINY = ModelShape.from_config(TINY_CONFIG)
 
 
 @dataclass(frozen=True)
@@ -121,7 +134,9 @@ def test_mean_context_is_the_sum_over_the_steps() -> None:
         steps = range(scenario.prompt_tokens + 1, scenario.total_tokens + 1)
         brute = sum(min(step, window or step) for step in steps) / len(steps)
         assert mean_context(scenario, window) == pytest.approx(brute, rel=1e-12)
-        attended = mean_over_life(scenario, window, lambda context, most=window or math.inf: 7 + 3 * min(context, most))
+        attended = mean_over_steps(
+            scenario, window, lambda context, most=window or math.inf: 7 + 3 * min(context, most)
+        )
         assert attended == pytest.approx(7 + 3 * brute, rel=1e-12)
 
 
@@ -186,8 +201,8 @@ def test_a_device_has_its_own_most_sequences(gpu: str, most: int) -> None:
     (deployment,) = costs.deployments()
     assert costs.largest_batch(blocks, deployment) == most == costs.max_sequences == costs.engine.max_sequences
     assert costs.best(blocks).batch_size <= most
-    told = CostModel(SHAPE, scenario, Clock(), ServingEngine(max_sequences=300))
-    assert told.largest_batch(blocks, deployment) == 300
+    limited = CostModel(SHAPE, scenario, Clock(), ServingEngine(max_sequences=300))
+    assert limited.largest_batch(blocks, deployment) == 300
 
 
 def test_a_fixed_batch_is_kept() -> None:
@@ -214,12 +229,12 @@ def test_impossible_scenarios(change: dict[str, Any], message: str) -> None:
 def test_impossible_blocks_and_models() -> None:
     costs = CostModel(SHAPE, replace(SCENARIO, tensor_parallel=8, expert_parallel=8), Clock())
     (deployment,) = costs.deployments()
-    with pytest.raises(ValueError, match="12 experts cannot be shared by 8"):
+    with pytest.raises(ValueError, match="12 experts cannot be split over 8"):
         costs.block(Block(12, None), deployment, 1)
     with pytest.raises(ValueError, match="3 experts cannot route each token to 4"):
         costs.block(Block(3, None), deployment, 1)
     small = CostModel(SHAPE, Scenario("H100", 1, 4000, 4000, expert_dtype="bfloat16"), Clock())
-    with pytest.raises(ValueError, match=r"does not fit 1 x H100 with 1 requests.*takes 217\.\d of 67\.3 usable GiB"):
+    with pytest.raises(ValueError, match=r"does not fit 1 x H100 with 1 requests.*needs 217\.\d of 67\.3 usable GiB"):
         small.best(parent_blocks(PARENT_120B))
 
 
@@ -227,11 +242,29 @@ def test_impossible_blocks_and_models() -> None:
     ("settings", "message"),
     [
         ({"max_sequences": 0}, "max_sequences"),
-        ({"memory_utilization": 1.2}, "memory_utilization"),
-        ({"step_overhead_seconds": -1.0}, "step_overhead_seconds"),
-        ({"activation_factors": (1.0,)}, "3 numbers"),
+        ({"graph_sequences": -1}, "graph_sequences must not be negative"),
     ],
 )
 def test_impossible_engines(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ServingEngine(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"utilization": 1.2}, r"utilization must be in \(0, 1\]"),
+        ({"tolerance": 1.0}, "tolerance"),
+        ({"reserved_gib": -1.0}, "reserved_gib must not be negative"),
+        ({"activation_factors": (1.0,)}, "3 numbers"),
+        ({"activation_factors": (1.0, math.nan, 1.0)}, r"activation_factors\[1\] must not be negative"),
+    ],
+)
+def test_impossible_memory(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EngineMemory(**settings)
+
+
+def test_impossible_step() -> None:
+    with pytest.raises(ValueError, match="EngineStep: overhead_seconds must not be negative"):
+        EngineStep(overhead_seconds=-1.0)

@@ -1,4 +1,4 @@
-"""interleaved_timer.py: medians of known times, interleaved order, the process's own seconds."""
+"""interleaved_timer.py: medians of known times, interleaved order, CPU time of the process."""
 
 import time
 from collections.abc import Callable
@@ -18,7 +18,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_medians_of_work_whose_time_varies(clock: list[float]) -> None:
-    """The slow round of one piece is not seen in its median, nor in the other piece; short work runs more often."""
+    """A slow round of one piece changes neither its median nor the other piece; short work runs more often."""
     rounds_of = {"even": 0, "disturbed": 0}
     ran = {"even": 0, "disturbed": 0}
 
@@ -59,6 +59,6 @@ def test_time_asleep_does_not_count() -> None:
     assert seconds(lambda: sum(range(3_000_000)), 2, "cpu") > 0.005
 
 
-def test_no_round_is_refused() -> None:
+def test_zero_rounds_are_refused() -> None:
     with pytest.raises(ValueError, match="rounds must be at least 1, got 0"):
         interleaved([], "cpu", 0)

@@ -1,3 +1,5 @@
+"""measured_kernels.py and the tables below it: sums of rows read independently, laws against what was measured."""
+
 import importlib.util
 import itertools
 from collections import defaultdict
@@ -9,17 +11,31 @@ import pytest
 
 from lit_puzzle.costs import kernel_tables
 from lit_puzzle.costs.accounting import distinct_experts
-from lit_puzzle.costs.cost_model import Block, CostModel, Deployment, ModelShape, ServingEngine, Setting
+from lit_puzzle.costs.cost_model import CostModel
+from lit_puzzle.costs.engine import EngineStep, ServingEngine
 from lit_puzzle.costs.kernel_laws import DecodeAttention, Experts, PrefillAttention, load_products
 from lit_puzzle.costs.kernel_tables import Curve, data_folder, find_system, mix, read_rows
 from lit_puzzle.costs.measured_kernels import Collectives, MeasuredKernels
+from lit_puzzle.costs.model_shape import ModelShape
+from lit_puzzle.costs.serving import Block, Deployment, Setting
 from lit_puzzle.spec import Scenario
 
-SHAPE = ModelShape(
-    hidden=2880, intermediate=2880, num_query_heads=64, num_kv_heads=8, head_dim=64, vocab=201088, experts_per_token=4
+SHAPE = ModelShape.from_config(
+    {
+        "model_type": "gpt_oss",
+        "hidden_size": 2880,
+        "intermediate_size": 2880,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "vocab_size": 201088,
+        "num_experts_per_tok": 4,
+    }
 )
 H100 = find_system("H100")
-SILENT = ServingEngine(step_overhead_seconds=0.0, sampling_bytes=0.0, small_kernels=0, small_kernel_bandwidth=1e30)
+NO_OVERHEAD = ServingEngine(
+    step=EngineStep(overhead_seconds=0.0, sampling_bytes=0.0, small_kernels=0, small_kernel_bandwidth=1e30)
+)
 
 
 def rows(path: str, **wanted: Any) -> list[dict[str, Any]]:
@@ -29,7 +45,7 @@ def rows(path: str, **wanted: Any) -> list[dict[str, Any]]:
     ).to_pylist()
 
 
-def setting(ranks: int = 1, gpu: str = "H100", engine: ServingEngine = SILENT, **scenario: Any) -> Setting:
+def setting(ranks: int = 1, gpu: str = "H100", engine: ServingEngine = NO_OVERHEAD, **scenario: Any) -> Setting:
     return Setting(SHAPE, Scenario(gpu, ranks, 4096, 4096, **scenario), Deployment(ranks, 1, 1), engine)
 
 
@@ -101,24 +117,24 @@ def test_a_window_that_was_not_measured_is_a_shorter_context() -> None:
 
 
 @pytest.mark.parametrize(("gpu", "kv_dtype"), [("H100", "fp8"), ("H100", "bfloat16"), ("H200", "fp8"), ("B200", "fp8")])
-def test_attention_goes_on_linearly(gpu: str, kv_dtype: str) -> None:
-    """The law beyond the longest context, told from the two before it, finds the longest one that was measured."""
-    misses = []
+def test_attention_is_extrapolated_linearly(gpu: str, kv_dtype: str) -> None:
+    """The law, fitted without the longest measured context, predicts it."""
+    errors = []
     for ranks in (1, 2, 4, 8):
         for curve in DecodeAttention.load(find_system(gpu), SHAPE, ranks, kv_dtype).windows[0].values():
-            if len(curve.sizes) > 3 and curve.seconds[-1] > 5e-5:  # what moves, not what only launches
+            if len(curve.sizes) > 3 and curve.seconds[-1] > 5e-5:  # memory traffic, not only launches
                 shorter = Curve(curve.table, curve.size, curve.sizes[:-1], curve.seconds[:-1])
-                told = shorter.seconds[-1] + shorter.last_slope() * (curve.sizes[-1] - shorter.sizes[-1])
-                misses.append(abs(told / curve.seconds[-1] - 1))
-    assert len(misses) > 10
-    assert sum(misses) / len(misses) < 0.08
+                predicted = shorter.seconds[-1] + shorter.last_slope() * (curve.sizes[-1] - shorter.sizes[-1])
+                errors.append(abs(predicted / curve.seconds[-1] - 1))
+    assert len(errors) > 10
+    assert sum(errors) / len(errors) < 0.08
 
 
-def test_prefill_goes_on_with_its_pairs() -> None:
+def test_prefill_is_extrapolated_by_its_pairs() -> None:
     attention = PrefillAttention.load(H100, SHAPE, 1, "fp8")
     assert attention.at(None, 32768) == 4 * attention.at(None, 16384)
-    told = attention.at(None, 8192) * 4  # the same law one octave lower, where the answer was measured
-    assert told == pytest.approx(attention.at(None, 16384), rel=0.12)
+    predicted = attention.at(None, 8192) * 4  # the same law at half the length, where the result was measured
+    assert predicted == pytest.approx(attention.at(None, 16384), rel=0.12)
     # Window 8192 on 16384 tokens has three quarters of all pairs: 0.5 + 0.5 x 0.5 of the square's halves.
     assert attention.at(8192, 16384) == 3 * attention.at(None, 8192)
     assert attention.at(8192, 8192) == attention.at(None, 8192)
@@ -140,13 +156,13 @@ def expert_curves(distribution: str, groups: int = 1, ranks: int = 1) -> Experts
     return Experts.load(H100, SHAPE, Deployment(ranks, groups, 1), "mxfp4", distribution)
 
 
-def test_experts_between_measured_counts_follow_what_is_touched() -> None:
+def test_experts_between_measured_counts_follow_distinct_experts() -> None:
     experts = expert_curves("power_law_1.01")
     for tokens in (1, 16, 256, 8192):
         low, high = experts.at(32, tokens), experts.at(128, tokens)
-        touched = [distinct_experts(count, 4, tokens) for count in (32, 64, 128)]
+        distinct = [distinct_experts(count, 4, tokens) for count in (32, 64, 128)]
         if tokens > 1:
-            share = (touched[1] - touched[0]) / (touched[2] - touched[0])
+            share = (distinct[1] - distinct[0]) / (distinct[2] - distinct[0])
             assert experts.at(64, tokens) == pytest.approx(low + share * (high - low))
         assert min(low, high) <= experts.at(64, tokens) <= max(low, high)
 
@@ -154,15 +170,15 @@ def test_experts_between_measured_counts_follow_what_is_touched() -> None:
 def test_few_experts_cost_what_expert_parallel_rows_measured() -> None:
     """A rank that holds 8 or 16 of 32 experts was measured: the same experts with the same tokens each.
 
-    Balanced over n tokens there touches min(4 n, E) experts exactly, so only batches that touch all are compared, and
-    only those whose time is not mostly the gathering of other ranks' tokens.
+    The balanced measurement of n tokens uses exactly min(4 n, E) experts, so only batches that use all of them are
+    compared, and only those whose time is not mostly the gathering of other ranks' tokens.
     """
     ours = expert_curves("balanced")
     for groups, few in ((2, 16), (4, 8)):
         theirs = expert_curves("balanced", groups, groups).counts[32]
-        misses = [ours.at(few, tokens) / theirs.at(groups * tokens) - 1 for tokens in (128, 256, 512, 1024, 2048)]
-        assert all(abs(miss) < 0.35 for miss in misses), misses
-        assert abs(sum(misses)) / len(misses) < 0.15
+        errors = [ours.at(few, tokens) / theirs.at(groups * tokens) - 1 for tokens in (128, 256, 512, 1024, 2048)]
+        assert all(abs(error) < 0.35 for error in errors), errors
+        assert abs(sum(errors)) / len(errors) < 0.15
 
 
 def test_collectives() -> None:
@@ -190,7 +206,7 @@ def test_the_head_is_wider_than_any_measured_matrix() -> None:
     ("change", "message"),
     [
         ({"gpu": "cpu"}, "no measured kernels for GPU 'cpu'; allowed: .*H100"),
-        ({"gpu": "A100", "kv_dtype": "bfloat16"}, "a100_sxm/attention.*does not tell .*window_size.* apart"),
+        ({"gpu": "A100", "kv_dtype": "bfloat16"}, "a100_sxm/attention.*has no columns .*window_size"),
         ({"kv_dtype": "float16"}, "no measured kernels with kv_dtype 'float16'; allowed"),
         ({"weight_dtype": "float32"}, "no measured kernels with weight_dtype 'float32'"),
         ({"expert_dtype": "bfloat16"}, "moe_perf.parquet has no rows with .*hidden_size 2880.*moe_dtype bfloat16"),
@@ -208,7 +224,7 @@ def test_outside_the_measured_sizes() -> None:
         times.decode_layer(known, Block(128, None), 1, 140000.0)
     with pytest.raises(ValueError, match=r"3000 sequences; measured 1..\d+"):
         times.decode_layer(known, Block(128, None), 3000, 100.0)
-    with pytest.raises(ValueError, match=r"256 experts; measured .32, 128."):
+    with pytest.raises(ValueError, match=r"256 experts; measured are .32, 128."):
         times.decode_layer(known, Block(256, None), 1, 100.0)
     with pytest.raises(ValueError, match=r"has no rows with .*distribution zipf"):
         MeasuredKernels("zipf").check(known)
@@ -230,7 +246,7 @@ def test_a_missing_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
 
 
 def test_the_search_space_of_the_paper_has_costs_everywhere() -> None:
-    """8 to 128 experts with and without windows, on all GPUs with tables, at every way of sharing 8 GPUs."""
+    """8 to 128 experts with and without windows, on all GPUs with tables, in every deployment on 8 GPUs."""
     for gpu in ("H100", "H200", "B200"):
         costs = CostModel(SHAPE, Scenario(gpu, 8, 2048, 2048), MeasuredKernels())
         seconds = defaultdict(list)

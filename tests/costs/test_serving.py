@@ -1,21 +1,35 @@
-"""serving.py: a source of seconds of a user's own is taken by class_path, however its module writes annotations."""
+"""serving.py: a recipe takes a user's own source of times by class_path, with and without postponed annotations."""
 
 from pathlib import Path
 
 import pytest
 
-from lit_puzzle.costs.cost_model import CostModel, ModelShape
+from lit_puzzle.costs.cost_model import CostModel
+from lit_puzzle.costs.model_shape import ModelShape
 from lit_puzzle.run.parser import RecipeParser
 from lit_puzzle.run.recipe import Recipe
 from lit_puzzle.search.search import search
 from lit_puzzle.spec import Scenario
 
+TARGETS = (
+    "--constraints.targets=[{scenario: {gpu: cpu, num_gpus: 1, prompt_tokens: 4, generated_tokens: 4}, budget: {}}]"
+)
+CONFIG = {
+    "model_type": "gpt_oss",
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 4,
+    "vocab_size": 16,
+    "num_experts_per_tok": 1,
+}
 FUTURE = "from __future__ import annotations\n"
 SOURCE = """
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lit_puzzle.costs.cost_model import Block, Setting
+from lit_puzzle.costs.serving import Block, Setting
 
 
 @dataclass(frozen=True)
@@ -41,26 +55,26 @@ class Mine:
 
 
 def parsed(class_path: str) -> object:
-    """The argument `times` of the stage `search`, as a recipe gives it."""
+    """Return `costs.times` of the stage `search`, as a recipe gives it."""
     parser = RecipeParser(parser_mode="omegaconf+")
     parser.recipe = Recipe(Path("mine.yaml"), (), ())
     parser.add_function_arguments(search)
     paths = [f"--{name}=." for name in ("run_dir", "library", "scores")]
-    given = f"--times={{class_path: {class_path}, init_args: {{seconds: 0.25}}}}"
-    return parser.instantiate(parser.parse_args([*paths, "--targets=[]", given])).times
+    given = f"--costs.times={{class_path: {class_path}, init_args: {{seconds: 0.25}}}}"
+    return parser.instantiate(parser.parse_args([*paths, TARGETS, given])).costs.times
 
 
 @pytest.mark.parametrize("first_line", ["", FUTURE], ids=["plain", "future"])
-def test_a_source_of_seconds_by_class_path(first_line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_of_times_by_class_path(first_line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = "seconds_future" if first_line else "seconds_plain"
     (tmp_path / f"{name}.py").write_text(first_line + SOURCE)
     monkeypatch.syspath_prepend(str(tmp_path))
     times = parsed(f"{name}.Mine")
-    costs = CostModel(ModelShape(8, 8, 2, 1, 4, 16, 1), Scenario("cpu", 1, 4, 4), times)
+    costs = CostModel(ModelShape.from_config(CONFIG), Scenario("cpu", 1, 4, 4), times)
     assert costs.rest(costs.deployments()[0], 1).decode_seconds == 0.25
 
 
-def test_what_is_no_source_of_seconds_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_class_that_is_no_source_of_times_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "seconds_short.py").write_text(SOURCE.replace("prefill_rest", "other"))
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ValueError, match=r"mine\.yaml: (?s:.*)does not implement protocol KernelTimes"):

@@ -1,6 +1,5 @@
-"""timed_blocks.py: exact on tables that are linear on every axis, errors beyond what was measured, no torch."""
+"""timed_blocks.py: exact on tables that are linear on every axis, errors outside the measured range, no torch."""
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -14,11 +13,24 @@ import pytest
 from jsonargparse import ArgumentParser
 
 from lit_puzzle.costs.cost_model import CostModel
-from lit_puzzle.costs.serving import Block, Deployment, KernelTimes, ModelShape, ServingEngine, Setting
+from lit_puzzle.costs.engine import ServingEngine
+from lit_puzzle.costs.model_shape import ModelShape
+from lit_puzzle.costs.serving import Block, Deployment, KernelTimes, Setting
 from lit_puzzle.costs.timed_blocks import TimedBlocks, shape_fingerprint
 from lit_puzzle.spec import Scenario
 
-SHAPE = ModelShape(96, 64, 4, 2, 32, 128, 2)
+SHAPE = ModelShape.from_config(
+    {
+        "model_type": "gpt_oss",
+        "hidden_size": 96,
+        "intermediate_size": 64,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "vocab_size": 128,
+        "num_experts_per_tok": 2,
+    }
+)
 SCENARIO = Scenario("cpu", 1, 40, 60, 8, "float32", 1, 1, "float32", "float32")
 SETTING = Setting(SHAPE, SCENARIO, Deployment(1, 1, 1), ServingEngine())
 EXPERTS, BATCHES, CONTEXTS, PROMPTS = (8, 12, 16), (1, 8, 32), (20, 64, 128), (16, 64)
@@ -45,7 +57,7 @@ def a_table() -> dict[str, Any]:
     return {
         "gpu": "cpu",
         "dtype": "float32",
-        "model": dataclasses.asdict(SHAPE),
+        "model": SHAPE.to_json(),
         "fingerprint": shape_fingerprint(SHAPE),
         "command": "python scripts/measure_blocks.py --config c.json --experts 8 12 16 --windows none 16 "
         "--batches 1 8 32 --contexts 20 64 128 --prompts 16 64 --out t.json",
@@ -112,7 +124,7 @@ FULL, WINDOWED = Block(8, None), Block(8, 16)
         (lambda t: t.decode_layer(SETTING, Block(17, None), 8, 64), "num_experts 8 to 16, not for 17.* 8 12 16 17 --w"),
         (lambda t: t.decode_layer(SETTING, Block(7, None), 8, 64), "num_experts 8 to 16, not for 7.* 8 12 16 7 --w"),
         (lambda t: t.decode_layer(SETTING, FULL, 33, 64), "batch_size 1 to 32, not for 33. .* --batches 1 8 32 33 --c"),
-        (lambda t: t.decode_layer(SETTING, FULL, 33, 64), "or set engine.max_sequences to 32"),
+        (lambda t: t.decode_layer(SETTING, FULL, 33, 64), "or set costs.engine.max_sequences to 32"),
         (
             lambda t: t.decode_layer(SETTING, FULL, 8, 128.5),
             "none.*context_tokens 20 to 128, not for 128.5.* 128 129 --p",
@@ -142,7 +154,7 @@ def _in(**changes: Any) -> Setting:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        (replace(SETTING, model=replace(SHAPE, hidden=128)), r"shape; \(timed, asked\): \{'hidden': \(96, 128\)\}"),
+        (replace(SETTING, model=replace(SHAPE, hidden=128)), r"shape; \(timed, given\): \{'hidden': \(96, 128\)\}"),
         (replace(SETTING, deployment=Deployment(2, 1, 1)), "on one device; the deployment has tensor_parallel 2"),
         (_in(gpu="H100"), "timed on 'cpu' in float32; the scenario says gpu 'H100'"),
         (_in(expert_dtype="mxfp4"), "'expert_dtype': 'mxfp4'"),
@@ -159,14 +171,14 @@ def test_settings_that_were_not_timed_are_refused(times: TimedBlocks, setting: S
         times.check(setting)
 
 
-def test_another_model_is_refused_at_every_question(times: TimedBlocks) -> None:
+def test_another_model_is_refused_by_every_method(times: TimedBlocks) -> None:
     other = replace(SETTING, model=replace(SHAPE, experts_per_token=4))
     with pytest.raises(ValueError, match="another shape"):
         times.decode_layer(other, Block(8, None), 8, 64)
 
 
-def test_cost_model_adds_these_seconds(times: TimedBlocks) -> None:
-    """A whole request by hand; the table is linear in the context, so its mean over a life is that at the mean."""
+def test_the_cost_model_adds_these_seconds(times: TimedBlocks) -> None:
+    """A whole request by hand; the table is linear in the context, so the mean over steps is the value at the mean."""
     blocks = [Block(16, 16), Block(12, None), Block(8, 16), Block(16, None)]
     cost = CostModel(SHAPE, SCENARIO, times)
     predicted = cost.predict(blocks, cost.deployments()[0], 8)
@@ -189,25 +201,26 @@ def _without(key: str) -> Callable[[dict[str, Any]], None]:
     return lambda table: table.pop(key)
 
 
-DAMAGES: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
+MALFORMED: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (_without("fingerprint"), "has the keys"),
     (lambda t: t.update(extra=1), "has the keys"),
-    (lambda t: t["model"].update(hidden=97), "model and fingerprint do not belong together"),
-    (lambda t: t["model"].pop("hidden"), "model must have the keys"),
-    (lambda t: t["decode_layer"].pop(4), "misses combinations"),
-    (lambda t: t["decode_layer"][3].update(seconds=0.0), "without positive seconds"),
-    (lambda t: t["decode_layer"][3].update(seconds=float("nan")), "without positive seconds"),
+    (lambda t: t["model"].update(hidden=97), "model and fingerprint do not match"),
+    (lambda t: t["model"].pop("hidden"), r"ModelShape: missing key\(s\) \['hidden'\]"),
+    (lambda t: t["model"]["layer"].pop("router"), r"LayerTensors: missing key\(s\) \['router'\]"),
+    (lambda t: t["decode_layer"].pop(4), "lacks combinations"),
+    (lambda t: t["decode_layer"][3].update(seconds=0.0), "seconds are not positive"),
+    (lambda t: t["decode_layer"][3].update(seconds=float("nan")), "seconds are not positive"),
     (lambda t: t["prefill_rest"][0].pop("seconds"), "a row of prefill_rest has the keys"),
     (lambda t: t.update(decode_rest=[]), "decode_rest has no measured point"),
 ]
 
 
-@pytest.mark.parametrize(("quality_loss", "message"), DAMAGES)
-def test_damaged_tables_are_refused(
-    write: Callable[[dict[str, Any]], Path], quality_loss: Callable[[dict[str, Any]], Any], message: str
+@pytest.mark.parametrize(("spoil", "message"), MALFORMED)
+def test_malformed_tables_are_refused(
+    write: Callable[[dict[str, Any]], Path], spoil: Callable[[dict[str, Any]], Any], message: str
 ) -> None:
     table = a_table()
-    quality_loss(table)
+    spoil(table)
     with pytest.raises(ValueError, match=message):
         TimedBlocks(write(table))
 

@@ -1,20 +1,24 @@
-"""Calibration data: what the parent is asked and answers, what a file may hold, and how batches reach processes."""
+"""Calibration data: what the parent is given and generates, what a file may hold, and how batches reach processes."""
 
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.by_generate import by_generate
 from lightning import LightningModule, Trainer
 from transformers import GptOssForCausalLM
 
-from lit_puzzle.data.calibration import CalibrationData, RankBatches, generate, pad_right
+from lit_puzzle.data.calibration import CalibrationData, RankBatches, pad_right
+from lit_puzzle.data.prompt_source import PromptSource
 from lit_puzzle.environments.environment import draw, is_held_out
-from lit_puzzle.generation.batches import generate_greedily
+from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.importance.importance import ExpertImportance
 from lit_puzzle.importance.importance_file import Importance
 from lit_puzzle.tiny.tokenizer import build_tokenizer
 from lit_puzzle.tiny.world import Chains, Sorting
+
+SOURCE = PromptSource([Chains()], num_prompts=6)
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +65,9 @@ def written(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "calibration.jsonl").read_text().splitlines()]
 
 
-def test_parent_answers_training_problems_and_the_file_can_be_read_again(parent, tmp_path):
-    data = CalibrationData(
-        parent, [Chains(), Sorting()], efforts={"low": 1, "high": 2}, num_problems=9, max_new_tokens=5, batch_size=4
-    )
+def test_the_parent_completes_training_problems_and_the_file_can_be_read_again(parent, tmp_path):
+    source = PromptSource([Chains(), Sorting()], efforts={"low": 1, "high": 2}, num_prompts=9)
+    data = CalibrationData(parent, source, sampling=Sampling(5, 0.0), batch_size=4)
     seen = rows_seen(tmp_path / "a", data)
     lines = written(tmp_path / "a")
     assert sorted(line["input_ids"] for line in lines) == seen
@@ -77,35 +80,26 @@ def test_parent_answers_training_problems_and_the_file_can_be_read_again(parent,
         prompt = line["input_ids"][: line["prompt_tokens"]]
         text = tokenizer.decode(prompt)
         assert problem.messages[-1]["content"] in text and f"Reasoning: {effort}" in text
-        assert [line["input_ids"][len(prompt) :]] == [generate_greedily(model, tokenizer, [prompt], 5)[0][0]]
+        assert line["input_ids"][len(prompt) :] == by_generate(model, [prompt], 5)[0].token_ids
     again = CalibrationData(parent, sequences=tmp_path / "a" / "calibration.jsonl", batch_size=2)
     assert rows_seen(tmp_path / "b", again) == seen
 
 
 def test_sampling_follows_its_seed_and_leaves_the_random_state_alone(parent, tmp_path):
-    def sample(name: str, seed: int) -> list[dict]:
+    def sample(name: str, seed: int, batch_size: int = 96) -> list[dict]:
         state = torch.get_rng_state()
-        data = CalibrationData(parent, [Chains()], num_problems=4, max_new_tokens=8, temperature=1.0, seed=seed)
+        engine = EngineSettings("transformers", batch_size=batch_size)
+        data = CalibrationData(parent, SOURCE, sampling=Sampling(8, seed=seed), engine=engine)
         data.trainer = make_trainer(tmp_path / name)
         data.prepare_data()
         assert torch.equal(torch.get_rng_state(), state)
         return written(tmp_path / name)
 
-    assert sample("a", 1) == sample("b", 1) != sample("c", 2)
+    assert sample("a", 1) == sample("b", 1, batch_size=3) != sample("c", 2)
 
 
-def test_answers_stop_after_their_end_token(parent):
-    tokenizer = build_tokenizer()
-    model = GptOssForCausalLM.from_pretrained(parent).eval()
-    free = generate(model, tokenizer, [[9, 10], [9]], 6, 0.0)
-    assert [len(answer) for answer in free] == [6, 6]
-    model.generation_config.eos_token_id = [free[0][2], 127]
-    first, _ = generate(model, tokenizer, [[9, 10], [9]], 6, 0.0)
-    assert first == free[0][: free[0].index(free[0][2]) + 1]
-
-
-def test_importance_of_self_written_sequences_end_to_end(parent, tmp_path):
-    data = CalibrationData(parent, [Chains()], num_problems=6, max_new_tokens=4)
+def test_importance_of_generated_sequences_end_to_end(parent, tmp_path):
+    data = CalibrationData(parent, SOURCE, sampling=Sampling(4, 0.0))
     make_trainer(tmp_path / "run").validate(ExpertImportance(parent), data, verbose=False)
     importance = Importance.load(tmp_path / "run")
     assert importance.tokens == sum(len(line["input_ids"]) for line in written(tmp_path / "run"))
@@ -160,14 +154,21 @@ def test_bad_sequences_are_refused_before_the_parent_is_loaded(text, message, pa
 
 
 def test_bad_arguments_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="either environments"):
+    with pytest.raises(ValueError, match="Give CalibrationData prompts"):
         CalibrationData(tmp_path)
-    with pytest.raises(ValueError, match="either environments"):
-        CalibrationData(tmp_path, [Chains()], tmp_path / "x.jsonl")
-    with pytest.raises(ValueError, match="num_problems 0"):
-        CalibrationData(tmp_path, [Chains()], num_problems=0)
+    with pytest.raises(ValueError, match="batch_size 0"):
+        CalibrationData(tmp_path, SOURCE, batch_size=0)
+    with pytest.raises(ValueError, match="num_prompts 0"):
+        PromptSource([Chains()], num_prompts=0)
     with pytest.raises(ValueError, match="hihg"):
-        CalibrationData(tmp_path, [Chains()], efforts={"hihg": 1.0})
+        PromptSource([Chains()], efforts={"hihg": 1.0})
+
+
+def test_a_given_file_is_read_and_nothing_is_generated(parent, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"input_ids": [3, 4]}\n')
+    data = CalibrationData(parent, SOURCE, tmp_path / "rows.jsonl")
+    assert rows_seen(tmp_path / "a", data) == [[3, 4]]
+    assert not (tmp_path / "a" / "calibration.jsonl").exists()
 
 
 def test_missing_inputs_are_named(parent, tmp_path):
@@ -175,4 +176,4 @@ def test_missing_inputs_are_named(parent, tmp_path):
     with pytest.raises(ValueError, match=r"calibration data .*missing\.jsonl' does not exist"):
         make_trainer(tmp_path / "run").validate(Collect(), file, verbose=False)
     with pytest.raises(ValueError, match=r"parent checkpoint .*nowhere' does not exist"):
-        CalibrationData(tmp_path / "nowhere", [Chains()])
+        CalibrationData(tmp_path / "nowhere", SOURCE)

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lit_puzzle.data.rl_prompts import PromptData
 from lit_puzzle.environments.environment import Environment, Problem, is_held_out
-from lit_puzzle.evaluate.accuracy import held_out_problems
+from lit_puzzle.evaluate.held_out import held_out_problems
 
 NUMBERS = 125  # numbers below it; 16 of their problems are held out
 TEMPLATE = (

@@ -13,12 +13,14 @@ from safetensors.torch import load_file, save_file
 
 from lit_puzzle.child.assemble import assemble
 from lit_puzzle.library.library import LIBRARY_FILE, Library
-from lit_puzzle.library.swap import check_trained, swapped, trained_tensors
+from lit_puzzle.library.swap import swapped
+from lit_puzzle.library.trained_blocks import check_trained, trained_tensors
 from lit_puzzle.model.blocks import with_own_blocks
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.gpt_oss import GptOssPuzzleForCausalLM
 from lit_puzzle.model.loading import load_model
-from lit_puzzle.scoring.replace_block import Memory, ReplaceOneBlock, lay_out
+from lit_puzzle.scoring.replace_block import ReplaceOneBlock, lay_out
+from lit_puzzle.scoring.settings import Memory
 
 STEPS = 40
 IDS = torch.randint(3, 110, (4, 30), generator=torch.Generator().manual_seed(3))
@@ -69,7 +71,7 @@ def test_the_library_holds_what_trained_and_scores_better(inputs: Inputs, run: P
         scorer.advance(layer)
         for candidate in candidates:
             check_trained(run / "library", library.config, candidate)
-            tensors = trained_tensors(run / "library", candidate)
+            tensors = trained_tensors(run / "library", library.config, candidate)
             if "," in candidate.name:
                 assert tensors == {}  # its halves have them
                 continue
@@ -90,7 +92,7 @@ def test_a_child_is_made_of_the_trained_blocks(inputs: Inputs, run: Path, tmp_pa
     weights = [(tmp_path / kind / "child" / "model.safetensors").read_bytes() for kind in ("trained", "cut", "plain")]
     assert weights[0] != weights[1] == weights[2]
     halves = [library.candidate(1, name) for name in ("experts=2", "window=4")]
-    tensors = {k: v for half in halves for k, v in trained_tensors(run / "library", half).items()}
+    tensors = {k: v for half in halves for k, v in trained_tensors(run / "library", library.config, half).items()}
     child = Checkpoint(tmp_path / "trained" / "child").layer(1)
     assert {"mlp.router.weight", "self_attn.q_proj.weight", "self_attn.sinks"} <= tensors.keys()
     assert all(torch.equal(child[name], tensor) for name, tensor in tensors.items())
@@ -148,7 +150,7 @@ def test_together_every_candidate_has_its_own_file(inputs: Inputs, tmp_path: Pat
     library = Library.load(tmp_path / "run" / "library")
     pair = library.candidate(1, "experts=4,window=4")
     names = {"self_attn.q_proj.weight", "self_attn.q_proj.bias", "mlp.router.weight", "mlp.router.bias"}
-    assert trained_tensors(tmp_path / "run" / "library", pair).keys() == names
+    assert trained_tensors(tmp_path / "run" / "library", library.config, pair).keys() == names
     assert all(
         (candidate.weights is None) == (candidate.name == "parent") for row in library.layers for candidate in row
     )

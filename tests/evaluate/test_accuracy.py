@@ -1,4 +1,4 @@
-"""accuracy.py: batched greedy answers against single forward passes, statistics by hand, processes, the stage."""
+"""accuracy.py: greedy completions against single forward passes, statistics by hand, processes, the stage."""
 
 import json
 import math
@@ -16,19 +16,19 @@ from transformers import GptOssForCausalLM, PreTrainedTokenizerFast
 from lit_puzzle.environments.environment import Problem, is_held_out
 from lit_puzzle.evaluate.accuracy import (
     Episode,
-    answer_problems,
     compare,
     evaluate,
     gather_episodes,
-    held_out_problems,
-    local_share,
+    local_rows,
     mean_and_error,
     read_episodes,
+    solve_problems,
     summarize,
 )
-from lit_puzzle.generation import batches as generate
-from lit_puzzle.generation.batches import generate_greedily, generate_in_batches, pad_left, round_limits
+from lit_puzzle.evaluate.held_out import HeldOut, held_out_problems
 from lit_puzzle.generation.lengths import LengthStatistics, length_statistics, read_lengths
+from lit_puzzle.generation.sampling import EngineSettings, Sampling
+from lit_puzzle.generation.transformers_engine import TransformersEngine
 
 TEMPLATE = (
     "{% for message in messages %}{{ message['content'] }} {% endfor %}"
@@ -74,19 +74,20 @@ def greedy_by_hand(model: GptOssForCausalLM, prompt: list[int], cap: int, ends: 
 
 @pytest.fixture
 def stopping_model(tiny_model: GptOssForCausalLM, tokenizer: PreTrainedTokenizerFast) -> GptOssForCausalLM:
-    """The tiny model with every fifth token an end token, so that some answers end and others are cut off."""
+    """The tiny model with every fifth token an end token, so that some completions end and others are cut off."""
     tiny_model.generation_config.eos_token_id = [2, *range(5, 128, 10)]
     return tiny_model
 
 
-def test_answers_equal_unbatched_uncached_decoding(
+def test_completions_equal_unbatched_uncached_decoding(
     stopping_model: GptOssForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     ends = {2, *range(5, 128, 10)}
     environment = Parity()
     problems = held_out_problems([environment], ["low", "high"], 9, seed=3)
     for batch_size in (1, 4, 64):
-        episodes = answer_problems(stopping_model, tokenizer, problems, [environment], 10, batch_size)
+        engine = TransformersEngine(stopping_model, tokenizer, batch_size)
+        episodes = solve_problems(engine, tokenizer, problems, [environment], Sampling(10, 0.0))
         for (problem, effort), episode in zip(problems, episodes, strict=True):
             prompt = f"{problem.messages[0]['content']} {'w5 w6' if effort == 'high' else 'w7'}".split()
             ids = tokenizer.convert_tokens_to_ids(prompt)
@@ -97,58 +98,11 @@ def test_answers_equal_unbatched_uncached_decoding(
     assert {episode.finished for episode in episodes} == {True, False}  # both kinds were tested
 
 
-def test_rounds_give_the_answers_of_one_long_generation(
-    stopping_model: GptOssForCausalLM, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert round_limits(96) == [32, 96] and round_limits(32) == [32] and round_limits(600) == [32, 128, 512, 600]
-    prompts = [[9, 8, 7], [6, 9, 4, 3], [50, 51], [60, 61, 62, 63, 64], [70, 71]]
-    stopping_model.generation_config.eos_token_id = [2, 55]
-    whole = [generate_greedily(stopping_model, tokenizer, [prompt], 30)[0] for prompt in prompts]
-    monkeypatch.setattr(generate, "FIRST_ROUND_TOKENS", 3)
-    assert round_limits(30) == [3, 12, 30]
-    assert generate_in_batches(stopping_model, tokenizer, prompts, [4, 2, 0, 1, 3], 30, 2) == whole
-    assert max(len(ids) for ids, _ in whole) == 30 > min(len(ids) for ids, _ in whole)
-
-
-def test_modes_and_random_state_are_left_alone(
-    stopping_model: GptOssForCausalLM, tokenizer: PreTrainedTokenizerFast
-) -> None:
-    stopping_model.train()
-    stopping_model.model.layers[1].eval()
-    modes = [module.training for module in stopping_model.modules()]
-    state = torch.get_rng_state()
-    problems = held_out_problems([Parity()], ["low"], 2, seed=0)
-    first = answer_problems(stopping_model, tokenizer, problems, [Parity()], 4, 2)
-    assert [module.training for module in stopping_model.modules()] == modes
-    assert torch.equal(torch.get_rng_state(), state)
-    assert first == answer_problems(stopping_model, tokenizer, problems, [Parity()], 4, 2)
-
-
-def test_a_checkpoints_sampling_settings_do_not_reach_the_answers(
-    stopping_model: GptOssForCausalLM, tokenizer: PreTrainedTokenizerFast
-) -> None:
-    prompts = [[9, 8, 7], [6, 5, 4, 3]]
-    plain = generate_greedily(stopping_model, tokenizer, prompts, 8)
-    stopping_model.generation_config.do_sample = True
-    stopping_model.generation_config.temperature = 5.0
-    stopping_model.generation_config.repetition_penalty = 3.0
-    assert generate_greedily(stopping_model, tokenizer, prompts, 8) == plain
-
-
-def test_left_padding() -> None:
-    ids, mask = pad_left([[4, 5, 6], [7]], pad_id=0)
-    assert ids.tolist() == [[4, 5, 6], [0, 0, 7]] and mask.tolist() == [[1, 1, 1], [0, 0, 1]]
-
-
-def test_unknown_environment_and_missing_padding_are_errors(
-    tiny_model: GptOssForCausalLM, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_an_unknown_environment_is_an_error(tiny_model: GptOssForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     problems = held_out_problems([Parity("other")], ["low"], 2, seed=0)
+    engine = TransformersEngine(tiny_model, tokenizer, 2)
     with pytest.raises(ValueError, match=r"\['other'\] were given; the environments are \['parity'\]"):
-        answer_problems(tiny_model, tokenizer, problems, [Parity()], 4, 2)
-    bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
-    with pytest.raises(ValueError, match="padding token None"):
-        generate_greedily(tiny_model, bare, [[4]], 4)
+        solve_problems(engine, tokenizer, problems, [Parity()], Sampling(4))
 
 
 def test_held_out_problems_are_the_same_at_each_effort() -> None:
@@ -192,7 +146,7 @@ def test_paired_comparison_by_hand() -> None:
 
 def test_comparison_of_other_problems_is_refused() -> None:
     for other in (AFTER[:-1], AFTER[::-1], [replace(AFTER[0], problem=99), *AFTER[1:]]):
-        with pytest.raises(ValueError, match="not to the same problems"):
+        with pytest.raises(ValueError, match="not of the same problems"):
             compare(BEFORE, other)
 
 
@@ -210,7 +164,10 @@ def test_length_statistics() -> None:
 def _share_and_gather(rank: int, world: int, folder: str, count: int) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     problems = [(Problem("a", ({"role": "user", "content": str(index)},), ""), "low") for index in range(count)]
-    mine = [Episode("a", "low", 0.0, int(p.messages[0]["content"]), True) for p, _ in local_share(problems)]
+    mine = [
+        Episode("a", "low", 0.0, int(p.messages[0]["content"]), True)
+        for p, _ in (problems[row] for row in local_rows(count))
+    ]
     gathered = [episode.generated_tokens for episode in gather_episodes(mine)]
     Path(folder, f"rank{rank}.json").write_text(json.dumps([len(mine), gathered]))
     torch.distributed.destroy_process_group()
@@ -225,7 +182,7 @@ def test_two_processes_share_and_gather_in_order(tmp_path: Path) -> None:
 
 
 def test_without_processes_everything_is_local() -> None:
-    assert gather_episodes(BEFORE) == BEFORE and local_share([]) == []
+    assert gather_episodes(BEFORE) == BEFORE and local_rows(3) == range(3)
 
 
 @pytest.fixture
@@ -241,48 +198,35 @@ def test_stage_evaluates_a_folder_and_compares_with_another_run(
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir(), second.mkdir()
-    results = evaluate(first, checkpoint, [Parity()], ["low", "high"], 6, 8, 4, seed=1)
+    settings = {"sampling": Sampling(8, 0.0), "engine": EngineSettings("transformers", batch_size=4)}
+    held_out = HeldOut([Parity()], ["low", "high"], 6, seed=1)
+    results = evaluate(first, checkpoint, held_out, **settings)  # type: ignore[arg-type]
     episodes = read_episodes(first)
     assert results == summarize(episodes) and len(episodes) == 12
     tokens = [episode.generated_tokens for episode in episodes if episode.effort == "high"]
     assert read_lengths(first)["high"] == length_statistics(tokens)
-    again = evaluate(second, checkpoint, [Parity()], ["low", "high"], 6, 8, 4, seed=1, baseline=first)
+    again = evaluate(second, checkpoint, held_out, **settings, baseline=first)  # type: ignore[arg-type]
     assert {key: again[key] for key in results} == results
     assert "+0.000 ± 0.000" in capsys.readouterr().out
     assert again["accuracy_gain/high"] == again["tokens_gain/low"] == again["tokens_gain_se/low"] == 0.0
     with pytest.raises(ValueError, match="same environments, efforts"):
-        evaluate(second, checkpoint, [Parity()], ["low", "high"], 6, 8, 4, seed=2, baseline=first)
+        evaluate(second, checkpoint, replace(held_out, seed=2), **settings, baseline=first)  # type: ignore[arg-type]
 
 
 def test_stage_refuses_bad_input_before_anything_slow(checkpoint: Path, tmp_path: Path) -> None:
     def run(**overrides: object) -> Callable[[], object]:
-        arguments = {"run_dir": tmp_path, "checkpoint": checkpoint, "environments": [Parity()], "efforts": ["low"]}
+        arguments = {"run_dir": tmp_path, "checkpoint": checkpoint, "held_out": HeldOut([Parity()], ["low"])}
         return lambda: evaluate(**(arguments | overrides))  # type: ignore[arg-type]
 
     cases = {
         r"holds no config\.json": run(checkpoint=tmp_path),
-        "prompts_per_effort 1": run(prompts_per_effort=1),
-        "batch_size 0": run(batch_size=0),
+        "prompts_per_effort 1": lambda: HeldOut([Parity()], prompts_per_effort=1),
+        "extreme": lambda: HeldOut([Parity()], ["extreme"]),
         "no finished run": run(baseline=tmp_path / "missing"),
-        "extreme": run(efforts=["extreme"]),
-        "names must differ": run(environments=[]),
+        "names must differ": run(held_out=HeldOut([])),
+        "without an FP8 cache": run(kv_scales=tmp_path),
+        "simulated with transformers": run(kv_cache="fp8", engine=EngineSettings("vllm")),
     }
     for message, case in cases.items():
         with pytest.raises(ValueError, match=message):
             case()
-
-
-@pytest.mark.parametrize("batch_size", [2, 6])
-def test_cache_takes_the_bytes_that_the_docstring_states(tiny_model: GptOssForCausalLM, batch_size: int) -> None:
-    prompt, new = 20, 5
-    config = tiny_model.config
-    windows = [config.sliding_window if kind == "sliding_attention" else None for kind in config.layer_types]
-    tokens = sum(min(window or prompt + new, prompt + new) for window in windows)
-    stated = batch_size * 2 * config.num_key_value_heads * config.head_dim * 4 * tokens
-    ids = torch.full((batch_size, prompt), 9)
-    output = tiny_model.generate(
-        ids, max_new_tokens=new, min_new_tokens=new, do_sample=False, return_dict_in_generate=True
-    )
-    layers = output.past_key_values.layers
-    used = sum(tensor.numel() * tensor.element_size() for layer in layers for tensor in (layer.keys, layer.values))
-    assert 0.9 * stated < used <= stated

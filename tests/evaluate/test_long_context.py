@@ -4,9 +4,11 @@ import random
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from helpers.by_generate import by_generate
 from helpers.text_solvers import solve
 from jsonargparse import ArgumentParser
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -15,15 +17,19 @@ from transformers import AutoTokenizer, GptOssForCausalLM, PreTrainedModel, PreT
 
 from lit_puzzle.environments.environment import Environment, is_held_out, render_prompt
 from lit_puzzle.environments.long_context_tasks import Retrieval, VariableChain, default_tasks
-from lit_puzzle.evaluate.accuracy import answer_problems
+from lit_puzzle.environments.long_context_text import TextTask
+from lit_puzzle.evaluate.accuracy import solve_problems
 from lit_puzzle.evaluate.long_context import LongContextAccuracy, reference_answer, teacher_forced_hits
-from lit_puzzle.generation.batches import generate_greedily
+from lit_puzzle.evaluate.long_context_settings import Grading, LongContextProblems
+from lit_puzzle.generation.sampling import Sampling
+from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig, GptOssPuzzleForCausalLM
 from lit_puzzle.model.loading import load_model
 from lit_puzzle.scoring.evaluations import Evaluation
 from lit_puzzle.tiny.tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS
 from lit_puzzle.tiny.world import Chains, Counting, Sorting
 
+GREEDY = Sampling(96, temperature=0.0)
 PARENT = Path(__file__).parents[2] / "lit_puzzle" / "assets" / "tiny_parent"
 
 
@@ -43,13 +49,26 @@ def bpe() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def accuracy(
+    tasks: list[TextTask] | None = None,
+    environments: list[Environment] | None = None,
+    sampling: Sampling = GREEDY,
+    batch_size: int = 32,
+    **settings: Any,
+) -> LongContextAccuracy:
+    """Settings of the problems and of the grading, each put where it belongs."""
+    graded = {name: settings.pop(name) for name in ("mode", "graded", "credit") if name in settings}
+    problems = LongContextProblems(tasks, environments, **settings)
+    return LongContextAccuracy(problems, Grading(**graded), sampling, batch_size)
+
+
 def prompt_tokens(tokenizer: PreTrainedTokenizerFast, item: tuple[object, str]) -> int:
     return len(tokenizer(render_prompt(tokenizer, *item), add_special_tokens=False)["input_ids"])
 
 
 @pytest.mark.parametrize("tokens", [400, 1003])
 def test_prompts_have_exactly_the_asked_tokens(bpe: PreTrainedTokenizerFast, tokens: int) -> None:
-    evaluation = LongContextAccuracy(context_tokens=tokens, efforts=["high"], problems_per_effort=12)
+    evaluation = accuracy(context_tokens=tokens, efforts=["high"], problems_per_effort=12)
     items = evaluation.items(bpe)
     assert [prompt_tokens(bpe, item) for item in items] == [tokens] * 12
     assert {problem.environment for problem, _ in items} == {task.name for task in default_tasks()}
@@ -60,7 +79,7 @@ def test_prompts_have_exactly_the_asked_tokens(bpe: PreTrainedTokenizerFast, tok
 def test_items_are_deterministic_and_the_same_at_each_effort(bpe: PreTrainedTokenizerFast) -> None:
     def make(seed: int) -> LongContextAccuracy:
         settings = {"efforts": ["low", "medium", "high"], "problems_per_effort": 4, "context_tokens": 300}
-        return LongContextAccuracy([Retrieval()], [Chains()], seed=seed, **settings)
+        return accuracy([Retrieval()], [Chains()], seed=seed, **settings)
 
     items = make(0).items(bpe)
     assert items == make(0).items(bpe) and items != make(1).items(bpe)
@@ -73,7 +92,7 @@ def test_items_are_deterministic_and_the_same_at_each_effort(bpe: PreTrainedToke
 
 
 def test_needles_step_through_all_depths(bpe: PreTrainedTokenizerFast) -> None:
-    evaluation = LongContextAccuracy([Retrieval()], context_tokens=1500, problems_per_effort=10)
+    evaluation = accuracy([Retrieval()], context_tokens=1500, problems_per_effort=10)
     depths = []
     for problem, _ in evaluation.items(bpe):
         text = problem.messages[0]["content"]
@@ -128,7 +147,7 @@ def test_window_on_the_vital_layer_collapses_the_score(
     drop_of_layer_1: float,
     drop_of_layer_3: float,
 ) -> None:
-    evaluation = LongContextAccuracy(environments=WORLD, efforts=["medium", "high"], problems_per_effort=15, **settings)
+    evaluation = accuracy(environments=WORLD, efforts=["medium", "high"], problems_per_effort=15, **settings)
     tokenizer = AutoTokenizer.from_pretrained(PARENT)
     items = evaluation.items(tokenizer)
     scores = {name: evaluation.scores(model, tokenizer, items) for name, model in models_by_name.items()}
@@ -142,11 +161,11 @@ def test_window_on_the_vital_layer_collapses_the_score(
 def test_exact_completion_is_greedy_decoding_of_the_reference(models_by_name: dict[str, PreTrainedModel]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(PARENT)
     settings = {"efforts": ["low", "medium", "high"], "problems_per_effort": 6, "environments": WORLD}
-    forced = LongContextAccuracy(mode="teacher_forced", graded="completion", credit="exact", batch_size=5, **settings)
+    forced = accuracy(mode="teacher_forced", graded="completion", credit="exact", batch_size=5, **settings)
     items = forced.items(tokenizer)
     model = models_by_name["parent"]
     prompts = [tokenizer(render_prompt(tokenizer, *item), add_special_tokens=False)["input_ids"] for item in items]
-    written = [tokenizer.decode(ids) for ids, _ in generate_greedily(model, tokenizer, prompts, 96)]
+    written = [tokenizer.decode(done.token_ids) for done in by_generate(model, prompts, 96)]
     by_name = {environment.name: environment for environment in WORLD}
     expected = [
         float(text == reference_answer(by_name[problem.environment], problem, effort))
@@ -156,13 +175,24 @@ def test_exact_completion_is_greedy_decoding_of_the_reference(models_by_name: di
     assert 0 < sum(expected) < len(expected)  # both outcomes occur
 
 
-def test_generated_scores_are_those_of_the_answers(models_by_name: dict[str, PreTrainedModel]) -> None:
+def test_generated_scores_are_those_of_the_completions(models_by_name: dict[str, PreTrainedModel]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(PARENT)
-    evaluation = LongContextAccuracy(environments=WORLD, problems_per_effort=6, max_new_tokens=40)
+    sampling = Sampling(40, 0.0)
+    evaluation = accuracy(environments=WORLD, problems_per_effort=6, sampling=sampling)
     items = evaluation.items(tokenizer)
     model = models_by_name["window on layer 1"]
-    episodes = answer_problems(model, tokenizer, items, WORLD, 40, 3)
+    episodes = solve_problems(TransformersEngine(model, tokenizer, 3), tokenizer, items, WORLD, sampling)
     assert evaluation.scores(model, tokenizer, items) == [episode.correct for episode in episodes]
+
+
+def test_sampled_scores_depend_on_the_item_alone(models_by_name: dict[str, PreTrainedModel]) -> None:
+    tokenizer, model = AutoTokenizer.from_pretrained(PARENT), models_by_name["window on layer 1"]
+    evaluation = accuracy(environments=WORLD, problems_per_effort=18, sampling=Sampling(24, 1.0, seed=3))
+    items = evaluation.items(tokenizer)
+    scores = evaluation.scores(model, tokenizer, items)
+    halves = [evaluation.scores(model, tokenizer, items[rank::2]) for rank in range(2)]
+    assert [halves[place % 2][place // 2] for place in range(18)] == scores
+    assert 0 < sum(scores) < 18
 
 
 @pytest.mark.parametrize("attention", ["eager", "sink_attention"])
@@ -195,9 +225,7 @@ def test_share_counts_the_answer_in_the_final_channel(
 ) -> None:
     """A model whose every next token is forced to the reference, but for `wrong` answer tokens."""
     model = GptOssForCausalLM(tiny_config(vocab_size=600)).eval()
-    evaluation = LongContextAccuracy(
-        [VariableChain()], context_tokens=300, problems_per_effort=1, mode="teacher_forced"
-    )
+    evaluation = accuracy([VariableChain()], context_tokens=300, problems_per_effort=1, mode="teacher_forced")
     ((problem, effort),) = items = evaluation.items(bpe)
     prompt = bpe(render_prompt(bpe, problem, effort), add_special_tokens=False)["input_ids"]
     head = bpe("<|channel|>final<|message|>", add_special_tokens=False)["input_ids"]
@@ -213,7 +241,7 @@ def test_share_counts_the_answer_in_the_final_channel(
     model.lm_head.register_forward_hook(force)
     expected = share if share is not None else (len(answer) - 1) / len(answer)
     assert evaluation.scores(model, bpe, items) == [pytest.approx(expected)]
-    exact = LongContextAccuracy(
+    exact = accuracy(
         [VariableChain()], context_tokens=300, problems_per_effort=1, mode="teacher_forced", credit="exact"
     )
     assert exact.scores(model, bpe, items) == [float(wrong == 0)]
@@ -226,24 +254,25 @@ def test_bad_input_is_refused(tiny_model: GptOssForCausalLM, bpe: PreTrainedToke
         ({"tasks": [], "environments": []}, "at least one is needed"),
         ({"context_tokens": 400, "mode": "greedy"}, "mode is 'greedy'; allowed"),
         ({"context_tokens": 400, "credit": "half"}, "credit is 'half'; allowed"),
-        ({"context_tokens": 400, "problems_per_effort": 0}, "must be 1 or more"),
-        ({"context_tokens": 0}, "must be 1 or more"),
+        ({"context_tokens": 400, "problems_per_effort": 0}, "1 or more is needed"),
+        ({"context_tokens": 0}, "1 or more is needed"),
         ({"context_tokens": 400, "efforts": ["extreme"]}, "extreme"),
+        ({"context_tokens": 400, "batch_size": 0}, "batch_size 0"),
     ):
         with pytest.raises(ValueError, match=message):
-            LongContextAccuracy(**arguments)  # type: ignore[arg-type]
+            accuracy(**arguments)
     with pytest.raises(ValueError, match="the needles and the question alone are"):
-        LongContextAccuracy(context_tokens=60).items(bpe)
+        accuracy(context_tokens=60).items(bpe)
     tokenizer = AutoTokenizer.from_pretrained(PARENT)
     with pytest.raises(ValueError, match="model_max_length is 131072"):
-        LongContextAccuracy(context_tokens=131073).items(tokenizer)
+        accuracy(context_tokens=131073).items(tokenizer)
 
 
 @pytest.mark.parametrize("mode", ["generated", "teacher_forced"])
 def test_a_prompt_longer_than_the_models_context_is_refused_before_anything_runs(
     tiny_model: GptOssForCausalLM, bpe: PreTrainedTokenizerFast, mode: str
 ) -> None:
-    evaluation = LongContextAccuracy([Retrieval()], context_tokens=300, problems_per_effort=2, mode=mode)
+    evaluation = accuracy([Retrieval()], context_tokens=300, problems_per_effort=2, mode=mode)
     items = evaluation.items(bpe)
     tiny_model.config.max_position_embeddings = 302
     tiny_model.model = None  # a forward pass would fail in another way
@@ -252,25 +281,25 @@ def test_a_prompt_longer_than_the_models_context_is_refused_before_anything_runs
 
 
 def test_items_of_other_environments_are_refused(tiny_model: GptOssForCausalLM, bpe: PreTrainedTokenizerFast) -> None:
-    items = LongContextAccuracy([Retrieval("other")], context_tokens=300, problems_per_effort=1).items(bpe)
+    items = accuracy([Retrieval("other")], context_tokens=300, problems_per_effort=1).items(bpe)
     for mode in ("generated", "teacher_forced"):
         with pytest.raises(ValueError, match=r"\['other'\]"):
-            LongContextAccuracy([Retrieval()], context_tokens=300, mode=mode).scores(tiny_model, bpe, items)
+            accuracy([Retrieval()], context_tokens=300, mode=mode).scores(tiny_model, bpe, items)
 
 
 def test_recipes_name_it_by_class_path(bpe: PreTrainedTokenizerFast) -> None:
     parser = ArgumentParser()
     parser.add_argument("--evaluations", type=list[Evaluation])
-    settings = {
+    problems = {
         "context_tokens": 400,
         "problems_per_effort": 2,
-        "mode": "teacher_forced",
         "tasks": [
             {"class_path": "lit_puzzle.environments.long_context_tasks.VariableChain", "init_args": {"hops": 2}},
             {"class_path": "lit_puzzle.environments.long_context_tasks.FrequentWord"},
         ],
         "environments": [{"class_path": "lit_puzzle.tiny.world.Chains"}],
     }
+    settings = {"problems": problems, "grading": {"mode": "teacher_forced"}}
     source = [{"class_path": "lit_puzzle.evaluate.long_context.LongContextAccuracy", "init_args": settings}]
     (evaluation,) = parser.instantiate(parser.parse_object({"evaluations": source})).evaluations
     assert evaluation.name == "long_context"

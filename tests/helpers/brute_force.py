@@ -1,4 +1,4 @@
-"""The definition of leave-one-out importance, run literally: one more pass of the real stock layer per expert."""
+"""The definition of leave-one-out importance, literally: one more pass of the stock layer per expert."""
 
 import torch
 from torch import Tensor
@@ -7,6 +7,7 @@ from transformers.models.gpt_oss.modeling_gpt_oss import GptOssMLP
 
 from lit_puzzle.importance.expert_scores import ImportanceMethod, LeaveOneOut
 from lit_puzzle.importance.importance import ScoredMoE
+from lit_puzzle.model.family import GPT_OSS
 
 
 def make_layer(num_experts: int, top_k: int, hidden: int = 16, intermediate: int = 8, seed: int = 0) -> GptOssMLP:
@@ -48,7 +49,7 @@ def score(
     layer: GptOssMLP, hidden: Tensor, counted: Tensor, method: ImportanceMethod | None = None, chunk: int = 7
 ) -> tuple[Tensor, Tensor]:
     """Scores and output of our layer."""
-    scored = ScoredMoE(layer, 0, method or LeaveOneOut(), chunk)
+    scored = ScoredMoE(layer, GPT_OSS, 0, method or LeaveOneOut(), chunk)
     scored.counted_BT = counted
     with torch.no_grad():
         output = scored(hidden)[0]

@@ -1,4 +1,4 @@
-"""Small random searches, and their answers by enumeration of every plan: what the solvers are tested against."""
+"""Small random choice problems, and their solutions by enumeration of every plan, to test the solvers against."""
 
 import itertools
 import math
@@ -20,7 +20,7 @@ def within(limit, plan):
 
 
 def feasible(problem, plan):
-    if problem.same is not None and len({row[index] for row, index in zip(problem.same, plan)}) > 1:
+    if problem.labels is not None and len({row[index] for row, index in zip(problem.labels, plan)}) > 1:
         return False
     return all(within(limit, plan) for limit in problem.limits) and all(
         any(all(within(limit, plan) for limit in option.limits) for option in options) for options in problem.choices
@@ -28,7 +28,7 @@ def feasible(problem, plan):
 
 
 def brute_force(problem, earlier=(), alpha=1.0):
-    """The least damage of all feasible plans that share few enough layers with earlier ones, or None."""
+    """Return the lowest quality loss of all feasible plans that share few enough layers with earlier ones, or None."""
     unlike = [plan for plan in all_plans(problem) if feasible(problem, plan)]
     shared = math.floor(alpha * problem.num_layers + 1e-9)
     for other in earlier:
@@ -60,9 +60,9 @@ def problems(draw):
 
     limits = tuple(limit(f"g{i}") for i in range(draw(st.integers(0, 2))))
     choices = tuple(tuple(option(c, i) for i in range(draw(st.integers(1, 3)))) for c in range(draw(st.integers(0, 3))))
-    same = grid(st.integers(0, 1)) if draw(st.integers(0, 3)) == 0 else None
+    labels = grid(st.integers(0, 1)) if draw(st.integers(0, 3)) == 0 else None
     quality_loss = grid(st.floats(-0.5, 4).map(lambda value: round(value, 2)))
-    return ChoiceProblem(quality_loss, limits, choices, same)
+    return ChoiceProblem(quality_loss, limits, choices, labels)
 
 
 SMALL = ChoiceProblem(

@@ -1,4 +1,4 @@
-"""Runs in vLLM's environment: what the plugin says to folders and settings it refuses, one line of JSON at the end.
+"""Run in vLLM's environment: errors of the plugin for folders and settings that it refuses, as one line of JSON.
 
 VENV/bin/python vllm_refusals.py '[[FOLDER, SETTINGS], ...]' '[[FOLDER, RANKS], ...]'
 """

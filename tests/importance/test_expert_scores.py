@@ -1,4 +1,4 @@
-"""One layer's scores against brute force: really mask one expert's router logit to -inf, run the real layer again."""
+"""One layer's scores against brute force: mask one expert's router logit to -inf and run the stock layer again."""
 
 import weakref
 
@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_puzzle.importance.expert_scores import (
-    ExpertWeights,
     Frequency,
     LeaveOneOut,
     Random,
@@ -20,6 +19,8 @@ from lit_puzzle.importance.expert_scores import (
     weights_without,
 )
 from lit_puzzle.importance.importance import ScoredMoE
+from lit_puzzle.model.family import GPT_OSS
+from lit_puzzle.model.modules import ExpertWeights
 
 METHODS = (LeaveOneOut(), Reap(), Frequency(), Random(seed=5))
 
@@ -105,8 +106,8 @@ def test_ties_take_the_routers_choice_and_the_lowest_entrant():
     assert entrants(logits, torch.arange(4).expand(3, 4)).shape == (3, 0)
 
 
-def test_identical_experts_are_free_to_lose():
-    """Four copies of one expert: whichever leaves, the output stays; a fifth, different one matters."""
+def test_identical_experts_score_zero():
+    """Four copies of one expert: removing any of them leaves the output as it is."""
     layer, hidden = make_layer(4, 2), make_inputs()
     for parameter in layer.experts.parameters():
         parameter.copy_(parameter[:1].expand_as(parameter).clone())
@@ -159,7 +160,7 @@ def test_memory_formula(tokens, hidden):
     k, intermediate, experts = 4, 16, 128
     layer = make_layer(experts, k, hidden, intermediate).float()
     inputs = torch.randn(1, tokens, hidden, generator=torch.Generator().manual_seed(0))
-    scored = ScoredMoE(layer, 0, LeaveOneOut(), tokens)
+    scored = ScoredMoE(layer, GPT_OSS, 0, LeaveOneOut(), tokens)
     scored.counted_BT = torch.ones(1, tokens, dtype=torch.bool)
     logits = torch.nn.functional.linear(inputs[0], layer.router.weight, layer.router.bias)
     busiest = int(logits.topk(k + 1).indices.flatten().bincount().max())

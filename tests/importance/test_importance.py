@@ -1,4 +1,4 @@
-"""Importance of whole models, as Lightning runs it: brute force on true inputs, one = two processes, bad input."""
+"""Importance of whole models under Lightning: brute force on the true inputs, one = two processes, bad input."""
 
 import json
 import os
@@ -128,7 +128,7 @@ if __name__ == "__main__":
     )
     module = ExpertImportance(Path(parent))
     trainer.validate(module, CalibrationData(Path(parent), sequences=Path(sequences), batch_size=2), verbose=False)
-    weight = module.model.model.layers[0].mlp.mlp.experts.down_proj
+    weight = module.model.model.layers[0].mlp.moe.experts.down_proj
     assert isinstance(weight, DTensor) and weight.to_local().numel() * 2 == weight.numel()
 """
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from helpers.by_generate import by_generate
 from helpers.recovery_runs import Fingerprint
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -12,12 +13,15 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssAttention
 
 from lit_puzzle.environments.environment import render_prompt
-from lit_puzzle.evaluate.accuracy import evaluate, held_out_problems, read_episodes
-from lit_puzzle.generation.batches import generate_greedily
+from lit_puzzle.evaluate.accuracy import evaluate, read_episodes
+from lit_puzzle.evaluate.held_out import HeldOut
+from lit_puzzle.generation.sampling import EngineSettings, Sampling
+from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.kv_cache.fp8_cache import Fp8Cache, layer_scales, scales_for
-from lit_puzzle.kv_cache.kv_scales import KVScales, LayerScales, TensorScale
-from lit_puzzle.kv_cache.kv_statistics import KVStatistics, Scales, ScaleSettings, find_scales, recording
 from lit_puzzle.kv_cache.quality_loss import add_outliers, kv_quality_loss
+from lit_puzzle.kv_cache.scales import KVScales, LayerScales, ScalePair, TensorScale
+from lit_puzzle.kv_cache.settings import ScaleSettings
+from lit_puzzle.kv_cache.statistics import KVStatistics, find_scales, recording
 from lit_puzzle.model.checkpoint import fingerprint
 from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig, GptOssPuzzleForCausalLM
 from lit_puzzle.tiny.tokenizer import build_tokenizer
@@ -37,7 +41,7 @@ def child(tiny_config, tiny_model) -> PreTrainedModel:
     return model
 
 
-def some_scales(count: int = 4) -> list[Scales | None]:
+def some_scales(count: int = 4) -> list[ScalePair | None]:
     per_head = torch.tensor([2.0**-6, 2.0**-4])
     found = [(torch.tensor(2.0**-5), torch.tensor(0.004)), (per_head, per_head / 8), None, (torch.tensor(1.0),) * 2]
     return found[:count]
@@ -46,7 +50,7 @@ def some_scales(count: int = 4) -> list[Scales | None]:
 class PlainFp8(torch.nn.Module):
     """Attention over a whole sequence with keys and values rounded to FP8, written without any cache."""
 
-    def __init__(self, attention: GptOssAttention, scales: Scales | None, window: int | None) -> None:
+    def __init__(self, attention: GptOssAttention, scales: ScalePair | None, window: int | None) -> None:
         super().__init__()
         self.attention, self.scales, self.window = attention, scales, window
 
@@ -80,7 +84,7 @@ def rounded(x_BTGC: Tensor, scale: Tensor) -> Tensor:
     return (x_BTGC / scale).clamp(-448, 448).to(torch.float8_e4m3fn).float() * scale
 
 
-def plain_logits(model: PreTrainedModel, ids_BT: Tensor, scales: Sequence[Scales | None]) -> Tensor:
+def plain_logits(model: PreTrainedModel, ids_BT: Tensor, scales: Sequence[ScalePair | None]) -> Tensor:
     """A whole forward pass of a copy of the model whose attention is `PlainFp8`."""
     windows = [block["sliding_window"] for block in model.config.block_configs]
     originals = [layer.self_attn for layer in model.model.layers]
@@ -102,25 +106,27 @@ def test_whole_sequences_equal_the_plain_reimplementation(child, attention):
         exact = child(input_ids=IDS, use_cache=False).logits
     expected = plain_logits(child, IDS, some_scales())
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
-    assert (exact - expected).abs().max() > 0.05  # and FP8 is felt
+    assert (exact - expected).abs().max() > 0.05  # FP8 makes a difference
 
 
 def test_generation_equals_the_plain_reimplementation(child):
-    """Token by token: the plain one reads the whole sequence again for each."""
+    """Token by token; the plain reimplementation reads the whole sequence again for each token."""
     tokenizer = build_tokenizer()
     child.generation_config.eos_token_id = tokenizer.eos_token_id
     prompts = [IDS[0, :9].tolist(), IDS[1, :5].tolist()]
     scales = some_scales()
-    answers = generate_greedily(child, tokenizer, prompts, 14, lambda: Fp8Cache(child.config, scales))
-    for prompt, (answer, _) in zip(prompts, answers, strict=True):
+    greedy = Sampling(14, temperature=0.0)
+    engine = TransformersEngine(child, tokenizer, 2, lambda: Fp8Cache(child.config, scales))
+    completions = engine.generate(prompts, greedy)
+    for prompt, done in zip(prompts, completions, strict=True):
         sequence = list(prompt)
-        for token in answer:
+        for token in done.token_ids:
             assert int(plain_logits(child, torch.tensor([sequence]), scales)[0, -1].argmax()) == token
             sequence.append(token)
-    assert [a for a, _ in answers] != [a for a, _ in generate_greedily(child, tokenizer, prompts, 14)]
+    assert completions != TransformersEngine(child, tokenizer, 2).generate(prompts, greedy)
 
 
-def test_what_is_stored_is_fp8_and_as_short_as_the_window(child):
+def test_the_cache_stores_fp8_and_no_more_than_the_window(child):
     cache = Fp8Cache(child.config, some_scales())
     child.generate(IDS[:1], max_new_tokens=4, min_new_tokens=4, do_sample=False, past_key_values=cache)
     plain = DynamicCache(config=child.config)
@@ -131,7 +137,7 @@ def test_what_is_stored_is_fp8_and_as_short_as_the_window(child):
     assert [layer.values.shape[-2] for layer in cache.layers] == [7, 24, 4, 24]
 
 
-def test_a_stock_model_takes_the_cache(tiny_model):
+def test_a_stock_model_accepts_the_cache(tiny_model):
     cache = Fp8Cache(tiny_model.config, some_scales())
     with torch.no_grad():
         whole = tiny_model(input_ids=IDS, past_key_values=cache, use_cache=True).logits
@@ -142,7 +148,7 @@ def test_a_stock_model_takes_the_cache(tiny_model):
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-4, atol=1e-4)
 
 
-def calibrated(model: PreTrainedModel, settings: ScaleSettings) -> list[Scales | None]:
+def calibrated(model: PreTrainedModel, settings: ScaleSettings) -> list[ScalePair | None]:
     statistics = KVStatistics(model, settings.per_head)
     with torch.no_grad(), recording(model, statistics, MASK.bool()):
         model(input_ids=IDS, attention_mask=MASK, use_cache=False)
@@ -151,7 +157,7 @@ def calibrated(model: PreTrainedModel, settings: ScaleSettings) -> list[Scales |
 
 
 @pytest.mark.parametrize("heads", [None, [1]])
-def test_outliers_change_nothing_but_the_cache(child, heads):
+def test_outliers_change_only_the_cache(child, heads):
     exact = ScaleSettings(rounding="none", per_head=True)
     usual = calibrated(child, exact)
     with torch.no_grad():
@@ -165,8 +171,8 @@ def test_outliers_change_nothing_but_the_cache(child, heads):
 
 
 @pytest.mark.parametrize("factor", [2.0**10, 2.0**-13])
-def test_calibration_saves_a_model_with_outliers(child, factor):
-    """Too large and too small for FP8: with scale 1 the predictions are lost, with calibrated scales hardly touched."""
+def test_calibration_restores_a_model_with_outliers(child, factor):
+    """Values too large or too small for FP8: scale 1 ruins the predictions, calibrated scales hardly change them."""
     channels = [0, 2] if factor > 1 else [0, 1, 2, 3]
     batches = [{"input_ids": IDS, "attention_mask": MASK}]
     ones = [(torch.tensor(1.0),) * 2] * 4
@@ -196,18 +202,18 @@ def test_quality_loss_against_a_loop_over_tokens(child):
     assert quality_loss["log_prob"] == pytest.approx(sum(gain) / len(gain), rel=1e-3)
 
 
-def test_where_scales_come_from(child, tmp_path):
+def test_source_of_the_scales(child, tmp_path):
     """A folder of this checkpoint's scales; else those in the checkpoint (layer 2 is windowed); else 1."""
     child.save_pretrained(tmp_path / "model")
     assert scales_for(tmp_path / "model", None) == [(torch.tensor(1.0),) * 2] * 4
     one = TensorScale(torch.tensor(10.0), torch.tensor(0.5), 0)
     two = TensorScale(torch.tensor([10.0, 20.0]), torch.tensor([0.5, 1.0]), 0)
     layers = (LayerScales(one, two), LayerScales(one, one), None, LayerScales(one, one))
-    scales = KVScales(fingerprint(tmp_path / "model"), "amax", "none", 1, layers)
+    scales = KVScales(fingerprint(tmp_path / "model"), "gpt_oss_puzzle", "amax", "none", 1, layers)
     scales.save(tmp_path / "scales")
     found = scales_for(tmp_path / "model", tmp_path / "scales")
     assert found[2] is None and float(found[0][0]) == 0.5 and found[0][1].tolist() == [0.5, 1.0]
-    KVScales("another", "amax", "none", 1, layers).save(tmp_path / "other")
+    KVScales("another", "gpt_oss_puzzle", "amax", "none", 1, layers).save(tmp_path / "other")
     with pytest.raises(ValueError, match="The KV scales are of checkpoint another"):
         scales_for(tmp_path / "model", tmp_path / "other")
     with pytest.raises(ValueError, match="without an FP8 cache"):
@@ -229,22 +235,26 @@ def test_where_scales_come_from(child, tmp_path):
 
 
 def test_evaluation_under_an_fp8_cache(child, tmp_path):
-    """The answers are those that the cache gives, round after round, and not those of the model as it is."""
+    """Completions are those under the FP8 cache, batch after batch, and not those of the model's own cache."""
     tokenizer, environment = build_tokenizer(), Fingerprint()
     child.generation_config.eos_token_id = tokenizer.eos_token_id
     child.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     coarse = TensorScale(torch.tensor(10.0), torch.tensor(2.0), 0)
-    scales = KVScales(fingerprint(tmp_path / "model"), "amax", "none", 1, (LayerScales(coarse, coarse),) * 4)
+    scales = KVScales(
+        fingerprint(tmp_path / "model"), "gpt_oss_puzzle", "amax", "none", 1, (LayerScales(coarse, coarse),) * 4
+    )
     scales.save(tmp_path / "scales")
     settings = {"kv_cache": "fp8", "kv_scales": tmp_path / "scales"}
-    results = evaluate(tmp_path, tmp_path / "model", [environment], ["low"], 5, 40, 3, **settings)
-    problems = held_out_problems([environment], ["low"], 5, 0)
+    held_out = HeldOut([environment], ["low"], 5)
+    small = Sampling(40, temperature=0.0), EngineSettings(batch_size=3)
+    results = evaluate(tmp_path, tmp_path / "model", held_out, *small, **settings)
+    problems = held_out.problems()
     values = {"model": [], "fp8": []}
     for name, make_cache in (("model", None), ("fp8", lambda: Fp8Cache(child.config, layer_scales(scales)))):
         for problem, effort in problems:
             prompt = tokenizer(render_prompt(tokenizer, problem, effort), add_special_tokens=False)["input_ids"]
-            ((answer, _),) = generate_greedily(child, tokenizer, [prompt], 40, make_cache)
-            values[name].append(environment.verify(tokenizer.decode(answer), problem.answer))
+            (done,) = by_generate(child, [prompt], 40, make_cache)
+            values[name].append(environment.verify(tokenizer.decode(done.token_ids), problem.answer))
     assert [episode.correct for episode in read_episodes(tmp_path)] == values["fp8"] != values["model"]
     assert results["accuracy/low"] == pytest.approx(sum(values["fp8"]) / 5)

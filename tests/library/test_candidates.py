@@ -1,4 +1,4 @@
-"""From importance to candidates: the best-scored experts stay, windows only narrow, what fits nowhere is refused."""
+"""From importance to candidates: the best-scored experts are kept, windows only narrow, other numbers are refused."""
 
 from pathlib import Path
 

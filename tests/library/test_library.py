@@ -1,4 +1,4 @@
-"""The library: what it holds comes back from its folder, and nothing that is no candidate of the parent gets in."""
+"""The library: it is read as it was written, and candidates that do not fit the parent are refused."""
 
 import json
 import subprocess
@@ -72,7 +72,7 @@ def test_a_choice_is_a_plan():
         (1, [Candidate("window=4", BlockSpec(ALL, 4), "../w.safetensors")], "must name a file in the library's folder"),
     ],
 )
-def test_strangers_are_refused(layer, candidates, message):
+def test_candidates_that_do_not_fit_are_refused(layer, candidates, message):
     layers = list(make().layers)
     own = () if candidates[0].name == "parent" or "own block" in message else layers[layer][:1]
     layers[layer] = (*own, *candidates)
@@ -98,7 +98,7 @@ def test_damaged_files_are_named(tmp_path):
         "not JSON": "{",
         "unknown key": json.dumps(good | {"extra": 1}),
         "missing key": json.dumps({key: value for key, value in good.items() if key != "config"}),
-        "stranger in a candidate": json.dumps(good | {"layers": [[{"name": "parent"}], []]}),
+        "missing key in a candidate": json.dumps(good | {"layers": [[{"name": "parent"}], []]}),
         "no lists": json.dumps(good | {"layers": {}}),
     }
     for text in broken.values():
@@ -109,11 +109,11 @@ def test_damaged_files_are_named(tmp_path):
 
 LIGHT = """
 import sys
-import lit_puzzle.library.library, lit_puzzle.scoring.scores
+import lit_puzzle.library.library, lit_puzzle.scoring.scores, lit_puzzle.scoring.settings, lit_puzzle.child.settings
 print(sorted({"torch", "transformers", "lightning", "numpy"} & set(sys.modules)))
 """
 
 
-def test_neither_library_nor_scores_import_torch():
+def test_library_scores_and_settings_import_no_torch():
     done = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

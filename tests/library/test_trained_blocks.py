@@ -1,8 +1,10 @@
-"""Trained tensors of a plan: found by block, put into the child byte for byte, and refused where they do not belong."""
+"""Trained tensors of a plan: found by block, copied into the child byte for byte, refused where they do not fit."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from lit_puzzle.child.assemble import assemble
 from lit_puzzle.library.library import Candidate, Library, candidate_name, parent_blocks
-from lit_puzzle.library.trained_blocks import chosen_tensors
+from lit_puzzle.library.trained_blocks import check_trained, plan_tensors, trained_tensors
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.search.plan_record import trained_files
 from lit_puzzle.spec import BlockSpec, Plan
@@ -37,6 +39,24 @@ def plan_of(library: Library) -> Plan:
     return library.plan([row[-1].name for row in library.layers])
 
 
+def test_trained_tensors_are_read_and_unknown_ones_refused(tiny_config: Callable[..., Any], tmp_path: Path) -> None:
+    config, block = tiny_config().to_dict(), BlockSpec((1, 4), None)
+    candidate = Candidate("experts=2", block, "layer1.safetensors")
+    good = {"mlp.router.weight": torch.ones(2, 32), "mlp.experts.down_proj": torch.ones(2, 8, 32)}
+    save_file(good, tmp_path / "layer1.safetensors")
+    check_trained(tmp_path, config, candidate)
+    read = trained_tensors(tmp_path, config, candidate)
+    assert read.keys() == good.keys() and all(torch.equal(read[name], good[name]) for name in good)
+    assert trained_tensors(tmp_path, config, Candidate("experts=2", block)) == {}
+    save_file({"mlp.router.weight": torch.ones(8, 32)}, tmp_path / "layer1.safetensors")
+    for read_tensors in (check_trained, trained_tensors):
+        with pytest.raises(ValueError, match=r"mlp.router.weight has shape \(8, 32\).*needs \(2, 32\)"):
+            read_tensors(tmp_path, config, candidate)
+    save_file({"mlp.gate.weight": torch.ones(2, 32)}, tmp_path / "layer1.safetensors")
+    with pytest.raises(ValueError, match=r"no layer has a tensor mlp\.gate\.weight"):
+        check_trained(tmp_path, config, candidate)
+
+
 def test_a_trained_router_beside_experts_in_mxfp4(tmp_path: Path) -> None:
     parent = Checkpoint(write_released_twin(tmp_path / "twin"))
     shape = parent.layer(1)["mlp.router.weight"].shape
@@ -57,7 +77,7 @@ def test_experts_are_never_quantized_again(tmp_path: Path) -> None:
     down = {"mlp.experts.down_proj": torch.zeros(2, parent.config["intermediate_size"], parent.config["hidden_size"])}
     library = one_trained(tmp_path / "library", parent, down)
     with pytest.raises(ValueError, match=r"layer 1 has a trained mlp\.experts\.down_proj, which .* in another form"):
-        chosen_tensors(parent, plan_of(library), tmp_path / "library")
+        plan_tensors(parent, plan_of(library), tmp_path / "library")
 
 
 def test_a_plan_of_other_blocks_and_tensors_of_other_shapes_are_refused(tmp_path: Path) -> None:
@@ -65,13 +85,13 @@ def test_a_plan_of_other_blocks_and_tensors_of_other_shapes_are_refused(tmp_path
     wide = {"mlp.router.bias": torch.zeros(3)}
     library = one_trained(tmp_path / "library", parent, wide)
     with pytest.raises(ValueError, match=r"mlp\.router\.bias has shape \(3,\); a layer with 2 experts needs \(2,\)"):
-        chosen_tensors(parent, plan_of(library), tmp_path / "library")
+        plan_tensors(parent, plan_of(library), tmp_path / "library")
     plan = library.plan(["parent"] * library.num_layers)
-    assert chosen_tensors(parent, plan, tmp_path / "library") == {}
+    assert plan_tensors(parent, plan, tmp_path / "library") == {}
     other = BlockSpec((1, 2), plan.blocks[1].window_tokens)
     blocks = (plan.blocks[0], other, *plan.blocks[2:])
     with pytest.raises(ValueError, match=r"has no candidate with the plan's 2 experts and window .* in layer 1"):
-        chosen_tensors(parent, Plan(plan.parent_fingerprint, plan.num_parent_experts, blocks), tmp_path / "library")
+        plan_tensors(parent, Plan(plan.parent_fingerprint, plan.num_parent_experts, blocks), tmp_path / "library")
 
 
 def test_a_searched_plan_does_not_lose_its_trained_blocks(tmp_path: Path) -> None:

@@ -29,9 +29,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOTrainer
 
-from lit_puzzle.child.save import load_best, save_child
-from lit_puzzle.evaluate.accuracy import Episode, answer_problems, held_out_problems, read_episodes
+from lit_puzzle.child.save import save_child
+from lit_puzzle.evaluate.accuracy import Episode, read_episodes, solve_problems
 from lit_puzzle.evaluate.before_after import recovery_results
+from lit_puzzle.evaluate.held_out import held_out_problems
+from lit_puzzle.generation.sampling import Sampling
+from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.model.checkpoint import fingerprint
 from lit_puzzle.model.loading import load_model
 from lit_puzzle.rl.module import RLRecovery
@@ -40,6 +43,7 @@ from lit_puzzle.rl.settings import GRPOSettings
 from lit_puzzle.rl.trl_engine import grpo_config
 from lit_puzzle.run.folder import newest_checkpoint
 from lit_puzzle.tiny.world import Counting
+from lit_puzzle.training.best_weights import load_best
 from lit_puzzle.training.checkpoints import BestCheckpoint, UpdateCheckpoint
 from lit_puzzle.training.trainable import FROZEN, LoraSettings, freeze_parameters
 from lit_puzzle.training.trainer_validation import check_trainer
@@ -225,8 +229,9 @@ def test_measures_what_it_saves_on_other_prompts_than_it_validates(
         after, settings = read_episodes(tmp_path / "after"), module.evaluation
         pairs = held_out_problems(data.environments, ["low", "high"], settings.prompts_per_effort, settings.seed)
         plain = load_model(tmp_path / "child", "float32")
-        answers = answer_problems(plain, module.tokenizer, pairs, data.environments, 6, settings.batch_size)
-        assert after == answers != read_episodes(tmp_path / "before")
+        engine, sampling = TransformersEngine(plain, module.tokenizer, settings.batch_size), Sampling(6, 0.0)
+        expected = solve_problems(engine, module.tokenizer, pairs, data.environments, sampling)
+        assert after == expected != read_episodes(tmp_path / "before")
         validated = {problem.text() for batch in data.val_dataloader() for problem, _ in batch}
         assert len(validated) == 4 and not validated & {problem.text() for problem, _ in pairs}
 

@@ -15,7 +15,9 @@ from transformers import GptOssForCausalLM
 
 from lit_puzzle.data.document_files import DocumentFolder
 from lit_puzzle.data.generate import generate
+from lit_puzzle.data.prompt_source import PromptSource
 from lit_puzzle.distill.top_logits_files import TopLogits
+from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.tiny.tokenizer import build_tokenizer
 from lit_puzzle.tiny.world import Chains, Counting, Sorting
 
@@ -45,8 +47,8 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def test_killed_and_resumed_documents_and_their_logits(tiny_config, tmp_path):
     parent = make_parent(tmp_path / "parent", tiny_config(max_position_embeddings=256))
-    settings = {"num_prompts": 48, "max_new_tokens": 24, "shard_size": 8, "batch_size": 8, "engine": "transformers"}
-    words, run_dir = command(tmp_path, "generate", parent=str(parent), **settings)
+    small = {"engine": {"name": "transformers", "batch_size": 8}, "sampling": {"max_new_tokens": 24}, "shard_size": 8}
+    words, run_dir = command(tmp_path, "generate", parent=str(parent), prompts={"num_prompts": 48}, **small)
     folder = run_dir / "documents"
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=ENVIRONMENT) as process:
         while not (folder / "shard-00001.parquet").exists():
@@ -61,8 +63,9 @@ def test_killed_and_resumed_documents_and_their_logits(tiny_config, tmp_path):
     record = json.loads((run_dir / "run.json").read_text())
 
     (tmp_path / "whole").mkdir()
-    environments = [Chains(), Sorting(), Counting()]
-    results = generate(tmp_path / "whole", parent, environments=environments, **settings)
+    prompts = PromptSource([Chains(), Sorting(), Counting()], num_prompts=48)
+    engine = EngineSettings("transformers", batch_size=32)
+    results = generate(tmp_path / "whole", parent, prompts, Sampling(24), engine, shard_size=8)
     assert record["resumed"] and record["results"] == results
     whole = files(tmp_path / "whole" / "documents")
     assert files(folder) == whole and all(whole[name] == made[name] for name in made if name in whole)

@@ -1,4 +1,4 @@
-"""Damages of a token: plain float64 formulas, hand-computed cases, chunks that change nothing, bounded memory."""
+"""Quality loss of a token: plain float64 formulas, hand-computed cases, chunks that change nothing, bounded memory."""
 
 import math
 
@@ -72,7 +72,7 @@ def test_hand_computed_token():
     assert float(mse) == pytest.approx(2.5) and float(cosine) == pytest.approx(1.0)
 
 
-def test_equal_sides_quality_loss_nothing_and_certain_ones_stay_finite():
+def test_equal_sides_lose_nothing_and_certain_ones_stay_finite():
     parent, _, head, samples, targets = random_case(1.0)
     tokens = ScoredTokens(samples, targets, parent)
     assert (quality_loss_sums(tokens, parent, lambda hidden: 50 * hidden @ head.T, 4, 8) == 0).all()

@@ -1,4 +1,4 @@
-"""Evaluations: what is asked and who answers it, on one process and on two, with gathered weights and in step."""
+"""Evaluations: their items and scores, on one process and on two, with gathered weights and in step."""
 
 import json
 from functools import partial
@@ -11,10 +11,13 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoTokenizer, GptOssForCausalLM
 
 from lit_puzzle.environments.environment import is_held_out
-from lit_puzzle.evaluate.accuracy import answer_problems
+from lit_puzzle.evaluate.accuracy import solve_problems
 from lit_puzzle.evaluate.long_context import LongContextAccuracy
+from lit_puzzle.evaluate.long_context_settings import Grading, LongContextProblems
+from lit_puzzle.generation.sampling import Sampling
+from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.library.swap import swapped
-from lit_puzzle.scoring.evaluations import answer_items, task_items
+from lit_puzzle.scoring.evaluations import evaluation_items, score_items
 from lit_puzzle.spec import BlockSpec
 from lit_puzzle.tiny.tokenizer import build_tokenizer
 from lit_puzzle.tiny.world import Chains, Counting
@@ -32,56 +35,52 @@ def parent(tiny_config, tmp_path_factory) -> Path:
     torch.manual_seed(0)
     special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
     model = GptOssForCausalLM(tiny_config(num_hidden_layers=2, **special))
-    model.generation_config.eos_token_id = list(range(20, 128, 4))  # so that answers end, each at its own time
+    model.generation_config.eos_token_id = list(range(20, 128, 4))  # so that completions end, each at its own time
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
 def make_task(problems: int = 3) -> LongContextAccuracy:
-    return LongContextAccuracy(
-        environments=[Fingerprint()],
-        efforts=["low", "high"],
-        problems_per_effort=problems,
-        max_new_tokens=TOKENS,
-        batch_size=4,
-        name="print",
-    )
+    asked = LongContextProblems(environments=[Fingerprint()], efforts=["low", "high"], problems_per_effort=problems)
+    return LongContextAccuracy(asked, sampling=Sampling(TOKENS, 0.0), batch_size=4, name="print")
 
 
-def answers(parent: Path, settings: FabricSettings) -> dict[str, list[float]]:
+def all_scores(parent: Path, settings: FabricSettings) -> dict[str, list[float]]:
     """Scores of the parent, of the parent with a block replaced, and of the parent again."""
     processes, tokenizer, task = launch(settings), AutoTokenizer.from_pretrained(parent), make_task()
     model = load_parent(processes, settings, parent)
-    answer = partial(answer_items, model, tokenizer, task, task.items(tokenizer), processes)
-    found = {"parent": answer(settings.unshard_evaluations)}
+    score = partial(score_items, model, tokenizer, task, task.items(tokenizer), processes)
+    found = {"parent": score(settings.unshard_evaluations)}
     with swapped(model, 1, BLOCK):
-        found["child"] = answer(settings.unshard_evaluations)
-    return found | {"again": answer(settings.unshard_evaluations)}
+        found["child"] = score(settings.unshard_evaluations)
+    return found | {"again": score(settings.unshard_evaluations)}
 
 
 def test_problems_are_training_ones(parent):
     tokenizer = AutoTokenizer.from_pretrained(parent)
-    task = LongContextAccuracy(environments=[Chains(), Counting()], efforts=["low", "high"], problems_per_effort=4)
+    environments = [Chains(), Counting()]
+    task = LongContextAccuracy(LongContextProblems(None, environments, None, ["low", "high"], problems_per_effort=4))
     items = task.items(tokenizer)
     assert items == task.items(tokenizer) and len(items) == 8
     assert [effort for _, effort in items] == ["low"] * 4 + ["high"] * 4
     assert not any(is_held_out(problem) for problem, _ in items)
 
 
-def test_scores_are_those_of_the_answers(parent):
-    found = answers(parent, ON_CPU)
+def test_scores_are_those_of_the_completions(parent):
+    found = all_scores(parent, ON_CPU)
     assert found["parent"] == found["again"] != found["child"]
     tokenizer, model = AutoTokenizer.from_pretrained(parent), GptOssForCausalLM.from_pretrained(parent).eval()
     task = make_task()
-    episodes = answer_problems(model, tokenizer, task.items(tokenizer), [Fingerprint()], TOKENS, 4)
+    engine, sampling = TransformersEngine(model, tokenizer, 4), Sampling(TOKENS, 0.0)
+    episodes = solve_problems(engine, tokenizer, task.items(tokenizer), [Fingerprint()], sampling)
     assert found["parent"] == [episode.correct for episode in episodes]
     lengths = [episode.generated_tokens for episode in episodes]
     assert max(lengths[0::2]) != max(lengths[1::2])  # two processes would decode different numbers of steps
 
 
 def on_two(folder: Path, name: str, settings: FabricSettings, rank: int) -> None:
-    (folder.parent / f"{name}{rank}.json").write_text(json.dumps(answers(folder, settings)))
+    (folder.parent / f"{name}{rank}.json").write_text(json.dumps(all_scores(folder, settings)))
 
 
 @pytest.mark.parametrize("name", ["gathered", "in step", "replicated"])
@@ -93,68 +92,63 @@ def test_two_processes_score_like_one(parent, name):
         unshard_evaluations=name == "gathered",
     )
     assert forked(2, partial(on_two, parent, name, settings)) == [0, 0]
-    one = answers(parent, ON_CPU)
+    one = all_scores(parent, ON_CPU)
     for rank in (0, 1):
         assert json.loads((parent.parent / f"{name}{rank}.json").read_text()) == one
 
 
-class Answers:
-    """An evaluation that gives what it was told to."""
+class FixedScores:
+    """An evaluation with given scores."""
 
-    name = "told"
+    name = "fixed"
 
     def __init__(self, scores: list[float], items: int = 3) -> None:
-        self.told, self.size = scores, items
+        self.given, self.size = scores, items
 
     def items(self, tokenizer: object) -> list[int]:
         return list(range(self.size))
 
     def scores(self, policy: object, tokenizer: object, items: list[int]) -> list[float]:
-        return self.told
+        return self.given
 
 
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        (Answers([1.0, 0.0]), "gave 2 scores for 3 items"),
-        (Answers([1.0, 0.0, 1.5]), "must give one in 0..1 for each"),
-        (Answers([1.0, 0.0, float("nan")]), "must give one in 0..1 for each"),
+        (FixedScores([1.0, 0.0]), "gave 2 scores for 3 items"),
+        (FixedScores([1.0, 0.0, 1.5]), "must give one in 0..1 for each"),
+        (FixedScores([1.0, 0.0, float("nan")]), "must give one in 0..1 for each"),
     ],
 )
-def test_scores_that_are_none_are_refused(parent, task, message):
+def test_scores_outside_0_to_1_are_refused(parent, task, message):
     model = load_parent(launch(ON_CPU), ON_CPU, parent)
     with pytest.raises(ValueError, match=message):
-        answer_items(model, build_tokenizer(), task, task.items(None), launch(ON_CPU), True)
+        score_items(model, build_tokenizer(), task, task.items(None), launch(ON_CPU), True)
 
 
 def test_one_item_has_no_standard_error():
-    with pytest.raises(ValueError, match="'told' has 1 items; a standard error needs two"):
-        task_items(Answers([1.0], items=1), build_tokenizer())
+    with pytest.raises(ValueError, match="'fixed' has 1 items; a standard error needs two"):
+        evaluation_items(FixedScores([1.0], items=1), build_tokenizer())
 
 
 @torch.no_grad()
 def teacher_forced(parent: Path, settings: FabricSettings) -> dict[str, list[float]]:
     """Teacher-forced scores of the parent, and of it with trained tensors in layer 0, with a pass in between."""
     processes, tokenizer = launch(settings), AutoTokenizer.from_pretrained(parent)
-    task = LongContextAccuracy(
-        environments=[Chains(), Counting()],
-        efforts=["low"],
-        problems_per_effort=5,
-        mode="teacher_forced",
-        batch_size=2,
-    )
+    problems = LongContextProblems(environments=[Chains(), Counting()], efforts=["low"], problems_per_effort=5)
+    task = LongContextAccuracy(problems, Grading("teacher_forced"), batch_size=2)
     model = load_parent(processes, settings, parent)
     unshard = settings.unshard_evaluations
-    answer = partial(answer_items, model, tokenizer, task, task.items(tokenizer), processes, unshard)
+    score = partial(score_items, model, tokenizer, task, task.items(tokenizer), processes, unshard)
     shape = (model.config.hidden_size, model.config.num_attention_heads * model.config.head_dim)
     trained = {"self_attn.o_proj.weight": torch.randn(shape, generator=torch.Generator().manual_seed(1))}
-    found = {"parent": answer()}
+    found = {"parent": score()}
     model(input_ids=torch.tensor([[5, 6, 7]]))  # through the layers, as the scores of blocks go
     if processes.world_size > 1 and settings.strategy == "sharded":
         assert all(isinstance(parameter, DTensor) for parameter in model.model.layers.parameters())
     with swapped(model, 0, BLOCK, trained):
-        found["child"] = answer()
-    return found | {"again": answer()}
+        found["child"] = score()
+    return found | {"again": score()}
 
 
 def forced_on_two(folder: Path, settings: FabricSettings, rank: int) -> None:

@@ -1,4 +1,4 @@
-"""Layer by layer = whole models one after the other; in a file = in memory; memory knows no number of layers."""
+"""Layer by layer = whole models one after the other; in a file = in memory; memory is independent of the depth."""
 
 from copy import deepcopy
 from pathlib import Path
@@ -12,7 +12,8 @@ from transformers import GptOssForCausalLM
 from lit_puzzle.library.swap import swapped
 from lit_puzzle.model.blocks import with_own_blocks
 from lit_puzzle.scoring.block_quality import METRICS, NO_TOKEN
-from lit_puzzle.scoring.replace_block import FEWEST_TOKENS, Memory, ReplaceOneBlock, lay_out, next_tokens
+from lit_puzzle.scoring.replace_block import ReplaceOneBlock, lay_out, next_tokens
+from lit_puzzle.scoring.settings import FEWEST_TOKENS, Memory
 from lit_puzzle.spec import BlockSpec
 
 ALL = tuple(range(8))
@@ -61,7 +62,7 @@ def test_layer_by_layer_is_whole_models_one_after_the_other(tiny_model, kept):
             assert found[name] == pytest.approx(expected[name], rel=2e-3, abs=2e-5), name
 
 
-def test_the_parents_own_block_quality_losses_nothing(tiny_model):
+def test_the_parents_own_block_costs_no_quality(tiny_model):
     work = scorer(with_own_blocks(tiny_model))
     work.start(2)
     assert {value for values in work.quality_loss(BlockSpec(ALL, 8)).values() for value in values} == {0.0}
@@ -126,8 +127,8 @@ def test_next_tokens_end_with_the_sequence():
     assert next_tokens(ids, mask).tolist() == [[6, 7, NO_TOKEN], [9, NO_TOKEN, NO_TOKEN]]
 
 
-def test_only_what_the_parent_wrote_is_scored():
-    """From the last token of a prompt to the last but one of all: each is followed by a token of the answer."""
+def test_only_tokens_before_generated_ones_are_scored():
+    """From the last token of a prompt to the last but one of the sequence: a generated token follows each of them."""
     (part,) = lay_out([[[5, 6, 7, 8, 9], [5, 6, 7], [5, 6]]], 0, 1, [[2, 2, 0]])
     assert part.batch["scored_mask"].long().tolist() == [[0, 1, 1, 1, 0], [0, 1, 0, 0, 0], [1, 1, 0, 0, 0]]
     assert part.scored == slice(0, 6) and part.tokens == slice(0, 15)

@@ -1,4 +1,4 @@
-"""The table of scores: hand-computed ranks and paired drops; and what is finished and what a library needs."""
+"""The table of scores: hand-computed ranks and paired drops; finished files and the rows that a library needs."""
 
 import math
 
@@ -30,7 +30,7 @@ def test_halves_are_scored_once_and_by_themselves():
         ("experts=1", "experts", None),
     ]
     assert found[2].block == BlockSpec((1,), None)
-    with pytest.raises(ValueError, match=r"'experts=1,window=8' has trained tensors .* --pairs=true"):
+    with pytest.raises(ValueError, match=r"'experts=1,window=8' has trained tensors .* --scoring.pairs=true"):
         entries_of(library("w.safetensors"), pairs=False)
 
 
@@ -49,13 +49,13 @@ def test_ranks_within_each_sample():
 
 
 def test_a_table_by_hand(tmp_path):
-    files, answers = ScoreFiles(tmp_path / "candidates"), ScoreFiles(tmp_path / "answers")
+    files, evaluated = ScoreFiles(tmp_path / "candidates"), ScoreFiles(tmp_path / "evaluated")
     entries = entries_of(library(), pairs=False)
     for entry, values in zip(entries, ([1.0, 3.0], [7.0, 7.0], [2.0, 2.0]), strict=True):
         files.write(entry.file_name, {"hidden_mse": values})
-    answers.write("parent.json", {"score": [1.0, 1.0, 0.0, 1.0]})
-    answers.write(entries[1].file_name, {"score": [0.0, 1.0, 1.0, 0.0]})
-    table = score_table(files, entries, [0, 1], {"far": (answers, [entries[1]])}, "parent.json")
+    evaluated.write("parent.json", {"score": [1.0, 1.0, 0.0, 1.0]})
+    evaluated.write(entries[1].file_name, {"score": [0.0, 1.0, 1.0, 0.0]})
+    table = score_table(files, entries, [0, 1], {"far": (evaluated, [entries[1]])}, "parent.json")
     assert table[0, "experts=2"] == {"hidden_mse": Measurement(2.0, 1.0), "mean_rank": Measurement(0.75, 0.25)}
     assert table[0, "experts=1"] == {"hidden_mse": Measurement(2.0, 0.0), "mean_rank": Measurement(0.75, 0.25)}
     # drops 1, 0, -1, 1: mean 1/4, squared deviations 9/16 + 1/16 + 25/16 + 9/16 = 44/16, over 3 x 4
@@ -73,7 +73,7 @@ def test_finished_files_come_back_bit_for_bit(tmp_path):
     assert Entry(3, "window=8", "window", BlockSpec(ALL, 8), None).file_name == "layer=3,window=8.json"
 
 
-def test_numbers_that_are_none_are_named():
+def test_values_that_are_not_finite_are_named():
     check_finite("layer 1", {"kl": [0.0, 1.0]})
     for broken in (math.nan, math.inf):
         with pytest.raises(ValueError, match=f"layer 1, candidate 'x': kl of sample 1 is {broken}"):

@@ -57,7 +57,7 @@ def two_layers() -> Library:
     return Library("print", 8, config, tuple(layers))
 
 
-def test_scores_of_no_candidate_are_refused_by_name():
+def test_scores_of_unknown_candidates_are_refused_by_name():
     library, of_kl = two_layers(), {"kl": Measurement(0.5)}
     names = ["parent", "experts=4", "window=16", "experts=4,window=16"]  # window=16: a half, no candidate of its own
     assert [candidate.name for candidate in library.layers[1]] == ["parent", "experts=4", "experts=4,window=16"]
@@ -74,7 +74,7 @@ def test_scores_of_no_candidate_are_refused_by_name():
         Scores("other", 0, 0, {(0, "experts=4"): of_kl}).check_library(library)
 
 
-def test_the_least_file_of_a_stranger(tmp_path):
+def test_the_smallest_file_of_a_user(tmp_path):
     entry = {"layer": 0, "candidate": "experts=8", "metrics": {"kl": {"mean": 0.1}}}
     (tmp_path / "mine.json").write_text(json.dumps({"parent_fingerprint": "print", "entries": [entry]}))
     assert Scores.load(tmp_path / "mine.json") == Scores("print", 0, 0, {(0, "experts=8"): {"kl": Measurement(0.1, 0)}})

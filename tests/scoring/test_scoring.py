@@ -1,4 +1,4 @@
-"""The stage as a user runs it: right numbers, one = two processes, kill -9 and go on, bad input refused."""
+"""The stage as a user runs it: right numbers, one = two processes, resumed after kill -9, bad input refused."""
 
 import json
 import os
@@ -20,17 +20,20 @@ from transformers import GptOssForCausalLM
 from lit_puzzle.cli import main
 from lit_puzzle.data.calibration import CalibrationData
 from lit_puzzle.evaluate.long_context import LongContextAccuracy
+from lit_puzzle.evaluate.long_context_settings import LongContextProblems
+from lit_puzzle.generation.sampling import Sampling
 from lit_puzzle.importance.importance_file import Importance
 from lit_puzzle.library.candidates import library
 from lit_puzzle.library.library import Library
 from lit_puzzle.model.checkpoint import fingerprint
-from lit_puzzle.scoring.replace_block import Memory
 from lit_puzzle.scoring.scores import Scores
 from lit_puzzle.scoring.scoring import score
+from lit_puzzle.scoring.settings import Memory, ScoringSettings
 from lit_puzzle.tiny.tokenizer import build_tokenizer
 from lit_puzzle.tiny.world import Chains
 
 ROOT = Path(__file__).parents[2]
+RANKED = ScoringSettings(rank_samples=4)
 METRICS = {"hidden_mse", "hidden_cosine", "kl", "js", "lm_loss", "top1_disagreement", "mean_rank"}
 
 
@@ -61,18 +64,20 @@ def write_recipe(folder: Path, inputs: Path, name: str, **changes: object) -> Pa
         "run_dir": str(folder / name),
         "parent": str(inputs / "parent"),
         "library": str(inputs / "library"),
-        "rank_samples": 4,
+        "scoring": {"rank_samples": 4},
         "fabric": {"accelerator": "cpu"},
-        "data": {"init_args": {"num_problems": 7, "max_new_tokens": 6, "batch_size": 2}},
+        "data": {"init_args": {"prompts": {"num_prompts": 7}, "sampling": {"max_new_tokens": 6}, "batch_size": 2}},
         "evaluations": [
             {
                 "class_path": "lit_puzzle.evaluate.long_context.LongContextAccuracy",
                 "init_args": {
                     "name": "far",
-                    "environments": [{"class_path": "helpers.recovery_runs.Fingerprint"}],
-                    "efforts": ["low", "high"],
-                    "problems_per_effort": 3,
-                    "max_new_tokens": 6,
+                    "problems": {
+                        "environments": [{"class_path": "helpers.recovery_runs.Fingerprint"}],
+                        "efforts": ["low", "high"],
+                        "problems_per_effort": 3,
+                    },
+                    "sampling": {"max_new_tokens": 6, "temperature": 0.0},
                 },
             }
         ],
@@ -117,7 +122,7 @@ def run_in_child(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["candidates/layer=1,experts=4.json", "evaluations/far/layer=0*", "inputs.json"])
-def test_a_killed_run_goes_on_bit_for_bit(whole, inputs, tmp_path, pattern):
+def test_a_killed_run_is_resumed_bit_for_bit(whole, inputs, tmp_path, pattern):
     words = ["run", str(write_recipe(tmp_path, inputs, "run"))]
     process = get_context("fork").Process(target=run_in_child, args=(words,))
     process.start()
@@ -136,9 +141,9 @@ def test_a_killed_run_goes_on_bit_for_bit(whole, inputs, tmp_path, pattern):
 
 
 def test_two_launched_sharded_processes_agree_with_one(whole, inputs, tmp_path):
-    """As a user starts them: layers in shards, hidden states in files, on the sequences that the other run wrote."""
+    """As a user starts them: layers in shards, hidden states in files, on the sequences of the other run."""
     recipe = write_recipe(tmp_path, inputs, "run")
-    words = ["--fabric.devices=2", "--memory.hidden_gib=0", "--data.init_args.environments=null"]
+    words = ["--fabric.devices=2", "--scoring.memory.hidden_gib=0"]
     words.append(f"--data.init_args.sequences={whole / 'calibration.jsonl'}")
     command = [sys.executable, "-m", "lit_puzzle", "run", str(recipe), *words]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
@@ -163,7 +168,7 @@ def test_trained_weights_are_scored(inputs, tmp_path):
     """The same cut with the parent's own rows as `weights` gives the same scores; with other rows others."""
     plain = tmp_path / "plain"
     plain.mkdir()
-    score(plain, inputs / "parent", inputs / "library", small_data(inputs), rank_samples=4)
+    score(plain, inputs / "parent", inputs / "library", small_data(inputs), scoring=RANKED)
     made = Library.load(inputs / "library")
     layer = GptOssForCausalLM.from_pretrained(inputs / "parent").model.layers[1]
     kept = list(made.candidate(1, "experts=4").block.experts)
@@ -179,7 +184,7 @@ def test_trained_weights_are_scored(inputs, tmp_path):
         entry = next(candidate for candidate in data["layers"][1] if candidate["name"] == "experts=4")
         entry["weights"] = "a.safetensors"
         Library.from_json(data).save(folder)
-        score(tmp_path / name, inputs / "parent", folder, small_data(inputs), rank_samples=4)
+        score(tmp_path / name, inputs / "parent", folder, small_data(inputs), scoring=RANKED)
         found[name] = Scores.load(folder)
     expected = Scores.load(plain)
     assert found["same"] == expected
@@ -188,12 +193,11 @@ def test_trained_weights_are_scored(inputs, tmp_path):
 
 
 def test_pairs_and_evaluation_of_all_rows(inputs, tmp_path):
-    task = LongContextAccuracy(
-        environments=[Fingerprint()], efforts=["low"], problems_per_effort=2, max_new_tokens=3, name="far"
-    )
+    problems = LongContextProblems(environments=[Fingerprint()], efforts=["low"], problems_per_effort=2)
+    task = LongContextAccuracy(problems, sampling=Sampling(3, 0.0), name="far")
     score(
-        tmp_path, inputs / "parent", inputs / "library", small_data(inputs), pairs=True, evaluations=[task],
-        evaluate="all", memory=Memory(log_probs_gib=0),
+        tmp_path, inputs / "parent", inputs / "library", small_data(inputs), evaluations=[task],
+        scoring=ScoringSettings(pairs=True, evaluate="all", memory=Memory(log_probs_gib=0)),
     )  # fmt: skip
     entries = Scores.load(tmp_path).entries
     made = Library.load(inputs / "library")
@@ -202,15 +206,19 @@ def test_pairs_and_evaluation_of_all_rows(inputs, tmp_path):
     assert entries[1, "experts=1,window=4"]["kl"].mean > entries[1, "experts=1"]["kl"].mean
 
 
-def test_prompts_are_scored_where_asked(whole, inputs, tmp_path):
+def test_prompts_are_scored_on_request(whole, inputs, tmp_path):
     """Where the data does not say which tokens are the prompt's, all are scored anyway."""
     with_prompts, silent = small_data(inputs, sequences=whole / "calibration.jsonl"), tmp_path / "silent.jsonl"
     rows = [json.loads(line)["input_ids"] for line in (whole / "calibration.jsonl").read_text().splitlines()]
     silent.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in rows))
     found = []
-    for name, data, pairs in (("pairs", with_prompts, True), ("silent", small_data(inputs, sequences=silent), False)):
+    for name, data, score_prompts in (
+        ("prompts", with_prompts, True),
+        ("silent", small_data(inputs, sequences=silent), False),
+    ):
         (tmp_path / name).mkdir()
-        score(tmp_path / name, inputs / "parent", inputs / "library", data, score_prompts=pairs)
+        settings = ScoringSettings(score_prompts=score_prompts)
+        score(tmp_path / name, inputs / "parent", inputs / "library", data, scoring=settings)
         found.append(Scores.load(tmp_path / name))
     assert found[0] == found[1] and found[0].tokens == sum(len(row) for row in rows)
     assert found[0].entries[1, "window=4"]["kl"] != Scores.load(whole).entries[1, "window=4"]["kl"]
@@ -218,14 +226,15 @@ def test_prompts_are_scored_where_asked(whole, inputs, tmp_path):
 
 def test_bad_input_is_refused_before_anything_slow(inputs, tmp_path, tiny_model):
     run = partial(score, tmp_path, inputs / "parent", inputs / "library")
-    data, task = small_data(inputs), LongContextAccuracy(environments=[Chains()], efforts=["low"], name="kl")
+    problems = LongContextProblems(environments=[Chains()], efforts=["low"])
+    data, task = small_data(inputs), LongContextAccuracy(problems, name="kl")
     other = tmp_path / "other"
     tiny_model.save_pretrained(other)
     refused = {
         "of parent .*, not of": partial(score, tmp_path, other, inputs / "library", small_data(inputs, parent=other)),
         "name the same folder": partial(run, small_data(inputs, parent=other)),
         "be none of": partial(run, data, evaluations=[task]),
-        "rank_samples must be 1 or more": partial(run, data, rank_samples=0),
+        "rank_samples must be 1 or more": partial(ScoringSettings, rank_samples=0),
         "block library .* does not exist": partial(score, tmp_path, inputs / "parent", tmp_path / "no", data),
     }
     for message, call in refused.items():
@@ -247,23 +256,24 @@ def test_bad_input_is_refused_before_anything_slow(inputs, tmp_path, tiny_model)
 
 
 class Broken:
-    """An evaluation that asks or scores what no evaluation may."""
+    """An evaluation with a number of items, or with a score, that is not allowed."""
 
     name = "broken"
 
     def __init__(self, items: int, score: float) -> None:
-        self.size, self.score, self.pairs = items, score, 0
+        self.size, self.score, self.calls = items, score, 0
 
     def items(self, tokenizer: object) -> list[int]:
         return list(range(self.size))
 
     def scores(self, policy: object, tokenizer: object, items: list[int]) -> list[float]:
-        self.pairs += 1
+        self.calls += 1
         return [self.score] * len(items)
 
 
 def test_a_broken_evaluation_shows_before_any_block_is_scored(inputs, tmp_path):
-    far = LongContextAccuracy(environments=[Fingerprint()], efforts=["low"], max_new_tokens=10**6, name="far")
+    problems = LongContextProblems(environments=[Fingerprint()], efforts=["low"])
+    far = LongContextAccuracy(problems, sampling=Sampling(10**6), name="far")
     refused = {
         "'broken' has 1 items": [Broken(1, 0.5)],
         "'broken' gave 3 scores for 3 items, from 1.5 to 1.5": [Broken(3, 0.5), Broken(3, 1.5)],
@@ -276,21 +286,21 @@ def test_a_broken_evaluation_shows_before_any_block_is_scored(inputs, tmp_path):
         with pytest.raises(ValueError, match=message):
             score(folder, inputs / "parent", inputs / "library", small_data(inputs), evaluations=tasks)
         assert not (folder / "candidates").exists()
-        assert (folder / "inputs.json").exists() == ("1 items" not in message)  # before any data is read or written
+        assert (folder / "inputs.json").exists() == ("1 items" not in message)  # before any data is read or generated
     assert (tmp_path / "1" / "evaluations" / "first" / "parent.json").is_file()
 
 
-def test_what_the_parent_scored_is_not_asked_again(inputs, tmp_path):
+def test_finished_evaluations_are_not_run_again(inputs, tmp_path):
     task, windows = Broken(3, 0.5), 4
     run = partial(score, tmp_path, inputs / "parent", inputs / "library", small_data(inputs), evaluations=[task])
     run()
-    assert task.pairs == 1 + windows
+    assert task.calls == 1 + windows
     (tmp_path / "evaluations" / "broken" / "layer=2,window=4.json").unlink()
     (tmp_path / "candidates" / "layer=2,window=4.json").unlink()
     run()
-    assert task.pairs == 1 + windows + 1
+    assert task.calls == 1 + windows + 1
     run()
-    assert task.pairs == 1 + windows + 1
+    assert task.calls == 1 + windows + 1
 
 
 def test_nan_is_named(inputs, tmp_path):

@@ -1,4 +1,4 @@
-"""The baselines on random and hand-made problems: within the limits, never better than the exact search."""
+"""baselines.py: on random and hand-made problems within the limits, never better than the exact search."""
 
 from dataclasses import replace
 
@@ -7,8 +7,10 @@ from helpers.small_problems import SMALL, all_plans, brute_force, feasible, prob
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_puzzle.search.solver.baselines import SOLVERS, greedy, max_parameters, random, uniform
-from lit_puzzle.search.solver.choices import ChoiceProblem, Infeasible, Limit, Settings, Traits
+from lit_puzzle.search.solver.baselines import greedy, max_parameters, random, uniform
+from lit_puzzle.search.solver.choices import ChoiceProblem, InfeasibleError, Limit, Traits
+from lit_puzzle.search.solver.settings import SolverSettings
+from lit_puzzle.search.solver.solvers import solve
 
 
 def with_traits(problem):
@@ -22,10 +24,10 @@ def with_traits(problem):
     return replace(problem, traits=Traits(counts, windows, tuple(tuple(map(float, row)) for row in counts)))
 
 
-def attempt(solver, problem, settings):
+def attempt(problem, name, seed):
     try:
-        return solver(problem, settings), None
-    except Infeasible as error:
+        return solve(problem, SolverSettings(name=name, seed=seed)), None
+    except InfeasibleError as error:
         return None, error
 
 
@@ -34,7 +36,7 @@ def attempt(solver, problem, settings):
 def test_within_the_limits_and_never_better_than_the_best(problem, name, seed):
     problem = with_traits(problem)
     best = brute_force(problem)
-    found, error = attempt(SOLVERS[name], problem, Settings(seed=seed))
+    found, error = attempt(problem, name, seed)
     if found is None:
         assert best is None or not error.proven
         return
@@ -48,8 +50,8 @@ def test_within_the_limits_and_never_better_than_the_best(problem, name, seed):
 
 
 def test_greedy_by_hand():
-    # From (0, 0), 19 bytes of 12: savings per damage are 4 and 8/3 in layer 0, 3/2 and 7/2.5 in layer 1: (1, 0) first,
-    # 15 bytes; then 4/2 in layer 0, 3/2 and 2.8 in layer 1: (1, 2), 8 bytes, damage 3.5. The best has 2.5.
+    # From (0, 0), 19 bytes of 12: savings per loss are 4 and 8/3 in layer 0, 3/2 and 7/2.5 in layer 1: (1, 0) first,
+    # 15 bytes; then 4/2 in layer 0, 3/2 and 2.8 in layer 1: (1, 2), 8 bytes, loss 3.5. The optimum is 2.5.
     (solution,) = greedy(SMALL)
     assert solution.chosen == (1, 2) and solution.quality_loss == 3.5
 
@@ -60,9 +62,9 @@ def test_uniform_by_hand():
     traits = Traits(((8, 8, 4, 4), (8, 4, 2, 1)), ((None, 8, None, 8), (8, 8, 8, 8)), layer)
     cost = ((4.0, 2.0, 3.0, 1.0), (4.0, 2.0, 1.0, 1.0))
     problem = ChoiceProblem(layer, (Limit("cost", cost, 0.0, 5.0),), traits=traits)
-    # 8 experts: (0, 0) costs 8, with window (1, 0) 6. 4 experts: (2, 1) costs 5 and damage 3; (3, 1) costs 3, damage 4.
+    # 8 experts: (0, 0) costs 8, with window (1, 0) 6; 4 experts: (2, 1) costs 5 with loss 3, (3, 1) 3 with loss 4.
     assert uniform(problem)[0].chosen == (2, 1)
-    with pytest.raises(Infeasible, match="does not mean that there is none"):
+    with pytest.raises(InfeasibleError, match="does not mean that there is none"):
         uniform(replace(problem, limits=(Limit("cost", cost, 0.0, 2.0),)))
 
 
@@ -80,18 +82,18 @@ def test_max_parameters_keeps_the_most(problem):
 
 def test_random_is_seeded_and_varies():
     problem = ChoiceProblem(((0.0, 1.0, 2.0, 3.0),) * 6, (Limit("cost", ((4.0, 3.0, 2.0, 1.0),) * 6, 0.0, 14.0),))
-    plans = [random(problem, Settings(seed=seed))[0].chosen for seed in range(8)]
-    assert plans == [random(problem, Settings(seed=seed))[0].chosen for seed in range(8)]
+    plans = [random(problem, SolverSettings(seed=seed))[0].chosen for seed in range(8)]
+    assert plans == [random(problem, SolverSettings(seed=seed))[0].chosen for seed in range(8)]
     assert len(set(plans)) > 4
 
 
 @pytest.mark.parametrize("name", ["greedy", "uniform", "random"])
 def test_more_than_one_plan_is_refused(name):
-    with pytest.raises(ValueError, match="needs solver: mip"):
-        SOLVERS[name](with_traits(SMALL), Settings(num_solutions=2))
+    with pytest.raises(ValueError, match="use the solver mip"):
+        solve(with_traits(SMALL), SolverSettings(name=name, num_solutions=2))
 
 
 @pytest.mark.parametrize("solver", [uniform, max_parameters])
-def test_traits_are_asked_for(solver):
+def test_missing_traits_are_refused(solver):
     with pytest.raises(ValueError, match="traits"):
         solver(SMALL)

@@ -1,9 +1,9 @@
-"""Ladders of batch sizes."""
+"""batches.py: ladders of batch sizes, and finer ones around a chosen size."""
 
 import pytest
 
-from lit_puzzle.costs.cost_model import Deployment
-from lit_puzzle.search.solver.batches import LADDER, finer, ladder
+from lit_puzzle.costs.serving import Deployment
+from lit_puzzle.search.batches import LADDER, finer, ladder
 
 ONE, TWO = Deployment(1, 1, 8), Deployment(2, 1, 4)
 

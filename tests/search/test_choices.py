@@ -1,4 +1,4 @@
-"""Problems in numbers: sums, tolerances, labels, and what is refused."""
+"""choices.py: sums, tolerances and labels of choice problems, and what is refused."""
 
 import math
 from dataclasses import replace
@@ -7,7 +7,7 @@ import pytest
 from helpers.small_problems import SMALL, all_plans, feasible, problems
 from hypothesis import given, settings
 
-from lit_puzzle.search.solver.choices import ChoiceProblem, Limit, Settings
+from lit_puzzle.search.solver.choices import ChoiceProblem, Limit
 
 
 @given(problems())
@@ -27,9 +27,9 @@ def test_sums_and_tolerance_by_hand():
 
 
 def test_labels_are_those_of_every_layer():
-    problem = ChoiceProblem(((0.0, 0.0), (0.0, 0.0)), same=((8, 16), (16, 4)))
-    assert problem.labels() == [16]
-    assert problem.one_label((1, 0)) and not problem.one_label((0, 0))
+    problem = ChoiceProblem(((0.0, 0.0), (0.0, 0.0)), labels=((8, 16), (16, 4)))
+    assert problem.common_labels() == [16]
+    assert problem.has_one_label((1, 0)) and not problem.has_one_label((0, 0))
 
 
 @pytest.mark.parametrize(
@@ -40,17 +40,9 @@ def test_labels_are_those_of_every_layer():
         ({"limits": (Limit("x", ((1.0,), (1.0,)), 0, 1),)}, "one coefficient for every candidate"),
         ({"limits": (Limit("x", ((-math.inf, 1.0, 1.0),) * 2, 0, 1),)}, "must be finite"),
         ({"choices": ((),)}, "no option"),
-        ({"same": ((1,), (1, 2))}, "one label"),
+        ({"labels": ((1,), (1, 2))}, "one label"),
     ],
 )
 def test_a_bad_problem_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         replace(SMALL, **change)
-
-
-@pytest.mark.parametrize(
-    "bad", [{"alpha": 1.0}, {"num_solutions": 0}, {"time_limit_seconds": 0}, {"relative_gap": 1.0}]
-)
-def test_bad_settings_are_refused(bad):
-    with pytest.raises(ValueError, match=next(iter(bad))):
-        Settings(**bad)

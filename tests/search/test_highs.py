@@ -1,4 +1,4 @@
-"""Bounds and answers of single programs against enumeration."""
+"""highs.py: bounds and solutions of single programs against enumeration."""
 
 import math
 
@@ -20,14 +20,14 @@ def without_choices(problem):
 
 @given(problems(), st.lists(st.floats(0, 3), min_size=2, max_size=2))
 @settings(max_examples=80, deadline=None, derandomize=True)
-def test_bounds_are_true_for_any_prices(problem, prices):
+def test_bounds_are_valid_for_any_duals(problem, duals):
     problem = without_choices(problem)
     tree, best = Tree(problem), brute_force(without_choices(problem))
     program = tree.program(())
     relaxation = highs.relax(program)
     if best is None:
         return
-    arbitrary = highs._lagrangian(program, np.array(prices[: len(problem.limits)]))
+    arbitrary = highs._lagrangian(program, np.array(duals[: len(problem.limits)]))
     for bound in (relaxation, arbitrary):
         assert bound.bound * tree.scale <= best + 1e-9
         for plan in all_plans(problem):  # a plan with this candidate costs at least bound + extra
@@ -44,9 +44,9 @@ def test_an_elastic_program_gives_the_smallest_largest_excess(problem):
     if any(math.inf in row for limit in problem.limits for row in limit.coefficients) or not problem.limits:
         return
     program = Tree(problem, elastic=True).program(())
-    answer = highs.solve(program, math.inf, 0.0, 10.0)
+    outcome = highs.solve(program, math.inf, 0.0, 10.0)
     smallest = min(max(limit.excess(plan) for limit in problem.limits) for plan in all_plans(problem))
-    assert answer.objective == pytest.approx(smallest, abs=1e-7)
+    assert outcome.objective == pytest.approx(smallest, abs=1e-7)
     assert highs.relax(program).bound <= smallest + 1e-9
 
 

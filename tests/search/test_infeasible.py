@@ -1,4 +1,4 @@
-"""Messages of a search without a plan: which budget, by how much, and what would do."""
+"""infeasible.py: messages of a search without a plan: which budget, by how much, and which plan comes nearest."""
 
 import math
 from dataclasses import replace
@@ -8,13 +8,13 @@ from helpers.small_problems import SMALL, all_plans, brute_force, problems, with
 from hypothesis import given, settings
 
 from lit_puzzle.search.solver import mip
-from lit_puzzle.search.solver.choices import ChoiceProblem, Infeasible, Limit, Option
+from lit_puzzle.search.solver.choices import ChoiceProblem, InfeasibleError, Limit, Option
 from lit_puzzle.search.solver.infeasible import explain
 
 
 def test_one_budget_that_no_plan_meets_is_named_with_its_cheapest_plan():
     problem = replace(SMALL, limits=(*SMALL.limits, Limit("seconds", ((3.0, 2.0, 2.0), (5.0, 4.0, 1.0)), 0.0, 2.0)))
-    with pytest.raises(Infeasible, match=r"'seconds'.*needs 3, allowed is 2 \(50.0% too much\)") as caught:
+    with pytest.raises(InfeasibleError, match=r"'seconds'.*needs 3, allowed is 2 \(50.0% too much\)") as caught:
         mip.solve(problem)
     assert caught.value.chosen == (1, 2) and caught.value.needs == {"seconds": (3.0, 2.0)}
 
@@ -25,7 +25,7 @@ def test_two_budgets_that_exclude_each_other_are_named():
         ((0.0, 1.0),) * 2, (Limit("a", here * 2, 0, 4), Limit("b", there * 2, 0, 4), Limit("c", here * 2, 0, 9))
     )
     with pytest.raises(
-        Infeasible, match=r"'a' and 'b' exclude each other.*smallest relaxation, 25.0% on each"
+        InfeasibleError, match=r"'a' and 'b' exclude each other.*smallest relaxation, 25.0% of each bound"
     ) as caught:
         mip.solve(problem)
     assert sum(caught.value.chosen) == 1 and set(caught.value.needs) == {"a", "b"}
@@ -33,11 +33,11 @@ def test_two_budgets_that_exclude_each_other_are_named():
 
 def test_a_forbidden_layer_is_named():
     limit = Limit("divisible by 8", ((0.0, math.inf), (math.inf, math.inf)), 0.0, 0.0)
-    with pytest.raises(Infeasible, match="'divisible by 8' forbids every candidate of layer 1"):
+    with pytest.raises(InfeasibleError, match="'divisible by 8' forbids every candidate of layer 1"):
         mip.solve(ChoiceProblem(((0.0, 1.0),) * 2, (limit,)))
 
 
-def test_options_are_looked_at_together():
+def test_limits_of_one_option_are_combined():
     """Seconds need the big batch, memory the small one: each alone is possible, both are not."""
     options = tuple(
         Option(
@@ -47,7 +47,7 @@ def test_options_are_looked_at_together():
         for batch in (1.0, 4.0)
     )
     with pytest.raises(
-        Infeasible, match=r"'memory' and 'seconds' exclude each other.*33.3% on each.*batch 4"
+        InfeasibleError, match=r"'memory' and 'seconds' exclude each other.*33.3% of each bound.*batch 4"
     ) as caught:
         mip.solve(ChoiceProblem(((0.0, 1.0),), (), (options,)))
     assert caught.value.chosen == (1,) and caught.value.options == (1,)
@@ -55,8 +55,8 @@ def test_options_are_looked_at_together():
 
 
 def test_labels_in_common():
-    with pytest.raises(Infeasible, match="no expert count in common"):
-        mip.solve(ChoiceProblem(((0.0,), (0.0,)), same=((1,), (2,))))
+    with pytest.raises(InfeasibleError, match="no expert count in common"):
+        mip.solve(ChoiceProblem(((0.0,), (0.0,)), labels=((1,), (2,))))
 
 
 @given(problems())
@@ -69,7 +69,7 @@ def test_what_is_named_is_true(problem):
     assert error.proven
     if "the tightest budget is" in str(error):
         named = [limit for limit in problem.every_limit() if limit.name in error.needs]
-        plans = [p for p in all_plans(problem) if problem.one_label(p)]
+        plans = [p for p in all_plans(problem) if problem.has_one_label(p)]
         assert named and not any(within(limit, plan) for limit in named for plan in plans)
     if "exclude each other" in str(error):
         left, right = str(error).split("but '")[1].split("' exclude")[0].split("' and '")

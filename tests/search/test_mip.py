@@ -1,4 +1,4 @@
-"""The exact solver against enumeration of every plan, on small random problems and on hand-made ones."""
+"""mip.py: the exact solver against enumeration of every plan, on small random problems and on hand-made ones."""
 
 import itertools
 import math
@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_puzzle.search.solver import highs, mip, tree
-from lit_puzzle.search.solver.choices import ChoiceProblem, DisagreementError, Infeasible, Limit, Option, Settings
+from lit_puzzle.search.solver.choices import ChoiceProblem, DisagreementError, InfeasibleError, Limit, Option
+from lit_puzzle.search.solver.settings import EarlierPlans, SolverSettings
 
 FEW = settings(max_examples=120, deadline=None, derandomize=True)
 
@@ -28,7 +29,7 @@ def test_equals_brute_force(problem, first_columns):
 def check_against_brute_force(problem):
     best = brute_force(problem)
     if best is None:
-        with pytest.raises(Infeasible) as caught:
+        with pytest.raises(InfeasibleError) as caught:
             mip.solve(problem)
         assert caught.value.proven and "No " in str(caught.value)
         return
@@ -42,10 +43,10 @@ def check_against_brute_force(problem):
 
 @given(problems(), st.sampled_from([0.3, 0.5, 0.7, 0.8]))
 @settings(max_examples=60, deadline=None, derandomize=True)
-def test_later_plans_are_different_and_best_among_the_different(problem, alpha):
+def test_alternatives_differ_and_are_the_best_of_those_that_differ(problem, alpha):
     if brute_force(problem) is None:
         return
-    found = mip.solve(problem, Settings(num_solutions=4, alpha=alpha))
+    found = mip.solve(problem, SolverSettings(num_solutions=4, alpha=alpha))
     for position, solution in enumerate(found):
         earlier = [other.chosen for other in found[:position]]
         assert solution.quality_loss == pytest.approx(brute_force(problem, earlier, alpha), abs=1e-9)
@@ -57,28 +58,28 @@ def test_later_plans_are_different_and_best_among_the_different(problem, alpha):
 
 @given(problems(), st.sampled_from([0.05, 0.3]))
 @settings(max_examples=60, deadline=None, derandomize=True)
-def test_a_gap_is_kept_and_its_bound_is_true(problem, gap):
+def test_a_gap_is_kept_and_its_bound_is_valid(problem, gap):
     best = brute_force(problem)
     if best is None:
         return
-    (solution,) = mip.solve(problem, Settings(relative_gap=gap))
+    (solution,) = mip.solve(problem, SolverSettings(relative_gap=gap))
     assert solution.bound <= best + 1e-9
     assert solution.quality_loss - best <= gap * abs(solution.quality_loss) + 1e-9
     assert solution.proven
 
 
 def test_by_hand():
-    # Room for layers is 11: (1, 1) costs 11 and damage 3; (0, 2) costs 11 and damage 2.5; (2, 0) costs 10, damage 3.
+    # 11 bytes are left for the layers: (1, 1) has 11 and loss 3, (0, 2) has 11 and loss 2.5, (2, 0) has 10 and loss 3.
     (solution,) = mip.solve(SMALL)
     assert solution.chosen == (0, 2) and solution.quality_loss == 2.5
 
 
-def test_a_corrupted_answer_is_caught(monkeypatch):
+def test_a_corrupted_outcome_is_caught(monkeypatch):
     honest = highs.solve
 
     def corrupted(*arguments):
-        answer = honest(*arguments)
-        return replace(answer, chosen=tuple(2 - index for index in answer.chosen))
+        outcome = honest(*arguments)
+        return replace(outcome, chosen=tuple(2 - index for index in outcome.chosen))
 
     monkeypatch.setattr(highs, "solve", corrupted)
     with pytest.raises(DisagreementError, match="adds up to"):
@@ -94,16 +95,16 @@ def test_plans_over_a_bound_are_cut_off_and_solved_again(monkeypatch):
         return honest(loose, *arguments)
 
     monkeypatch.setattr(highs, "solve", lenient)
-    (solution,) = mip.solve(SMALL)  # the first answer, (0, 1) with 16 bytes, breaks the limit
+    (solution,) = mip.solve(SMALL)  # the first outcome, (0, 1) with 16 bytes, exceeds the limit
     assert solution.chosen == (0, 2) and len(calls) == 2
     monkeypatch.setattr(
         highs, "solve", lambda program, *rest: honest(replace(program, room_R=program.room_R + 9), *rest)
     )
-    with pytest.raises(DisagreementError, match="break the limits"):
+    with pytest.raises(DisagreementError, match="exceed the limits"):
         mip.solve(SMALL)
 
 
-def test_a_time_limit_gives_a_true_bound(monkeypatch):
+def test_a_time_limit_gives_a_valid_bound(monkeypatch):
     hard = knapsack(layers=20, candidates=8)
     (exact,) = mip.solve(hard)
     moment = itertools.count()
@@ -122,12 +123,12 @@ def test_a_time_limit_gives_a_true_bound(monkeypatch):
 
 def test_no_time_at_all_is_no_proof_of_infeasibility():
     with pytest.raises(ValueError, match="No plan was found in 1e-09 seconds") as caught:
-        mip.solve(knapsack(layers=20, candidates=8), Settings(time_limit_seconds=1e-9))
-    assert not isinstance(caught.value, Infeasible)
+        mip.solve(knapsack(layers=20, candidates=8), SolverSettings(time_limit_seconds=1e-9))
+    assert not isinstance(caught.value, InfeasibleError)
 
 
 def knapsack(layers, candidates, seed=0, share=0.5):
-    """Two limits that pull apart in six options of two choices: relaxed and whole answers lie well apart."""
+    """Two conflicting limits in six options of two choices: the relaxed and the integer optimum lie well apart."""
     generator = random.Random(seed)
     quality_loss = tuple(tuple(generator.random() for _ in range(candidates)) for _ in range(layers))
 
@@ -143,19 +144,19 @@ def knapsack(layers, candidates, seed=0, share=0.5):
 
 @pytest.mark.parametrize("seed", range(10))
 def test_first_programs_without_the_candidates_that_matter(seed):
-    """The same optimum as with all candidates in the first program, which is what brute force has checked."""
+    """The optimum is that with all candidates in the first program, which the tests above compare with enumeration."""
     problem = knapsack(layers=12, candidates=8, seed=seed, share=0.7)
-    answers = set()
+    optima = set()
     for columns in (1, 2, 8):
         with mock.patch.object(tree, "FIRST_COLUMNS", columns):
-            answers.add(round(mip.solve(problem)[0].quality_loss, 9))
-    assert len(answers) == 1
+            optima.add(round(mip.solve(problem)[0].quality_loss, 9))
+    assert len(optima) == 1
 
 
 @given(st.data())
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_quality_losses_of_fifteen_decades(data):
-    """A user forbids a block with a huge damage: the proof must not drown in it."""
+    """A user forbids a block with a huge quality loss: small differences are still resolved and proven."""
     quality_loss = tuple(
         tuple(data.draw(st.sampled_from([1e-6, 1.5e-6, 3e-5, 1e-4, 0.02, 0.5, 3.0, 1e3, 1e7, 1e9])) for _ in range(4))
         for _ in range(5)
@@ -168,9 +169,9 @@ def test_quality_losses_of_fifteen_decades(data):
     assert solution.quality_loss == pytest.approx(brute_force(problem), rel=1e-9)
 
 
-def test_later_plans_may_be_asked_for_by_themselves():
-    both = mip.solve(SMALL, Settings(num_solutions=2, alpha=0.5))
-    (later,) = mip.solve(SMALL, Settings(alpha=0.5, unlike=(both[0].chosen,)))
+def test_alternatives_to_given_plans_are_found_without_them():
+    both = mip.solve(SMALL, SolverSettings(num_solutions=2, alpha=0.5))
+    (later,) = mip.solve(SMALL, SolverSettings(alpha=0.5), EarlierPlans(unlike=(both[0].chosen,)))
     assert later == both[1]
     everything = tuple(itertools.product(range(3), repeat=2))
-    assert mip.solve(SMALL, Settings(alpha=0.0, unlike=everything)) == []
+    assert mip.solve(SMALL, SolverSettings(alpha=0.0), EarlierPlans(unlike=everything)) == []

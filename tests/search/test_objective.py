@@ -1,4 +1,4 @@
-"""Damages from scores: both rules by hand, and everything that may be wrong with a score."""
+"""objective.py: quality losses from scores by hand, with and without a window metric, and scores that are refused."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 
 from lit_puzzle.library.library import Candidate, Library
 from lit_puzzle.scoring.scores import Measurement, Scores
-from lit_puzzle.search.objective import TIE, Objective
+from lit_puzzle.search.objective import TIE_BREAK, Objective
 from lit_puzzle.spec import BlockSpec
 
 CONFIG = {
@@ -45,31 +45,30 @@ def scores(**changes):
     return Scores(changes.pop("parent", "parent"), 2, 10, made)
 
 
-def test_halves_are_added():
+def test_scores_of_experts_and_window_are_added():
     assert Objective().quality_losses(LIBRARY, scores()) == [[0.0, 0.3], [0.0, 0.5, 0.25, 0.75]]
 
 
-def test_a_pair_that_was_measured_counts_itself():
+def test_a_pair_that_was_scored_has_its_own_score():
     pair = {(1, "experts=2,window=8"): {"kl": 0.6}}
     assert Objective().quality_losses(LIBRARY, scores(entries=pair))[1] == [0.0, 0.5, 0.25, 0.6]
-    assert Objective("js").metric == "js"  # a pair without the metric falls back to its halves
+    assert Objective("js").metric == "js"  # a pair without the metric falls back to the sum
     other = {(1, "experts=2,window=8"): {"js": 0.6}}
     assert Objective().quality_losses(LIBRARY, scores(entries=other))[1][3] == 0.75
 
 
-def test_two_scales_by_hand():
+def test_normalized_scores_by_hand():
     # S_experts = 0.3 + 0.5 = 0.8, S_w = 0.1, S_m = 0.25.
-    rule = Objective(window_metric="long", balance=0.25)
-    quality_losses = rule.quality_losses(LIBRARY, scores())
-    window = 0.25 * (1 + TIE)
+    quality_losses = Objective(window_metric="long", balance=0.25).quality_losses(LIBRARY, scores())
+    window = 0.25 * (1 + TIE_BREAK)
     assert quality_losses[0] == pytest.approx([0.0, 0.75 * 0.3 / 0.8])
     assert quality_losses[1] == pytest.approx([0.0, 0.75 * 0.5 / 0.8, window, 0.75 * 0.5 / 0.8 + window])
-    worst = sum(max(row) for row in quality_losses)
-    assert worst == pytest.approx(1.0 + 0.25 * TIE)  # the worst everywhere costs 1 of each kind, weighted
+    maxima = sum(max(row) for row in quality_losses)
+    assert maxima == pytest.approx(1.0 + 0.25 * TIE_BREAK)  # per-layer maxima of each kind sum to its weight
 
 
 def windows_of_layer_1(**drops):
-    """Damages of windows 8, 4 and 2 of layer 1, with `long` and, where two are given, `kl`."""
+    """Return the quality losses of windows 8, 4 and 2 of layer 1, from `long` and, where two are given, `kl`."""
     row = (LIBRARY.layers[1][0], *(Candidate(f"window={w}", BlockSpec(ALL, w)) for w in (4, 8, 2)))
     entries = {
         (1, f"window={name[1:]}"): dict(zip(("long", "kl"), values, strict=False)) for name, values in drops.items()
@@ -79,24 +78,26 @@ def windows_of_layer_1(**drops):
     return {"w4": found[1], "w8": found[2], "w2": found[3]}
 
 
-def test_a_window_that_helps_earns_nothing_but_the_ordinary_score_tells_ties_apart():
+def test_an_accuracy_that_rises_is_no_gain_and_ties_are_broken_by_the_metric():
     quality_losses = windows_of_layer_1(w8=(-0.2, 0.1), w4=(-0.1, 0.3), w2=(0.4, 0.6))
-    assert quality_losses == pytest.approx({"w8": TIE * 0.1 / 0.6, "w4": TIE * 0.3 / 0.6, "w2": 1 + TIE})
+    assert quality_losses == pytest.approx(
+        {"w8": TIE_BREAK * 0.1 / 0.6, "w4": TIE_BREAK * 0.3 / 0.6, "w2": 1 + TIE_BREAK}
+    )
 
 
-def test_a_narrower_window_is_never_the_milder_one():
+def test_a_narrower_window_never_has_the_lower_loss():
     quality_losses = windows_of_layer_1(w8=(0.2,), w4=(0.05,), w2=(0.4,))
     assert quality_losses == pytest.approx({"w8": 0.5, "w4": 0.5, "w2": 1.0})
 
 
-def test_no_windows_at_all():
+def test_a_library_without_windows():
     only_experts = Library("parent", 4, CONFIG, tuple(row[:2] for row in LIBRARY.layers))
     quality_losses = Objective(window_metric="long").quality_losses(only_experts, scores())
     assert quality_losses == [[0.0, pytest.approx(0.5 * 0.3 / 0.8)], [0.0, pytest.approx(0.5 * 0.5 / 0.8)]]
 
 
 @pytest.mark.parametrize(
-    ("entries", "rule", "message"),
+    ("entries", "objective", "message"),
     [
         ({(1, "window=8"): None}, Objective(), r"layer 1, candidate 'window=8': the scores have no entry 'window=8'"),
         (
@@ -109,9 +110,9 @@ def test_no_windows_at_all():
         ({(1, "window=8"): {"kl": 1.0}}, Objective(window_metric="long"), r"layer 1, .* no metric 'long'"),
     ],
 )
-def test_scores_that_cannot_be_used_are_named(entries, rule, message):
+def test_scores_that_cannot_be_used_are_named(entries, objective, message):
     with pytest.raises(ValueError, match=message):
-        rule.quality_losses(LIBRARY, scores(entries=entries))
+        objective.quality_losses(LIBRARY, scores(entries=entries))
 
 
 def test_scores_of_another_parent_are_refused():

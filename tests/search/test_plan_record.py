@@ -1,15 +1,17 @@
-"""What plan.json holds, against the cost model; and what the check of totals catches."""
+"""plan_record.py: the content of plan.json against the cost model, and what the check of totals catches."""
 
 from dataclasses import replace
 
 import pytest
 from test_program import CONFIG, SCENARIO, library
 
-from lit_puzzle.costs.cost_model import CostModel, ModelShape
+from lit_puzzle.costs.cost_model import CostModel
+from lit_puzzle.costs.model_shape import ModelShape
 from lit_puzzle.costs.roofline import Roofline
-from lit_puzzle.search.plan_record import check_totals, headline, plan_record
-from lit_puzzle.search.program import write_program
+from lit_puzzle.search.plan_record import check_totals, plan_record, results
+from lit_puzzle.search.program import build_program
 from lit_puzzle.search.report import SweepPoint
+from lit_puzzle.search.settings import Constraints, SearchSpace
 from lit_puzzle.search.solver import mip
 from lit_puzzle.search.solver.choices import DisagreementError
 from lit_puzzle.spec import Budget, Plan, Target
@@ -24,11 +26,11 @@ def solved():
     target = Target(SCENARIO, Budget(throughput_over_parent=1.05, total_parameters=9_000_000_000))
     model = CostModel(ModelShape.from_config(CONFIG), SCENARIO, Roofline())
     quality_loss = [[float(index) for index in range(len(row))] for row in SERVABLE.layers]
-    program = write_program(SERVABLE.layers, quality_loss, [target], [model], Budget())
+    program = build_program(SERVABLE.layers, quality_loss, [model], Constraints([target]), SearchSpace())
     return program, mip.solve(program.problem)[0]
 
 
-def test_record_and_headline(solved):
+def test_record_and_results(solved):
     program, solution = solved
     record = plan_record(
         SERVABLE, program, [solution], [SweepPoint(1.1, None, False)], {"solver": "mip", "seconds": 0.1}
@@ -41,7 +43,7 @@ def test_record_and_headline(solved):
     assert row["required_tokens_per_second"] == pytest.approx(1.05 * row["parent"]["tokens_per_second"])
     assert [entry["quality_loss"] for entry in record["scores"]] == [float(index) for index in solution.chosen]
     assert record["sweep"] == [{"throughput_over_parent": 1.1, "quality_loss": None, "proven": False}]
-    numbers = headline(record)
+    numbers = results(record)
     assert numbers["quality_loss"] == sum(solution.chosen) and numbers["proven"] == 1.0
     assert numbers["parameters"] <= 9_000_000_000 and numbers["speedup/0"] == row["speedup"]
 
@@ -49,8 +51,12 @@ def test_record_and_headline(solved):
 def test_a_bounded_latency_keeps_the_batch_that_was_chosen(solved):
     program, _ = solved
     slow = Target(SCENARIO, Budget(latency_seconds=4.0))
-    again = write_program(
-        SERVABLE.layers, program.problem.quality_loss, [slow], program.models, Budget(), batch_sizes=[1, 8]
+    again = build_program(
+        SERVABLE.layers,
+        program.problem.quality_loss,
+        program.models,
+        Constraints([slow]),
+        SearchSpace(batch_sizes=[1, 8]),
     )
     (solution,) = mip.solve(again.problem)
     record = plan_record(SERVABLE, again, [solution], [], {"solver": "mip", "seconds": 0.1})
@@ -61,14 +67,14 @@ def test_a_bounded_latency_keeps_the_batch_that_was_chosen(solved):
 def test_an_option_that_does_not_hold_is_caught(solved):
     program, solution = solved
     check_totals(program, solution)
-    big = replace(program, targets=(Target(SCENARIO, Budget(total_parameters=9_000_000_000)),))
+    big = replace(program, constraints=Constraints([Target(SCENARIO, Budget(total_parameters=9_000_000_000))]))
     with pytest.raises(DisagreementError, match="total_parameters is"):
         check_totals(big, replace(solution, chosen=(0,) * 4))
     worst = min(
         range(len(program.deployed[0])), key=lambda i: program.models[0].predict(
             program.blocks(solution.chosen), *program.deployed[0][i]).tokens_per_second
     )  # fmt: skip
-    with pytest.raises(DisagreementError, match="tokens a second, throughput_over_parent asks for"):
+    with pytest.raises(DisagreementError, match="tokens a second, throughput_over_parent requires"):
         check_totals(program, replace(solution, options=(worst,)))
 
 
@@ -96,7 +102,7 @@ EVERYTHING = Budget(
 
 
 def spoiled(limit, chosen):
-    """The limit with one coefficient of the plan off by a part of the total."""
+    """Return the limit with one coefficient of the plan changed by a fraction of the total."""
     grid = [list(row) for row in limit.coefficients]
     grid[2][chosen[2]] += 1e-3 * (limit.total(chosen) or 1.0)
     return replace(limit, coefficients=grid)
@@ -109,7 +115,8 @@ def with_everything():
     targets = [Target(scenario, EVERYTHING), Target(scenario, Budget(throughput_tokens_per_second=10.0))]
     model = CostModel(ModelShape.from_config(CONFIG), scenario, Roofline())
     quality_loss = [[float(index) for index in range(len(row))] for row in library().layers]
-    program = write_program(library().layers, quality_loss, targets, [model] * 2, limits, batch_sizes=[1, 8, 64])
+    space = SearchSpace(batch_sizes=[1, 8, 64])
+    program = build_program(library().layers, quality_loss, [model] * 2, Constraints(targets, limits), space)
     (solution,) = mip.solve(program.problem)
     check_totals(program, solution)
     return program, solution
@@ -148,31 +155,31 @@ def test_every_kind_of_coefficient_is_checked(with_everything, key):
                 changed = (*limits[:index], spoiled(limit, solution.chosen), *limits[index + 1 :])
                 options = list(choices[position])
                 options[taken] = replace(options[taken], limits=changed)
-                spoilt = [*choices[:position], options, *choices[position + 1 :]]
-                problem = replace(program.problem, choices=tuple(tuple(each) for each in spoilt))
+                others = [*choices[:position], options, *choices[position + 1 :]]
+                problem = replace(program.problem, choices=tuple(tuple(each) for each in others))
                 with pytest.raises(DisagreementError, match="the solver counted"):
                     check_totals(replace(program, problem=problem), solution)
                 found += 1
     assert found
 
 
-def test_budgets_that_the_problem_forgot_are_checked(with_everything):
+def test_budgets_that_the_problem_lacks_are_checked(with_everything):
     program, solution = with_everything
-    forgetful = replace(program, problem=replace(program.problem, limits=()))
-    check_totals(forgetful, solution)
+    without_limits = replace(program, problem=replace(program.problem, limits=()))
+    check_totals(without_limits, solution)
     for budget in (Budget(total_parameters=1), Budget(active_parameters=1), Budget(full_attention_layers=0)):
         full = replace(solution, chosen=(0,) * 4)
         with pytest.raises(DisagreementError, match="misses its budget"):
-            check_totals(replace(forgetful, limits=budget), full)
+            check_totals(replace(without_limits, constraints=replace(program.constraints, limits=budget)), full)
 
 
-def test_experts_that_cannot_be_shared_or_differ_are_caught(with_everything):
+def test_experts_that_cannot_be_split_or_are_not_uniform_are_caught(with_everything):
     program, solution = with_everything
-    few = replace(solution, chosen=(*solution.chosen[:3], 3))  # 2 experts, where a token takes 4
+    few = replace(solution, chosen=(*solution.chosen[:3], 3))  # 2 experts, where a token is routed to 4
     assert program.layers[3][3].block.num_experts == 2
     with pytest.raises(DisagreementError, match="layer 3 of the plan has 2 experts"):
         check_totals(program, few)
     labels = tuple(tuple(0 for _ in row) for row in program.layers)
     mixed = replace(solution, chosen=(0, 0, 0, 1))
-    with pytest.raises(DisagreementError, match="uniform_experts was asked for"):
-        check_totals(replace(program, problem=replace(program.problem, same=labels)), mixed)
+    with pytest.raises(DisagreementError, match="uniform_experts is set"):
+        check_totals(replace(program, problem=replace(program.problem, labels=labels)), mixed)

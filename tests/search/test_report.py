@@ -1,4 +1,4 @@
-"""The readable table, and pictures that show what the plan says."""
+"""report.py: the table in Markdown, and the bars and curves of the pictures."""
 
 import matplotlib.figure
 import pytest
@@ -43,18 +43,18 @@ def record(**changes):
     return made | changes
 
 
-def test_the_table_says_all(tmp_path):
+def test_the_table_has_every_result(tmp_path):
     write_table(tmp_path / "search.md", record())
     text = (tmp_path / "search.md").read_text()
     for line in (
-        "Damage 0.5, found by `mip` in 0.25 s: proven for the 48 and 26 deployments and batches tried, no plan "
-        "within these budgets does less there.",
+        "The plan has a quality loss of 0.5, found by `mip` in 0.25 s. It is proven to be optimal for all deployments "
+        "and batch sizes tried (48 and 26).",
         "| 8 x H100, 64/32 | parent | does not fit | | | | | | |",
         "| 8 x H100, 64/32 | child | 123 |  | 100 | 5.5 | 2 | 4 | 7 |",
         "| 1 | experts=2,window=8 | 2 | 8 | 0.2 |",
         "| 1 | 0.75 | 1 |",
-        "| 1.2 | no plan |",
-        "| 1.1 | none found |",
+        "| 1.2 | no plan exists |",
+        "| 1.1 | no plan found |",
         "| 1 | 0.125 (not proven) |",
     ):
         assert line in text.splitlines(), line
@@ -62,9 +62,9 @@ def test_the_table_says_all(tmp_path):
 
 @pytest.mark.parametrize(
     ("gap", "bound", "report"),
-    [(0.1, 0.45, "no plan does less than 0.45 (gap 10.00%)"), (None, None, "nothing is proven")],
+    [(0.1, 0.45, "The lower bound is 0.45 for all"), (None, None, "It is not proven to be optimal.")],
 )
-def test_the_verdict_is_honest(tmp_path, gap, bound, report):
+def test_what_is_not_proven_is_reported(tmp_path, gap, bound, report):
     optimality = {"solver": "mip", "seconds": 1.0, "bound": bound, "gap": gap, "proven": False, **TRIED}
     write_table(tmp_path / "search.md", record(optimality=optimality))
     assert report in (tmp_path / "search.md").read_text()
@@ -72,14 +72,14 @@ def test_the_verdict_is_honest(tmp_path, gap, bound, report):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figures that are saved, instead of their files."""
+    """Collect the figures that are saved, instead of writing their files."""
     figures = []
     monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda figure, path, **_: figures.append((figure, path)))
     return figures
 
 
 def filled(figure):
-    """Bars of kept experts; the empty ones behind them are the parent's."""
+    """Return the bars of kept experts; the empty ones behind them are the parent's."""
     return [bar for bar in figure.axes[0].patches if bar.get_facecolor()[3] > 0]
 
 
@@ -99,7 +99,7 @@ def test_bars_and_colors_of_the_plan(tmp_path, drawn):
     assert [text.get_text() for text in drawn[0][0].axes[0].texts] == ["8"]
 
 
-def test_the_curve_shows_where_no_plan_is(tmp_path, drawn):
+def test_the_curve_shows_where_no_plan_exists(tmp_path, drawn):
     draw_curve(
         tmp_path,
         [
@@ -111,8 +111,8 @@ def test_the_curve_shows_where_no_plan_is(tmp_path, drawn):
     )
     found, missing, unknown = drawn[0][0].axes[0].lines
     assert found.get_xydata().tolist() == [[1.0, 0.5], [1.1, 0.75]]
-    assert missing.get_xdata().tolist() == [1.5] and missing.get_label() == "no plan"
-    assert unknown.get_xdata().tolist() == [1.4] and unknown.get_label() == "none found"
+    assert missing.get_xdata().tolist() == [1.5] and missing.get_label() == "no plan exists"
+    assert unknown.get_xdata().tolist() == [1.4] and unknown.get_label() == "no plan found"
 
 
 def test_a_library_of_another_depth_is_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""The search tree by itself: which bound it tells, and what it leaves out."""
+"""tree.py: which bound is reported, and which candidates are left out."""
 
 import math
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lit_puzzle.search.solver.tree import Tree
 
 
-def test_a_bound_that_is_not_near_enough_is_told():
+def test_a_bound_that_is_not_close_enough_is_reported():
     found = Tree(SMALL)
     found.best = (2.5 / found.scale, (0, 2), ())
     for below, proven in ((1e-10, True), (1e-8, False)):

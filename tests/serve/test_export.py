@@ -1,4 +1,4 @@
-"""Export: a folder that is complete, says the same as its child, and loads with transformers alone."""
+"""Export: a complete folder that computes the same as its child and loads with transformers alone."""
 
 import json
 import os
@@ -10,17 +10,19 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from helpers.exports import made_up_scales
+from helpers.file_reads import count_reads
 from helpers.released_twin import twin_tensors, write_released_twin
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lit_puzzle.child.assemble import MODELING_FILE
 from lit_puzzle.cli import main
-from lit_puzzle.kv_cache.kv_scales import KVScales, LayerScales, TensorScale
 from lit_puzzle.model.checkpoint import Checkpoint, fingerprint
+from lit_puzzle.model.family import GPT_OSS
 from lit_puzzle.serve.configs import puzzle_config, rope_parameters
 from lit_puzzle.serve.export import export
 from lit_puzzle.serve.exported_folder import write_folder
+from lit_puzzle.serve.settings import Storage
 from lit_puzzle.serve.tokenizer_files import generation_settings, stop_tokens
 
 ASSETS = Path(__file__).parents[2] / "lit_puzzle" / "assets"
@@ -34,26 +36,13 @@ def logits_of(folder: Path) -> Tensor:
         return model(PROMPT).logits
 
 
-def tensor_scale(amax: float) -> TensorScale:
-    return TensorScale(torch.tensor(amax), torch.tensor(amax / 448), 0)
-
-
-def scales_of(folder: Path, bf16_layers: tuple[int, ...] = ()) -> KVScales:
-    """Made-up scales of a checkpoint: layer l has 1 + l and 2 + l as largest key and value."""
-    layers = [
-        None if layer in bf16_layers else LayerScales(tensor_scale(1.0 + layer), tensor_scale(2.0 + layer))
-        for layer in range(Checkpoint(folder).num_layers)
-    ]
-    return KVScales(fingerprint(folder), "amax", "none", 100, tuple(layers))
-
-
-def test_folder_is_complete_and_says_the_same(tmp_path: Path) -> None:
+def test_folder_is_complete_and_computes_the_same(tmp_path: Path) -> None:
     results = export(tmp_path, CHILD)
     folder = tmp_path / "model"
     names = {path.name for path in folder.iterdir()}
     assert names == {path.name for path in CHILD.iterdir()} | {"README.md", "plan.png", "SHA256SUMS"}
     for name in names - {"README.md", "plan.png", "SHA256SUMS", "config.json", "generation_config.json"}:
-        source = MODELING_FILE if name == "gpt_oss.py" else CHILD / name
+        source = GPT_OSS.child.modeling_file if name == "gpt_oss.py" else CHILD / name
         assert (folder / name).read_bytes() == source.read_bytes(), name
     assert torch.equal(logits_of(folder), logits_of(CHILD))
     assert fingerprint(folder) == fingerprint(CHILD)
@@ -61,6 +50,13 @@ def test_folder_is_complete_and_says_the_same(tmp_path: Path) -> None:
     assert config == before and not config.keys() & {"per_layer_config", "quantization_config", "rope_scaling"}
     assert results["files"] == len(names) and results["parameters"] == 1_449_336
     assert (results["mxfp4_layers"], results["kv_scale_layers"], results["rounded_experts"]) == (0, 0, 0)
+
+
+def test_every_checkpoint_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = count_reads(monkeypatch)
+    export(tmp_path, CHILD)
+    opened = {path.parent.name: count for path, count in reads.items() if path.name == "model.safetensors"}
+    assert opened == {CHILD.name: 1, ".model.partial": 1} and reads[CHILD / "plan.json"] == 1
 
 
 def test_checksums_are_those_of_coreutils(tmp_path: Path) -> None:
@@ -112,7 +108,7 @@ assert not any(name.partition(".")[0] == "lit_puzzle" for name in sys.modules)
 
 
 def bare_site_packages(folder: Path) -> Path:
-    """Every installed package but ours (and what finds it), as links."""
+    """Links to every installed package but ours (and the files that find it)."""
     folder.mkdir()
     for entry in Path(sysconfig.get_path("purelib")).iterdir():
         if "lit_puzzle" not in entry.name and entry.suffix != ".pth":
@@ -140,7 +136,7 @@ def test_loads_where_lit_puzzle_cannot_be_imported(tmp_path: Path) -> None:
 
 
 def test_kv_scales_come_with_the_weights(tmp_path: Path) -> None:
-    scales_of(CHILD, bf16_layers=(2, 3)).save(tmp_path / "scales")
+    made_up_scales(CHILD, bf16_layers=(2, 3)).save(tmp_path / "scales")
     results = export(tmp_path / "run", CHILD, kv_scales=tmp_path / "scales")
     exported = Checkpoint(tmp_path / "run" / "model")
     assert results["kv_scale_layers"] == 4
@@ -152,22 +148,22 @@ def test_kv_scales_come_with_the_weights(tmp_path: Path) -> None:
     assert "self_attn.k_scale" not in exported.layer(2)
     assert torch.equal(logits_of(exported.folder), logits_of(CHILD))
     card = (exported.folder / "README.md").read_text()
-    assert "amax over 100 tokens, rounding none" in card and "Layers 2, 3 have no KV scales" in card
+    assert "method amax over 100 tokens, rounding none" in card and "Layers 2, 3 have no KV scales" in card
     assert "--kv-cache-dtype fp8" in card
 
 
-def test_scales_take_the_place_of_those_the_checkpoint_had(tmp_path: Path) -> None:
+def test_scales_replace_those_of_the_checkpoint(tmp_path: Path) -> None:
     twin = write_released_twin(tmp_path / "twin")
-    scales_of(twin).save(tmp_path / "scales")
+    made_up_scales(twin).save(tmp_path / "scales")
     export(tmp_path / "new", twin, kv_scales=tmp_path / "scales", tokenizer=WORDS)
     assert Checkpoint(tmp_path / "new" / "model").layer(3)["self_attn.k_scale"] == torch.tensor(4 / 448)
     results = export(tmp_path / "old", twin, tokenizer=WORDS)
     assert results["kv_scale_layers"] == results["mxfp4_layers"] == 6
     assert Checkpoint(tmp_path / "old" / "model").layer(2)["self_attn.k_scale"] == torch.tensor(0.25)
-    assert "carried over from the checkpoint" in (tmp_path / "old" / "model" / "README.md").read_text()
+    assert "copied from the checkpoint" in (tmp_path / "old" / "model" / "README.md").read_text()
 
 
-def test_released_folder_goes_through_bit_for_bit_in_todays_dialect(tmp_path: Path) -> None:
+def test_the_released_format_is_exported_bit_for_bit_with_new_config_keys(tmp_path: Path) -> None:
     twin, tensors = write_released_twin(tmp_path / "twin"), twin_tensors()
     export(tmp_path / "run", twin, tokenizer=WORDS)
     exported = Checkpoint(tmp_path / "run" / "model")
@@ -185,7 +181,7 @@ def test_released_folder_goes_through_bit_for_bit_in_todays_dialect(tmp_path: Pa
 
 
 def test_another_dtype_rounds_every_tensor_once(tmp_path: Path) -> None:
-    export(tmp_path, CHILD, dtype="float32")
+    export(tmp_path, CHILD, storage=Storage(dtype="float32"))
     exported, before = Checkpoint(tmp_path / "model"), Checkpoint(CHILD)
     assert {info.dtype for info in exported.tensors.values()} == {"F32"}
     assert all(torch.equal(exported.read(name), before.read(name).float()) for name in before.tensors)
@@ -193,7 +189,7 @@ def test_another_dtype_rounds_every_tensor_once(tmp_path: Path) -> None:
 
 
 def write_gpt_oss_tokenizer(folder: Path) -> Path:
-    """The tokens of gpt-oss that matter here, under the ids they have there."""
+    """Write a tokenizer with the stop tokens of gpt-oss under their ids."""
     ids = {"<|endoftext|>": 199999, "<|return|>": 200002, "<|start|>": 200006, "<|call|>": 200012}
     added = [{"id": number, "content": word, "special": True} for word, number in ids.items()]
     folder.mkdir()
@@ -206,23 +202,24 @@ def test_stop_tokens_are_the_tokenizers_own(tmp_path: Path) -> None:
     words = write_gpt_oss_tokenizer(tmp_path / "words")
     assert stop_tokens(words) == [200002, 199999, 200012]
     assert stop_tokens(CHILD) == [5, 0, 6]
-    config = {"vocab_size": 201089, "eos_token_id": 200002}  # not the size by which gpt-oss is known
+    config = {"model_type": "gpt_oss", "vocab_size": 201089, "eos_token_id": 200002}  # not the size of gpt-oss
     assert generation_settings(tmp_path, words, config)["eos_token_id"] == [200002, 199999, 200012]
-    with pytest.raises(ValueError, match=r"\[200002, 199999, 200012\]; there must be some, and all below"):
-        generation_settings(tmp_path, words, {"vocab_size": 128, "eos_token_id": None})
+    small = {"model_type": "gpt_oss", "vocab_size": 128, "eos_token_id": None}
+    with pytest.raises(ValueError, match=r"\[200002, 199999, 200012\]; at least one is needed, and all must be below"):
+        generation_settings(tmp_path, words, small)
     (words / "tokenizer.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"are \[\]; there must be some"):
-        generation_settings(tmp_path, words, {"vocab_size": 128, "eos_token_id": None})
+    with pytest.raises(ValueError, match=r"are \[\]; at least one is needed"):
+        generation_settings(tmp_path, words, small)
 
 
-def test_rope_parameters_of_either_dialect() -> None:
+def test_rope_parameters_from_old_and_new_keys() -> None:
     yarn = {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096}
     expected = yarn | {"rope_theta": 150000}
     assert rope_parameters({"rope_scaling": yarn, "rope_theta": 150000}) == expected
     old = {"type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096}
     assert rope_parameters({"rope_scaling": old, "rope_theta": 150000}) == expected
     assert rope_parameters({"rope_parameters": expected, "rope_theta": 1}) == expected
-    assert rope_parameters({}) == {"rope_type": "default", "rope_theta": 150000.0}
+    assert rope_parameters({"model_type": "gpt_oss"}) == {"rope_type": "default", "rope_theta": 150000.0}
     for broken in ({"factor": None}, {"factor": float("inf")}, {"original_max_position_embeddings": 0}):
         with pytest.raises(ValueError, match=f"YaRN needs {next(iter(broken))} above 0"):
             rope_parameters({"rope_parameters": expected | broken})
@@ -236,7 +233,7 @@ def test_parent_itself_becomes_a_child_of_its_own_blocks(tmp_path: Path) -> None
 
 
 def test_recipe_runs_and_a_finished_run_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    scales_of(CHILD).save(tmp_path / "scales")
+    made_up_scales(CHILD).save(tmp_path / "scales")
     words = ["run", "recipes/export.yaml", f"--run_dir={tmp_path / 'run'}", f"--kv_scales={tmp_path / 'scales'}"]
     main(words)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -246,7 +243,7 @@ def test_recipe_runs_and_a_finished_run_is_not_overwritten(tmp_path: Path, capsy
     with pytest.raises(SystemExit):
         main(words)
     assert "is complete; give --overwrite" in capsys.readouterr().err
-    (tmp_path / "run" / "model" / "stray.txt").write_text("of another export")
+    (tmp_path / "run" / "model" / "stray.txt").write_text("from another export")
     main([*words, "--overwrite"])
     assert not (tmp_path / "run" / "model" / "stray.txt").exists()
-    assert (tmp_path / "run" / "model" / "SHA256SUMS").read_bytes() == before  # the same bytes, card and picture too
+    assert (tmp_path / "run" / "model" / "SHA256SUMS").read_bytes() == before  # the plot too

@@ -4,10 +4,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
+from transformers import AutoTokenizer
 
 from lit_puzzle.child.assemble import assemble
-from lit_puzzle.evaluate.accuracy import answer_problems, held_out_problems, summarize
-from lit_puzzle.generation.policy import load_policy
+from lit_puzzle.evaluate.accuracy import solve_problems, summarize
+from lit_puzzle.evaluate.held_out import held_out_problems
+from lit_puzzle.generation.load import load_engine
+from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.layout import count_parameters
 from lit_puzzle.run.recipe import load_recipe
@@ -42,6 +45,7 @@ def test_child_is_within_the_budget_of_the_search():
 def test_child_leaves_recovery_something_to_do():
     environments = [Chains(), Sorting(), Counting()]
     pairs = held_out_problems(environments, ["high"], 96, seed=5)
-    policy, tokenizer = load_policy(ASSETS / "tiny_child", "float32")
-    accuracy = summarize(answer_problems(policy, tokenizer, pairs, environments, 96, 96))["accuracy/high"]
-    assert 0.4 < accuracy < 0.75
+    engine = load_engine(EngineSettings("transformers"), ASSETS / "tiny_child")
+    tokenizer = AutoTokenizer.from_pretrained(ASSETS / "tiny_child")
+    episodes = solve_problems(engine, tokenizer, pairs, environments, Sampling(96, temperature=0.0))
+    assert 0.4 < summarize(episodes)["accuracy/high"] < 0.75

@@ -13,8 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lit_puzzle
 from lit_puzzle.environments.environment import EFFORTS, Problem, is_held_out, render_prompt
-from lit_puzzle.evaluate.accuracy import answer_problems, held_out_problems, summarize
+from lit_puzzle.evaluate.accuracy import solve_problems, summarize
+from lit_puzzle.evaluate.held_out import held_out_problems
 from lit_puzzle.generation.lengths import read_lengths
+from lit_puzzle.generation.sampling import Sampling
+from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.tiny.lessons import IGNORED, Curriculum, Lessons, practice, retrieval, supervised
 from lit_puzzle.tiny.parent import Initialization, ParentShape, build_parent
 from lit_puzzle.tiny.pretrain import FlatThenCosine, LessonData, TinyParent, next_token_loss
@@ -209,7 +212,8 @@ def test_the_shipped_parent_reasons_better_and_longer_at_higher_effort() -> None
     tokenizer = AutoTokenizer.from_pretrained(SHIPPED)
     assert sum(parameter.numel() for parameter in parent.parameters()) == 2_049_432
     problems = held_out_problems(FAMILIES, EFFORTS, 36, seed=0)
-    numbers = summarize(answer_problems(parent, tokenizer, problems, FAMILIES, max_new_tokens=64, batch_size=108))
+    engine = TransformersEngine(parent, tokenizer, 108)
+    numbers = summarize(solve_problems(engine, tokenizer, problems, FAMILIES, Sampling(64, 0.0)))
     accuracies = [numbers[f"accuracy/{effort}"] for effort in EFFORTS]
     lengths = [numbers[f"tokens/{effort}"] for effort in EFFORTS]
     assert accuracies[0] < accuracies[1] < accuracies[2] and accuracies[2] > 0.8

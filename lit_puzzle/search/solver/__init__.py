@@ -1,1 +1,1 @@
-"""The search in numbers: limits and options, programs for HiGHS, baselines, and why there is no plan."""
+"""Solvers of the search: choice problems, the exact solver on HiGHS, baselines, and explanations of infeasibility."""

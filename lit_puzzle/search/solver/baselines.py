@@ -1,15 +1,18 @@
-"""Ways to choose a plan without proof, called like `solver.mip.solve`, to measure the exact search against.
+"""Baselines to compare the exact search with.
 
-- greedy: start at the parent; while a limit is exceeded take, for the one exceeded most, the replacement with the best
-  saving per damage; a candidate once left is not taken again.
-- uniform: the same expert count in every layer and the same window in every layer that offers it; the least damaging
-  of those within the limits.
-- random: a plan drawn evenly; while a limit is exceeded, a random layer moves to a random candidate that costs less in
-  the limit exceeded most. Seeded.
-- max_parameters: the plan with the most parameters within the limits, whatever the damage (exact, by the same solver).
+- greedy: start from the parent; while a limit is exceeded, take the replacement with the largest saving per quality
+  loss in the limit that is exceeded most; a candidate that was replaced is not taken again.
+- uniform: the same expert count in every layer and the same window in every layer that offers it; the plan with the
+  lowest quality loss of those within the limits.
+- random: a plan drawn uniformly; while a limit is exceeded, a random layer changes to a random candidate that costs
+  less in the limit that is exceeded most. Seeded.
+- max_parameters: the plan with the most parameters within the limits, whatever its quality loss (exact, by the same
+  solver).
 
-Of several options of a scenario each takes the one that the plan at hand exceeds least. `Infeasible` means that none
-was found; only `max_parameters` proves that there is none.
+Of the options of a scenario each baseline uses the one that the current plan exceeds least. `InfeasibleError` means
+that no plan was found; only `max_parameters` proves that there is none.
+
+Reads and writes nothing.
 
 Source: arXiv 2411.19146 compares its search with greedy choice and with maximal parameters.
 """
@@ -23,20 +26,21 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 
 from lit_puzzle.search.solver import mip
-from lit_puzzle.search.solver.choices import ChoiceProblem, Infeasible, Limit, Settings, Solution, Solver, Traits
+from lit_puzzle.search.solver.choices import ChoiceProblem, InfeasibleError, Limit, Solution, Traits
+from lit_puzzle.search.solver.settings import DEFAULT_SETTINGS, NO_EARLIER_PLANS, EarlierPlans, SolverSettings
 
 RESTARTS = 100
 
 
-def greedy(problem: ChoiceProblem, settings: Settings = Settings()) -> list[Solution]:  # noqa: B008  (frozen)
-    """See the module's docstring.
+def greedy(problem: ChoiceProblem, settings: SolverSettings = DEFAULT_SETTINGS) -> list[Solution]:
+    """Solve by the largest saving per quality loss; see the module's docstring.
 
     Raises:
-        Infeasible: No replacement was left that saves something.
-        ValueError: More than one solution is asked for.
+        InfeasibleError: no replacement is left that saves anything.
+        ValueError: `num_solutions` is above 1.
     """
     _one_only("greedy", settings)
-    plans = (_greedy(problem, label) for label in problem.labels() or [None])
+    plans = (_greedy(problem, label) for label in problem.common_labels() or [None])
     return _best("greedy", problem, (plan for plan in plans if plan is not None))
 
 
@@ -61,17 +65,17 @@ def _greedy(problem: ChoiceProblem, label: Hashable) -> list[int] | None:
 
 
 def _merit(costs: Sequence[float], quality_losses: Sequence[float], now: int, then: int) -> tuple[float, float]:
-    """Saving per damage; a replacement that does no further damage is better than any that does."""
-    saving, harm = costs[now] - costs[then], quality_losses[then] - quality_losses[now]
-    return (math.inf, saving) if harm <= 0 else (saving / harm, saving)
+    """Return the saving per quality loss; a replacement without further loss is better than any with."""
+    saving, loss = costs[now] - costs[then], quality_losses[then] - quality_losses[now]
+    return (math.inf, saving) if loss <= 0 else (saving / loss, saving)
 
 
-def uniform(problem: ChoiceProblem, settings: Settings = Settings()) -> list[Solution]:  # noqa: B008
-    """See the module's docstring.
+def uniform(problem: ChoiceProblem, settings: SolverSettings = DEFAULT_SETTINGS) -> list[Solution]:
+    """Solve with equal layers; see the module's docstring.
 
     Raises:
-        Infeasible: No uniform plan is within the limits.
-        ValueError: More than one solution is asked for, or the problem has no traits.
+        InfeasibleError: no uniform plan is within the limits.
+        ValueError: `num_solutions` is above 1, or the problem has no traits.
     """
     _one_only("uniform", settings)
     return _best("uniform", problem, _uniform_plans(_traits(problem)))
@@ -90,17 +94,17 @@ def _uniform_plans(traits: Traits) -> Iterator[list[int]]:
             yield plan
 
 
-def random(problem: ChoiceProblem, settings: Settings = Settings()) -> list[Solution]:  # noqa: B008
-    """See the module's docstring.
+def random(problem: ChoiceProblem, settings: SolverSettings = DEFAULT_SETTINGS) -> list[Solution]:
+    """Draw a plan and change it until it is within the limits; see the module's docstring.
 
     Raises:
-        Infeasible: None of 100 draws could be repaired.
-        ValueError: More than one solution is asked for.
+        InfeasibleError: none of 100 draws came within the limits.
+        ValueError: `num_solutions` is above 1.
     """
     _one_only("random", settings)
     generator = random_module.Random(settings.seed)
     for _ in range(RESTARTS):
-        allowed = _allowed(problem, generator.choice(problem.labels() or [None]))
+        allowed = _allowed(problem, generator.choice(problem.common_labels() or [None]))
         chosen = [generator.choice(row) for row in allowed]
         if _repair(problem, allowed, chosen, generator):
             return _best("random", problem, [chosen])
@@ -127,47 +131,52 @@ def _repair(
     return False
 
 
-def max_parameters(problem: ChoiceProblem, settings: Settings = Settings()) -> list[Solution]:  # noqa: B008
-    """See the module's docstring.
+def max_parameters(
+    problem: ChoiceProblem, settings: SolverSettings = DEFAULT_SETTINGS, earlier: EarlierPlans = NO_EARLIER_PLANS
+) -> list[Solution]:
+    """Maximize the number of parameters; see the module's docstring.
 
     Raises:
-        Infeasible: There is no plan within the limits.
-        ValueError: The problem has no traits.
+        InfeasibleError: there is no plan within the limits.
+        OutOfTimeError: no plan was found within the time limit.
+        ValueError: the problem has no traits.
     """
-    fewest = tuple(tuple(-float(count) for count in row) for row in _traits(problem).parameters)
-    found = mip.solve(replace(problem, quality_loss=fewest), settings)
+    negated = tuple(tuple(-float(count) for count in row) for row in _traits(problem).parameters)
+    found = mip.solve(replace(problem, quality_loss=negated), settings, earlier)
     return [Solution(s.chosen, problem.total_quality_loss(s.chosen), s.options) for s in found]
 
 
 def _traits(problem: ChoiceProblem) -> Traits:
     if problem.traits is None:
-        raise ValueError("this baseline needs to know what the candidates are: give the Problem its traits")
+        raise ValueError("this baseline needs to know what the candidates are: give the ChoiceProblem its traits")
     return problem.traits
 
 
-def _one_only(name: str, settings: Settings) -> None:
+def _one_only(name: str, settings: SolverSettings) -> None:
     if settings.num_solutions != 1:
-        raise ValueError(f"solver {name!r} gives one plan; num_solutions: {settings.num_solutions} needs solver: mip")
+        raise ValueError(
+            f"solver {name!r} gives one plan; for num_solutions: {settings.num_solutions} use the solver mip"
+        )
 
 
 def _allowed(problem: ChoiceProblem, label: Hashable) -> list[list[int]]:
-    """Candidates of every layer that no limit that always holds forbids, of one label when the problem has labels."""
-    labels = problem.same or [[None] * len(row) for row in problem.quality_loss]
+    """Return the candidates of every layer that no limit of every plan forbids, of one label where there are labels."""
+    labels = problem.labels or [[None] * len(row) for row in problem.quality_loss]
     forbidden = [
         [any(limit.coefficients[layer][i] == math.inf for limit in problem.limits) for i in range(len(row))]
         for layer, row in enumerate(problem.quality_loss)
     ]
     rows = [
-        [i for i, other in enumerate(row) if (other == label or problem.same is None) and not forbidden[layer][i]]
+        [i for i, other in enumerate(row) if (other == label or problem.labels is None) and not forbidden[layer][i]]
         for layer, row in enumerate(labels)
     ]
     if not all(rows):
-        raise Infeasible("A layer has no candidate that is allowed at all.")
+        raise InfeasibleError("No plan: the limits forbid every candidate of a layer.")
     return rows
 
 
 def _exceeded_most(problem: ChoiceProblem, chosen: Sequence[int]) -> Limit | None:
-    """The limit with the largest relative excess, looking at each choice's best option; None when all hold."""
+    """Return the limit with the largest relative excess, over each choice's best option; None when all hold."""
     groups = [min((_exceeded(option.limits, chosen) for option in options), key=_size) for options in problem.choices]
     worst = max([_exceeded(problem.limits, chosen), *groups], key=_size)
     return worst[1] if worst[0] > 0 else None
@@ -188,18 +197,9 @@ def _best(name: str, problem: ChoiceProblem, plans: Iterator[list[int]] | list[l
         if options is not None:
             found.append(Solution(tuple(plan), problem.total_quality_loss(plan), options))
     if not found:
-        raise Infeasible(
+        raise InfeasibleError(
             f"The solver {name!r} found no plan within the limits, which does not mean that there is none: "
-            "solver: mip decides that.",
+            "the solver mip decides that.",
             proven=False,
         )
     return [min(found, key=lambda solution: solution.quality_loss)]
-
-
-SOLVERS: dict[str, Solver] = {
-    "mip": mip.solve,
-    "greedy": greedy,
-    "uniform": uniform,
-    "random": random,
-    "max_parameters": max_parameters,
-}

@@ -1,14 +1,14 @@
-"""The search in numbers only: one candidate per layer, damages to add up, limits that sums must respect.
+"""The search as a choice problem: one candidate per layer, quality losses that add up, limits on sums over layers.
 
-Nothing here knows about models, GPUs or files; `lit_puzzle.search.program` writes a search down in these types, and
+Nothing here knows about models, GPUs or files; `lit_puzzle.search.program` states a search in these types, and
 `lit_puzzle.search.solver.mip` and `lit_puzzle.search.solver.baselines` solve it.
 
-    minimize    sum_l damage[l][x_l]
+    minimize    sum_l quality_loss[l][x_l]
     subject to  constant_r + sum_l coefficient_r[l][x_l] <= bound_r        for every limit r,
                 and, of every choice, all limits of at least one option    (one deployment and batch of a scenario),
-                and same[l][x_l] alike in all layers                       when `same` is given.
+                and labels[l][x_l] equal in all layers                     when `labels` are given.
 
-Every total in here is added up again in plain Python from these numbers: a solver's word is never taken for it.
+Every total is computed again in plain Python from these numbers; a total that a solver reports is never used.
 
 Source: arXiv 2411.19146, its section on mixed-integer programming.
 """
@@ -16,7 +16,7 @@ Source: arXiv 2411.19146, its section on mixed-integer programming.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 Grid = Sequence[Sequence[float]]
@@ -24,16 +24,15 @@ Grid = Sequence[Sequence[float]]
 RELATIVE_TOLERANCE = 1e-9  # of a bound: what rounding may add to a sum that meets it exactly
 
 
-class Infeasible(ValueError):  # noqa: N818  (what the user reads is its message)
+class InfeasibleError(ValueError):
     """No plan was found within the limits.
 
     Attributes:
-        chosen: The plan that comes nearest, one candidate per layer; None when there is none to show.
-        options: Its option of every choice.
-        needs: For every limit that stands in the way: (what is needed, what is allowed), as `Limit.told` counts.
-            Needed is what that plan comes to; where several limits cannot be met one by one, what the cheapest plan
-            for each comes to.
-        proven: Whether there is no plan at all; a baseline only says that it found none.
+        chosen: the plan with the smallest excess, one candidate per layer; None when there is none to show.
+        options: its option of every choice.
+        needs: for every limit that is exceeded, the pair (needed, allowed) in the user's unit. Needed is the total of
+            `chosen`; where several limits cannot be met even alone, the total of the cheapest plan for each.
+        proven: whether there is no plan at all; a baseline can only say that it found none.
     """
 
     def __init__(
@@ -49,11 +48,11 @@ class Infeasible(ValueError):  # noqa: N818  (what the user reads is its message
 
 
 class DisagreementError(RuntimeError):
-    """The solver's totals are not those of the plan it returned."""
+    """The solver's totals differ from those of the plan that it returned."""
 
 
 class OutOfTimeError(ValueError):
-    """No plan was found in the time given, and none was ruled out."""
+    """The time limit was reached before a plan was found or proven not to exist."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +60,13 @@ class Limit:
     """An upper bound on a sum over the layers.
 
     Attributes:
-        name: What is bounded, for messages: the user's word for it and where.
-        coefficients: What each candidate of each layer adds; `math.inf` forbids it.
-        constant: What the model adds outside its layers.
-        bound: The most that constant and layers may come to.
-        key: What kind of quantity it is, to whoever checks the totals.
-        numerator: The user asked for a rate of at least numerator / bound; a total stands for numerator / total.
+        name: what is bounded and where, in the user's words, for messages.
+        coefficients: what each candidate of each layer adds; `math.inf` forbids it.
+        constant: what the model adds outside its layers.
+        bound: upper bound on constant plus layers.
+        key: the kind of quantity, for the check of totals.
+        numerator: given where the user bounds a rate from below, numerator / bound; the rate of a total is then
+            numerator / total.
     """
 
     name: str
@@ -77,27 +77,27 @@ class Limit:
     numerator: float | None = None
 
     def total(self, chosen: Sequence[int]) -> float:
-        """The sum that a plan comes to."""
+        """Return the sum of a plan."""
         return math.fsum([self.constant, *(row[index] for row, index in zip(self.coefficients, chosen))])
 
     @property
     def tolerance(self) -> float:
-        """What a total may exceed the bound by: rounding, in the scale of the numbers added."""
+        """By how much a total may exceed the bound: rounding, in the scale of the numbers added."""
         scale = max(abs(self.bound), abs(self.constant))
         if scale == 0:
             scale = max((abs(value) for row in self.coefficients for value in row if value != math.inf), default=0.0)
         return RELATIVE_TOLERANCE * scale
 
     def holds(self, chosen: Sequence[int]) -> bool:
-        """Whether a plan stays within the bound."""
+        """Return whether a plan is within the bound."""
         return self.total(chosen) <= self.bound + self.tolerance
 
-    def told(self, total: float) -> float:
-        """A total, or the bound, in the unit that the user asked in."""
+    def in_user_unit(self, total: float) -> float:
+        """Return a total, or the bound, in the unit in which the user gave the bound."""
         return total if self.numerator is None else self.numerator / total
 
     def excess(self, chosen: Sequence[int]) -> float:
-        """How far a plan is over the bound, relative to the bound; 0 when it holds."""
+        """Return how far a plan exceeds the bound, relative to the bound; 0 when it is within it."""
         if self.holds(chosen):
             return 0.0
         return (self.total(chosen) - self.bound) / (abs(self.bound) or 1.0)
@@ -105,7 +105,12 @@ class Limit:
 
 @dataclass(frozen=True)
 class Option:
-    """One way to satisfy a choice: all its limits together (one deployment and batch size of one scenario)."""
+    """One way to satisfy a choice: one deployment and batch size of a scenario.
+
+    Attributes:
+        name: deployment and batch size in words, for messages.
+        limits: limits that all hold when this option is taken.
+    """
 
     name: str
     limits: tuple[Limit, ...]
@@ -116,9 +121,9 @@ class Traits:
     """What the candidates are, for the baselines; grids like `ChoiceProblem.quality_loss`.
 
     Attributes:
-        experts: Expert count of every candidate.
-        windows: Window in tokens, None for full attention.
-        parameters: Parameter count.
+        experts: expert count of every candidate.
+        windows: window in tokens, None for full attention.
+        parameters: parameter count.
     """
 
     experts: Sequence[Sequence[int]]
@@ -128,38 +133,46 @@ class Traits:
 
 @dataclass(frozen=True)
 class ChoiceProblem:
-    """A whole search.
+    """A whole search; the formulation is above.
 
     Attributes:
-        damage: Damage of every candidate of every layer; candidate 0 is the parent's own block.
-        limits: Bounds that always hold.
-        choices: For each scenario its options, of which at least one must hold.
-        same: Labels of the candidates; a plan takes the same label in every layer (uniform expert counts).
-        traits: What the candidates are; only the baselines `uniform` and `max_parameters` read it.
+        quality_loss: quality loss of every candidate of every layer; candidate 0 is the parent's own block.
+        limits: limits of every plan.
+        choices: the options of each scenario, of which at least one must hold.
+        labels: labels of the candidates; all layers of a plan have the same label (uniform expert counts).
+        traits: what the candidates are; only the baselines `uniform` and `max_parameters` use it.
+
+    Raises:
+        ValueError: a layer has no candidate, a grid has another shape, a number is not finite, or a choice has no
+            option.
     """
 
     quality_loss: Grid
     limits: tuple[Limit, ...] = ()
     choices: tuple[tuple[Option, ...], ...] = ()
-    same: Sequence[Sequence[Hashable]] | None = None
+    labels: Sequence[Sequence[Hashable]] | None = None
     traits: Traits | None = None
 
     def __post_init__(self) -> None:
         shape = [len(row) for row in self.quality_loss]
         if not shape or 0 in shape:
-            raise ValueError(f"Problem: every layer needs at least one candidate, got {shape} candidates per layer")
+            raise ValueError(
+                f"ChoiceProblem: every layer needs at least one candidate, got {shape} candidates per layer"
+            )
         if not all(math.isfinite(value) for row in self.quality_loss for value in row):
-            raise ValueError("Problem: every damage must be a finite number")
-        if self.same is not None and [len(row) for row in self.same] != shape:
-            raise ValueError("Problem: `same` needs one label for every candidate of every layer")
+            raise ValueError("ChoiceProblem: every quality loss must be a finite number")
+        if self.labels is not None and [len(row) for row in self.labels] != shape:
+            raise ValueError("ChoiceProblem: labels must have one label for every candidate of every layer")
         for position, options in enumerate(self.choices):
             if not options:
-                raise ValueError(f"Problem: choice {position} has no option; give at least one deployment and batch")
+                raise ValueError(
+                    f"ChoiceProblem: choice {position} has no option; give at least one deployment and batch"
+                )
         for limit in self.every_limit():
             _check_limit(limit, shape)
 
     def every_limit(self) -> Iterator[Limit]:
-        """All limits, those of every option included."""
+        """Iterate over all limits, those of every option included."""
         yield from self.limits
         for options in self.choices:
             for option in options:
@@ -171,30 +184,30 @@ class ChoiceProblem:
         return len(self.quality_loss)
 
     def total_quality_loss(self, chosen: Sequence[int]) -> float:
-        """The damage of a plan, added up."""
+        """Return the quality loss of a plan."""
         return math.fsum(row[index] for row, index in zip(self.quality_loss, chosen))
 
-    def labels(self) -> list[Hashable]:
-        """Labels of `same` that every layer offers, in the order of the first layer; empty without `same`."""
-        if self.same is None:
+    def common_labels(self) -> list[Hashable]:
+        """Return the labels that every layer offers, in the order of the first layer; empty without labels."""
+        if self.labels is None:
             return []
-        offered = [set(row) for row in self.same]
-        return [label for label in dict.fromkeys(self.same[0]) if all(label in layer for layer in offered)]
+        offered = [set(row) for row in self.labels]
+        return [label for label in dict.fromkeys(self.labels[0]) if all(label in layer for layer in offered)]
 
-    def one_label(self, chosen: Sequence[int]) -> bool:
-        """Whether a plan satisfies `same`."""
-        return self.same is None or len({row[index] for row, index in zip(self.same, chosen)}) == 1
+    def has_one_label(self, chosen: Sequence[int]) -> bool:
+        """Return whether all layers of a plan have the same label; True without labels."""
+        return self.labels is None or len({row[index] for row, index in zip(self.labels, chosen)}) == 1
 
     def option_that_holds(self, choice: int, chosen: Sequence[int]) -> int | None:
-        """The first option of a choice that a plan satisfies."""
+        """Return the first option of a choice that a plan satisfies, or None."""
         for index, option in enumerate(self.choices[choice]):
             if all(limit.holds(chosen) for limit in option.limits):
                 return index
         return None
 
     def options_that_hold(self, chosen: Sequence[int]) -> tuple[int, ...] | None:
-        """One option of every choice when the plan is within all limits, else None."""
-        if not self.one_label(chosen) or not all(limit.holds(chosen) for limit in self.limits):
+        """Return one option of every choice when the plan is within all limits, else None."""
+        if not self.has_one_label(chosen) or not all(limit.holds(chosen) for limit in self.limits):
             return None
         found = [self.option_that_holds(choice, chosen) for choice in range(len(self.choices))]
         return None if None in found else tuple(index for index in found if index is not None)
@@ -202,56 +215,25 @@ class ChoiceProblem:
 
 def _check_limit(limit: Limit, shape: list[int]) -> None:
     if [len(row) for row in limit.coefficients] != shape:
-        raise ValueError(f"Limit {limit.name!r}: needs one coefficient for every candidate of every layer")
+        raise ValueError(f"Limit {limit.name!r}: it must have one coefficient for every candidate of every layer")
     numbers = [value for row in limit.coefficients for value in row if value != math.inf]
     if not all(math.isfinite(value) for value in (*numbers, limit.constant, limit.bound)):
-        raise ValueError(f"Limit {limit.name!r}: its numbers must be finite (a coefficient may be math.inf: forbidden)")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to search, the same for every solver.
-
-    Attributes:
-        num_solutions: Plans wanted, best first, each unlike those before it.
-        alpha: A later plan shares at most this part of its layers with each earlier one.
-        time_limit_seconds: Wall clock for all of them together.
-        relative_gap: Stop once the damage is proven to be within this part of the optimum.
-        seed: For the solver `random`.
-        known: A plan from elsewhere; the exact search starts from its damage when it is within all limits.
-        unlike: Plans that every plan wanted must differ from, as `alpha` says.
-    """
-
-    num_solutions: int = 1
-    alpha: float = 0.8
-    time_limit_seconds: float = 60.0
-    relative_gap: float = 0.0
-    seed: int = 0
-    known: tuple[int, ...] | None = None
-    unlike: tuple[tuple[int, ...], ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.num_solutions < 1:
-            raise ValueError(f"num_solutions must be at least 1, got {self.num_solutions}")
-        if not 0 <= self.alpha < 1:
-            raise ValueError(f"alpha must be at least 0 and below 1 (1 would give the same plan again): {self.alpha}")
-        if not self.time_limit_seconds > 0:
-            raise ValueError(f"time_limit_seconds must be positive, got {self.time_limit_seconds}")
-        if not 0 <= self.relative_gap < 1:
-            raise ValueError(f"relative_gap must be at least 0 and below 1, got {self.relative_gap}")
+        raise ValueError(
+            f"Limit {limit.name!r}: its numbers must be finite (a coefficient of math.inf forbids a candidate)"
+        )
 
 
 @dataclass(frozen=True)
 class Solution:
-    """A plan in numbers.
+    """A plan of a `ChoiceProblem`.
 
     Attributes:
-        chosen: Index of the candidate of every layer.
-        damage: Sum of their damages.
-        options: Index of the option of every choice.
-        bound: No plan is better than this; None from a solver that proves nothing.
-        gap: (damage - bound) / |damage|; 0 when they agree, None without a bound.
-        proven: Whether the gap is within what was asked for.
+        chosen: index of the candidate of every layer.
+        quality_loss: sum of their quality losses.
+        options: index of the option of every choice.
+        bound: lower bound on the quality loss of any plan; None from a solver that proves none.
+        gap: (quality_loss - bound) / |quality_loss|; 0 when they are equal, None without a bound.
+        proven: whether the gap is within the relative gap of the settings.
     """
 
     chosen: tuple[int, ...]
@@ -262,15 +244,9 @@ class Solution:
     proven: bool = False
 
     def with_bound(self, bound: float, relative_gap: float) -> Solution:
-        """The same plan with what is proven of it; `relative_gap` is what may be left unproven."""
-        gap = (
-            0.0
-            if bound == self.quality_loss
-            else (self.quality_loss - bound) / abs(self.quality_loss)
-            if self.quality_loss
-            else math.inf
-        )
+        """Return the plan with a lower bound; it is proven when its gap is at most `relative_gap`."""
+        if bound == self.quality_loss:
+            gap = 0.0
+        else:
+            gap = (self.quality_loss - bound) / abs(self.quality_loss) if self.quality_loss else math.inf
         return replace(self, bound=bound, gap=gap, proven=gap <= relative_gap * (1 + RELATIVE_TOLERANCE))
-
-
-Solver = Callable[[ChoiceProblem, Settings], list[Solution]]  # the exact search and every baseline

@@ -1,10 +1,14 @@
-"""Why there is no plan: which budget no plan meets, or which budgets no plan meets together.
+"""The error message when there is no plan: a budget that no plan meets, or budgets that no plan meets together.
 
-First every budget alone: its cheapest plan is the cheapest candidate of every layer, over all options that carry it.
-If each can be met alone, the plan with the smallest relaxation is found (minimize t, where every limit may exceed its
-bound by the fraction t), and two budgets that exclude each other are looked for pair by pair.
-Totals are told in the unit that the user asked in; where a rate is missed, also the best that can be reached within the
-memory of its deployments and the limits that always hold, with the other choices left aside.
+First every budget alone: its cheapest plan takes the cheapest candidate of every layer, over all options with that
+budget. If each can be met alone, the plan with the smallest relaxation is found (minimize t, where every limit may
+exceed its bound by the fraction t), and two budgets that exclude each other are searched pair by pair. Totals are given
+in the user's unit. Where a throughput is missed, the message also gives the best one that can be reached within the
+memory of its deployments and the limits of every plan; the other scenarios are ignored for that.
+
+Reads and writes nothing.
+
+Source: elastic programs (Chinneck, "Feasibility and Infeasibility in Optimization", 2008) for the smallest relaxation.
 """
 
 from __future__ import annotations
@@ -14,15 +18,22 @@ import math
 import time
 from dataclasses import dataclass, replace
 
-from lit_puzzle.search.solver.choices import ChoiceProblem, Infeasible, Limit, Option
+from lit_puzzle.search.solver.choices import ChoiceProblem, InfeasibleError, Limit, Option
 from lit_puzzle.search.solver.tree import Tree
 
-SECONDS = 20.0  # for finding the smallest relaxation and the pair; after that the message says less
+TIME_LIMIT_SECONDS = 20.0  # for the smallest relaxation and the pair; after that the message has less detail
 
 
 @dataclass(frozen=True)
 class Cheapest:
-    """The cheapest plan for one limit, whatever the others say."""
+    """The cheapest plan for one limit, all others ignored.
+
+    Attributes:
+        limit: the limit.
+        chosen: the plan.
+        needed: its total.
+        excess: how far that exceeds the bound, relative to it.
+    """
 
     limit: Limit
     chosen: tuple[int, ...]
@@ -30,10 +41,10 @@ class Cheapest:
     excess: float
 
 
-def explain(problem: ChoiceProblem) -> Infeasible:
-    """The error for a problem without a plan."""
-    if problem.same is not None and not problem.labels():
-        return Infeasible("No label is offered by every layer: the layers have no expert count in common.")
+def explain(problem: ChoiceProblem) -> InfeasibleError:
+    """Return the error for a problem without a plan."""
+    if problem.labels is not None and not problem.common_labels():
+        return InfeasibleError("No plan: uniform_experts is set, and the layers have no expert count in common.")
     alone = sorted((_cheapest_of(problem, name) for name in _names(problem)), key=lambda c: -c.excess)
     failing = [cheapest for cheapest in alone if cheapest.excess > 0]
     return _one_fails(problem, failing) if failing else _none_fails_alone(problem)
@@ -44,17 +55,17 @@ def _names(problem: ChoiceProblem) -> list[str]:
 
 
 def _cheapest_of(problem: ChoiceProblem, name: str) -> Cheapest:
-    """The least excess over all limits of this name (one per option)."""
+    """Return the cheapest plan with the smallest excess over all limits of this name (one per option)."""
     limits = [limit for limit in problem.every_limit() if limit.name == name]
     return min((_cheapest(problem, limit) for limit in limits), key=lambda cheapest: cheapest.excess)
 
 
 def _cheapest(problem: ChoiceProblem, limit: Limit) -> Cheapest:
     plans = []
-    for label in problem.labels() or [None]:
+    for label in problem.common_labels() or [None]:
         chosen = []
         for layer, row in enumerate(limit.coefficients):
-            labels = None if problem.same is None else problem.same[layer]
+            labels = None if problem.labels is None else problem.labels[layer]
             allowed = [i for i in range(len(row)) if labels is None or labels[i] == label]
             chosen.append(min(allowed, key=lambda i: (row[i], problem.quality_loss[layer][i])))
         plans.append(tuple(chosen))
@@ -62,9 +73,9 @@ def _cheapest(problem: ChoiceProblem, limit: Limit) -> Cheapest:
     return Cheapest(limit, best, limit.total(best), limit.excess(best))
 
 
-def _one_fails(problem: ChoiceProblem, failing: list[Cheapest]) -> Infeasible:
+def _one_fails(problem: ChoiceProblem, failing: list[Cheapest]) -> InfeasibleError:
     tightest = failing[0]
-    needs = {cheapest.limit.name: _told(cheapest.limit, cheapest.needed) for cheapest in failing}
+    needs = {cheapest.limit.name: _needed_and_allowed(cheapest.limit, cheapest.needed) for cheapest in failing}
     if tightest.needed == math.inf:
         taken = zip(tightest.limit.coefficients, tightest.chosen)
         layer = next(layer for layer, (row, index) in enumerate(taken) if row[index] == math.inf)
@@ -74,21 +85,21 @@ def _one_fails(problem: ChoiceProblem, failing: list[Cheapest]) -> Infeasible:
             f"No plan: the tightest budget is {tightest.limit.name!r}. Its cheapest plan "
             f"{_compared(tightest.limit, tightest.needed)}."
         )
-        message += _reachable(problem, tightest.limit, time.monotonic() + SECONDS)
+        message += _reachable(problem, tightest.limit, time.monotonic() + TIME_LIMIT_SECONDS)
     others = ", ".join(repr(cheapest.limit.name) for cheapest in failing[1:])
-    more = f" By themselves these cannot be met either: {others}." if others else ""
-    return Infeasible(message + more, tightest.chosen, needs=needs)
+    more = f" These cannot be met alone either: {others}." if others else ""
+    return InfeasibleError(message + more, tightest.chosen, needs=needs)
 
 
-def _told(limit: Limit, total: float) -> tuple[float, float]:
-    return limit.told(total), limit.told(limit.bound)
+def _needed_and_allowed(limit: Limit, total: float) -> tuple[float, float]:
+    return limit.in_user_unit(total), limit.in_user_unit(limit.bound)
 
 
 def _compared(limit: Limit, total: float) -> str:
-    """What a total comes to against what was asked for, in the user's unit."""
-    needed, bound = _told(limit, total)
+    """Return a total and its bound in words, in the user's unit."""
+    needed, bound = _needed_and_allowed(limit, total)
     if limit.numerator is not None:
-        return f"reaches {_number(needed)}, asked for is {_number(bound)} ({1 - needed / bound:.1%} too little)"
+        return f"reaches {_number(needed)}, required is {_number(bound)} ({1 - needed / bound:.1%} too little)"
     over = (total - limit.bound) / (abs(limit.bound) or 1.0)
     return f"needs {_number(needed)}, allowed is {_number(bound)} ({over:.1%} too much)"
 
@@ -98,23 +109,23 @@ def _number(value: float) -> str:
 
 
 def _reachable(problem: ChoiceProblem, limit: Limit, deadline: float) -> str:
-    """The best rate that plans can reach, when the limit is one; the first of equal names stands for them all."""
+    """Return the best rate that plans can reach in words, over all limits of this name; empty when it is no rate."""
     if limit.numerator is None:
         return ""
     rates = []
     for option in itertools.chain(*problem.choices):
         for own in option.limits:
             if own.name == limit.name and own.numerator is not None:
-                seconds = _least(problem, option, own, deadline)
-                rates += [] if seconds is None else [(own.told(seconds), option.name)]
+                seconds = _smallest_total(problem, option, own, deadline)
+                rates += [] if seconds is None else [(own.in_user_unit(seconds), option.name)]
     if time.monotonic() > deadline or not rates:
         return ""
     rate, where = max(rates)
-    return f" With the other limits of its deployments kept, at most {_number(rate)} can be reached there ({where})."
+    return f" Within the other limits of its deployments at most {_number(rate)} can be reached there ({where})."
 
 
-def _least(problem: ChoiceProblem, option: Option, limit: Limit, deadline: float) -> float | None:
-    """The smallest total of a limit among plans within all others of its option and those that always hold."""
+def _smallest_total(problem: ChoiceProblem, option: Option, limit: Limit, deadline: float) -> float | None:
+    """Return the smallest total of a limit over the plans within all other limits of its option and of every plan."""
     large = max(value for row in limit.coefficients for value in row if value < math.inf)
     forbidden = tuple(tuple(value if value == math.inf else 0.0 for value in row) for row in limit.coefficients)
     others = tuple(other for other in option.limits if other is not limit)
@@ -128,25 +139,25 @@ def _least(problem: ChoiceProblem, option: Option, limit: Limit, deadline: float
     return None if found is None else limit.total(found.chosen)
 
 
-def _none_fails_alone(problem: ChoiceProblem) -> Infeasible:
-    deadline = time.monotonic() + SECONDS
+def _none_fails_alone(problem: ChoiceProblem) -> InfeasibleError:
+    deadline = time.monotonic() + TIME_LIMIT_SECONDS
     nearest = Tree(problem, relative_gap=1e-3, deadline=deadline, elastic=True).run()
     if nearest is None:
-        return Infeasible("No plan: every budget can be met alone, but not all together.")
+        return InfeasibleError("No plan: every budget can be met alone, but not all together.")
     options = [problem.choices[choice][index] for choice, index in enumerate(nearest.options)]
     limits = [*problem.limits, *itertools.chain(*(option.limits for option in options))]
     over = sorted((limit for limit in limits if limit.excess(nearest.chosen)), key=lambda o: -o.excess(nearest.chosen))
-    needs = {limit.name: _told(limit, limit.total(nearest.chosen)) for limit in over}
+    needs = {limit.name: _needed_and_allowed(limit, limit.total(nearest.chosen)) for limit in over}
     pair = _excluding_pair(problem, [limit.name for limit in over], deadline)
     who = f"{pair[0]!r} and {pair[1]!r} exclude each other" if pair else "not all of them can be met together"
-    wants = "; ".join(f"{limit.name!r} {_compared(limit, limit.total(nearest.chosen))}" for limit in over)
+    totals = "; ".join(f"{limit.name!r} {_compared(limit, limit.total(nearest.chosen))}" for limit in over)
     rate = next((limit for limit in over if limit.numerator is not None), None)
     reach = "" if rate is None else _reachable(problem, rate, deadline)
     worst = max((limit.excess(nearest.chosen) for limit in over), default=0.0)
     where = f" ({', '.join(option.name for option in options)})" if options else ""
-    return Infeasible(
-        f"No plan: every budget can be met alone, but {who}. With the smallest relaxation, {worst:.1%} on each, "
-        f"there is a plan{where}: {wants}.{reach}",
+    return InfeasibleError(
+        f"No plan: every budget can be met alone, but {who}. With the smallest relaxation, {worst:.1%} of each bound, "
+        f"there is a plan{where}: {totals}.{reach}",
         nearest.chosen,
         nearest.options,
         needs,
@@ -154,7 +165,7 @@ def _none_fails_alone(problem: ChoiceProblem) -> Infeasible:
 
 
 def _excluding_pair(problem: ChoiceProblem, first: list[str], deadline: float) -> tuple[str, str] | None:
-    """Two limits that no plan meets together; pairs with those of `first` are tried first."""
+    """Return two limits that no plan meets together, or None; pairs with those of `first` are tried first."""
     names = [*first, *(name for name in _names(problem) if name not in first)]
     for left, right in itertools.combinations(names, 2):
         tree = Tree(_only(problem, (left, right)), deadline=deadline)
@@ -164,11 +175,11 @@ def _excluding_pair(problem: ChoiceProblem, first: list[str], deadline: float) -
 
 
 def _only(problem: ChoiceProblem, names: tuple[str, ...]) -> ChoiceProblem:
-    """The problem with the limits of these names only and without damages: is there any plan?"""
+    """Return the problem with the limits of these names only and without quality losses: is there any plan?"""
 
     def kept(limits: tuple[Limit, ...]) -> tuple[Limit, ...]:
         return tuple(limit for limit in limits if limit.name in names)
 
     choices = tuple(tuple(Option(o.name, kept(o.limits)) for o in options) for options in problem.choices)
-    nothing = tuple((0.0,) * len(row) for row in problem.quality_loss)
-    return replace(problem, quality_loss=nothing, limits=kept(problem.limits), choices=choices)
+    zeros = tuple((0.0,) * len(row) for row in problem.quality_loss)
+    return replace(problem, quality_loss=zeros, limits=kept(problem.limits), choices=choices)

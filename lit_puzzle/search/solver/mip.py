@@ -1,12 +1,16 @@
-"""The least damaging plan within all limits, proven, and the next best ones that differ from it.
+"""The exact solver: the plan with the lowest quality loss within all limits, proven, and alternatives to it.
 
-Damages are scaled by the largest of those that matter, or the tolerances of the solver would hide differences: whatever
-cannot be in a plan as good as the best one known is left out, and as long as that makes the largest damage left much
-smaller the search is run once more (`lit_puzzle.search.solver.tree`).
+Quality losses are scaled by the largest of those that matter, because HiGHS' tolerances are absolute and would hide
+small differences. A candidate that cannot be in a plan as good as the best one known does not matter; as long as
+leaving such candidates out makes the largest loss much smaller, the search is run again at the new scale
+(`lit_puzzle.search.solver.tree`).
 
-Later solutions differ: sum_l x_l y_l <= alpha L against every plan y before (arXiv 2411.19146).
+    alternatives    sum_l [x_l = y_l] <= alpha L    against every earlier plan y of L layers
 
-Memory: 8 bytes x (limits of all options) x (candidates of all layers). Time: 1 linear program per option, then few.
+Reads and writes nothing. Memory: 8 bytes x (limits of all options) x (candidates of all layers). Time: one linear
+program per option, then a few mixed-integer programs.
+
+Source: arXiv 2411.19146 (mixed-integer program over blocks, alternatives that differ).
 """
 
 from __future__ import annotations
@@ -15,72 +19,78 @@ import math
 import time
 from collections.abc import Sequence
 
-from lit_puzzle.search.solver.choices import ChoiceProblem, Limit, OutOfTimeError, Settings, Solution
+from lit_puzzle.search.solver.choices import ChoiceProblem, Limit, OutOfTimeError, Solution
 from lit_puzzle.search.solver.infeasible import explain
+from lit_puzzle.search.solver.settings import DEFAULT_SETTINGS, NO_EARLIER_PLANS, EarlierPlans, SolverSettings
 from lit_puzzle.search.solver.tree import Tree, indicator
 
-MOST_SCALES = 8
+MAX_RESCALINGS = 8
 
 
-def solve(problem: ChoiceProblem, settings: Settings = Settings()) -> list[Solution]:  # noqa: B008  (frozen)
+def solve(
+    problem: ChoiceProblem,
+    settings: SolverSettings = DEFAULT_SETTINGS,
+    earlier: EarlierPlans = NO_EARLIER_PLANS,
+) -> list[Solution]:
     """Solve exactly.
 
     Args:
-        problem: Damages, limits and options.
-        settings: Number of plans, alpha, time limit, gap.
+        problem: quality losses, limits and options.
+        settings: number of plans, alpha, time limit and gap; the other settings are not used.
+        earlier: a plan to start from, and plans to differ from.
 
     Returns:
-        Solutions, best first; fewer than asked for when no more exist that are different enough, or when the time was
-        up. At least one, unless they must be unlike given plans.
+        Solutions, best first. Fewer than `num_solutions` when no more exist that differ enough, or when the time is up;
+        at least one unless `earlier.unlike` has plans.
 
     Raises:
-        Infeasible: No plan is within the limits: names the tightest one and what the cheapest plan needs.
-        OutOfTimeError: No plan was found in the time given.
-        DisagreementError: Totals do not add up.
+        InfeasibleError: no plan is within the limits; the message names the tightest one and its cheapest plan.
+        OutOfTimeError: no plan was found within the time limit.
+        DisagreementError: the solver's totals differ from those of its plan.
     """
     deadline = time.monotonic() + settings.time_limit_seconds
     found: list[Solution] = []
     for _ in range(settings.num_solutions):
-        earlier = (*settings.unlike, *(solution.chosen for solution in found))
-        cuts = tuple(_unlike(problem, chosen, settings.alpha) for chosen in earlier)
+        avoided = (*earlier.unlike, *(solution.chosen for solution in found))
+        cuts = tuple(_unlike(problem, chosen, settings.alpha) for chosen in avoided)
         tree = Tree(problem, settings.relative_gap, deadline, cuts)
-        if settings.known is not None and not earlier:
-            tree.start_from(settings.known)
-        solution, timed_out = _at_its_own_scale(tree)
+        if earlier.start is not None and not avoided:
+            tree.start_from(earlier.start)
+        solution, timed_out = _solve_rescaled(tree)
         if solution is not None:
             found.append(solution)
-        elif found or (earlier and not timed_out):
+        elif found or (avoided and not timed_out):
             break
         else:
             _refuse(problem, settings, timed_out)
     return found
 
 
-def _at_its_own_scale(tree: Tree) -> tuple[Solution | None, bool]:
-    """Solve, and again without what cannot be as good as the plan found while the largest damage left gets smaller."""
+def _solve_rescaled(tree: Tree) -> tuple[Solution | None, bool]:
+    """Solve, then again at a smaller scale while one exists; return the solution and whether the time was up."""
     solution = tree.run()
-    for _ in range(MOST_SCALES):
-        closer = None if solution is None or tree.timed_out else tree.closer()
-        if closer is None:
+    for _ in range(MAX_RESCALINGS):
+        finer = None if solution is None or tree.timed_out else tree.rescaled()
+        if finer is None:
             break
-        before, tree = solution, closer
+        before, tree = solution, finer
         solution = tree.run()
-        assert before is not None and solution is not None  # it starts from the plan before
+        assert before is not None and solution is not None  # the tree starts from the plan before
         assert before.bound is not None and solution.bound is not None
         if solution.bound < before.bound <= solution.quality_loss:  # the time was up
             solution = solution.with_bound(before.bound, tree.relative_gap)
     return solution, tree.timed_out
 
 
-def _refuse(problem: ChoiceProblem, settings: Settings, timed_out: bool) -> None:
+def _refuse(problem: ChoiceProblem, settings: SolverSettings, timed_out: bool) -> None:
     if timed_out:
         raise OutOfTimeError(
-            f"No plan was found in {settings.time_limit_seconds:g} seconds, and none was ruled out; "
-            "raise time_limit_seconds or give fewer batch_sizes."
+            f"No plan was found in {settings.time_limit_seconds:g} seconds, and it is not proven that there is none; "
+            "raise solver.time_limit_seconds or list fewer space.batch_sizes."
         )
     raise explain(problem)
 
 
 def _unlike(problem: ChoiceProblem, chosen: Sequence[int], alpha: float) -> Limit:
     shared = math.floor(alpha * problem.num_layers + 1e-9)  # 0.7 x 10 is 7.000000000000001
-    return Limit("unlike an earlier plan", indicator(problem.quality_loss, chosen), 0.0, float(shared))
+    return Limit("layers shared with an earlier plan", indicator(problem.quality_loss, chosen), 0.0, float(shared))

@@ -1,16 +1,21 @@
-"""A search tree over options with a mixed-integer program in its leaves.
+"""Branch and bound over options, with a mixed-integer program in each leaf.
 
 Every scenario has options (deployment x batch size), of which one must hold. Their product is not enumerated: a node
-of the tree fixes options of the first scenarios, its bound is that of its linear relaxation and at least that of each
-option taken alone, and the node with the lowest bound is opened first. Where all options are fixed HiGHS solves the
-program in whole numbers, without the candidates that the relaxation shows to cost more than a cutoff. The first cutoff
-is a guess that keeps about 3 candidates per layer; when the best plan left is not below it, the cutoff is proven to be
-the node's bound, and the node waits for its turn with twice as many.
-The tree is done when no bound is below the best damage. A plan is called optimal only when damage - bound <= 1e-9 of
-what it adds up; otherwise the true bound is told.
+of the tree fixes options of the first scenarios. Its bound is that of its linear relaxation, and at least the bound of
+each of its options alone; the node with the lowest bound is opened first. Where all options are fixed, HiGHS solves the
+mixed-integer program without the candidates that the relaxation shows to be above a cutoff. The first cutoff is a guess
+that keeps about 3 candidates per layer; when no plan is found below it, the cutoff is a proven bound of the node, which
+goes back into the queue with twice as many candidates.
+The search ends when no bound is below the best quality loss. A plan is reported as optimal only when quality_loss -
+bound <= 1e-9 of the absolute values that it adds up; otherwise its bound is reported.
 
-What HiGHS answers is added up again in plain Python: another damage is a `DisagreementError`; a plan over a bound by
-more than rounding is excluded by a cut and the program is solved again.
+Every plan that HiGHS returns is added up again in plain Python: a different quality loss is a `DisagreementError`; a
+plan that exceeds a bound by more than rounding is excluded by a cut, and the program is solved again.
+
+Reads and writes nothing.
+
+Source: Land and Doig, 1960 (branch and bound); arXiv 2411.19146 (the program in the leaves).
+Shape legend: C candidates of all layers in a row, L layers.
 """
 
 from __future__ import annotations
@@ -28,48 +33,65 @@ from lit_puzzle.search.solver import highs
 from lit_puzzle.search.solver.choices import ChoiceProblem, DisagreementError, Grid, Limit, Option, Solution
 from lit_puzzle.search.solver.highs import Flags, Floats, LinearProgram, Outcome, Relaxation, Row
 
-LARGEST = 100.0  # the largest damage of one candidate after scaling: HiGHS' tolerances are absolute, about 1e-8
-SAME_DAMAGE = 1e-8  # after scaling: below this two plans are equally good
-PROVEN = 1e-9  # of the damages that a plan adds up: a bound this near is the damage itself
-ADDED_AGAIN = 1e-6  # of the largest number: what HiGHS' damage may differ by, columns at 1 - 1e-8 and rounding
-MOST_CUTS = 100
-FIRST_COLUMNS = 3  # candidates per layer that the first program in whole numbers of a node keeps
-FOREVER = 3600.0
+LARGEST = 100.0  # the largest loss of one candidate after scaling: HiGHS' tolerances are absolute, about 1e-8
+SAME_LOSS = 1e-8  # after scaling: two plans whose losses differ by less are equally good
+PROVEN = 1e-9  # of the absolute losses that a plan adds up: a bound this close counts as the loss itself
+OBJECTIVE_TOLERANCE = 1e-6  # relative: how far the objective of HiGHS may be off, for columns at 1 - 1e-8 and rounding
+MAX_CUTS = 100
+FIRST_COLUMNS = 3  # candidates per layer that the first mixed-integer program of a node keeps
+DEFAULT_SECONDS = 3600.0
 
 
 def indicator(shape: Grid, chosen: Sequence[int]) -> list[list[float]]:
-    """1 for the candidates of a plan, 0 for the others."""
+    """Return a grid with 1 for the candidates of a plan and 0 for the others."""
     return [[float(index == taken) for index in range(len(row))] for row, taken in zip(shape, chosen)]
 
 
 def label_choice(problem: ChoiceProblem) -> tuple[tuple[Option, ...], ...]:
-    """`same` as one more choice: an option per label, which forbids every candidate of another label."""
-    if problem.same is None:
+    """Return labels as one more choice: an option per label, which forbids every candidate of another label."""
+    if problem.labels is None:
         return ()
     options = []
-    for label in problem.labels():
-        grid = [[0.0 if other == label else math.inf for other in row] for row in problem.same]
+    for label in problem.common_labels():
+        grid = [[0.0 if other == label else math.inf for other in row] for row in problem.labels]
         options.append(Option(f"{label} everywhere", (Limit(f"{label} everywhere", grid, 0.0, 0.0),)))
     return (tuple(options),)
 
 
 @dataclass(order=True)
 class Node:
-    """Options of the first scenarios; lowest bound first, among equals the one with the most options fixed."""
+    """Options of the first scenarios; ordered by bound, then by the number of scenarios without an option.
+
+    Attributes:
+        bound: lower bound on the scaled objective of any plan below this node.
+        undecided: number of choices without an option.
+        number: running number; breaks ties.
+        options: options of the first choices.
+        relaxed: whether the bound is that of the node's own relaxation.
+        columns: candidates that its next mixed-integer program keeps; 0 before the first.
+    """
 
     bound: float
     undecided: int
     number: int
     options: tuple[int, ...] = field(compare=False)
     relaxed: bool = field(compare=False)
-    columns: int = field(default=0, compare=False)  # candidates that the next program in whole numbers keeps
+    columns: int = field(default=0, compare=False)
 
 
 class Tree:
     """One search for one best plan; see the module's docstring.
 
+    Args:
+        problem: the problem to solve.
+        relative_gap: relative optimality gap at which the search stops.
+        deadline: when to stop, by the monotonic clock; None is an hour from now.
+        cuts: more limits of every plan.
+        elastic: minimize the largest relative excess over the limits instead of the quality loss.
+        ceiling: quality loss of a plan that is known to be within all limits; plans above it are not searched.
+
     Attributes:
-        timed_out: Whether the time was up before the tree was done.
+        timed_out: whether the deadline passed before the search ended.
     """
 
     def __init__(
@@ -81,19 +103,9 @@ class Tree:
         elastic: bool = False,
         ceiling: float = math.inf,
     ) -> None:
-        """Make the rows.
-
-        Args:
-            problem: What to solve.
-            relative_gap: Part of the damage that may be left unproven.
-            deadline: When to stop, by the monotonic clock.
-            cuts: More limits that always hold.
-            elastic: Minimize the largest relative excess over the limits instead of the damage.
-            ceiling: Damage of a plan that is known to be within all limits: no plan above it matters.
-        """
         self.problem, self.relative_gap, self.elastic = problem, relative_gap, elastic
         self.always = (*problem.limits, *cuts)
-        self.deadline = time.monotonic() + FOREVER if deadline is None else deadline
+        self.deadline = time.monotonic() + DEFAULT_SECONDS if deadline is None else deadline
         self.choices = problem.choices + label_choice(problem)
         self.starts = (0, *itertools.accumulate(len(row) for row in problem.quality_loss))
         quality_loss_C = np.array([value for row in problem.quality_loss for value in row])
@@ -103,13 +115,13 @@ class Tree:
         self.cost_C = np.where(self.useful_C, quality_loss_C / self.scale, 0.0)
         self.option_rows = [[[self._row(limit) for limit in o.limits] for o in options] for options in self.choices]
         self.best: tuple[float, tuple[int, ...], tuple[int, ...]] | None = None  # scaled objective, chosen, options
-        self.closed_bound = math.inf  # lowest bound among nodes that were given up because they are not better
+        self.closed_bound = math.inf  # lowest bound of the nodes that were closed because they are not better
         self.heap: list[Node] = []
         self.counter = itertools.count()
         self.timed_out = False
 
     def _useful(self, quality_loss_C: Floats, ceiling: float) -> Flags:
-        """Candidates that a plan up to the ceiling may hold: not ruled out, and not too bad beside the least others."""
+        """Return the candidates that a plan up to the ceiling may have: allowed, and within it with the best others."""
         useful_C = np.logical_and.reduce(
             [np.ones(len(quality_loss_C), dtype=bool), *(row.allowed_C for row in self.base)]
         )
@@ -121,21 +133,26 @@ class Tree:
         self.least_L: list[float] = least_L.tolist()
         return useful_C
 
-    def closer(self) -> Tree | None:
-        """This search with the plan found and without what cannot be as good, when that leaves much smaller damages."""
+    def rescaled(self) -> Tree | None:
+        """Return this search without candidates that cannot be in a plan as good as the one found.
+
+        Returns:
+            The search, which starts from the plan found; None when its largest loss is not much smaller, or when the
+            tolerances of this search are small enough.
+        """
         assert self.best is not None
         _, chosen, options = self.best
         ceiling = self.problem.total_quality_loss(chosen)
         finer = Tree(
             self.problem, self.relative_gap, self.deadline, self.always[len(self.problem.limits) :], ceiling=ceiling
         )
-        if self.elastic or 2 * SAME_DAMAGE * self.scale <= PROVEN * self._size(chosen) or finer.scale > self.scale / 2:
+        if self.elastic or 2 * SAME_LOSS * self.scale <= PROVEN * self._size(chosen) or finer.scale > self.scale / 2:
             return None
         finer.best = (ceiling / finer.scale, chosen, options)
         return finer
 
     def _size(self, chosen: Sequence[int]) -> float:
-        """What a plan adds up, without cancelling: no difference far below this can be told from rounding."""
+        """Return the sum of a plan's absolute losses: differences far below it are rounding."""
         taken = (row[index] for row, index in zip(self.problem.quality_loss, chosen))
         return math.fsum(max(abs(own), -least) for own, least in zip(taken, self.least_L))
 
@@ -144,13 +161,13 @@ class Tree:
 
     @property
     def cutoff(self) -> float:
-        """Only what is below this (scaled) is worth looking for."""
+        """Scaled objective that a better plan must be below."""
         if self.best is None:
             return math.inf
-        return self.best[0] - max(SAME_DAMAGE, self.relative_gap * abs(self.best[0]))
+        return self.best[0] - max(SAME_LOSS, self.relative_gap * abs(self.best[0]))
 
     def program(self, options: Sequence[int], more: Sequence[Row] = ()) -> LinearProgram:
-        """The program with these options of the first choices."""
+        """Return the program with these options of the first choices."""
         chosen = (rows[index] for rows, index in zip(self.option_rows, options))
         return self._program([*self.base, *more, *itertools.chain(*chosen)])
 
@@ -159,13 +176,13 @@ class Tree:
         return replace(program, allowed_C=program.allowed_C & self.useful_C)
 
     def start_from(self, chosen: tuple[int, ...]) -> None:
-        """Take a plan as the best so far, if it is within all limits."""
+        """Take a plan as the best so far when it is within all limits."""
         options = self.problem.options_that_hold(chosen)
         if options is not None:
             self.best = (self.problem.total_quality_loss(chosen) / self.scale, chosen, options)
 
     def run(self) -> Solution | None:
-        """The best plan; None when there is none, or none was found in time (`timed_out`)."""
+        """Return the best plan; None when there is none, or when none was found before the deadline (`timed_out`)."""
         self.option_bounds = self._bound_options()
         if all(min(bounds, default=math.inf) < math.inf for bounds in self.option_bounds):
             self._push(max((min(bounds) for bounds in self.option_bounds), default=-math.inf), (), relaxed=False)
@@ -179,11 +196,11 @@ class Tree:
         return self._solution()
 
     def _bound_options(self) -> list[list[float]]:
-        """Bound of every option taken alone; inf when even that is impossible."""
+        """Return the bound of every option alone; inf when no plan has it."""
 
         def bound(rows: list[Row]) -> float:
             if time.monotonic() > self.deadline:
-                return -math.inf  # true of everything; the loop will see that the time is up
+                return -math.inf  # a valid bound; the loop in `run` stops
             relaxation = highs.relax(self._program([*self.base, *rows]))
             return math.inf if relaxation is None else relaxation.bound
 
@@ -210,53 +227,53 @@ class Tree:
             self._solve(node)
 
     def _solve(self, node: Node) -> None:
-        """Solve a node with all options fixed; plans over a bound by more than rounding are cut off one by one."""
+        """Solve a node with all options fixed; plans that exceed a limit by more than rounding are cut off in turn."""
         cuts: list[Row] = []
-        for _ in range(MOST_CUTS):
+        for _ in range(MAX_CUTS):
             program = self.program(node.options, cuts)
             relaxation = highs.relax(program)
             if relaxation is None:
                 return
             columns, guess = self._guess(node, relaxation)
-            whole, cutoff = guess >= self.cutoff, min(guess, self.cutoff)
+            complete, cutoff = guess >= self.cutoff, min(guess, self.cutoff)
             smaller = program.without_worse(relaxation, cutoff)
-            answer = highs.solve(smaller, cutoff, self.relative_gap, self.deadline - time.monotonic())
-            if answer.chosen is None or self._accept(node, answer):
-                bound = max(node.bound, min(answer.bound, cutoff))  # above the cutoff candidates were missing
-                self._close(replace(node, bound=bound, columns=2 * columns), answer.finished, whole)
+            outcome = highs.solve(smaller, cutoff, self.relative_gap, self.deadline - time.monotonic())
+            if outcome.chosen is None or self._accept(node, outcome):
+                bound = max(node.bound, min(outcome.bound, cutoff))  # above the cutoff candidates were left out
+                self._close(replace(node, bound=bound, columns=2 * columns), outcome.finished, complete)
                 return
-            grid = indicator(self.problem.quality_loss, answer.chosen)
+            grid = indicator(self.problem.quality_loss, outcome.chosen)
             cuts.append(Row.of(Limit("not this plan", grid, 0.0, self.problem.num_layers - 1.0), False))
-        raise DisagreementError(f"HiGHS returned {MOST_CUTS} plans that break the limits they were solved under")
+        raise DisagreementError(f"HiGHS returned {MAX_CUTS} plans that exceed the limits of their program")
 
     def _guess(self, node: Node, relaxation: Relaxation) -> tuple[int, float]:
-        """How many candidates to keep, and the cutoff that keeps them: above what is known to hold nothing."""
+        """Return how many candidates to keep and the cutoff that keeps them, above the node's bound."""
         columns = node.columns or FIRST_COLUMNS * self.problem.num_layers
-        while (guess := relaxation.cutoff_that_keeps(columns)) <= node.bound + SAME_DAMAGE:
+        while (guess := relaxation.cutoff_that_keeps(columns)) <= node.bound + SAME_LOSS:
             columns *= 2
         return columns, guess
 
-    def _close(self, node: Node, finished: bool, whole: bool) -> None:
-        """Put a node back with its new bound, unless all its candidates that matter were in the program."""
-        if finished and whole:
+    def _close(self, node: Node, finished: bool, complete: bool) -> None:
+        """Close a solved node, or put it back with its new bound when candidates that matter were left out."""
+        if finished and complete:
             self.closed_bound = min(self.closed_bound, node.bound)
         else:
             self._push(node.bound, node.options, relaxed=True, columns=node.columns)
         self.timed_out = self.timed_out or not finished
 
-    def _accept(self, node: Node, answer: Outcome) -> bool:
-        """Add HiGHS' plan up again; keep it when it is within all limits and better than the best."""
-        assert answer.chosen is not None
-        chosen, limits = answer.chosen, self._limits(node)
+    def _accept(self, node: Node, outcome: Outcome) -> bool:
+        """Add a plan of HiGHS up again, keep it when it is the best; return whether it is within all limits."""
+        assert outcome.chosen is not None
+        chosen, limits = outcome.chosen, self._limits(node)
         if any(limit.total(chosen) == math.inf for limit in limits):
             raise DisagreementError(f"HiGHS chose a forbidden candidate: {chosen}")
         if self.elastic:
             objective = max((limit.excess(chosen) for limit in limits), default=0.0)
         else:
             objective = self.problem.total_quality_loss(chosen) / self.scale
-        if abs(objective - answer.objective) > ADDED_AGAIN * max(LARGEST, abs(objective)):
+        if abs(objective - outcome.objective) > OBJECTIVE_TOLERANCE * max(LARGEST, abs(objective)):
             raise DisagreementError(
-                f"HiGHS says the objective is {answer.objective!r}, its plan adds up to {objective!r}"
+                f"HiGHS reports the objective {outcome.objective!r}, but its plan adds up to {objective!r}"
             )
         if not self.elastic and not all(limit.holds(chosen) for limit in limits):
             return False

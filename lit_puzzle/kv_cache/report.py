@@ -1,7 +1,7 @@
-"""KV scales for people and logs: numbers per layer and in all, a table in Markdown, a picture of amax.
+"""Report on KV scales: metrics of each layer and totals, a Markdown table, and a plot of amax.
 
-Writes kv_scales.md, kv_amax.png and kv_amax.svg. Drawing needs matplotlib, which is imported when the scales are
-already on disk.
+Writes kv_scales.md, kv_amax.png and kv_amax.svg. The plot needs matplotlib, which is imported after the scales are
+saved.
 """
 
 from collections.abc import Sequence
@@ -9,15 +9,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lit_puzzle.kv_cache.kv_scales import E4M3_MAX, KVScales, LayerScales
-from lit_puzzle.kv_cache.kv_statistics import Window
+from lit_puzzle.kv_cache.scales import E4M3_MAX, KVScales, LayerScales, Window
 from lit_puzzle.run.folder import write_atomically
 
 KINDS = {"k": "#1b6ca8", "v": "#e07b39"}  # and their colors
 
 
 def per_layer(layers: Sequence[LayerScales | None], prefix: str = "kv") -> dict[str, float]:
-    """`<prefix>/<layer>/<k or v>_amax|scale|headroom|overflow` of every layer with scales; the largest of its heads."""
+    """Return `<prefix>/<layer>/<k or v>_amax|scale|headroom|overflow` of layers with scales: the largest of heads."""
     values: dict[str, float] = {}
     for layer, both in enumerate(layers):
         for kind, one in () if both is None else (("k", both.k), ("v", both.v)):
@@ -28,32 +27,32 @@ def per_layer(layers: Sequence[LayerScales | None], prefix: str = "kv") -> dict[
     return values
 
 
-def in_all(scales: KVScales) -> dict[str, float]:
-    """Headline numbers; without any scale only counts."""
-    there = [both for both in scales.layers if both is not None]
+def totals(scales: KVScales) -> dict[str, float]:
+    """Return the metrics over all layers; only the counts if no layer has scales."""
+    found = [both for both in scales.layers if both is not None]
     results = {
         "tokens": float(scales.tokens),
         "layers": float(len(scales.layers)),
-        "layers_in_bf16": float(len(scales.layers) - len(there)),
+        "layers_in_bf16": float(len(scales.layers) - len(found)),
     }
-    if there:
+    if found:
         results |= {
-            "overflow": float(sum(both.k.overflow + both.v.overflow for both in there)),
-            "headroom/min": min(min(both.k.headroom, both.v.headroom) for both in there),
-            "k_amax/max": max(float(both.k.amax.max()) for both in there),
-            "v_amax/max": max(float(both.v.amax.max()) for both in there),
+            "overflow": float(sum(both.k.overflow + both.v.overflow for both in found)),
+            "headroom/min": min(min(both.k.headroom, both.v.headroom) for both in found),
+            "k_amax/max": max(float(both.k.amax.max()) for both in found),
+            "v_amax/max": max(float(both.v.amax.max()) for both in found),
         }
     return results
 
 
 def write_report(folder: Path, scales: KVScales, windows: Sequence[Window]) -> None:
-    """Writes the table and the picture."""
+    """Write the table and the plot."""
     write_atomically(folder / "kv_scales.md", table(scales, windows))
     draw_amax(folder, scales, windows)
 
 
 def table(scales: KVScales, windows: Sequence[Window]) -> str:
-    """A row for each layer; with scales per head, the heads one after the other."""
+    """Return a Markdown table with a row for each layer; cells list the heads if scales are per head."""
     lines = [
         "# FP8 KV scales",
         "",
@@ -80,7 +79,7 @@ def _numbers(values: Tensor) -> str:
 
 
 def draw_amax(folder: Path, scales: KVScales, windows: Sequence[Window]) -> None:
-    """Amax of K and V of each layer as dots (hollow: windowed), and as bars above them the largest that FP8 holds."""
+    """Plot amax of K and V of each layer as dots (hollow: windowed), and the largest FP8 value as bars above them."""
     from matplotlib.figure import Figure  # no pyplot: a Figure by itself needs no display
 
     figure = Figure(figsize=(max(5.0, 0.28 * len(windows)), 3.2), layout="constrained")

@@ -1,14 +1,14 @@
-"""Calibration as Lightning runs it: files, two processes, a killed run that goes on, bad input, the recipe."""
+"""Calibration as Lightning runs it: files, two processes, resuming an interrupted run, bad input, the recipe."""
 
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.keys_and_values import keys_and_values
 from helpers.recovery_runs import forked
 from lightning import Trainer
 from safetensors.torch import load_file
-from test_kv_statistics import by_hand
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
@@ -16,10 +16,10 @@ from lit_puzzle.cli import main
 from lit_puzzle.data.batch_validation import check_packed
 from lit_puzzle.data.calibration import CalibrationData, read_sequences
 from lit_puzzle.data.documents import PackedDocuments
-from lit_puzzle.kv_cache.calibrate_kv import KVCalibration
-from lit_puzzle.kv_cache.kv_report import in_all, per_layer, table
-from lit_puzzle.kv_cache.kv_scales import KVScales
-from lit_puzzle.kv_cache.kv_statistics import ScaleSettings
+from lit_puzzle.kv_cache.calibrate import KVCalibration
+from lit_puzzle.kv_cache.report import per_layer, table, totals
+from lit_puzzle.kv_cache.scales import KVScales
+from lit_puzzle.kv_cache.settings import ScaleSettings
 from lit_puzzle.model.checkpoint import fingerprint
 from lit_puzzle.training.sharding import Sharded
 
@@ -52,7 +52,7 @@ def run(folder: Path, checkpoint: Path, sequences: Path, **options) -> KVScales:
     data = CalibrationData(checkpoint, sequences=sequences, batch_size=2)
     trainer_for(folder).validate(module, data, verbose=False)
     scales = KVScales.load(folder)
-    assert module.results == in_all(scales)
+    assert module.results == totals(scales)
     return scales
 
 
@@ -60,7 +60,7 @@ def test_files_hold_amax_and_scales_of_all_sequences(checkpoint, sequences, tmp_
     scales = run(tmp_path / "run", checkpoint, sequences, scales=ScaleSettings(rounding="none", per_head=True))
     rows = [torch.tensor(row) for row in read_sequences(sequences, checkpoint)]
     assert (scales.tokens, scales.fingerprint) == (79, fingerprint(checkpoint))
-    for both, (k, v) in zip(scales.layers, by_hand(tiny_model, rows), strict=True):
+    for both, (k, v) in zip(scales.layers, keys_and_values(tiny_model, rows), strict=True):
         for one, x_NGC in ((both.k, k), (both.v, v)):
             torch.testing.assert_close(one.amax, x_NGC.abs().amax(dim=(0, 2)), rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(one.scale * 448, one.amax, rtol=1e-6, atol=0)
@@ -69,9 +69,9 @@ def test_files_hold_amax_and_scales_of_all_sequences(checkpoint, sequences, tmp_
     assert names == {"kv_scales.safetensors", "kv_scales.json", "kv_scales.md", "kv_amax.png", "kv_amax.svg"}
 
 
-def test_numbers_and_table_for_people(checkpoint, sequences, tmp_path):
+def test_metrics_and_table(checkpoint, sequences, tmp_path):
     scales = run(tmp_path / "run", checkpoint, sequences, scales=ScaleSettings(windowed_layers="bf16"))
-    values, results = per_layer(scales.layers), in_all(scales)
+    values, results = per_layer(scales.layers), totals(scales)
     assert values["kv/1/k_scale"] == float(scales.layers[1].k.scale) and not any("kv/0/" in key for key in values)
     assert (results["layers"], results["layers_in_bf16"], results["overflow"]) == (4, 2, 0)
     headrooms = [scales.layers[i].k.headroom for i in (1, 3)] + [scales.layers[i].v.headroom for i in (1, 3)]
@@ -82,11 +82,11 @@ def test_numbers_and_table_for_people(checkpoint, sequences, tmp_path):
 
 
 class Stopped(Exception):
-    """Ends a run in the middle."""
+    """Interrupts a run."""
 
 
 class Watched(KVCalibration):
-    """Notes how many batches were counted when each came, and stops before one of them."""
+    """Calibration that notes how many batches were counted before each, and stops before one of them."""
 
     stop_before = -1
 
@@ -97,7 +97,7 @@ class Watched(KVCalibration):
         super().validation_step(batch, batch_idx)
 
 
-def test_a_killed_run_goes_on_and_finds_the_same(checkpoint, sequences, tmp_path):
+def test_a_resumed_run_finds_the_same_scales(checkpoint, sequences, tmp_path):
     whole = run(tmp_path / "whole", checkpoint, sequences, scales=ScaleSettings("mse", "none"))
     module = Watched(checkpoint, scales=ScaleSettings("mse", "none"), save_every_batches=1)
     module.stop_before = 2
@@ -117,8 +117,8 @@ def test_a_killed_run_goes_on_and_finds_the_same(checkpoint, sequences, tmp_path
     assert not (tmp_path / "run" / "progress").exists()
 
 
-def test_documents_of_the_parent_packed(tmp_path, tiny_config):
-    """The same amax as of the same documents one by one: packing and padding leave no trace."""
+def test_packed_documents_of_the_parent(tmp_path, tiny_config):
+    """The amax equals that of the same documents one by one: packing and padding do not change it."""
     from helpers.distillation_runs import make_models
 
     models = make_models(tmp_path, tiny_config)
@@ -133,13 +133,13 @@ def test_documents_of_the_parent_packed(tmp_path, tiny_config):
     scales = KVScales.load(tmp_path / "run")
     assert scales.tokens == sum(map(len, rows)) == module.results["tokens"]
     assert module.model is not None
-    for both, (k, v) in zip(scales.layers, by_hand(module.model, rows), strict=True):
+    for both, (k, v) in zip(scales.layers, keys_and_values(module.model, rows), strict=True):
         torch.testing.assert_close(both.k.amax, k.abs().max(), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(both.v.amax, v.abs().max(), rtol=1e-4, atol=1e-4)
 
 
 def test_two_sharded_processes_equal_one(checkpoint, sequences, tmp_path):
-    """Three batches for two processes: the second counts its last one not."""
+    """Three batches for two processes: the second process does not count the repeated batch."""
     rows = sequences.read_text().splitlines(keepends=True)
     sequences.write_text("".join(rows[:5]))
     one = run(tmp_path / "one", checkpoint, sequences, scales=ScaleSettings("mse"))
@@ -190,10 +190,12 @@ def test_bad_arguments_and_data_are_refused(tmp_path, checkpoint):
 
 def test_the_recipe_and_its_options_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    small = ["--data.init_args.num_problems=12", "--data.init_args.max_new_tokens=8"]
+    small = ["--data.init_args.prompts.num_prompts=12", "--data.init_args.sampling.max_new_tokens=8"]
     options = ["method=percentile", "rounding=none", "per_head=true", "windowed_layers=bf16"]
     words = ["recipes/calibrate_kv.yaml", *small, *(f"--model.init_args.scales.{option}" for option in options)]
-    assert forked(1, lambda _: main(["run", *words])) == [0]  # it leaves a process group
+    assert forked(1, lambda _: main(["run", *words])) == [
+        0
+    ]  # in a process of its own, because it leaves a process group
     record = json.loads(Path("runs/calibrate_kv/run.json").read_text())["results"]
     scales = KVScales.load(Path("runs/calibrate_kv"))
     assert (scales.method, scales.rounding) == ("percentile", "none")
@@ -201,7 +203,7 @@ def test_the_recipe_and_its_options_run(tmp_path, monkeypatch, capsys):
     assert scales.layers[0] is None and scales.layers[1].k.scale.shape == (2,)
     metrics = next(Path("runs/calibrate_kv").rglob("metrics.csv")).read_text()
     assert "kv/1/k_headroom" in metrics.splitlines()[0]
-    small = ["--prompts_per_effort=2", "--max_new_tokens=4", "--batch_size=2"]
+    small = ["--held_out.prompts_per_effort=2", "--sampling.max_new_tokens=4", "--engine.batch_size=2"]
     main(["run", "recipes/evaluate.yaml", "--kv_cache=fp8", "--kv_scales=runs/calibrate_kv", *small])
     parent = ["--checkpoint=lit_puzzle/assets/tiny_parent", "--run_dir=runs/other"]
     words = ["--kv_cache=fp8", "--kv_scales=runs/calibrate_kv", *parent, *small]

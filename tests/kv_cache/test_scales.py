@@ -1,4 +1,4 @@
-"""The files of KV scales: they come back as they went, and what is damaged, missing or another's is refused."""
+"""The files of KV scales: saving and loading keeps them, and damaged, missing or foreign files are refused."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lit_puzzle.kv_cache.kv_scales import META_FILE, SCALES_FILE, KVScales, LayerScales, TensorScale
+from lit_puzzle.kv_cache.scales import META_FILE, SCALES_FILE, KVScales, LayerScales, TensorScale
 from lit_puzzle.model.checkpoint import Checkpoint
 
 K1 = "model.layers.1.self_attn.k_scale"
@@ -19,14 +19,17 @@ def one(amax, scale, overflow=0) -> TensorScale:
 
 def some_scales() -> KVScales:
     per_head = LayerScales(one([3.3, 0.1], [0.0078125, 0.00025]), one([1.0, 7.0], [0.5, 0.5]))
-    return KVScales("abc", "mse", "none", 17, (None, LayerScales(one(1000.0, 2.0, 5), one(896.0, 4.0)), per_head))
+    return KVScales(
+        "abc", "gpt_oss", "mse", "none", 17, (None, LayerScales(one(1000.0, 2.0, 5), one(896.0, 4.0)), per_head)
+    )
 
 
-def test_what_is_saved_is_loaded(tmp_path):
+def test_saved_scales_are_loaded_unchanged(tmp_path):
     saved = some_scales()
     saved.save(tmp_path / "new" / "folder")
     loaded = KVScales.load(tmp_path / "new" / "folder")
-    assert (loaded.fingerprint, loaded.method, loaded.rounding, loaded.tokens) == ("abc", "mse", "none", 17)
+    found = loaded.fingerprint, loaded.model_type, loaded.method, loaded.rounding, loaded.tokens
+    assert found == ("abc", "gpt_oss", "mse", "none", 17)
     assert loaded.layers[0] is None
     for before, after in zip(saved.layers[1:], loaded.layers[1:], strict=True):
         for kind in ("k", "v"):
@@ -37,7 +40,7 @@ def test_what_is_saved_is_loaded(tmp_path):
     assert {path.name for path in (tmp_path / "new" / "folder").iterdir()} == {META_FILE, SCALES_FILE}
 
 
-def test_the_files_say_what_the_format_promises(tmp_path):
+def test_files_follow_the_format(tmp_path):
     some_scales().save(tmp_path)
     tensors = load_file(tmp_path / SCALES_FILE)
     assert sorted(tensors) == [K1, V1, K1.replace("1", "2"), V1.replace("1", "2")]
@@ -47,12 +50,12 @@ def test_the_files_say_what_the_format_promises(tmp_path):
     assert layer["v_headroom"] == 1.0  # 448 * 4 = 2 * 896
 
 
-def test_headroom_is_that_of_the_worst_head():
+def test_headroom_is_the_least_of_all_heads():
     assert one([448.0, 112.0], [4.0, 0.5]).headroom == 1.0
     assert one(896.0, 1.0).headroom == -1.0
 
 
-def quality_loss(tmp_path, change_meta=None, change_tensors=None) -> None:
+def save_edited(tmp_path, change_meta=None, change_tensors=None) -> None:
     some_scales().save(tmp_path)
     meta, tensors = json.loads((tmp_path / META_FILE).read_text()), load_file(tmp_path / SCALES_FILE)
     (change_meta or (lambda meta: None))(meta)
@@ -62,7 +65,7 @@ def quality_loss(tmp_path, change_meta=None, change_tensors=None) -> None:
 
 
 def test_a_missing_scale_is_named(tmp_path):
-    quality_loss(tmp_path, change_tensors=lambda tensors: tensors.pop(V1))
+    save_edited(tmp_path, change_tensors=lambda tensors: tensors.pop(V1))
     with pytest.raises(ValueError, match=f"{V1} is missing from {SCALES_FILE}"):
         KVScales.load(tmp_path)
 
@@ -72,23 +75,26 @@ def test_scales_and_amax_must_be_positive_and_finite(tmp_path, bad):
     def change(meta):
         meta["layers"][1]["k_amax"] = bad
 
-    quality_loss(tmp_path, change)
-    with pytest.raises(ValueError, match=r"amax of K in layer 1 is .* must be positive and finite"):
+    save_edited(tmp_path, change)
+    with pytest.raises(ValueError, match=r"amax of model.layers.1.self_attn.k_scale is .* must be positive and finite"):
         KVScales.load(tmp_path)
-    if bad == bad:  # NaN differs from what is stated already
-        quality_loss(tmp_path, lambda meta: meta["layers"][1].update(v_scale=bad), lambda t: t[V1].fill_(bad))
+    if bad == bad:  # NaN never equals the scale in the JSON file
+        save_edited(tmp_path, lambda meta: meta["layers"][1].update(v_scale=bad), lambda t: t[V1].fill_(bad))
         with pytest.raises(ValueError, match=f"{V1} is .* must be positive and finite"):
             KVScales.load(tmp_path)
 
 
-def test_files_that_do_not_belong_together_are_refused(tmp_path):
-    quality_loss(tmp_path, change_tensors=lambda tensors: tensors[K1].mul_(2))
+def test_files_that_disagree_are_refused(tmp_path):
+    save_edited(tmp_path, change_tensors=lambda tensors: tensors[K1].mul_(2))
     with pytest.raises(ValueError, match=f"{K1} is 4.0, but {META_FILE} says 2.0"):
         KVScales.load(tmp_path)
-    quality_loss(
+    save_edited(
         tmp_path, change_tensors=lambda tensors: tensors.update({"model.layers.0.self_attn.k_scale": torch.ones(())})
     )
-    with pytest.raises(ValueError, match=r"holds model\.layers\.0\.self_attn\.k_scale, of which"):
+    with pytest.raises(ValueError, match=r"contains model\.layers\.0\.self_attn\.k_scale, which is not in"):
+        KVScales.load(tmp_path)
+    save_edited(tmp_path, lambda meta: meta.update(model_type="llama"))
+    with pytest.raises(ValueError, match=r"damaged \(.*model_type 'llama' is not supported"):
         KVScales.load(tmp_path)
     (tmp_path / SCALES_FILE).write_bytes(b"short")
     with pytest.raises(ValueError, match="damaged"):
@@ -104,8 +110,8 @@ def test_scales_of_another_checkpoint_are_refused():
         some_scales().check_checkpoint("def")
 
 
-def test_a_checkpoint_takes_the_tensors(tiny_model, tmp_path):
-    """Names and shapes are those that checkpoints allow."""
+def test_a_checkpoint_accepts_the_tensors(tiny_model, tmp_path):
+    """Names and shapes are those of KV scales in checkpoints."""
     tiny_model.save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     save_file(weights | some_scales().tensors(), tmp_path / "model.safetensors", {"format": "pt"})

@@ -1,11 +1,12 @@
-"""Calibrates the FP8 KV scales of a checkpoint, by one pass over documents under `validate`.
+"""Calibrate the FP8 KV scales of a checkpoint: one pass over documents with `command: validate`.
 
-Reads a checkpoint folder (stock gpt_oss or a child) and batches of documents: rows (`lit_puzzle.data.calibration`) or
-packed (`lit_puzzle.data.documents`). Writes `kv_scales.safetensors` and `kv_scales.json` into the run folder, with a
-table and a picture; while it runs `progress/` (statistics of each process), from which a killed run goes on.
+Reads a checkpoint folder (a parent or a child) and batches of documents: rows (`lit_puzzle.data.calibration`) or packed
+(`lit_puzzle.data.documents`). Writes `kv_scales.safetensors` and `kv_scales.json` into the run folder, with a table and
+a picture; during the run also `progress/` (statistics of each process), from which an interrupted run resumes.
 
-Memory: P b / ranks when sharded + one layer's activations + the statistics (`lit_puzzle.kv_cache.kv_statistics`).
-Disk: the statistics of each process, until the run is complete. Traffic: gathers P b a batch; the statistics once.
+Memory: P b / ranks when sharded + one layer's activations + the statistics (`lit_puzzle.kv_cache.statistics`).
+Disk: the statistics of each process, until the run is complete. Traffic: P b gathered for each batch when sharded; the
+statistics once. P: parameters, b: bytes of each.
 Source: arXiv 2602.11937 (scales over calibration data); formulas in `lit_puzzle.kv_cache.fp8`.
 """
 
@@ -24,25 +25,29 @@ from transformers import PreTrainedModel
 from lit_puzzle.data.batch_validation import check_packed, check_rows
 from lit_puzzle.data.hidden_states import release
 from lit_puzzle.data.packing import model_inputs
-from lit_puzzle.kv_cache.kv_report import in_all, per_layer, write_report
-from lit_puzzle.kv_cache.kv_statistics import KVStatistics, ScaleSettings, find_scales, recording
+from lit_puzzle.kv_cache.report import per_layer, totals, write_report
+from lit_puzzle.kv_cache.settings import ScaleSettings
+from lit_puzzle.kv_cache.statistics import KVStatistics, find_scales, recording
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.training.sharding import load_for, shard
 
 
 class KVCalibration(LightningModule):
-    """Finds the KV scales of a checkpoint while validating.
+    """Calibration of the KV scales of a checkpoint, in the validation loop.
 
     Args:
         checkpoint: folder of the model.
         scales: how scales follow from the data.
-        dtype: what the weights are loaded as.
+        dtype: dtype of the weights.
         attn_implementation: "sink_attention" needs memory linear in the sequence; "eager" is the reference.
-        save_every_batches: how often `progress/` is written.
+        save_every_batches: number of batches between two writes of `progress/`.
 
     Attributes:
         results: after the pass: tokens, layers, layers left in bf16, saturated values, least headroom, largest amax.
+
+    Raises:
+        ValueError: the checkpoint does not exist, or `save_every_batches` is below 1.
     """
 
     def __init__(
@@ -65,14 +70,18 @@ class KVCalibration(LightningModule):
         self.model: PreTrainedModel | None = None
 
     def setup(self, stage: str) -> None:
-        """Checks the checkpoint before anything slow."""
+        """Check the checkpoint before anything slow.
+
+        Raises:
+            ValueError: the command is not `validate`, or the checkpoint is damaged.
+        """
         if stage != "validate":
             raise ValueError(f"Calibration is one pass over data: run it with `command: validate`, not {stage!r}.")
         opened = Checkpoint(self.checkpoint)
         self.fingerprint, self.windows = opened.fingerprint(), [window for _, window in opened.blocks]
 
     def configure_model(self) -> None:
-        """Loads the model, and shards it where the strategy shards."""
+        """Load the model, sharded if the strategy shards."""
         if self.model is not None:
             return
         mesh = self.device_mesh if isinstance(self.trainer.strategy, ModelParallelStrategy) else None
@@ -82,22 +91,23 @@ class KVCalibration(LightningModule):
         self.model = model
 
     def on_validation_epoch_start(self) -> None:
-        """Starts from nothing, or from where a killed run of as many processes was."""
+        """Start with empty statistics, or with those of an interrupted run of as many processes."""
         assert self.model is not None
         self.statistics = KVStatistics(self.model, self.scales.per_head, self.device)
         self.batches_done = 0
         state = load_file(self._progress) if self._progress.is_file() else {}
         done = int(state["batches"]) if state and int(state["processes"]) == self.trainer.world_size else 0
         span = self.trainer.strategy.reduce(torch.tensor([done, -done], device=self.device), reduce_op="max")
-        if done > 0 and int(span[0]) == -int(span[1]):  # else a process was killed before it had saved this batch
+        if done > 0 and int(span[0]) == -int(span[1]):  # all processes have saved the same batch
             self.statistics.load_state_dict(state)
             self.batches_done = done
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
-        """Counts one batch, unless a killed run has.
+        """Count one batch, unless it was counted before the run was interrupted.
 
         Raises:
-            ValueError: token ids or a length the model has no place for, or keys or values that are not finite.
+            ValueError: token ids outside the vocabulary, a sequence beyond the context length, or keys or values that
+                are not finite.
         """
         assert self.model is not None
         if batch_idx < self.batches_done:
@@ -121,7 +131,7 @@ class KVCalibration(LightningModule):
         partial.replace(self._progress)
 
     def on_validation_epoch_end(self) -> None:
-        """Finds the scales over all processes, writes and logs them and fills `results`."""
+        """Find the scales over all processes, write and log them, and set `results`."""
         folder = Path(self.trainer.default_root_dir)
         scales = find_scales(self.statistics.over_processes(), self.scales, self.windows, self.fingerprint)
         if self.trainer.is_global_zero:
@@ -130,20 +140,20 @@ class KVCalibration(LightningModule):
             rmtree(folder / "progress", ignore_errors=True)
         for logger in self.loggers:  # not self.log_dict, which would warn of each key that it is not reduced
             logger.log_metrics(per_layer(scales.layers), step=0)
-        self.results = in_all(scales)
+        self.results = totals(scales)
 
 
 def count_batch(model: PreTrainedModel, batch: Mapping[str, Tensor], statistics: KVStatistics) -> None:
-    """Runs one batch of documents through a model and counts its keys and values.
+    """Run one batch of documents through a model and count its keys and values.
 
     Args:
-        model: the causal language model inside any LoRA wrapper, in evaluation mode; if sharded, its own root.
-        batch: rows: `input_ids`, `attention_mask` and optionally `scored_mask` (else the attention mask); or packed:
-            `input_ids`, `position_ids` and `document_ids` (-1 on padding); each (B, T).
-        statistics: what is added to.
+        model: causal language model without a LoRA wrapper, in evaluation mode; if sharded, the FSDP root.
+        batch: rows (`input_ids`, `attention_mask` and optionally `scored_mask`, which says which tokens are counted) or
+            packed documents (`input_ids`, `position_ids` and `document_ids`, -1 on padding); each (B, T).
+        statistics: statistics that the batch is added to.
 
     Raises:
-        ValueError: token ids or a length the model has no place for.
+        ValueError: token ids outside the vocabulary, or a sequence beyond the context length.
     """
     config = model.config
     if "document_ids" in batch:

@@ -1,47 +1,19 @@
-"""Counted keys and values against k_proj, v_proj and RoPE worked out by hand; scales against every value."""
+"""Counted keys and values against k_proj, v_proj and RoPE computed by hand; scales against every value."""
 
 import math
 
 import pytest
 import torch
+from helpers.keys_and_values import keys_and_values
 from torch import Tensor
 
 from lit_puzzle.data.packing import model_inputs, restarting_positions
-from lit_puzzle.kv_cache.kv_statistics import KVStatistics, ScaleSettings, find_scales, recording, under
+from lit_puzzle.kv_cache.settings import ScaleSettings
+from lit_puzzle.kv_cache.statistics import KVStatistics, apply_scales, find_scales, recording
 from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig, GptOssPuzzleForCausalLM
 
 IDS = torch.randint(3, 128, (3, 21), generator=torch.Generator().manual_seed(3))
 MASK = torch.arange(21) < torch.tensor([[21], [13], [4]])
-
-
-def by_hand(model, rows: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values (N, G, C) of every layer, of sequences that run one by one, without padding."""
-    config, inputs = model.config, {}
-    hooks = [
-        layer.self_attn.register_forward_pre_hook(
-            lambda _m, _a, keywords, i=i: inputs.setdefault(i, []).append(keywords["hidden_states"]), with_kwargs=True
-        )
-        for i, layer in enumerate(model.model.layers)
-    ]
-    with torch.no_grad():
-        for row in rows:
-            model(input_ids=row[None], use_cache=False)
-    for hook in hooks:
-        hook.remove()
-    half = config.head_dim // 2
-    found = []
-    for i, layer in enumerate(model.model.layers):
-        keys, values = [], []
-        for hidden in inputs[i]:
-            projections = layer.self_attn.k_proj, layer.self_attn.v_proj
-            k, v = (project(hidden)[0].view(-1, config.num_key_value_heads, 2 * half) for project in projections)
-            angles = torch.arange(len(k))[:, None] * model.model.rotary_emb.inv_freq  # of each position and channel
-            turn = torch.polar(torch.ones_like(angles), angles)[:, None] * model.model.rotary_emb.attention_scaling
-            turned = torch.complex(k[..., :half], k[..., half:]) * turn
-            keys.append(torch.cat([turned.real, turned.imag], -1).detach())
-            values.append(v.detach())
-        found.append((torch.cat(keys), torch.cat(values)))
-    return found
 
 
 def counted(model, per_head: bool = False, ids: Tensor = IDS, mask: Tensor = MASK) -> KVStatistics:
@@ -68,7 +40,7 @@ ROWS = [IDS[row, :length] for row, length in enumerate((21, 13, 4))]
 
 @pytest.mark.parametrize("attention", ["eager", "sink_attention"])
 def test_amax_against_projections_and_rope_by_hand(model, attention):
-    expected = by_hand(model, ROWS)
+    expected = keys_and_values(model, ROWS)
     model.set_attn_implementation(attention)
     statistics = counted(model)
     assert statistics.tokens == 38
@@ -93,7 +65,7 @@ def test_garbage_in_padding_changes_nothing(model):
 
 
 def test_packed_documents_count_as_documents_alone(model):
-    """Documents that share a row do not see each other, and the padding behind them does not count."""
+    """Documents that share a row do not attend to each other, and padding is not counted."""
     documents = torch.full((1, 44), -1)
     documents[0, :38] = torch.tensor([0] * 21 + [1] * 13 + [2] * 4)
     ids = torch.cat([*ROWS, IDS[0, :6]])[None]
@@ -124,7 +96,7 @@ def test_batches_in_any_order_and_a_resumed_state_give_the_same(tiny_model, per_
     whole = counted(tiny_model, per_head)
     parts = KVStatistics(tiny_model, per_head)
     for row in (2, 0, 1):
-        if row == 1:  # killed here, and taken up by another process
+        if row == 1:  # interrupted here, and resumed by another process
             state = {name: tensor.clone() for name, tensor in parts.state_dict().items()}
             parts = KVStatistics(tiny_model, per_head)
             parts.load_state_dict(state)
@@ -140,7 +112,7 @@ def test_batches_in_any_order_and_a_resumed_state_give_the_same(tiny_model, per_
         KVStatistics(tiny_model, not per_head).load_state_dict(state)
 
 
-def test_memory_is_as_the_formula_says(tiny_model):
+def test_memory_follows_the_formula(tiny_model):
     for per_head, sets in ((False, 1), (True, 2)):
         statistics = KVStatistics(tiny_model, per_head)
         held = sum(tensor.nbytes for tensor in statistics.state_dict().values())
@@ -156,7 +128,7 @@ SETTINGS = [
 
 
 class Remembering(KVStatistics):
-    """Keeps what it counts."""
+    """Statistics that keep the counted values."""
 
     def __init__(self, *arguments) -> None:
         super().__init__(*arguments)
@@ -184,8 +156,8 @@ def test_scales_against_every_value(tiny_model, settings):
         for x, amax, scale in zip(groups, one.amax.reshape(-1), one.scale.reshape(-1), strict=True):
             assert float(amax) == float(x.abs().max())
             assert float(scale) == pytest.approx(_expected(x, settings), rel=1e-6)
-        lost = [(x.abs() > 448 * scale).sum() for x, scale in zip(groups, one.scale.reshape(-1), strict=True)]
-        assert one.overflow == sum(int(count) for count in lost)
+        saturated = [(x.abs() > 448 * scale).sum() for x, scale in zip(groups, one.scale.reshape(-1), strict=True)]
+        assert one.overflow == sum(int(count) for count in saturated)
 
 
 def _expected(x: Tensor, settings: ScaleSettings) -> float:
@@ -209,10 +181,10 @@ def test_windowed_layers_can_stay_in_bf16(tiny_model):
     assert sorted(found.tensors()) == [f"model.layers.{i}.self_attn.{k}_scale" for i in (1, 3) for k in "kv"]
 
 
-def test_given_scales_are_judged_by_the_counts(tiny_model):
+def test_given_scales_are_applied_to_the_counts(tiny_model):
     statistics = counted(tiny_model, per_head=True)
     half = statistics.amax_LSG[1, 0] / 448 / 2
-    layers = under(statistics, [None, (half, torch.full((2,), 100.0)), None, None])
+    layers = apply_scales(statistics, [None, (half, torch.full((2,), 100.0)), None, None])
     assert layers[0] is None and layers[1].k.headroom == pytest.approx(-1, abs=1e-5)
     assert layers[1].k.overflow > 0 == layers[1].v.overflow
 
@@ -227,7 +199,7 @@ def test_zero_and_infinite_amax_are_refused_by_layer(tiny_model, value, shown):
         with pytest.raises(ValueError, match="Values of layer 2 are not finite after batch 7"):
             statistics.check_finite(7)
     only_full = find_scales(statistics, ScaleSettings(windowed_layers="bf16"), [8, None, 8, None], "print")
-    assert only_full.layers[2] is None  # what needs no scale may be anything
+    assert only_full.layers[2] is None  # a layer without scales is not checked
 
 
 def test_a_dead_head_is_refused_only_where_it_needs_a_scale(tiny_model):
@@ -240,7 +212,7 @@ def test_a_dead_head_is_refused_only_where_it_needs_a_scale(tiny_model):
     assert find_scales(whole, ScaleSettings(), [None] * 4, "print").layers[0] is not None
 
 
-def test_no_token_and_no_percentage_are_refused(tiny_model):
+def test_empty_data_and_wrong_percentages_are_refused(tiny_model):
     with pytest.raises(ValueError, match="No token was counted"):
         find_scales(KVStatistics(tiny_model, False), ScaleSettings(), [None] * 4, "print")
     for percent in (0.0, 100.5, -1.0, float("nan")):

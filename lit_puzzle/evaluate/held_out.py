@@ -1,0 +1,47 @@
+"""Settings: which held-out problems a model is measured on. Imports no torch.
+
+The same problems are asked at each effort, so that efforts, and models, can be compared problem by problem.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from lit_puzzle.environments.environment import EFFORTS, Environment, PromptAtEffort, draw, effort_weights
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out problems.
+
+    Args:
+        environments: where problems come from; they take turns.
+        efforts: reasoning efforts; each is asked the same problems.
+        prompts_per_effort: problems at each effort.
+        seed: which problems.
+
+    Raises:
+        ValueError: unknown efforts, or fewer than two problems (no standard error exists).
+    """
+
+    environments: list[Environment]
+    efforts: list[str] = field(default_factory=lambda: list(EFFORTS))
+    prompts_per_effort: int = 256
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        effort_weights(self.efforts)
+        if self.prompts_per_effort < 2:
+            raise ValueError(f"prompts_per_effort {self.prompts_per_effort} was given; 2 or more are needed.")
+
+    def problems(self) -> list[PromptAtEffort]:
+        """Return the problems, one effort after the other."""
+        return held_out_problems(self.environments, self.efforts, self.prompts_per_effort, self.seed)
+
+
+def held_out_problems(
+    environments: Sequence[Environment], efforts: Sequence[str], prompts_per_effort: int, seed: int
+) -> list[PromptAtEffort]:
+    """Return the same held-out problems at each effort, one effort after the other."""
+    return [
+        pair for effort in efforts for pair in draw(environments, [effort], prompts_per_effort, seed, held_out=True)
+    ]

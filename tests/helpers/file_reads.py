@@ -1,0 +1,27 @@
+"""Which files are read, and how often, observed at the functions that read them."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lit_puzzle.model import safetensors_file
+
+
+def count_reads(monkeypatch: pytest.MonkeyPatch) -> Counter[Path]:
+    """Count from now on how often the header of each safetensors file and each text file is read."""
+    counts: Counter[Path] = Counter()
+    read_header, read_text = safetensors_file.read_header, Path.read_text
+
+    def counted_header(path: Path) -> Any:
+        counts[path] += 1
+        return read_header(path)
+
+    def counted_text(path: Path, *given: Any, **named: Any) -> str:
+        counts[path] += 1
+        return read_text(path, *given, **named)
+
+    monkeypatch.setattr(safetensors_file, "read_header", counted_header)
+    monkeypatch.setattr(Path, "read_text", counted_text)
+    return counts

@@ -92,6 +92,8 @@ def run(name: str, overrides: Sequence[str]) -> None:
     Raises:
         ValueError: Anything is wrong with the recipe, its input folders or its run folder.
     """
+    if "" not in sys.path:  # a recipe can name modules of the current folder; installed ones come first
+        sys.path.append(str(Path.cwd()))
     recipe = load_recipe(name)
     words = [word for word in overrides if word != "--overwrite"]
     overwrite = len(words) < len(overrides)

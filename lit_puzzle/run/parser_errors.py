@@ -26,6 +26,7 @@ from dataclasses import dataclass, field, is_dataclass
 NAMES = {"NoneType": "null", "str": "text", "dict": "a mapping", "list": "a list"}
 CALLABLE = re.compile(r"Type .* expects a function or a callable class: (.*)")
 MISSING = "missing key(s):"
+SILENT = ("Expected a ", "Not a valid subclass", "Subclass types expect")  # say no more than the list of all types
 UNION = "Does not validate against any of the Union subtypes"
 KEY, CLASS = re.compile(r'Parser key "([^"]*)":?\s*(.*)'), re.compile(r"Problem with given class_path '([^']*)':?")
 
@@ -106,7 +107,7 @@ def _fault(nodes: Sequence[Node]) -> Fault:
 def _fault_of_union(nodes: Sequence[Node]) -> Fault:
     """Return the fault of the branch of a union that got furthest, or the types of all branches."""
     branches = [branch for node in nodes if node.text == "Errors:" for branch in node.children]
-    telling = [branch for branch in branches if not branch.text.startswith(("Expected a ", "Not a valid subclass"))]
+    telling = [branch for branch in branches if not branch.text.startswith(SILENT)]
     subtypes, value = (
         next(node.text.removeprefix(start) for node in nodes if node.text.startswith(start))
         for start in ("Subtypes: ", "Given value: ")

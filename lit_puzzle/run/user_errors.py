@@ -6,7 +6,6 @@ current folder, and the script that calls us. Everything else is a library, wher
 dist-packages of the system or the user, in a folder of PYTHONPATH, in a zip file. Reads and writes nothing.
 """
 
-import os
 import sys
 import sysconfig
 import traceback
@@ -67,4 +66,4 @@ def _is_users(module: str, file: Path, brought: Collection[str | None]) -> bool:
         return False
     # a.b lies in ROOT/a/b.py, a in ROOT/a.py or ROOT/a/__init__.py
     depth = module.count(".") + (file.name == "__init__.py")
-    return top in brought or (file.is_file() and file.resolve().parents[depth] == Path(os.getcwd()).resolve())
+    return top in brought or (file.is_file() and file.resolve().parents[depth] == Path.cwd())

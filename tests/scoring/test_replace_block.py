@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.live_bytes import LiveBytes
-from test_block_quality import plain
+from helpers.token_losses import token_losses
 from transformers import GptOssForCausalLM
 
 from lit_puzzle.library.swap import swapped
@@ -42,7 +42,7 @@ def naive(model, layer: int, block: BlockSpec) -> dict[str, list[float]]:
             parent = model.model(input_ids=ids).last_hidden_state[0]
             with swapped(model, layer, block):
                 child = model.model(input_ids=ids).last_hidden_state[0]
-        tokens = plain(parent, child, model.lm_head.weight.detach(), targets)
+        tokens = token_losses(parent, child, model.lm_head.weight.detach(), targets)
         for column, name in enumerate(METRICS):
             values[name].append(float(tokens[:, column].sum()) / (len(row) - (name == "lm_loss")))
     return values

@@ -4,7 +4,7 @@ import itertools
 from dataclasses import replace
 
 import pytest
-from test_program import LAYERS, NOTHING, SCENARIO, program
+from helpers.four_layer_programs import LAYERS, NOTHING, SCENARIO, program
 
 from lit_puzzle.search.limits import describe_all
 from lit_puzzle.search.solver import mip

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from test_program import CONFIG, SCENARIO, library
+from helpers.four_layer_programs import CONFIG, SCENARIO, library
 
 from lit_puzzle.costs.cost_model import CostModel
 from lit_puzzle.costs.model_shape import ModelShape

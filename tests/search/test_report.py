@@ -2,7 +2,7 @@
 
 import matplotlib.figure
 import pytest
-from test_objective import CONFIG, LIBRARY
+from helpers.two_layer_library import CONFIG, LIBRARY
 
 from lit_puzzle.library.library import Library
 from lit_puzzle.search.report import FULL, NARROWED, OWN_WINDOW, SweepPoint, draw_curve, draw_plan, write_table

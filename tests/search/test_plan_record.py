@@ -152,9 +152,9 @@ def test_every_kind_of_coefficient_is_checked(with_everything, key):
         limits = choices[position][taken].limits
         for index, limit in enumerate(limits):
             if limit.key == key:
-                changed = (*limits[:index], spoiled(limit, solution.chosen), *limits[index + 1 :])
+                spoilt = (*limits[:index], spoiled(limit, solution.chosen), *limits[index + 1 :])
                 options = list(choices[position])
-                options[taken] = replace(options[taken], limits=changed)
+                options[taken] = replace(options[taken], limits=spoilt)
                 others = [*choices[:position], options, *choices[position + 1 :]]
                 problem = replace(program.problem, choices=tuple(tuple(each) for each in others))
                 with pytest.raises(DisagreementError, match="the solver counted"):

@@ -59,7 +59,9 @@ def test_every_limit_is_what_the_cost_model_predicts():
 def test_the_tighter_of_two_throughputs_holds():
     def room(**budget):
         search = program(Target(SCENARIO, Budget(**budget)), batch_sizes=[16])
-        return search.problem.choices[0][0].limits[1].bound, search.parents[0].tokens_per_second
+        (parent,) = search.parents
+        assert parent is not None
+        return search.problem.choices[0][0].limits[1].bound, parent.tokens_per_second
 
     over, parent = room(throughput_over_parent=1.5)
     absolute, _ = room(throughput_tokens_per_second=1.5 * parent)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.live_bytes import LiveBytes
-from test_swap import ALL, pruned_child
+from helpers.pruned_children import ALL, pruned_child
 from torch import Tensor
 from transformers import GptOssForCausalLM
 

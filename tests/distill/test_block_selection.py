@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 from helpers.released_twin import write_released_twin
+from helpers.trained_libraries import one_trained
 from safetensors.torch import save_file
-from test_trained_blocks import one_trained
 
 from lit_puzzle.distill.block_selection import check_blocks, select_blocks, write_library
 from lit_puzzle.distill.settings import BlockTrainingSettings

@@ -187,7 +187,7 @@ def fit(
     return module
 
 
-def forked(processes: int, work: Callable[[int], None]) -> list[int | None]:
+def forked(processes: int, work: Callable[[int], object]) -> list[int | None]:
     """Runs `work(rank)` in forked processes that find each other as Lightning's do; their exit codes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

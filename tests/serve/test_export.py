@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,7 @@ def test_checksums_are_those_of_coreutils(tmp_path: Path) -> None:
 
 
 def test_shards_have_an_index_and_checksums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lit_puzzle.serve.export.write_folder", lambda *given: write_folder(*given, 1_000_000))
+    monkeypatch.setattr("lit_puzzle.serve.export.write_folder", partial(write_folder, max_shard_bytes=1_000_000))
     export(tmp_path, CHILD)
     folder = tmp_path / "model"
     index = json.loads((folder / "model.safetensors.index.json").read_text())

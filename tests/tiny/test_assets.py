@@ -7,6 +7,7 @@ import torch
 from transformers import AutoTokenizer
 
 from lit_puzzle.child.assemble import assemble
+from lit_puzzle.environments.environment import Environment
 from lit_puzzle.evaluate.accuracy import solve_problems, summarize
 from lit_puzzle.evaluate.held_out import held_out_problems
 from lit_puzzle.generation.load import load_engine
@@ -43,7 +44,7 @@ def test_child_is_within_the_budget_of_the_search():
 
 
 def test_the_child_is_good_enough_and_leaves_room_for_recovery():
-    environments = [Chains(), Sorting(), Counting()]
+    environments: list[Environment] = [Chains(), Sorting(), Counting()]
     pairs = held_out_problems(environments, ["high"], 96, seed=5)
     engine = load_engine(EngineSettings("transformers"), ASSETS / "tiny_child")
     tokenizer = AutoTokenizer.from_pretrained(ASSETS / "tiny_child")

@@ -1,1 +1,1 @@
-"""Distillation: losses, blocks, a whole child, top-k logits."""
+"""Distillation: blockwise local distillation, global distillation, and the parent's top-k logits on disk."""

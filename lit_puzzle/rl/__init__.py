@@ -1,1 +1,1 @@
-"""Reinforcement learning on verifiable rewards: rewards, the TRL engine, the recovery module."""
+"""Reinforcement learning on verifiable rewards: settings, rewards, TRL's engine, and the recovery module."""

@@ -3,19 +3,16 @@
 Reads YAML files on disk or, when a path is not found there, the recipes packed with the installed package.
 `base: other.yaml` (a path or a list of paths, relative to the file that names it) means "these first, then me":
 the files become a list of `--config` arguments, base first, so that jsonargparse's own merge rules decide what wins.
+`define: {NAME: VALUE}` names values that several keys or recipes share: `${NAME}` stands for the value.
 """
 
-import difflib
-import importlib
-import inspect
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser
 
 PACKAGED_RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -26,7 +23,7 @@ class Recipe:
 
     Attributes:
         path: The file the user named.
-        layers: What each file says, base first, the recipe itself last, without `base`.
+        layers: What each file says, base first, the recipe itself last, without `base` and `define`.
         files: The file behind each layer, for messages.
     """
 
@@ -37,6 +34,10 @@ class Recipe:
     def value(self, key: str) -> Any:
         """The last word the files have on a top-level key, or None."""
         return next((layer[key] for layer in reversed(self.layers) if key in layer), None)
+
+    def class_paths(self) -> set[str]:
+        """Return every class path in the files."""
+        return {path for layer in self.layers for path in _class_paths(layer)}
 
     def config_arguments(self, words: Sequence[str] = ()) -> list[str]:
         """The layers as repeated `--config`, base first; the YAML text stands in place of a file.
@@ -54,6 +55,13 @@ class Recipe:
             later.append(layer)
         texts = [yaml.safe_dump(layer, sort_keys=False) for layer in layers]
         return [argument for text in texts for argument in ("--config", text)]
+
+
+def _class_paths(node: Any) -> Iterator[str]:
+    if isinstance(node, dict) and isinstance(node.get("class_path"), str):
+        yield node["class_path"]
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from _class_paths(child)
 
 
 def _nested(word: str, value: Any) -> dict[str, Any]:
@@ -74,22 +82,6 @@ def _without_lists_of(node: dict[str, Any], later: Sequence[dict[str, Any]]) -> 
     return kept
 
 
-class RecipeParser(ArgumentParser):
-    """A jsonargparse parser whose errors are ValueErrors that name the nearest valid key."""
-
-    recipe: Recipe | None = None
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False} | kwargs)  # `--model` must not stand for `--models`
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raises ValueError with the message, the file that holds the key and the nearest valid one."""
-        if self.recipe is None:  # jsonargparse made this one for a nested class: its error reaches the outer one
-            super().error(message, ex)
-        keys = [action.dest for action in self._actions]
-        raise ValueError(f"{self.recipe.path}: {explain(message, self.recipe, keys)}")
-
-
 def find_recipe(name: str) -> Path:
     """The file for a recipe path: as given, else the packaged recipe of that name.
 
@@ -108,20 +100,39 @@ def find_recipe(name: str) -> Path:
 
 
 def packaged_recipes() -> list[Path]:
-    """Paths of all packaged recipes, relative to the recipes folder."""
-    return sorted(path.relative_to(PACKAGED_RECIPES) for path in PACKAGED_RECIPES.rglob("*.yaml"))
+    """Return paths of all packaged recipes, relative to the recipes folder; files without a command are bases only."""
+    paths = sorted(PACKAGED_RECIPES.rglob("*.yaml"))
+    return [path.relative_to(PACKAGED_RECIPES) for path in paths if load_recipe(str(path)).value("command")]
 
 
 def load_recipe(name: str) -> Recipe:
-    """Reads a recipe and everything its `base:` names.
+    """Read a recipe and everything that its `base:` names, with the values of `define:` in their places.
 
     Raises:
-        ValueError: A file is missing, is not a YAML mapping, or `base:` runs in a loop.
+        ValueError: a file that is missing or no YAML mapping, a `base:` in a loop, or a `define:` that is no mapping.
     """
     path = find_recipe(name)
     found: list[tuple[Path, dict[str, Any]]] = []
     _expand(path, (), found)
-    return Recipe(path, tuple(layer for _, layer in found), tuple(file for file, _ in found))
+    defined: dict[str, Any] = {}
+    for file, layer in found:
+        values = layer.pop("define", {})
+        if not isinstance(values, dict):
+            raise ValueError(f"{file}: `define` must be a mapping of names to values, got {values!r}.")
+        defined |= values
+    layers = (_with_values(layer, defined) for _, layer in found)
+    return Recipe(path, tuple(layers), tuple(file for file, _ in found))
+
+
+def _with_values(node: Any, defined: Mapping[str, Any]) -> Any:
+    """Return a copy of a node in which each text `${NAME}` of a defined name is replaced by the value."""
+    if isinstance(node, dict):
+        return {key: _with_values(value, defined) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_with_values(value, defined) for value in node]
+    if isinstance(node, str) and node.startswith("${") and node[2:-1] in defined:
+        return deepcopy(defined[node[2:-1]])
+    return node
 
 
 def _expand(path: Path, above: tuple[Path, ...], found: list[tuple[Path, dict[str, Any]]]) -> None:
@@ -156,55 +167,3 @@ def recipe_that_makes(folder: Path) -> str | None:
         if run_dir and Path(run_dir).resolve() in (folder.resolve(), *folder.resolve().parents):
             return str(Path("recipes") / relative)
     return None
-
-
-def explain(message: str, recipe: Recipe, parser_keys: Sequence[str]) -> str:
-    """A parser's message in one breath; for an unknown key, the file that holds it and the nearest valid key.
-
-    Args:
-        message: The parser's message.
-        recipe: Its `class_path`s say which constructor arguments are valid.
-        parser_keys: Dotted keys that the parser knows by itself.
-
-    Returns:
-        The message without repetitions, or one that names the unknown key.
-    """
-    unknown = re.search(r"(?:[Oo]ption '|unrecognized arguments: --)([\w.]+)", message)
-    if unknown is None:
-        return re.sub(r'^Parser key "config": \S+: ', "", message)
-    valid = {part for dotted in parser_keys for part in dotted.split(".")} | set(_constructor_arguments(recipe))
-    words = unknown[1].split(".")
-    key = next((word for word in words if word not in valid), words[-1])
-    holders = [str(file) for file, layer in zip(recipe.files, recipe.layers, strict=True) if key in _all_keys(layer)]
-    nearest = difflib.get_close_matches(key, valid - {key}, n=1, cutoff=0.6)
-    where = f" in {holders[-1]}" if holders else ""
-    return f"unknown key {key!r}{where}." + (f" Did you mean {nearest[0]!r}?" if nearest else "")
-
-
-def _all_keys(node: Any) -> Iterator[str]:
-    if isinstance(node, dict):
-        yield from node
-    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-        yield from _all_keys(child)
-
-
-def _class_paths(node: Any) -> Iterator[str]:
-    if isinstance(node, dict) and isinstance(node.get("class_path"), str):
-        yield node["class_path"]
-    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-        yield from _class_paths(child)
-
-
-def _constructor_arguments(recipe: Recipe) -> Iterator[str]:
-    """Names of the arguments of every class a recipe uses, and of the fields of dataclasses among them."""
-    yield from ("class_path", "init_args")
-    for class_path in {path for layer in recipe.layers for path in _class_paths(layer)}:
-        module_name, _, class_name = class_path.rpartition(".")
-        if not module_name:  # a bare name is one of Lightning's own, whose arguments the parser knows
-            continue
-        for name, parameter in inspect.signature(
-            vars(importlib.import_module(module_name))[class_name]
-        ).parameters.items():
-            yield name
-            kinds = (parameter.annotation, *get_args(parameter.annotation))
-            yield from (field.name for kind in kinds if is_dataclass(kind) for field in fields(kind))

@@ -193,9 +193,7 @@ def test_the_recipe_and_its_options_run(tmp_path, monkeypatch, capsys):
     small = ["--data.init_args.prompts.num_prompts=12", "--data.init_args.sampling.max_new_tokens=8"]
     options = ["method=percentile", "rounding=none", "per_head=true", "windowed_layers=bf16"]
     words = ["recipes/calibrate_kv.yaml", *small, *(f"--model.init_args.scales.{option}" for option in options)]
-    assert forked(1, lambda _: main(["run", *words])) == [
-        0
-    ]  # in a process of its own, because it leaves a process group
+    assert forked(1, lambda _: main(["run", *words])) == [0]  # in its own process: a process group stays behind
     record = json.loads(Path("runs/calibrate_kv/run.json").read_text())["results"]
     scales = KVScales.load(Path("runs/calibrate_kv"))
     assert (scales.method, scales.rounding) == ("percentile", "none")

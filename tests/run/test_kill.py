@@ -28,7 +28,10 @@ def write_recipe(folder: Path, name: str) -> tuple[list[str], Path]:
         "data": {"init_args": {"held_out_per_effort": 4}},
     }
     content["trainer"]["callbacks"].append({"class_path": callback + "BestCheckpoint"})
-    content["model"]["init_args"]["grpo"] = {"completions_per_device": 16, "max_completion_length": 40}
+    content["model"]["init_args"]["grpo"] = {
+        "completions_per_device": 16,
+        "sampling": {"max_new_tokens": 40},
+    }
     recipe = folder / f"{name}.yaml"
     recipe.write_text(yaml.safe_dump(content))
     return [sys.executable, "-m", "lit_puzzle", "run", str(recipe)], folder / name

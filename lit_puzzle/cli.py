@@ -9,8 +9,6 @@ import importlib
 import os
 import shutil
 import sys
-import sysconfig
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from importlib import metadata
@@ -19,11 +17,14 @@ from pathlib import Path
 from jsonargparse import ActionConfigFile, Namespace
 
 from lit_puzzle.run.folder import RunClock, abandon_if_empty, join_run, open_run
-from lit_puzzle.run.recipe import PACKAGED_RECIPES, Recipe, RecipeParser, load_recipe, packaged_recipes
+from lit_puzzle.run.parser import RecipeParser
+from lit_puzzle.run.recipe import PACKAGED_RECIPES, Recipe, load_recipe, packaged_recipes
+from lit_puzzle.run.renamed import check_names
+from lit_puzzle.run.user_errors import one_line_errors
 
 LIGHTNING_COMMANDS = {
-    "fit": "train a LightningModule: RL recovery, distillation, the tiny parent",
-    "validate": "one pass over data with a LightningModule: expert importance",
+    "fit": "train a LightningModule: distillation, RL recovery, the tiny parent",
+    "validate": "one pass over data without training: expert importance, FP8 KV-cache calibration",
 }
 STAGES = {
     "library": ("lit_puzzle.library.candidates.library", "expert importance -> the blocks each layer could become"),
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: Code 2 with one message on bad input.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    try:
+    with one_line_errors():
         match words:
             case ["run", "-h" | "--help"] | ["run"] | ["-h" | "--help"] | []:
                 print(_usage())
@@ -79,34 +80,33 @@ def main(argv: Sequence[str] | None = None) -> None:
                 _copy_recipes(Path(folder))
             case _:
                 _hand_to_lightning_sdk(words)
-    except ValueError as error:
-        cause = _ours(error)
-        if cause is None:
-            raise
-        print(f"error: {cause}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 def run(name: str, overrides: Sequence[str]) -> None:
-    """Runs one recipe.
+    """Run one recipe.
 
     Args:
         name: Path of the recipe, on disk or packaged.
         overrides: `--key=value` words, and `--overwrite`.
 
     Raises:
-        ValueError: Anything wrong with the recipe, its input folders or its run folder.
+        ValueError: Anything is wrong with the recipe, its input folders or its run folder.
     """
+    if "" not in sys.path:  # a recipe can name modules of the current folder; installed ones come first
+        sys.path.append(str(Path.cwd()))
     recipe = load_recipe(name)
     words = [word for word in overrides if word != "--overwrite"]
     overwrite = len(words) < len(overrides)
+    check_names(recipe, words)
     command = _command(recipe, words)
-    if command in LIGHTNING_COMMANDS:
-        from lit_puzzle.training.lightning import run_lightning  # lightning and torch load here, not for --help
+    named = {path.partition(".")[0] for path in recipe.class_paths()}
+    with one_line_errors(command.partition(".")[0] if "." in command else None, named):
+        if command in LIGHTNING_COMMANDS:
+            from lit_puzzle.training.lightning import run_lightning  # lightning and torch load here, not for --help
 
-        run_lightning(command, recipe, words, overwrite)
-    else:
-        run_stage(command, recipe, words, overwrite)
+            run_lightning(command, recipe, words, overwrite)
+        else:
+            run_stage(command, recipe, words, overwrite)
 
 
 def run_stage(command: str, recipe: Recipe, words: Sequence[str], overwrite: bool) -> None:
@@ -195,19 +195,3 @@ def _hand_to_lightning_sdk(words: Sequence[str]) -> None:
         known = "lit_puzzle knows `run` and `recipes`; other verbs belong to the lightning-sdk package"
         raise ValueError(f"`lightning {words[0]}`: {known}, which is not installed.\n{_usage()}") from None
     next(iter(scripts)).load()()
-
-
-def _ours(error: BaseException | None) -> BaseException | None:
-    """The error that our code (or a stage of the user) raised about its input, however libraries wrapped it; else None.
-
-    Its message says it all, and a traceback would only hide what it says.
-    """
-    libraries = (sysconfig.get_path("purelib"), sysconfig.get_path("stdlib"))
-    while error is not None:
-        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1:]
-        names = [(frame.f_globals.get("__name__", ""), frame.f_code.co_filename) for frame in frames]
-        ours = any(name.startswith("lit_puzzle") or not file.startswith(libraries) for name, file in names)
-        if isinstance(error, ValueError) and ours:
-            return error
-        error = error.__cause__ or error.__context__
-    return None

@@ -134,7 +134,7 @@ def test_processes_of_a_stage_join_the_first_ones_run(tmp_path, monkeypatch, cap
 
 def test_bad_input_is_one_message_and_leaves_nothing(tmp_path, capsys, stage_recipe):
     assert "unknown key 'sourc'. Did you mean 'source'?" in refused(capsys, "run", stage_recipe, "--sourc=x")
-    assert "Expected a <class 'int'>" in refused(capsys, "run", stage_recipe, "--settings.count=many")
+    assert "settings.count: expected int, got many" in refused(capsys, "run", stage_recipe, "--settings.count=many")
     no_command = write(tmp_path / "n.yaml", {"run_dir": "x"})
     assert "does not say its `command`" in refused(capsys, "run", no_command)
     assert "no command 'fot'" in refused(capsys, "run", stage_recipe, "--command=fot")

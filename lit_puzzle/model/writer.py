@@ -136,7 +136,7 @@ def write_checkpoint(
 
     Raises:
         ValueError: When a tensor is unknown, repeated, missing, or of another dtype or shape than `layout` says, or
-        the disk is too small.
+            the disk is too small.
     """
     sizes = {name: math.prod(shape) * DTYPES[code].itemsize for name, (code, shape) in layout.items()}
     total, free = sum(sizes.values()), shutil.disk_usage(folder).free

@@ -6,18 +6,13 @@ the files become a list of `--config` arguments, base first, so that jsonargpars
 `define: {NAME: VALUE}` names values that several keys or recipes share: `${NAME}` stands for the value.
 """
 
-import difflib
-import importlib
-import inspect
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser
 
 PACKAGED_RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -40,6 +35,10 @@ class Recipe:
         """The last word the files have on a top-level key, or None."""
         return next((layer[key] for layer in reversed(self.layers) if key in layer), None)
 
+    def class_paths(self) -> set[str]:
+        """Return every class path in the files."""
+        return {path for layer in self.layers for path in _class_paths(layer)}
+
     def config_arguments(self, words: Sequence[str] = ()) -> list[str]:
         """The layers as repeated `--config`, base first; the YAML text stands in place of a file.
 
@@ -58,6 +57,13 @@ class Recipe:
         return [argument for text in texts for argument in ("--config", text)]
 
 
+def _class_paths(node: Any) -> Iterator[str]:
+    if isinstance(node, dict) and isinstance(node.get("class_path"), str):
+        yield node["class_path"]
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from _class_paths(child)
+
+
 def _nested(word: str, value: Any) -> dict[str, Any]:
     """`--a.b` and a value -> {"a": {"b": value}}."""
     first, *rest = word.removeprefix("--").split(".", 1)
@@ -74,22 +80,6 @@ def _without_lists_of(node: dict[str, Any], later: Sequence[dict[str, Any]]) -> 
         elif not (isinstance(value, list) and any(isinstance(item, list) for item in again)):
             kept[key] = value
     return kept
-
-
-class RecipeParser(ArgumentParser):
-    """A jsonargparse parser whose errors are ValueErrors that name the nearest valid key."""
-
-    recipe: Recipe | None = None
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False} | kwargs)  # `--model` must not stand for `--models`
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raises ValueError with the message, the file that holds the key and the nearest valid one."""
-        if self.recipe is None:  # jsonargparse made this one for a nested class: its error reaches the outer one
-            super().error(message, ex)
-        keys = [action.dest for action in self._actions]
-        raise ValueError(f"{self.recipe.path}: {explain(message, self.recipe, keys)}")
 
 
 def find_recipe(name: str) -> Path:
@@ -177,55 +167,3 @@ def recipe_that_makes(folder: Path) -> str | None:
         if run_dir and Path(run_dir).resolve() in (folder.resolve(), *folder.resolve().parents):
             return str(Path("recipes") / relative)
     return None
-
-
-def explain(message: str, recipe: Recipe, parser_keys: Sequence[str]) -> str:
-    """A parser's message in one breath; for an unknown key, the file that holds it and the nearest valid key.
-
-    Args:
-        message: The parser's message.
-        recipe: Its `class_path`s say which constructor arguments are valid.
-        parser_keys: Dotted keys that the parser knows by itself.
-
-    Returns:
-        The message without repetitions, or one that names the unknown key.
-    """
-    unknown = re.search(r"(?:[Oo]ption '|unrecognized arguments: --)([\w.]+)", message)
-    if unknown is None:
-        return re.sub(r'^Parser key "config": \S+: ', "", message)
-    valid = {part for dotted in parser_keys for part in dotted.split(".")} | set(_constructor_arguments(recipe))
-    words = unknown[1].split(".")
-    key = next((word for word in words if word not in valid), words[-1])
-    holders = [str(file) for file, layer in zip(recipe.files, recipe.layers, strict=True) if key in _all_keys(layer)]
-    nearest = difflib.get_close_matches(key, valid - {key}, n=1, cutoff=0.6)
-    where = f" in {holders[-1]}" if holders else ""
-    return f"unknown key {key!r}{where}." + (f" Did you mean {nearest[0]!r}?" if nearest else "")
-
-
-def _all_keys(node: Any) -> Iterator[str]:
-    if isinstance(node, dict):
-        yield from node
-    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-        yield from _all_keys(child)
-
-
-def _class_paths(node: Any) -> Iterator[str]:
-    if isinstance(node, dict) and isinstance(node.get("class_path"), str):
-        yield node["class_path"]
-    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-        yield from _class_paths(child)
-
-
-def _constructor_arguments(recipe: Recipe) -> Iterator[str]:
-    """Names of the arguments of every class a recipe uses, and of the fields of dataclasses among them."""
-    yield from ("class_path", "init_args")
-    for class_path in {path for layer in recipe.layers for path in _class_paths(layer)}:
-        module_name, _, class_name = class_path.rpartition(".")
-        if not module_name:  # a bare name is one of Lightning's own, whose arguments the parser knows
-            continue
-        for name, parameter in inspect.signature(
-            vars(importlib.import_module(module_name))[class_name]
-        ).parameters.items():
-            yield name
-            kinds = (parameter.annotation, *get_args(parameter.annotation))
-            yield from (field.name for kind in kinds if is_dataclass(kind) for field in fields(kind))

@@ -8,16 +8,18 @@ trainable parameters.
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.trainer.states import TrainerStatus
 
 from lit_puzzle.run.folder import RunClock, abandon_if_empty, join_run, newest_checkpoint, open_run
-from lit_puzzle.run.recipe import Recipe, RecipeParser
+from lit_puzzle.run.parser import RecipeParser
+from lit_puzzle.run.recipe import Recipe
 
 
 @runtime_checkable
@@ -62,6 +64,13 @@ class RecipeCLI(LightningCLI):
         parser.add_argument("--command", type=str, help="fit or validate")
         parser.add_argument("--run_dir", type=str, required=True, help="folder that the run writes")
         parser.link_arguments("run_dir", "trainer.default_root_dir")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer; what it refuses is a value of the recipe."""
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, MisconfigurationException) as error:
+            raise ValueError(f"{self.recipe.path}: trainer: {error}") from error
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the given words only; Lightning's own version warns about `sys.argv`."""

@@ -8,7 +8,7 @@ and child. Both engines (float32, one thread, one core) run in processes of vLLM
 each workload; the first turn is warm-up. Prompts are random and differ between turns, so no prefix is cached.
 Medians of CPU and wall seconds. The prediction is the cost model's speed-up at the same batch and lengths from the
 roofline of `gpus.json` and, with --table, from blocks timed on this machine by `scripts/measure_blocks.py` (its command
-is in docs/serving.md).
+is in docs/results.md).
 
 Needs `bash scripts/vllm_env.sh`. Ends with one JSON line.
 """

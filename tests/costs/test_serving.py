@@ -7,7 +7,8 @@ import pytest
 from lit_puzzle.costs.cost_model import CostModel
 from lit_puzzle.costs.model_shape import ModelShape
 from lit_puzzle.costs.serving import KernelTimes
-from lit_puzzle.run.recipe import Recipe, RecipeParser
+from lit_puzzle.run.parser import RecipeParser
+from lit_puzzle.run.recipe import Recipe
 from lit_puzzle.search.search import search
 from lit_puzzle.spec import Scenario
 

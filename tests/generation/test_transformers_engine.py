@@ -34,7 +34,7 @@ GREEDY = Sampling(max_new_tokens=30, temperature=0.0)
 def child(tiny_config) -> PreTrainedModel:
     """Four layers with random weights: windows 8 and 5, two of full attention; experts differ."""
     torch.manual_seed(0)
-    model = GptOssPuzzleForCausalLM(GptOssPuzzleConfig.from_gpt_oss(tiny_config(), BLOCKS)).eval()
+    model = GptOssPuzzleForCausalLM(GptOssPuzzleConfig.from_parent(tiny_config(), BLOCKS)).eval()
     for parameter in model.parameters():
         parameter.data.add_(0.2 * torch.randn(parameter.shape))
     model.generation_config.eos_token_id = ENDS
@@ -195,6 +195,7 @@ def test_modes_random_state_and_sampling_settings_of_the_checkpoint(child, token
     plain = engine.generate(prompts, GREEDY)
     child.train()
     child.model.layers[1].eval()
+    child.model.layers[0].self_attn.attention_dropout = 0.5  # would be felt in training mode
     modes, state = [module.training for module in child.modules()], torch.get_rng_state()
     child.generation_config.update(do_sample=True, temperature=5.0, repetition_penalty=3.0, no_repeat_ngram_size=1)
     assert engine.generate(prompts, GREEDY) == plain

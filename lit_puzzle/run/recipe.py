@@ -20,9 +20,9 @@ class Recipe:
     """One recipe with its bases.
 
     Attributes:
-        path: The file the user named.
-        layers: What each file says, base first, the recipe itself last, without `base`.
-        files: The file behind each layer, for messages.
+        path: the file the user named.
+        layers: what each file says, base first, the recipe itself last, without `base`.
+        files: the file behind each layer, for messages.
     """
 
     path: Path
@@ -44,7 +44,7 @@ class Recipe:
         items at their places said; so a list that comes again is left out of the earlier layers.
 
         Args:
-            words: Overrides from the command line, which come after all layers.
+            words: overrides from the command line, which come after all layers.
         """
         later = [_nested(word.partition("=")[0], []) for word in words if word.partition("=")[2].startswith("[")]
         layers: list[dict[str, Any]] = []
@@ -84,7 +84,7 @@ def find_recipe(name: str) -> Path:
     """The file for a recipe path: as given, else the packaged recipe of that name.
 
     Raises:
-        ValueError: Neither exists; the message lists what does.
+        ValueError: neither exists; the message lists what does.
     """
     given = Path(name)
     if given.is_file():

@@ -1,11 +1,9 @@
 """The currency of the project: what one layer is, what a child is, what it will be served for, and what it may cost.
 
-Every stage from importance to export speaks in these frozen dataclasses. Each has `to_json()` (plain dicts, lists and
-numbers) and `from_json()` (strict: an unknown or missing key is a ValueError that names it). Nothing here imports
-torch: it loads in milliseconds.
+Every stage from importance to export uses these frozen dataclasses. Each has `to_json()` (plain dicts, lists, numbers)
+and `from_json()` (strict: an unknown or missing key is a ValueError that names it). Loads in milliseconds: no torch.
 
-Source: arXiv 2602.11937 for the search space, arXiv 2411.19146 for budgets under a
-deployment scenario.
+Source: arXiv 2602.11937 for the search space, arXiv 2411.19146 for budgets under a deployment scenario.
 """
 
 from __future__ import annotations
@@ -138,11 +136,7 @@ class Plan:
 
     @classmethod
     def load(cls, path: Path) -> Plan:
-        """Read a JSON file that is a plan, or whose key `plan` holds one (see `read_plan`).
-
-        Raises:
-            ValueError: the file is missing, not JSON, or no plan.
-        """
+        """Read a plan.json, see `read_plan`."""
         return read_plan(path)[0]
 
 
@@ -150,8 +144,7 @@ def read_plan(path: Path) -> tuple[Plan, Mapping[str, Any]]:
     """Read a JSON file that is a plan, or whose key `plan` holds one, as the search writes it.
 
     Returns:
-        The plan, and the record of the search around it (costs, scores, files of trained blocks); empty for a bare
-        plan.
+        The plan, and the record of the search around it (costs, scores, trained blocks); empty for a bare plan.
 
     Raises:
         ValueError: the file is missing, not JSON, or no plan.

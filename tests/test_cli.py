@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +32,8 @@ def stage(run_dir: Path, source: Path, settings: Settings = Settings()) -> dict[
     return {"sum": settings.count + settings.rate}
 
 
-def write(path: Path, content: dict[str, object]) -> str:
-    path.write_text(yaml.safe_dump(content))
+def write(path: Path, content: Mapping[str, object]) -> str:
+    path.write_text(yaml.safe_dump(dict(content)))
     return str(path)
 
 

@@ -38,6 +38,10 @@ LIGHT = (
     "costs.cost_model",
     "costs.measured_kernels",
     "search.search",
+    "data.packing_settings",
+    "training.settings",
+    "distill.settings",
+    "rl.settings",
 )
 
 

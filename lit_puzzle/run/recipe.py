@@ -3,9 +3,11 @@
 Reads YAML files on disk or, when a path is not found there, the recipes packed with the installed package.
 `base: other.yaml` (a path or a list of paths, relative to the file that names it) means "these first, then me":
 the files become a list of `--config` arguments, base first, so that jsonargparse's own merge rules decide what wins.
+`define: {NAME: VALUE}` names values that several keys or recipes share: `${NAME}` stands for the value.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,15 @@ class Recipe:
     """One recipe with its bases.
 
     Attributes:
+<<<<<<< HEAD
         path: the file the user named.
         layers: what each file says, base first, the recipe itself last, without `base`.
         files: the file behind each layer, for messages.
+=======
+        path: The file the user named.
+        layers: What each file says, base first, the recipe itself last, without `base` and `define`.
+        files: The file behind each layer, for messages.
+>>>>>>> main
     """
 
     path: Path
@@ -98,20 +106,39 @@ def find_recipe(name: str) -> Path:
 
 
 def packaged_recipes() -> list[Path]:
-    """Paths of all packaged recipes, relative to the recipes folder."""
-    return sorted(path.relative_to(PACKAGED_RECIPES) for path in PACKAGED_RECIPES.rglob("*.yaml"))
+    """Return paths of all packaged recipes, relative to the recipes folder; files without a command are bases only."""
+    paths = sorted(PACKAGED_RECIPES.rglob("*.yaml"))
+    return [path.relative_to(PACKAGED_RECIPES) for path in paths if load_recipe(str(path)).value("command")]
 
 
 def load_recipe(name: str) -> Recipe:
-    """Reads a recipe and everything its `base:` names.
+    """Read a recipe and everything that its `base:` names, with the values of `define:` in their places.
 
     Raises:
-        ValueError: A file is missing, is not a YAML mapping, or `base:` runs in a loop.
+        ValueError: a file that is missing or no YAML mapping, a `base:` in a loop, or a `define:` that is no mapping.
     """
     path = find_recipe(name)
     found: list[tuple[Path, dict[str, Any]]] = []
     _expand(path, (), found)
-    return Recipe(path, tuple(layer for _, layer in found), tuple(file for file, _ in found))
+    defined: dict[str, Any] = {}
+    for file, layer in found:
+        values = layer.pop("define", {})
+        if not isinstance(values, dict):
+            raise ValueError(f"{file}: `define` must be a mapping of names to values, got {values!r}.")
+        defined |= values
+    layers = (_with_values(layer, defined) for _, layer in found)
+    return Recipe(path, tuple(layers), tuple(file for file, _ in found))
+
+
+def _with_values(node: Any, defined: Mapping[str, Any]) -> Any:
+    """Return a copy of a node in which each text `${NAME}` of a defined name is replaced by the value."""
+    if isinstance(node, dict):
+        return {key: _with_values(value, defined) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_with_values(value, defined) for value in node]
+    if isinstance(node, str) and node.startswith("${") and node[2:-1] in defined:
+        return deepcopy(defined[node[2:-1]])
+    return node
 
 
 def _expand(path: Path, above: tuple[Path, ...], found: list[tuple[Path, dict[str, Any]]]) -> None:

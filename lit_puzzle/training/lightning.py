@@ -1,7 +1,8 @@
-"""Runs recipes whose command is fit or validate: LightningCLI on one flat recipe form, inside a run folder.
+"""Run recipes whose command is fit or validate: LightningCLI on a flat recipe, inside a run folder.
 
-Reads the recipe's layers; writes `config.yaml`, what the module and its callbacks write, and `run.json`. Objects come
-by `class_path` + `init_args`; optimizers and schedules are arguments of the module, built on what trains.
+Reads the recipe's layers; writes `config.yaml`, the files of the module and its callbacks, and `run.json`. Objects are
+given by `class_path` and `init_args`; optimizers and schedules are arguments of the module, which builds them on its
+trainable parameters.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from lit_puzzle.run.recipe import Recipe
 
 @runtime_checkable
 class ReportsResults(Protocol):
-    """A LightningModule with headline numbers for run.json; without them the last logged metrics are recorded."""
+    """A LightningModule with headline numbers for run.json; of any other the last logged metrics are recorded."""
 
     results: dict[str, float]
 
@@ -33,17 +34,17 @@ class LightningRecipeParser(RecipeParser, LightningArgumentParser):
 
 
 class RecipeCLI(LightningCLI):
-    """LightningCLI that parses a recipe and builds its objects; the run folder decides what happens next."""
+    """LightningCLI that parses a recipe and builds its objects, and runs nothing."""
 
     def __init__(self, recipe: Recipe, words: Sequence[str]) -> None:
-        """Parses and instantiates.
+        """Parse and instantiate.
 
         Args:
-            recipe: The loaded recipe.
-            words: Overrides from the command line.
+            recipe: the loaded recipe.
+            words: overrides from the command line.
 
         Raises:
-            ValueError: An unknown key, a wrong type, or an object that refuses its arguments.
+            ValueError: an unknown key, a wrong type, or an object that refuses its arguments.
         """
         self.recipe = recipe
         super().__init__(
@@ -57,7 +58,7 @@ class RecipeCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the recipe's own keys; modules find the run folder as `trainer.default_root_dir`."""
+        """Add the recipe's own keys; modules find the run folder as `trainer.default_root_dir`."""
         assert isinstance(parser, LightningRecipeParser)
         parser.recipe = self.recipe
         parser.add_argument("--command", type=str, help="fit or validate")
@@ -72,22 +73,22 @@ class RecipeCLI(LightningCLI):
             raise ValueError(f"{self.recipe.path}: trainer: {error}") from error
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parses our words only: Lightning's own version warns about the command line they came from."""
+        """Parse the given words only; Lightning's own version warns about `sys.argv`."""
         assert isinstance(args, list)
         self.config = parser.parse_args(args)
 
 
 def run_lightning(command: str, recipe: Recipe, words: Sequence[str], overwrite: bool) -> None:
-    """Runs fit or validate of a recipe, resuming an unfinished run.
+    """Run fit or validate of a recipe, resuming an unfinished run.
 
     Args:
         command: "fit" or "validate".
-        recipe: The loaded recipe.
-        words: Overrides from the command line.
-        overwrite: Start anew whatever the run folder holds.
+        recipe: the loaded recipe.
+        words: overrides from the command line.
+        overwrite: starts anew whatever the run folder contains.
 
     Raises:
-        ValueError: Bad recipe, bad input folder, or a run folder that another recipe started.
+        ValueError: a wrong recipe, a wrong input folder, or a run folder of another recipe.
     """
     cli = RecipeCLI(recipe, words)
     run_dir = Path(cli.config.run_dir)
@@ -106,7 +107,7 @@ def run_lightning(command: str, recipe: Recipe, words: Sequence[str], overwrite:
                 cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
             else:
                 cli.trainer.validate(cli.model, datamodule=cli.datamodule)
-        except MisconfigurationException as error:  # settings of the trainer that do not go together
+        except MisconfigurationException as error:  # settings of the Trainer that do not fit together
             raise ValueError(str(error)) from error
     if cli.trainer.is_global_zero and cli.trainer.state.status == TrainerStatus.FINISHED:
         clock.close(run_dir, recipe.path, cli.config.seed_everything, resumed, _results(cli))

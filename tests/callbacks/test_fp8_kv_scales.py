@@ -26,7 +26,7 @@ from lit_puzzle.model.checkpoint import fingerprint
 from lit_puzzle.model.loading import load_model
 from lit_puzzle.run.folder import PACKAGE
 from lit_puzzle.tiny.world import Chains
-from lit_puzzle.training.trainable import LoraSettings
+from lit_puzzle.training.settings import LoraSettings, TrainingSettings
 
 EXACT = ScaleSettings(rounding="none")
 TINY_CHILD = PACKAGE / "assets" / "tiny_child"
@@ -46,7 +46,7 @@ def held_out_documents(folder: Path) -> list[torch.Tensor]:
 
 
 def check_scales(folder: Path, rows: list[torch.Tensor]) -> KVScales:
-    """The scales are those of the saved child, by k_proj, v_proj and RoPE worked out by hand on each document."""
+    """The scales are those of the saved child, by k_proj, v_proj and RoPE computed by hand on each document."""
     scales = KVScales.load(folder / "kv_scales")
     assert scales.fingerprint == fingerprint(folder / "child")
     assert scales.tokens == sum(map(len, rows)) > 50
@@ -58,7 +58,10 @@ def check_scales(folder: Path, rows: list[torch.Tensor]) -> KVScales:
     return scales
 
 
-VARIANTS: dict[str, dict[str, Any]] = {"weights": {"ema_decay": 0.8}, "adapters": {"lora": LoraSettings(rank=2)}}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "weights": {"ema_decay": 0.8},
+    "adapters": {"training": TrainingSettings(lora=LoraSettings(rank=2))},
+}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -89,7 +92,7 @@ def test_distillation_writes_the_scales_of_what_it_saves(models: Models, tmp_pat
 
 
 def test_a_killed_run_remembers_the_scales_of_its_start(models: Models, tmp_path: Path) -> None:
-    """What the second half logs is what an undisturbed run logs, bit for bit."""
+    """The second half logs the numbers of an uninterrupted run, bit for bit."""
 
     def work(folder: Path, kill: bool) -> None:
         logger = {"logger": CSVLogger(folder, version="kill" if kill else "end"), "log_every_n_steps": 1}
@@ -120,8 +123,8 @@ def test_two_sharded_processes_calibrate_what_they_save(models: Models, tmp_path
     check_scales(tmp_path, held_out_documents(tmp_path))
 
 
-def test_reinforcement_learning_calibrates_on_what_its_child_wrote(tiny_config: Any, tmp_path: Path) -> None:
-    """And trains as it does without the callback, bit for bit."""
+def test_reinforcement_learning_calibrates_on_what_its_child_generated(tiny_config: Any, tmp_path: Path) -> None:
+    """Training is the same as without the callback, bit for bit."""
     child = make_child(tmp_path / "start", tiny_config(num_hidden_layers=2))
     source, sampling = PromptSource([Chains()], num_prompts=6), Sampling(8, temperature=0.0)
     data = CalibrationData(child, source, sampling=sampling, batch_size=4)
@@ -142,8 +145,8 @@ def test_reinforcement_learning_calibrates_on_what_its_child_wrote(tiny_config: 
 
 SHORT = {
     "distill": {
-        "model.init_args.accuracy.measured.prompts_per_effort": 2,
-        "model.init_args.accuracy.measured.max_new_tokens": 4,
+        "model.init_args.evaluation.prompts_per_effort": 2,
+        "model.init_args.evaluation.max_new_tokens": 4,
         "data.init_args.sequence_tokens": 64,
     },
     "rl_recover": {
@@ -151,7 +154,7 @@ SHORT = {
         "data.init_args.held_out_per_effort": 2,
         "model.init_args.grpo.num_generations": 2,
         "model.init_args.grpo.completions_per_device": 2,
-        "model.init_args.grpo.max_completion_length": 4,
+        "model.init_args.grpo.sampling.max_new_tokens": 4,
         "trainer.callbacks.data": "lit_puzzle.data.calibration.CalibrationData",
         "trainer.callbacks.data.init_args.parent": TINY_CHILD,
         "trainer.callbacks.data.init_args.prompts.environments": "[{class_path: lit_puzzle.tiny.world.Chains}]",
@@ -182,10 +185,10 @@ def test_recipes_take_it_from_the_command_line(models: Models, tmp_path: Path, r
     assert {f"kv_start/{i}/{kind}" for i in range(6) for kind in kinds} <= set(header)  # all layers are watched
 
 
-def test_what_it_cannot_calibrate_is_refused(models: Models, tiny_config: Any, tmp_path: Path) -> None:
+def test_runs_without_a_child_or_documents_are_refused(models: Models, tiny_config: Any, tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, 1, 1, [])
     trainer.datamodule = make_data(models, validation_one_in=0)
-    with pytest.raises(ValueError, match="sets none aside for validation"):
+    with pytest.raises(ValueError, match="has none for validation"):
         FP8KVScales().setup(trainer, distillation_runs.make_module(models), "fit")
     trainer.datamodule = recovery_runs.make_data()
     with pytest.raises(ValueError, match=r"the run's data, PromptData, .*CalibrationData"):

@@ -1,4 +1,4 @@
-"""The distillation recipe as a user starts it, on two processes by one word more."""
+"""The distillation recipe as a user starts it, on two processes by `--trainer.devices=2`."""
 
 import json
 import os
@@ -27,8 +27,8 @@ def test_devices_alone_shard_the_recipe(models: Models, tmp_path: Path) -> None:
         "data.init_args.documents": models.documents,
         "data.init_args.sequence_tokens": 64,
         "data.init_args.batch_size": 1,
-        "model.init_args.accuracy.measured.prompts_per_effort": 2,
-        "model.init_args.accuracy.measured.max_new_tokens": 4,
+        "model.init_args.evaluation.prompts_per_effort": 2,
+        "model.init_args.evaluation.max_new_tokens": 4,
         "trainer.accelerator": "cpu",
         "trainer.max_steps": 2,
         "trainer.val_check_interval": 2,

@@ -1,4 +1,4 @@
-"""Precomputed logits: the full distribution's own numbers, found again from any packed batch, and exact divergences."""
+"""Precomputed top-k logits: numbers of the full distribution, read for any packed batch, and exact divergences."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def parent(tiny_config, tmp_path_factory) -> Path:
 
 
 def make_documents(count: int = 25) -> list[Document]:
-    """Some with several answers, one without any, one all answer."""
+    """Some with several completions, one without targets, one of targets only."""
     rng = random.Random(0)
     documents = [Document([5, 6], [0, 0], "a", "low"), Document([7, 8, 9], [1, 1, 1], "a", "low")]
     for _ in range(count):
@@ -82,7 +82,7 @@ def of_targets(expected: list[Tensor], batch: dict[str, Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize("settings", [{}, {"sequence_tokens": 11, "long_documents": "cut"}, {"batch_size": 3}])
-def test_a_packed_batch_finds_the_parents_numbers(settings, parent, documents, expected, tmp_path):
+def test_a_packed_batch_gets_the_parents_numbers(settings, parent, documents, expected, tmp_path):
     results, top = run(tmp_path / "top", parent, documents)
     targets, masses = 0, []
     for batch in batches(documents, parent, tmp_path, **settings):
@@ -123,7 +123,7 @@ def test_all_tokens_give_the_exact_divergence(parent, documents, expected, tmp_p
         assert bool((coarse_N < exact_N).all()) and bool((coarse_N > 0.05 * exact_N).all())
 
 
-def test_float16_is_as_exact_as_said(parent, documents, tmp_path):
+def test_float16_is_as_exact_as_documented(parent, documents, tmp_path):
     tops = [run(tmp_path / kind, parent, documents, precision=kind, top_k=20)[1] for kind in ("float32", "float16")]
     for batch in batches(documents, parent, tmp_path):
         exact, half = (top.for_batch(batch) for top in tops)
@@ -133,7 +133,7 @@ def test_float16_is_as_exact_as_said(parent, documents, tmp_path):
             assert (one.exp() - other.exp()).abs().max() < 2e-4
 
 
-def test_files_are_plain_safetensors_and_as_large_as_said(parent, documents, tmp_path):
+def test_files_are_plain_safetensors_of_the_documented_size(parent, documents, tmp_path):
     for precision, top_k in (("float32", 5), ("float16", 40)):
         results, _ = run(tmp_path / precision, parent, documents, precision=precision, top_k=top_k)
         said = disk_bytes(int(results["targets"]), int(results["documents"]), 4, top_k, precision)
@@ -144,7 +144,7 @@ def test_files_are_plain_safetensors_and_as_large_as_said(parent, documents, tmp
 
 
 @pytest.mark.parametrize("vocab_size", [20_000, 80_000])
-def test_memory_of_a_chunk_is_as_the_formula_says(vocab_size):
+def test_memory_of_a_chunk_follows_the_formula(vocab_size):
     from torch.profiler import ProfilerActivity, profile
 
     hidden_CE, head_VE = torch.randn(32, 4), torch.randn(vocab_size, 4)
@@ -164,7 +164,7 @@ def _memory_events(profiler: Any) -> list[dict[str, Any]]:
     return [event for event in events if event.get("name") == "[memory]"]
 
 
-def test_a_killed_run_goes_on_with_the_missing_shard(parent, documents, tmp_path, monkeypatch):
+def test_a_killed_run_resumes_with_the_missing_shard(parent, documents, tmp_path, monkeypatch):
     _, whole = run(tmp_path / "whole", parent, documents)
     fill, calls = top_logits.fill, []
 
@@ -180,7 +180,7 @@ def test_a_killed_run_goes_on_with_the_missing_shard(parent, documents, tmp_path
     assert sorted(path.name for path in made.iterdir()) == [
         ".shard-00002.safetensors.partial", "shard-00000.safetensors", "shard-00001.safetensors"
     ]  # fmt: skip
-    with pytest.raises(ValueError, match=r"holds no top_logits\.json"):
+    with pytest.raises(ValueError, match=r"contains no top_logits\.json"):
         TopLogits(made, DocumentFolder(documents))
     run(tmp_path / "killed", parent, documents)
     assert len(calls) == 2  # the two that were missing
@@ -219,7 +219,7 @@ def test_other_documents_parents_and_full_disks_are_refused(parent, documents, t
     with pytest.raises(ValueError, match=r"the child's plan\.json is of the parent xxh3"):
         top.check_parent("xxh3")
     write_documents(tmp_path / "silent", make_documents(0)[:1], parent)
-    with pytest.raises(ValueError, match="holds no target"):
+    with pytest.raises(ValueError, match="contains no targets"):
         run(tmp_path / "a", parent, tmp_path / "silent")
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())
     with pytest.raises(ValueError, match=r"the disk has 0\.00 GiB left"):

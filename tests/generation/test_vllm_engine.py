@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.vllm_environment import ROOT, needs_vllm, run_in_vllm, start_in_vllm
+from helpers.vllm_environment import ROOT, needs_vllm, output_of, start_in_vllm
 from pyarrow.parquet import read_table
 
 from lit_puzzle.generation.draws import restrict_to_top_p, uniforms
@@ -66,7 +66,7 @@ def by_vllm(
     written = [{"prompts": [PROMPTS[row] for row in rows], "sampling": asdict(s), "rows": rows} for s, rows in calls]
     options = {"enforce_eager": True, **options}
     (folder / "job.json").write_text(json.dumps({"checkpoint": str(PARENT), "options": options, "calls": written}))
-    run_in_vllm(HELPERS / "vllm_completions.py", folder / "job.json", folder / "completions.json")
+    output_of(start_in_vllm(HELPERS / "vllm_completions.py", folder / "job.json", folder / "completions.json"))
     *found, preempted = json.loads((folder / "completions.json").read_text())
     return [[Completion(*completion) for completion in call] for call in found], preempted
 
@@ -139,7 +139,7 @@ def test_two_tensor_parallel_processes_draw_the_same_tokens(
 def test_what_fails_in_vllm_is_one_clear_error() -> None:
     """Three at once: one drops an engine and cannot start another, two lose a process while they generate."""
     started = {name: start_in_vllm(HELPERS / "vllm_failures.py", PARENT, name) for name in ("start", *PROCESSES)}
-    errors = {name: json.loads(process.communicate()[0].splitlines()[-1]) for name, process in started.items()}
+    errors = {name: json.loads(output_of(process).splitlines()[-1]) for name, process in started.items()}
     left, refused = errors.pop("start")
     assert left == []
     assert refused.startswith(f"vLLM does not start on {PARENT}: ") and "VLLM_CPU_KVCACHE_SPACE=N" in refused
@@ -155,7 +155,7 @@ def test_the_recipe_generates_the_same_documents_with_both_engines(tmp_path: Pat
     """Compiled and in processes of its own, as users run vLLM; two shards."""
     for name in NAMES:
         words = (f"--engine.name={name}", f"--run_dir={tmp_path / name}", "--prompts.num_prompts=60", "--shard_size=40")
-        run_in_vllm("-m", "lit_puzzle", "run", RECIPE, *words)
+        output_of(start_in_vllm("-m", "lit_puzzle", "run", RECIPE, *words))
     tables = [[read_table(path) for path in sorted((tmp_path / name).glob("documents/*.parquet"))] for name in NAMES]
     assert sum(table.num_rows for table in tables[0]) == 60 and len(tables[0]) == 2
     assert all(one.equals(other) for one, other in zip(*tables, strict=True))

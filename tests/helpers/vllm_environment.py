@@ -31,9 +31,11 @@ def start_in_vllm(*words: str | Path) -> subprocess.Popen[str]:
     return subprocess.Popen([PYTHON, *words], text=True, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def run_in_vllm(*words: str | Path) -> str:
-    """Return what the environment's python prints, after checking that it ended well."""
-    process = start_in_vllm(*words)
-    output, log = process.communicate()
+def output_of(process: subprocess.Popen[str], seconds: float = 900) -> str:
+    """Return what a process prints, after checking that it ends in time, and well."""
+    try:
+        output, log = process.communicate(timeout=seconds)
+    finally:
+        process.kill()
     assert process.returncode == 0, log[-3000:]
     return output

@@ -36,6 +36,6 @@ def parallel_refusal(folder: str, ranks: int) -> str:
     return ""
 
 
-said = [refusal(folder, settings) for folder, settings in json.loads(sys.argv[1])]
-said += [parallel_refusal(folder, ranks) for folder, ranks in json.loads(sys.argv[2])]
-print(json.dumps(said))
+errors = [refusal(folder, settings) for folder, settings in json.loads(sys.argv[1])]
+errors += [parallel_refusal(folder, ranks) for folder, ranks in json.loads(sys.argv[2])]
+print(json.dumps(errors))

@@ -8,7 +8,14 @@ import yaml
 from jsonargparse import ActionConfigFile
 
 from lit_puzzle.run.parser import RecipeParser, explain
-from lit_puzzle.run.recipe import Recipe, find_recipe, load_recipe, packaged_recipes, recipe_that_makes
+from lit_puzzle.run.recipe import (
+    PACKAGED_RECIPES,
+    Recipe,
+    find_recipe,
+    load_recipe,
+    packaged_recipes,
+    recipe_that_makes,
+)
 
 
 def write(path: Path, **content: object) -> Path:
@@ -46,6 +53,29 @@ def test_missing_and_malformed_files_are_named(tmp_path):
     (tmp_path / "broken.yaml").write_text("a: [1")
     with pytest.raises(ValueError, match="not valid YAML"):
         load_recipe(str(tmp_path / "broken.yaml"))
+
+
+def test_defined_values_stand_wherever_they_are_named(tmp_path):
+    write(tmp_path / "a.yaml", define={"tiny": [{"name": "first"}], "few": 3}, nested={"items": "${tiny}"})
+    own = {
+        "define": {"few": 4},
+        "nested": {"count": "${few}", "items": [{"of": "${tiny}"}], "kept": "${run_dir}/${few}"},
+    }
+    recipe = load_recipe(str(write(tmp_path / "b.yaml", base="a.yaml", **own)))
+    assert recipe.layers[0] == {"nested": {"items": [{"name": "first"}]}}
+    assert recipe.layers[1]["nested"] == {
+        "count": 4,
+        "items": [{"of": [{"name": "first"}]}],
+        "kept": "${run_dir}/${few}",
+    }
+    with pytest.raises(ValueError, match=r"c\.yaml: `define` must be a mapping of names to values, got \[1\]"):
+        load_recipe(str(write(tmp_path / "c.yaml", define=[1])))
+
+
+def test_bases_without_a_command_are_no_recipes():
+    bases = {"trainer.yaml", "tiny_environments.yaml"}
+    assert all((PACKAGED_RECIPES / name).is_file() for name in bases)
+    assert not bases & {str(path) for path in packaged_recipes()}
 
 
 def test_packaged_recipes_are_found_from_any_folder(tmp_path, monkeypatch):

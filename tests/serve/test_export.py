@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -62,8 +63,8 @@ def test_every_checkpoint_is_opened_once(tmp_path: Path, monkeypatch: pytest.Mon
 def test_checksums_are_those_of_coreutils(tmp_path: Path) -> None:
     export(tmp_path, CHILD)
     check = ["sha256sum", "--check", "--strict", "SHA256SUMS"]
-    told = subprocess.run(check, cwd=tmp_path / "model", capture_output=True, text=True, check=True).stdout
-    listed = {line.removesuffix(": OK") for line in told.splitlines()}
+    output = subprocess.run(check, cwd=tmp_path / "model", capture_output=True, text=True, check=True).stdout
+    listed = {line.removesuffix(": OK") for line in output.splitlines()}
     assert listed == {path.name for path in (tmp_path / "model").iterdir()} - {"SHA256SUMS"}
     with (tmp_path / "model" / "model.safetensors").open("r+b") as stream:
         stream.seek(-1, os.SEEK_END)
@@ -72,7 +73,7 @@ def test_checksums_are_those_of_coreutils(tmp_path: Path) -> None:
 
 
 def test_shards_have_an_index_and_checksums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lit_puzzle.serve.export.write_folder", lambda *given: write_folder(*given, 1_000_000))
+    monkeypatch.setattr("lit_puzzle.serve.export.write_folder", partial(write_folder, max_shard_bytes=1_000_000))
     export(tmp_path, CHILD)
     folder = tmp_path / "model"
     index = json.loads((folder / "model.safetensors.index.json").read_text())
@@ -100,9 +101,9 @@ chat = tokenizer.apply_chat_template(
     [{"role": "user", "content": "sorting"}], add_generation_prompt=True, reasoning_effort="high", return_dict=True,
     return_tensors="pt",
 )
-answer = model.generate(**chat, max_new_tokens=40, do_sample=False)
+completion = model.generate(**chat, max_new_tokens=40, do_sample=False)
 with torch.no_grad():
-    torch.save((model(torch.load(sys.argv[3])).logits, answer, model.generation_config.eos_token_id), sys.argv[3])
+    torch.save((model(torch.load(sys.argv[3])).logits, completion, model.generation_config.eos_token_id), sys.argv[3])
 assert not any(name.partition(".")[0] == "lit_puzzle" for name in sys.modules)
 """
 
@@ -126,12 +127,12 @@ def test_loads_where_lit_puzzle_cannot_be_imported(tmp_path: Path) -> None:
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), **clean}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    logits, answer, stops = torch.load(tmp_path / "exchange.pt")
+    logits, completion, stops = torch.load(tmp_path / "exchange.pt")
     assert torch.equal(logits, logits_of(CHILD))
     model, tokenizer = AutoModelForCausalLM.from_pretrained(CHILD), AutoTokenizer.from_pretrained(CHILD)
     prompt = "<|start|>system<|message|>Reasoning: high<|end|><|start|>user<|message|>sorting<|end|><|start|>assistant"
     pairs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
-    assert torch.equal(answer, model.generate(**pairs, max_new_tokens=40, do_sample=False))
+    assert torch.equal(completion, model.generate(**pairs, max_new_tokens=40, do_sample=False))
     assert stops == [5, 6, 0]
 
 

@@ -9,7 +9,7 @@ import torch
 from helpers.released_twin import twin_tensors, write_released_twin
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GptOssForCausalLM
 
 from lit_puzzle.child.assemble import assemble
 from lit_puzzle.model.checkpoint import Checkpoint, fingerprint
@@ -64,7 +64,7 @@ def packed_rows(name: str) -> Tensor:
 
 def test_packed_experts_are_the_parents_bytes(tmp_path: Path, child: Path) -> None:
     for how in ("stored", "mxfp4"):
-        results = export(tmp_path / how, child, tokenizer=WORDS, storage=Storage(experts=how))  # type: ignore[arg-type]
+        results = export(tmp_path / how, child, tokenizer=WORDS, storage=Storage(experts=how))
         written = experts_of(tmp_path / how / "model")
         assert all(torch.equal(tensor, packed_rows(name)) for name, tensor in written.items())
         assert results["mxfp4_layers"] == 6 and results["rounded_experts"] == results["copied_experts"] == 0
@@ -161,7 +161,7 @@ def test_wrong_mxfp4_parents_are_refused(tmp_path: Path, twin: Path, plain: Path
     assert not (tmp_path / "run" / "model").exists()
 
 
-def test_rows_that_do_not_divide_into_blocks_are_refused(tmp_path: Path, tiny_model: torch.nn.Module) -> None:
+def test_rows_that_do_not_divide_into_blocks_are_refused(tmp_path: Path, tiny_model: GptOssForCausalLM) -> None:
     tiny_model.save_pretrained(tmp_path / "small")  # intermediate size 8
     with pytest.raises(ValueError, match=r"down_proj has rows of 8 values; MXFP4 has one scale for 32"):
         export(tmp_path / "run", tmp_path / "small", tokenizer=WORDS, storage=Storage(experts="mxfp4"))

@@ -145,8 +145,8 @@ def test_wrong_checkpoints_are_refused(tmp_path: Path) -> None:
     ]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    *said, swiglu, uneven, even = json.loads(done.stdout.splitlines()[-1])
-    for (name, (_, _, message)), found in zip(REFUSED.items(), said, strict=True):
+    *errors, swiglu, uneven, even = json.loads(done.stdout.splitlines()[-1])
+    for (name, (_, _, message)), found in zip(REFUSED.items(), errors, strict=True):
         assert message in found, (name, found)
     assert "swiglu_limit is 6.0; vLLM's gpt-oss always computes with 7.0" in swiglu
     assert "layer -> experts: {2: 1}" in uneven and even == ""

@@ -1,4 +1,4 @@
-"""processes.py: one process is left as it is, several wait for one another as long as they are told to."""
+"""fabric.py: one process makes no group; several wait for one another as long as `timeout_hours`."""
 
 import time
 from functools import partial

@@ -1,4 +1,4 @@
-"""Which blocks and tensors train: halves, wholes, patterns, and what the parent holds in another form."""
+"""Which blocks and tensors train: halves, wholes, patterns, and tensors that the parent stores as MXFP4."""
 
 from pathlib import Path
 from typing import Any
@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import torch
 from helpers.released_twin import write_released_twin
+from helpers.trained_libraries import one_trained
 from safetensors.torch import save_file
-from test_trained_blocks import one_trained
 
-from lit_puzzle.distill.blocks_to_train import check_blocks, choose_blocks, write_library
+from lit_puzzle.distill.block_selection import check_blocks, select_blocks, write_library
+from lit_puzzle.distill.settings import BlockTrainingSettings
 from lit_puzzle.library.library import Candidate, Library, candidate_name
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.spec import BlockSpec
@@ -19,7 +20,7 @@ ROUTER = {"mlp.router.weight", "mlp.router.bias"}
 
 
 def library_of(config: Any) -> Library:
-    """Layer 0 has a window; layer 1 may get one, too."""
+    """Layer 0 has a window; layer 1 has candidates with one."""
     blocks = [[BlockSpec(ALL, 8), BlockSpec(FEW, 8)], [BlockSpec(e, w) for w in (None, 4) for e in (ALL, FEW)]]
     layers = tuple(tuple(Candidate(candidate_name(row[0], b), b) for b in row) for row in blocks)
     return Library("parent", 8, config.to_dict(), layers)
@@ -28,14 +29,13 @@ def library_of(config: Any) -> Library:
 def chosen(
     config: Any, sub_blocks: Any, patterns: Any = None, **options: Any
 ) -> dict[str, tuple[set[str], bool, bool]]:
-    settings = {"layers": None, "trained_before": {}} | options
-    blocks = choose_blocks(
-        Path("library"), library_of(config), settings["layers"], sub_blocks, patterns, settings["trained_before"]
-    )
+    before = options.pop("trained_before", {})
+    settings = BlockTrainingSettings(sub_blocks=sub_blocks, tensors=patterns, **options)
+    blocks = select_blocks(Path("library"), library_of(config), settings, before)
     return {block.title: (set(block.tensors), block.attention, block.experts) for block in blocks}
 
 
-def test_halves_train_what_the_surgery_touched(tiny_config: Any) -> None:
+def test_halves_train_what_pruning_changed(tiny_config: Any) -> None:
     config = tiny_config(num_hidden_layers=2)
     found = chosen(config, "apart")
     attention = {f"self_attn.{part}_proj.{kind}" for part in "qkvo" for kind in ("weight", "bias")}
@@ -66,7 +66,7 @@ def test_experts_in_mxfp4_cannot_train(tmp_path: Path) -> None:
     parent = Checkpoint(write_released_twin(tmp_path / "twin"))
     library = one_trained(tmp_path / "library", parent, {"mlp.router.bias": torch.zeros(2)})
     for patterns, message in ((["mlp.experts.*"], r"mlp\.experts\.gate_up_proj is not in .*MXFP4"), (None, None)):
-        blocks = choose_blocks(tmp_path, library, None, "apart", patterns, {})
+        blocks = select_blocks(tmp_path, library, BlockTrainingSettings(tensors=patterns), {})
         if message is None:
             check_blocks(tmp_path / "library", parent, library, blocks)
             continue
@@ -75,12 +75,12 @@ def test_experts_in_mxfp4_cannot_train(tmp_path: Path) -> None:
 
 
 def test_files_of_blocks_that_did_not_train_are_kept(tmp_path: Path) -> None:
-    """And a target that is there is replaced; a process that does not write still asks for every tensor."""
+    """An existing target is replaced; a process that does not write still iterates over every tensor."""
     parent = Checkpoint(write_released_twin(tmp_path / "twin"))
     library = one_trained(tmp_path / "library", parent, {"mlp.router.bias": torch.arange(2.0)})
     write_library(tmp_path / "new", tmp_path / "library", library, parent, [], is_writer=True)
     assert Library.load(tmp_path / "new") == library
-    block = choose_blocks(tmp_path, library, None, "apart", None, {})[0]
+    block = select_blocks(tmp_path, library, BlockTrainingSettings(), {})[0]
     pairs = iter([(block, {"mlp.router.bias": torch.ones(2)})])
     write_library(tmp_path / "none", tmp_path / "library", library, parent, pairs, is_writer=False)
     assert next(pairs, None) is None and not (tmp_path / "none").exists()

@@ -1,4 +1,4 @@
-"""The objective on packed batches: documents by themselves, targets where they belong, one parent for another."""
+"""The loss on packed batches: independent documents, shifted targets, top-k logits in place of the parent."""
 
 import pytest
 import torch
@@ -7,8 +7,9 @@ from helpers.live_bytes import LiveBytes
 from torch.nn.functional import cross_entropy
 
 from lit_puzzle.data.hidden_states import hidden_states
-from lit_puzzle.distill.losses import FullParent, LossSettings, TopParent, head_loss
-from lit_puzzle.distill.objective import distillation_terms, targets_before
+from lit_puzzle.distill.distillation_loss import distillation_loss, targets_before
+from lit_puzzle.distill.losses import FullLogits, TopKLogits, head_loss
+from lit_puzzle.distill.settings import LossSettings
 from lit_puzzle.model.loading import load_model
 
 ALL = LossSettings(hidden=0.4, lm=0.2, temperature=1.5, chunk_tokens=5)
@@ -47,13 +48,13 @@ def gradients(model) -> dict[str, torch.Tensor]:
 
 
 def test_a_packed_batch_is_the_sum_of_its_documents(both):
-    """For a stock parent too, which by itself lets packed documents see each other; padding counts for nothing."""
+    """For a stock parent too, whose packed documents would attend each other; padding does not count."""
     child, parent = both
     documents = random_documents(4)
-    terms = distillation_terms(child, parent, packed(documents, 64), ALL)
+    terms = distillation_loss(child, parent, packed(documents, 64), ALL)
     terms.loss.backward()
     together = gradients(child)
-    alone = [distillation_terms(child, parent, packed([d], len(d.input_ids)), ALL) for d in documents]
+    alone = [distillation_loss(child, parent, packed([d], len(d.input_ids)), ALL) for d in documents]
     sum(t.loss for t in alone).backward()
     for ours, parts in zip(terms, zip(*alone, strict=True), strict=True):
         torch.testing.assert_close(ours.detach(), sum(parts).detach(), rtol=1e-5, atol=1e-5)
@@ -66,7 +67,7 @@ def test_targets_are_predicted_by_the_token_before(both):
     """Transformers' own logits, the mask shifted by one, and the formulas on them."""
     child, parent = both
     document = random_documents(1)[0]
-    terms = distillation_terms(child, parent, packed([document], 40), ALL)
+    terms = distillation_loss(child, parent, packed([document], 40), ALL)
     ids = torch.tensor([document.input_ids])
     first = document.loss_mask.index(1)
     logits = [m(input_ids=ids).logits[0, first - 1 : -1] for m in (child, parent)]
@@ -83,14 +84,14 @@ def test_targets_are_predicted_by_the_token_before(both):
     assert float(terms.loss) == pytest.approx(weighted.item(), rel=1e-4)
 
 
-def test_a_target_at_the_start_of_a_row_is_no_targets_business():
+def test_a_target_at_the_start_of_a_row_is_left_out():
     batch = {"loss_mask": torch.tensor([[1, 0, 1, 1], [0, 1, 0, 0]]).bool()}
     assert targets_before(batch).tolist() == [[False, True, True, False], [True, False, False, False]]
 
 
-def test_a_copy_of_the_parent_has_nothing_to_learn(models):
+def test_a_copy_of_the_parent_has_loss_zero(models):
     parent, copy = (load_model(models.parent, "float32", "sink_attention") for _ in range(2))
-    terms = distillation_terms(copy, parent, packed(random_documents(3), 48), LossSettings(hidden=1.0))
+    terms = distillation_loss(copy, parent, packed(random_documents(3), 48), LossSettings(hidden=1.0))
     assert abs(float(terms.divergence)) < 1e-5 and abs(float(terms.hidden)) < 1e-5
 
 
@@ -103,7 +104,7 @@ def test_activation_checkpointing_changes_nothing_but_memory(both):
             child.gradient_checkpointing_enable({"use_reentrant": False})
         child.train()
         with LiveBytes() as live:
-            terms = distillation_terms(child, parent, batch, ALL)
+            terms = distillation_loss(child, parent, batch, ALL)
         peak[name] = live.now
         terms.loss.backward()
         plain[name] = gradients(child)
@@ -112,18 +113,18 @@ def test_activation_checkpointing_changes_nothing_but_memory(both):
         torch.testing.assert_close(plain["checkpointed"][name], reference, rtol=1e-5, atol=1e-6, msg=name)
 
 
-def test_all_best_tokens_stand_in_for_the_parent(both):
+def test_logits_of_all_tokens_replace_the_parent(both):
     child, parent = both
     batch, settings = packed(random_documents(4), 64), LossSettings(lm=0.1)
     logits = parent.lm_head(hidden_states(parent, batch, [1])[0][targets_before(batch)]).log_softmax(-1)
     top, ids = logits.topk(127)
     rest = logits.scatter(1, ids, -torch.inf).logsumexp(-1)
-    ours = distillation_terms(child, TopParent(ids, top, rest), batch, settings)
-    whole = distillation_terms(child, parent, batch, settings)
+    ours = distillation_loss(child, TopKLogits(ids, top, rest), batch, settings)
+    whole = distillation_loss(child, parent, batch, settings)
     assert float(ours.loss) == pytest.approx(float(whole.loss), rel=1e-4)
 
 
-def test_asking_for_the_last_layer_only_gives_the_same_states(both):
+def test_the_last_layer_alone_gives_the_same_states(both):
     child, _ = both
     batch = packed(random_documents(2), 32)
     both_layers, last = hidden_states(child, batch, [0, 1]), hidden_states(child, batch, [1])
@@ -144,7 +145,7 @@ def test_memory_grows_with_length_and_not_with_its_square(both, checkpointing):
         batch["position_ids"], batch["document_ids"] = torch.arange(tokens)[None], torch.zeros(1, tokens).long()
         batch["loss_mask"] = torch.arange(tokens)[None] > 8
         with LiveBytes() as live:
-            distillation_terms(child, parent, batch, settings).loss.backward()
+            distillation_loss(child, parent, batch, settings).loss.backward()
         return live.peak
 
     sizes = [peak(tokens) for tokens in (512, 1024, 2048)]
@@ -152,16 +153,16 @@ def test_memory_grows_with_length_and_not_with_its_square(both, checkpointing):
 
 
 def test_head_sees_the_rows_in_the_order_of_the_mask(both):
-    """Two rows: what is gathered for the head is row by row, as `loss_mask.nonzero()` is."""
+    """Two rows: the head gets the states row by row, in the order of `loss_mask.nonzero()`."""
     child, parent = both
     rows = [packed(random_documents(6)[i : i + 3], 64) for i in (0, 3)]
     batch = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
     settings = LossSettings(lm=1.0)
     states = [hidden_states(model, batch, [1])[0] for model in both]
     row_of, place_of = batch["loss_mask"].nonzero(as_tuple=True)
-    known = FullParent(states[1][row_of, place_of - 1], parent.lm_head.weight)
+    known = FullLogits(states[1][row_of, place_of - 1], parent.lm_head.weight)
     tokens = batch["input_ids"][row_of, place_of]
     expected = head_loss(states[0][row_of, place_of - 1], child.lm_head.weight, known, tokens, settings)
-    assert float(distillation_terms(child, parent, batch, settings).loss) == pytest.approx(
+    assert float(distillation_loss(child, parent, batch, settings).loss) == pytest.approx(
         float(expected.loss), rel=1e-6
     )

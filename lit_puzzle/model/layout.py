@@ -15,14 +15,11 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from lit_puzzle.model.family import GPT_OSS, Family, family_of, is_child
+from lit_puzzle.model.family import Family, family_of, is_child
 
 Shape = tuple[int, ...]
 
 MXFP4_BLOCK = 32  # values that share one scale; a block is 16 bytes
-EXPERT_MATRICES = GPT_OSS.layer.expert_matrices
-KV_SCALES = GPT_OSS.layer.kv_scales
-EXPERT_ROWS = GPT_OSS.layer.expert_rows
 
 
 def essential_keys(family: Family) -> tuple[str, ...]:

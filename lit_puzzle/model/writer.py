@@ -133,13 +133,8 @@ def write_checkpoint(
         shard_done: is called with each file when all of its bytes are written, possibly before they are synced.
 
     Raises:
-<<<<<<< HEAD
         ValueError: a tensor is unknown, repeated, missing, or of another dtype or shape than in `layout`; or the disk
             is too small.
-=======
-        ValueError: When a tensor is unknown, repeated, missing, or of another dtype or shape than `layout` says, or
-            the disk is too small.
->>>>>>> main
     """
     sizes = {name: math.prod(shape) * DTYPES[code].itemsize for name, (code, shape) in layout.items()}
     total, free = sum(sizes.values()), shutil.disk_usage(folder).free

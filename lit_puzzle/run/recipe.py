@@ -22,15 +22,9 @@ class Recipe:
     """One recipe with its bases.
 
     Attributes:
-<<<<<<< HEAD
-        path: the file the user named.
-        layers: what each file says, base first, the recipe itself last, without `base`.
-        files: the file behind each layer, for messages.
-=======
-        path: The file the user named.
-        layers: What each file says, base first, the recipe itself last, without `base` and `define`.
-        files: The file behind each layer, for messages.
->>>>>>> main
+        path: the file that the user named.
+        layers: content of each file, base first, the recipe itself last, without `base` and `define`.
+        files: the file of each layer, for messages.
     """
 
     path: Path

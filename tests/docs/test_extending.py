@@ -3,6 +3,8 @@
 import csv
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,11 +46,11 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run_as_printed(section: str, *cuts: str) -> None:
-    """The one command of a section, with less data."""
+def run_as_printed(project: Path, section: str, *cuts: str) -> None:
+    """Run the one command of a section with less data, in a process of its own: training sets variables and ports."""
     (words,) = [words for language, _, text in SECTIONS[section] if language == "bash" for words in commands_in(text)]
     assert words[:4] == ["python", "-m", "lit_puzzle", "run"]
-    main([*words[3:], *cuts])
+    subprocess.run([sys.executable, *words[1:], *cuts], check=True, cwd=project)
 
 
 def results(folder: Path) -> dict[str, float]:
@@ -68,7 +70,7 @@ def test_reward(project: Path) -> None:
     ]
     cuts += ["--model.init_args.evaluation.prompts_per_effort=4", "--data.init_args.held_out_per_effort=4"]
     cuts += ["--model.init_args.grpo.completions_per_device=16", "--data.init_args.train_prompts=2"]
-    run_as_printed("Reward", *cuts)
+    run_as_printed(project, "Reward", *cuts)
     (metrics,) = (project / "runs" / "short").rglob("metrics.csv")
     rows = [row for row in csv.DictReader(metrics.open()) if row.get("train/rewards/short/mean")]
     for row in rows:  # no completion is longer than 32 tokens, so the mean reward follows from the mean length
@@ -77,7 +79,7 @@ def test_reward(project: Path) -> None:
 
 
 def test_environment(project: Path) -> None:
-    run_as_printed("Environment", "--held_out.prompts_per_effort=4", "--sampling.max_new_tokens=8")
+    run_as_printed(project, "Environment", "--held_out.prompts_per_effort=4", "--sampling.max_new_tokens=8")
     assert {f"accuracy/{effort}/sums" for effort in ("low", "medium", "high")} <= set(
         results(project / "runs" / "sums")
     )
@@ -88,7 +90,7 @@ def test_environment(project: Path) -> None:
 
 
 def test_importance_score(project: Path) -> None:
-    run_as_printed("Importance score", *FEW)
+    run_as_printed(project, "Importance score", *FEW)
     found = Importance.load(project / "runs" / "gate_mass")
     assert found.method == "gate_mass"
     for scores_E in found.scores:  # the gates of a token add up to 1
@@ -96,7 +98,7 @@ def test_importance_score(project: Path) -> None:
 
 
 def test_candidate(project: Path) -> None:
-    run_as_printed("Candidate")
+    run_as_printed(project, "Candidate")
     old, new = Library.load(project / "runs" / "library"), Library.load(project / "runs" / "library_24")
     assert [len(candidates) for candidates in new.layers] == [
         len(candidates) + (layer == 3) for layer, candidates in enumerate(old.layers)
@@ -105,7 +107,7 @@ def test_candidate(project: Path) -> None:
 
 
 def test_evaluation(project: Path) -> None:
-    run_as_printed("Evaluation", *FEW, "--scoring.rank_samples=2")
+    run_as_printed(project, "Evaluation", *FEW, "--scoring.rank_samples=2")
     entries = json.loads((project / "runs" / "score_last_token" / "scores.json").read_text())["entries"]
     windows = [entry for entry in entries if entry["candidate"].startswith("window=")]
     assert windows and all(-1 <= entry["metrics"]["last_token"]["mean"] <= 1 for entry in windows)
@@ -123,6 +125,6 @@ def test_stage(project: Path) -> None:
     for name, chosen in (("search", "parent"), ("greedy", "experts=8")):
         (project / "runs" / name).mkdir()
         made.plan([*["parent"] * 4, chosen, chosen]).save(project / "runs" / name / "plan.json")
-    run_as_printed("Stage")
+    run_as_printed(project, "Stage")
     assert (project / "runs" / "compare" / "layers.txt").read_text() == "4\n5"
     assert results(project / "runs" / "compare") == {"different_layers": 2.0}

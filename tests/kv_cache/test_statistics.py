@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from helpers.keys_and_values import keys_and_values
-from helpers.scaled_layers import scaled
+from helpers.present import present
 from torch import Tensor
 
 from lit_puzzle.data.packing import model_inputs, restarting_positions
@@ -151,7 +151,7 @@ def test_scales_against_every_value(tiny_model, settings):
     assert (found.method, found.rounding, found.tokens) == (settings.method, settings.rounding, 38)
     assert len(statistics.seen) == 8
     for (layer, kind), x_NGC in statistics.seen.items():
-        both = scaled(found.layers[layer])
+        both = present(found.layers[layer])
         one = (both.k, both.v)[kind]
         assert one.scale.shape == one.amax.shape == ((2,) if settings.per_head else ())
         groups = [x_NGC[:, head] for head in (0, 1)] if settings.per_head else [x_NGC]
@@ -187,7 +187,7 @@ def test_given_scales_are_applied_to_the_counts(tiny_model):
     statistics = counted(tiny_model, per_head=True)
     half = statistics.amax_LSG[1, 0] / 448 / 2
     layers = apply_scales(statistics, [None, (half, torch.full((2,), 100.0)), None, None])
-    both = scaled(layers[1])
+    both = present(layers[1])
     assert layers[0] is None and both.k.headroom == pytest.approx(-1, abs=1e-5)
     assert both.k.overflow > 0 == both.v.overflow
 

@@ -25,6 +25,23 @@ class RecipeParser(ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False} | kwargs)  # `--model` must not stand for `--models`
 
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse as jsonargparse does.
+
+        Raises:
+            ValueError: an argument that is not accepted, or a `${...}` that names no value.
+        """
+        from omegaconf.errors import OmegaConfBaseException  # here, so that `--help` need not wait for it
+
+        try:
+            return super().parse_args(*args, **kwargs)
+        except OmegaConfBaseException as error:
+            path = "" if self.recipe is None else f"{self.recipe.path}: "
+            said = str(error).splitlines()[0]
+            raise ValueError(
+                f"{path}{error.full_key}: {said}. A `${{...}}` names a key or an entry of `define`."
+            ) from None
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise ValueError with the message, the file that holds the key and the nearest valid one."""
         if self.recipe is None:  # jsonargparse made this one for a nested class: its error reaches the outer one

@@ -17,6 +17,7 @@ from transformers import GptOssForCausalLM
 
 from lit_puzzle.data.document_files import Document, DocumentFolder, write_documents
 from lit_puzzle.data.documents import PackedDocuments
+from lit_puzzle.data.packing_settings import PackingSettings
 from lit_puzzle.distill import top_logits
 from lit_puzzle.distill.top_logits import precompute_logits, top_of
 from lit_puzzle.distill.top_logits_files import TopLogits, disk_bytes
@@ -81,7 +82,10 @@ def of_targets(expected: list[Tensor], batch: dict[str, Tensor]) -> Tensor:
     return torch.stack([expected[int(owners[b, t])][int(positions[b, t]) - 1] for b, t in places])
 
 
-@pytest.mark.parametrize("settings", [{}, {"sequence_tokens": 11, "long_documents": "cut"}, {"batch_size": 3}])
+CUT = {"sequence_tokens": 11, "packing": PackingSettings(long_documents="cut")}
+
+
+@pytest.mark.parametrize("settings", [{}, CUT, {"batch_size": 3}])
 def test_a_packed_batch_gets_the_parents_numbers(settings, parent, documents, expected, tmp_path):
     results, top = run(tmp_path / "top", parent, documents)
     targets, masses = 0, []

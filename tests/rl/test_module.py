@@ -202,7 +202,7 @@ def test_missing_best_weights_are_named() -> None:
     best = BestCheckpoint()
     best.load_state_dict({"score": 0.5, "name": "step=4.ckpt"})
     module: Any = SimpleNamespace(trainer=SimpleNamespace(callbacks=[best]))
-    with pytest.raises(ValueError, match=r"step=4.ckpt \(val/accuracy = 0.5\) are gone"):
+    with pytest.raises(ValueError, match=r"step=4.ckpt \(val/accuracy = 0.5\) are missing"):
         load_best(module)
     with pytest.raises(ValueError, match="max and min"):
         BestCheckpoint(mode="most")  # type: ignore[arg-type]

@@ -53,7 +53,7 @@ def folder(parent, tmp_path_factory) -> Path:
 
 
 def make_trainer(run: Path, **settings: Any) -> Trainer:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     defaults: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "enable_checkpointing": False}
     return Trainer(default_root_dir=run, **quiet, **(defaults | settings))
 
@@ -237,7 +237,7 @@ def test_a_killed_fit_goes_on_in_the_middle_of_an_epoch(devices, deaths, folder,
     arguments = devices, folder, parent, 10
     assert forked(devices, lambda rank: fit(whole, rank, *arguments)) == [0] * devices
     for dies_at in deaths:
-        assert -9 in forked(devices, lambda rank, at=dies_at: fit(killed, rank, *arguments, at))
+        assert -9 in forked(devices, lambda rank, at=dies_at: fit(killed, rank, *arguments, at))  # type: ignore[misc]
     assert forked(devices, lambda rank: fit(killed, rank, *arguments)) == [0] * devices
     for rank in range(devices):
         expected = seen(whole, rank)

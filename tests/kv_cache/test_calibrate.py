@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.keys_and_values import keys_and_values
+from helpers.present import all_present, present
 from helpers.recovery_runs import forked
 from lightning import Trainer
 from safetensors.torch import load_file
@@ -60,7 +61,7 @@ def test_files_hold_amax_and_scales_of_all_sequences(checkpoint, sequences, tmp_
     scales = run(tmp_path / "run", checkpoint, sequences, scales=ScaleSettings(rounding="none", per_head=True))
     rows = [torch.tensor(row) for row in read_sequences(sequences, checkpoint)]
     assert (scales.tokens, scales.fingerprint) == (79, fingerprint(checkpoint))
-    for both, (k, v) in zip(scales.layers, keys_and_values(tiny_model, rows), strict=True):
+    for both, (k, v) in zip(all_present(scales.layers), keys_and_values(tiny_model, rows), strict=True):
         for one, x_NGC in ((both.k, k), (both.v, v)):
             torch.testing.assert_close(one.amax, x_NGC.abs().amax(dim=(0, 2)), rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(one.scale * 448, one.amax, rtol=1e-6, atol=0)
@@ -72,9 +73,12 @@ def test_files_hold_amax_and_scales_of_all_sequences(checkpoint, sequences, tmp_
 def test_metrics_and_table(checkpoint, sequences, tmp_path):
     scales = run(tmp_path / "run", checkpoint, sequences, scales=ScaleSettings(windowed_layers="bf16"))
     values, results = per_layer(scales.layers), totals(scales)
-    assert values["kv/1/k_scale"] == float(scales.layers[1].k.scale) and not any("kv/0/" in key for key in values)
+    assert values["kv/1/k_scale"] == float(present(scales.layers[1]).k.scale) and not any(
+        "kv/0/" in key for key in values
+    )
     assert (results["layers"], results["layers_in_bf16"], results["overflow"]) == (4, 2, 0)
-    headrooms = [scales.layers[i].k.headroom for i in (1, 3)] + [scales.layers[i].v.headroom for i in (1, 3)]
+    full = all_present(scales.layers[1::2])
+    headrooms = [layer.k.headroom for layer in full] + [layer.v.headroom for layer in full]
     assert results["headroom/min"] == min(headrooms) >= 0
     lines = table(scales, [8, None, 8, None]).splitlines()
     assert lines[6].startswith("| 0 | 8 | bf16 |") and lines[7].startswith("| 1 | full | ")
@@ -132,8 +136,7 @@ def test_packed_documents_of_the_parent(tmp_path, tiny_config):
             rows += [ids[documents == number] for number in documents.unique().tolist() if number >= 0]
     scales = KVScales.load(tmp_path / "run")
     assert scales.tokens == sum(map(len, rows)) == module.results["tokens"]
-    assert module.model is not None
-    for both, (k, v) in zip(scales.layers, keys_and_values(module.model, rows), strict=True):
+    for both, (k, v) in zip(all_present(scales.layers), keys_and_values(present(module.model), rows), strict=True):
         torch.testing.assert_close(both.k.amax, k.abs().max(), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(both.v.amax, v.abs().max(), rtol=1e-4, atol=1e-4)
 
@@ -149,13 +152,13 @@ def test_two_sharded_processes_equal_one(checkpoint, sequences, tmp_path):
         data = CalibrationData(checkpoint, sequences=sequences, batch_size=2)
         options = {"devices": 2, "strategy": Sharded(), "inference_mode": False}
         trainer_for(tmp_path / "two", **options).validate(module, data, verbose=False)
-        weight = module.model.model.layers[0].mlp.experts.down_proj
+        weight = present(module.model).model.layers[0].mlp.experts.down_proj
         assert isinstance(weight, DTensor) and weight.to_local().numel() * 2 == weight.numel()
 
     assert forked(2, work) == [0, 0]
     two = KVScales.load(tmp_path / "two")
     assert two.tokens == one.tokens == 63
-    for expected, both in zip(one.layers, two.layers, strict=True):
+    for expected, both in zip(all_present(one.layers), all_present(two.layers), strict=True):
         torch.testing.assert_close(both.k.amax, expected.k.amax, rtol=1e-6, atol=0)
         torch.testing.assert_close(both.v.amax, expected.v.amax, rtol=1e-6, atol=0)
         assert torch.equal(both.k.scale, expected.k.scale) and torch.equal(both.v.scale, expected.v.scale)
@@ -179,13 +182,18 @@ def test_bad_arguments_and_data_are_refused(tmp_path, checkpoint):
         KVCalibration(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="save_every_batches=0"):
         KVCalibration(checkpoint, save_every_batches=0)
+
+    def validate(folder: Path, batch: dict[str, torch.Tensor]) -> None:
+        data: DataLoader[dict[str, torch.Tensor]] = DataLoader([batch], None)  # type: ignore[arg-type]
+        trainer_for(folder).validate(KVCalibration(checkpoint), data, verbose=False)
+
     ids = torch.tensor([[5, 6, 128]])
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with pytest.raises(ValueError, match=r"5\.\.128 were given"):
-        trainer_for(tmp_path / "a").validate(KVCalibration(checkpoint), DataLoader([batch], None), verbose=False)
+        validate(tmp_path / "a", batch)
     batch = {"input_ids": ids - 3, "attention_mask": torch.ones_like(ids), "scored_mask": torch.zeros_like(ids)}
     with pytest.raises(ValueError, match="No token was counted"):
-        trainer_for(tmp_path / "b").validate(KVCalibration(checkpoint), DataLoader([batch], None), verbose=False)
+        validate(tmp_path / "b", batch)
 
 
 def test_the_recipe_and_its_options_run(tmp_path, monkeypatch, capsys):
@@ -198,7 +206,7 @@ def test_the_recipe_and_its_options_run(tmp_path, monkeypatch, capsys):
     scales = KVScales.load(Path("runs/calibrate_kv"))
     assert (scales.method, scales.rounding) == ("percentile", "none")
     assert record["layers"] == 6 and record["layers_in_bf16"] == 5 and record["tokens"] == scales.tokens  # one is full
-    assert scales.layers[0] is None and scales.layers[1].k.scale.shape == (2,)
+    assert scales.layers[0] is None and present(scales.layers[1]).k.scale.shape == (2,)
     metrics = next(Path("runs/calibrate_kv").rglob("metrics.csv")).read_text()
     assert "kv/1/k_headroom" in metrics.splitlines()[0]
     small = ["--held_out.prompts_per_effort=2", "--sampling.max_new_tokens=4", "--engine.batch_size=2"]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 from helpers.by_generate import by_generate
+from helpers.present import present
 from helpers.recovery_runs import Fingerprint
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -55,7 +56,7 @@ class PlainFp8(torch.nn.Module):
         self.attention, self.scales, self.window = attention, scales, window
 
     def forward(self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], **_) -> tuple[Tensor, None]:
-        a, (B, T, _) = self.attention, hidden_states.shape
+        a, (B, T) = self.attention, hidden_states.shape[:2]
         q, k, v = (p(hidden_states).view(B, T, -1, a.head_dim) for p in (a.q_proj, a.k_proj, a.v_proj))
         q, k = (turned(x, *position_embeddings) for x in (q, k))
         if self.scales is not None:
@@ -167,7 +168,7 @@ def test_outliers_change_only_the_cache(child, heads):
     assert torch.equal(before, after)
     factors = torch.tensor([512.0, 512.0] if heads is None else [1.0, 512.0])
     for pair, other in zip(calibrated(child, exact), usual, strict=True):
-        torch.testing.assert_close(pair, tuple(scale * factors for scale in other))
+        torch.testing.assert_close(pair, tuple(scale * factors for scale in present(other)))
 
 
 @pytest.mark.parametrize("factor", [2.0**10, 2.0**-13])
@@ -212,17 +213,18 @@ def test_source_of_the_scales(child, tmp_path):
     scales = KVScales(fingerprint(tmp_path / "model"), "gpt_oss_puzzle", "amax", "none", 1, layers)
     scales.save(tmp_path / "scales")
     found = scales_for(tmp_path / "model", tmp_path / "scales")
-    assert found[2] is None and float(found[0][0]) == 0.5 and found[0][1].tolist() == [0.5, 1.0]
+    k_scale, v_scale = present(found[0])
+    assert found[2] is None and float(k_scale) == 0.5 and v_scale.tolist() == [0.5, 1.0]
     KVScales("another", "gpt_oss_puzzle", "amax", "none", 1, layers).save(tmp_path / "other")
     with pytest.raises(ValueError, match="The KV scales are of checkpoint another"):
         scales_for(tmp_path / "model", tmp_path / "other")
     with pytest.raises(ValueError, match="without an FP8 cache"):
-        evaluate(tmp_path, tmp_path / "model", [Fingerprint()], ["low"], 2, 4, kv_scales=tmp_path / "scales")
+        evaluate(tmp_path, tmp_path / "model", HeldOut([Fingerprint()], ["low"], 2), kv_scales=tmp_path / "scales")
     tensors = load_file(tmp_path / "model" / "model.safetensors")
     tensors |= {name: scale.clone() for name, scale in scales.tensors().items()}
     save_file(tensors, tmp_path / "model" / "model.safetensors", {"format": "pt"})
-    carried = scales_for(tmp_path / "model", None)
-    assert carried[0][1].tolist() == [0.5, 1.0] and carried[2] is None and float(carried[3][0]) == 0.5
+    stored = scales_for(tmp_path / "model", None)
+    assert present(stored[0])[1].tolist() == [0.5, 1.0] and stored[2] is None and float(present(stored[3])[0]) == 0.5
     name = "model.layers.3.self_attn.k_scale"
     for changed, message in (
         ({key: tensor for key, tensor in tensors.items() if ".3.self_attn.k_sc" not in key}, f"{name} is missing"),
@@ -250,7 +252,7 @@ def test_evaluation_under_an_fp8_cache(child, tmp_path):
     small = Sampling(40, temperature=0.0), EngineSettings(batch_size=3)
     results = evaluate(tmp_path, tmp_path / "model", held_out, *small, **settings)
     problems = held_out.problems()
-    values = {"model": [], "fp8": []}
+    values: dict[str, list[float]] = {"model": [], "fp8": []}
     for name, make_cache in (("model", None), ("fp8", lambda: Fp8Cache(child.config, layer_scales(scales)))):
         for problem, effort in problems:
             prompt = tokenizer(render_prompt(tokenizer, problem, effort), add_special_tokens=False)["input_ids"]

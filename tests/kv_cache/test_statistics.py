@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from helpers.keys_and_values import keys_and_values
+from helpers.present import present
 from torch import Tensor
 
 from lit_puzzle.data.packing import model_inputs, restarting_positions
@@ -120,7 +121,7 @@ def test_memory_follows_the_formula(tiny_model):
 
 
 SETTINGS = [
-    ScaleSettings(method, rounding, percent=99.0, per_head=per_head)  # type: ignore[arg-type]
+    ScaleSettings(method, rounding, percent=99.0, per_head=per_head)
     for method in ("amax", "percentile", "mse")
     for rounding in ("power_of_two", "none")
     for per_head in (False, True)
@@ -150,7 +151,8 @@ def test_scales_against_every_value(tiny_model, settings):
     assert (found.method, found.rounding, found.tokens) == (settings.method, settings.rounding, 38)
     assert len(statistics.seen) == 8
     for (layer, kind), x_NGC in statistics.seen.items():
-        one = (found.layers[layer].k, found.layers[layer].v)[kind]
+        both = present(found.layers[layer])
+        one = (both.k, both.v)[kind]
         assert one.scale.shape == one.amax.shape == ((2,) if settings.per_head else ())
         groups = [x_NGC[:, head] for head in (0, 1)] if settings.per_head else [x_NGC]
         for x, amax, scale in zip(groups, one.amax.reshape(-1), one.scale.reshape(-1), strict=True):
@@ -185,8 +187,9 @@ def test_given_scales_are_applied_to_the_counts(tiny_model):
     statistics = counted(tiny_model, per_head=True)
     half = statistics.amax_LSG[1, 0] / 448 / 2
     layers = apply_scales(statistics, [None, (half, torch.full((2,), 100.0)), None, None])
-    assert layers[0] is None and layers[1].k.headroom == pytest.approx(-1, abs=1e-5)
-    assert layers[1].k.overflow > 0 == layers[1].v.overflow
+    both = present(layers[1])
+    assert layers[0] is None and both.k.headroom == pytest.approx(-1, abs=1e-5)
+    assert both.k.overflow > 0 == both.v.overflow
 
 
 @pytest.mark.parametrize(("value", "shown"), [(0.0, "is 0"), (float("inf"), "inf"), (float("nan"), "nan")])

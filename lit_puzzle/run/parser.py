@@ -1,4 +1,4 @@
-"""The parser of recipes: jsonargparse's, whose errors become one line that names file, key and the nearest valid key.
+"""The parser of recipes: a jsonargparse parser with one-line errors that name file, key and the nearest valid key.
 
 Reads and writes nothing.
 """

@@ -1,6 +1,6 @@
-"""Names of earlier versions: a recipe or a run folder that uses one gets a line with the new name.
+"""Refuses names of earlier versions in recipes and run folders, with one line that gives the new names.
 
-There are no aliases: what a name means is said in one place only. Reads and writes nothing.
+There are no aliases. The names are in `lit_puzzle.run.renamed_names`. Reads and writes nothing.
 """
 
 import re
@@ -23,7 +23,7 @@ def check_names(recipe: Recipe, words: Sequence[str]) -> None:
         words: overrides from the command line.
 
     Raises:
-        ValueError: they use some; the message says what each is called now.
+        ValueError: they do; the message gives the new names.
     """
     for file, layer in zip(recipe.files, recipe.layers, strict=True):
         _refuse(str(file), [*_renamed_paths(layer), *_renamed_keys(layer, recipe.value("command"))])
@@ -32,7 +32,7 @@ def check_names(recipe: Recipe, words: Sequence[str]) -> None:
 
 
 def renamed_in_config(config: str) -> list[str]:
-    """Return what a run folder's `config.yaml` calls differently today, one sentence for each name."""
+    """Return a sentence for every name of an earlier version in the `config.yaml` of a run folder."""
     content = yaml.safe_load(config)
     return [*_renamed_paths(content), *_renamed_keys(content, content.get("command"))]
 
@@ -43,7 +43,7 @@ def _refuse(where: str, renamed: Sequence[str]) -> None:
 
 
 def new_path(path: str) -> str:
-    """Return what a dotted path of this package is called now, or the path itself if nothing was renamed."""
+    """Return the new name of a dotted path of this package, or the path itself if it was not renamed."""
     name = path.removeprefix("lit_puzzle.")
     for old, new in [*SYMBOLS.items(), *MODULES.items()]:
         if name == old or name.startswith(f"{old}."):

@@ -81,7 +81,7 @@ def test_targets_are_predicted_by_the_token_before(both):
     hidden = (1 - torch.stack(cosines)).sum() / len(cosines)
     assert float(terms.hidden) == pytest.approx(hidden.item(), rel=1e-4)
     weighted = 1.5**2 * divergence + 0.4 * hidden + 0.2 * lm
-    assert float(terms.loss) == pytest.approx(weighted.item(), rel=1e-4)
+    assert terms.loss.item() == pytest.approx(weighted.item(), rel=1e-4)
 
 
 def test_a_target_at_the_start_of_a_row_is_left_out():

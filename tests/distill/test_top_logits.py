@@ -75,7 +75,7 @@ def expected(parent) -> list[Tensor]:
         return [model(torch.tensor([d.input_ids])).logits[0].log_softmax(-1) for d in make_documents()]
 
 
-def of_targets(expected: list[Tensor], batch: dict[str, Tensor]) -> Tensor:
+def of_targets(expected: list[Tensor], batch: Mapping[str, Tensor]) -> Tensor:
     """The full log p (N, V) of a batch's targets, in the order of the mask."""
     places = batch["loss_mask"].nonzero().tolist()
     owners, positions = batch["document_ids"], batch["position_ids"]

@@ -62,10 +62,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry of `lightning`, `lit-puzzle` and `python -m lit_puzzle`.
 
     Args:
-        argv: Words after the program's name; default: the command line.
+        argv: words after the program's name; default: the command line.
 
     Raises:
-        SystemExit: Code 2 with one message on bad input.
+        SystemExit: code 2 with one message on bad input.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     with one_line_errors():
@@ -86,11 +86,11 @@ def run(name: str, overrides: Sequence[str]) -> None:
     """Run one recipe.
 
     Args:
-        name: Path of the recipe, on disk or packaged.
+        name: path of the recipe, on disk or packaged.
         overrides: `--key=value` words, and `--overwrite`.
 
     Raises:
-        ValueError: Anything is wrong with the recipe, its input folders or its run folder.
+        ValueError: anything is wrong with the recipe, its input folders or its run folder.
     """
     if "" not in sys.path:  # a recipe can name modules of the current folder; installed ones come first
         sys.path.append(str(Path.cwd()))

@@ -29,8 +29,8 @@ class BlockSpec:
     """What one layer of a child is.
 
     Attributes:
-        experts: Indices of the parent layer's experts that stay, ascending, without duplicates.
-        window_tokens: Sliding window of the attention in tokens; None is full attention.
+        experts: indices of the parent layer's experts that stay, ascending, without duplicates.
+        window_tokens: sliding window of the attention in tokens; None is full attention.
     """
 
     experts: tuple[int, ...]
@@ -63,7 +63,7 @@ class BlockSpec:
         """Inverse of `to_json`.
 
         Raises:
-            ValueError: For an unknown or missing key, or values that are no layer.
+            ValueError: for an unknown or missing key, or values that are no layer.
         """
         return cls(**checked_fields(cls, data))
 
@@ -74,8 +74,8 @@ class Plan:
 
     Attributes:
         parent_fingerprint: `lit_puzzle.model.checkpoint.fingerprint` of the parent whose expert indices `blocks` holds.
-        num_parent_experts: Largest number of experts in any of the parent's layers; every index is below it.
-        blocks: One BlockSpec per layer, layer 0 first.
+        num_parent_experts: largest number of experts in any of the parent's layers; every index is below it.
+        blocks: one BlockSpec per layer, layer 0 first.
     """
 
     parent_fingerprint: str
@@ -120,7 +120,7 @@ class Plan:
         """Inverse of `to_json`.
 
         Raises:
-            ValueError: For an unknown or missing key, or blocks that fit no parent.
+            ValueError: for an unknown or missing key, or blocks that fit no parent.
         """
         values = checked_fields(cls, data)
         if not isinstance(values["blocks"], list | tuple):
@@ -167,17 +167,17 @@ class Scenario:
     """A deployment that costs are counted for.
 
     Attributes:
-        gpu: Name of the device, a key of the cost model's device table (`H100`, `H200`, `B200`, ...).
+        gpu: name of the device, a key of the cost model's device table (`H100`, `H200`, `B200`, ...).
         num_gpus: GPUs of the deployment.
-        prompt_tokens: Tokens read per request.
-        generated_tokens: Tokens written per request.
-        batch_size: Concurrent requests of one replica of the model; None lets the cost model take the best that fits.
-        kv_dtype: Number format of the KV cache: float32, bfloat16, float16 or fp8.
-        tensor_parallel: Ranks that share one layer's matrices; None lets the cost model choose.
-        expert_parallel: Ranks, among those of tensor parallelism, that each hold whole experts; None means 1: every
+        prompt_tokens: tokens read per request.
+        generated_tokens: tokens written per request.
+        batch_size: concurrent requests of one replica of the model; None lets the cost model take the best that fits.
+        kv_dtype: number format of the KV cache: float32, bfloat16, float16 or fp8.
+        tensor_parallel: ranks that share one layer's matrices; None lets the cost model choose.
+        expert_parallel: ranks, among those of tensor parallelism, that each hold whole experts; None means 1: every
             expert is split over all of them.
-        weight_dtype: Number format of everything but the experts' matrices: a key of `WEIGHT_BITS`.
-        expert_dtype: Number format of the experts' matrices: a key of `WEIGHT_BITS`.
+        weight_dtype: number format of everything but the experts' matrices: a key of `WEIGHT_BITS`.
+        expert_dtype: number format of the experts' matrices: a key of `WEIGHT_BITS`.
     """
 
     gpu: str
@@ -223,7 +223,7 @@ class Scenario:
         """Inverse of `to_json`.
 
         Raises:
-            ValueError: For an unknown or missing key, or values that are no deployment.
+            ValueError: for an unknown or missing key, or values that are no deployment.
         """
         return cls(**checked_fields(cls, data))
 
@@ -233,13 +233,13 @@ class Budget:
     """What a child may cost; None leaves a quantity unbounded.
 
     Attributes:
-        memory_gib: At most this much memory for weights and KV cache over all GPUs of the scenario.
-        throughput_tokens_per_second: At least this many generated tokens a second.
-        throughput_over_parent: At least this many times the parent's own best throughput in the scenario.
-        latency_seconds: At most this long for one request.
-        total_parameters: At most this many parameters.
-        active_parameters: At most this many parameters at work on one token.
-        full_attention_layers: At most this many layers without a window.
+        memory_gib: at most this much memory for weights and KV cache over all GPUs of the scenario.
+        throughput_tokens_per_second: at least this many generated tokens a second.
+        throughput_over_parent: at least this many times the parent's own best throughput in the scenario.
+        latency_seconds: at most this long for one request.
+        total_parameters: at most this many parameters.
+        active_parameters: at most this many parameters at work on one token.
+        full_attention_layers: at most this many layers without a window.
     """
 
     memory_gib: float | None = None
@@ -268,7 +268,7 @@ class Budget:
         """Inverse of `to_json`.
 
         Raises:
-            ValueError: For an unknown key, or a quantity that cannot be a bound.
+            ValueError: for an unknown key, or a quantity that cannot be a bound.
         """
         return cls(**checked_fields(cls, data))
 
@@ -278,8 +278,8 @@ class Target:
     """What a child must reach in one deployment.
 
     Attributes:
-        scenario: The deployment.
-        budget: Its bounds there.
+        scenario: the deployment.
+        budget: its bounds there.
     """
 
     scenario: Scenario
@@ -294,7 +294,7 @@ class Target:
         """Inverse of `to_json`.
 
         Raises:
-            ValueError: For an unknown or missing key, or values that are no deployment or no bounds.
+            ValueError: for an unknown or missing key, or values that are no deployment or no bounds.
         """
         values = checked_fields(cls, data)
         return cls(Scenario.from_json(values["scenario"]), Budget.from_json(values["budget"]))

@@ -101,7 +101,7 @@ class CalibrationData(LightningDataModule):
         """The batches of all processes.
 
         Args:
-            folder: Where `write_sequences` wrote, if the sequences are the parent's answers.
+            folder: Where `write_sequences` wrote, if the sequences were generated.
 
         Raises:
             ValueError: Sequences the parent cannot read.

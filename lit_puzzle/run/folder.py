@@ -58,14 +58,14 @@ def require_input(path: Path, purpose: str) -> Path:
     A path that begins with `lit_puzzle/` and is not on disk here is one of the packaged assets.
 
     Args:
-        path: What a stage is about to read.
-        purpose: What it is to the reader, for the message ("parent checkpoint").
+        path: what a stage is about to read.
+        purpose: what it is to the reader, for the message ("parent checkpoint").
 
     Returns:
         The path to read.
 
     Raises:
-        ValueError: It is missing, or the run that writes it has not finished; names the command that makes it.
+        ValueError: it is missing, or the run that writes it has not finished; names the command that makes it.
     """
     given = path
     if not path.exists() and path.parts[:1] == (PACKAGE.name,):
@@ -87,15 +87,15 @@ def open_run(run_dir: Path, config: str, overwrite: bool) -> bool:
     """Claims a run folder for a resolved recipe.
 
     Args:
-        run_dir: The recipe's run folder.
-        config: The resolved recipe as YAML text.
-        overwrite: Start anew whatever is there.
+        run_dir: the recipe's run folder.
+        config: the resolved recipe as YAML text.
+        overwrite: start anew whatever is there.
 
     Returns:
         True when an incomplete run of the very same recipe is there to be resumed, False for a fresh start.
 
     Raises:
-        ValueError: The folder is complete, belongs to a different recipe, or is no run folder.
+        ValueError: the folder is complete, belongs to a different recipe, or is no run folder.
     """
     if overwrite and (run_dir / CONFIG).is_file():
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -135,7 +135,7 @@ def join_run(run_dir: Path, config: str, patience_seconds: float = 300.0) -> Non
     """Waits, on every process but the first, until the first has claimed the folder for this recipe.
 
     Raises:
-        ValueError: It did not within `patience_seconds`.
+        ValueError: it did not within `patience_seconds`.
     """
     deadline = time.monotonic() + patience_seconds
     while is_complete(run_dir) or not (run_dir / CONFIG).is_file() or (run_dir / CONFIG).read_text() != config:

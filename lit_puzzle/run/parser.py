@@ -37,9 +37,9 @@ def explain(message: str, recipe: Recipe, parser_keys: Sequence[str]) -> str:
     """Return a parser's message in one line; for an unknown key, the file that holds it and the nearest valid key.
 
     Args:
-        message: The parser's message.
-        recipe: Its `class_path`s say which constructor arguments are valid.
-        parser_keys: Dotted keys that the parser knows by itself.
+        message: the parser's message.
+        recipe: its `class_path`s say which constructor arguments are valid.
+        parser_keys: dotted keys that the parser knows by itself.
 
     Returns:
         One line that names the key and what is wrong with it.

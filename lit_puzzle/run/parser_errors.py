@@ -44,8 +44,8 @@ class Fault:
     """What is wrong.
 
     Attributes:
-        keys: Where, outermost first.
-        text: What, without the keys.
+        keys: where, outermost first.
+        text: what, without the keys.
     """
 
     keys: tuple[str, ...]
@@ -60,7 +60,7 @@ def one_line(message: str) -> str:
     """Return a message of the parser as one line.
 
     Args:
-        message: As jsonargparse words it.
+        message: as jsonargparse words it.
     """
     fault, classes = _fault(_tree(message)), re.findall(CLASS, message)
     in_list = len(classes) > 1 or "\n  Given value: [" in message

@@ -22,9 +22,9 @@ class Recipe:
     """One recipe with its bases.
 
     Attributes:
-        path: The file the user named.
-        layers: What each file says, base first, the recipe itself last, without `base` and `define`.
-        files: The file behind each layer, for messages.
+        path: the file that the user named.
+        layers: content of each file, base first, the recipe itself last, without `base` and `define`.
+        files: the file of each layer, for messages.
     """
 
     path: Path
@@ -46,7 +46,7 @@ class Recipe:
         items at their places said; so a list that comes again is left out of the earlier layers.
 
         Args:
-            words: Overrides from the command line, which come after all layers.
+            words: overrides from the command line, which come after all layers.
         """
         later = [_nested(word.partition("=")[0], []) for word in words if word.partition("=")[2].startswith("[")]
         layers: list[dict[str, Any]] = []
@@ -86,7 +86,7 @@ def find_recipe(name: str) -> Path:
     """The file for a recipe path: as given, else the packaged recipe of that name.
 
     Raises:
-        ValueError: Neither exists; the message lists what does.
+        ValueError: neither exists; the message lists what does.
     """
     given = Path(name)
     if given.is_file():

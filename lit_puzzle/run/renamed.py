@@ -19,11 +19,11 @@ def check_names(recipe: Recipe, words: Sequence[str]) -> None:
     """Check that a recipe and its overrides use no name of an earlier version.
 
     Args:
-        recipe: The loaded recipe.
-        words: Overrides from the command line.
+        recipe: the loaded recipe.
+        words: overrides from the command line.
 
     Raises:
-        ValueError: They use some; the message says what each is called now.
+        ValueError: they use some; the message says what each is called now.
     """
     for file, layer in zip(recipe.files, recipe.layers, strict=True):
         _refuse(str(file), [*_renamed_paths(layer), *_renamed_keys(layer, recipe.value("command"))])

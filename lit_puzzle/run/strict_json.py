@@ -11,13 +11,13 @@ def checked_keys(owner: str, data: object, required: Collection[str], optional: 
     """A JSON object with exactly these keys.
 
     Args:
-        owner: What the object is, for the message.
-        data: What was read.
-        required: Keys that must be there.
-        optional: Keys that may be there.
+        owner: what the object is, for the message.
+        data: what was read.
+        required: keys that must be there.
+        optional: keys that may be there.
 
     Raises:
-        ValueError: It is no object, or a key is unknown or missing; names it.
+        ValueError: it is no object, or a key is unknown or missing; names it.
     """
     if not isinstance(data, Mapping):
         raise ValueError(f"{owner}: expected a JSON object, got {type(data).__name__}: {data!r}")
@@ -34,7 +34,7 @@ def checked_fields(kind: type, data: object) -> dict[str, Any]:
     """The fields of the dataclass `kind` in a JSON object; those with a default may be missing.
 
     Raises:
-        ValueError: It is no object, or a key is unknown or missing; names it.
+        ValueError: it is no object, or a key is unknown or missing; names it.
     """
     fields = dataclasses.fields(kind)
     required = [field.name for field in fields if field.default is dataclasses.MISSING]
@@ -45,7 +45,7 @@ def check_whole(owner: str, name: str, value: object, minimum: int) -> None:
     """Refuse what is no whole number of at least `minimum`.
 
     Raises:
-        ValueError: It is none; names owner, field and value.
+        ValueError: it is none; names owner, field and value.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ValueError(f"{owner}: {name} must be a whole number of at least {minimum}, got {value!r}")

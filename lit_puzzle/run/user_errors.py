@@ -23,11 +23,11 @@ def one_line_errors(stage_package: str | None = None, class_packages: Collection
     """Print a ValueError of the user raised inside as one message and leave with exit code 2.
 
     Args:
-        stage_package: Top-level package of the stage function.
-        class_packages: Top-level packages of classes that a recipe names.
+        stage_package: top-level package of the stage function.
+        class_packages: top-level packages of classes that a recipe names.
 
     Raises:
-        SystemExit: Code 2 for an error of the user; errors of libraries pass through.
+        SystemExit: code 2 for an error of the user; errors of libraries pass through.
     """
     try:
         yield
@@ -45,8 +45,8 @@ def users_error(error: BaseException | None, brought: Collection[str | None]) ->
     """Return the ValueError that is the user's among an error and those that it wraps, the outermost first, or None.
 
     Args:
-        error: What was raised.
-        brought: Top-level packages that the user brings.
+        error: what was raised.
+        brought: top-level packages that the user brings.
     """
     while error is not None:
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1:]

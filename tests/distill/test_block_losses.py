@@ -17,8 +17,7 @@ from lit_puzzle.distill.block_selection import SelectedBlock
 from lit_puzzle.model.blocks import with_own_blocks
 from lit_puzzle.model.family import GPT_OSS
 from lit_puzzle.model.gpt_oss import GptOssPuzzleForCausalLM
-from lit_puzzle.model.layout import EXPERT_ROWS
-from lit_puzzle.model.surgery import select_rows
+from lit_puzzle.model.surgery import prune_layer
 from lit_puzzle.spec import BlockSpec
 
 ROUTER = ("mlp.router.weight", "mlp.router.bias")
@@ -59,8 +58,7 @@ def parent_of(model: GptOssForCausalLM, attention: str = "eager") -> GptOssPuzzl
 
 def block_of(parent: Any, what: SelectedBlock) -> TrainableBlock:
     own = {name: parent.model.layers[what.layer].get_parameter(name) for name in what.tensors}
-    kept = {k: select_rows(v, what.block.experts) if k in EXPERT_ROWS else v for k, v in own.items()}
-    return TrainableBlock(what, kept, GPT_OSS.layer)
+    return TrainableBlock(what, prune_layer(own, what.block.experts, GPT_OSS.layer), GPT_OSS.layer)
 
 
 def errors(

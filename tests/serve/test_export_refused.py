@@ -39,7 +39,7 @@ def edit_json(path: Path, **changes: object) -> None:
 
 def test_pickles_are_refused(tmp_path: Path, child: Path) -> None:
     (child / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch pickled'\ntR.")
-    with pytest.raises(ValueError, match=r"holds pickles \['pytorch_model\.bin'\]: loading one runs code"):
+    with pytest.raises(ValueError, match=r"contains pickles \['pytorch_model\.bin'\]: loading one runs code"):
         export(tmp_path / "run", child)
     assert not (tmp_path / "run").exists() and not Path("pickled").exists()
 
@@ -102,7 +102,7 @@ def test_values_that_a_dtype_cannot_hold_are_refused(tmp_path: Path, child: Path
             ),
             "YaRN needs factor above 0",
         ),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"short"), "truncated or no safetensors file"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"short"), "truncated or not a safetensors file"),
         (lambda folder: edit_json(folder / "config.json", model_type="llama"), "model_type 'llama' is not supported"),
     ],
     ids=["tokenizer", "template", "code", "per_layer_config", "yarn", "truncated", "other"],
@@ -180,7 +180,7 @@ def test_zero_scales_inside_a_checkpoint_are_refused(tmp_path: Path) -> None:
 def test_an_existing_folder_is_left_unchanged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run" / "model").mkdir(parents=True)
     (tmp_path / "run" / "model" / "mine.txt").write_text("mine")
-    with pytest.raises(ValueError, match="is already there; remove it or choose another folder"):
+    with pytest.raises(ValueError, match="already exists; remove it or choose another folder"):
         export(tmp_path / "run", CHILD)
     with pytest.raises(SystemExit):
         main(["run", "recipes/export.yaml", f"--run_dir={tmp_path / 'run'}", "--kv_scales=null"])

@@ -149,8 +149,9 @@ def test_training_equals_plain_training_of_one_block(
             loss.backward()
             torch.testing.assert_close(error / norm, loss, rtol=1e-9, atol=1e-12)
             for tensor, parameter in block.tensors().items():
-                assert trains[tensor].grad is not None and trains[tensor].grad.abs().max() > 0, tensor
-                torch.testing.assert_close(parameter.grad, trains[tensor].grad, rtol=1e-7, atol=1e-10, msg=name)
+                gradient = trains[tensor].grad
+                assert gradient is not None and gradient.abs().max() > 0, tensor
+                torch.testing.assert_close(parameter.grad, gradient, rtol=1e-7, atol=1e-10, msg=name)
             alone.step()
         optimizer.step()
     for name, (trains, _) in theirs.items():
@@ -173,7 +174,8 @@ def test_experts_are_the_parents_own_tensors(tiny_model: GptOssForCausalLM) -> N
     """Every block computes with the parameters of the parent and has no parameters but those that train."""
     parent = parent_of(tiny_model)
     seen: list[bool] = []
-    own = {layer.mlp.experts: dict(layer.mlp.experts.named_parameters()) for layer in parent.model.layers}
+    layers: Any = parent.model.layers
+    own = {layer.mlp.experts: dict(layer.mlp.experts.named_parameters()) for layer in layers}
 
     def compare(experts: Any, _: Any) -> None:
         now = dict(experts.named_parameters())

@@ -189,12 +189,18 @@ def test_an_existing_folder_is_left_unchanged(tmp_path: Path, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize(
-    ("repository", "message"),
-    [("no-owner", "name a repository as OWNER/NAME"), ("a/b/c", "OWNER/NAME"), ("me/mine", "needs a login")],
+    ("repository", "offline", "message"),
+    [
+        ("no-owner", False, "name a repository as OWNER/NAME"),
+        ("a/b/c", False, "OWNER/NAME"),
+        ("me/mine", False, "needs a login"),
+        ("me/mine", True, "HF_HUB_OFFLINE is set"),
+    ],
 )
 def test_an_upload_is_checked_before_anything_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repository: str, message: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repository: str, offline: bool, message: str
 ) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no token"))
@@ -206,6 +212,7 @@ def test_an_upload_is_checked_before_anything_is_written(
 def test_an_upload_that_fails_leaves_the_complete_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The upload goes to a port where nobody listens; the folder is complete before it starts."""
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", "hf_none")
     with pytest.raises(Exception, match="Connection refused"):
         export(tmp_path / "run", CHILD, upload=Upload("me/mine"))

@@ -1,14 +1,14 @@
-"""FP8 KV scales of what a run of reinforcement learning or distillation saves: no calibration afterwards is needed.
+"""FP8 KV scales of the child that reinforcement learning or distillation saves, without a calibration run afterwards.
 
-Reads, when the run is over, the child that it wrote (the best weights, rounded, adapters merged) and the calibration
-documents; writes `<run>/kv_scales/` (`kv_scales.safetensors`, `kv_scales.json`, a table, a picture), which names that
-child by its fingerprint. Before training `<run>/kv_calibration/` gets the documents, if a model has to write them.
-While the run trains each validation tells how the weights of the moment would fare with the scales of the beginning:
+Reads, after training, the child that the run wrote (the best weights, rounded, adapters merged) and the calibration
+sequences; writes `<run>/kv_scales/` (`kv_scales.safetensors`, `kv_scales.json`, a table, a picture), which names that
+child by its fingerprint. Sequences that a model generates are written into `<run>/kv_calibration/` before training.
+Each validation logs how the initial scales fit the present keys and values:
 
-    kv_start/<layer>/k_amax|k_headroom|k_overflow|k_scale       and v_...: with the scales of the weights at the start
+    kv_start/<layer>/k_amax|k_headroom|k_overflow|k_scale       and v_...: with the scales of the initial weights
     kv/<layer>/...                                              at the end: with the scales that are written
 
-Memory beside the run's: the statistics (`lit_puzzle.kv_cache.kv_statistics`); at the end the child once more,
+Memory beside training: the statistics (`lit_puzzle.kv_cache.statistics`); at the end the child once more,
 P b / processes. Traffic of each pass: gathers P b a batch where weights are sharded.
 Source: arXiv 2602.11937 (scales over calibration data); formulas in `lit_puzzle.kv_cache.fp8`.
 """
@@ -26,11 +26,14 @@ from lit_puzzle.data.calibration import CALIBRATION_FILE, CalibrationData, RankB
 from lit_puzzle.data.documents import PackedDocuments
 from lit_puzzle.distill.global_kd import GlobalDistillation
 from lit_puzzle.generation.policy import evaluation_mode
-from lit_puzzle.kv_cache.calibrate_kv import count_batch
-from lit_puzzle.kv_cache.kv_report import in_all, per_layer, write_report
-from lit_puzzle.kv_cache.kv_statistics import KVStatistics, Scales, ScaleSettings, find_scales, under
+from lit_puzzle.kv_cache.calibrate import count_batch
+from lit_puzzle.kv_cache.report import per_layer, totals, write_report
+from lit_puzzle.kv_cache.scales import ScalePair
+from lit_puzzle.kv_cache.settings import ScaleSettings
+from lit_puzzle.kv_cache.statistics import KVStatistics, apply_scales, find_scales
 from lit_puzzle.model.checkpoint import Checkpoint
-from lit_puzzle.model.layout import KV_SCALES, layer_prefix
+from lit_puzzle.model.layout import layer_prefix
+from lit_puzzle.model.modules import model_family
 from lit_puzzle.rl.module import RLRecovery
 from lit_puzzle.training.sharding import load_for, shard
 
@@ -39,9 +42,9 @@ class FP8KVScales(Callback):
     """Writes the KV scales of the child that a run saves.
 
     Args:
-        data: what to calibrate on; None: the documents that the run validates on (distillation only).
-        scales: how scales follow.
-        watch: whether each validation passes over the calibration data, to log how the first scales fare.
+        data: calibration data; None: the validation documents of the run (distillation only).
+        scales: how scales are computed.
+        watch: whether each validation also runs over the calibration data, to log how the initial scales fit.
 
     Raises:
         ValueError: another module than RLRecovery or GlobalDistillation, or no documents.
@@ -54,50 +57,55 @@ class FP8KVScales(Callback):
         watch: bool = True,
     ) -> None:
         self.data, self.scales, self.watch = data, scales, watch
-        self._start: dict[str, Tensor] = {}  # scales of the weights at the start, by their names in a checkpoint
+        self._start: dict[str, Tensor] = {}  # scales of the initial weights, by their names in a checkpoint
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuses what cannot work, before anything slow."""
+        """Check module and data before anything slow.
+
+        Raises:
+            ValueError: another module than RLRecovery or GlobalDistillation, or no documents.
+        """
         if not isinstance(pl_module, RLRecovery | GlobalDistillation):
             raise ValueError(
                 f"FP8KVScales was given {type(pl_module).__name__}; it needs a run that saves a child: RLRecovery or "
-                "GlobalDistillation. For a checkpoint that is there: lightning run recipes/calibrate_kv.yaml"
+                "GlobalDistillation. For an existing checkpoint: lightning run recipes/calibrate_kv.yaml"
             )
         documents = trainer.datamodule  # type: ignore[attr-defined]
         if self.data is None and not (isinstance(documents, PackedDocuments) and documents.validation_one_in):
             raise ValueError(
-                f"FP8KVScales has no documents: the run's data, {type(documents).__name__}, sets none aside for "
-                "validation. Give it `data`, a lit_puzzle.data.calibration.CalibrationData."
+                f"FP8KVScales has no documents: the run's data, {type(documents).__name__}, has none for validation. "
+                "Give it `data`, a lit_puzzle.data.calibration.CalibrationData."
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lets the data's model write its documents, unless they are there; then finds the scales of the start."""
+        """Generate the calibration sequences unless they are there, then compute the initial scales."""
         folder = Path(trainer.default_root_dir) / "kv_calibration"
         if self.data is not None and trainer.is_global_zero and not (folder / CALIBRATION_FILE).is_file():
             folder.mkdir(exist_ok=True)
             self.data.write_sequences(folder, str(trainer.strategy.root_device))
-        trainer.strategy.barrier("calibration documents written")
+        trainer.strategy.barrier("calibration sequences written")
         if self.watch and not self._start:
             assert isinstance(pl_module, RLRecovery | GlobalDistillation)
             counted = self._count(trainer, pl_module.model)
-            windows = [None] * pl_module.model.config.num_hidden_layers  # all are watched
+            windows = [None] * pl_module.model.config.num_hidden_layers  # scales of all layers
             self._start = find_scales(counted, self.scales, windows, "").tensors()
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Logs how the weights that are validated fare with the scales of the start."""
+        """Log how the initial scales fit the validated weights."""
         if trainer.sanity_checking or not self._start:
             return
         assert isinstance(pl_module, RLRecovery | GlobalDistillation)
         counted = self._count(trainer, pl_module.model)
-        first: list[Scales | None] = []
+        names = model_family(pl_module.model).layer.kv_scales
+        first: list[ScalePair | None] = []
         for layer in range(pl_module.model.config.num_hidden_layers):
-            k_name, v_name = (layer_prefix(layer) + name for name in KV_SCALES)
+            k_name, v_name = (layer_prefix(layer) + name for name in names)
             first.append((self._start[k_name], self._start[v_name]))
         for logger in trainer.loggers:  # not log_dict, which would warn of each key that it is not reduced
-            logger.log_metrics(per_layer(under(counted, first), "kv_start"), step=trainer.global_step)
+            logger.log_metrics(per_layer(apply_scales(counted, first), "kv_start"), step=trainer.global_step)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """After a run that ended well, whose module has saved its child: calibrates that child."""
+        """Calibrate the child that the module has saved at the end of training."""
         if stage != "fit":
             return
         assert isinstance(pl_module, RLRecovery | GlobalDistillation)
@@ -112,12 +120,12 @@ class FP8KVScales(Callback):
             write_report(folder, scales, windows)
         for logger in trainer.loggers:
             logger.log_metrics(per_layer(scales.layers), step=trainer.global_step)
-        pl_module.results |= {f"kv/{name}": value for name, value in in_all(scales).items()}
+        pl_module.results |= {f"kv/{name}": value for name, value in totals(scales).items()}
 
     def _load(self, trainer: Trainer, pl_module: RLRecovery | GlobalDistillation, child: Path) -> PreTrainedModel:
-        """The saved child, sharded as the run is."""
-        mesh = pl_module.device_mesh
-        model, waiting = load_for(mesh, child, pl_module.dtype_name, pl_module.attention, pl_module.experts)
+        """Return the saved child, sharded as in training."""
+        mesh, settings = pl_module.device_mesh, pl_module.training_settings
+        model, waiting = load_for(mesh, child, settings.dtype, settings.attention, settings.experts)
         model.requires_grad_(False)
         if waiting is None:
             return model.to(trainer.strategy.root_device)
@@ -125,7 +133,7 @@ class FP8KVScales(Callback):
         return model
 
     def _count(self, trainer: Trainer, model: PreTrainedModel) -> KVStatistics:
-        """The statistics of all processes over the calibration documents."""
+        """Return the statistics of all processes over the calibration data."""
         device = trainer.strategy.root_device
         statistics = KVStatistics(model, self.scales.per_head, device)
         with torch.inference_mode(False), evaluation_mode(model), trainer.precision_plugin.forward_context():
@@ -141,9 +149,9 @@ class FP8KVScales(Callback):
         return RankBatches(batches, trainer.global_rank, trainer.world_size)
 
     def state_dict(self) -> dict[str, Any]:
-        """The scales of the start, the same on all processes: later weights do not tell them."""
+        """Return the initial scales, which later weights do not determine; the same on all processes."""
         return {"start": dict(self._start)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on comparing with the start of the run that is resumed."""
+        """Continue with the initial scales of the resumed run."""
         self._start = dict(state_dict["start"])

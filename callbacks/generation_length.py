@@ -1,18 +1,18 @@
-"""Watches how long the policy's answers are: per effort and environment, against the parent, and against a budget.
+"""Watches how long the policy's completions are: per effort and environment, against the parent, and against a budget.
 
 Reads: `generation_lengths.json` of the child's folder (the parent's lengths). Writes: logged metrics (table below), and
 its unfinished window into the checkpoint.
 
     length/<effort>/mean|p50|p95        generated tokens, the end token included
-    length/<effort>/cut                 share of answers cut off at the cap
+    length/<effort>/cut                 share of completions cut off at the cap
     length/<effort>/drift               mean / the parent's mean at that effort (only with `child`)
     length/<effort>/<environment>/mean|p50|p95|cut
     length/effort_ratio                 mean at high effort / mean at low effort
 
-A window is the answers of the last `window` rollouts of all processes; every number is of one window.
+A window is the completions of the last `window` rollouts of all processes; every number is of one window.
 Memory and traffic (one reduction a rollout): efforts * environments * (bins + 2) * 8 bytes a process.
-Source: arXiv 2602.11937 (RL at high effort alone lengthens answers: 15.6K -> 21.6K tokens; effort length ratio).
-Shapes: B answers, G groups (effort x environment), N histogram bins.
+Source: arXiv 2602.11937 (RL at high effort alone lengthens completions: 15.6K -> 21.6K tokens; effort length ratio).
+Shapes: B completions, G groups (effort x environment), N histogram bins.
 """
 
 from pathlib import Path
@@ -35,7 +35,7 @@ ROLLOUT_KEYS = ("completion_lengths", "truncated", "effort", "environment")
 class LengthHistogram(Metric):
     """Counts of lengths per group, in bins of `bin_tokens`; sums over processes, of bounded size.
 
-    Quantiles are upper edges of bins: exact for lengths up to `num_bins` tokens if `bin_tokens` is 1. Longer answers
+    Quantiles are upper edges of bins: exact for lengths up to `num_bins` tokens if `bin_tokens` is 1. Longer ones
     fall into the last bin; means stay exact.
     """
 
@@ -52,7 +52,7 @@ class LengthHistogram(Metric):
         self.add_state("cut_G", torch.zeros(num_groups, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, lengths_B: Tensor, cut_B: Tensor, groups_B: Tensor) -> None:
-        """Adds answers: tokens (>= 1), whether cut off, group index."""
+        """Add completions: tokens (>= 1), whether cut off, group index."""
         num_bins = self.counts_GN.shape[1]
         bins_B = ((lengths_B - 1) // self.bin_tokens).clamp(0, num_bins - 1)
         self.counts_GN.view(-1).index_add_(0, groups_B * num_bins + bins_B, torch.ones_like(bins_B))
@@ -65,7 +65,7 @@ class LengthHistogram(Metric):
 
 
 def histogram_statistics(counts_N: Tensor, tokens: Tensor, cut: Tensor, bin_tokens: int) -> dict[str, float]:
-    """mean, p50, p95 and cut of at least one answer; a quantile is the upper edge of the first bin that reaches it."""
+    """Return mean, p50, p95 and cut of at least one completion; a quantile is the upper edge of its first bin."""
     total = int(counts_N.sum())
     cumulated_N = counts_N.cumsum(0)
 
@@ -90,7 +90,7 @@ class GenerationLength(Callback):
         budget_tokens: highest allowed mean tokens of a window at each effort; efforts left out have no budget.
         stop_on_budget: end the run (after the current step) when a budget is exceeded, instead of only warning.
         window: rollouts in a window.
-        max_tokens: longest answer that the quantiles must tell apart.
+        max_tokens: longest completion that the quantiles must tell apart.
         num_bins: bins of the histogram; the bin width is max_tokens / num_bins, rounded up.
 
     Raises:
@@ -178,7 +178,7 @@ class GenerationLength(Callback):
         for effort in exceeded:
             if effort not in self._exceeded:
                 rank_zero_warn(
-                    f"Answers at {effort} effort have {means[effort]:.1f} tokens on average, over the budget of "
+                    f"Completions at {effort} effort have {means[effort]:.1f} tokens on average, over the budget of "
                     f"{self.budget_tokens[effort]:g}. Raise the length reward's weight or the budget."
                 )
         self._exceeded = exceeded
@@ -186,7 +186,7 @@ class GenerationLength(Callback):
             trainer.should_stop = True
 
     def statistics(self) -> dict[str, float]:
-        """The metrics of the window so far, by name; groups without answers are left out."""
+        """The metrics of the window so far, by name; groups without completions are left out."""
         values: dict[str, float] = {}
         width = len(self.environments)
         for row, effort in enumerate(EFFORTS):
@@ -201,7 +201,7 @@ class GenerationLength(Callback):
         return values
 
     def _group_statistics(self, key: str, members: list[int]) -> dict[str, float]:
-        """Statistics of some groups together, as `<key>/mean` and so on; empty without answers."""
+        """Statistics of some groups together, as `<key>/mean` and so on; empty without completions."""
         if not self._sums:
             return {}
         counts_N = self._sums["counts_GN"][members].sum(0)
@@ -239,7 +239,7 @@ def _parents_lengths(child: Path) -> dict[str, LengthStatistics]:
     folder = require_input(child, "child")
     if not (folder / LENGTHS_FILE).is_file():
         rank_zero_warn(
-            f"{folder} carries no {LENGTHS_FILE}: how far answers drift from the parent's is not logged. "
+            f"{folder} carries no {LENGTHS_FILE}: how far completions drift from the parent's is not logged. "
             "`lightning run recipes/evaluate.yaml --checkpoint=PARENT` writes that file into its run folder; copy it."
         )
         return {}

@@ -1,16 +1,14 @@
 """The console script: `lightning run RECIPE [--key value ...]`, `lightning recipes [--copy DIR]`.
 
-Reads a recipe, decides by its `command` who works (Lightning for fit and validate, a typed function for every other
-stage) and turns bad input into one message and exit code 2. Imports nothing heavy, so that `--help` answers at once.
-Any other verb belongs to the `lightning-sdk` package, whose script has the same name, and is handed to it if installed.
+Reads a recipe and runs its `command`: Lightning for fit and validate, a typed function for every other stage. Wrong
+input is one message and exit code 2. Imports nothing heavy, so that `--help` is fast. Other verbs belong to the package
+`lightning-sdk`, whose script has the same name, and are passed to it if it is installed.
 """
 
 import importlib
 import os
 import shutil
 import sys
-import sysconfig
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from importlib import metadata
@@ -19,30 +17,33 @@ from pathlib import Path
 from jsonargparse import ActionConfigFile, Namespace
 
 from lit_puzzle.run.folder import RunClock, abandon_if_empty, join_run, open_run
-from lit_puzzle.run.recipe import PACKAGED_RECIPES, Recipe, RecipeParser, load_recipe, packaged_recipes
+from lit_puzzle.run.parser import RecipeParser
+from lit_puzzle.run.recipe import PACKAGED_RECIPES, Recipe, load_recipe, packaged_recipes
+from lit_puzzle.run.renamed import check_names
+from lit_puzzle.run.user_errors import one_line_errors
 
 LIGHTNING_COMMANDS = {
-    "fit": "train a LightningModule: RL recovery, distillation, the tiny parent",
-    "validate": "one pass over data with a LightningModule: expert importance",
+    "fit": "train a LightningModule: distillation, RL recovery, the tiny parent",
+    "validate": "one pass over data without training: expert importance, FP8 KV-cache calibration",
 }
 STAGES = {
-    "library": ("lit_puzzle.library.candidates.library", "expert importance -> the blocks each layer could become"),
-    "score": ("lit_puzzle.scoring.scoring.score", "what each block of the library damages, alone in the parent"),
-    "search": ("lit_puzzle.search.search.search", "library + scores + costs -> the least damaging plan in the budget"),
+    "library": ("lit_puzzle.library.candidates.library", "expert importance -> candidate blocks of each layer"),
+    "score": ("lit_puzzle.scoring.scoring.score", "replace-1-block scores of the library's blocks in the parent"),
+    "search": ("lit_puzzle.search.search.search", "library + scores + costs -> plan of least quality loss in a budget"),
     "assemble": ("lit_puzzle.child.assemble.assemble", "plan + parent checkpoint -> child checkpoint"),
-    "generate": ("lit_puzzle.data.generate.generate", "prompts answered by the parent -> documents to distill on"),
+    "generate": ("lit_puzzle.data.generate.generate", "prompts + parent -> documents with its completions"),
     "precompute_logits": (
         "lit_puzzle.distill.top_logits.precompute_logits",
-        "the parent's top-k next-token probabilities of documents -> disk",
+        "documents + parent -> its top-k logits on disk",
     ),
     "evaluate": ("lit_puzzle.evaluate.accuracy.evaluate", "accuracy and generated tokens per reasoning effort"),
-    "export": ("lit_puzzle.serve.export.export", "child -> one complete folder to serve, with its model card"),
+    "export": ("lit_puzzle.serve.export.export", "child -> a complete folder to serve, with a model card"),
     "serve_check": (
         "lit_puzzle.serve.vllm.check.serve_check",
-        "whether vLLM serves a folder as transformers computes it",
+        "compare an exported folder in vLLM with transformers",
     ),
 }
-# Stages of ours that share their work among processes; the others would each do the same work in every process.
+# Stages that divide their work among processes; the others would repeat it in every process.
 PARALLEL_STAGES = frozenset({"score", "precompute_logits"})
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "NODE_RANK")  # the first that is set is the rank
 USAGE = """usage: lightning run RECIPE [--KEY=VALUE ...] [--overwrite] [--print_config]
@@ -50,24 +51,24 @@ USAGE = """usage: lightning run RECIPE [--KEY=VALUE ...] [--overwrite] [--print_
 
 RECIPE is a YAML file, on disk or packaged (`lightning recipes` lists those). Its `command` names the stage:
 {stages}
-  a.b.function     any typed function `f(run_dir: Path, ...) -> dict[str, float]` of yours
+  a.b.function     your own typed function `f(run_dir: Path, ...) -> dict[str, float]`
 
 Every key of the recipe can be overridden: --trainer.max_steps=20, --model.init_args.child=DIR.
-The same command again resumes an unfinished run; a finished one needs --overwrite.
-`lightning run RECIPE --help` lists the keys of that recipe's command."""
+An incomplete run is resumed by the same command; a complete one needs --overwrite.
+`lightning run RECIPE --help` lists the keys of the recipe's command."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry of `lightning`, `lit-puzzle` and `python -m lit_puzzle`.
+    """Run the command line of `lightning`, `lit-puzzle` and `python -m lit_puzzle`.
 
     Args:
-        argv: Words after the program's name; default: the command line.
+        argv: words after the program's name; default: the command line.
 
     Raises:
-        SystemExit: Code 2 with one message on bad input.
+        SystemExit: the input is wrong (code 2, one message).
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    try:
+    with one_line_errors():
         match words:
             case ["run", "-h" | "--help"] | ["run"] | ["-h" | "--help"] | []:
                 print(_usage())
@@ -79,41 +80,49 @@ def main(argv: Sequence[str] | None = None) -> None:
                 _copy_recipes(Path(folder))
             case _:
                 _hand_to_lightning_sdk(words)
-    except ValueError as error:
-        cause = _ours(error)
-        if cause is None:
-            raise
-        print(f"error: {cause}", file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 def run(name: str, overrides: Sequence[str]) -> None:
-    """Runs one recipe.
+    """Run one recipe.
 
     Args:
-        name: Path of the recipe, on disk or packaged.
+        name: path of the recipe, on disk or packaged.
         overrides: `--key=value` words, and `--overwrite`.
 
     Raises:
-        ValueError: Anything wrong with the recipe, its input folders or its run folder.
+        ValueError: anything is wrong with the recipe, its input folders or its run folder.
     """
+    if "" not in sys.path:  # a recipe can name modules of the current folder; installed ones come first
+        sys.path.append(str(Path.cwd()))
     recipe = load_recipe(name)
     words = [word for word in overrides if word != "--overwrite"]
     overwrite = len(words) < len(overrides)
+    check_names(recipe, words)
     command = _command(recipe, words)
-    if command in LIGHTNING_COMMANDS:
-        from lit_puzzle.training.lightning import run_lightning  # lightning and torch load here, not for --help
+    named = {path.partition(".")[0] for path in recipe.class_paths()}
+    with one_line_errors(command.partition(".")[0] if "." in command else None, named):
+        if command in LIGHTNING_COMMANDS:
+            from lit_puzzle.training.lightning import run_lightning  # lightning and torch load here, not for --help
 
-        run_lightning(command, recipe, words, overwrite)
-    else:
-        run_stage(command, recipe, words, overwrite)
+            run_lightning(command, recipe, words, overwrite)
+        else:
+            run_stage(command, recipe, words, overwrite)
 
 
 def run_stage(command: str, recipe: Recipe, words: Sequence[str], overwrite: bool) -> None:
-    """Runs a stage function with the recipe's keys as its arguments.
+    """Run a stage function with the recipe's keys as its arguments.
 
-    A stage may start further processes, which run this same command line: they join the folder that the first one
-    has claimed, and leave its record to it.
+    A stage may start further processes, which run the same command line: they join the run folder that the first
+    process has claimed, and only the first writes the record.
+
+    Args:
+        command: name of a stage or dotted path of a function.
+        recipe: the loaded recipe.
+        words: overrides from the command line.
+        overwrite: whether to remove the run that is there.
+
+    Raises:
+        ValueError: the recipe, an input or the run folder is refused.
     """
     function = _stage_function(command, recipe.path)
     parser = RecipeParser(parser_mode="omegaconf+", prog=f"lightning run {recipe.path}")
@@ -142,13 +151,13 @@ def run_stage(command: str, recipe: Recipe, words: Sequence[str], overwrite: boo
 
 
 def _seed(config: Namespace) -> int | None:
-    """The seed that the record names: the stage's own, else that of its prompts or problems."""
+    """Return the seed for the record: the stage's own, else that of its prompts or problems."""
     keys = ("seed", "prompts.seed", "held_out.seed")
     return next((config[key] for key in keys if config.get(key) is not None), None)
 
 
 def _rank() -> int:
-    """This process's number among those of the job, as its starter says; 0 for one that is alone."""
+    """Return the rank of this process as its launcher gives it, or 0."""
     return next((int(os.environ[name]) for name in RANKS if name in os.environ), 0)
 
 
@@ -156,7 +165,7 @@ def _command(recipe: Recipe, words: Sequence[str]) -> str:
     given = [word.removeprefix("--command=") for word in words if word.startswith("--command=")]
     command = given[-1] if given else recipe.value("command")
     if not isinstance(command, str):
-        raise ValueError(f"{recipe.path} does not say its `command`. Stages:\n{_stage_list()}")
+        raise ValueError(f"{recipe.path} has no `command`. Stages:\n{_stage_list()}")
     return command
 
 
@@ -164,7 +173,7 @@ def _stage_function(command: str, recipe_path: Path) -> Callable[..., Mapping[st
     dotted = STAGES[command][0] if command in STAGES else command
     module_name, _, function_name = dotted.rpartition(".")
     if not module_name:
-        raise ValueError(f"{recipe_path}: there is no command {command!r}. Stages:\n{_stage_list()}")
+        raise ValueError(f"{recipe_path}: command {command!r} does not exist. Stages:\n{_stage_list()}")
     try:
         function: Callable[..., Mapping[str, float]] = vars(importlib.import_module(module_name))[function_name]
     except (ModuleNotFoundError, KeyError) as error:
@@ -195,19 +204,3 @@ def _hand_to_lightning_sdk(words: Sequence[str]) -> None:
         known = "lit_puzzle knows `run` and `recipes`; other verbs belong to the lightning-sdk package"
         raise ValueError(f"`lightning {words[0]}`: {known}, which is not installed.\n{_usage()}") from None
     next(iter(scripts)).load()()
-
-
-def _ours(error: BaseException | None) -> BaseException | None:
-    """The error that our code (or a stage of the user) raised about its input, however libraries wrapped it; else None.
-
-    Its message says it all, and a traceback would only hide what it says.
-    """
-    libraries = (sysconfig.get_path("purelib"), sysconfig.get_path("stdlib"))
-    while error is not None:
-        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1:]
-        names = [(frame.f_globals.get("__name__", ""), frame.f_code.co_filename) for frame in frames]
-        ours = any(name.startswith("lit_puzzle") or not file.startswith(libraries) for name, file in names)
-        if isinstance(error, ValueError) and ours:
-            return error
-        error = error.__cause__ or error.__context__
-    return None

@@ -13,7 +13,7 @@ PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "-
 
 
 def test_wheel_carries_recipes_callbacks_and_assets(tmp_path):
-    ignored = shutil.ignore_patterns(".git", ".venv", "run.folder", "build", "*.egg-info", "__pycache__", ".*_cache")
+    ignored = shutil.ignore_patterns(".git", ".venv", "runs", "site", "build", "*.egg-info", "__pycache__", ".*_cache")
     source = shutil.copytree(ROOT, tmp_path / "source", symlinks=True, ignore=ignored)
     subprocess.run([*PIP, "--no-build-isolation", "--target", tmp_path / "site", source], check=True)
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
@@ -38,6 +38,10 @@ LIGHT = (
     "costs.cost_model",
     "costs.measured_kernels",
     "search.search",
+    "data.packing_settings",
+    "training.settings",
+    "distill.settings",
+    "rl.settings",
 )
 
 

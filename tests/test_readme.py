@@ -1,26 +1,31 @@
 """The README's commands work: each is run, or, where it would take minutes, resolved and checked."""
 
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from helpers.shown_commands import shown_commands
 
 from lit_puzzle.cli import main
 
 ROOT = Path(__file__).parent.parent
-BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-COMMANDS = [line for block in BLOCKS for line in block.splitlines() if line.strip()]
-WORDS = [shlex.split(line, comments=True) for line in COMMANDS]
+README = (ROOT / "README.md").read_text()
+WORDS = shown_commands(README)
 
 
-def test_readme_shows_the_two_commands_that_set_everything_up():
+def test_readme_shows_the_two_commands_that_set_everything_up() -> None:
     assert ["bash", "scripts/quickstart.sh"] in WORDS and ["bash", "scripts/test.sh"] in WORDS
 
 
-def test_lightning_commands_are_accepted_one_after_the_other(tmp_path, monkeypatch, capsys):
+def test_every_shown_command_is_one_that_is_checked_here() -> None:
+    assert len(WORDS) > 10 and {words[0] for words in WORDS} == {"bash", "lightning"}
+
+
+def test_lightning_commands_are_accepted_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)  # recipes come from the package
     for words in (words[1:] for words in WORDS if words[0] == "lightning"):
         if words[0] == "run" and words[1] != "--help":
@@ -34,11 +39,21 @@ def test_lightning_commands_are_accepted_one_after_the_other(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("words", [words for words in WORDS if words[0] == "bash"], ids=" ".join)
-def test_script_is_there_and_parses(words):
+def test_script_is_there_and_parses(words: list[str]) -> None:
     subprocess.run(["bash", "-n", ROOT / words[1]], check=True)
 
 
-def test_quickstart_runs_the_main_job_as_written(tmp_path):
+def test_readme_is_a_front_page() -> None:
+    assert len(README.splitlines()) <= 120
+    assert re.findall(r"^## (.+)$", README, flags=re.MULTILINE) == [
+        *("Install", "Quick start", "Pipeline", "Your own model", "Results", "Model zoo", "Documentation"),
+        *("Status", "Citation", "License"),
+    ]
+    linked = [target for target in re.findall(r"\]\(([^)#]+)[^)]*\)", README) if not target.startswith("http")]
+    assert len(linked) > 20 and [target for target in linked if not (ROOT / target).exists()] == []
+
+
+def test_quickstart_runs_the_main_job_as_written(tmp_path: Path) -> None:
     """What quickstart.sh types after installing, cut to one update and few prompts."""
     script = (ROOT / "scripts" / "quickstart.sh").read_text()
     (recipe,) = re.findall(r"^ +lightning run (\S+) \"\$@\"$", script, flags=re.MULTILINE)

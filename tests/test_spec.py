@@ -112,8 +112,9 @@ def test_impossible_scenario_is_refused(change: dict[str, Any]) -> None:
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Budget)])
 def test_impossible_budget_is_refused_by_field(field: str) -> None:
     for value in (-1, float("nan"), float("inf"), "8", True):
+        wrong: dict[str, Any] = {field: value}
         with pytest.raises(ValueError, match=field):
-            Budget(**{field: value})
+            Budget(**wrong)
 
 
 def test_zero_is_no_budget_except_for_layers() -> None:

@@ -1,10 +1,9 @@
-"""What distillation refuses: a parent and a child of different tokens, bad batches, a loss that is no number.
+"""Validation of the inputs of a step: vocabularies of two models, packed and padded batches, non-finite losses.
 
-Reads the folders' configurations and tokenizers; writes `broken_batch_<rank>.pt` into the run folder when a loss is not
-finite, on every process: batch, step and loss. Memory: two vocabularies.
+Reads the folders' configurations and tokenizers; writes `broken_batch_<rank>.pt` (batch, step and loss) into the run
+folder on every process when a loss is not finite. Memory: two vocabularies.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -12,12 +11,14 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 
+from lit_puzzle.data.batches import PackedBatch, PaddedBatch
+
 
 def check_same_tokens(parent: Path, child: Path) -> None:
-    """Checks that both know the same tokens by the same numbers.
+    """Check that parent and child have the same tokens with the same ids.
 
     Raises:
-        ValueError: vocabularies of two sizes, or a token that has two numbers.
+        ValueError: vocabularies of two sizes, or a token with two ids.
     """
     sizes = [AutoConfig.from_pretrained(folder).vocab_size for folder in (parent, child)]
     if sizes[0] != sizes[1]:
@@ -29,16 +30,16 @@ def check_same_tokens(parent: Path, child: Path) -> None:
     for token in sorted(ours.keys() | theirs.keys()):
         if ours.get(token) != theirs.get(token):
             raise ValueError(
-                f"The token {token!r} has the number {ours.get(token)} in the parent {parent} and {theirs.get(token)} "
+                f"The token {token!r} has the id {ours.get(token)} in the parent {parent} and {theirs.get(token)} "
                 f"in the child {child}. Give the parent that the child was made from."
             )
 
 
-def check_packed(batch: Mapping[str, Tensor], context_tokens: int, vocab_size: int) -> None:
-    """Checks a packed batch against the parent.
+def check_packed(batch: PackedBatch, context_tokens: int, vocab_size: int) -> None:
+    """Check a packed batch against the parent.
 
     Raises:
-        ValueError: documents longer than the parent's context, or token ids it does not know.
+        ValueError: documents longer than the parent's context, or token ids outside its vocabulary.
     """
     ids_BT, positions_BT = batch["input_ids"], batch["position_ids"]
     if ids_BT.shape[1] > context_tokens and int(positions_BT.max()) >= context_tokens:
@@ -53,11 +54,11 @@ def check_packed(batch: Mapping[str, Tensor], context_tokens: int, vocab_size: i
         )
 
 
-def check_rows(batch: Mapping[str, Tensor], vocab_size: int, context_tokens: int) -> None:
-    """Refuses a batch the model cannot read.
+def check_rows(batch: PaddedBatch, vocab_size: int, context_tokens: int) -> None:
+    """Check a padded batch against the parent.
 
     Raises:
-        ValueError: Sequences longer than the context, token ids outside the vocabulary, or masks of another shape.
+        ValueError: sequences longer than the context, token ids outside the vocabulary, or masks of another shape.
     """
     ids_BT = batch["input_ids"]
     if ids_BT.shape[1] > context_tokens:
@@ -76,11 +77,11 @@ def check_rows(batch: Mapping[str, Tensor], vocab_size: int, context_tokens: int
             )
 
 
-def check_finite(trainer: Trainer, loss: Tensor, batch: Mapping[str, Tensor]) -> None:
-    """Stops all processes when the loss of one is not a number, and saves their batches.
+def check_finite(trainer: Trainer, loss: Tensor, batch: PackedBatch) -> None:
+    """Save the batches and stop all processes if the loss of one is not finite.
 
     Raises:
-        ValueError: names the file.
+        ValueError: a loss that is not finite on any process; the message names the file.
     """
     if trainer.strategy.reduce_boolean_decision(bool(loss.isfinite())):
         return

@@ -24,10 +24,10 @@ from typing import Any
 
 import torch
 from lightning import LightningDataModule
-from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
+from lit_puzzle.data.batches import PaddedBatch
 from lit_puzzle.data.prompt_source import PromptSource
 from lit_puzzle.data.prompts import choose, encode
 from lit_puzzle.generation.load import load_engine
@@ -35,7 +35,6 @@ from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.run.folder import require_input, write_atomically
 
 CALIBRATION_FILE = "calibration.jsonl"
-Batch = dict[str, Tensor]
 
 
 class CalibrationData(LightningDataModule):
@@ -102,7 +101,7 @@ class CalibrationData(LightningDataModule):
         """The batches of all processes.
 
         Args:
-            folder: Where `write_sequences` wrote, if the sequences are the parent's answers.
+            folder: Where `write_sequences` wrote, if the sequences were generated.
 
         Raises:
             ValueError: Sequences the parent cannot read.
@@ -133,14 +132,14 @@ class CalibrationData(LightningDataModule):
         written = folder / CALIBRATION_FILE
         return written if self.sequences is None else require_input(self.sequences, "calibration data")
 
-    def val_dataloader(self) -> DataLoader[Batch]:
+    def val_dataloader(self) -> DataLoader[PaddedBatch]:
         """This process's batches."""
         assert self.trainer is not None
         share = RankBatches(self.batches, self.trainer.global_rank, self.trainer.world_size)
         return DataLoader(share, batch_size=None)
 
 
-class RankBatches(IterableDataset[Batch]):
+class RankBatches(IterableDataset[PaddedBatch]):
     """One rank's padded batches, the same number on every rank; iterable, so that Lightning adds no sampler."""
 
     def __init__(self, batches: Sequence[Sequence[Sequence[int]]], rank: int, world_size: int) -> None:
@@ -151,7 +150,7 @@ class RankBatches(IterableDataset[Batch]):
     def __len__(self) -> int:
         return -(-len(self.batches) // self.world_size)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[PaddedBatch]:
         for index in range(self.rank, len(self) * self.world_size, self.world_size):
             batch = pad_right(self.batches[min(index, len(self.batches) - 1)])
             if index >= len(self.batches):
@@ -159,7 +158,7 @@ class RankBatches(IterableDataset[Batch]):
             yield batch
 
 
-def pad_right(rows: Sequence[Sequence[int]]) -> Batch:
+def pad_right(rows: Sequence[Sequence[int]]) -> PaddedBatch:
     """Token lists -> `input_ids`, `attention_mask` (1 on tokens) and `scored_mask` (True on tokens), each (B, T)."""
     longest = max(len(row) for row in rows)
     ids_BT = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])

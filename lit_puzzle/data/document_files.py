@@ -1,6 +1,6 @@
 """Documents on disk: token ids with loss masks in Parquet shards, and what their folder says about itself.
 
-A document is one prompt with one answer: `input_ids`, `loss_mask` (1: the token is a target, written by the
+A document is one prompt with its completion: `input_ids`, `loss_mask` (1: the token is a target, written by the
 assistant), `environment`, `effort`, `correct` (verified answer: 1, 0, or null where there is nothing to verify). Shards
 are `shard-00000.parquet`, ...; `documents.json` is written last and makes the folder complete: parent fingerprint, hash
 of the tokenizer's vocabulary, sizes, counts per shard, settings. Documents are numbered in the order of the shards.
@@ -47,7 +47,7 @@ SCHEMA = pyarrow.schema(
 
 @dataclass(frozen=True)
 class Document:
-    """One prompt with one answer; `loss_mask` is 1 on the tokens of the answer."""
+    """One prompt with its completion; `loss_mask` is 1 on the tokens of the completion."""
 
     input_ids: list[int]
     loss_mask: list[int]

@@ -1,29 +1,30 @@
 """Hidden states of packed documents, from a parent or a child, in one process or sharded.
 
-Reads batches of `lit_puzzle.data.documents`; writes nothing. Bytes it keeps: b B T D per layer that is asked for.
+Reads batches of `lit_puzzle.data.documents`; writes nothing. Memory: b B T D bytes for each requested layer.
 
-The model is called as a whole, but for its logits: it is the FSDP root, whose embedding, last norm and head stay
-gathered until backward has used them. So `model.lm_head.weight` is the whole head after the call, inside backward too.
-Where no backward follows, `release` gives it back: optimizer and checkpoints know sharded weights only.
+The model is called as a whole, without logits. It is the FSDP root: its embedding, last norm and head stay gathered
+until backward has used them, so that `model.lm_head.weight` is the whole head after the call and inside backward.
+Without a backward pass call `release`, because optimizer and checkpoints need sharded weights.
 
 Shapes: B rows, T tokens of a row, D hidden channels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
+from lit_puzzle.data.batches import PackedBatch
 from lit_puzzle.data.packing import model_inputs
 
 
-def hidden_states(model: PreTrainedModel, batch: Mapping[str, Tensor], layers: Sequence[int]) -> list[Tensor]:
-    """States (B, T, D) after each of the given layers; those after the last layer have passed the last norm.
+def hidden_states(model: PreTrainedModel, batch: PackedBatch, layers: Sequence[int]) -> list[Tensor]:
+    """Return the states (B, T, D) after each of the given layers; those after the last layer have passed the last norm.
 
     Args:
-        model: stock gpt-oss or a child, inside any LoRA wrapper.
+        model: causal language model of a parent or a child, inside any LoRA wrapper.
         batch: `input_ids` and `position_ids`, (B, T).
         layers: indices of layers.
     """
@@ -34,7 +35,7 @@ def hidden_states(model: PreTrainedModel, batch: Mapping[str, Tensor], layers: S
 
 
 def release(model: PreTrainedModel) -> None:
-    """Gives back what a sharded model has gathered; others stay as they are."""
+    """Free the weights that a sharded model has gathered; does nothing to other models."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()

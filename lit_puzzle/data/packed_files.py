@@ -1,10 +1,10 @@
-"""Packed sequences on disk, mapped into memory: every process of a machine reads the same pages, in any order.
+"""Packed sequences on disk, mapped into memory, so that all processes of a machine read the same pages.
 
 Writes and reads a folder with `input_ids.npy` (S, T) int32, `loss_mask.npy` (S, T) uint8 and `documents.npy` (D, 4)
 int64: number, sequence, first place and length of every document, in the order in which they lie.
 
-Memory: while writing, one shard of documents and 160 bytes a document; while reading, one batch and what of the files
-the system keeps. Disk: 5 S T + 32 D bytes.
+Memory: while writing, one shard of documents and 160 bytes a document; while reading, one batch and the system's cache
+of the files. Disk: 5 S T + 32 D bytes.
 
 Shapes: D documents, S sequences, B sequences of a batch, T tokens of a sequence.
 """
@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.lib.format import open_memmap
-from torch import Tensor
 
+from lit_puzzle.data.batches import PackedBatch
 from lit_puzzle.data.document_files import DocumentFolder
-from lit_puzzle.data.packing import Integers, PackingName, pack, restarting_positions
+from lit_puzzle.data.packing import Integers, pack, restarting_positions
+from lit_puzzle.data.packing_settings import PackingMethod
 
-Batch = dict[str, Tensor]
 NOTHING = -1  # in place of a sequence's number: a row of padding
 
 
@@ -31,22 +31,22 @@ def write_packed(
     numbers_D: Integers,
     lengths_D: Integers,
     sequence_tokens: int,
-    packing: PackingName,
+    method: PackingMethod,
 ) -> dict[str, int | float]:
-    """Packs documents and writes them.
+    """Pack documents and write them.
 
     Args:
-        target: Folder, made here.
-        documents: Where they come from.
-        numbers_D: Which of them, in the order in which they are placed.
-        lengths_D: Tokens of each that count; the rest is cut off.
-        sequence_tokens: Tokens of a sequence.
-        packing: How they are placed.
+        target: folder to make.
+        documents: folder of the documents.
+        numbers_D: numbers of the documents, in the order in which they are placed.
+        lengths_D: tokens of each that count; the rest is cut off.
+        sequence_tokens: tokens of a sequence.
+        method: how they are placed.
 
     Returns:
         sequences, documents, tokens, targets, and efficiency (share of places that hold a document's token).
     """
-    sequences_D, starts_D = pack(lengths_D, sequence_tokens, packing)
+    sequences_D, starts_D = pack(lengths_D, sequence_tokens, method)
     num_sequences = int(sequences_D.max()) + 1
     table_D4 = np.stack([numbers_D, sequences_D, starts_D, lengths_D], axis=1)
     target.mkdir(parents=True)
@@ -75,7 +75,11 @@ def write_packed(
 
 
 class PackedSequences:
-    """A folder of packed sequences, mapped."""
+    """A folder of packed sequences, mapped into memory.
+
+    Args:
+        folder: folder that `write_packed` has written.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._ids_ST = np.load(folder / "input_ids.npy", mmap_mode="r")
@@ -86,16 +90,11 @@ class PackedSequences:
     def __len__(self) -> int:
         return len(self._ids_ST)
 
-    def batch(self, rows: Sequence[int]) -> Batch:
-        """Some sequences as one batch.
+    def batch(self, rows: Sequence[int]) -> PackedBatch:
+        """Return some sequences as one batch.
 
         Args:
-            rows: Their numbers; `NOTHING` gives a row of padding.
-
-        Returns:
-            (B, T) each: `input_ids` (0 on padding), `position_ids` (from 0 in each document, and in the padding),
-            `document_ids` (number of the document in its folder; -1 on padding) and `loss_mask` (True: this token is
-            a target, predicted from the one before).
+            rows: numbers of the sequences; `NOTHING` gives a row of padding.
         """
         shape = (len(rows), self._ids_ST.shape[1])
         ids_BT, mask_BT = np.zeros(shape, np.int64), np.zeros(shape, np.bool_)

@@ -1,4 +1,4 @@
-"""Packing documents into sequences of one length, and what a model must be told so that they do not see each other.
+"""Packing documents into sequences of one length, and the model inputs that keep documents from attending each other.
 
 Each document lies whole in one sequence. Efficiency = tokens of documents / (sequences * tokens of a sequence).
 
@@ -7,15 +7,14 @@ Each document lies whole in one sequence. Efficiency = tokens of documents / (se
 
 Boundaries: positions start again at 0 with each document, and padding at the end of a sequence counts as one more
 document. transformers tells documents apart by that only where a model passes positions on to its masks and gets no
-`attention_mask`: gpt_oss_puzzle does pass them on, stock gpt-oss does not. `model_inputs` gives each what it needs.
+`attention_mask`: children pass them on, stock models do not. `model_inputs` gives each what it needs.
 
 Memory: 90 bytes a document. Source: first fit, D. S. Johnson, "Near-optimal bin packing algorithms", 1973.
 
 Shapes: D documents, S sequences, B sequences of a batch, T tokens of a sequence.
 """
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,22 +23,25 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
-PackingName = Literal["first_fit", "sequential"]
+from lit_puzzle.data.batches import PackedBatch
+from lit_puzzle.data.packing_settings import PackingMethod
+from lit_puzzle.model.modules import model_family
+
 Integers = NDArray[np.int64]
 
 
-def pack(lengths_D: Integers, sequence_tokens: int, packing: PackingName) -> tuple[Integers, Integers]:
-    """Places documents, taken in the order given.
+def pack(lengths_D: Integers, sequence_tokens: int, method: PackingMethod) -> tuple[Integers, Integers]:
+    """Place documents, taken in the order given.
 
     Args:
-        lengths_D: Tokens of each document, 1 to `sequence_tokens`.
-        sequence_tokens: Tokens of a sequence.
-        packing: How.
+        lengths_D: tokens of each document, 1 to `sequence_tokens`.
+        sequence_tokens: tokens of a sequence.
+        method: how they are placed.
 
     Returns:
         (D) the sequence of each document and (D) the place of its first token there.
     """
-    if packing == "sequential":
+    if method == "sequential":
         return _sequential(lengths_D, sequence_tokens)
     return _first_fit(lengths_D, sequence_tokens)
 
@@ -72,29 +74,26 @@ def _first_fit(lengths_D: Integers, sequence_tokens: int) -> tuple[Integers, Int
 
 
 def restarting_positions(document_ids_BT: Tensor) -> Tensor:
-    """Positions (B, T) that start at 0 with every run of equal document numbers."""
+    """Return positions (B, T) that start at 0 with every run of equal document numbers."""
     places_BT = torch.arange(document_ids_BT.shape[1], device=document_ids_BT.device).expand_as(document_ids_BT)
     begins_BT = torch.ones_like(document_ids_BT, dtype=torch.bool)
     begins_BT[:, 1:] = document_ids_BT[:, 1:] != document_ids_BT[:, :-1]
     return places_BT - torch.where(begins_BT, places_BT, 0).cummax(dim=1).values
 
 
-def model_inputs(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What `model(**...)` or `model.model(**...)` takes so that documents of a packed batch do not see each other.
+def model_inputs(model: PreTrainedModel, batch: PackedBatch) -> dict[str, Any]:
+    """Return arguments of `model(**...)` or `model.model(**...)` with which packed documents do not attend each other.
 
     Args:
-        model: The causal language model inside any LoRA wrapper, stock gpt-oss or gpt_oss_puzzle.
+        model: causal language model of a parent or a child, inside any LoRA wrapper.
         batch: `input_ids` and `position_ids`, each (B, T).
 
     Raises:
-        ValueError: Another kind of model: how it tells documents apart is not known.
+        ValueError: a model of no known family.
     """
-    kind, positions_BT = model.config.model_type, batch["position_ids"]
-    if kind not in ("gpt_oss", "gpt_oss_puzzle"):
-        raise ValueError(
-            f"A {kind!r} model was given; packed documents are known to work with gpt_oss, gpt_oss_puzzle."
-        )
-    mask = None if kind == "gpt_oss_puzzle" else _stock_masks(model, positions_BT)
+    positions_BT = batch["position_ids"]
+    is_child = model.config.model_type == model_family(model).child.model_type
+    mask = None if is_child else _stock_masks(model, positions_BT)
     return {
         "input_ids": batch["input_ids"],
         "position_ids": positions_BT,
@@ -104,7 +103,7 @@ def model_inputs(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[st
 
 
 def _stock_masks(model: PreTrainedModel, positions_BT: Tensor) -> dict[str, Any]:
-    """One mask for each type of layer, which stock gpt-oss takes as they are."""
+    """Return one mask for each type of layer, which stock models use unchanged."""
     shape_BT0 = torch.empty(*positions_BT.shape, 0, dtype=model.dtype, device=positions_BT.device)
     arguments = model.config, shape_BT0, None, None, positions_BT
     return {

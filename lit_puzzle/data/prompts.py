@@ -1,4 +1,4 @@
-"""What the parent is asked: problems of environments, or prompts of yours from a file, each at its own effort.
+"""Prompts: problems of environments, or messages of yours from a file, each at its own reasoning effort.
 
 Reads prompts as JSON lines, a Parquet file, or a folder that Hugging Face `datasets` saved (`save_to_disk`); each row
 has `messages` ([{"role": text, "content": text}, ...], without the answer) or `prompt` (text of the user), and may have
@@ -126,7 +126,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PromptAtEffort]) 
 
 
 def check_lengths(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PromptAtEffort], prompt_tokens: int) -> None:
-    """Refuses prompts that leave no room for an answer, before anything is generated.
+    """Refuse prompts that leave no room for a completion, before anything is generated.
 
     A token is at least one byte: only prompts with more bytes than `prompt_tokens` are tokenized here.
 

@@ -103,6 +103,6 @@ class PromptData(LightningDataModule):
         return left[: self.held_out_per_effort]
 
     def val_dataloader(self) -> DataLoader[PromptAtEffort]:
-        """Lists of (held-out problem, effort), effort after effort: all, for processes share when they answer."""
+        """Return lists of (held-out problem, effort), effort after effort: all, for processes share them later."""
         pairs = [(problem, effort) for effort in self.efforts for problem in self.held_out(effort)]
         return DataLoader(pairs, batch_size=self.validation_batch_size, collate_fn=list)  # type: ignore[arg-type]

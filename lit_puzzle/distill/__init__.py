@@ -1,1 +1,1 @@
-"""Distillation: the losses, and a whole child that learns from its parent."""
+"""Distillation: blockwise local distillation, global distillation, and the parent's top-k logits on disk."""

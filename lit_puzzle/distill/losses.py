@@ -1,20 +1,20 @@
-"""Losses of distillation as pure functions; the vocabulary's logits are never all there.
+"""Losses of distillation as pure functions; the logits of all targets are never in memory at once.
 
 Symbols: z^c, z^p logits of child and parent at one target position, tau temperature, v a token of the vocabulary,
     q = softmax(z^c / tau), p = softmax(z^p / tau)       distributions of child and parent
-    forward KL    D = sum_v p_v (log p_v - log q_v)       the child covers whatever the parent may say
-    reverse KL    D = sum_v q_v (log q_v - log p_v)       the child says nothing the parent would not
+    forward KL    D = sum_v p_v (log p_v - log q_v)       the child covers all modes of the parent
+    reverse KL    D = sum_v q_v (log q_v - log p_v)       the child avoids tokens that are unlikely for the parent
     JSD           D = b KL(p || m) + (1 - b) KL(q || m),  m = b p + (1 - b) q,  0 < b < 1
     hidden        H = sum_l w_l (1 - cos(h_l^c, h_l^p))   h_l the states after layer l (the last one after its norm)
-    LM            C = -log softmax(z^c)_y                 y the token that is there; no temperature
+    LM            C = -log softmax(z^c)_y                 y the target token; no temperature
     loss = [sum over targets (a tau^2 D + c C) + h sum over tokens H] / positions
 a, h, c are `LossSettings.logits`, `.hidden`, `.lm`; tau^2 keeps the size of the gradient (arXiv 1503.02531, section 2);
 positions = tokens of the batch, padding included: a constant, so that neither accumulation nor the number of processes
-changes what is optimized. Where only the parent's K best tokens are known, p and q live on K + 1 outcomes, the last one
-being all other tokens together; tau is 1 then.
+changes what is optimized. With the parent's top-k logits only, p and q are distributions over K + 1 outcomes, the last
+of which is all other tokens together; tau is 1 then.
 
-`head_loss` goes over the targets in chunks: the logits of a chunk, which the plain formula turns into their own
-gradient, its products with head and states, and on: backward only scales what forward has accumulated. It needs
+`head_loss` computes the targets in chunks. For each chunk it computes logits, replaces them by their gradient with the
+plain formula, and accumulates the products with head and states; backward only scales these sums. It needs
 
     bytes  4 (2 C V + N D + V D)    of C tokens a chunk; V D if the head trains; + V (D + P) where heads are converted
     work   4 N V D multiply-adds    as the plain formula (about 4 * 4.5 N V bytes); TRL's chunked divergence does
@@ -22,95 +22,34 @@ gradient, its products with head and states, and on: backward only scales what f
 
 Reads and writes: nothing. Source: arXiv 2411.19146 (KL and cosine), arXiv 2306.13649 (generalized JSD).
 
-Shapes: N targets, V vocabulary, D hidden channels of the child, P of the parent, K best tokens, C targets of a chunk,
-B rows, T tokens of a row, S outcomes of a distribution.
+Shapes: N targets, V vocabulary, D hidden channels of the child, P of the parent, K top-k logits, C targets of a chunk,
+R targets of a tile, B rows, T tokens of a row, S outcomes of a distribution.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_TOKENS = 256
-BLOCK_ELEMENTS = (1 << 21, 1 << 26)  # of a tile that the formula works on at a time: CPU, GPU
+from lit_puzzle.distill.settings import LossSettings
+
+TILE_ELEMENTS = (1 << 21, 1 << 26)  # logits that the plain formula computes at a time: CPU, GPU
 _LOG_ZERO = -100.0  # stands in for log 0, with which 0 log 0 would be NaN
 
 
-@dataclass(frozen=True)
-class LossSettings:
-    """What is distilled, and how much each part weighs.
-
-    Args:
-        divergence: of the distributions of child and parent.
-        beta: weight of the parent in the mixture of `jsd`.
-        temperature: divides both models' logits.
-        logits: weight of the divergence.
-        hidden: weight of the distance of hidden states.
-        layer_weights: weight of each layer in it; default: 1 / layers each.
-        lm: weight of the language-model loss on the documents themselves.
-        chunk_tokens: targets whose logits are there at a time.
-    """
-
-    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
-    beta: float = 0.5
-    temperature: float = 1.0
-    logits: float = 1.0
-    hidden: float = 0.0
-    layer_weights: list[float] | None = None
-    lm: float = 0.0
-    chunk_tokens: int = CHUNK_TOKENS
-
-    def __post_init__(self) -> None:
-        weights = [self.logits, self.hidden, self.lm, *(self.layer_weights or [])]
-        if min(weights) < 0 or not all(map(math.isfinite, weights)) or self.logits + self.hidden + self.lm <= 0:
-            raise ValueError(
-                f"loss.logits={self.logits}, hidden={self.hidden}, lm={self.lm}, layer_weights={self.layer_weights} "
-                "were given; weights are finite and not negative, and one of the first three is positive."
-            )
-        if self.temperature <= 0 or not 0 < self.beta < 1 or self.chunk_tokens < 1:
-            raise ValueError(
-                f"loss.temperature={self.temperature}, beta={self.beta}, chunk_tokens={self.chunk_tokens} were given; "
-                "temperature > 0, 0 < beta < 1 and chunk_tokens >= 1 are needed (b = 0 and 1 are the two KLs)."
-            )
-
-    def weight_of_layers(self, layers: int) -> list[float]:
-        """The w_l.
-
-        Raises:
-            ValueError: their number is not that of the layers.
-        """
-        weights = self.layer_weights or [1 / layers] * layers
-        if len(weights) != layers:
-            raise ValueError(f"loss.layer_weights has {len(weights)} entries, the models have {layers} layers.")
-        return weights
-
-    def check_without_states(self) -> None:
-        """Checks that the parent's best tokens are enough.
-
-        Raises:
-            ValueError: hidden states or another temperature are needed.
-        """
-        if self.hidden > 0 or self.temperature != 1:
-            raise ValueError(
-                f"loss.hidden={self.hidden}, temperature={self.temperature} were given, but the parent's best tokens "
-                "on disk hold neither hidden states nor other temperatures: set 0 and 1, or give `parent`."
-            )
-
-
-class FullParent(NamedTuple):
-    """The parent at the targets: hidden states (N, P) after the last norm, and its head (V, P)."""
+class FullLogits(NamedTuple):
+    """The parent's logits at the targets, as the product of states after the last norm (N, P) and its head (V, P)."""
 
     hidden_NP: Tensor
     head_VP: Tensor
 
 
-class TopParent(NamedTuple):
-    """The parent's K best tokens at the targets (N, K), their log-probabilities, and log of the mass of all others."""
+class TopKLogits(NamedTuple):
+    """The parent's top-k tokens at the targets, their log-probabilities, and the log of the mass of all others."""
 
     ids_NK: Tensor
     log_p_NK: Tensor
@@ -118,7 +57,7 @@ class TopParent(NamedTuple):
 
 
 class HeadLoss(NamedTuple):
-    """Sums over targets: the weighted loss, which has a gradient, and what it is made of, which has none."""
+    """Sums over targets: the weighted loss, which has a gradient, and its terms, which have none."""
 
     loss: Tensor
     divergence: Tensor
@@ -126,7 +65,7 @@ class HeadLoss(NamedTuple):
 
 
 def divergence(log_q_NS: Tensor, log_p_NS: Tensor, settings: LossSettings) -> Tensor:
-    """D of each target (N) from log-probabilities of the child (q) and of the parent (p)."""
+    """Return D of each target (N) from log-probabilities of the child (q) and of the parent (p)."""
     if settings.divergence == "forward_kl":
         return _kl(log_p_NS, log_q_NS)
     if settings.divergence == "reverse_kl":
@@ -140,16 +79,16 @@ def _kl(log_a_NS: Tensor, log_b_NS: Tensor) -> Tensor:
     return (log_a_NS.exp() * (log_a_NS - log_b_NS)).sum(-1)
 
 
-def best_outcomes(logits_NV: Tensor, ids_NK: Tensor) -> Tensor:
-    """Log-probabilities (N, K + 1) of given tokens and of all others together."""
+def top_k_outcomes(logits_NV: Tensor, ids_NK: Tensor) -> Tensor:
+    """Return log-probabilities (N, K + 1) of given tokens and of all others together."""
     log_sum_N1 = logits_NV.logsumexp(-1, keepdim=True)
     others_N1 = logits_NV.scatter(1, ids_NK, -math.inf).logsumexp(-1, keepdim=True)
     log_q = torch.cat([logits_NV.gather(1, ids_NK), others_N1], dim=1) - log_sum_N1
-    return log_q.clamp(min=_LOG_ZERO)  # there may be no others
+    return log_q.clamp(min=_LOG_ZERO)  # K may be the whole vocabulary
 
 
 def hidden_distance(child_LBTD: Sequence[Tensor], parent_LBTD: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """H of each token (B, T), from the states of the layers; backward computes it again and keeps nothing but them."""
+    """Return H of each token (B, T); only the states of the layers are kept, backward recomputes the rest."""
     terms = [
         checkpoint(_cosine_distance, child_BTD, parent_BTD, weight, use_reentrant=False)
         for child_BTD, parent_BTD, weight in zip(child_LBTD, parent_LBTD, weights, strict=True)
@@ -163,15 +102,15 @@ def _cosine_distance(child_BTD: Tensor, parent_BTD: Tensor, weight: float) -> Te
 
 
 def head_loss(
-    hidden_ND: Tensor, head_VD: Tensor, parent: FullParent | TopParent, tokens_N: Tensor, settings: LossSettings
+    hidden_ND: Tensor, head_VD: Tensor, parent: FullLogits | TopKLogits, tokens_N: Tensor, settings: LossSettings
 ) -> HeadLoss:
-    """What follows from the logits, summed over targets: a tau^2 D + c C, without ever holding all logits.
+    """Return a tau^2 D + c C summed over targets, chunk by chunk.
 
     Args:
         hidden_ND: child's states after the last norm, at the positions before the targets.
         head_VD: its language-model head, whole; it gets a gradient if it trains.
-        parent: of the same targets.
-        tokens_N: the targets themselves.
+        parent: logits of the parent at the same targets.
+        tokens_N: the target tokens.
         settings: weights and kind of the divergence.
     """
     needed = (torch.is_grad_enabled() and hidden_ND.requires_grad, torch.is_grad_enabled() and head_VD.requires_grad)
@@ -180,13 +119,13 @@ def head_loss(
 
 
 def head_terms(
-    logits_RV: Tensor, parent: Tensor | TopParent, tokens_R: Tensor, settings: LossSettings
+    logits_RV: Tensor, parent: Tensor | TopKLogits, tokens_R: Tensor, settings: LossSettings
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The plain formula: a tau^2 D + c C, D and C, each summed over R targets; `parent` is its logits, or its best."""
-    if isinstance(parent, TopParent):
+    """Return a tau^2 D + c C, D and C by the plain formulas, each summed over R targets."""
+    if isinstance(parent, TopKLogits):
         rest_R1 = parent.log_rest_N[:, None].to(logits_RV.dtype).clamp(min=_LOG_ZERO)
         log_p = torch.cat([parent.log_p_NK.to(logits_RV.dtype), rest_R1], dim=1)
-        log_q = best_outcomes(logits_RV, parent.ids_NK.long())
+        log_q = top_k_outcomes(logits_RV, parent.ids_NK.long())
     else:
         log_p, log_q = ((z / settings.temperature).log_softmax(-1) for z in (parent, logits_RV))
     d = divergence(log_q, log_p, settings).sum()
@@ -198,31 +137,33 @@ def head_terms(
 
 
 class _Chunked(torch.autograd.Function):
-    """`head_terms` of all targets; gradients are taken chunk by chunk in forward."""
+    """`head_terms` of all targets; gradients are computed chunk by chunk in forward."""
 
     @staticmethod
     def forward(
         ctx: Any,
         hidden_ND: Tensor,
         head_VD: Tensor,
-        parent: FullParent | TopParent,
+        parent: FullLogits | TopKLogits,
         tokens_N: Tensor,
         settings: LossSettings,
         needed: tuple[bool, bool],
     ) -> tuple[Tensor, Tensor]:
-        """Returns the first of the terms, and all of them without a gradient."""
-        exact, low = _exact(hidden_ND), _multiplied(hidden_ND)
+        """Return the first of the terms, and all of them without a gradient."""
+        exact, low = _exact(hidden_ND), _product_dtype(hidden_ND)
         sums_3 = torch.zeros(3, dtype=exact, device=hidden_ND.device)
         grad_hidden = torch.zeros_like(hidden_ND, dtype=exact) if needed[0] else None
         grad_head = torch.zeros_like(head_VD, dtype=exact) if needed[1] else None
         with torch.autocast(hidden_ND.device.type, enabled=False):
             hidden_ND, head_VD = hidden_ND.detach().to(low), head_VD.detach().to(low)
-            if isinstance(parent, FullParent):
-                parent = FullParent(parent.hidden_NP.to(low), parent.head_VP.to(low))
+            if isinstance(parent, FullLogits):
+                parent = FullLogits(parent.hidden_NP.to(low), parent.head_VP.to(low))
             for start in range(0, len(hidden_ND), settings.chunk_tokens):
                 chunk = slice(start, start + settings.chunk_tokens)
                 logits_CV = _matmul(hidden_ND[chunk], head_VD.t())
-                sums_3 += _into_gradient(logits_CV, _parent_of(parent, chunk), tokens_N[chunk], settings, any(needed))
+                sums_3 += _replace_by_gradient(
+                    logits_CV, _parent_of(parent, chunk), tokens_N[chunk], settings, any(needed)
+                )
                 if grad_hidden is not None:
                     grad_hidden[chunk] = _matmul(logits_CV.to(low), head_VD)
                 if grad_head is not None:
@@ -233,38 +174,38 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        """Scales in place, and so once: a second copy of the head's gradient would be the largest tensor there is."""
+        """Scale in place, which works once: a copy of the head's gradient would be the largest tensor in memory."""
         assert ctx.gradients is not None, "head_loss can be differentiated once"
         gradients, ctx.gradients = ctx.gradients, None
         return (*(None if gradient is None else gradient.mul_(grad) for gradient in gradients), None, None, None, None)
 
 
-def _parent_of(parent: FullParent | TopParent, chunk: slice) -> Tensor | TopParent:
-    """What `head_terms` reads: logits (C, V), or the best tokens."""
-    if isinstance(parent, FullParent):
+def _parent_of(parent: FullLogits | TopKLogits, chunk: slice) -> Tensor | TopKLogits:
+    """Return the parent of a chunk for `head_terms`: logits (C, V), or top-k logits."""
+    if isinstance(parent, FullLogits):
         return _matmul(parent.hidden_NP[chunk], parent.head_VP.t())
-    return TopParent(*(part[chunk] for part in parent))
+    return TopKLogits(*(part[chunk] for part in parent))
 
 
-def _into_gradient(
-    logits_CV: Tensor, parent: Tensor | TopParent, tokens_C: Tensor, settings: LossSettings, needed: bool
+def _replace_by_gradient(
+    logits_CV: Tensor, parent: Tensor | TopKLogits, tokens_C: Tensor, settings: LossSettings, needed: bool
 ) -> Tensor:
-    """The three terms; `logits_CV` becomes their gradient, a few rows at a time: the formula's temporaries stay small.
+    """Return the three terms; `logits_CV` is overwritten by the gradient of the first, a tile of rows at a time.
 
-    Small enough for a CPU's allocator to use the same memory again, which is half of the time.
+    Tiles keep the temporaries small enough for a CPU's allocator to reuse their memory, which halves the time.
     """
     sums_3 = logits_CV.new_zeros(3)
-    rows = max(1, BLOCK_ELEMENTS[logits_CV.device.type == "cuda"] // logits_CV.shape[1])
+    rows = max(1, TILE_ELEMENTS[logits_CV.device.type == "cuda"] // logits_CV.shape[1])
     for start in range(0, len(logits_CV), rows):
-        block = slice(start, start + rows)
-        logits_RV = logits_CV[block]
-        its_parent = parent[block] if isinstance(parent, Tensor) else TopParent(*(part[block] for part in parent))
+        tile = slice(start, start + rows)
+        logits_RV = logits_CV[tile]
+        parent_R = parent[tile] if isinstance(parent, Tensor) else TopKLogits(*(part[tile] for part in parent))
         with torch.set_grad_enabled(needed):
-            loss, d, c = head_terms(logits_RV.requires_grad_(needed), its_parent, tokens_C[block], settings)
+            loss, d, c = head_terms(logits_RV.requires_grad_(needed), parent_R, tokens_C[tile], settings)
         sums_3 += torch.stack([loss, d, c]).detach()
         if needed:
             (grad_RV,) = torch.autograd.grad(loss, logits_RV)
-            logits_CV[block] = grad_RV
+            logits_CV[tile] = grad_RV
     return sums_3
 
 
@@ -272,8 +213,8 @@ def _exact(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def _multiplied(hidden_ND: Tensor) -> torch.dtype:
-    """What is multiplied: on a GPU the dtype of autocast or of the states; a CPU gains nothing by less than exact."""
+def _product_dtype(hidden_ND: Tensor) -> torch.dtype:
+    """Return the dtype of products: on a GPU that of autocast or of the states; on a CPU a lower one saves no time."""
     kind = hidden_ND.device.type
     if kind != "cuda" or hidden_ND.dtype == torch.float64:
         return _exact(hidden_ND)
@@ -281,7 +222,7 @@ def _multiplied(hidden_ND: Tensor) -> torch.dtype:
 
 
 def _matmul(a: Tensor, b: Tensor) -> Tensor:
-    """The product in float32 at least: logits rounded to bfloat16 are off by more than what is to be learnt."""
+    """Return the product in float32 or more: rounding logits to bfloat16 errs more than child and parent differ."""
     return torch.mm(a, b, out_dtype=torch.float32) if a.dtype.itemsize == 2 else a @ b
 
 

@@ -1,11 +1,11 @@
-"""A parent's most likely tokens on disk: a safetensors file for each shard of documents, and the rows of a batch.
+"""The parent's top-k logits on disk: a safetensors file for each shard of documents, and the rows of a batch.
 
 Reads and writes `shard-00000.safetensors`, ...: `token_ids` (N, K) int32, `log_probs` (N, K) and `log_rest` (N) float16
 or float32, `first` (D + 1) int64: the row of each document's first target, and at the end N. `top_logits.json` makes
-the folder complete: fingerprint of the parent, identity of the documents, K and precision. What the numbers are:
+the folder complete: fingerprint of the parent, identity of the documents, K and precision. Definitions of the numbers:
 `lit_puzzle.distill.top_logits`.
 
-Memory: files are mapped, for writing too; a reader copies the rows of one batch. Disk: `disk_bytes`.
+Memory: files are mapped, for reading and for writing; a reader copies the rows of one batch. Disk: `disk_bytes`.
 
 Shapes: D documents and N targets of a shard or a batch, K tokens kept, B rows and T tokens of a packed batch.
 """
@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
-from torch import Tensor
 
+from lit_puzzle.data.batches import PackedBatch
 from lit_puzzle.data.document_files import DocumentFolder
 from lit_puzzle.data.packing import Integers
-from lit_puzzle.distill.losses import TopParent
+from lit_puzzle.distill.losses import TopKLogits
 from lit_puzzle.model.safetensors_file import read_json
 from lit_puzzle.run.folder import require_input, write_atomically
 
@@ -39,39 +39,39 @@ CODES = {"int32": "I32", "int64": "I64", "float16": "F16", "float32": "F32"}
 
 
 def file_name(number: int) -> str:
-    """Of a shard's file."""
+    """Return the name of a shard's file."""
     return f"shard-{number:05d}.safetensors"
 
 
 def disk_bytes(targets: int, documents: int, shards: int, top_k: int, precision: Precision) -> int:
-    """All files together, headers (at most 512 bytes each) included."""
+    """Return the size of all files together, headers (at most 512 bytes each) included."""
     size = np.dtype(precision).itemsize
     return targets * (top_k * (4 + size) + size) + 8 * (documents + shards) + 512 * shards
 
 
 def check_disk(folder: Path, needed: int) -> None:
-    """Refuses to begin what the disk cannot hold.
+    """Check that the disk has room for a number of bytes.
 
     Raises:
-        ValueError: With both sizes.
+        ValueError: too little space; the message gives both sizes.
     """
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ValueError(
-            f"{folder}: the parent's logits need {needed / 2**30:.2f} GiB, the disk has {free / 2**30:.2f} GiB left. "
-            "Keep a smaller top_k, float16, or fewer documents."
+            f"{folder}: top-k logits need {needed / 2**30:.2f} GiB, the disk has {free / 2**30:.2f} GiB left. "
+            "Choose a smaller top_k, float16, or fewer documents."
         )
 
 
 @contextmanager
 def new_shard(path: Path, first: Integers, top_k: int, precision: Precision) -> Iterator[dict[str, NDArray[Any]]]:
-    """Mapped arrays to be filled; the file appears, whole and synced, when the block ends well.
+    """Yield mapped arrays to fill; the file gets its name, synced to disk, when the body ends without an error.
 
     Args:
-        path: The file.
-        first: (D + 1), which is written at once.
+        path: file to write.
+        first: (D + 1) row of each document's first target, and at the end N; written at once.
         top_k: K.
-        precision: Of the log-probabilities.
+        precision: precision of the log-probabilities.
 
     Yields:
         `token_ids`, `log_probs`, `log_rest`.
@@ -103,7 +103,7 @@ def new_shard(path: Path, first: Integers, top_k: int, precision: Precision) -> 
 
 
 def _header(layout: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, dict[str, tuple[int, int]]]:
-    """Header of a safetensors file, widest numbers first, and each tensor's first and last byte in the file."""
+    """Return the header of a safetensors file, widest numbers first, and each tensor's first and last byte in it."""
     spans, end = {}, 0
     for name, (dtype, shape) in layout.items():
         begin, end = end, end + math.prod(shape) * np.dtype(dtype).itemsize
@@ -119,7 +119,7 @@ def _header(layout: Mapping[str, tuple[str, tuple[int, ...]]]) -> tuple[bytes, d
 
 
 def write_record(folder: Path, fingerprint: str, documents: DocumentFolder, top_k: int, precision: Precision) -> None:
-    """Makes the folder complete."""
+    """Write the record, which makes the folder complete."""
     record = {
         "fingerprint": fingerprint,
         "documents": documents.identity,
@@ -130,33 +130,31 @@ def write_record(folder: Path, fingerprint: str, documents: DocumentFolder, top_
 
 
 def rest_mass(folder: Path, shards: int) -> float:
-    """Summed over all targets, the probability of the tokens that were not kept."""
+    """Return the probability of the tokens that were not kept, summed over all targets."""
     files = (safe_open(folder / file_name(number), framework="pt") for number in range(shards))
     return sum(float(file.get_tensor("log_rest").double().exp().sum()) for file in files)
 
 
 class TopLogits:
-    """A complete folder of a parent's most likely tokens, mapped.
+    """A complete folder of the parent's top-k logits, mapped into memory.
+
+    Args:
+        folder: `top_logits/` of a run.
+        documents: documents of the packed batches.
 
     Attributes:
-        folder: Where it lies.
-        record: What its `top_logits.json` says: fingerprint (of the parent), documents, top_k, precision.
+        folder: the folder.
+        record: content of its `top_logits.json`: fingerprint (of the parent), documents, top_k, precision.
+
+    Raises:
+        ValueError: a folder that is missing, incomplete, or computed for other documents.
     """
 
     def __init__(self, folder: Path, documents: DocumentFolder) -> None:
-        """Opens it.
-
-        Args:
-            folder: `top_logits/` of a run.
-            documents: The documents that packed batches are made of.
-
-        Raises:
-            ValueError: It is missing, unfinished, or was computed for other documents.
-        """
-        folder = require_input(folder, "folder of the parent's logits")
+        folder = require_input(folder, "folder of the parent's top-k logits")
         if not (folder / RECORD_FILE).is_file():
             raise ValueError(
-                f"{folder} holds no {RECORD_FILE}. `lightning run recipes/precompute_logits.yaml` makes one."
+                f"{folder} contains no {RECORD_FILE}. `lightning run recipes/precompute_logits.yaml` makes one."
             )
         self.record = read_json(folder / RECORD_FILE)
         if self.record["documents"] != documents.identity:
@@ -169,22 +167,23 @@ class TopLogits:
         self._first_row = [file.get_tensor("first") for file in self._files]
 
     def check_parent(self, fingerprint: str) -> None:
-        """Refuses tokens of another parent than the one with this fingerprint.
+        """Check that the logits are those of the parent with this fingerprint.
 
         Raises:
-            ValueError: They are.
+            ValueError: logits of another parent.
         """
         if self.record["fingerprint"] != fingerprint:
             raise ValueError(
                 f"{self.folder} was computed by the model {self.record['fingerprint']}, but the child's plan.json is "
-                f"of the parent {fingerprint}. Compute it with that parent; for another teacher remove plan.json."
+                f"of the parent {fingerprint}. Compute it with that parent, or remove plan.json to distill from this "
+                "model."
             )
 
-    def for_batch(self, batch: Mapping[str, Tensor]) -> TopParent:
-        """The rows of a packed batch's targets, in the order of `batch["loss_mask"].nonzero()`.
+    def for_batch(self, batch: PackedBatch) -> TopKLogits:
+        """Return the logits at a packed batch's targets, in the order of `batch["loss_mask"].nonzero()`.
 
         Args:
-            batch: `document_ids` and `loss_mask`, (B, T) each, of `PackedDocuments` (documents may be cut there).
+            batch: `document_ids` and `loss_mask` of a packed batch, whose documents may be cut off at their ends.
 
         Returns:
             Token ids (N, K) int64 and logs (N, K), (N) float32, on the batch's device.
@@ -199,10 +198,10 @@ class TopLogits:
             for name in ("token_ids", "log_probs", "log_rest")
         }
         ids_NK, log_p_NK, log_rest_N = (column.to(mask_BT.device) for column in columns.values())
-        return TopParent(ids_NK.long(), log_p_NK.float(), log_rest_N.float())
+        return TopKLogits(ids_NK.long(), log_p_NK.float(), log_rest_N.float())
 
     def _rows(self, number: int, targets: int) -> tuple[int, int, int]:
-        """Shard, first row and end of the first `targets` targets of a document."""
+        """Return shard, first row and end of the first `targets` targets of a document."""
         shard = bisect_right(self._first_document, number) - 1
         begin = int(self._first_row[shard][number - self._first_document[shard]])
         return shard, begin, begin + targets

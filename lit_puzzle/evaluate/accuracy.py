@@ -35,7 +35,7 @@ from lit_puzzle.generation.policy import load_policy
 from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.kv_cache.fp8_cache import Fp8Cache, scales_for
-from lit_puzzle.kv_cache.kv_statistics import Scales
+from lit_puzzle.kv_cache.scales import ScalePair
 from lit_puzzle.run.folder import require_input
 
 EPISODES_FILE = "episodes.jsonl"
@@ -247,7 +247,7 @@ def evaluate(
     return results
 
 
-def load_with_fp8_cache(settings: EngineSettings, checkpoint: Path, scales: Sequence[Scales | None]) -> Engine:
+def load_with_fp8_cache(settings: EngineSettings, checkpoint: Path, scales: Sequence[ScalePair | None]) -> Engine:
     """Load a checkpoint folder into transformers, with a simulated FP8 KV cache."""
     policy, tokenizer = load_policy(checkpoint, settings.dtype)
     return TransformersEngine(policy, tokenizer, settings.batch_size, partial(Fp8Cache, policy.config, scales))

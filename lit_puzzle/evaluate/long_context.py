@@ -157,8 +157,8 @@ class LongContextAccuracy:
         context = int(policy.config.max_position_embeddings)
         if longest > context:
             raise ValueError(
-                f"{self.name}: a prompt with its answer has {longest} tokens; the model's context holds {context} "
-                f"(max_position_embeddings). Set context_tokens to at most {context} less the answer's tokens."
+                f"{self.name}: a prompt with its completion has {longest} tokens; the model's context holds {context} "
+                f"(max_position_embeddings). Set context_tokens to at most {context} less the completion's tokens."
             )
 
     def _references(

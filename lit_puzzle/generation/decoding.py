@@ -33,7 +33,7 @@ UNIFORMS = 64  # random numbers of a row that are made at once
 
 
 @dataclass(frozen=True)
-class Policy:
+class LoadedModel:
     """What decoding needs of a model.
 
     Args:
@@ -102,14 +102,14 @@ class Decoding:
     """All completions of one call, from the first prompt to the last token.
 
     Args:
-        policy: the model.
+        model: what generates.
         sampling: how tokens are drawn.
         batch_size: most rows in progress.
         rows: the completions, none of them begun.
     """
 
-    def __init__(self, policy: Policy, sampling: Sampling, batch_size: int, rows: Sequence[Row]) -> None:
-        self.policy = policy
+    def __init__(self, model: LoadedModel, sampling: Sampling, batch_size: int, rows: Sequence[Row]) -> None:
+        self.model = model
         self.sampling = sampling
         self.batch_size = batch_size
         self.queue = deque(sorted(rows, key=lambda row: row.length))
@@ -153,18 +153,18 @@ class Decoding:
             if rows and (len(rows) + 1) * self.queue[0].length ** 2 > PREFILL_PAIRS:
                 break
             rows.append(self.queue.popleft())
-        padded = pad_left([row.prompt for row in rows], self.policy.pad_id)
-        ids_BT, mask_BT = (x.to(self.policy.device) for x in padded)
-        cache = self.policy.make_cache()
-        logits_BV = self.policy.forward(ids_BT, mask_BT, (mask_BT.cumsum(-1) - 1).clamp(min=0), cache)
+        padded = pad_left([row.prompt for row in rows], self.model.pad_id)
+        ids_BT, mask_BT = (x.to(self.model.device) for x in padded)
+        cache = self.model.make_cache()
+        logits_BV = self.model.forward(ids_BT, mask_BT, (mask_BT.cumsum(-1) - 1).clamp(min=0), cache)
         return Batch(rows, cache, self._draw(rows, logits_BV), mask_BT.sum(-1))
 
     def _decode(self, batch: Batch) -> None:
         """Add one token to every row of a batch."""
         batch.cached_B += 1
         columns = batch.cache.get_seq_length() + 1
-        mask_BW = torch.arange(columns, device=self.policy.device) >= columns - batch.cached_B[:, None]
-        logits_BV = self.policy.forward(batch.last_B[:, None], mask_BW, batch.cached_B[:, None] - 1, batch.cache)
+        mask_BW = torch.arange(columns, device=self.model.device) >= columns - batch.cached_B[:, None]
+        logits_BV = self.model.forward(batch.last_B[:, None], mask_BW, batch.cached_B[:, None] - 1, batch.cache)
         batch.last_B = self._draw(batch.rows, logits_BV)
 
     def _draw(self, rows: Sequence[Row], logits_BV: Tensor) -> Tensor:
@@ -181,7 +181,7 @@ class Decoding:
                 continue
             row.token_ids.append(token)
             row.logprobs.append(logprob)
-            if token in self.policy.end_ids:
+            if token in self.model.end_ids:
                 row.finish = "stop"
             elif len(row.token_ids) == sampling.max_new_tokens:
                 row.finish = "length"
@@ -198,10 +198,10 @@ class Decoding:
         if leaving * SHARE < len(batch.rows) and batch.cache.get_seq_length() < 2 * limit:
             self.batches.setdefault(size, []).append(batch)
             return
-        for kept, free in ((grown, not stay), (stay, True)):
+        for kept, target, free in ((grown, size + 1, not stay), (stay, size, True)):
             if kept:
                 part = self._gather([(batch, kept)], free) if leaving else batch
-                self.batches.setdefault(size + (kept is grown), []).append(part)
+                self.batches.setdefault(target, []).append(part)
 
     def _join(self, parts: Sequence[Batch]) -> Batch:
         """Return the batches as one."""
@@ -212,7 +212,7 @@ class Decoding:
     def _gather(self, parts: Sequence[tuple[Batch, Sequence[int]]], free: bool) -> Batch:
         rows = [batch.rows[i] for batch, kept in parts for i in kept]
         width = max(row.length for row in rows) - 1  # the newest token is not in the cache
-        cache = gather_rows([(batch.cache, kept) for batch, kept in parts], self.policy.make_cache(), width, free)
+        cache = gather_rows([(batch.cache, kept) for batch, kept in parts], self.model.make_cache(), width, free)
         return Batch(
             rows,
             cache,

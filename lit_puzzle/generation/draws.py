@@ -10,7 +10,7 @@ the words before it. numpy guarantees the words of its bit generators for all ve
 and numpy's distributions. Logits themselves may differ in the last bits between batch shapes; a draw changes with them
 only where u lies that close to an edge between two tokens.
 
-Memory of a draw: 24 bytes for each logit of `CHUNK` logits, 48 with top_p < 1, never more whatever the batch.
+Memory of a draw: about 24 bytes for each of `CHUNK` logits, 60 with top_p < 1, whatever the batch.
 Reads and writes nothing. Shapes: B rows, V vocabulary.
 """
 

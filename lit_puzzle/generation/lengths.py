@@ -1,9 +1,9 @@
-"""Lengths of answers: mean and quantiles, and the file `generation_lengths.json` that a parent hands to its children.
+"""Lengths of completions: mean, quantiles, and the file `generation_lengths.json` that a parent hands to its children.
 
 Reads and writes: `<checkpoint folder>/generation_lengths.json`, generated tokens per effort:
 ``{"high": {"mean": 32.1, "p50": 31.0, "p95": 40.0}, ...}``.
 Source: the table of generated tokens per effort of arXiv 2602.11937. A quantile q is the smallest length that at least
-a share q of the answers does not exceed (the inverse of the empirical distribution function).
+a share q of the completions does not exceed (the inverse of the empirical distribution function).
 """
 
 import json
@@ -17,7 +17,7 @@ LENGTHS_FILE = "generation_lengths.json"
 
 @dataclass(frozen=True)
 class LengthStatistics:
-    """Generated tokens of one group of answers."""
+    """Generated tokens of one group of completions."""
 
     mean: float
     p50: float
@@ -49,7 +49,7 @@ def read_lengths(folder: Path) -> dict[str, LengthStatistics]:
     file = folder / LENGTHS_FILE
     if not file.is_file():
         raise ValueError(
-            f"{file} does not exist: nothing says how long the parent's answers are. "
+            f"{file} does not exist: nothing says how long the parent's completions are. "
             "`lightning run recipes/evaluate.yaml --checkpoint=PARENT` writes it into its run folder; copy it here."
         )
     try:

@@ -22,7 +22,7 @@ from torch import Tensor, distributed
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import is_fsdp_managed_module
 
-from lit_puzzle.generation.decoding import Decoding, Policy, Row, random_numbers
+from lit_puzzle.generation.decoding import Decoding, LoadedModel, Row, random_numbers
 from lit_puzzle.generation.engine import Completion, check_prompts
 from lit_puzzle.generation.kv_rows import CompactCache, check_layers
 from lit_puzzle.generation.policy import evaluation_mode
@@ -64,10 +64,10 @@ class TransformersEngine:
     ) -> list[Completion]:
         """Return one completion for each prompt; see `lit_puzzle.generation.engine.Engine`."""
         numbers = check_prompts(prompts, rows)
-        policy = Policy(self._forward, self.make_cache, frozenset(self.end_ids), self.pad_id, self.model.device)
+        model = LoadedModel(self._forward, self.make_cache, frozenset(self.end_ids), self.pad_id, self.model.device)
         pairs = zip(prompts, numbers, strict=True)
         begun = [Row(prompt, random_numbers(sampling.seed, number)) for prompt, number in pairs]
-        decoding, progress = Decoding(policy, sampling, self.batch_size, begun), Progress(len(begun))
+        decoding, progress = Decoding(model, sampling, self.batch_size, begun), Progress(len(begun))
         with evaluation_mode(self.model), torch.no_grad():
             while self._continues(decoding.busy):
                 if decoding.busy:

@@ -1,1 +1,1 @@
-"""An FP8 KV cache: scales, their calibration, and a simulation."""
+"""FP8 KV cache: scales, their calibration, and a simulation of the cache."""

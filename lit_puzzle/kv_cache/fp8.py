@@ -1,12 +1,12 @@
-"""What FP8 does to a KV cache, as arithmetic on tensors: scales, rounding, and how much a scale loses.
+"""Arithmetic of an FP8 KV cache: rounding, scales, and the error under a scale.
 
     stored = e4m3(clamp(x / scale, -448, 448))      e4m3: to the nearest, ties to even (torch.float8_e4m3fn)
     read   = stored * scale
-    scale  = amax / 448, and rounded up to a power of two where that is asked for: x / scale is then exact
+    scale  = amax / 448, optionally rounded up to a power of two, so that x / scale is exact
 
-Magnitudes are counted by the upper 16 bits of float32, that is one count for each bfloat16 number: exact for a cache
-computed in bfloat16, and float32 values count as truncated. Percentiles, overflow and the squared error of any scale
-follow from the counts, however much data there was. Being whole numbers they add up to the same in any order.
+Magnitudes are counted by the upper 16 bits of float32, which is one count for each bfloat16 number: exact for a cache
+computed in bfloat16; float32 values are truncated to it. Percentiles, overflow and the squared error of any scale
+follow from the counts, whatever the amount of data. Counts are whole numbers: their sum does not depend on the order.
 
 Reads and writes nothing. Memory: 8 * 32768 bytes for each set of counts.
 Source: arXiv 2602.11937 (amax / 448, power of two); arXiv 2209.05433 (e4m3).
@@ -19,26 +19,26 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from lit_puzzle.kv_cache.kv_scales import E4M3_MAX
+from lit_puzzle.kv_cache.scales import E4M3_MAX
 
 MAGNITUDES = 1 << 15
-_SEARCH_OCTAVES = 12  # how far below amax / 448 the search goes: amax is then 4096 times what saturates
+_SEARCH_OCTAVES = 12  # of scales below amax / 448; at the lowest one, amax is 4096 times the largest stored value
 _STEPS_PER_OCTAVE = 16
 
 
 def quantize(x_BGTC: Tensor, scale: Tensor) -> Tensor:
-    """Stored numbers of a cache, float8_e4m3fn; what is too large becomes the largest number, never NaN.
+    """Return the stored values of a cache, float8_e4m3fn; values beyond its range saturate and never become NaN.
 
     Args:
-        x_BGTC: Keys or values.
-        scale: One for all, or one per head (G).
+        x_BGTC: keys or values.
+        scale: one scale for all heads (scalar), or one for each head (G).
     """
-    scaled = x_BGTC.float() / _per_head(scale)  # torch's cast on CPUs saturates by itself; this does not rely on it
+    scaled = x_BGTC.float() / _per_head(scale)  # torch's cast saturates on CPUs only
     return scaled.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
 
 
 def dequantize(stored_BGTC: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """What attention reads of stored numbers."""
+    """Return what attention reads: stored * scale, in `dtype`."""
     return (stored_BGTC.float() * _per_head(scale)).to(dtype)
 
 
@@ -46,25 +46,25 @@ def _per_head(scale: Tensor) -> Tensor:
     return scale if scale.ndim == 0 else scale[:, None, None]
 
 
-def saturating_at(amax: Tensor) -> Tensor:
-    """The scale amax / 448, rounded so that amax does not saturate: 448 times it is not below amax in float32."""
+def amax_scale(amax: Tensor) -> Tensor:
+    """Return amax / 448, rounded so that amax does not saturate: 448 * scale >= amax in float32."""
     scale = amax / E4M3_MAX
     return torch.where(scale * E4M3_MAX < amax, scale.nextafter(torch.full_like(scale, torch.inf)), scale)
 
 
 def power_of_two_up(x: Tensor) -> Tensor:
-    """The smallest powers of two that are not below positive numbers."""
+    """Return the smallest powers of two that are at least x > 0, elementwise."""
     mantissa, exponent = torch.frexp(x)  # x = mantissa * 2 ** exponent, mantissa in [0.5, 1)
     return torch.ldexp(torch.ones_like(x), torch.where(mantissa == 0.5, exponent - 1, exponent))
 
 
 def magnitudes() -> Tensor:
-    """The number (M) of each count, float32; from index 32640 on they are infinite or NaN."""
+    """Return the magnitude (M) that each count stands for, float32; infinite or NaN from index 32640 on."""
     return (torch.arange(MAGNITUDES, dtype=torch.int32) << 16).view(torch.float32)
 
 
 def count_magnitudes(x_NGC: Tensor, per_head: bool) -> Tensor:
-    """Counts of the magnitudes of keys or values, int64: (G, M), or (1, M) over all heads."""
+    """Count the magnitudes of keys or values; return int64 of shape (G, M), or (1, M) over all heads."""
     bits_NGC = x_NGC.float().abs().view(torch.int32).long() >> 16
     if not per_head:
         return torch.bincount(bits_NGC.flatten(), minlength=MAGNITUDES)[None]
@@ -74,19 +74,19 @@ def count_magnitudes(x_NGC: Tensor, per_head: bool) -> Tensor:
 
 
 def percentile(counts_M: Tensor, percent: float) -> Tensor:
-    """The smallest magnitude that at least `percent` of a hundred values do not exceed, float32."""
+    """Return the smallest magnitude that at least `percent` percent of the values do not exceed, float32."""
     needed = math.ceil(Fraction(str(percent)) * int(counts_M.sum()) / 100)
     place = int((counts_M.cumsum(0) < needed).sum())
     return magnitudes()[place]
 
 
 def overflow(counts_M: Tensor, scale: Tensor) -> int:
-    """Values beyond 448 times a scale."""
+    """Return the number of values beyond 448 * scale."""
     return int(counts_M[magnitudes() > E4M3_MAX * scale].sum())
 
 
 def squared_error(counts_M: Tensor, scale: Tensor) -> float:
-    """Sum over all counted values of (value - what is read of it)^2 at a scale, in float64."""
+    """Return the sum over all counted values x of (x - read(x))^2 under a scale, in float64."""
     kept = counts_M.nonzero().flatten()
     exact_K = magnitudes()[kept]
     read_K = dequantize(quantize(exact_K, scale), scale, torch.float32)
@@ -94,15 +94,16 @@ def squared_error(counts_M: Tensor, scale: Tensor) -> float:
 
 
 def least_error_scale(counts_M: Tensor, amax: Tensor, power_of_two: bool) -> Tensor:
-    """The scale of least squared error; of equals the largest, which leaves most headroom.
+    """Return the scale of least squared error; among equals the largest, which leaves most headroom.
 
     Args:
-        counts_M: Counts of magnitudes.
-        amax: The largest of them, a float32 scalar.
-        power_of_two: Whether only powers of two are tried: from amax / 448, rounded up, 12 octaves down. Otherwise 16
-            steps an octave, from one octave above amax / 448 on: where e4m3's steps fall matters then.
+        counts_M: counts of magnitudes.
+        amax: the largest magnitude, a float32 scalar.
+        power_of_two: whether to try only powers of two: amax / 448 rounded up, and 12 octaves down. Otherwise 16 scales
+            in each octave are tried, from one octave above amax / 448, because the error then depends on where the
+            steps of e4m3 lie.
     """
-    top = saturating_at(amax)
+    top = amax_scale(amax)
     if power_of_two:
         tried = [power_of_two_up(top) * 0.5**step for step in range(_SEARCH_OCTAVES + 1)]
     else:

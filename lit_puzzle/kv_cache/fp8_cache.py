@@ -1,11 +1,12 @@
-"""The model under an FP8 KV cache, simulated: keys and values are stored as e4m3 and read back with their scales.
+"""Simulate an FP8 KV cache: keys and values are stored as e4m3 and read back with their scales.
 
-Rounds to nearest, as GPUs do. For generation (`past_key_values=Fp8Cache(...)` of transformers' `generate`) and for
-whole sequences (a fresh cache in one forward pass): attention reads nothing but what was stored, the newest token
-included. Layers without scales, and every window, are as transformers has them.
+Rounds to nearest, as GPUs do. Works in generation (`past_key_values=Fp8Cache(...)`) and over whole sequences (a new
+cache in one forward pass): attention reads only stored values, those of the newest token too. Layers without scales and
+the windows of layers are those of transformers' own cache.
 
-Reads KV scales, from their own folder or from a checkpoint that carries them. Memory: 1 byte for each key and value of
-the cache, and while a layer runs its whole cache in the model's dtype: slower than the model, on purpose.
+Reads KV scales from their own folder, or from a checkpoint that contains them. Memory: 1 byte for each stored key and
+value, and the whole cache of one layer in the model's dtype while that layer runs. Slower than the model's own cache:
+it is for measuring the quality loss.
 Source: formulas in `lit_puzzle.kv_cache.fp8`; the shapes are those of transformers' caches (B, G, T, C).
 """
 
@@ -18,28 +19,27 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 
 from lit_puzzle.kv_cache.fp8 import dequantize, quantize
-from lit_puzzle.kv_cache.kv_scales import KVScales, check_positive
-from lit_puzzle.kv_cache.kv_statistics import Scales, Window
+from lit_puzzle.kv_cache.scales import KVScales, ScalePair, Window, check_positive
 from lit_puzzle.model.checkpoint import Checkpoint
-from lit_puzzle.model.layout import KV_SCALES, layer_prefix
+from lit_puzzle.model.layout import layer_prefix
 
 
 class Fp8Cache(DynamicCache):
-    """A cache whose layers hold float8_e4m3fn.
+    """KV cache whose layers store float8_e4m3fn.
 
     Args:
-        config: of the model.
-        scales: for each layer of keys and values; None: it stores what it is given.
+        config: configuration of the model.
+        scales: scales of each layer's keys and values; a layer with None stores them unchanged.
     """
 
-    def __init__(self, config: PreTrainedConfig, scales: Sequence[Scales | None]) -> None:
+    def __init__(self, config: PreTrainedConfig, scales: Sequence[ScalePair | None]) -> None:
         super().__init__(config=config)
         self.scales = scales
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Stores new keys and values; returns all that the layer holds, as it reads them."""
+        """Store new keys and values; return all of the layer's, as attention reads them."""
         scales = self.scales[layer_idx]
         if scales is None:
             return super().update(key_states, value_states, layer_idx, *args, **kwargs)
@@ -49,40 +49,40 @@ class Fp8Cache(DynamicCache):
         return dequantize(keys, k_scale, key_states.dtype), dequantize(values, v_scale, value_states.dtype)
 
 
-def scales_for(checkpoint: Path, kv_scales: Path | None) -> list[Scales | None]:
-    """The scales that a serving engine would use for a checkpoint with an FP8 cache.
+def scales_for(checkpoint: Path, kv_scales: Path | None) -> list[ScalePair | None]:
+    """Return the scales that a serving engine would use for a checkpoint with an FP8 cache.
 
     Args:
-        checkpoint: Its folder.
-        kv_scales: Folder of scales; None: those that the checkpoint carries (a windowed layer without any keeps its
-            cache as it is), and 1 everywhere where it carries none.
+        checkpoint: folder of the checkpoint.
+        kv_scales: folder of scales; None uses those in the checkpoint (a windowed layer without scales keeps its own
+            cache), or 1 everywhere if the checkpoint contains none.
 
     Raises:
-        ValueError: The scales are of another checkpoint or damaged, or one is missing.
+        ValueError: the scales are of another checkpoint or damaged, or one is missing.
     """
     opened = Checkpoint(checkpoint)
     if kv_scales is not None:
         found = KVScales.load(kv_scales)
         found.check_checkpoint(opened.fingerprint())
         return layer_scales(found)
-    if not any(name.endswith(KV_SCALES) for name in opened.tensors):
+    if not any(name.endswith(opened.family.layer.kv_scales) for name in opened.tensors):
         return [(torch.tensor(1.0), torch.tensor(1.0))] * opened.num_layers
-    return [_carried(opened, layer, window) for layer, (_, window) in enumerate(opened.blocks)]
+    return [_scales_in(opened, layer, window) for layer, (_, window) in enumerate(opened.blocks)]
 
 
-def layer_scales(scales: KVScales) -> list[Scales | None]:
-    """Only the scales, as `Fp8Cache` takes them."""
+def layer_scales(scales: KVScales) -> list[ScalePair | None]:
+    """Return only the scales, as `Fp8Cache` takes them."""
     return [None if layer is None else (layer.k.scale, layer.v.scale) for layer in scales.layers]
 
 
-def _carried(checkpoint: Checkpoint, layer: int, window: Window) -> Scales | None:
-    """The scales of a layer in a checkpoint that carries some; `Checkpoint` has seen to it that none is alone."""
-    k_name, v_name = (layer_prefix(layer) + name for name in KV_SCALES)
+def _scales_in(checkpoint: Checkpoint, layer: int, window: Window) -> ScalePair | None:
+    """Return the scales of a layer; `Checkpoint` has checked that keys and values have both or none."""
+    k_name, v_name = (layer_prefix(layer) + name for name in checkpoint.family.layer.kv_scales)
     if k_name in checkpoint.tensors:
         return _read(checkpoint, k_name), _read(checkpoint, v_name)
     if window is None:
         raise ValueError(
-            f"{checkpoint.folder} carries KV scales, but no {k_name}; only windowed layers may have none. Run "
+            f"{checkpoint.folder} contains KV scales, but no {k_name}; only windowed layers may have none. Run "
             "recipes/calibrate_kv.yaml on it and give the result as kv_scales."
         )
     return None

@@ -1,12 +1,13 @@
-"""What an FP8 KV cache does to a model's predictions on documents, and a model on which it must matter.
+"""Quality loss of a model under an FP8 KV cache, on documents; and outliers for a model on which scales matter.
 
-    kl        = mean over tokens of sum over v of p(v) (log p(v) - log q(v))        p: as it is, q: under the FP8 cache
+    kl        = mean over tokens of sum over v of p(v) (log p(v) - log q(v))
     log_prob  = mean over tokens of log q(token) - log p(token)
-    top1      = share of tokens at which the likeliest next token is another one
+    top1      = share of tokens for which the most likely next token differs
 
-Reads and writes nothing. Memory beside the model: 16 bytes for each token of a batch and word of the vocabulary.
-Shapes: B rows, T tokens, V vocabulary; N tokens that are predicted; G key/value heads, C channels of
-a head.
+p: probabilities under the model's own cache, q: under the FP8 cache.
+
+Reads and writes nothing. Memory in addition to the model: 16 bytes x tokens of a batch x vocabulary size.
+Shapes: B rows, T tokens, V vocabulary, N predicted tokens, G key/value heads, C channels of a head.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,21 +17,22 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_puzzle.kv_cache.fp8_cache import Fp8Cache
-from lit_puzzle.kv_cache.kv_statistics import Scales
+from lit_puzzle.kv_cache.scales import ScalePair
+from lit_puzzle.model.modules import attention_of, model_family
 
 
 def kv_quality_loss(
-    model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]], scales: Sequence[Scales | None]
+    model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]], scales: Sequence[ScalePair | None]
 ) -> dict[str, float]:
-    """Damage of an FP8 cache with given scales.
+    """Return the quality loss of an FP8 cache with given scales.
 
     Args:
-        model: in evaluation mode.
-        batches: rows: `input_ids` and `attention_mask`, (B, T), padded at the end.
-        scales: of each layer; None: its cache is as it is.
+        model: model in evaluation mode.
+        batches: rows: `input_ids` and `attention_mask`, (B, T), padded on the right.
+        scales: scales of each layer; a layer with None keeps its own cache.
 
     Returns:
-        `kl`, `kl_se` (standard error over tokens), `log_prob`, `top1`.
+        `kl` (nats), `kl_se` (standard error over tokens), `log_prob`, `top1`.
     """
     kl, gain, other = [], [], []
     for batch in batches:
@@ -57,16 +59,17 @@ def kv_quality_loss(
 def add_outliers(
     model: PreTrainedModel, factor: float, channels: Sequence[int], heads: Sequence[int] | None = None
 ) -> None:
-    """Scales some channels of keys and values, in place; what the model computes stays the same.
+    """Scale some channels of keys and values in place, without changing what the model computes.
 
-    Channel c goes with the one that RoPE turns it with, c + half a head. Keys: rows of k_proj times the factor, of
-    q_proj divided by it. Values: rows of v_proj and columns of o_proj. Exact where the factor is a power of two.
+    Channel c is scaled together with channel c + half a head, which RoPE rotates it with. Rows of the key projection
+    are multiplied by the factor and rows of the query projection divided by it, likewise rows of the value projection
+    and columns of the output projection. Exact if the factor is a power of two.
 
     Args:
-        model: stock gpt-oss or a child.
-        factor: above 1 makes outliers, below 1 values too small for FP8.
-        channels: below half a head.
-        heads: key/value heads; None: all.
+        model: parent or child.
+        factor: factor of the scaled channels: above 1 makes outliers, below 1 values too small for FP8.
+        channels: channels to scale, each below half a head.
+        heads: key/value heads to scale; None: all.
     """
     config = model.config
     groups, half = config.num_key_value_heads, config.head_dim // 2
@@ -75,12 +78,14 @@ def add_outliers(
     for head in range(groups) if heads is None else heads:
         factors_GC[head, scaled] = factor
     stored, read = factors_GC.flatten(), factors_GC.repeat_interleave(config.num_attention_heads // groups, 0).flatten()
+    family = model_family(model)
     for layer in model.model.layers:
-        attention = layer.self_attn
+        attention = attention_of(layer, family)
+        queries, keys, values, output = (attention.get_submodule(name) for name in family.layer.projections)
         with torch.no_grad():
-            for projection in (attention.k_proj, attention.v_proj):
+            for projection in (keys, values):
                 projection.weight *= stored[:, None]
                 projection.bias *= stored
-            attention.q_proj.weight /= read[:, None]
-            attention.q_proj.bias /= read
-            attention.o_proj.weight /= read
+            queries.weight /= read[:, None]
+            queries.bias /= read
+            output.weight /= read

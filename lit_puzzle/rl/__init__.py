@@ -1,1 +1,1 @@
-"""Reinforcement learning on verifiable rewards: environments, rewards, TRL's engine, and the recovery module."""
+"""Reinforcement learning on verifiable rewards: settings, rewards, TRL's engine, and the recovery module."""

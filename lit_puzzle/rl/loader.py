@@ -1,9 +1,9 @@
-"""A loader that resumes: hands out the batches of another loader from any position, and never disturbs its randomness.
+"""A loader that resumes: yields the batches of another loader from any position, with the same random numbers.
 
-`position` counts the batches handed out since the run began. An epoch that is entered in its middle (a resumed run)
-must not draw random numbers that the first run had drawn at that epoch's beginning, so skipping runs on a copy of the
-random state. Loaders whose sampler shuffles with its own generator advance it once per epoch: epochs that a resumed
-run never sees are opened and left.
+`position` counts the batches since the run began. A run that resumes in the middle of an epoch must not draw the random
+numbers that the uninterrupted run drew at the beginning of that epoch, so batches are skipped on a copy of the random
+state. A sampler that shuffles with its own generator advances it once per epoch; so earlier epochs are started too, and
+abandoned at their first batch. Reads and writes nothing.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 
 class Batches(Protocol):
-    """What the wrapped loader must be: sized, and a new epoch at every iteration."""
+    """A loader with a length, which starts a new epoch at every iteration."""
 
     def __len__(self) -> int: ...
 
@@ -20,12 +20,15 @@ class Batches(Protocol):
 
 
 class ResumableLoader:
-    """Wraps a loader of a known length; iterating continues at `position`.
+    """A loader that continues another one at `position`.
 
     Args:
         make: builds the wrapped loader in its initial state (its sampler freshly seeded).
         stream: context in which the first batch of an epoch is drawn when the epoch starts at its beginning.
-        fork: context in which batches are skipped; leaves the random state as it was.
+        fork: context in which batches are skipped; it restores the random state.
+
+    Attributes:
+        position: number of batches yielded since the run began.
     """
 
     def __init__(
@@ -36,14 +39,14 @@ class ResumableLoader:
     ) -> None:
         self._make, self._stream, self._fork = make, stream, fork
         self._loader = make()
-        self._opened = 0  # epochs that the wrapped loader has begun
+        self._opened = 0  # epochs that the wrapped loader has started
         self.position = 0
 
     def __len__(self) -> int:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Any]:
-        """One epoch (what is left of it), evaluated lazily: `position` is read when the first batch is asked for."""
+        """Yield the rest of an epoch; `position` is read when the first batch is requested."""
         epoch, offset = divmod(self.position, len(self))
         batches = self._open(epoch, offset)
         for batch in batches:
@@ -51,11 +54,11 @@ class ResumableLoader:
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """The position, in batches."""
+        """Return the position, in batches."""
         return {"position": self.position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continues at a saved position."""
+        """Continue at a saved position."""
         self.position = state["position"]
 
     def _open(self, epoch: int, offset: int) -> Iterator[Any]:

@@ -1,21 +1,21 @@
-"""Reward functions: lists in, one float per completion out, in the form that TRL calls; picklable and without state.
+"""Reward functions in the form that TRL calls: lists in, one float per completion out; picklable and without state.
 
-TRL passes `completions` decoded without special tokens, which hides the channels and the end token; so these rewards
+TRL passes `completions` decoded without special tokens, which removes the channels and the end token; so these rewards
 decode `completion_ids` (token lists without padding) themselves. Every other argument is a column of the prompts:
-`answer`, `environment`, `effort`. The completions of one prompt may be spread over processes: each reward looks at one
+`answer`, `environment`, `effort`. The completions of one prompt may be on several processes, so a reward depends on one
 completion only. TRL logs a reward under the callable's `__name__`.
 
 Correctness  r = verify(completion, answer) in {0, 1}
-Finished     r = 1 if the completion ends by <|return|> in a final channel, else 0
+Finished     r = 1 if the completion ends after its final answer, else 0
 LengthLimit  r = -clip((n - start * m) / ((end - start) * m), 0, 1)
              n = generated tokens, m = the parent's mean generated tokens at that effort
 
-Reads: `generation_lengths.json` of the child's folder (only for the length limit). Writes: nothing.
+Reads `generation_lengths.json` of the child's folder (only for the length limit); writes nothing.
 Source: arXiv 2602.11937 limits length in RL recovery; the linear ramp is the soft overlong penalty of DAPO
 (arXiv 2503.14476, equation 13) with limits relative to the parent instead of the context length.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,46 +23,15 @@ from typing import TYPE_CHECKING, Any
 from lit_puzzle.environments.answers import final_text
 from lit_puzzle.environments.environment import Environment
 from lit_puzzle.generation.lengths import read_lengths
+from lit_puzzle.rl.settings import ExtraReward, RewardFunction, RewardSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-RewardFunction = Callable[..., list[float]]
-
-
-@dataclass(frozen=True)
-class RewardSettings:
-    """Weights of the rewards; a weight of 0 leaves that reward out.
-
-    Args:
-        correctness: weight of a right answer.
-        finished: weight of ending by ``<|return|>`` inside a final channel.
-        length: weight of the length limit.
-        length_start: multiple of the parent's mean length at which the length limit starts to cost.
-        length_end: multiple at which it costs its full weight.
-    """
-
-    correctness: float = 1.0
-    finished: float = 0.0
-    length: float = 0.0
-    length_start: float = 1.0
-    length_end: float = 2.0
-
-    def __post_init__(self) -> None:
-        weights = {"correctness": self.correctness, "finished": self.finished, "length": self.length}
-        if min(weights.values()) < 0 or max(weights.values()) == 0:
-            raise ValueError(f"Reward weights {weights} were given; none may be negative and one must be positive.")
-        if not 0 <= self.length_start < self.length_end:
-            raise ValueError(
-                f"length_start {self.length_start} and length_end {self.length_end} were given; "
-                "0 <= length_start < length_end is needed, in multiples of the parent's mean length."
-            )
-
-
 @dataclass(frozen=True)
 class Correctness:
-    """1.0 for a right answer, by the environment that asked."""
+    """1.0 for a right answer, verified by the environment of the prompt."""
 
     environments: tuple[Environment, ...]
     tokenizer: "PreTrainedTokenizerBase"
@@ -76,7 +45,11 @@ class Correctness:
         environment: list[str],
         **columns: Any,
     ) -> list[float]:
-        """Verifies each completion."""
+        """Return the verification of each completion.
+
+        Raises:
+            ValueError: a prompt of an unknown environment.
+        """
         by_name = {known.name: known for known in self.environments}
         unknown = sorted(set(environment) - set(by_name))
         if unknown:
@@ -88,26 +61,26 @@ class Correctness:
 
 @dataclass(frozen=True)
 class Finished:
-    """1.0 for a completion that ends by itself in a final channel."""
+    """1.0 for a completion that ends by itself after its final answer."""
 
     tokenizer: "PreTrainedTokenizerBase"
     __name__ = "finished"
 
     def __call__(self, *, completion_ids: list[list[int]], **columns: Any) -> list[float]:
-        """Looks at the end of each completion."""
+        """Return whether each completion is finished."""
         return [float(final_text(text) is not None) for text in decode(self.tokenizer, completion_ids)]
 
 
 @dataclass(frozen=True)
 class LengthLimit:
-    """0.0 up to `start_tokens[effort]`, falling linearly to -1.0 at `end_tokens[effort]` and beyond."""
+    """0.0 up to `start_tokens[effort]`, then falling linearly to -1.0 at `end_tokens[effort]`."""
 
     start_tokens: dict[str, float]
     end_tokens: dict[str, float]
     __name__ = "length_limit"
 
     def __call__(self, *, completion_ids: list[list[int]], effort: list[str], **columns: Any) -> list[float]:
-        """Counts the tokens of each completion."""
+        """Return the reward of the length of each completion."""
         rewards = []
         for ids, level in zip(completion_ids, effort, strict=True):
             start, end = self.start_tokens[level], self.end_tokens[level]
@@ -116,28 +89,30 @@ class LengthLimit:
 
 
 def decode(tokenizer: "PreTrainedTokenizerBase", completion_ids: Sequence[Sequence[int]]) -> list[str]:
-    """Token lists -> texts with special tokens."""
+    """Return the texts of token lists, with special tokens."""
     return [str(tokenizer.decode(list(ids), skip_special_tokens=False)) for ids in completion_ids]
 
 
 def build_rewards(
     settings: RewardSettings,
+    extra: Sequence[ExtraReward],
     environments: Sequence[Environment],
     tokenizer: "PreTrainedTokenizerBase",
     efforts: Sequence[str],
     child: Path,
 ) -> tuple[list[RewardFunction], list[float]]:
-    """The reward functions with positive weight, and these weights, in the same order.
+    """Return the reward functions whose weight is not 0, and these weights, in the same order.
 
     Args:
-        settings: weights and limits.
-        environments: the environments whose problems are asked.
-        tokenizer: the policy's tokenizer.
-        efforts: the efforts that are asked; the parent's length at each must be known if length is limited.
-        child: the child's folder, which carries the parent's lengths (read only if length is limited).
+        settings: weights and limits of the built-in rewards.
+        extra: further rewards.
+        environments: environments of the prompts.
+        tokenizer: tokenizer of the policy.
+        efforts: efforts of the prompts; the parent's length at each must be known if length is limited.
+        child: folder of the child, with the parent's lengths (read only if length is limited).
 
     Raises:
-        ValueError: length is limited and the folder does not say how long the parent's answers are at every effort.
+        ValueError: length is limited and the folder does not give the parent's lengths at every effort.
     """
     weighted: list[tuple[RewardFunction, float]] = [
         (Correctness(tuple(environments), tokenizer), settings.correctness),
@@ -145,12 +120,17 @@ def build_rewards(
     ]
     if settings.length > 0:
         weighted.append((length_limit(settings, efforts, child), settings.length))
-    used = [(function, weight) for function, weight in weighted if weight > 0]
+    weighted += [(reward.function, reward.weight) for reward in extra]
+    used = [(function, weight) for function, weight in weighted if weight != 0]
     return [function for function, _ in used], [weight for _, weight in used]
 
 
 def length_limit(settings: RewardSettings, efforts: Sequence[str], child: Path) -> LengthLimit:
-    """The length limit relative to the parent's mean lengths in the child's folder."""
+    """Return the length limit relative to the parent's mean lengths, which the child's folder gives.
+
+    Raises:
+        ValueError: the folder does not give the parent's lengths at every effort.
+    """
     lengths = read_lengths(child)
     missing = [effort for effort in efforts if effort not in lengths]
     if missing:

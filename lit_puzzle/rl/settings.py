@@ -1,92 +1,148 @@
-"""Settings of reinforcement learning: typed, checked before anything slow.
+"""Settings of reinforcement learning, as recipes hold them: rollouts, loss, rewards. Imports no torch.
 
-Reads and writes: nothing. Source of the knobs: GRPO (arXiv 2402.03300), Dr. GRPO (arXiv 2503.20783), DAPO
+Reads and writes nothing. Source of the settings: GRPO (arXiv 2402.03300), Dr. GRPO (arXiv 2503.20783), DAPO
 (arXiv 2503.14476); the recovery itself: arXiv 2602.11937.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
+
+LossType = Literal["grpo", "dr_grpo", "dapo", "bnpo"]
+RatioLevel = Literal["token", "sequence"]
+RewardScale = Literal["group", "batch", "none"]
+RewardFunction = Callable[..., list[float]]
+
+
+@dataclass(frozen=True)
+class RolloutSampling:
+    """How completions are drawn; names as in `lit_puzzle.generation.sampling.Sampling`.
+
+    Args:
+        max_new_tokens: cap on the tokens of a completion.
+        temperature: divides the logits, in sampling and in the log-probabilities of the loss.
+        top_p: mass of the most likely tokens that are drawn from; 1.0: all tokens.
+        top_k: number of most likely tokens that are drawn from; 0: all tokens.
+        seed: seed of the order of prompts and of sampling.
+
+    Raises:
+        ValueError: numbers out of range.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.temperature <= 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
+            raise ValueError(
+                f"grpo.sampling.max_new_tokens={self.max_new_tokens}, temperature={self.temperature}, "
+                f"top_p={self.top_p}, top_k={self.top_k} were given; max_new_tokens >= 1, temperature > 0, "
+                "0 < top_p <= 1 and top_k >= 0 are needed."
+            )
+
+
+@dataclass(frozen=True)
+class GRPOLossSettings:
+    """The loss of an update.
+
+    Args:
+        loss_type: `grpo` averages over the tokens of a completion first, `dr_grpo` divides by `max_new_tokens`, `dapo`
+            and `bnpo` by the number of tokens of the batch.
+        epsilon: the importance ratio is clipped at 1 - epsilon ...
+        epsilon_high: ... and 1 + epsilon_high (default: epsilon).
+        importance_sampling_level: one importance ratio per `token` or per `sequence`.
+        scale_rewards: divisor of the advantages: standard deviation of the `group`, of the `batch`, or `none`.
+        beta: weight of the KL divergence to the child before training (unbiased, arXiv 2512.02556); needs LoRA, where
+            the model with its adapter off is the reference.
+        mask_truncated_completions: leaves completions that reach `max_new_tokens` out of the loss.
+
+    Raises:
+        ValueError: another value of a choice, or numbers out of range.
+    """
+
+    loss_type: LossType = "dapo"
+    epsilon: float = 0.2
+    epsilon_high: float | None = None
+    importance_sampling_level: RatioLevel = "token"
+    scale_rewards: RewardScale = "group"
+    beta: float = 0.0
+    mask_truncated_completions: bool = False
+
+    def __post_init__(self) -> None:
+        choices = {
+            "loss_type": (self.loss_type, get_args(LossType)),
+            "importance_sampling_level": (self.importance_sampling_level, get_args(RatioLevel)),
+            "scale_rewards": (self.scale_rewards, get_args(RewardScale)),
+        }
+        for name, (given, allowed) in choices.items():
+            if given not in allowed:
+                raise ValueError(f"grpo.loss.{name} is {given!r}; allowed: {list(allowed)}.")
+        if self.epsilon <= 0 or (self.epsilon_high is not None and self.epsilon_high <= 0) or self.beta < 0:
+            raise ValueError(
+                f"grpo.loss.epsilon={self.epsilon}, epsilon_high={self.epsilon_high}, beta={self.beta} were given; "
+                "the clip ranges must be positive and beta not negative."
+            )
 
 
 @dataclass(frozen=True)
 class GRPOSettings:
-    """One GRPO update.
+    """A GRPO update.
 
-    A generation batch holds `prompts_per_device * steps_per_generation * processes` completions, in groups of
-    `num_generations` of the same prompt; it is used `num_iterations` times, in `steps_per_generation` slices.
+    A generation batch contains `completions_per_device * steps_per_generation * processes` completions in groups of
+    `num_generations`; it is used `num_iterations` times, in `steps_per_generation` slices.
 
     Args:
-        num_generations: completions per prompt (G).
+        num_generations: completions per prompt, a group (G).
         completions_per_device: completions in one slice on one process.
-        max_completion_length: cap on generated tokens.
-        temperature: of sampling, and of the log-probabilities in the loss.
-        top_p: nucleus of sampling; 1.0 samples from all tokens.
-        top_k: most probable tokens to sample from; 0 samples from all.
-        loss_type: `grpo` averages over tokens of a completion first, `dr_grpo` divides by the cap, `dapo` and `bnpo` by
-            the number of tokens of the batch.
-        epsilon: the importance ratio is clipped at 1 - epsilon ...
-        epsilon_high: ... and 1 + epsilon_high (default: epsilon).
-        importance_sampling_level: one importance ratio per `token` or per `sequence`.
-        scale_rewards: what advantages are divided by: standard deviation of the `group`, of the `batch`, or `none`.
-        beta: weight of the KL divergence to the child before training (unbiased, arXiv 2512.02556); needs LoRA, whose
-            adapter when off is the reference.
-        num_iterations: passes over a generation batch.
         steps_per_generation: slices of a generation batch; default: the gradient accumulation, one update a batch.
-        mask_truncated_completions: leaves completions that hit the cap out of the loss.
-        gradient_checkpointing: recomputes activations in backward.
-        unshard_rollouts: gathers a sharded model once per rollout (3x faster); False gathers layer by layer, for
+        num_iterations: passes over a generation batch.
+        unshard_rollouts: gathers a sharded model once per rollout (3 times faster); False gathers layer by layer, for
             models that do not fit on one device.
+        sampling: how completions are drawn.
+        loss: the loss of an update.
+
+    Raises:
+        ValueError: numbers out of range.
     """
 
     num_generations: int = 8
     completions_per_device: int = 32
-    max_completion_length: int = 128
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = "dapo"
-    epsilon: float = 0.2
-    epsilon_high: float | None = None
-    importance_sampling_level: Literal["token", "sequence"] = "token"
-    scale_rewards: Literal["group", "batch", "none"] = "group"
-    beta: float = 0.0
-    num_iterations: int = 1
     steps_per_generation: int | None = None
-    mask_truncated_completions: bool = False
-    gradient_checkpointing: bool = False
+    num_iterations: int = 1
     unshard_rollouts: bool = True
+    sampling: RolloutSampling = RolloutSampling()
+    loss: GRPOLossSettings = GRPOLossSettings()
 
     def __post_init__(self) -> None:
-        at_least = {"num_generations": 2, "completions_per_device": 1, "max_completion_length": 1, "num_iterations": 1}
-        given = {name: getattr(self, name) for name in at_least}
-        for name, lowest in at_least.items():
-            if given[name] < lowest:
-                raise ValueError(f"grpo.{name}={given[name]} was given; it must be at least {lowest}.")
-        if self.steps_per_generation is not None and self.steps_per_generation < 1:
-            raise ValueError(f"grpo.steps_per_generation={self.steps_per_generation} was given; at least 1 is needed.")
-        if self.temperature <= 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
+        slices = 1 if self.steps_per_generation is None else self.steps_per_generation
+        if self.num_generations < 2 or min(self.completions_per_device, slices, self.num_iterations) < 1:
             raise ValueError(
-                f"grpo.temperature={self.temperature}, top_p={self.top_p}, top_k={self.top_k} were given; "
-                "temperature > 0, 0 < top_p <= 1 and top_k >= 0 are needed."
-            )
-        if self.epsilon <= 0 or (self.epsilon_high is not None and self.epsilon_high <= 0) or self.beta < 0:
-            raise ValueError(
-                f"grpo.epsilon={self.epsilon}, epsilon_high={self.epsilon_high}, beta={self.beta} were given; "
-                "the clip ranges must be positive and beta not negative."
+                f"grpo.num_generations={self.num_generations}, completions_per_device={self.completions_per_device}, "
+                f"steps_per_generation={self.steps_per_generation}, num_iterations={self.num_iterations} were given; "
+                "num_generations is at least 2, the others at least 1."
             )
 
     def check_batch(self, accumulate_grad_batches: int, processes: int, prompts: int) -> None:
-        """Checks what depends on the run: whole groups, enough prompts, whole updates per epoch.
+        """Check that a run has whole groups, enough prompts, and whole updates per epoch.
+
+        Args:
+            accumulate_grad_batches: slices of an update.
+            processes: number of processes.
+            prompts: number of training prompts.
 
         Raises:
-            ValueError: with the numbers that were given and the next one that works.
+            ValueError: numbers that do not fit together; the message names the next ones that do.
         """
         slices = self.steps_per_generation or accumulate_grad_batches
         completions = self.completions_per_device * slices * processes
         if completions % self.num_generations:
             raise ValueError(
                 f"A generation batch of {self.completions_per_device} completions x {slices} slices x {processes} "
-                f"processes = {completions} does not hold whole groups of num_generations={self.num_generations}. "
+                f"processes = {completions} does not contain whole groups of num_generations={self.num_generations}. "
                 f"Set grpo.completions_per_device to a multiple of {self.num_generations}."
             )
         needed = completions // self.num_generations
@@ -95,6 +151,59 @@ class GRPOSettings:
         batches = prompts // needed * slices * self.num_iterations
         if batches % accumulate_grad_batches:
             raise ValueError(
-                f"An epoch of {batches} batches does not hold whole updates of trainer.accumulate_grad_batches="
+                f"An epoch of {batches} batches does not contain whole updates of trainer.accumulate_grad_batches="
                 f"{accumulate_grad_batches}. Make grpo.steps_per_generation ({slices}) a multiple of it."
             )
+
+
+@dataclass(frozen=True)
+class RewardSettings:
+    """Weights of the built-in rewards; a weight of 0 leaves a reward out.
+
+    Args:
+        correctness: weight of a right answer.
+        finished: weight of a completion that ends after its final answer.
+        length: weight of the length limit.
+        length_start: multiple of the parent's mean length at which the length limit starts to cost.
+        length_end: multiple at which it costs its full weight.
+
+    Raises:
+        ValueError: negative weights, no positive one, or limits out of order.
+    """
+
+    correctness: float = 1.0
+    finished: float = 0.0
+    length: float = 0.0
+    length_start: float = 1.0
+    length_end: float = 2.0
+
+    def __post_init__(self) -> None:
+        weights = {"correctness": self.correctness, "finished": self.finished, "length": self.length}
+        if min(weights.values()) < 0 or max(weights.values()) == 0:
+            raise ValueError(f"Reward weights {weights} were given; none may be negative and one must be positive.")
+        if not 0 <= self.length_start < self.length_end:
+            raise ValueError(
+                f"length_start {self.length_start} and length_end {self.length_end} were given; "
+                "0 <= length_start < length_end is needed, in multiples of the parent's mean length."
+            )
+
+
+@dataclass(frozen=True)
+class ExtraReward:
+    """A reward function of your own and its weight.
+
+    Args:
+        function: reward function in TRL's form, as a dotted path or a callable object by `class_path`: it gets
+            `completion_ids` and the columns of the prompts as keywords and returns a float for each completion.
+        weight: factor of its values in the sum of rewards; negative for a penalty, 0 leaves the reward out.
+
+    Raises:
+        ValueError: a weight that is not finite.
+    """
+
+    function: RewardFunction
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.weight):
+            raise ValueError(f"extra_rewards: weight {self.weight} was given; it must be finite.")

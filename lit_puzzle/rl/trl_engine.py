@@ -1,12 +1,13 @@
-"""The only file that touches TRL's internals: a `trl.GRPOTrainer` as rollout, reward and loss engine (trl 1.16).
+"""The one module that uses TRL's internals: a `trl.GRPOTrainer` as rollout, reward and loss engine (trl 1.16).
 
-The trainer's own loop never runs. A LightningModule asks for `loss(batch)`, drives optimization itself, and gets the
-weights that `GRPOTrainer.train()` would have reached, bit for bit. Everything random (sampling, shuffling) happens on a
-stream of its own per process, so validation cannot change training and a resumed run continues bit for bit.
+The trainer's own loop never runs. A LightningModule calls `loss(batch)` and drives the optimization; its weights equal
+those of `GRPOTrainer.train()` bit for bit. Sampling and shuffling use a random state of their own on each process, so
+that validation cannot change training and a resumed run continues bit for bit.
 
-Symbols: B completions of one slice, G completions per prompt, P prompt tokens, C completion tokens.
-Reads: nothing. Writes: nothing (TRL's reports, checkpoints and telemetry are off).
-Source: GRPO, arXiv 2402.03300, as implemented by TRL; the resume rule is ours.
+Reads and writes nothing (TRL's reports, checkpoints and telemetry are off).
+Source: GRPO, arXiv 2402.03300, as implemented by TRL.
+
+Shapes: B completions of a generation batch on this process.
 """
 
 import math
@@ -32,16 +33,16 @@ Rows = list[dict[str, Any]]
 
 
 def trl_precision(precision: str) -> dict[str, bool]:
-    """Lightning's `trainer.precision` -> TRL's flags: the one place where the two are mapped.
+    """Return TRL's flags for Lightning's `trainer.precision`.
 
-    TRL's flags mean autocast around the model, which is what Lightning calls mixed. Lightning's `*-true` would turn
-    trained weights into half precision, in which small steps are lost; the frozen ones get theirs by `dtype`.
+    TRL's flags mean autocast around the model, which Lightning calls mixed. Lightning's `*-true` would turn trained
+    weights into half precision, which rounds small steps away; frozen weights have the dtype of the module's settings.
 
     Raises:
-        ValueError: a precision in which a policy cannot be trained here.
+        ValueError: a precision in which a policy cannot be trained.
     """
     if precision not in PRECISIONS:
-        raise ValueError(f"trainer.precision={precision} was given; reinforcement learning knows {PRECISIONS}.")
+        raise ValueError(f"trainer.precision={precision} was given; reinforcement learning supports {PRECISIONS}.")
     return {"bf16": precision == "bf16-mixed", "fp16": False}
 
 
@@ -51,16 +52,30 @@ def grpo_config(
     precision: str,
     device: torch.device,
     output_dir: Path,
-    seed: int,
     reward_weights: Sequence[float],
 ) -> GRPOConfig:
-    """TRL's configuration of an update; call it only after the process group exists, for it joins or opens one."""
+    """Return TRL's configuration of an update.
+
+    Call it after the process group exists; TRL would open one of its own.
+
+    Args:
+        settings: the update.
+        accumulate_grad_batches: slices of an update (`trainer.accumulate_grad_batches`).
+        precision: `trainer.precision`.
+        device: device of this process.
+        output_dir: folder that TRL requires; nothing is written into it.
+        reward_weights: weight of each reward function.
+
+    Raises:
+        ValueError: a precision that cannot be trained, or another device than TRL's.
+    """
+    sampling, loss = settings.sampling, settings.loss
     config = GRPOConfig(
         output_dir=str(output_dir),
-        seed=seed,
+        seed=sampling.seed,
         use_cpu=device.type == "cpu",
         **trl_precision(precision),
-        gradient_checkpointing=False,  # the module enables it on the policy; TRL only has to respect it
+        gradient_checkpointing=False,  # `load_child` enables it on the policy
         report_to="none",
         save_strategy="no",
         logging_strategy="no",
@@ -73,31 +88,31 @@ def grpo_config(
         steps_per_generation=settings.steps_per_generation,
         num_generations=settings.num_generations,
         num_iterations=settings.num_iterations,
-        max_completion_length=settings.max_completion_length,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        top_k=settings.top_k,
-        loss_type=settings.loss_type,
-        epsilon=settings.epsilon,
-        epsilon_high=settings.epsilon_high,
-        importance_sampling_level=settings.importance_sampling_level,
-        scale_rewards=settings.scale_rewards,
-        beta=settings.beta,
-        mask_truncated_completions=settings.mask_truncated_completions,
+        max_completion_length=sampling.max_new_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        loss_type=loss.loss_type,
+        epsilon=loss.epsilon,
+        epsilon_high=loss.epsilon_high,
+        importance_sampling_level=loss.importance_sampling_level,
+        scale_rewards=loss.scale_rewards,
+        beta=loss.beta,
+        mask_truncated_completions=loss.mask_truncated_completions,
         reward_weights=list(reward_weights),
     )
     if config.device.type == "cuda" and config.n_gpu > 1:
-        config._n_gpu = 1  # one process sees several GPUs: Lightning decides how many are used, not DataParallel
+        config._n_gpu = 1  # Lightning chooses the GPUs; without this TRL would use DataParallel on all
     if config.device.type != device.type or (device.type == "cuda" and config.device != device):
         raise ValueError(
-            f"TRL works on {config.device}, the strategy on {device}. "
+            f"TRL uses {config.device}, the strategy {device}. "
             "Choose GPUs with CUDA_VISIBLE_DEVICES, not by number in trainer.devices."
         )
     return config
 
 
 class _Trainer(GRPOTrainer):
-    """GRPOTrainer with a context around rollouts, a record of the last one, and no telemetry."""
+    """GRPOTrainer with a context around rollouts, a record of the last rollout, and no telemetry."""
 
     rollout_context: Callable[[], AbstractContextManager[None]] = staticmethod(nullcontext)
     rollout: dict[str, Any] | None = None
@@ -117,19 +132,22 @@ class _Trainer(GRPOTrainer):
         return super()._calculate_rewards(inputs, prompts, completions, completion_ids)
 
     def _send_telemetry(self) -> None:
-        """A training run on a cluster tells nobody about itself."""
+        """Send nothing."""
 
 
 class GRPOEngine:
     """Rollouts, rewards and loss of one process.
 
     Args:
-        policy: the model, already frozen, wrapped by LoRA and sharded as it will be trained.
-        tokenizer: its tokenizer; padding goes to the left.
-        prompts: columns prompt (text), effort, environment, and whatever the rewards read.
+        policy: the model, frozen, wrapped by LoRA and sharded as it will be trained.
+        tokenizer: its tokenizer; padding is put to the left.
+        prompts: columns prompt (text), effort, environment, and the columns that rewards read.
         rewards: reward functions.
-        config: from `grpo_config`.
+        config: configuration from `grpo_config`.
         rollout_context: context around generation (`unsharded`).
+
+    Attributes:
+        loader: loader of the prompts, which resumes.
     """
 
     def __init__(
@@ -143,8 +161,8 @@ class GRPOEngine:
     ) -> None:
         tokenizer.padding_side = "left"
         self.policy, self.config = policy, config
-        # Told of beta, TRL would copy the adapters into a frozen second set, which fails on sharded ones; without that
-        # set it switches the adapters off for the reference: the same model, as they start at zero.
+        # With beta set, TRL's constructor copies the adapters into a second, frozen set, which fails on sharded ones.
+        # Without that set TRL switches the adapters off for the reference: the same model, because they start at zero.
         beta, config.beta = config.beta, 0.0
         with _outer_random_state(config.device):
             self._trainer = _Trainer(
@@ -157,17 +175,22 @@ class GRPOEngine:
         self.loader = ResumableLoader(self._trainer.get_train_dataloader, self.stream.inside, self.stream.fork)
 
     def loss(self, batch: Rows, global_step: int) -> Tensor:
-        """The loss of the next slice, generating completions first when the previous ones are used up.
+        """Return the loss of the next slice; generates completions first when the previous ones are used up.
 
         Args:
             batch: prompts of a generation batch, from `loader`.
-            global_step: updates done so far.
+            global_step: number of updates so far.
 
         Returns:
-            Scalar loss, already divided by the gradient accumulation, as TRL does.
+            Scalar loss, divided by the gradient accumulation, as in TRL.
+
+        Raises:
+            ValueError: a policy in evaluation mode.
         """
         if not self.policy.training:
-            raise ValueError("The policy is in evaluation mode: TRL would neither buffer nor accumulate. Call train().")
+            raise ValueError(
+                "The policy is in evaluation mode, in which TRL neither buffers nor accumulates. Call train()."
+            )
         trainer = self._trainer
         trainer.state.global_step = global_step
         with self.stream.inside():
@@ -177,26 +200,29 @@ class GRPOEngine:
         return loss
 
     def take_rollout(self) -> dict[str, Any]:
-        """What the last `loss` generated on this process, empty if it used older completions.
+        """Return once what the last `loss` generated on this process; empty if it used earlier completions.
 
         Returns:
-            `completion_lengths` (long [B]) and `truncated` (bool [B]: cut off at the cap), `effort` and `environment`
+            `completion_lengths` (long [B]) and `truncated` (bool [B]: reached the cap), `effort` and `environment`
             (B texts each), of the whole generation batch.
         """
         rollout, self._trainer.rollout = self._trainer.rollout, None
         return rollout or {}
 
     def metrics(self) -> dict[str, float]:
-        """Means of TRL's metrics since the last call, over all processes; unknown (NaN) values are left out."""
+        """Return means of TRL's metrics since the last call, over all processes; NaN values are left out."""
         metrics = self._trainer._metrics["train"]
-        known = {key: [value for value in values if not math.isnan(value)] for key, values in metrics.items()}
+        numbers = {key: [value for value in values if not math.isnan(value)] for key, values in metrics.items()}
         metrics.clear()
-        return {key: sum(values) / len(values) for key, values in known.items() if values}
+        return {key: sum(values) / len(values) for key, values in numbers.items() if values}
 
     def state_dict(self) -> dict[str, Any]:
-        """What resuming needs beside weights, optimizer and loader: one entry per process, tensors and plain Python.
+        """Return the state that resuming needs beside weights, optimizer and loader.
 
-        Every process must call it; the list is the same on all.
+        Every process must call it.
+
+        Returns:
+            `processes`: a list with one entry per process, the same on all, of tensors and plain Python objects.
         """
         trainer = self._trainer
         buffered = trainer._buffered_inputs
@@ -213,10 +239,10 @@ class GRPOEngine:
         return {"processes": processes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues where the saved engine was.
+        """Continue from a saved state.
 
         Raises:
-            ValueError: it was saved by another number of processes: no process could continue its own randomness.
+            ValueError: a state of another number of processes, whose random states cannot be continued.
         """
         saved, config = state["processes"], self.config
         if len(saved) != config.world_size:
@@ -238,7 +264,7 @@ def _to(inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 @contextmanager
 def _outer_random_state(device: torch.device) -> Iterator[None]:
-    """Keeps the global randomness as it was: TRL seeds all generators when it is built."""
+    """Restore the global random state afterwards: TRL's constructor seeds all generators."""
     stream = RandomStream(device)
     with stream.fork():
         yield

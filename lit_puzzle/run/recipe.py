@@ -1,33 +1,30 @@
-"""A recipe is a flat YAML file; this module finds it, expands `base:` and says which recipe makes a folder.
+"""Finds and reads recipes (flat YAML files), expands `base:`, and looks up which recipe makes a folder.
 
-Reads YAML files on disk or, when a path is not found there, the recipes packed with the installed package.
-`base: other.yaml` (a path or a list of paths, relative to the file that names it) means "these first, then me":
-the files become a list of `--config` arguments, base first, so that jsonargparse's own merge rules decide what wins.
+Reads YAML files on disk or, if a path does not exist there, the recipes in the installed package.
+`base: other.yaml` (a path or a list of paths, relative to the file) names recipes that this one extends: the files
+become `--config` arguments, base first, which jsonargparse merges.
+`define: {NAME: VALUE}` names values that several keys or recipes share: `${NAME}` stands for the value.
 """
 
-import difflib
-import importlib
-import inspect
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser
 
 PACKAGED_RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One recipe with its bases.
+    """A recipe with its bases.
 
     Attributes:
-        path: The file the user named.
-        layers: What each file says, base first, the recipe itself last, without `base`.
-        files: The file behind each layer, for messages.
+        path: the file that the user named.
+        layers: content of each file, base first, the recipe itself last, without `base` and `define`.
+        files: the file of each layer, for messages.
     """
 
     path: Path
@@ -35,17 +32,21 @@ class Recipe:
     files: tuple[Path, ...]
 
     def value(self, key: str) -> Any:
-        """The last word the files have on a top-level key, or None."""
+        """Return the value of a top-level key in the last file that has it, or None."""
         return next((layer[key] for layer in reversed(self.layers) if key in layer), None)
 
-    def config_arguments(self, words: Sequence[str] = ()) -> list[str]:
-        """The layers as repeated `--config`, base first; the YAML text stands in place of a file.
+    def class_paths(self) -> set[str]:
+        """Return every class path in the files."""
+        return {path for layer in self.layers for path in _class_paths(layer)}
 
-        A list replaces the list before it. jsonargparse would fill up the new list's items, one by one, with what the
-        items at their places said; so a list that comes again is left out of the earlier layers.
+    def config_arguments(self, words: Sequence[str] = ()) -> list[str]:
+        """Return the layers as repeated `--config` arguments, base first, with YAML text instead of files.
+
+        A list replaces the same list of an earlier layer. jsonargparse would merge them item by item, so a list that
+        occurs again is left out of the earlier layers.
 
         Args:
-            words: Overrides from the command line, which come after all layers.
+            words: overrides from the command line, which come after all layers.
         """
         later = [_nested(word.partition("=")[0], []) for word in words if word.partition("=")[2].startswith("[")]
         layers: list[dict[str, Any]] = []
@@ -56,14 +57,21 @@ class Recipe:
         return [argument for text in texts for argument in ("--config", text)]
 
 
+def _class_paths(node: Any) -> Iterator[str]:
+    if isinstance(node, dict) and isinstance(node.get("class_path"), str):
+        yield node["class_path"]
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from _class_paths(child)
+
+
 def _nested(word: str, value: Any) -> dict[str, Any]:
-    """`--a.b` and a value -> {"a": {"b": value}}."""
+    """Return {"a": {"b": value}} for the word `--a.b`."""
     first, *rest = word.removeprefix("--").split(".", 1)
     return {first: _nested(rest[0], value) if rest else value}
 
 
 def _without_lists_of(node: dict[str, Any], later: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A mapping without the lists that one of the later mappings has at the same place."""
+    """Return a mapping without the lists that one of the later mappings has at the same place."""
     kept: dict[str, Any] = {}
     for key, value in node.items():
         again = [mapping[key] for mapping in later if key in mapping]
@@ -74,27 +82,11 @@ def _without_lists_of(node: dict[str, Any], later: Sequence[dict[str, Any]]) -> 
     return kept
 
 
-class RecipeParser(ArgumentParser):
-    """A jsonargparse parser whose errors are ValueErrors that name the nearest valid key."""
-
-    recipe: Recipe | None = None
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False} | kwargs)  # `--model` must not stand for `--models`
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raises ValueError with the message, the file that holds the key and the nearest valid one."""
-        if self.recipe is None:  # jsonargparse made this one for a nested class: its error reaches the outer one
-            super().error(message, ex)
-        keys = [action.dest for action in self._actions]
-        raise ValueError(f"{self.recipe.path}: {explain(message, self.recipe, keys)}")
-
-
 def find_recipe(name: str) -> Path:
-    """The file for a recipe path: as given, else the packaged recipe of that name.
+    """Return the file of a recipe: the given path, or the packaged recipe of that name.
 
     Raises:
-        ValueError: Neither exists; the message lists what does.
+        ValueError: neither exists; the message lists the packaged recipes.
     """
     given = Path(name)
     if given.is_file():
@@ -108,20 +100,39 @@ def find_recipe(name: str) -> Path:
 
 
 def packaged_recipes() -> list[Path]:
-    """Paths of all packaged recipes, relative to the recipes folder."""
-    return sorted(path.relative_to(PACKAGED_RECIPES) for path in PACKAGED_RECIPES.rglob("*.yaml"))
+    """Return paths of all packaged recipes, relative to the recipes folder; files without a command are bases only."""
+    paths = sorted(PACKAGED_RECIPES.rglob("*.yaml"))
+    return [path.relative_to(PACKAGED_RECIPES) for path in paths if load_recipe(str(path)).value("command")]
 
 
 def load_recipe(name: str) -> Recipe:
-    """Reads a recipe and everything its `base:` names.
+    """Read a recipe and everything that its `base:` names, with the values of `define:` in their places.
 
     Raises:
-        ValueError: A file is missing, is not a YAML mapping, or `base:` runs in a loop.
+        ValueError: a file is missing or no YAML mapping, `base:` runs in a loop, or `define:` is no mapping.
     """
     path = find_recipe(name)
     found: list[tuple[Path, dict[str, Any]]] = []
     _expand(path, (), found)
-    return Recipe(path, tuple(layer for _, layer in found), tuple(file for file, _ in found))
+    defined: dict[str, Any] = {}
+    for file, layer in found:
+        values = layer.pop("define", {})
+        if not isinstance(values, dict):
+            raise ValueError(f"{file}: `define` must be a mapping of names to values, got {values!r}.")
+        defined |= values
+    layers = (_with_values(layer, defined) for _, layer in found)
+    return Recipe(path, tuple(layers), tuple(file for file, _ in found))
+
+
+def _with_values(node: Any, defined: Mapping[str, Any]) -> Any:
+    """Return a copy of a node in which each text `${NAME}` of a defined name is replaced by the value."""
+    if isinstance(node, dict):
+        return {key: _with_values(value, defined) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_with_values(value, defined) for value in node]
+    if isinstance(node, str) and node.startswith("${") and node[2:-1] in defined:
+        return deepcopy(defined[node[2:-1]])
+    return node
 
 
 def _expand(path: Path, above: tuple[Path, ...], found: list[tuple[Path, dict[str, Any]]]) -> None:
@@ -145,66 +156,14 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must be a YAML mapping of keys to values, but it holds {type(content).__name__}.")
+        raise ValueError(f"{path} must be a YAML mapping of keys to values, but it contains {type(content).__name__}.")
     return content
 
 
 def recipe_that_makes(folder: Path) -> str | None:
-    """The packaged recipe whose run folder holds `folder`, as the user would type it, or None."""
+    """Return the packaged recipe whose run folder contains `folder`, as typed on the command line, or None."""
     for relative in packaged_recipes():
         run_dir = load_recipe(str(PACKAGED_RECIPES / relative)).value("run_dir")
         if run_dir and Path(run_dir).resolve() in (folder.resolve(), *folder.resolve().parents):
             return str(Path("recipes") / relative)
     return None
-
-
-def explain(message: str, recipe: Recipe, parser_keys: Sequence[str]) -> str:
-    """A parser's message in one breath; for an unknown key, the file that holds it and the nearest valid key.
-
-    Args:
-        message: The parser's message.
-        recipe: Its `class_path`s say which constructor arguments are valid.
-        parser_keys: Dotted keys that the parser knows by itself.
-
-    Returns:
-        The message without repetitions, or one that names the unknown key.
-    """
-    unknown = re.search(r"(?:[Oo]ption '|unrecognized arguments: --)([\w.]+)", message)
-    if unknown is None:
-        return re.sub(r'^Parser key "config": \S+: ', "", message)
-    valid = {part for dotted in parser_keys for part in dotted.split(".")} | set(_constructor_arguments(recipe))
-    words = unknown[1].split(".")
-    key = next((word for word in words if word not in valid), words[-1])
-    holders = [str(file) for file, layer in zip(recipe.files, recipe.layers, strict=True) if key in _all_keys(layer)]
-    nearest = difflib.get_close_matches(key, valid - {key}, n=1, cutoff=0.6)
-    where = f" in {holders[-1]}" if holders else ""
-    return f"unknown key {key!r}{where}." + (f" Did you mean {nearest[0]!r}?" if nearest else "")
-
-
-def _all_keys(node: Any) -> Iterator[str]:
-    if isinstance(node, dict):
-        yield from node
-    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-        yield from _all_keys(child)
-
-
-def _class_paths(node: Any) -> Iterator[str]:
-    if isinstance(node, dict) and isinstance(node.get("class_path"), str):
-        yield node["class_path"]
-    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-        yield from _class_paths(child)
-
-
-def _constructor_arguments(recipe: Recipe) -> Iterator[str]:
-    """Names of the arguments of every class a recipe uses, and of the fields of dataclasses among them."""
-    yield from ("class_path", "init_args")
-    for class_path in {path for layer in recipe.layers for path in _class_paths(layer)}:
-        module_name, _, class_name = class_path.rpartition(".")
-        if not module_name:  # a bare name is one of Lightning's own, whose arguments the parser knows
-            continue
-        for name, parameter in inspect.signature(
-            vars(importlib.import_module(module_name))[class_name]
-        ).parameters.items():
-            yield name
-            kinds = (parameter.annotation, *get_args(parameter.annotation))
-            yield from (field.name for kind in kinds if is_dataclass(kind) for field in fields(kind))

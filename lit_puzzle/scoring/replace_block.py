@@ -24,7 +24,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lit_puzzle.data.calibration import Batch, RankBatches
+from lit_puzzle.data.batches import PaddedBatch
+from lit_puzzle.data.calibration import RankBatches
 from lit_puzzle.library.swap import swapped
 from lit_puzzle.model.blocks import PuzzleModel
 from lit_puzzle.scoring.block_quality import (
@@ -54,7 +55,7 @@ class Part:
         first_sample: index of its first sequence among all samples.
     """
 
-    batch: Batch
+    batch: PaddedBatch
     first_token: int
     scored: slice
     first_sample: int
@@ -186,10 +187,10 @@ class ReplaceOneBlock:
         shape = (*part.batch["input_ids"].shape, -1)
         return self.entering_TD[part.tokens].view(shape).to(self.device)
 
-    def _on_device(self, batch: Batch) -> Batch:
+    def _on_device(self, batch: PaddedBatch) -> PaddedBatch:
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
-    def _run(self, hidden_BTD: Tensor, batch: Batch, first: int, last: int | None) -> Tensor:
+    def _run(self, hidden_BTD: Tensor, batch: PaddedBatch, first: int, last: int | None) -> Tensor:
         """Run hidden states through the layers first..last, `last` not included."""
         body = self.model.model
         masks = body.attention_masks(hidden_BTD, batch["attention_mask"], None, None)
@@ -205,11 +206,11 @@ class ReplaceOneBlock:
             )
         return hidden_BTD
 
-    def _final(self, hidden_BTD: Tensor, batch: Batch) -> Tensor:
+    def _final(self, hidden_BTD: Tensor, batch: PaddedBatch) -> Tensor:
         """Return the hidden states of the scored tokens as the head reads them, (N, D)."""
         return self.model.model.norm(hidden_BTD[batch["scored_mask"].bool()])
 
-    def _scored_tokens(self, part: Part, batch: Batch) -> ScoredTokens:
+    def _scored_tokens(self, part: Part, batch: PaddedBatch) -> ScoredTokens:
         scored_BT = batch["scored_mask"].bool()
         rows_B1 = torch.arange(len(scored_BT), device=self.device)[:, None]
         log_probs = None if self.log_probs_NV is None else self.log_probs_NV[part.scored].to(self.device)

@@ -1,1 +1,1 @@
-"""Serving: the exported folder; FP8 KV scales; vLLM."""
+"""Serving: the exported folder, and its use in vLLM."""

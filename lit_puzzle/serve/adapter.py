@@ -1,7 +1,7 @@
-"""A LoRA adapter of PEFT, merged into the weights of an exported folder: W + (alpha / rank) B A, in float32.
+"""Merge a LoRA adapter of PEFT into the weights of an exported folder: W + (alpha / rank) B A, in float32.
 
 Reads `adapter_config.json` and `adapter_model.safetensors` of an adapter folder. Memory: one merged matrix in float32.
-Traffic: the adapter once. Only plain LoRA on linear layers is merged; anything else is refused by its name.
+Traffic: the adapter once. Merges only plain LoRA on linear layers; an error names anything else.
 
 Source: LoRA, arXiv 2106.09685, section 4.1; alpha / sqrt(rank) with `use_rslora`, arXiv 2312.03732.
 """
@@ -24,7 +24,7 @@ from lit_puzzle.serve.weights import Weight, Weights
 PREFIX = "base_model.model."  # PEFT's wrapper around the names of the checkpoint
 PARTS = (".lora_A.weight", ".lora_B.weight")
 MUST_BE = {"peft_type": "LORA", "use_dora": False, "fan_in_fan_out": False, "bias": "none", "lora_bias": False}
-PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")  # of A and B; others (PiSSA, OLoRA) change the base too
+PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")  # of A and B; others (PiSSA, OLoRA) also change the base
 MUST_BE_UNSET = (
     *("alora_invocation_tokens", "layer_replication", "use_qalora", "use_bdlora"),
     *("monteclora_config", "kasa_config", "arrow_config"),
@@ -36,9 +36,9 @@ class Adapter:
     """An adapter folder, opened and checked.
 
     Attributes:
-        folder: Where it lies.
-        config: Its adapter_config.json.
-        file: Its tensors.
+        folder: the folder.
+        config: content of adapter_config.json.
+        file: tensors of the adapter.
     """
 
     folder: Path
@@ -47,10 +47,10 @@ class Adapter:
 
     @classmethod
     def open(cls, folder: Path) -> Adapter:
-        """Opens an adapter folder.
+        """Open an adapter folder.
 
         Raises:
-            ValueError: It has no safetensors, or is another kind of adapter than plain LoRA.
+            ValueError: the folder has no safetensors file, or the adapter is not plain LoRA.
         """
         config = read_json(folder / "adapter_config.json")
         plain = {
@@ -69,25 +69,25 @@ class Adapter:
         return cls(folder, config, SafetensorsFile(path))
 
     def names(self) -> list[str]:
-        """Full names of the weights that it changes.
+        """Return the full names of the weights that the adapter changes.
 
         Raises:
-            ValueError: A tensor is no half of a low-rank product, or its other half is missing.
+            ValueError: a tensor is not a LoRA matrix, or the other matrix of its product is missing.
         """
         names = []
         for key in self.file.tensors:
             part = next((part for part in PARTS if key.endswith(part)), None)
             if part is None or not key.startswith(PREFIX):
-                raise ValueError(f"{self.file.path}: {key} is no LoRA matrix of a linear layer; it cannot be merged")
+                raise ValueError(f"{self.file.path}: {key} is not a LoRA matrix of a linear layer; it cannot be merged")
             stem = key.removesuffix(part)
             if not {stem + part for part in PARTS} <= self.file.tensors.keys():
-                raise ValueError(f"{self.file.path}: {key} is there without its other half")
+                raise ValueError(f"{self.file.path}: {key} is present without the other matrix of its product")
             if part == PARTS[0]:
                 names.append(stem.removeprefix(PREFIX) + ".weight")
         return names
 
     def factors(self, name: str) -> tuple[Tensor, Tensor, float]:
-        """A, B and the factor before their product, for a weight by its full name."""
+        """Return A, B and the factor of their product, for the full name of a weight."""
         stem = name.removesuffix(".weight")
         down, up = (self.file.read(f"{PREFIX}{stem}{part}").float() for part in PARTS)
         rank = self._pattern("rank_pattern", stem, whole(self.config, "r"))
@@ -99,16 +99,16 @@ class Adapter:
         return down, up, alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
 
     def _pattern(self, key: str, stem: str, default: float) -> float:
-        """PEFT's rule: a pattern is a name, or a regular expression, that ends where the module's name ends."""
+        """Return a value by PEFT's rule: a pattern is a regular expression that matches the end of a module's name."""
         patterns = self.config.get(key) or {}
         return next((value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", stem)), default)
 
 
 def merged(weights: Weights, adapter: Adapter) -> Weights:
-    """The weights with an adapter added to those it names, each rounded once, to the dtype it had.
+    """Return the weights with an adapter merged; each changed weight is rounded once, to the dtype it had.
 
     Raises:
-        ValueError: The adapter names a weight that is not there, or of another shape.
+        ValueError: the adapter changes a weight that the checkpoint does not have, or of another shape.
     """
     result = dict(weights)
     for name in adapter.names():

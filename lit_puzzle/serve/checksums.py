@@ -1,7 +1,7 @@
-"""SHA-256 of every file of a folder, in the form that `sha256sum -c SHA256SUMS` reads.
+"""SHA-256 of every file of a folder, in the format that `sha256sum -c SHA256SUMS` reads.
 
-Files are hashed by one thread beside whoever writes them, from the page cache where they still are. Memory: a buffer.
-Traffic: each file is read once more.
+One background thread hashes each finished file while the next is written, when it is still in the page cache. Writes
+SHA256SUMS. Memory: a buffer. Traffic: each file is read once more.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ CHECKSUMS = "SHA256SUMS"
 
 
 class Checksums:
-    """Hashes of finished files, computed in the background."""
+    """Hashes of finished files, computed in a background thread."""
 
     def __init__(self, pool: ThreadPoolExecutor) -> None:
         self._pool = pool
         self._digests: dict[Path, Future[str]] = {}
 
     def add(self, path: Path) -> None:
-        """Starts on a file to which nothing more will be written."""
+        """Start to hash a finished file."""
         self._digests[path] = self._pool.submit(_digest, path)
 
     def write(self, folder: Path) -> None:
-        """Writes the list of all files of a folder, hashing those that were not added before."""
+        """Write the list of all files of a folder; files that were not added before are hashed now."""
         files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / CHECKSUMS)
         for path in files:
             if path not in self._digests:
@@ -38,7 +38,7 @@ class Checksums:
 
 @contextmanager
 def checksums() -> Iterator[Checksums]:
-    """Checksums whose thread ends with the block."""
+    """Provide checksums whose thread ends with the context."""
     with ThreadPoolExecutor(1) as pool:
         yield Checksums(pool)
 

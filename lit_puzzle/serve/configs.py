@@ -1,8 +1,8 @@
-"""config.json of an exported folder: the heterogeneous child's, or that of plain gpt-oss where it can say the same.
+"""config.json of an exported folder: a child's, or that of the stock architecture where it can represent the child.
 
-`block_configs` is the only truth of a child; `layer_types` follows from it and `per_layer_config` is never written.
-YaRN parameters stand under `rope_parameters`, as transformers 5 writes them; plain gpt-oss keeps `rope_scaling` and
-`rope_theta` of the released gpt-oss checkpoints, which old and new runtimes read. Reads and writes nothing.
+`block_configs` is the only source of a child's layers; `layer_types` is derived from it and `per_layer_config` is never
+written. YaRN parameters are written under `rope_parameters`, as transformers 5 does; a stock config has `rope_scaling`
+and `rope_theta` instead, which old and new runtimes read. Reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -10,18 +10,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
 from lit_puzzle.child.child import child_config
+from lit_puzzle.model.blocks import config_class
 from lit_puzzle.model.checkpoint import Checkpoint
-from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig
+from lit_puzzle.model.family import family_of, is_child
 from lit_puzzle.model.layout import layer_prefix
 
-Blocks = Sequence[tuple[int, int | None]]  # of every layer: experts, window
+Blocks = Sequence[tuple[int, int | None]]  # number of experts and window of every layer
 
-NOT_MXFP4 = ("model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head")
 ROPE_KEYS = ("rope_parameters", "rope_scaling", "rope_theta")
 PUZZLE_KEYS = ("block_configs", "auto_map", "per_layer_config", "allow_global_per_layer_attribute_access")
-TOP_K_KEYS = ("num_experts_per_tok", "experts_per_token")  # the released gpt-oss checkpoints state both
-# transformers fetches and runs what these name: kernels, and pipelines of other repositories.
+SECOND_TOP_K = "experts_per_token"  # the released gpt-oss checkpoints state the number twice
+# transformers downloads and runs what these entries name: kernels, and pipelines of other repositories.
 CODE_KEYS = (
     *("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "custom_pipelines"),
     *("experts_implementation", "_experts_implementation", "_experts_implementation_internal"),
@@ -29,26 +31,28 @@ CODE_KEYS = (
 
 
 def puzzle_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """A child's config.json for a checkpoint, whose own may be older or stock, without what names code of others.
+    """Return a child's config.json for a checkpoint of either model type, without entries that name foreign code.
 
     Raises:
-        ValueError: The checkpoint's own contradicts itself (a `per_layer_config` that is not its `block_configs`).
+        ValueError: the checkpoint's config.json contradicts itself (`per_layer_config` and `block_configs` differ).
     """
-    if checkpoint.config["model_type"] == GptOssPuzzleConfig.model_type:
-        GptOssPuzzleConfig.from_pretrained(checkpoint.folder)
+    if is_child(checkpoint.config):
+        config_class(checkpoint.family).from_pretrained(checkpoint.folder)
     config = child_config(checkpoint.config, checkpoint.blocks)
     return {**_without(config, (*ROPE_KEYS, *CODE_KEYS)), "rope_parameters": rope_parameters(checkpoint.config)}
 
 
 def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of rotary embeddings in one place, from either dialect.
+    """Return the parameters of rotary embeddings as one mapping, from old or new entries of config.json.
 
     Raises:
         ValueError: YaRN parameters without a factor above 0 or without the original length.
     """
     rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     rope.setdefault("rope_type", rope.pop("type", "default"))
-    rope.setdefault("rope_theta", config.get("rope_theta", GptOssPuzzleConfig.default_theta))
+    if "rope_theta" not in rope:
+        known = "rope_theta" in config
+        rope["rope_theta"] = config["rope_theta"] if known else config_class(family_of(config)).default_theta
     if rope["rope_type"] == "yarn":
         for key in ("factor", "original_max_position_embeddings"):
             value = rope.get(key)
@@ -58,32 +62,46 @@ def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stock_config(config: Mapping[str, Any], experts: int, blocks: Blocks) -> dict[str, Any]:
-    """A plain gpt-oss config.json for a child's, with one number of experts and one window for all windowed layers."""
+    """Return the config.json of the stock architecture for a child's.
+
+    Args:
+        config: config.json of the child.
+        experts: number of experts in every layer.
+        blocks: blocks of the child, whose windows are all of one size.
+    """
+    family = family_of(config)
+    keys = family.config
     windows = [window for _, window in blocks if window is not None]
     rope = dict(config["rope_parameters"])
     theta = rope.pop("rope_theta")
-    top_k = {key: min(config[key], experts) for key in TOP_K_KEYS if key in config}  # a child takes all that it has
+    top_k = {key: min(config[key], experts) for key in (keys.experts_per_token, SECOND_TOP_K) if key in config}
     return {
         **_without(config, (*PUZZLE_KEYS, "rope_parameters")),
-        "model_type": "gpt_oss",
-        "architectures": ["GptOssForCausalLM"],
-        "num_local_experts": experts,
-        **top_k,
-        "sliding_window": windows[0] if windows else config.get("sliding_window", 128),
+        "model_type": family.model_type,
+        "architectures": [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family.model_type]],
+        keys.num_experts: experts,
+        **top_k,  # in a child, a layer with fewer experts uses all of them
+        keys.window: windows[0] if windows else config.get(keys.window, 128),
         "rope_scaling": rope,
         "rope_theta": theta,
     }
 
 
 def with_storage(config: Mapping[str, Any], packed: frozenset[int], num_layers: int, dtype: str) -> dict[str, Any]:
-    """The config with what it says of the files: which experts are MXFP4, and the dtype of everything else."""
-    plain = [f"{layer_prefix(layer)}mlp.experts" for layer in range(num_layers) if layer not in packed]
+    """Return the config with its entries about storage.
+
+    Args:
+        config: config.json of the exported folder.
+        packed: layers whose experts are stored in MXFP4.
+        num_layers: number of layers.
+        dtype: dtype of everything else.
+    """
+    names = family_of(config).layer
+    plain = [f"{layer_prefix(layer)}{names.experts}" for layer in range(num_layers) if layer not in packed]
     result = {**_without(config, ("quantization_config", "torch_dtype")), "dtype": dtype}
     if packed:
-        result["quantization_config"] = {
-            "modules_to_not_convert": [*NOT_MXFP4, *plain],
-            "quant_method": "mxfp4",
-        }
+        other = [f"model.layers.*.{names.attention}", f"model.layers.*.{names.router}", "model.embed_tokens", "lm_head"]
+        result["quantization_config"] = {"modules_to_not_convert": [*other, *plain], "quant_method": "mxfp4"}
     return result
 
 

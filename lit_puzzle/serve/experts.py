@@ -1,15 +1,16 @@
-"""How the experts of an exported folder are stored: as they are, in floating point, or packed in MXFP4.
+"""Pack the experts of an exported folder in MXFP4, or unpack them.
 
-Packing: an expert that still has exactly the values of an MXFP4 parent's expert gets that parent's bytes; any other
-expert is rounded by the rule of `lit_puzzle.model.mxfp4` (a power of two for 32 values, nothing clipped, nearest code,
-ties to even). Unpacking is exact: bfloat16 holds every MXFP4 value.
+Packing: an expert whose values equal those of an MXFP4 parent's expert gets the parent's bytes; any other expert is
+rounded by the rule of `lit_puzzle.model.mxfp4` (one power of two for 32 values, no clipping, nearest code, ties to
+even). Unpacking is exact: bfloat16 represents every MXFP4 value.
 
 relative error of the rounded experts = sqrt(sum (x - q)^2 / sum x^2), over all their values x, rounded to q.
 
-Reads: the checkpoint's and the parent's tensors. Traffic: every value is read once, and the parent's beside it.
-Memory, for a layer's larger matrix of E experts with N values each: packing E N 17/32 + about 22 N bytes; unpacking
-2 E N + max(2 E N, 20 N) (bfloat16: in rows, then transposed). At 20B (E 32, N 16.6 million): 0.6 GiB and 2.0 GiB.
-Source: design of arXiv 2602.11937 (experts stay in the parent's MXFP4); OCP Microscaling Formats (MX) v1.0.
+Reads tensors of the checkpoint and the parent. Traffic: every value is read once, with the parent's value for it.
+Memory, for the larger matrix of a layer of E experts with N values each: packing E N 17/32 + about 22 N bytes;
+unpacking 2 E N + max(2 E N, 20 N) (bfloat16: in rows, then transposed). At 20B (E 32, N 16.6 million): 0.6 GiB and
+2.0 GiB.
+Source: arXiv 2602.11937 (experts stay in the parent's MXFP4); OCP Microscaling Formats (MX) v1.0.
 Shape legend: E experts, C values of a row (input), R rows (output), G = C / 32 blocks of a row.
 """
 
@@ -22,7 +23,8 @@ import torch
 from torch import Tensor
 
 from lit_puzzle.model.checkpoint import Checkpoint
-from lit_puzzle.model.layout import EXPERT_MATRICES, MXFP4_BLOCK, layer_prefix
+from lit_puzzle.model.family import LayerNames
+from lit_puzzle.model.layout import MXFP4_BLOCK, layer_prefix
 from lit_puzzle.model.mxfp4 import dequantize, expert_weight, quantize
 from lit_puzzle.model.safetensors_file import DTYPE_CODES
 from lit_puzzle.serve.weights import Weight, Weights
@@ -31,7 +33,7 @@ from lit_puzzle.spec import Plan
 
 @dataclass
 class Rounding:
-    """What packing did, counted as tensors are written."""
+    """Counts and errors of packing, updated while tensors are written."""
 
     copied_experts: int = 0
     rounded_experts: int = 0
@@ -39,11 +41,11 @@ class Rounding:
     squared_values: float = 0.0
 
     def relative_error(self) -> float:
-        """Of the rounded experts; 0 where nothing was rounded."""
+        """Return the relative error of the rounded experts; 0 if none was rounded."""
         return math.sqrt(self.squared_error / self.squared_values) if self.squared_values else 0.0
 
     def round(self, values_RC: Tensor) -> tuple[Tensor, Tensor]:
-        """Rounds one expert's rows and counts the error."""
+        """Round the rows of one expert and add up the error; return blocks and scales."""
         blocks_RG16, scales_RG = quantize(values_RC)
         exact = values_RC.float()
         self.rounded_experts += 1
@@ -53,11 +55,11 @@ class Rounding:
         return blocks_RG16, scales_RG
 
 
-def unpacked(weights: Weights, dtype: torch.dtype) -> Weights:
-    """All packed experts in floating point, in the plain layout."""
+def unpacked(weights: Weights, dtype: torch.dtype, names: LayerNames) -> Weights:
+    """Return the weights with all packed experts in floating point, in the plain layout."""
     result: Weights = {}
     for name, weight in weights.items():
-        if name.endswith(tuple(f"{matrix}_blocks" for matrix in EXPERT_MATRICES)):
+        if name.endswith(tuple(f"{matrix}_blocks" for matrix in names.expert_matrices)):
             plain = name.removesuffix("_blocks")
             experts, rows, groups, _ = weight.shape
             result[plain] = Weight(
@@ -67,32 +69,34 @@ def unpacked(weights: Weights, dtype: torch.dtype) -> Weights:
                     blocks.read(), scales.read(), dtype
                 ),
             )
-        elif not name.endswith(tuple(f"{matrix}_scales" for matrix in EXPERT_MATRICES)):
+        elif not name.endswith(tuple(f"{matrix}_scales" for matrix in names.expert_matrices)):
             result[name] = weight
     return result
 
 
-def packed(weights: Weights, parent: tuple[Checkpoint, Plan] | None, rounding: Rounding) -> Weights:
-    """All experts in MXFP4; what is packed already stays as it is.
+def packed(weights: Weights, parent: tuple[Checkpoint, Plan] | None, rounding: Rounding, names: LayerNames) -> Weights:
+    """Return the weights with all experts in MXFP4; experts that are packed stay unchanged.
 
     Args:
-        weights: The child's.
-        parent: An MXFP4 parent, and the plan that says which of its experts the child kept; None rounds everything.
-        rounding: Is told what becomes of each expert.
+        weights: weights of the child.
+        parent: an MXFP4 parent and the plan with the experts that the child kept; None: all experts are rounded.
+        rounding: counts the experts while they are written.
+        names: names of the family.
 
     Raises:
-        ValueError: Rows that do not divide into blocks of 32, or a parent whose experts are not packed.
+        ValueError: rows that do not divide into blocks of 32.
     """
+    matrices = tuple(f"{names.experts}.{matrix}" for matrix in names.expert_matrices)
     result: Weights = {}
     for name, weight in weights.items():
-        if not name.endswith(tuple(f"mlp.experts.{matrix}" for matrix in EXPERT_MATRICES)):
+        if not name.endswith(matrices):
             result[name] = weight
             continue
         experts, values, rows = weight.shape
         if values % MXFP4_BLOCK:
             raise ValueError(
-                f"{name} has rows of {values} values; MXFP4 shares a scale among {MXFP4_BLOCK}, so they must divide "
-                "by it. Export with experts: plain"
+                f"{name} has rows of {values} values; MXFP4 has one scale for {MXFP4_BLOCK}, so that must divide "
+                "them. Export with storage.experts: plain"
             )
         expert = _Packing(name, weight, parent, rounding)
         groups = (experts, rows, values // MXFP4_BLOCK)
@@ -102,7 +106,7 @@ def packed(weights: Weights, parent: tuple[Checkpoint, Plan] | None, rounding: R
 
 
 class _Packing:
-    """One expert matrix of a layer on its way to MXFP4: blocks first, then the scales that came with them."""
+    """Packing of one expert matrix of a layer: first the blocks, then the scales found with them."""
 
     def __init__(self, name: str, weight: Weight, parent: tuple[Checkpoint, Plan] | None, rounding: Rounding) -> None:
         self._name, self._weight, self._rounding = name, weight, rounding
@@ -112,7 +116,7 @@ class _Packing:
         self._scales_ERG: Tensor | None = None
 
     def blocks(self) -> Tensor:
-        """Packs all experts."""
+        """Pack all experts; return their blocks."""
         experts, values, rows = self._weight.shape
         groups = (experts, rows, values // MXFP4_BLOCK)
         blocks_ERG16 = torch.empty(*groups, MXFP4_BLOCK // 2, dtype=torch.uint8)
@@ -122,10 +126,10 @@ class _Packing:
         return blocks_ERG16
 
     def scales(self) -> Tensor:
-        """The scales of the blocks; they are handed out once."""
+        """Return the scales of the blocks, once."""
         scales_ERG, self._scales_ERG = self._scales_ERG, None
         if scales_ERG is None:
-            raise ValueError(f"the scales of {self._name} were asked for before its blocks")
+            raise ValueError(f"the scales of {self._name} were read before its blocks")
         return scales_ERG
 
     def _pack(self, row: int, values_CR: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,19 +145,19 @@ class _Packing:
 
 
 def check_packed_parent(parent: Checkpoint, plan: Plan) -> None:
-    """Check that an MXFP4 parent is the one of the plan, and packed in every layer.
+    """Check that an MXFP4 parent is the parent of the plan, and packed in every layer.
 
     Raises:
-        ValueError: It is another parent, or has experts that are not MXFP4.
+        ValueError: it is another parent, or has experts that are not MXFP4.
     """
     if plan.parent_fingerprint != parent.fingerprint():
         raise ValueError(
-            f"mxfp4_parent {parent.folder} is {parent.fingerprint()}, but the child's plan.json is of the parent "
-            f"{plan.parent_fingerprint}: expert indices would mean other experts"
+            f"storage.mxfp4_parent {parent.folder} is {parent.fingerprint()}, but the child's plan.json is of the "
+            f"parent {plan.parent_fingerprint}: expert indices would mean other experts"
         )
     plain = sorted(set(range(parent.num_layers)) - parent.mxfp4_layers)
     if plain:
         raise ValueError(
-            f"mxfp4_parent {parent.folder} has no MXFP4 experts in layers {plain} ({layer_prefix(plain[0])}...); "
-            "leave mxfp4_parent out, and experts are rounded"
+            f"storage.mxfp4_parent {parent.folder} has no MXFP4 experts in layers {plain} "
+            f"({layer_prefix(plain[0])}...); without storage.mxfp4_parent, experts are rounded"
         )

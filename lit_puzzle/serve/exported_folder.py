@@ -1,7 +1,7 @@
-"""What the folder of an export is made of, and how it is written: every file, then the card, then the checksums.
+"""Write an exported folder: configs, tokenizer, weights, model card with its plot, checksums.
 
-Writes into an empty folder; that it appears whole or never is the caller's `atomic_folder`. Memory and traffic: those
-of its weights (`lit_puzzle.serve.export`), and a picture.
+Writes into an empty folder; the caller's `atomic_folder` makes it complete or absent. Memory and traffic: those of the
+weights (`lit_puzzle.serve.export`), and a plot.
 """
 
 from __future__ import annotations
@@ -11,42 +11,40 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lit_puzzle.child.folder import CARRIED_FILES, PLAN_FILE
 from lit_puzzle.model.checkpoint import Checkpoint
-from lit_puzzle.model.family import family_of
-from lit_puzzle.model.layout import KV_SCALES, count_parameters, whole
+from lit_puzzle.model.layout import count_parameters, whole
 from lit_puzzle.model.writer import MAX_SHARD_BYTES, write_checkpoint
 from lit_puzzle.serve.checksums import checksums
 from lit_puzzle.serve.experts import Rounding
-from lit_puzzle.serve.model_card import PICTURE, Card, Facts, card_text
+from lit_puzzle.serve.model_card import PICTURE, Facts, Sizes, card_text
 from lit_puzzle.serve.plan_picture import draw_blocks
+from lit_puzzle.serve.settings import Card, Format
 from lit_puzzle.serve.tokenizer_files import copy_tokenizer
-from lit_puzzle.serve.weights import Weights, handed_over, layout_of
+from lit_puzzle.serve.weights import Weights, layout_of, stream
 from lit_puzzle.spec import Plan
-
-Form = Literal["puzzle", "stock", "masked"]
 
 
 @dataclass(frozen=True)
-class Exported:
-    """What is about to be written, checked.
+class Export:
+    """A checked export that is ready to be written.
 
     Attributes:
-        form: `puzzle`, `stock` or `masked`.
-        source: Folder of the checkpoint.
-        tokenizer: Folder of the tokenizer.
-        config: config.json.
-        settings: generation_config.json.
-        weights: Every tensor.
-        plan: Of the child, where it has one.
-        scales_from: Where its KV scales come from, for the card.
-        rounding: Told while weights are written.
+        format: format of the folder.
+        source: checkpoint that is exported.
+        tokenizer: folder of the tokenizer.
+        config: content of config.json.
+        settings: content of generation_config.json.
+        weights: every tensor.
+        plan: plan of the child, if it has one.
+        scales_from: where its KV scales come from, for the model card.
+        rounding: counts of packing, updated while the weights are written.
     """
 
-    form: Form
-    source: Path
+    format: Format
+    source: Checkpoint
     tokenizer: Path
     config: Mapping[str, Any]
     settings: Mapping[str, Any]
@@ -56,63 +54,71 @@ class Exported:
     rounding: Rounding
 
 
-def write_folder(folder: Path, exported: Exported, card: Card, max_shard_bytes: int = MAX_SHARD_BYTES) -> Facts:
-    """Write everything into the empty `folder` and check what was written.
+def write_folder(folder: Path, export: Export, card: Card, max_shard_bytes: int = MAX_SHARD_BYTES) -> Facts:
+    """Write everything into the empty `folder` and check the written weights.
+
+    Args:
+        folder: empty folder.
+        export: what is written.
+        card: settings of the model card.
+        max_shard_bytes: largest size of a weight file.
 
     Returns:
-        What the card and the run's record say of it.
+        Facts about the written folder.
 
     Raises:
-        ValueError: The weights written are not those that the written config implies.
+        ValueError: the written weights are not those that the written config implies.
     """
-    (folder / "config.json").write_text(json.dumps(exported.config, indent=2) + "\n")
-    (folder / "generation_config.json").write_text(json.dumps(exported.settings, indent=2) + "\n")
-    copy_tokenizer(exported.tokenizer, folder)
-    carried = CARRIED_FILES if exported.form == "masked" else (PLAN_FILE, *CARRIED_FILES)  # a mask is not of the plan
-    for name in carried:
-        if (exported.source / name).is_file():
-            shutil.copyfile(exported.source / name, folder / name)
-    if exported.form == "puzzle":
-        modeling_file = family_of(exported.config).child.modeling_file
+    (folder / "config.json").write_text(json.dumps(export.config, indent=2) + "\n")
+    (folder / "generation_config.json").write_text(json.dumps(export.settings, indent=2) + "\n")
+    copy_tokenizer(export.tokenizer, folder)
+    copied = CARRIED_FILES if export.format == "masked" else (PLAN_FILE, *CARRIED_FILES)  # masked layers are full-size
+    for name in copied:
+        if (export.source.folder / name).is_file():
+            shutil.copyfile(export.source.folder / name, folder / name)
+    if export.format == "puzzle":
+        modeling_file = export.source.family.child.modeling_file
         shutil.copyfile(modeling_file, folder / modeling_file.name)
     with checksums() as sums:
-        layout, tensors = layout_of(exported.weights), handed_over(exported.weights)
+        layout, tensors = layout_of(export.weights), stream(export.weights)
         write_checkpoint(folder, layout, tensors, max_shard_bytes, shard_done=sums.add)
-        facts = facts_of(Checkpoint(folder), exported)
+        facts = facts_of(Checkpoint(folder), export)
         draw_blocks(folder / PICTURE, facts.blocks, facts.parent_experts)
         (folder / "README.md").write_text(card_text(card, facts))
         sums.write(folder)
     return facts
 
 
-def facts_of(written: Checkpoint, exported: Exported) -> Facts:
-    """What the card and the run's record say of a folder that was written."""
+def facts_of(written: Checkpoint, export: Export) -> Facts:
+    """Return the facts about a written folder, for the model card and run.json."""
+    scales = written.family.layer.kv_scales
     return Facts(
-        form=exported.form,
+        format=export.format,
+        family=written.family,
         blocks=written.blocks,
-        parent_experts=None if exported.plan is None else exported.plan.num_parent_experts,
+        parent_experts=None if export.plan is None else export.plan.num_parent_experts,
         packed=written.mxfp4_layers,
-        kv_layers=frozenset(int(name.split(".")[2]) for name in written.tensors if name.endswith(KV_SCALES)),
-        scales_from=exported.scales_from,
-        stop_tokens=exported.settings["eos_token_id"],
-        copied_experts=exported.rounding.copied_experts,
-        rounded_experts=exported.rounding.rounded_experts,
-        rounding_error=exported.rounding.relative_error(),
-        parameters=count_parameters(written.config),
-        weight_bytes=sum(info.num_bytes for info in written.tensors.values()),
-        context_tokens=whole(written.config, "max_position_embeddings"),
+        kv_layers=frozenset(int(name.split(".")[2]) for name in written.tensors if name.endswith(scales)),
+        scales_from=export.scales_from,
+        stop_tokens=export.settings["eos_token_id"],
+        rounding=export.rounding,
+        sizes=Sizes(
+            parameters=count_parameters(written.config),
+            weight_bytes=sum(info.num_bytes for info in written.tensors.values()),
+            context_tokens=whole(written.config, "max_position_embeddings"),
+        ),
     )
 
 
 def results_of(folder: Path, facts: Facts) -> dict[str, float]:
-    """The numbers for run.json."""
+    """Return the results for run.json."""
     return {
-        "parameters": facts.parameters,
-        "weight_bytes": facts.weight_bytes,
+        "parameters": facts.sizes.parameters,
+        "weight_bytes": facts.sizes.weight_bytes,
         "files": sum(path.is_file() for path in folder.iterdir()),
         "mxfp4_layers": len(facts.packed),
         "kv_scale_layers": len(facts.kv_layers),
-        "copied_experts": facts.copied_experts,
-        "rounded_experts": facts.rounded_experts,
-        "rounding_error": facts.rounding_error,
+        "copied_experts": facts.rounding.copied_experts,
+        "rounded_experts": facts.rounding.rounded_experts,
+        "rounding_error": facts.rounding.relative_error(),
     }

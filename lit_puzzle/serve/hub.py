@@ -1,4 +1,4 @@
-"""Uploading an exported folder to the Hugging Face hub, asked for by name and only when the folder is complete.
+"""Upload a complete exported folder to the Hugging Face hub.
 
 Reads the folder and the login of `hf auth login` (or HF_TOKEN). Traffic: every file once.
 """
@@ -8,25 +8,33 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from huggingface_hub import HfApi, get_token
+from huggingface_hub import HfApi, get_token, is_offline_mode
+
+from lit_puzzle.serve.settings import Upload
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def check_upload(repository: str) -> None:
-    """Checks, before anything slow, what an upload needs.
+def check_upload(upload: Upload) -> None:
+    """Check what an upload needs before anything slow.
 
     Raises:
-        ValueError: A name that is no OWNER/NAME, or nobody is logged in.
+        ValueError: the repository is not OWNER/NAME, HF_HUB_OFFLINE is set, or nobody is logged in.
     """
-    if not REPOSITORY.fullmatch(repository):
-        raise ValueError(f"push_to_hub is {repository!r}; name a repository as OWNER/NAME")
+    if upload.repository is None:
+        return
+    if not REPOSITORY.fullmatch(upload.repository):
+        raise ValueError(f"upload.repository is {upload.repository!r}; name a repository as OWNER/NAME")
+    if is_offline_mode():
+        raise ValueError(f"upload.repository: HF_HUB_OFFLINE is set; unset it to upload to {upload.repository}")
     if get_token() is None:
-        raise ValueError(f"push_to_hub: {repository} needs a login; run `hf auth login` or set HF_TOKEN")
+        raise ValueError(f"upload.repository: {upload.repository} needs a login; run `hf auth login` or set HF_TOKEN")
 
 
-def upload(folder: Path, repository: str, private: bool) -> None:
-    """Makes the repository where it is missing and uploads every file of the folder."""
+def upload_folder(folder: Path, upload: Upload) -> None:
+    """Create the repository if it does not exist and upload every file of the folder, if a repository is given."""
+    if upload.repository is None:
+        return
     hub = HfApi()
-    hub.create_repo(repository, private=private, exist_ok=True)
-    hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="The exported folder")
+    hub.create_repo(upload.repository, private=upload.private, exist_ok=True)
+    hub.upload_folder(repo_id=upload.repository, folder_path=folder, commit_message="Upload the exported folder")

@@ -1,48 +1,45 @@
 """The model card of an exported folder: README.md with the front matter of the Hugging Face hub.
 
-It says what the layers are, how they were trained, what was measured, how to serve them and where that ends. Every
-number comes from the folder itself or from the run.json of a run that the recipe names; nothing is typed by hand.
+Describes layers, training, evaluation, serving and limits. Every number comes from the folder itself or from the
+run.json of a run that the recipe names.
 
-Reads run.json files. Writes nothing: the card is a text.
+Reads run.json files. Writes nothing; returns the text of the card.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from lit_puzzle.model.family import Family
 from lit_puzzle.model.safetensors_file import read_json
 from lit_puzzle.run.folder import RECORD, require_input
 from lit_puzzle.serve.configs import Blocks
+from lit_puzzle.serve.experts import Rounding
 from lit_puzzle.serve.hub import REPOSITORY
+from lit_puzzle.serve.settings import Card, Format
 
 PICTURE = "plan.png"
-ERROR = "_se"
+ERROR = "_se"  # suffix of standard errors
 
 
 @dataclass(frozen=True)
-class Card:
-    """What the card says that the folder does not know.
+class Sizes:
+    """Sizes of the folder.
 
     Attributes:
-        name: Title.
-        parent: The model that was pruned; a name on the hub (OWNER/NAME) becomes its `base_model`.
-        license: The parent's license as the hub abbreviates it (`apache-2.0`); it holds for the child.
-        training: Run folders of what was trained, in order.
-        evaluations: Column title -> run folder of an evaluation.
-        remarks: Sentences for the section on limits.
+        parameters: number of parameters.
+        weight_bytes: bytes of all tensors.
+        context_tokens: longest context.
     """
 
-    name: str = "A child of gpt-oss"
-    parent: str = "unknown"
-    license: str = "unknown"
-    training: list[Path] = field(default_factory=list)
-    evaluations: dict[str, Path] = field(default_factory=dict)
-    remarks: str = ""
+    parameters: int
+    weight_bytes: int
+    context_tokens: int
 
 
 @dataclass(frozen=True)
@@ -50,54 +47,48 @@ class Facts:
     """What the card says of the folder.
 
     Attributes:
-        form: `puzzle`, `stock` or `masked`.
-        blocks: Experts and window of every layer.
-        parent_experts: Experts of a layer before pruning, where plan.json says so.
-        packed: Layers with MXFP4 experts.
-        kv_layers: Layers with KV scales.
-        scales_from: Where they come from.
-        stop_tokens: What ends an answer.
-        copied_experts: Experts that got the bytes of an MXFP4 parent.
-        rounded_experts: Experts that this export rounded to MXFP4.
-        rounding_error: Their relative error.
-        parameters: Number of parameters.
-        weight_bytes: Bytes of all tensors.
-        context_tokens: Longest context.
+        format: `puzzle`, `stock` or `masked`.
+        family: family of the model.
+        blocks: number of experts and window of every layer.
+        parent_experts: number of experts in a layer before pruning; None without plan.json.
+        packed: layers with MXFP4 experts.
+        kv_layers: layers with KV scales.
+        scales_from: where the KV scales come from.
+        stop_tokens: tokens that end a completion.
+        rounding: experts that were copied from an MXFP4 parent or rounded to MXFP4.
+        sizes: sizes of the folder.
     """
 
-    form: str
+    format: Format
+    family: Family
     blocks: Blocks
     parent_experts: int | None
     packed: frozenset[int]
     kv_layers: frozenset[int]
     scales_from: str
     stop_tokens: Sequence[int]
-    copied_experts: int
-    rounded_experts: int
-    rounding_error: float
-    parameters: int
-    weight_bytes: int
-    context_tokens: int
+    rounding: Rounding
+    sizes: Sizes
 
 
 def read_run(path: Path) -> dict[str, Any]:
-    """The run.json of a finished run.
+    """Return the run.json of a finished run.
 
     Args:
-        path: A run folder, or a run.json.
+        path: a run folder, or a run.json.
 
     Raises:
-        ValueError: It is missing, of a run that has not finished, or without results.
+        ValueError: it is missing, of an unfinished run, or without results.
     """
     found = require_input(path, "run for the model card")
     record = read_json(found / RECORD if found.is_dir() else found)
     if not isinstance(record.get("results"), Mapping):
-        raise ValueError(f"{path}: {RECORD} has no results; name a run folder that the command wrote")
+        raise ValueError(f"{path}: {RECORD} has no results; name a run folder of `lightning run`")
     return record
 
 
 def card_text(card: Card, facts: Facts) -> str:
-    """The whole card."""
+    """Return the text of the card."""
     sections = [_front_matter(card, facts), f"# {card.name}", _opening(card, facts), *_plan(facts)]
     sections += _training(card.training) + _evaluation(card.evaluations) + _serving(facts) + _limits(card, facts)
     return "\n\n".join(sections) + "\n"
@@ -108,17 +99,18 @@ def _front_matter(card: Card, facts: Facts) -> str:
     front["pipeline_tag"] = "text-generation"
     if REPOSITORY.fullmatch(card.parent):
         front["base_model"] = card.parent
-    kind = ["gpt_oss_puzzle"] if facts.form == "puzzle" else ["gpt_oss"]
-    front["tags"] = [*kind, "mixture-of-experts", "pruned", *(["mxfp4"] if facts.packed else [])]
+    model_type = facts.family.child.model_type if facts.format == "puzzle" else facts.family.model_type
+    front["tags"] = [model_type, "mixture-of-experts", "pruned", *(["mxfp4"] if facts.packed else [])]
     return f"---\n{yaml.safe_dump(front, sort_keys=False)}---"
 
 
 def _opening(card: Card, facts: Facts) -> str:
     return (
-        f"A pruned Mixture-of-Experts reasoning model: layers of {card.parent} with fewer experts, and with windows in "
-        f"place of some full attention. {facts.parameters:,} parameters, {facts.weight_bytes:,} bytes of weights, "
-        f"{facts.context_tokens:,} tokens of context. Made with lit_puzzle by the Puzzle method (arXiv 2411.19146 and "
-        f"2602.11937). License: that of the parent, {card.license}."
+        f"A pruned Mixture-of-Experts reasoning model: layers of {card.parent} with fewer experts, and windowed "
+        f"attention in place of full attention in some of them. {facts.sizes.parameters:,} parameters, "
+        f"{facts.sizes.weight_bytes:,} bytes of weights, {facts.sizes.context_tokens:,} tokens of context. Made with "
+        "lit_puzzle by the Puzzle method (arXiv 2411.19146 and 2602.11937). License: that of the parent, "
+        f"{card.license}."
     )
 
 
@@ -134,7 +126,7 @@ def _plan(facts: Facts) -> list[str]:
 
 def _training(runs: Sequence[Path]) -> list[str]:
     if not runs:
-        return ["## Training", "The export was told of no training run."]
+        return ["## Training", "No training run was named in the export."]
     sections = ["## Training"]
     for path in runs:
         record = read_run(path)
@@ -144,11 +136,11 @@ def _training(runs: Sequence[Path]) -> list[str]:
 
 def _evaluation(runs: Mapping[str, Path]) -> list[str]:
     if not runs:
-        return ["## Evaluation", "The export was told of no evaluation: measure before you deploy."]
+        return ["## Evaluation", "No evaluation was named in the export. Evaluate the model before deploying it."]
     records = {title: read_run(path) for title, path in runs.items()}
     columns = {title: _headline(record["results"]) for title, record in records.items()}
-    told = "\n".join(f"- {title}: {_how(record)}" for title, record in records.items())
-    return ["## Evaluation", numbers(columns), told]
+    runs_behind = "\n".join(f"- {title}: {_how(record)}" for title, record in records.items())
+    return ["## Evaluation", numbers(columns), runs_behind]
 
 
 def _how(record: Mapping[str, Any]) -> str:
@@ -161,12 +153,12 @@ def _how(record: Mapping[str, Any]) -> str:
 
 
 def _headline(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what is told for each environment by itself."""
+    """Return the results without those of single environments."""
     return {key: value for key, value in results.items() if key.count("/") < 2}
 
 
 def numbers(columns: Mapping[str, Mapping[str, Any]]) -> str:
-    """Results as a table: a row a key, a column a run, standard errors behind what they belong to."""
+    """Return results as a Markdown table: a row for each key, a column for each run, standard errors after values."""
     keys = dict.fromkeys(key for results in columns.values() for key in results)
     rows = [f"| | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
     for key in keys:
@@ -192,7 +184,8 @@ def _number(value: Any) -> str:
 
 
 def _serving(facts: Facts) -> list[str]:
-    remote = ", trust_remote_code=True" if facts.form == "puzzle" else ""
+    is_child, stock_type = facts.format == "puzzle", facts.family.model_type
+    remote = ", trust_remote_code=True" if is_child else ""
     code = (
         "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f'model = AutoModelForCausalLM.from_pretrained(FOLDER, dtype="auto"{remote})\n'
@@ -202,37 +195,40 @@ def _serving(facts: Facts) -> list[str]:
         "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=4096)[0]))\n```"
     )
     flag = " --kv-cache-dtype fp8" if facts.kv_layers else ""
-    install = "pip install --no-deps CHECKOUT_OF_LIT_PUZZLE\n" if facts.form == "puzzle" else ""
+    install = "pip install --no-deps CHECKOUT_OF_LIT_PUZZLE\n" if is_child else ""
     engine = f"```bash\n{install}vllm serve FOLDER{flag}\n```"
     why = (
-        "gpt_oss.py, which comes along, is all that transformers needs; vLLM needs lit_puzzle's plugin."
-        if facts.form == "puzzle"
-        else "This is plain gpt-oss: runtimes that know gpt-oss need nothing else."
+        f"transformers needs only the included {facts.family.child.modeling_file.name}; vLLM needs the plugin of "
+        "lit_puzzle."
+        if is_child
+        else f"This is a stock {stock_type} checkpoint; every runtime that supports {stock_type} can load it."
     )
     stops = ", ".join(str(token) for token in facts.stop_tokens)
     ends = (
-        f"Answers end at any of the tokens {stops} (generation_config.json); an engine that does not read that file "
-        "must be told, or tool calls run on. `sha256sum -c SHA256SUMS` checks the files."
+        f"Generation must stop at each of the tokens {stops} (generation_config.json). Set these stop tokens in "
+        "engines that do not read that file; otherwise generation continues after a tool call. "
+        "`sha256sum -c SHA256SUMS` checks the files."
     )
     return ["## Serving", why, code, engine, ends]
 
 
 def _limits(card: Card, facts: Facts) -> list[str]:
-    lines = ["What the tables above do not show has not been measured; they are of transformers, other engines round."]
-    if facts.rounded_experts:
+    lines = ["Only what the tables above show was measured, with transformers; other engines round differently."]
+    if facts.rounding.rounded_experts:
         lines.append(
-            f"{facts.rounded_experts} experts were rounded to MXFP4 by this export (relative error "
-            f"{facts.rounding_error:.4g}); what was measured before that, KV scales too, is not of these very weights."
+            f"{facts.rounding.rounded_experts} experts were rounded to MXFP4 by this export (relative error "
+            f"{facts.rounding.relative_error():.4g}). Results and KV scales from before the export are of the weights "
+            "before rounding."
         )
     if facts.kv_layers:
         lines.append(
-            "An FP8 KV cache changes answers a little, and its scales hold for the weights they were measured on. "
-            f"These are {facts.scales_from}."
+            "An FP8 KV cache changes completions slightly, and its scales are valid for the weights they were "
+            f"calibrated on. Scales: {facts.scales_from}."
         )
         rest = [str(layer) for layer in range(len(facts.blocks)) if layer not in facts.kv_layers]
         if rest:
-            lines.append(f"Layers {', '.join(rest)} have no KV scales: their cache is to stay in bfloat16.")
-    if facts.form == "masked":
-        lines.append("Removed experts are still there, masked by the router: this folder checks engines, nothing else.")
-    lines.append("Keep the chat template: the model was made with its reasoning channel, and is untested without.")
+            lines.append(f"Layers {', '.join(rest)} have no KV scales: keep their cache in bfloat16.")
+    if facts.format == "masked":
+        lines.append("Removed experts are present and masked by the router: use this folder only to check engines.")
+    lines.append("Use the chat template: the model was trained with its reasoning channel and not tested without it.")
     return ["## Limits", "\n".join(f"- {line}" for line in [*lines, *([card.remarks] if card.remarks else [])])]

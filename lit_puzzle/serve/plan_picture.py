@@ -1,6 +1,6 @@
-"""A picture of what the layers of a child are: experts as bars, attention as color.
+"""Plot the layers of a child: number of experts as bars, attention as color.
 
-Writes one PNG. Drawing needs matplotlib, which is imported when it is needed.
+Writes one PNG file. Needs matplotlib, which is imported when the plot is drawn.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from pathlib import Path
 from lit_puzzle.serve.configs import Blocks
 
 FULL = "#1b6ca8"
-WINDOWS = ("#9db4c0", "#e07b39", "#b5a642", "#7b4b94")  # by size, smallest first; the last for all larger ones
+WINDOWS = ("#9db4c0", "#e07b39", "#b5a642", "#7b4b94")  # of windows, smallest first; the last color for all larger ones
 
 
 def draw_blocks(path: Path, blocks: Blocks, parent_experts: int | None) -> None:
-    """Draws one bar a layer, on the outline of the parent's number of experts where that is known.
+    """Draw one bar for each layer, over an outline of the parent's number of experts.
 
     Args:
-        path: The PNG.
-        blocks: Experts and window of every layer.
-        parent_experts: Experts of a layer before pruning.
+        path: the PNG file to write.
+        blocks: number of experts and window of every layer.
+        parent_experts: number of experts in a layer before pruning; None: no outline.
     """
     from matplotlib.figure import Figure  # no pyplot: a Figure by itself needs no display
 

@@ -1,8 +1,8 @@
 """Tokenizer, chat template and stop tokens of an exported folder.
 
-Copies the tokenizer's files and reads which of its tokens end an answer, from the files alone: nothing that a folder
-brings along is executed. In the harmony format of gpt-oss an answer ends with <|return|>, a tool call with <|call|>,
-a document with <|endoftext|>: an engine that does not know all three lets tool calls run on.
+Copies the tokenizer's files and finds the tokens that end a completion from the files alone: no code in a folder is
+executed. In the harmony format a completion ends with <|return|>, a tool call with <|call|>, a document with
+<|endoftext|>; an engine that does not know all three does not stop after tool calls.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ STOP_WORDS = ("<|return|>", "<|endoftext|>", "<|call|>")
 
 
 def check_tokenizer(folder: Path) -> None:
-    """Checks that a folder has a tokenizer with a chat template that works without code of its own.
+    """Check that a folder has a tokenizer with a chat template that works without code from the folder.
 
     Raises:
-        ValueError: A file or the chat template is missing, or the tokenizer's class is code in the folder.
+        ValueError: a file or the chat template is missing, or the tokenizer's class is code in the folder.
     """
     missing = [name for name in TOKENIZER_FILES if not (folder / name).is_file()]
     if missing:
         raise ValueError(
-            f"{folder} has no {' and no '.join(missing)}; an exported folder is complete: name the folder of a "
+            f"{folder} has no {' and no '.join(missing)}; an exported folder needs it: name the folder of a "
             "tokenizer (--tokenizer=FOLDER)"
         )
     settings = read_json(folder / "tokenizer_config.json")
     if "auto_map" in settings:
         raise ValueError(
-            f"{folder}/tokenizer_config.json names code of its own ({settings['auto_map']}), which is never run or "
-            "copied; name the folder of a tokenizer without (--tokenizer=FOLDER)"
+            f"{folder}/tokenizer_config.json names code in the folder ({settings['auto_map']}), which is never run or "
+            "copied; name the folder of a tokenizer without code (--tokenizer=FOLDER)"
         )
     if "chat_template" not in settings and not any((folder / name).is_file() for name in TEMPLATE_FILES):
         raise ValueError(
@@ -46,17 +46,17 @@ def check_tokenizer(folder: Path) -> None:
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copies the tokenizer's files and chat template."""
+    """Copy the tokenizer's files and chat template."""
     for name in (*TOKENIZER_FILES, *TEMPLATE_FILES, *OPTIONAL_TOKENIZER_FILES):
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
 
 
 def stop_tokens(tokenizer: Path) -> list[int]:
-    """Ids of the tokens that end what the model writes: those of `STOP_WORDS` it has, and its end-of-text token.
+    """Return the ids of the tokens that end a completion: those of `STOP_WORDS`, and the end-of-text token.
 
     Raises:
-        ValueError: The tokenizer's list of added tokens is malformed.
+        ValueError: the tokenizer's list of added tokens is malformed.
     """
     added = read_json(tokenizer / "tokenizer.json").get("added_tokens", [])
     try:
@@ -69,17 +69,22 @@ def stop_tokens(tokenizer: Path) -> list[int]:
 
 
 def generation_settings(checkpoint: Path, tokenizer: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The checkpoint's generation config with every stop token: its own, the model's and the tokenizer's.
+    """Return the checkpoint's generation config with every stop token: its own, the model's and the tokenizer's.
+
+    Args:
+        checkpoint: folder of the checkpoint.
+        tokenizer: folder of the tokenizer.
+        config: config.json of the model.
 
     Raises:
-        ValueError: No stop token is known at all, or one is not in the vocabulary.
+        ValueError: no stop token is known, or one is not in the vocabulary.
     """
     settings = generation_config(checkpoint, config)
     stops = list(dict.fromkeys([*(settings["eos_token_id"] or []), *stop_tokens(tokenizer)]))
     outside = [token for token in stops if not 0 <= token < whole(config, "vocab_size")]
     if outside or not stops:
         raise ValueError(
-            f"the stop tokens of {checkpoint} and {tokenizer} are {stops}; there must be some, and all below the "
-            f"vocabulary's {config['vocab_size']}. Is this the model's own tokenizer?"
+            f"the stop tokens of {checkpoint} and {tokenizer} are {stops}; at least one is needed, and all must be "
+            f"below the vocabulary size {config['vocab_size']}. Is this the model's own tokenizer?"
         )
     return {**settings, "eos_token_id": stops}

@@ -1,9 +1,10 @@
-"""What an exported folder holds, tensor by tensor: where its bytes lie, or how they are made when their turn comes.
+"""The weights of an exported folder: for each tensor, where its bytes are stored or how it is computed.
 
-A step of the export is a function from `Weights` to `Weights`. Nothing is read before a tensor is written, and what
-no step has touched stays `StoredRows`: copied from file to file.
+A step of the export is a function from `Weights` to `Weights`. A tensor is read only when it is written; a tensor that
+no step changes stays `StoredRows` and is copied from file to file.
 
-Reads: headers; tensors as views of mapped files. Writes nothing. Memory: about 1 KB a tensor, and the one at hand.
+Reads headers, and tensors as views of mapped files. Writes nothing. Memory: about 1 KB for each tensor, and the tensor
+that is being written.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor
 
 from lit_puzzle.model.checkpoint import Checkpoint
-from lit_puzzle.model.layout import KV_SCALES, Shape, layer_prefix
+from lit_puzzle.model.family import LayerNames
+from lit_puzzle.model.layout import Shape, layer_prefix
 from lit_puzzle.model.safetensors_file import DTYPE_CODES, DTYPES
 from lit_puzzle.model.writer import Layout, StoredRows
 
@@ -26,10 +28,10 @@ class Weight:
     """One tensor to be written.
 
     Attributes:
-        dtype: Code of the safetensors format (`BF16`).
-        shape: Its shape.
-        read: Makes the tensor, or a view of it.
-        stored: Where exactly these bytes lie in a file; None when they have to be made.
+        dtype: code of the safetensors format (`BF16`).
+        shape: shape of the tensor.
+        read: returns the tensor, or a view of it.
+        stored: where the bytes are stored; None if the tensor is computed.
     """
 
     dtype: str
@@ -39,31 +41,31 @@ class Weight:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the tensor."""
+        """Size of the tensor in bytes."""
         return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
-Weights = dict[str, Weight]  # full tensor name -> where it comes from
+Weights = dict[str, Weight]  # by full tensor name
 
 
 def stored_weights(checkpoint: Checkpoint) -> Weights:
-    """Everything that a checkpoint holds, as it lies there."""
+    """Return all tensors of a checkpoint, as they are stored."""
     return {
         name: Weight(info.dtype, info.shape, lambda name=name: checkpoint.read(name), StoredRows(info))  # type: ignore[misc]
         for name, info in checkpoint.tensors.items()
     }
 
 
-def of_tensor(tensor: Tensor) -> Weight:
-    """A small tensor that is already there."""
+def in_memory(tensor: Tensor) -> Weight:
+    """Return the weight for a small tensor in memory."""
     return Weight(DTYPE_CODES[tensor.dtype], tuple(tensor.shape), lambda: tensor)
 
 
 def converted(name: str, weight: Weight, dtype: torch.dtype) -> Weight:
-    """The same values, rounded to another dtype; the very same weight when it has that dtype.
+    """Return a weight rounded to a dtype; the same object if it has that dtype.
 
     Raises:
-        ValueError: When read: a value is too large for the dtype, or was not finite before.
+        ValueError: when read: a value is too large for the dtype, or not finite.
     """
     code = DTYPE_CODES[dtype]
     if weight.dtype == code:
@@ -71,45 +73,46 @@ def converted(name: str, weight: Weight, dtype: torch.dtype) -> Weight:
 
     def read() -> Tensor:
         rounded = weight.read().to(dtype)
-        if not torch.stack(rounded.aminmax()).isfinite().all():  # without another copy of the tensor
+        if not torch.stack(rounded.aminmax()).isfinite().all():  # aminmax makes no copy of the tensor
             raise ValueError(f"{name} has values that {dtype} cannot hold; export with another dtype")
         return rounded
 
     return replace(weight, dtype=code, read=read, stored=None)
 
 
-def in_dtype(weights: Weights, dtype: torch.dtype) -> Weights:
-    """All floating-point tensors in one dtype; packed experts and KV scales stay what they are."""
+def in_dtype(weights: Weights, dtype: torch.dtype, names: LayerNames) -> Weights:
+    """Return the weights with all tensors in one dtype; packed experts and KV scales stay unchanged."""
     return {
-        name: weight if weight.dtype == "U8" or name.endswith(KV_SCALES) else converted(name, weight, dtype)
+        name: weight if weight.dtype == "U8" or name.endswith(names.kv_scales) else converted(name, weight, dtype)
         for name, weight in weights.items()
     }
 
 
-def with_kv_scales(weights: Weights, scales: Mapping[str, Tensor]) -> Weights:
-    """The weights with these KV scales, by full name, in the place of whatever scales there were."""
-    kept = without_kv_scales(weights)
-    return kept | {name: of_tensor(tensor) for name, tensor in scales.items()}
+def with_kv_scales(weights: Weights, scales: Mapping[str, Tensor], names: LayerNames) -> Weights:
+    """Return the weights with these KV scales, by full name, instead of any they had."""
+    kept = without_kv_scales(weights, names)
+    return kept | {name: in_memory(tensor) for name, tensor in scales.items()}
 
 
-def without_kv_scales(weights: Weights) -> Weights:
-    """The weights without KV scales."""
-    return {name: weight for name, weight in weights.items() if not name.endswith(KV_SCALES)}
+def without_kv_scales(weights: Weights, names: LayerNames) -> Weights:
+    """Return the weights without KV scales."""
+    return {name: weight for name, weight in weights.items() if not name.endswith(names.kv_scales)}
 
 
-def mxfp4_layers(weights: Weights, num_layers: int) -> frozenset[int]:
-    """Layers whose experts are packed."""
+def mxfp4_layers(weights: Weights, num_layers: int, names: LayerNames) -> frozenset[int]:
+    """Return the layers whose experts are packed."""
+    packed = [f"{names.experts}.{matrix}_blocks" for matrix in names.expert_matrices]
     return frozenset(
-        layer for layer in range(num_layers) if f"{layer_prefix(layer)}mlp.experts.down_proj_blocks" in weights
+        layer for layer in range(num_layers) if any(f"{layer_prefix(layer)}{name}" in weights for name in packed)
     )
 
 
 def layout_of(weights: Weights) -> Layout:
-    """Names, dtypes and shapes, as the writer wants them."""
+    """Return names, dtypes and shapes, as the writer expects them."""
     return {name: (weight.dtype, weight.shape) for name, weight in weights.items()}
 
 
-def handed_over(weights: Weights) -> Iterator[tuple[str, Tensor | StoredRows]]:
-    """One tensor after the other, made when it is asked for."""
+def stream(weights: Weights) -> Iterator[tuple[str, Tensor | StoredRows]]:
+    """Yield one tensor after the other; each is computed when it is requested."""
     for name, weight in weights.items():
         yield name, weight.read() if weight.stored is None else weight.stored

@@ -1,1 +1,1 @@
-"""A gpt-oss of two million parameters that really reasons: its world, its tokenizer and its training from scratch."""
+"""A gpt-oss of two million parameters that reasons: its environments, its tokenizer and its training from scratch."""

@@ -1,10 +1,10 @@
-"""Trains the tiny parent from scratch: a stock GptOssForCausalLM, lessons as data, cross-entropy on labeled tokens.
+"""Train the tiny parent from scratch: a stock GptOssForCausalLM, lessons as data, cross-entropy on labeled tokens.
 
 loss = -1 / N * sum over labeled tokens t of log p(token_t | tokens before t);  N = number of labeled tokens.
 
 Reads nothing. Writes `<run_dir>/model`: a Hugging Face folder in bfloat16 with tokenizer, generation config and
-`generation_lengths.json` measured on held-out problems.
-Memory: 16 bytes per parameter (weights, gradients, AdamW) and the activations of one batch, sequences * tokens of it.
+`generation_lengths.json`, measured on held-out problems.
+Memory: 16 bytes per parameter (weights, gradients, AdamW) and the activations of one batch of sequences * tokens.
 Source: this project's own. Shapes: B sequences of a batch, T tokens, V vocabulary.
 """
 
@@ -29,8 +29,9 @@ from lit_puzzle.evaluate.held_out import held_out_problems
 from lit_puzzle.generation.lengths import length_statistics, write_lengths
 from lit_puzzle.generation.sampling import Sampling
 from lit_puzzle.generation.transformers_engine import TransformersEngine
-from lit_puzzle.tiny.lessons import IGNORED, Curriculum, Lessons
-from lit_puzzle.tiny.parent import Initialization, ParentShape, build_parent, save_parent
+from lit_puzzle.tiny.lessons import IGNORED, Lessons
+from lit_puzzle.tiny.parent import build_parent, save_parent
+from lit_puzzle.tiny.settings import Curriculum, Initialization, ParentShape
 from lit_puzzle.tiny.tokenizer import build_tokenizer
 from lit_puzzle.tiny.world import Family
 
@@ -38,11 +39,11 @@ Batch = dict[str, Tensor] | list[PromptAtEffort]
 
 
 class FlatThenCosine(LambdaLR):
-    """Learning rate: linear warm-up, flat, then a cosine to 5% of it.
+    """Learning rate schedule: linear warm-up, constant, then a cosine to 5%.
 
     Args:
-        optimizer: what is scheduled.
-        total_steps: the step at which the cosine ends.
+        optimizer: optimizer whose learning rate is scheduled.
+        total_steps: step at which the cosine ends.
         warmup_steps: steps of the warm-up.
         flat_share: share of all steps after which the cosine begins.
     """
@@ -58,14 +59,17 @@ class FlatThenCosine(LambdaLR):
 
 
 class LessonData(LightningDataModule):
-    """Lessons to train on and held-out problems to validate on.
+    """Lessons for training and held-out problems for validation.
 
     Args:
-        families: what is taught; they take turns.
-        curriculum: the phases.
-        seed: which lessons are drawn.
-        held_out_per_effort: held-out problems of a validation, the same ones at each effort.
-        held_out_seed: which held-out problems are drawn.
+        families: environments that are taught; they take turns.
+        curriculum: phases and contents of a batch.
+        seed: seed of the lessons.
+        held_out_per_effort: number of held-out problems in a validation, the same ones at each effort.
+        held_out_seed: seed of the held-out problems.
+
+    Raises:
+        ValueError: `families` is empty.
     """
 
     def __init__(
@@ -86,38 +90,44 @@ class LessonData(LightningDataModule):
         self.held_out_seed = held_out_seed
 
     def held_out(self, per_effort: int) -> list[tuple[Problem, str]]:
-        """Held-out problems, the same at each effort, one effort after the other."""
+        """Return held-out problems, the same at each effort, one effort after the other."""
         return held_out_problems(self.families, EFFORTS, per_effort, self.held_out_seed)
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        """The lessons from the trainer's step on: a resumed run goes on where it stopped."""
+        """Return the lessons from the trainer's step on, so that a resumed run continues with the next one."""
         assert self.trainer is not None
         first, last = self.trainer.global_step, self.trainer.max_steps
         lessons = Lessons(self.curriculum, self.families, build_tokenizer(), self.seed, first, last)
         return DataLoader(lessons, batch_size=None)
 
     def val_dataloader(self) -> DataLoader[PromptAtEffort]:
-        """Lists of (held-out problem, effort)."""
+        """Return lists of (held-out problem, effort)."""
         pairs = self.held_out(self.held_out_per_effort)
         return DataLoader(pairs, batch_size=128, collate_fn=list)  # type: ignore[arg-type]
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Problems stay where they are."""
+        """Move tensors to the device; problems are text and stay unchanged."""
         if isinstance(batch, list):
             return batch
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
 
 class TinyParent(LightningModule):
-    """Trains the parent; at the end of training saves and measures it.
+    """Training of the parent, which is saved and evaluated at the end.
 
     Args:
         shape: sizes of the model.
-        initialization: where training starts.
-        optimizer: AdamW or another; vectors (biases, norms, sinks) never decay.
-        lr_scheduler: stepped after every optimizer step.
-        max_new_tokens: cap on the tokens of a completion in validation.
-        measured_per_effort: held-out problems at each effort that the saved parent is measured on.
+        initialization: weights at the start of training.
+        optimizer: makes the optimizer; vectors (biases, norms, sinks) have no weight decay.
+        lr_scheduler: makes the schedule, which is stepped after every optimizer step.
+        sampling: how completions are drawn in validation and in the evaluation at the end.
+        measured_per_effort: number of held-out problems at each effort in the evaluation at the end.
+
+    Attributes:
+        results: accuracy and generated tokens of the saved parent at each effort.
+
+    Raises:
+        ValueError: `measured_per_effort` is below 2.
     """
 
     def __init__(
@@ -126,32 +136,29 @@ class TinyParent(LightningModule):
         initialization: Initialization,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
-        max_new_tokens: int = 64,
+        sampling: Sampling = Sampling(max_new_tokens=64, temperature=0.0),  # noqa: B008  (frozen)
         measured_per_effort: int = 256,
     ) -> None:
         super().__init__()
-        if measured_per_effort < 2 or max_new_tokens < 1:
-            raise ValueError(
-                f"measured_per_effort {measured_per_effort} and max_new_tokens {max_new_tokens} were given; at least "
-                "2 and 1 are needed."
-            )
+        if measured_per_effort < 2:
+            raise ValueError(f"measured_per_effort {measured_per_effort} was given; at least 2 are needed.")
         self.shape = shape
         self.initialization = initialization
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
-        self.max_new_tokens = max_new_tokens
+        self.sampling = sampling
         self.measured_per_effort = measured_per_effort
         self.tokenizer = build_tokenizer()
         self.results: dict[str, float] = {}
         self._episodes: list[Episode] = []
 
     def configure_model(self) -> None:
-        """Builds the model once; random numbers come from Lightning's seed."""
+        """Build the model once; its random weights follow Lightning's seed."""
         if "model" not in self._modules:
             self.model = build_parent(self.shape, self.initialization)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The recipe's optimizer and schedule; vectors do not decay."""
+        """Return the recipe's optimizer and schedule; vectors have no weight decay."""
         parameters = list(self.model.parameters())
         matrices = {"params": [p for p in parameters if p.ndim >= 2]}
         vectors = {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0}
@@ -161,7 +168,7 @@ class TinyParent(LightningModule):
         return [optimizer], [{"scheduler": self.lr_scheduler(optimizer), "interval": "step"}]  # type: ignore[return-value]
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """The loss of one batch of lessons."""
+        """Return the loss of one batch of lessons."""
         logits_BTV = self.model(input_ids=batch["input_ids"], use_cache=False).logits
         loss = next_token_loss(logits_BTV, batch["labels"])
         self.log("loss", loss, prog_bar=True)
@@ -172,14 +179,14 @@ class TinyParent(LightningModule):
         self._episodes += self._solve(self.model, batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs accuracy and tokens at each effort."""
-        numbers = summarize(self._episodes)
+        """Log accuracy and generated tokens at each effort."""
+        metrics = summarize(self._episodes)
         names = [f"{what}/{effort}" for what in ("accuracy", "tokens") for effort in EFFORTS]
-        self.log_dict({name: numbers[name] for name in names})
+        self.log_dict({name: metrics[name] for name in names})
         self._episodes.clear()
 
     def on_train_end(self) -> None:
-        """Saves the parent in bfloat16 and measures what was saved."""
+        """Save the parent in bfloat16 and evaluate the saved weights."""
         if not self.trainer.is_global_zero:
             return
         folder = Path(self.trainer.default_root_dir) / "model"
@@ -194,8 +201,8 @@ class TinyParent(LightningModule):
         self.results = summarize(episodes)
 
     def _solve(self, policy: GptOssForCausalLM, pairs: Sequence[PromptAtEffort]) -> list[Episode]:
-        engine, sampling = TransformersEngine(policy, self.tokenizer, 128), Sampling(self.max_new_tokens, 0.0)
-        return solve_problems(engine, self.tokenizer, pairs, self._data().families, sampling)
+        engine = TransformersEngine(policy, self.tokenizer, 128)
+        return solve_problems(engine, self.tokenizer, pairs, self._data().families, self.sampling)
 
     def _data(self) -> LessonData:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -205,6 +212,6 @@ class TinyParent(LightningModule):
 
 
 def next_token_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
-    """Mean cross-entropy of the labeled tokens, each predicted from those before it."""
+    """Return the mean cross-entropy of the labeled tokens, each predicted from those before it."""
     targets_N = labels_BT[:, 1:].flatten()
     return nn.functional.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), targets_N, ignore_index=IGNORED)

@@ -1,11 +1,11 @@
-r"""The tiny world's tokenizer: whole words as tokens, harmony-like chat format, a normal Hugging Face tokenizer folder.
+r"""Tokenizer of the tiny world: whole words as tokens, a chat format like harmony, a Hugging Face tokenizer folder.
 
-A token is a word of the world with the space or line break in front of it (`` q=``, ``\nvalue:``), so that decoding is
-plain concatenation and text -> tokens -> text changes nothing. `` q=``, `` q:`` and ``q`` are three tokens: a small
-model learns to retrieve definitions quickly only if what it looks for is one token.
+A token is a word together with the space or line break before it (`` q=``, ``\nvalue:``), so that decoding is plain
+concatenation and text -> tokens -> text is the identity. `` q=``, `` q:`` and ``q`` are three tokens: a small model
+learns to retrieve definitions quickly only if the word that it looks up is one token.
 
-Chat template: the system message says ``Reasoning: low|medium|high`` (`reasoning_effort`, medium if not given); an
-assistant message may carry its analysis as `thinking`.
+Chat template: the system message contains ``Reasoning: low|medium|high`` (`reasoning_effort`, medium by default); an
+assistant message may have its analysis as `thinking`.
 
 Reads and writes nothing (`save_pretrained` of the result writes a folder). Source: the harmony format of gpt-oss.
 """
@@ -63,7 +63,7 @@ CHAT_TEMPLATE = """\
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer, built from the lists above: the same token numbers every time."""
+    """Build the tokenizer from the lists above; token ids are always the same."""
     vocabulary = {word: number for number, word in enumerate((*SPECIAL_TOKENS, *WORDS))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     longest_first = sorted(WORDS, key=len, reverse=True)

@@ -1,14 +1,14 @@
-"""The tiny world: three families of problems that a model of two million parameters can really reason about.
+"""The tiny world: three environments with problems that a model of two million parameters can reason about.
 
-Every problem is a shuffled table of 16 definitions and a question about some of them, so that an answer needs retrieval
-from far back; every answer is exactly checkable; every family has a worked solution (trace) at each reasoning effort.
+Every problem is a shuffled table of 16 definitions and a question about some of them, so that a solution needs long
+retrieval. Answers are verified exactly. Every family has a worked solution (trace) at each reasoning effort.
 
     chains    `` q=b+3 b=k+1 k=5`` and `value:q?`     follow the links, add the offsets modulo 10          (a digit)
     sorting   `` q=7 b=2 k=5``     and `order:qbk?`   the letters by ascending value                       (letters)
     counting  `` q=7 b=2 k=5``     and `above:4,qbk?` how many of the letters have a value above the bound (a digit)
 
-Low effort answers at once, medium first copies the definitions it needs, high also works out every step where the step
-before it is near. The traces are the only source of that behavior: nothing else tells the efforts apart.
+At low effort the answer comes at once; at medium effort after a copy of the needed definitions; at high effort after
+all steps, each close to the step before it. Only the traces teach this difference.
 
 Reads and writes nothing. Source: this project's own.
 """
@@ -34,26 +34,29 @@ Table = dict[str, Definition]  # in the order in which the prompt shows it
 
 
 class Family(Environment, Protocol):
-    """An environment of the tiny world: problems that share a table, and worked solutions."""
+    """Environment of the tiny world: problems that share a table, and worked solutions."""
 
     def problems(self, rng: random.Random, count: int) -> list[Problem]:
-        """Draws `count` problems about one table."""
+        """Draw `count` problems about one table."""
         ...
 
     def analysis(self, problem: Problem, effort: str) -> str:
-        """What the analysis channel says at an effort; empty at low."""
+        """Return the text of the analysis channel at an effort; empty at low."""
         ...
 
     def trace(self, problem: Problem, effort: str) -> str:
-        """The whole worked answer, from the first channel to ``<|return|>``."""
+        """Return the whole worked solution, from the first channel to ``<|return|>``."""
         ...
 
 
 class Chains:
-    """Links between letters: what is the value at the end of a chain of 0 to 4 additions?
+    """Links between letters: the question is for the value at the end of a chain of 0 to 4 additions.
 
     Args:
-        depth_weights: how often a question is 0, 1, 2, 3, 4 links deep.
+        depth_weights: relative frequency of questions that are 0, 1, 2, 3, 4 links deep.
+
+    Raises:
+        ValueError: not five weights, or weights that are negative or all 0.
     """
 
     name = "chains"
@@ -62,11 +65,11 @@ class Chains:
         self.depth_weights = _checked_weights(self.name, "depth_weights", depth_weights, max(CHAIN_LENGTHS))
 
     def problem(self, rng: random.Random) -> Problem:
-        """One problem with a table of its own."""
+        """Draw one problem with its own table."""
         return self.problems(rng, 1)[0]
 
     def problems(self, rng: random.Random, count: int) -> list[Problem]:
-        """Problems about one table."""
+        """Draw `count` problems about one table."""
         table = _chain_table(rng)
         by_depth: dict[int, list[str]] = {}
         for letter in table:
@@ -76,7 +79,7 @@ class Chains:
         return [_problem(self.name, table, f"value:{x}?", str(chain_value(table, x))) for x in letters]
 
     def analysis(self, problem: Problem, effort: str) -> str:
-        """Definitions needed (medium), then every step near the one before it (high)."""
+        """Return the needed definitions (medium), followed by every step (high)."""
         table, letters, _ = parse(problem)
         walk = _walk(table, letters[0])
         down = "".join(define(table, letter) for letter in walk)
@@ -85,19 +88,22 @@ class Chains:
         return {"low": "", "medium": down, "high": down + base + up}[effort]
 
     def trace(self, problem: Problem, effort: str) -> str:
-        """The worked answer at an effort."""
+        """Return the worked solution at an effort."""
         return completion(self.analysis(problem, effort), problem.answer)
 
     def verify(self, completion: str, problem_answer: str) -> float:
-        """1.0 if the final channel is the answer and nothing else."""
+        """Return 1.0 if the final channel is exactly the answer, otherwise 0.0."""
         return verify_exactly(completion, problem_answer)
 
 
 class Sorting:
-    """Letters with values: which order do the named letters (all of different value) have?
+    """Letters with values: the question is for the order of some letters, whose values are all different.
 
     Args:
-        size_weights: how often 2, 3, 4, 5 letters are asked for.
+        size_weights: relative frequency of questions about 2, 3, 4, 5 letters.
+
+    Raises:
+        ValueError: not four weights, or weights that are negative or all 0.
     """
 
     name = "sorting"
@@ -106,41 +112,44 @@ class Sorting:
         self.size_weights = _checked_weights(self.name, "size_weights", size_weights, 4)
 
     def problem(self, rng: random.Random) -> Problem:
-        """One problem with a table of its own."""
+        """Draw one problem with its own table."""
         return self.problems(rng, 1)[0]
 
     def problems(self, rng: random.Random, count: int) -> list[Problem]:
-        """Problems about one table."""
+        """Draw `count` problems about one table."""
         table = _value_table(rng)
-        return [self._ask(rng, table) for _ in range(count)]
+        return [self._draw(rng, table) for _ in range(count)]
 
-    def _ask(self, rng: random.Random, table: Table) -> Problem:
+    def _draw(self, rng: random.Random, table: Table) -> Problem:
         one_of_each = {table[letter][1]: letter for letter in rng.sample(list(table), len(table))}
         size = min(rng.choices((2, 3, 4, 5), self.size_weights)[0], len(one_of_each))
         letters = rng.sample(sorted(one_of_each.values()), size)
         return _problem(self.name, table, f"order:{''.join(letters)}?", "".join(_ascending(table, letters)))
 
     def analysis(self, problem: Problem, effort: str) -> str:
-        """Definitions needed (medium), then every step near the one before it (high)."""
+        """Return the needed definitions (medium), followed by every step (high)."""
         table, letters, _ = parse(problem)
         listed = "".join(_valued(table, letter) for letter in letters)
         ordered = "".join(_valued(table, letter) for letter in _ascending(table, letters))
         return {"low": "", "medium": listed, "high": f"{listed} |{ordered}"}[effort]
 
     def trace(self, problem: Problem, effort: str) -> str:
-        """The worked answer at an effort."""
+        """Return the worked solution at an effort."""
         return completion(self.analysis(problem, effort), problem.answer)
 
     def verify(self, completion: str, problem_answer: str) -> float:
-        """1.0 if the final channel is the answer and nothing else."""
+        """Return 1.0 if the final channel is exactly the answer, otherwise 0.0."""
         return verify_exactly(completion, problem_answer)
 
 
 class Counting:
-    """Letters with values: how many of the named letters have a value above a bound?
+    """Letters with values: the question is how many of some letters have a value above a bound.
 
     Args:
-        size_weights: how often 2, 3, 4, 5, 6 letters are asked about.
+        size_weights: relative frequency of questions about 2, 3, 4, 5, 6 letters.
+
+    Raises:
+        ValueError: not five weights, or weights that are negative or all 0.
     """
 
     name = "counting"
@@ -149,22 +158,22 @@ class Counting:
         self.size_weights = _checked_weights(self.name, "size_weights", size_weights, 5)
 
     def problem(self, rng: random.Random) -> Problem:
-        """One problem with a table of its own."""
+        """Draw one problem with its own table."""
         return self.problems(rng, 1)[0]
 
     def problems(self, rng: random.Random, count: int) -> list[Problem]:
-        """Problems about one table."""
+        """Draw `count` problems about one table."""
         table = _value_table(rng)
-        return [self._ask(rng, table) for _ in range(count)]
+        return [self._draw(rng, table) for _ in range(count)]
 
-    def _ask(self, rng: random.Random, table: Table) -> Problem:
+    def _draw(self, rng: random.Random, table: Table) -> Problem:
         letters = rng.sample(list(table), rng.choices((2, 3, 4, 5, 6), self.size_weights)[0])
         bound = rng.randrange(1, 8)
         above = sum(table[letter][1] > bound for letter in letters)
         return _problem(self.name, table, f"above:{bound},{''.join(letters)}?", str(above))
 
     def analysis(self, problem: Problem, effort: str) -> str:
-        """Definitions needed (medium), then every step near the one before it (high)."""
+        """Return the needed definitions (medium), followed by every step (high)."""
         table, letters, bound = parse(problem)
         text, above = "", 0
         for letter in letters:
@@ -174,48 +183,48 @@ class Counting:
         return "" if effort == "low" else text
 
     def trace(self, problem: Problem, effort: str) -> str:
-        """The worked answer at an effort."""
+        """Return the worked solution at an effort."""
         return completion(self.analysis(problem, effort), problem.answer)
 
     def verify(self, completion: str, problem_answer: str) -> float:
-        """1.0 if the final channel is the answer and nothing else."""
+        """Return 1.0 if the final channel is exactly the answer, otherwise 0.0."""
         return verify_exactly(completion, problem_answer)
 
 
 def parse(problem: Problem) -> tuple[Table, str, int]:
-    """A problem's text -> its table, the letters asked about, the bound (0 where the question has none).
+    """Return the table of a problem, the letters of its question, and the bound (0 if the question has none).
 
     Raises:
-        ValueError: the text is no problem of the tiny world.
+        ValueError: the text is not a problem of the tiny world.
     """
     content = problem.messages[-1]["content"]
     head, _, question = content.partition("\n")
-    pairs = _QUESTION.fullmatch(question)
+    found = _QUESTION.fullmatch(question)
     table: Table = {letter: (link or None, int(number)) for letter, link, number in _DEFINITION.findall(head)}
-    if pairs is None or not table or not set(pairs[2]) <= set(table):
-        raise ValueError(f"{content!r} is no problem of the tiny world. Give one that a family's `problem` has drawn.")
-    return table, pairs[2], int(pairs[1] or 0)
+    if found is None or not table or not set(found[2]) <= set(table):
+        raise ValueError(f"{content!r} is not a problem of the tiny world. Use problems drawn by its families.")
+    return table, found[2], int(found[1] or 0)
 
 
 def define(table: Table, letter: str) -> str:
-    """A definition as the table shows it."""
+    """Return the text of a definition in the table."""
     link, number = table[letter]
     return f" {letter}={number}" if link is None else f" {letter}={link}+{number}"
 
 
 def chain_value(table: Table, letter: str) -> int:
-    """The value of a letter: its chain's base plus all offsets, modulo 10."""
+    """Return the value of a letter: the base of its chain plus all offsets, modulo 10."""
     return sum(table[step][1] for step in _walk(table, letter)) % 10
 
 
 def completion(analysis: str, answer: str) -> str:
-    """An assistant's whole answer; without analysis there is no analysis channel."""
+    """Return an assistant's whole completion; an empty analysis has no channel."""
     thinking = f"<|channel|>analysis<|message|>{analysis}<|end|><|start|>assistant" if analysis else ""
     return f"{thinking}<|channel|>final<|message|>{answer}<|return|>"
 
 
 def verify_exactly(completion: str, problem_answer: str) -> float:
-    """1.0 if the final channel is the answer and nothing else."""
+    """Return 1.0 if the final channel is exactly the answer, otherwise 0.0."""
     return float(final_text(completion) == problem_answer)
 
 
@@ -240,7 +249,7 @@ def _value_table(rng: random.Random) -> Table:
 
 
 def _walk(table: Table, letter: str) -> list[str]:
-    """The letters from one down to its chain's base."""
+    """Return the letters from one down to the base of its chain."""
     steps, link = [letter], table[letter][0]
     while link is not None:
         steps.append(link)

@@ -1,1 +1,1 @@
-"""What every optimization shares: sharding, what trains, checkpoints, random state, processes."""
+"""What all training shares: settings, sharding, trainable parameters, checkpoints, random state, processes."""

@@ -1,9 +1,10 @@
 """Checkpoints of a run: the newest ones to resume from, and the best weights by a validated metric.
 
-Writes: `<run>/checkpoints/step=N.ckpt` (`UpdateCheckpoint`), `<run>/best/step=N.ckpt` (`BestCheckpoint`, weights only).
-A new checkpoint is complete before an old one goes, so that a kill at any moment leaves one to resume from, and the
-best weights that it names. Disk: `keep` + 1 checkpoints to resume from; the best weights of the newest two of them and
-whatever validated better since.
+Writes `<run>/checkpoints/step=N.ckpt` (`UpdateCheckpoint`) and `<run>/best/step=N.ckpt` (`BestCheckpoint`, weights
+only); reads nothing, Lightning resumes from them. A new checkpoint is complete before an old one is removed: a run that
+is killed at any moment leaves a checkpoint to resume from, and the best weights that it names.
+Disk: `keep` + 1 checkpoints to resume from; the best weights that the newest two of them name, and those of any better
+validation since.
 """
 
 import math
@@ -16,15 +17,19 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 
 class UpdateCheckpoint(ModelCheckpoint):
-    """Saves everything that resuming needs, every N updates, right after an update and never between two.
+    """Saves everything that resuming needs every N updates, right after an update.
 
-    Where a validation is due it saves after it: Lightning takes a validation that was due at the resumed step for done.
-    Lightning's own rule also fires on the first batch after a resumed step, in the middle of gradient accumulation:
-    such a checkpoint has lost the gradients accumulated so far, and what resumes from it is another run.
+    Where a validation is due at that update, it saves after the validation, because Lightning counts a validation that
+    was due at the resumed step as done. Lightning's own rule also fires on the first batch after a resumed step, in the
+    middle of gradient accumulation: that checkpoint lacks the gradients accumulated so far, and a run that resumes from
+    it differs from the uninterrupted one.
 
     Args:
         every_n_updates: optimizer steps between checkpoints.
         keep: newest checkpoints that stay on disk.
+
+    Raises:
+        ValueError: numbers below 1.
     """
 
     def __init__(self, every_n_updates: int = 10, keep: int = 2) -> None:
@@ -42,14 +47,14 @@ class UpdateCheckpoint(ModelCheckpoint):
         self._waits_for_validation = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Checkpoints belong to the run folder, whatever the logger's folder is."""
+        """Put the checkpoints into the run folder, whatever the logger's folder is."""
         self.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
         super().setup(trainer, pl_module, stage)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Saves, unless this batch only added to the gradients or a validation comes first."""
+        """Save, unless this batch only accumulated gradients or a validation comes first."""
         is_last = batch_idx + 1 == trainer.num_training_batches
         updated = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or is_last
         if not updated or trainer.global_step % self.every_n_updates:
@@ -61,7 +66,10 @@ class UpdateCheckpoint(ModelCheckpoint):
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves what waited; not when the run is told to stop, which a resumed run has to be told again."""
+        """Save the checkpoint that waited for this validation.
+
+        Not when the validation has stopped the run: a resumed run has to repeat the validation to stop there too.
+        """
         if self._waits_for_validation and not trainer.should_stop:
             self._save(trainer)
         self._waits_for_validation = False
@@ -72,14 +80,18 @@ class UpdateCheckpoint(ModelCheckpoint):
 
 
 class BestCheckpoint(Callback):
-    """Keeps the weights that validated best; no `Checkpoint` for Lightning, which runs those last: it must run first.
+    """Keeps the weights with the best validated metric.
 
-    A resumed run knows the best of the checkpoint that it resumes from. So an older best stays until two checkpoints
-    that name a newer one have been begun: the first of them is complete then.
+    It is no `Checkpoint` of Lightning, because Lightning runs those after all other callbacks and this one has to run
+    before `UpdateCheckpoint`. A resumed run knows the best weights that its checkpoint names. So the previous best
+    weights stay until a second checkpoint that names newer ones has begun: the first of them is complete then.
 
     Args:
-        monitor: the validated metric.
+        monitor: name of the validated metric.
         mode: whether a larger (`max`) or a smaller (`min`) value is better.
+
+    Raises:
+        ValueError: another mode.
     """
 
     def __init__(self, monitor: str = "val/accuracy", mode: Literal["max", "min"] = "max") -> None:
@@ -92,18 +104,18 @@ class BestCheckpoint(Callback):
 
     @property
     def best_model_path(self) -> str:
-        """The best weights so far, or an empty text before the first validation."""
+        """The file of the best weights so far; empty before the first validation."""
         return str(self._folder / self._name) if self._name else ""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Apart from the checkpoints to resume from."""
+        """Choose the folder, next to that of the checkpoints to resume from."""
         self._folder = Path(trainer.default_root_dir) / "best"
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves the weights if they are the best so far.
+        """Save the weights if they are the best so far.
 
         Raises:
-            ValueError: the validation did not log the metric.
+            ValueError: a validation that did not log the metric.
         """
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
@@ -117,18 +129,18 @@ class BestCheckpoint(Callback):
             self.best_score, self._name = score, name
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Removes what neither this checkpoint, about to be written, nor the one before it names."""
+        """Remove the weights that neither the checkpoint about to be written nor the one before it names."""
         for path in sorted(self._folder.glob("*.ckpt")) if trainer.is_global_zero else []:
             if path.name not in (self._name, self._name_in_last_save):
                 trainer.strategy.remove_checkpoint(path)
         self._name_in_last_save = self._name
 
     def state_dict(self) -> dict[str, Any]:
-        """The best so far, by name: the run folder may move."""
+        """Return the best so far, by file name, because the run folder may move."""
         return {"score": self.best_score, "name": self._name}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continues with the best of the checkpoint."""
+        """Continue with the best weights that the checkpoint names."""
         self.best_score = state_dict["score"]
         self._name = self._name_in_last_save = state_dict["name"]
 

@@ -1,11 +1,12 @@
 """An exponential moving average of the weights that train, which is what is validated and saved.
 
     average <- d average + (1 - d) weights, after every update u;  d = min(decay, (1 + u) / (10 + u))
-The second bound lets a short run forget its first weights; u counts from 1.
+The second bound keeps the initial weights from dominating the average of a short run; u counts from 1.
 
 Averages are buffers of the module that owns them, and so in its checkpoints, sharded as the weights are.
-Memory: 4 bytes a trainable parameter and process share. Reads and writes: nothing.
-Source: arXiv 1306.2141 is the idea (Polyak averaging); the bound is that of TensorFlow's ExponentialMovingAverage.
+Memory: 4 bytes a trainable parameter, over the processes. Reads and writes nothing.
+Source: averaging of iterates, B. T. Polyak and A. B. Juditsky, 1992; the bound is that of TensorFlow's
+ExponentialMovingAverage.
 """
 
 import torch
@@ -13,10 +14,10 @@ from torch import nn
 
 
 class WeightAverage(nn.Module):
-    """The averages of the trainable parameters of a model, by their order.
+    """Averages of the trainable parameters of a model, in the order of the parameters.
 
     Args:
-        model: frozen, adapted and sharded as it will be trained.
+        model: the model, frozen, adapted and sharded as it will be trained.
         decay: largest d, between 0 and 1.
     """
 
@@ -29,14 +30,18 @@ class WeightAverage(nn.Module):
 
     @torch.no_grad()
     def update(self, updates: int) -> None:
-        """Takes in the weights after so many updates."""
+        """Add the present weights to the averages.
+
+        Args:
+            updates: number of updates done, this one included.
+        """
         decay = min(self.decay, (1 + updates) / (10 + updates))
         for average, parameter in zip(self.buffers(), self._trained, strict=True):
             average.lerp_(parameter.detach(), 1 - decay)
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchanges weights and averages; twice is nothing."""
+        """Exchange weights and averages; a second call restores both."""
         for average, parameter in zip(self.buffers(), self._trained, strict=True):
             kept = parameter.detach().clone()
             parameter.copy_(average)

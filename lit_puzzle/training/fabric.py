@@ -1,8 +1,8 @@
-"""A stage on several processes, on Lightning Fabric: which devices, how the parent lies on them, and sums over them.
+"""Stages that run without a Trainer, on several processes of Lightning Fabric: devices, sharding, sums.
 
-Reads a checkpoint folder; writes nothing. Several processes shard the decoder layers (FSDP2, one group each, no root,
-so that layers can be called one by one); embedding, last norm and head stay whole on each. The processes are started
-by Fabric, which runs the same command line again, or from outside (torchrun, SLURM).
+Reads a checkpoint folder; writes nothing. The decoder layers are sharded over the processes (FSDP2, one group for each
+layer and no root, so that layers can be called one by one); embedding, last norm and head stay whole on each process.
+Fabric starts the other processes by running the same command line again, unless torchrun or SLURM has started them.
 
 Memory of one of R processes, P parameters of b bytes, L layers, V vocabulary, D channels: P b / R + 2 P b / L while
 layers run one after the other + 2 V D b. Source: PyTorch FSDP2, arXiv 2304.11277.
@@ -22,12 +22,11 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from lit_puzzle.model.blocks import with_own_blocks
-from lit_puzzle.model.gpt_oss import GptOssPuzzleForCausalLM
+from lit_puzzle.model.blocks import PuzzleModel, with_own_blocks
 from lit_puzzle.model.loading import DtypeName, load_model
 from lit_puzzle.training.sharding import load_for
 
-PRECISIONS: dict[str, DtypeName] = {
+DTYPES: dict[str, DtypeName] = {
     "32-true": "float32",
     "bf16-true": "bfloat16",
     "16-true": "float16",
@@ -39,17 +38,20 @@ PRECISIONS: dict[str, DtypeName] = {
 class FabricSettings:
     """Where a stage runs.
 
-    Attributes:
-        accelerator: As Fabric knows it: auto, cpu, gpu, ...
-        devices: Processes on a node, one per device; "auto" takes all devices.
-        num_nodes: Machines.
-        precision: Of all weights and of the arithmetic.
+    Args:
+        accelerator: Fabric's name for it: auto, cpu, gpu, ...
+        devices: processes on a node, one per device; "auto" takes all devices.
+        num_nodes: number of machines.
+        precision: precision of all weights and of the arithmetic.
         strategy: `sharded` splits the layers over the processes, `replicated` loads the whole parent on each.
-        timeout_hours: How long processes wait for one another: the first alone lets the parent write the data, and
-            writes the table at the end, while the others stand at a barrier. PyTorch's own 10 to 30 minutes would end
-            the run there.
-        unshard_evaluations: Whether sharded weights are gathered once while a candidate answers; False answers in
-            step, with every layer gathered for every token: for parents that do not fit on a device.
+        timeout_hours: how long processes wait for one another. The first process alone samples the data and writes the
+            table at the end, while the others wait at a barrier; PyTorch's default of 10 to 30 minutes would stop the
+            run there.
+        unshard_evaluations: whether sharded weights are gathered once for all completions of a candidate; False
+            gathers every layer for every token, for parents that do not fit on a device.
+
+    Raises:
+        ValueError: a timeout that is not positive.
     """
 
     accelerator: str = "auto"
@@ -66,7 +68,7 @@ class FabricSettings:
 
 
 def launch(settings: FabricSettings) -> Fabric:
-    """Starts the other processes and joins them."""
+    """Start the other processes and join them."""
     make = partial(Fabric, accelerator=settings.accelerator, devices=settings.devices, num_nodes=settings.num_nodes)
     fabric = make()
     if not isinstance(fabric.strategy, SingleDeviceStrategy):  # how many "auto" devices are is known only now
@@ -75,13 +77,13 @@ def launch(settings: FabricSettings) -> Fabric:
     return fabric
 
 
-def load_parent(fabric: Fabric, settings: FabricSettings, folder: Path) -> GptOssPuzzleForCausalLM:
-    """The parent in evaluation mode on this process's device, frozen, its layers sharded where the settings say so.
+def load_parent(fabric: Fabric, settings: FabricSettings, folder: Path) -> PuzzleModel:
+    """Return the frozen parent in evaluation mode on this process's device, its layers sharded if the settings say so.
 
     Raises:
         ValueError: MXFP4 experts in another precision than bf16-true.
     """
-    dtype = PRECISIONS[settings.precision]
+    dtype = DTYPES[settings.precision]
     if fabric.world_size == 1 or settings.strategy == "replicated":
         model = with_own_blocks(load_model(folder, dtype, "sink_attention", device=str(fabric.device)))
         return model.requires_grad_(False).eval()
@@ -92,7 +94,7 @@ def load_parent(fabric: Fabric, settings: FabricSettings, folder: Path) -> GptOs
         if waiting is not None:
             waiting.fill(layer)
         layer.requires_grad_(False)
-        # Each group is called without the others and so is a root, which would by default keep what it gathered.
+        # Each group is called by itself, which makes it a root, and by default a root keeps what it gathered.
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
     for module in (model.model.embed_tokens, model.model.norm, model.model.rotary_emb, model.lm_head):
         module.to(fabric.device)
@@ -100,7 +102,7 @@ def load_parent(fabric: Fabric, settings: FabricSettings, folder: Path) -> GptOs
 
 
 def sum_over_processes(fabric: Fabric, tensor: Tensor) -> Tensor:
-    """The sum of a CPU tensor over all processes, on the CPU, on each of them."""
+    """Return the sum of a CPU tensor over all processes, on the CPU of each."""
     if fabric.world_size == 1:
         return tensor
     total = fabric.all_reduce(tensor.to(fabric.device, copy=True), reduce_op="sum")

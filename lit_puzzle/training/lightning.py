@@ -1,27 +1,30 @@
-"""Runs recipes whose command is fit or validate: LightningCLI on one flat recipe form, inside a run folder.
+"""Run recipes whose command is fit or validate: LightningCLI on a flat recipe, inside a run folder.
 
-Reads the recipe's layers; writes `config.yaml`, what the module and its callbacks write, and `run.json`. Objects come
-by `class_path` + `init_args`; optimizers and schedules are arguments of the module, built on what trains.
+Reads the recipe's layers; writes `config.yaml`, the files of the module and its callbacks, and `run.json`. Objects are
+given by `class_path` and `init_args`; optimizers and schedules are arguments of the module, which builds them on its
+trainable parameters.
 """
 
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.trainer.states import TrainerStatus
 
 from lit_puzzle.run.folder import RunClock, abandon_if_empty, join_run, newest_checkpoint, open_run
-from lit_puzzle.run.recipe import Recipe, RecipeParser
+from lit_puzzle.run.parser import RecipeParser
+from lit_puzzle.run.recipe import Recipe
 
 
 @runtime_checkable
 class ReportsResults(Protocol):
-    """A LightningModule with headline numbers for run.json; without them the last logged metrics are recorded."""
+    """A LightningModule with headline numbers for run.json; of any other the last logged metrics are recorded."""
 
     results: dict[str, float]
 
@@ -31,17 +34,17 @@ class LightningRecipeParser(RecipeParser, LightningArgumentParser):
 
 
 class RecipeCLI(LightningCLI):
-    """LightningCLI that parses a recipe and builds its objects; the run folder decides what happens next."""
+    """LightningCLI that parses a recipe and builds its objects, and runs nothing."""
 
     def __init__(self, recipe: Recipe, words: Sequence[str]) -> None:
-        """Parses and instantiates.
+        """Parse and instantiate.
 
         Args:
-            recipe: The loaded recipe.
-            words: Overrides from the command line.
+            recipe: the loaded recipe.
+            words: overrides from the command line.
 
         Raises:
-            ValueError: An unknown key, a wrong type, or an object that refuses its arguments.
+            ValueError: an unknown key, a wrong type, or an object that refuses its arguments.
         """
         self.recipe = recipe
         super().__init__(
@@ -55,30 +58,37 @@ class RecipeCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the recipe's own keys; modules find the run folder as `trainer.default_root_dir`."""
+        """Add the recipe's own keys; modules find the run folder as `trainer.default_root_dir`."""
         assert isinstance(parser, LightningRecipeParser)
         parser.recipe = self.recipe
         parser.add_argument("--command", type=str, help="fit or validate")
         parser.add_argument("--run_dir", type=str, required=True, help="folder that the run writes")
         parser.link_arguments("run_dir", "trainer.default_root_dir")
 
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer; what it refuses is a value of the recipe."""
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, MisconfigurationException) as error:
+            raise ValueError(f"{self.recipe.path}: trainer: {error}") from error
+
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parses our words only: Lightning's own version warns about the command line they came from."""
+        """Parse the given words only; Lightning's own version warns about `sys.argv`."""
         assert isinstance(args, list)
         self.config = parser.parse_args(args)
 
 
 def run_lightning(command: str, recipe: Recipe, words: Sequence[str], overwrite: bool) -> None:
-    """Runs fit or validate of a recipe, resuming an unfinished run.
+    """Run fit or validate of a recipe, resuming an unfinished run.
 
     Args:
         command: "fit" or "validate".
-        recipe: The loaded recipe.
-        words: Overrides from the command line.
-        overwrite: Start anew whatever the run folder holds.
+        recipe: the loaded recipe.
+        words: overrides from the command line.
+        overwrite: starts anew whatever the run folder contains.
 
     Raises:
-        ValueError: Bad recipe, bad input folder, or a run folder that another recipe started.
+        ValueError: a wrong recipe, a wrong input folder, or a run folder of another recipe.
     """
     cli = RecipeCLI(recipe, words)
     run_dir = Path(cli.config.run_dir)
@@ -97,7 +107,7 @@ def run_lightning(command: str, recipe: Recipe, words: Sequence[str], overwrite:
                 cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
             else:
                 cli.trainer.validate(cli.model, datamodule=cli.datamodule)
-        except MisconfigurationException as error:  # settings of the trainer that do not go together
+        except MisconfigurationException as error:  # settings of the Trainer that do not fit together
             raise ValueError(str(error)) from error
     if cli.trainer.is_global_zero and cli.trainer.state.status == TrainerStatus.FINISHED:
         clock.close(run_dir, recipe.path, cli.config.seed_everything, resumed, _results(cli))

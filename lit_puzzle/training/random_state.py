@@ -1,6 +1,6 @@
-"""Random state of one process: taken, put back, saved and loaded, for torch (CPU and GPU), numpy and python.
+"""Random state of one process: get, set, and streams of their own, for torch (CPU and GPU), numpy and Python.
 
-Reads and writes: nothing; a saved state is tensors, numbers and lists, so that it loads weights-only.
+Reads and writes nothing. A state consists of tensors, numbers and lists, so that it can be loaded weights-only.
 """
 
 import random
@@ -14,8 +14,8 @@ import torch
 RandomState = dict[str, Any]
 
 
-def take_random_state(device: torch.device) -> RandomState:
-    """The random state of this process; `device` is the accelerator whose generator belongs to it (or the CPU)."""
+def get_random_state(device: torch.device) -> RandomState:
+    """Return the random state of this process; `device` is its accelerator, or the CPU."""
     version, words, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = numpy.random.get_state(legacy=True)
     state: RandomState = {
@@ -28,8 +28,8 @@ def take_random_state(device: torch.device) -> RandomState:
     return state
 
 
-def put_random_state(state: RandomState, device: torch.device) -> None:
-    """Puts a taken state back; one taken on a CPU leaves the generator of a GPU as it is."""
+def set_random_state(state: RandomState, device: torch.device) -> None:
+    """Set the random state of this process; one from a CPU leaves the generator of a GPU as it is."""
     torch.set_rng_state(state["torch"])
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
@@ -40,30 +40,33 @@ def put_random_state(state: RandomState, device: torch.device) -> None:
 
 
 class RandomStream:
-    """A stream of randomness of its own: what runs `inside` continues it and leaves the outer randomness untouched.
+    """A random state of its own: a body that runs `inside` advances it and leaves the global state untouched.
 
     So evaluation, logging or loaders cannot change what is sampled, and saving `state` between two uses is enough to
     resume bit for bit.
+
+    Args:
+        device: accelerator of this process, or the CPU.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.state = take_random_state(device)
+        self.state = get_random_state(device)
 
     @contextmanager
     def inside(self) -> Iterator[None]:
-        """Runs the body on the stream and advances it."""
-        outer = take_random_state(self.device)
-        put_random_state(self.state, self.device)
+        """Run the body on the stream and advance it."""
+        outer = get_random_state(self.device)
+        set_random_state(self.state, self.device)
         try:
             yield
         finally:
-            self.state = take_random_state(self.device)
-            put_random_state(outer, self.device)
+            self.state = get_random_state(self.device)
+            set_random_state(outer, self.device)
 
     @contextmanager
     def fork(self) -> Iterator[None]:
-        """Runs the body on a copy of the stream, which stays where it was."""
+        """Run the body on a copy of the stream, which does not advance."""
         before = self.state
         with self.inside():
             yield

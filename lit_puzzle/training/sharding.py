@@ -1,20 +1,19 @@
-"""Sharding: the same recipe on one CPU core, one GPU, or all GPUs with FSDP2, without naming a size anywhere.
+"""Sharding with FSDP2: the same recipe runs on one CPU core, one GPU or several GPUs.
 
-`Sharded` is a Lightning strategy whose mesh is (every process) x 1, resolved when the processes start, so that adding
-only `--trainer.devices=2` shards. `shard` applies FSDP2 to a causal language model: each decoder layer is one group,
-the root (embedding, last norm, head) another. With one process nothing is wrapped and the arithmetic is untouched.
+`Sharded` is a Lightning strategy whose mesh has all processes in one dimension; the mesh is made when the processes
+start, so that `--trainer.devices=2` alone shards. `shard` applies FSDP2 to a causal language model: each decoder layer
+is one group, the root (embedding, last norm, head) another. With one process no module is wrapped.
 
-Checkpoints are folders (torch.distributed.checkpoint) plus `meta.pt`, hold the trainable parameters only (the frozen
-ones are read again from the model's own folder), and appear under their name in one rename: a process that is killed
-while it writes or removes one leaves a `*.partial` folder, never half a checkpoint.
+Checkpoints are folders of torch.distributed.checkpoint with a file `meta.pt`. They contain the trainable parameters
+only; the frozen ones are read from the model's own folder. A folder gets its name by a rename when it is complete: a
+process that is killed while it writes or removes a checkpoint leaves a `*.partial` folder.
 
-Memory per rank, for P parameters of b bytes, L layers, N ranks: P b / N + one layer while loading
-(`lit_puzzle.model.loading`); P b / N at rest; + 2 P b / L while layers run one after
-the other; + P b while `unsharded` (rollouts at full speed), for which it must fit. Traffic of a training step: 3 P b
-per rank (gather in forward and backward, scatter of gradients); of a rollout: P b when unsharded, else P b per token.
-Disk of a checkpoint: trainable parameters x (b + optimizer state).
+Memory of a process, for P parameters of b bytes, L layers, N processes: P b / N, + one layer while loading
+(`lit_puzzle.model.loading`), + 2 P b / L while layers run one after the other, + P b while `unsharded` (rollouts).
+Traffic of a training step: 3 P b per process (gathers in forward and backward, scatter of gradients); of a rollout: P b
+if unsharded, else P b for each token. Disk of a checkpoint: trainable parameters x (b + optimizer state).
 
-Reads and writes: checkpoint folders. Source: PyTorch FSDP2 (`torch.distributed.fsdp.fully_shard`), arXiv 2304.11277.
+Reads and writes checkpoint folders. Source: PyTorch FSDP2 (`torch.distributed.fsdp.fully_shard`), arXiv 2304.11277.
 """
 
 import shutil
@@ -50,17 +49,17 @@ _TRAINABLE = StateDictOptions(ignore_frozen_params=True, strict=False)
 def load_for(
     mesh: DeviceMesh | None, folder: Path, dtype: DtypeName, attention: str, experts: str = "grouped_mm"
 ) -> tuple[PreTrainedModel, WaitingExperts | None]:
-    """A model for `shard` over a mesh: left in its mapped files where the mesh has several processes, else loaded.
+    """Load a model that `shard` then shards: from mapped files where the mesh has several processes, else into memory.
 
     Args:
-        mesh: of the running strategy; None where nothing is sharded.
+        mesh: mesh of the running strategy; None where nothing is sharded.
         folder: checkpoint folder.
-        dtype: of all weights.
+        dtype: dtype of all weights.
         attention: implementation of attention.
         experts: implementation of the experts.
 
     Returns:
-        The model, and what `shard` has to fill.
+        The model, and the experts that `shard` fills; None where all weights are loaded.
     """
     if mesh is None or mesh.size() == 1:
         return load_model(folder, dtype, attention, experts), None
@@ -74,17 +73,17 @@ def shard(
     waiting: WaitingExperts | None = None,
     trains: bool = False,
 ) -> None:
-    """Shards a model in place over the `data_parallel` dimension of a mesh; without one, or with one process, nothing.
+    """Shard a model in place over the `data_parallel` dimension of a mesh of several processes.
 
     Call it after freezing and after LoRA and before the optimizer is built, so that optimizer state exists for local
     shards of trainable parameters only.
 
     Args:
-        model: the module whose `forward` is called in training and in generation: it becomes the FSDP root.
+        model: the module whose `forward` is called in training and in generation; it becomes the FSDP root.
         layers: its decoder layers, one group each.
-        mesh: the mesh of the running strategy (`LightningModule.device_mesh`).
+        mesh: mesh of the running strategy (`LightningModule.device_mesh`).
         waiting: experts that are read just before their layer is sharded, so that one layer is whole at a time.
-        trains: turns what requires a gradient into float32 as its layer's turn comes, in any case.
+        trains: turns trainable parameters into float32, with one process too.
     """
     data_parallel = None if mesh is None or mesh.size() == 1 else mesh["data_parallel"]
     for layer in layers if data_parallel is not None else ():
@@ -101,11 +100,11 @@ def shard(
 
 @contextmanager
 def unsharded(model: nn.Module) -> Iterator[None]:
-    """Gathers every group once and keeps it for the body: generation then runs without any communication.
+    """Gather every group once and keep it for the body, so that generation needs no communication.
 
-    Ranks may generate different numbers of tokens inside. Costs the memory of the whole model; a model that was not
-    sharded passes through. What each group does with its parameters after forward (a root keeps them by default, layers
-    do not) is restored.
+    Processes may generate different numbers of tokens inside. Needs memory for the whole model; does nothing to a model
+    that is not sharded. Afterwards each group again keeps or frees its parameters after forward as before (by default a
+    root keeps them and layers do not).
     """
     groups = [module for module in model.modules() if isinstance(module, FSDPModule)]
     reshards = [_reshards_after_forward(group) for group in groups]
@@ -121,9 +120,9 @@ def unsharded(model: nn.Module) -> Iterator[None]:
 
 
 def _reshards_after_forward(group: FSDPModule) -> bool:
-    """The group's setting; PyTorch has no public way to read it.
+    """Return the group's setting, which PyTorch does not offer publicly.
 
-    One that was left to PyTorch is decided at the first forward pass: the root then keeps, and layers do not.
+    A setting that is left to PyTorch is decided at the first forward pass: a root then keeps its parameters.
     """
     state = group._get_fsdp_state()
     undecided_root = state._auto_reshard_after_forward and _holds_groups(group)
@@ -136,15 +135,15 @@ def _holds_groups(group: FSDPModule) -> bool:
 
 
 def full(tensor: Tensor) -> Tensor:
-    """The whole tensor, gathered from all ranks if it is sharded (every rank must call it)."""
+    """Return the whole tensor, gathered from all processes if it is sharded (every process must call it)."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def load_trainable(model: nn.Module, folder: Path) -> None:
-    """Loads the trainable parameters of `model` from a checkpoint, whatever number of processes wrote it.
+    """Load the trainable parameters of `model` from a checkpoint of any number of processes.
 
     Args:
-        model: what the checkpoint's names refer to (the LightningModule).
+        model: the module to which the checkpoint's names refer (the LightningModule).
         folder: a folder of `Sharded`, or a single file of another strategy (models that are not sharded).
     """
     if folder.is_file():
@@ -157,7 +156,7 @@ def load_trainable(model: nn.Module, folder: Path) -> None:
 
 
 class Sharded(ModelParallelStrategy):
-    """FSDP2 over every process of the run; one process is a world of one and shards nothing.
+    """FSDP2 over all processes of the run; with one process nothing is sharded.
 
     Args:
         process_group_backend: communication backend; by default nccl on GPUs and gloo on CPU.
@@ -167,12 +166,12 @@ class Sharded(ModelParallelStrategy):
         super().__init__(data_parallel_size="auto", tensor_parallel_size=1, process_group_backend=process_group_backend)
 
     def setup_environment(self) -> None:
-        """Resolves the mesh: Lightning's own "auto" would put all devices of a node into tensor parallelism."""
+        """Size the mesh; Lightning's own "auto" would use all devices of a node for tensor parallelism."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """The trainable parameters (and persistent buffers) as sharded tensors on the CPU."""
+        """Return the trainable parameters and persistent buffers as sharded tensors on the CPU."""
         assert self.model is not None
         options = StateDictOptions(ignore_frozen_params=True, cpu_offload=True)
         return get_model_state_dict(self.model, options=options)
@@ -180,7 +179,7 @@ class Sharded(ModelParallelStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
     ) -> None:
-        """Writes next to the final name, then renames: every rank calls it, rank 0 moves and removes."""
+        """Write under a temporary name, then rename; every process calls it, the first renames and removes."""
         target = Path(self.broadcast(filepath))
         partial = _partial(target)
         if self.is_global_zero:
@@ -194,17 +193,17 @@ class Sharded(ModelParallelStrategy):
         self.barrier("checkpoint renamed")
 
     def remove_checkpoint(self, filepath: str | Path) -> None:
-        """Takes the name away first, so that a half removed folder cannot be mistaken for a checkpoint."""
+        """Rename the folder, then remove it, so that a half removed folder cannot be mistaken for a checkpoint."""
         folder = Path(filepath)
         if self.is_global_zero and folder.is_dir():
             doomed = folder.rename(folder.with_name(f"{folder.name}.removed{PARTIAL}"))
             shutil.rmtree(doomed)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Loads trainable parameters and optimizer state into place; returns everything else.
+        """Load trainable parameters and optimizer state into place, and return everything else.
 
         Raises:
-            ValueError: the path is not a complete checkpoint folder.
+            ValueError: a path that is not a complete checkpoint folder.
         """
         folder = Path(self.broadcast(checkpoint_path))
         if not (folder / METADATA).is_file():

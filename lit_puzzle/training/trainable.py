@@ -1,12 +1,11 @@
-"""Which parameters of a child train, how, and by which optimizer.
+"""Which parameters of a child train, in float32, and by which optimizer.
 
-By default experts and router are frozen, as in the paper's distillation and reinforcement learning; what trains is kept
-in float32; adapters are an option. Reads and writes: nothing.
+By default experts and router are frozen, as in the paper's distillation and reinforcement learning; low-rank adapters
+are an option (`lit_puzzle.training.settings`). Reads and writes nothing.
 Source: arXiv 2602.11937 (what is frozen); LoRA, arXiv 2106.09685.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -14,55 +13,39 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from lit_puzzle.training.settings import LoraSettings
+
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-FROZEN = ["*.mlp.experts.*", "*.mlp.router.*"]
+
+def add_adapters(model: "PreTrainedModel", settings: LoraSettings) -> "PeftModel":
+    """Return the model inside a LoRA wrapper, in which only the adapters train."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=settings.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config)
 
 
-@dataclass(frozen=True)
-class LoraSettings:
-    """Low-rank adapters instead of full fine-tuning.
+def without_adapters(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel":
+    """Return the causal language model inside any LoRA wrapper."""
+    from peft import PeftModel
 
-    Args:
-        rank: inner dimension.
-        alpha: the update is scaled by alpha / rank.
-        dropout: on the adapter's input.
-        target_modules: names of the linear layers that get an adapter.
-    """
-
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.0
-    target_modules: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
-
-    def __post_init__(self) -> None:
-        if self.rank < 1 or self.alpha <= 0 or not self.target_modules:
-            raise ValueError(
-                f"lora.rank={self.rank}, alpha={self.alpha}, target_modules={self.target_modules} were given; "
-                "rank >= 1, alpha > 0 and at least one module name are needed."
-            )
-
-    def wrap(self, model: "PreTrainedModel") -> "PeftModel":
-        """The model inside a LoRA wrapper: only the adapters are trainable."""
-        from peft import LoraConfig, get_peft_model
-
-        config = LoraConfig(
-            r=self.rank,
-            lora_alpha=self.alpha,
-            lora_dropout=self.dropout,
-            target_modules=self.target_modules,
-            task_type="CAUSAL_LM",
-        )
-        return get_peft_model(model, config)
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def freeze_parameters(model: nn.Module, patterns: list[str]) -> None:
-    """Freezes the parameters whose names match a pattern (`*` stands for anything).
+def freeze_parameters(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Freeze the parameters whose names match a pattern (`*` stands for any text).
 
     Raises:
-        ValueError: a pattern that matches nothing, or nothing left to train.
+        ValueError: a pattern that matches nothing, or patterns that leave nothing to train.
     """
     names = [name for name, _ in model.named_parameters()]
     for pattern in patterns:
@@ -76,7 +59,7 @@ def freeze_parameters(model: nn.Module, patterns: list[str]) -> None:
 
 
 def keep_master_weights(model: nn.Module) -> None:
-    """Turns every parameter that trains into float32; with frozen bfloat16 beside it, precision must be mixed."""
+    """Turn every parameter that trains into float32; beside frozen bfloat16 ones, precision must be mixed."""
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()
@@ -87,7 +70,13 @@ def optimize_trainable(
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
     lr_scheduler: Callable[[Optimizer], Any] | None,
 ) -> Any:
-    """For `configure_optimizers`: an optimizer over the trainable parameters, and a schedule that counts updates."""
+    """Build what `configure_optimizers` returns: an optimizer over what trains, and a schedule stepped once per update.
+
+    Args:
+        module: the LightningModule.
+        optimizer: builds the optimizer on parameters.
+        lr_scheduler: builds the schedule on the optimizer; None: a constant learning rate.
+    """
     built = optimizer([parameter for parameter in module.parameters() if parameter.requires_grad])
     if lr_scheduler is None:
         return built

@@ -1,6 +1,6 @@
-"""What training a child needs of the Trainer, checked before anything slow.
+"""Validation of a Trainer's settings for training a child, before anything slow.
 
-Reads and writes: nothing. Each check stands for a run that would otherwise go wrong without saying so.
+Reads and writes nothing. Without these checks such a run would train or resume wrongly without an error.
 """
 
 from lightning.pytorch import Trainer
@@ -9,15 +9,19 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lit_puzzle.training.checkpoints import UpdateCheckpoint
 from lit_puzzle.training.sharding import Sharded
 
-PRECISIONS = ("32-true", "bf16-mixed")  # in half precision throughout, small steps of weights are lost
+PRECISIONS = ("32-true", "bf16-mixed")  # weights in half precision would round small steps away
 
 
 def check_trainer(trainer: Trainer, dtype: str) -> None:
-    """Checks strategy, sampler, precision and checkpoints; `dtype` is that of the frozen weights.
+    """Check strategy, sampler, precision and checkpoint callbacks.
+
+    Args:
+        trainer: the run's Trainer.
+        dtype: dtype of the frozen weights.
 
     Raises:
-        ValueError: gradients would not be averaged, data be shared out twice, trained weights be rounded, or
-            checkpoints lose gradients.
+        ValueError: settings with which gradients would not be averaged, data would be divided twice among processes,
+            trained weights would be rounded, or checkpoints would lose accumulated gradients.
     """
     if trainer.world_size > 1 and not isinstance(trainer.strategy, Sharded):
         raise ValueError(
@@ -25,7 +29,7 @@ def check_trainer(trainer: Trainer, dtype: str) -> None:
             "not be averaged. Set trainer.strategy to lit_puzzle.training.sharding.Sharded."
         )
     if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
-        raise ValueError("Processes share the data out themselves: set trainer.use_distributed_sampler: false.")
+        raise ValueError("The data is already divided among the processes: set trainer.use_distributed_sampler: false.")
     if trainer.precision not in PRECISIONS:
         raise ValueError(
             f"trainer.precision={trainer.precision} was given; trained weights stay in float32: one of {PRECISIONS}. "

@@ -21,19 +21,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from torch import Tensor
 
-from lit_puzzle.distill.block_losses import TrainedBlock, block_errors
-from lit_puzzle.distill.blocks_to_train import BlockToTrain
-from lit_puzzle.model.blocks import with_own_blocks
-from lit_puzzle.model.gpt_oss import GptOssPuzzleForCausalLM
-from lit_puzzle.model.layout import EXPERT_ROWS
+from lit_puzzle.distill.block_losses import TrainableBlock, block_errors
+from lit_puzzle.distill.block_selection import SelectedBlock
+from lit_puzzle.model.blocks import PuzzleModel, with_own_blocks
 from lit_puzzle.model.loading import load_model
-from lit_puzzle.model.surgery import select_rows
+from lit_puzzle.model.modules import model_family
+from lit_puzzle.model.surgery import prune_layer
 from lit_puzzle.run.folder import PACKAGE
 from lit_puzzle.spec import BlockSpec
 
 ROWS, TOKENS, DOCUMENT = 2, 512, 64
-ROUTER = ("mlp.router.weight", "mlp.router.bias")
-ATTENTION = tuple(f"self_attn.{part}_proj.{kind}" for part in "qkvo" for kind in ("weight", "bias"))
 
 
 def make_batch() -> dict[str, Tensor]:
@@ -42,31 +39,32 @@ def make_batch() -> dict[str, Tensor]:
     return {"input_ids": ids_BT, "position_ids": places_BT % DOCUMENT, "document_ids": places_BT // DOCUMENT}
 
 
-def make_blocks(parent: GptOssPuzzleForCausalLM) -> list[TrainedBlock]:
-    made = []
+def make_blocks(parent: PuzzleModel) -> list[TrainableBlock]:
+    names, made = model_family(parent).layer, []
+    kinds = ("weight", "bias")
+    attention = tuple(f"{names.attention}.{part}.{kind}" for part in names.projections for kind in kinds)
     for layer, own in enumerate(parent.config.block_configs):
         everything, window = tuple(range(own["num_local_experts"] or 0)), own["sliding_window"]
-        whats = [
-            BlockToTrain(layer, f"experts={count}", BlockSpec(everything[:count], window), ROUTER, False, True)
+        router = names.router_tensors
+        selected = [
+            SelectedBlock(layer, f"experts={count}", BlockSpec(everything[:count], window), router, False, True)
             for count in (4, 8, 12)
         ]
         if window is None:
-            whats += [
-                BlockToTrain(layer, f"window={tokens}", BlockSpec(everything, tokens), ATTENTION, True, False)
+            selected += [
+                SelectedBlock(layer, f"window={tokens}", BlockSpec(everything, tokens), attention, True, False)
                 for tokens in (16, 48)
             ]
         decoder: Any = parent.model.layers[layer]
-        for what in whats:
-            tensors = {name: decoder.get_parameter(name) for name in what.tensors}
-            rows = what.block.experts
-            cut = {name: select_rows(t, rows) if name in EXPERT_ROWS else t for name, t in tensors.items()}
-            made.append(TrainedBlock(what, cut))
+        for block in selected:
+            tensors = {name: decoder.get_parameter(name) for name in block.tensors}
+            made.append(TrainableBlock(block, prune_layer(tensors, block.block.experts, names), names))
     return made
 
 
 def step(
-    parent: GptOssPuzzleForCausalLM,
-    blocks: list[TrainedBlock],
+    parent: PuzzleModel,
+    blocks: list[TrainableBlock],
     optimizer: torch.optim.Optimizer,
     batch: dict[str, Tensor],
 ) -> None:

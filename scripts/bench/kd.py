@@ -24,11 +24,12 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from lit_puzzle.data.packing import model_inputs
-from lit_puzzle.distill.losses import LossSettings
-from lit_puzzle.distill.objective import distillation_terms
+from lit_puzzle.distill.distillation_loss import distillation_loss
+from lit_puzzle.distill.settings import LossSettings
 from lit_puzzle.model.loading import load_model
+from lit_puzzle.model.modules import model_family
 from lit_puzzle.run.folder import PACKAGE
-from lit_puzzle.training.trainable import FROZEN, freeze_parameters
+from lit_puzzle.training.trainable import freeze_parameters
 
 ROWS, TOKENS, DOCUMENT = 4, 512, 64
 
@@ -57,7 +58,7 @@ def plain_child(child: PreTrainedModel, batch: dict[str, Tensor]) -> None:
 
 
 def distill(child: PreTrainedModel, parent: PreTrainedModel, batch: dict[str, Tensor], settings: LossSettings) -> None:
-    (distillation_terms(child, parent, batch, settings).loss / batch["input_ids"].numel()).backward()
+    (distillation_loss(child, parent, batch, settings).loss / batch["input_ids"].numel()).backward()
     child.zero_grad()
 
 
@@ -73,7 +74,7 @@ def main(runs: int, hidden: float, checkpointing: bool) -> None:
         load_model(PACKAGE / "assets" / name, "float32", "sink_attention") for name in ("tiny_parent", "tiny_child")
     )
     parent.requires_grad_(False)
-    freeze_parameters(child, FROZEN)
+    freeze_parameters(child, model_family(child).layer.frozen)
     if checkpointing:
         child.gradient_checkpointing_enable({"use_reentrant": False})
     child.train()

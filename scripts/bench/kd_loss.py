@@ -27,10 +27,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 from torch import Tensor
 
-from lit_puzzle.distill.losses import FullParent, LossSettings, divergence, head_loss
+from lit_puzzle.distill.losses import FullLogits, divergence, head_loss
+from lit_puzzle.distill.settings import LossSettings
 
 VOCABULARY, HIDDEN = 201_088, 512
-Inputs = tuple[Tensor, Tensor, FullParent]
+Inputs = tuple[Tensor, Tensor, FullLogits]
 
 
 def make_inputs(tokens: int) -> Inputs:
@@ -38,7 +39,7 @@ def make_inputs(tokens: int) -> Inputs:
     hidden_ND = torch.randn(tokens, HIDDEN, generator=generator).requires_grad_()
     head_VD = (torch.randn(VOCABULARY, HIDDEN, generator=generator) / HIDDEN**0.5).requires_grad_()
     with torch.no_grad():
-        parent = FullParent(hidden_ND + 0.3 * torch.randn(tokens, HIDDEN, generator=generator), head_VD.detach())
+        parent = FullLogits(hidden_ND + 0.3 * torch.randn(tokens, HIDDEN, generator=generator), head_VD.detach())
     return hidden_ND, head_VD, parent
 
 

@@ -20,11 +20,12 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
 
-from lit_puzzle.distill.losses import LossSettings
-from lit_puzzle.distill.objective import distillation_terms
+from lit_puzzle.distill.distillation_loss import distillation_loss
+from lit_puzzle.distill.settings import LossSettings
 from lit_puzzle.model.loading import load_model
+from lit_puzzle.model.modules import model_family
 from lit_puzzle.run.folder import PACKAGE
-from lit_puzzle.training.trainable import FROZEN, freeze_parameters
+from lit_puzzle.training.trainable import freeze_parameters
 
 
 def step(length: int, hidden: float, checkpointing: bool) -> None:
@@ -34,7 +35,7 @@ def step(length: int, hidden: float, checkpointing: bool) -> None:
         load_model(PACKAGE / "assets" / name, "float32", "sink_attention") for name in ("tiny_parent", "tiny_child")
     )
     parent.requires_grad_(False)
-    freeze_parameters(child, FROZEN)
+    freeze_parameters(child, model_family(child).layer.frozen)
     if checkpointing:
         child.gradient_checkpointing_enable({"use_reentrant": False})
     child.train()
@@ -44,7 +45,7 @@ def step(length: int, hidden: float, checkpointing: bool) -> None:
         positions_BT = torch.arange(tokens)[None]
         batch = {"input_ids": ids_BT, "position_ids": positions_BT, "document_ids": 0 * ids_BT}
         batch["loss_mask"] = positions_BT > 0
-        distillation_terms(child, parent, batch, LossSettings(hidden=hidden)).loss.backward()
+        distillation_loss(child, parent, batch, LossSettings(hidden=hidden)).loss.backward()
     seconds = time.process_time() - start
     print(json.dumps([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before * 1024, seconds]))
 

@@ -29,17 +29,18 @@ from trl import GRPOTrainer
 from lit_puzzle.data.rl_prompts import PromptData
 from lit_puzzle.environments.environment import Environment
 from lit_puzzle.evaluate.before_after import EvaluationSettings
+from lit_puzzle.model.modules import model_family
 from lit_puzzle.rl.module import RLRecovery
 from lit_puzzle.rl.rewards import Correctness
-from lit_puzzle.rl.settings import GRPOSettings
+from lit_puzzle.rl.settings import GRPOSettings, RolloutSampling
 from lit_puzzle.rl.trl_engine import grpo_config
 from lit_puzzle.tiny.world import Chains, Counting, Sorting
 from lit_puzzle.training.sharding import Sharded
-from lit_puzzle.training.trainable import FROZEN, freeze_parameters
+from lit_puzzle.training.trainable import freeze_parameters
 
 ASSETS = Path(__file__).parents[2] / "lit_puzzle" / "assets"
 MODEL = ASSETS / ("tiny_child" if (ASSETS / "tiny_child").is_dir() else "tiny_parent")
-GRPO = GRPOSettings(num_generations=8, completions_per_device=64, max_completion_length=96)
+GRPO = GRPOSettings(num_generations=8, completions_per_device=64, sampling=RolloutSampling(max_new_tokens=96))
 WARM_UP = 2
 LEARNING_RATE = 5e-4
 
@@ -104,8 +105,8 @@ def reference(updates: int, folder: Path) -> float:
     policy = AutoModelForCausalLM.from_pretrained(
         MODEL, dtype="float32", attn_implementation="sink_attention", experts_implementation="grouped_mm"
     )
-    freeze_parameters(policy, FROZEN)
-    config = grpo_config(GRPO, 1, "32-true", torch.device("cpu"), folder, seed=0, reward_weights=[1.0])
+    freeze_parameters(policy, model_family(policy).layer.frozen)
+    config = grpo_config(GRPO, 1, "32-true", torch.device("cpu"), folder, reward_weights=[1.0])
     config.max_steps, config.max_grad_norm = WARM_UP + updates, 1.0
     optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=LEARNING_RATE)
     clock, data = TrlClock(), prompts()

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from lit_puzzle.child.assemble import assemble
-from lit_puzzle.kv_cache.kv_scales import KVScales, LayerScales, TensorScale
+from lit_puzzle.kv_cache.scales import KVScales, LayerScales, TensorScale
 from lit_puzzle.model.checkpoint import fingerprint, weight_files
 from lit_puzzle.model.layout import tensor_shapes
 from lit_puzzle.model.writer import Layout, write_checkpoint
@@ -96,7 +96,7 @@ def make_scales(folder: Path, parent: Path, layers: int) -> None:
         return TensorScale(torch.tensor(1.0), torch.tensor(2.0**-8), 0)
 
     made_up = tuple(LayerScales(one(), one()) for _ in range(layers))
-    KVScales(fingerprint(parent), "amax", "power_of_two", 1, made_up).save(folder)
+    KVScales(fingerprint(parent), "gpt_oss", "amax", "power_of_two", 1, made_up).save(folder)
 
 
 def make_parent(folder: Path, layers: int) -> None:

@@ -8,7 +8,7 @@ and child. Both engines (float32, one thread, one core) run in processes of vLLM
 each workload; the first turn is warm-up. Prompts are random and differ between turns, so no prefix is cached.
 Medians of CPU and wall seconds. The prediction is the cost model's speed-up at the same batch and lengths from the
 roofline of `gpus.json` and, with --table, from blocks timed on this machine by `scripts/measure_blocks.py` (its command
-is in docs/serving.md).
+is in docs/results.md).
 
 Needs `bash scripts/vllm_env.sh`. Ends with one JSON line.
 """
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--python", type=Path, default=Path(".venv-vllm/bin/python"))
     parser.add_argument("--table", type=Path, help="of scripts/measure_blocks.py, for this shape")
-    parser.add_argument("--folder", type=Path, help="where the benchmark pair is written and stays")
+    parser.add_argument("--folder", type=Path, help="folder in which the benchmark pair is kept")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve is not None:
@@ -79,7 +79,7 @@ def serve(model: Path) -> None:
 
 
 class Served:
-    """An engine in a process of vLLM's environment."""
+    """Engine in a process of vLLM's environment."""
 
     def __init__(self, python: Path, model: Path) -> None:
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (open as long as the engine runs)

@@ -9,9 +9,10 @@ import pytest
 import torch
 from helpers import distillation_runs, recovery_runs
 from helpers.distillation_runs import Models, make_data, make_models
+from helpers.keys_and_values import keys_and_values
 from helpers.recovery_runs import forked, kill_self, make_child, make_trainer
+from helpers.scaled_layers import all_scaled, scaled
 from lightning.pytorch.loggers import CSVLogger
-from test_kv_statistics import by_hand
 
 from lit_puzzle.callbacks.fp8_kv_scales import FP8KVScales
 from lit_puzzle.cli import main
@@ -19,14 +20,14 @@ from lit_puzzle.data.calibration import CalibrationData, read_sequences
 from lit_puzzle.data.packed_files import PackedSequences
 from lit_puzzle.data.prompt_source import PromptSource
 from lit_puzzle.generation.sampling import Sampling
-from lit_puzzle.kv_cache.calibrate_kv import KVCalibration
-from lit_puzzle.kv_cache.kv_scales import KVScales
-from lit_puzzle.kv_cache.kv_statistics import ScaleSettings
+from lit_puzzle.kv_cache.calibrate import KVCalibration
+from lit_puzzle.kv_cache.scales import KVScales
+from lit_puzzle.kv_cache.settings import ScaleSettings
 from lit_puzzle.model.checkpoint import fingerprint
 from lit_puzzle.model.loading import load_model
 from lit_puzzle.run.folder import PACKAGE
 from lit_puzzle.tiny.world import Chains
-from lit_puzzle.training.trainable import LoraSettings
+from lit_puzzle.training.settings import LoraSettings, TrainingSettings
 
 EXACT = ScaleSettings(rounding="none")
 TINY_CHILD = PACKAGE / "assets" / "tiny_child"
@@ -46,19 +47,22 @@ def held_out_documents(folder: Path) -> list[torch.Tensor]:
 
 
 def check_scales(folder: Path, rows: list[torch.Tensor]) -> KVScales:
-    """The scales are those of the saved child, by k_proj, v_proj and RoPE worked out by hand on each document."""
+    """The scales are those of the saved child, by k_proj, v_proj and RoPE computed by hand on each document."""
     scales = KVScales.load(folder / "kv_scales")
     assert scales.fingerprint == fingerprint(folder / "child")
     assert scales.tokens == sum(map(len, rows)) > 50
-    expected = by_hand(load_model(folder / "child", "float32").eval(), rows)
-    for both, (k, v) in zip(scales.layers, expected, strict=True):
+    expected = keys_and_values(load_model(folder / "child", "float32").eval(), rows)
+    for both, (k, v) in zip(all_scaled(scales.layers), expected, strict=True):
         torch.testing.assert_close(both.k.amax, k.abs().max(), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(both.v.amax, v.abs().max(), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(both.k.scale * 448, both.k.amax, rtol=1e-6, atol=0)
     return scales
 
 
-VARIANTS: dict[str, dict[str, Any]] = {"weights": {"ema_decay": 0.8}, "adapters": {"lora": LoraSettings(rank=2)}}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "weights": {"ema_decay": 0.8},
+    "adapters": {"training": TrainingSettings(lora=LoraSettings(rank=2))},
+}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -73,8 +77,8 @@ def test_distillation_writes_the_scales_of_what_it_saves(models: Models, tmp_pat
 
     assert forked(1, work) == [0]
     scales = check_scales(tmp_path, held_out_documents(tmp_path))
-    start = by_hand(load_model(models.child, "float32").eval(), held_out_documents(tmp_path))
-    for both, (k, _) in zip(scales.layers, start, strict=True):
+    start = keys_and_values(load_model(models.child, "float32").eval(), held_out_documents(tmp_path))
+    for both, (k, _) in zip(all_scaled(scales.layers), start, strict=True):
         assert abs(float(both.k.amax / k.abs().max()) - 1) > 1e-3, "training changed nothing"
     results = json.loads((tmp_path / "results0.json").read_text())
     assert results["kv/tokens"] == scales.tokens and results["kv/overflow"] == 0
@@ -84,12 +88,12 @@ def test_distillation_writes_the_scales_of_what_it_saves(models: Models, tmp_pat
     for row in watched:
         assert float(row["kv_start/1/k_scale"]) == pytest.approx(float(start[1][0].abs().max()) / 448, rel=1e-4)
     (written,) = (row for row in rows if row["kv/1/k_amax"])
-    assert float(written["kv/1/k_amax"]) == pytest.approx(float(scales.layers[1].k.amax))
+    assert float(written["kv/1/k_amax"]) == pytest.approx(float(scaled(scales.layers[1]).k.amax))
     assert (tmp_path / "kv_scales" / "kv_amax.png").is_file()
 
 
 def test_a_killed_run_remembers_the_scales_of_its_start(models: Models, tmp_path: Path) -> None:
-    """What the second half logs is what an undisturbed run logs, bit for bit."""
+    """The second half logs the numbers of an uninterrupted run, bit for bit."""
 
     def work(folder: Path, kill: bool) -> None:
         logger = {"logger": CSVLogger(folder, version="kill" if kill else "end"), "log_every_n_steps": 1}
@@ -120,8 +124,8 @@ def test_two_sharded_processes_calibrate_what_they_save(models: Models, tmp_path
     check_scales(tmp_path, held_out_documents(tmp_path))
 
 
-def test_reinforcement_learning_calibrates_on_what_its_child_wrote(tiny_config: Any, tmp_path: Path) -> None:
-    """And trains as it does without the callback, bit for bit."""
+def test_reinforcement_learning_calibrates_on_what_its_child_generated(tiny_config: Any, tmp_path: Path) -> None:
+    """Training is the same as without the callback, bit for bit."""
     child = make_child(tmp_path / "start", tiny_config(num_hidden_layers=2))
     source, sampling = PromptSource([Chains()], num_prompts=6), Sampling(8, temperature=0.0)
     data = CalibrationData(child, source, sampling=sampling, batch_size=4)
@@ -140,10 +144,10 @@ def test_reinforcement_learning_calibrates_on_what_its_child_wrote(tiny_config: 
     assert json.loads((folder / "results.json").read_text())["kv/layers"] == 2
 
 
-SHORT = {
+SHORT: dict[str, dict[str, Any]] = {
     "distill": {
-        "model.init_args.accuracy.measured.prompts_per_effort": 2,
-        "model.init_args.accuracy.measured.max_new_tokens": 4,
+        "model.init_args.evaluation.prompts_per_effort": 2,
+        "model.init_args.evaluation.max_new_tokens": 4,
         "data.init_args.sequence_tokens": 64,
     },
     "rl_recover": {
@@ -151,7 +155,7 @@ SHORT = {
         "data.init_args.held_out_per_effort": 2,
         "model.init_args.grpo.num_generations": 2,
         "model.init_args.grpo.completions_per_device": 2,
-        "model.init_args.grpo.max_completion_length": 4,
+        "model.init_args.grpo.sampling.max_new_tokens": 4,
         "trainer.callbacks.data": "lit_puzzle.data.calibration.CalibrationData",
         "trainer.callbacks.data.init_args.parent": TINY_CHILD,
         "trainer.callbacks.data.init_args.prompts.environments": "[{class_path: lit_puzzle.tiny.world.Chains}]",
@@ -175,17 +179,18 @@ def test_recipes_take_it_from_the_command_line(models: Models, tmp_path: Path, r
     scales.check_checkpoint(fingerprint(tmp_path / "run" / "child"))
     results = json.loads((tmp_path / "run" / "run.json").read_text())["results"]
     assert (results["kv/layers"], results["kv/layers_in_bf16"], results["kv/overflow"]) == (6, 5, 0)
-    assert results["kv/headroom/min"] == min(scales.layers[1].k.headroom, scales.layers[1].v.headroom) >= 0
+    full = scaled(scales.layers[1])
+    assert results["kv/headroom/min"] == min(full.k.headroom, full.v.headroom) >= 0
     header = next((tmp_path / "run").rglob("metrics.csv")).read_text().splitlines()[0].split(",")
     kinds = [f"{kind}_{what}" for kind in "kv" for what in ("amax", "scale", "headroom", "overflow")]
     assert {f"kv/1/{kind}" for kind in kinds} == {key for key in header if key.startswith("kv/")}
     assert {f"kv_start/{i}/{kind}" for i in range(6) for kind in kinds} <= set(header)  # all layers are watched
 
 
-def test_what_it_cannot_calibrate_is_refused(models: Models, tiny_config: Any, tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, 1, 1, [])
+def test_runs_without_a_child_or_documents_are_refused(models: Models, tiny_config: Any, tmp_path: Path) -> None:
+    trainer: Any = make_trainer(tmp_path, 1, 1, [])
     trainer.datamodule = make_data(models, validation_one_in=0)
-    with pytest.raises(ValueError, match="sets none aside for validation"):
+    with pytest.raises(ValueError, match="has none for validation"):
         FP8KVScales().setup(trainer, distillation_runs.make_module(models), "fit")
     trainer.datamodule = recovery_runs.make_data()
     with pytest.raises(ValueError, match=r"the run's data, PromptData, .*CalibrationData"):

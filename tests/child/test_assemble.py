@@ -111,11 +111,11 @@ def test_every_file_is_read_once(tmp_path: Path, parent: Path, monkeypatch: pyte
     checkpoint = Checkpoint(parent)
     own, library = parent_blocks(checkpoint.config), tmp_path / "library"
     block = BlockSpec((0, 2), 8)
-    layers = [(Candidate("parent", spec),) for spec in own]
-    layers[0] += (Candidate(candidate_name(own[0], block), block, "layer0.safetensors"),)
+    layers = [[Candidate("parent", spec)] for spec in own]
+    layers[0].append(Candidate(candidate_name(own[0], block), block, "layer0.safetensors"))
     library.mkdir()
     save_file({"mlp.router.bias": torch.tensor([3.0, 4.0])}, library / "layer0.safetensors")
-    Library(checkpoint.fingerprint(), 8, checkpoint.config, tuple(layers)).save(library)
+    Library(checkpoint.fingerprint(), 8, checkpoint.config, tuple(map(tuple, layers))).save(library)
     plan = save_plan(tmp_path, parent, [((0, 2), 8), *((spec.experts, spec.window_tokens) for spec in own[1:])])
     reads = count_reads(monkeypatch)
     assemble(tmp_path / "run", parent, plan=plan, library=library)

@@ -86,6 +86,6 @@ def test_plan_that_does_not_fit_is_refused(tmp_path: Path, parent: Path, blocks:
 
 def test_plan_with_experts_a_puzzle_parent_lacks_is_refused(tmp_path: Path) -> None:
     twin = write_released_twin(tmp_path / "twin")
-    blocks = [((0, 4), b["sliding_window"]) for b in TWIN_BLOCKS]
+    blocks: list[tuple[tuple[int, ...], int | None]] = [((0, 4), b["sliding_window"]) for b in TWIN_BLOCKS]
     with pytest.raises(ValueError, match="keeps expert 4 of layer 3, which has 4"):
         Child(Checkpoint(twin), Plan.load(save_plan(tmp_path, twin, blocks)))

@@ -45,15 +45,15 @@ def test_a_decode_step_continues_a_prompt(bench: Bench, window: int | None, toke
     block = Block(8, window)
     config = bench.child_config([block] * 2)
     hidden = bench.machine.random(3, tokens, config.hidden_size)
-    whole = bench._through_layers(config, block, [hidden], DynamicCache(config=config))()
+    whole: Any = bench._through_layers(config, block, [hidden], DynamicCache(config=config))()
     cache = DynamicCache(config=config)
     places = torch.arange(tokens - 1)[None]
     prompt = hidden[:, :-1]
     for layer in bench._copies(config, block):  # fills the cache as a model would
         prompt = bench_layer(bench, config, block, layer, prompt, places, cache)
     step = bench._through_layers(config, block, [hidden[:, -1:]], cache)
-    torch.testing.assert_close(step(), whole[:, -1:], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(step(), whole[:, -1:], rtol=1e-4, atol=1e-5)  # it left the cache as it was
+    for _ in range(2):  # the first step leaves the cache as it was
+        torch.testing.assert_close(step(), whole[:, -1:], rtol=1e-4, atol=1e-5)
     made = filled_cache(config, 3, tokens - 1, bench.machine)
     shapes = [(layer.keys.shape, layer.values.shape, layer.get_seq_length()) for layer in cache.layers]
     assert [(layer.keys.shape, layer.values.shape, layer.get_seq_length()) for layer in made.layers] == shapes
@@ -88,7 +88,7 @@ def test_the_rest_is_the_model_without_its_layers(bench: Bench) -> None:
     model = bench._model(with_layers=False)
     seen: list[torch.Tensor] = []
     model.model.embed_tokens.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
-    next_tokens = step()
+    next_tokens: Any = step()
     assert [ids.shape for ids in seen] == [(3, 1)]
     hidden = model.model.norm(model.model.embed_tokens(seen[0]))
     assert torch.equal(next_tokens, model.lm_head(hidden)[:, -1].argmax(-1))
@@ -121,14 +121,14 @@ def test_every_combination_is_measured_once(bench: Bench) -> None:
     rows = measure(bench, SMALL, whole_model=True)
     assert set(rows) == {*AXES, "whole_model"}
     decodes = [tuple(row[key] for key in ("window_tokens", *AXES["decode_layer"])) for row in rows["decode_layer"]]
-    expected = {(None, e, b, c) for e in (16, 8) for b in (1, 4) for c in (8, 32)}
+    expected: set[tuple[int | None, ...]] = {(None, e, b, c) for e in (16, 8) for b in (1, 4) for c in (8, 32)}
     expected |= {(16, e, b, c) for e in (16, 8) for b in (1, 4) for c in (8, 16)}
     assert len(decodes) == len(expected) and set(decodes) == expected
     assert len(rows["prefill_layer"]) == 8 and len(rows["decode_rest"]) == 2 and len(rows["whole_model"]) == 4
-    assert all(row["seconds"] > 0 for kind in rows.values() for row in kind)
+    seconds = {kind: [float(row["seconds"] or 0) for row in found] for kind, found in rows.items()}
+    assert all(min(found) > 0 for found in seconds.values())
     # six layers and the rest: neither is most of the other, whatever the machine
-    layer = min(row["seconds"] for row in rows["decode_layer"])
-    assert layer < min(row["seconds"] for row in rows["whole_model"])
+    assert min(seconds["decode_layer"]) < min(seconds["whole_model"])
 
 
 @pytest.mark.parametrize(

@@ -134,9 +134,8 @@ def test_mean_context_is_the_sum_over_the_steps() -> None:
         steps = range(scenario.prompt_tokens + 1, scenario.total_tokens + 1)
         brute = sum(min(step, window or step) for step in steps) / len(steps)
         assert mean_context(scenario, window) == pytest.approx(brute, rel=1e-12)
-        attended = mean_over_steps(
-            scenario, window, lambda context, most=window or math.inf: 7 + 3 * min(context, most)
-        )
+        most = window or math.inf
+        attended = mean_over_steps(scenario, window, lambda context: 7 + 3 * min(context, most))  # noqa: B023
         assert attended == pytest.approx(7 + 3 * brute, rel=1e-12)
 
 

@@ -6,7 +6,9 @@ import pytest
 
 from lit_puzzle.costs.cost_model import CostModel
 from lit_puzzle.costs.model_shape import ModelShape
-from lit_puzzle.run.recipe import Recipe, RecipeParser
+from lit_puzzle.costs.serving import KernelTimes
+from lit_puzzle.run.parser import RecipeParser
+from lit_puzzle.run.recipe import Recipe
 from lit_puzzle.search.search import search
 from lit_puzzle.spec import Scenario
 
@@ -53,14 +55,15 @@ class Mine:
 """
 
 
-def parsed(class_path: str) -> object:
+def parsed(class_path: str) -> KernelTimes:
     """Return `costs.times` of the stage `search`, as a recipe gives it."""
     parser = RecipeParser(parser_mode="omegaconf+")
     parser.recipe = Recipe(Path("mine.yaml"), (), ())
     parser.add_function_arguments(search)
     paths = [f"--{name}=." for name in ("run_dir", "library", "scores")]
     given = f"--costs.times={{class_path: {class_path}, init_args: {{seconds: 0.25}}}}"
-    return parser.instantiate(parser.parse_args([*paths, TARGETS, given])).costs.times
+    times: KernelTimes = parser.instantiate(parser.parse_args([*paths, TARGETS, given])).costs.times
+    return times
 
 
 @pytest.mark.parametrize("first_line", ["", FUTURE], ids=["plain", "future"])

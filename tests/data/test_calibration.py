@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from helpers.by_generate import by_generate
 from lightning import LightningModule, Trainer
+from torch import Tensor
 from transformers import GptOssForCausalLM
 
 from lit_puzzle.data.calibration import CalibrationData, RankBatches, pad_right
@@ -47,7 +49,7 @@ class Collect(LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.batches = []
+        self.batches: list[dict[str, Tensor]] = []
 
     def validation_step(self, batch, batch_idx):
         self.batches.append(batch)
@@ -61,7 +63,7 @@ def rows_seen(folder: Path, data: CalibrationData) -> list[list[int]]:
     return sorted(ids[mask.bool()].tolist() for ids, mask in pairs)
 
 
-def written(folder: Path) -> list[dict]:
+def written(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "calibration.jsonl").read_text().splitlines()]
 
 
@@ -86,7 +88,7 @@ def test_the_parent_completes_training_problems_and_the_file_can_be_read_again(p
 
 
 def test_sampling_follows_its_seed_and_leaves_the_random_state_alone(parent, tmp_path):
-    def sample(name: str, seed: int, batch_size: int = 96) -> list[dict]:
+    def sample(name: str, seed: int, batch_size: int = 96) -> list[dict[str, Any]]:
         state = torch.get_rng_state()
         engine = EngineSettings("transformers", batch_size=batch_size)
         data = CalibrationData(parent, SOURCE, sampling=Sampling(8, seed=seed), engine=engine)

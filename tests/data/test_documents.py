@@ -16,6 +16,7 @@ from transformers import GptOssForCausalLM
 
 from lit_puzzle.data.document_files import Document, write_documents
 from lit_puzzle.data.documents import PackedDocuments
+from lit_puzzle.data.packing_settings import DocumentFilter, PackingSettings
 from lit_puzzle.run.folder import newest_checkpoint
 from lit_puzzle.tiny.tokenizer import build_tokenizer
 from lit_puzzle.training.checkpoints import UpdateCheckpoint
@@ -52,7 +53,7 @@ def folder(parent, tmp_path_factory) -> Path:
 
 
 def make_trainer(run: Path, **settings: Any) -> Trainer:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     defaults: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "enable_checkpointing": False}
     return Trainer(default_root_dir=run, **quiet, **(defaults | settings))
 
@@ -94,9 +95,9 @@ def documents_in(batches: Any) -> Counter[tuple[int, tuple[int, ...], tuple[int,
     return found
 
 
-@pytest.mark.parametrize("packing", ["first_fit", "sequential"])
-def test_every_document_is_in_one_split_once(packing, folder, parent, tmp_path):
-    data = make_data(folder, parent, tmp_path, packing=packing, batch_size=1)
+@pytest.mark.parametrize("method", ["first_fit", "sequential"])
+def test_every_document_is_in_one_split_once(method, folder, parent, tmp_path):
+    data = make_data(folder, parent, tmp_path, packing=PackingSettings(method), batch_size=1)
     train, validation = documents_in(data.train_dataloader()), documents_in(data.val_dataloader())
     expected = {(n, tuple(d.input_ids), tuple(d.loss_mask)): 1 for n, d in enumerate(make_documents())}
     assert train + validation == Counter(expected) and not train & validation
@@ -236,7 +237,7 @@ def test_a_killed_fit_goes_on_in_the_middle_of_an_epoch(devices, deaths, folder,
     arguments = devices, folder, parent, 10
     assert forked(devices, lambda rank: fit(whole, rank, *arguments)) == [0] * devices
     for dies_at in deaths:
-        assert -9 in forked(devices, lambda rank, at=dies_at: fit(killed, rank, *arguments, at))
+        assert -9 in forked(devices, lambda rank, at=dies_at: fit(killed, rank, *arguments, at))  # type: ignore[misc]
     assert forked(devices, lambda rank: fit(killed, rank, *arguments)) == [0] * devices
     for rank in range(devices):
         expected = seen(whole, rank)
@@ -270,7 +271,8 @@ def test_long_documents_are_refused_or_cut(parent, tmp_path):
     with pytest.raises(ValueError, match=r"document 1 has 50 tokens, a sequence holds 32.*long_documents: cut"):
         make_data(tmp_path / "d", parent, tmp_path / "a", validation_one_in=0)
     assert not (tmp_path / "a").exists() or not any((tmp_path / "a").iterdir())
-    data = make_data(tmp_path / "d", parent, tmp_path / "b", validation_one_in=0, long_documents="cut", batch_size=1)
+    cut = PackingSettings(long_documents="cut")
+    data = make_data(tmp_path / "d", parent, tmp_path / "b", validation_one_in=0, packing=cut, batch_size=1)
     found = documents_in(data.train_dataloader())
     assert set(found) == {(0, (9,) * 8, (0,) + (1,) * 7), (1, tuple(range(3, 35)), (0,) * 10 + (1,) * 22)}
     assert data.statistics["cut_tokens"] == 18
@@ -285,8 +287,10 @@ def test_filters(folder, parent, tmp_path):
         data = make_data(folder, parent, tmp_path / run, validation_one_in=0, batch_size=1, **settings)
         return {number for number, _, _ in documents_in(data.train_dataloader())}
 
-    assert numbers("a", efforts=["high"]) == {n for n, d in enumerate(documents) if d.effort == "high"}
-    assert numbers("b", environments=["a"], only_correct=True) == {
+    assert numbers("a", filter=DocumentFilter(efforts=["high"])) == {
+        n for n, d in enumerate(documents) if d.effort == "high"
+    }
+    assert numbers("b", filter=DocumentFilter(environments=["a"], only_correct=True)) == {
         n for n, d in enumerate(documents) if d.environment == "a" and d.correct == 1.0
     }
 
@@ -294,7 +298,10 @@ def test_filters(folder, parent, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"efforts": ["medium"]}, r"No document is left for train: .* has 60, 0 of them pass .*'medium'"),
+        (
+            {"filter": DocumentFilter(["medium"])},
+            r"No document is left for train: .* has 60, 0 of them pass .*'medium'",
+        ),
         ({"validation_one_in": 100000}, "No document is left for validation"),
         ({"batch_size": 500}, "fewer than batch_size 500 x 1 processes"),
         ({"sequence_tokens": 65}, "context of .* holds 64"),
@@ -305,3 +312,10 @@ def test_filters(folder, parent, tmp_path):
 def test_bad_settings_are_refused(settings, message, folder, parent, tmp_path):
     with pytest.raises(ValueError, match=message):
         make_data(folder, parent, tmp_path / "run", **settings)
+
+
+def test_unknown_packings_are_refused():
+    with pytest.raises(ValueError, match=r"packing.method is 'best_fit'; allowed: \['first_fit', 'sequential'\]"):
+        PackingSettings("best_fit")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"packing.long_documents is 'keep'; allowed: \['refuse', 'cut'\]"):
+        PackingSettings(long_documents="keep")  # type: ignore[arg-type]

@@ -155,7 +155,7 @@ def test_only_right_completions_are_kept(parent, tmp_path):
         run(tmp_path / "c", parent, keep="correct", sampling=GREEDY)
 
 
-def write_prompts(folder: Path, count: int = 40) -> list[dict[str, Any]]:
+def write_prompts(folder: Path, count: int = 40) -> list[list[dict[str, str]]]:
     """The same prompts as JSON lines, Parquet and a folder of `datasets`."""
     from datasets import Dataset
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import GptOssForCausalLM, PreTrainedModel
 
-from lit_puzzle.data.packing import PackingName, model_inputs, pack, restarting_positions
+from lit_puzzle.data.packing import model_inputs, pack, restarting_positions
+from lit_puzzle.data.packing_settings import PackingMethod
 from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig, GptOssPuzzleForCausalLM
 
 LENGTHS = [(11, 1, 1, 12, 9), (23, 5), (1, 30)]  # tokens of the documents of each row; rows of 40
@@ -32,7 +33,7 @@ def plain_first_fit(lengths: list[int], capacity: int) -> list[int]:
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=60), st.sampled_from(["first_fit", "sequential"]))
-def test_documents_lie_side_by_side(lengths: list[int], packing: PackingName) -> None:
+def test_documents_lie_side_by_side(lengths: list[int], packing: PackingMethod) -> None:
     sequences, starts = pack(np.array(lengths), 20, packing)
     covered = np.zeros((sequences.max() + 1, 20), dtype=int)
     for sequence, start, length in zip(sequences, starts, lengths, strict=True):
@@ -118,7 +119,7 @@ def test_packed_loss_and_gradients_are_the_sum_of_unpacked_ones(
 
 
 @pytest.mark.parametrize("attention", ["eager", "sink_attention"])
-def test_without_model_inputs_documents_would_see_each_other(attention: str, tiny_model: GptOssForCausalLM) -> None:
+def test_without_model_inputs_documents_attend_each_other(attention: str, tiny_model: GptOssForCausalLM) -> None:
     """What `model_inputs` is for: positions alone are not enough for stock, nor with a mask of padding for a child."""
     batch, _ = packed_batch()
     inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"]}
@@ -137,5 +138,5 @@ def test_bfloat16_masks_have_the_models_dtype(tiny_model: GptOssForCausalLM) -> 
 
 def test_other_models_are_refused(tiny_model: GptOssForCausalLM, tiny_config: Callable[..., Any]) -> None:
     tiny_model.config.model_type = "llama"
-    with pytest.raises(ValueError, match="'llama' model"):
+    with pytest.raises(ValueError, match="model_type 'llama' is not supported"):
         model_inputs(tiny_model, packed_batch()[0])

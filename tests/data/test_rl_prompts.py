@@ -42,7 +42,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def make(**overrides: Any) -> PromptData:
     environments: list[Environment] = [Digits("a"), Digits("b")]
-    settings = {"efforts": {"low": 1.0, "high": 1.0}, "train_prompts": 60, "held_out_per_effort": 10} | overrides
+    settings: dict[str, Any] = {
+        "efforts": {"low": 1.0, "high": 1.0},
+        "train_prompts": 60,
+        "held_out_per_effort": 10,
+    } | overrides
     return PromptData(**({"environments": environments} | settings))
 
 

@@ -1,4 +1,4 @@
-"""Losses of blocks beside one parent forward, in float64: as in plainly written training of one really pruned layer."""
+"""Losses of blocks beside one parent forward, in float64, against plain training of one layer that is really pruned."""
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -7,29 +7,29 @@ from typing import Any
 import pytest
 import torch
 from helpers.live_bytes import LiveBytes
-from test_swap import ALL, pruned_child
+from helpers.pruned_children import ALL, pruned_child
 from torch import Tensor
 from transformers import GptOssForCausalLM
 
 from lit_puzzle.data.packing import restarting_positions
-from lit_puzzle.distill.block_losses import BlockError, TrainedBlock, block_errors, counted_tokens
-from lit_puzzle.distill.blocks_to_train import BlockToTrain
+from lit_puzzle.distill.block_losses import BlockError, TrainableBlock, block_errors, counted_tokens
+from lit_puzzle.distill.block_selection import SelectedBlock
 from lit_puzzle.model.blocks import with_own_blocks
+from lit_puzzle.model.family import GPT_OSS
 from lit_puzzle.model.gpt_oss import GptOssPuzzleForCausalLM
-from lit_puzzle.model.layout import EXPERT_ROWS
-from lit_puzzle.model.surgery import select_rows
+from lit_puzzle.model.surgery import prune_layer
 from lit_puzzle.spec import BlockSpec
 
 ROUTER = ("mlp.router.weight", "mlp.router.bias")
 QUERIES = ("self_attn.q_proj.weight", "self_attn.sinks")
 EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj_bias", "post_attention_layernorm.weight")
 BLOCKS = {
-    "experts": BlockToTrain(0, "experts=4", BlockSpec((0, 3, 5, 6), 8), ROUTER, False, True),
-    "fewer than top-k": BlockToTrain(0, "experts=1", BlockSpec((4,), 8), EXPERTS, False, True),
-    "attention half": BlockToTrain(1, "window=4", BlockSpec(ALL, 4), QUERIES, True, False),
-    "whole window": BlockToTrain(1, "window=3", BlockSpec(ALL, 3), QUERIES, True, True),
-    "both": BlockToTrain(1, "experts=3,window=4", BlockSpec((1, 2, 6), 4), ROUTER + QUERIES, True, True),
-    "trained experts": BlockToTrain(3, "experts=4", BlockSpec((1, 2, 4, 7), None), ROUTER + EXPERTS, False, True),
+    "experts": SelectedBlock(0, "experts=4", BlockSpec((0, 3, 5, 6), 8), ROUTER, False, True),
+    "fewer than top-k": SelectedBlock(0, "experts=1", BlockSpec((4,), 8), EXPERTS, False, True),
+    "attention half": SelectedBlock(1, "window=4", BlockSpec(ALL, 4), QUERIES, True, False),
+    "whole window": SelectedBlock(1, "window=3", BlockSpec(ALL, 3), QUERIES, True, True),
+    "both": SelectedBlock(1, "experts=3,window=4", BlockSpec((1, 2, 6), 4), ROUTER + QUERIES, True, True),
+    "trained experts": SelectedBlock(3, "experts=4", BlockSpec((1, 2, 4, 7), None), ROUTER + EXPERTS, False, True),
 }
 
 
@@ -56,16 +56,14 @@ def parent_of(model: GptOssForCausalLM, attention: str = "eager") -> GptOssPuzzl
     return parent
 
 
-def block_of(parent: Any, what: BlockToTrain) -> TrainedBlock:
+def block_of(parent: Any, what: SelectedBlock) -> TrainableBlock:
     own = {name: parent.model.layers[what.layer].get_parameter(name) for name in what.tensors}
-    return TrainedBlock(
-        what, {k: select_rows(v, what.block.experts) if k in EXPERT_ROWS else v for k, v in own.items()}
-    )
+    return TrainableBlock(what, prune_layer(own, what.block.experts, GPT_OSS.layer), GPT_OSS.layer)
 
 
 def errors(
     parent: GptOssPuzzleForCausalLM,
-    blocks: list[TrainedBlock],
+    blocks: list[TrainableBlock],
     batch: dict[str, Tensor],
     completions_only: bool = False,
 ) -> Iterator[BlockError]:
@@ -74,7 +72,7 @@ def errors(
 
 
 def plain_loss(
-    parent: GptOssForCausalLM, child: GptOssPuzzleForCausalLM, what: BlockToTrain, batch: Any, completions_only: bool
+    parent: GptOssForCausalLM, child: GptOssPuzzleForCausalLM, what: SelectedBlock, batch: Any, completions_only: bool
 ) -> Tensor:
     """Each document by itself through both models; the child's layer is given what enters the parent's."""
     half = not what.experts
@@ -122,10 +120,10 @@ def plain_loss(
 
 
 @pytest.mark.parametrize(("attention", "completions_only"), [("eager", False), ("sink_attention", True)])
-def test_training_equals_plainly_written_training_of_one_block(
+def test_training_equals_plain_training_of_one_block(
     tiny_model: GptOssForCausalLM, attention: str, completions_only: bool
 ) -> None:
-    """All blocks in one pass, against each really pruned layer trained alone: losses, gradients, and three steps."""
+    """All blocks in one pass, against each pruned layer trained alone: losses, gradients, and three steps."""
     model, batch = tiny_model.double(), make_batch()
     model.set_experts_implementation("eager")  # the one that takes float64
     children = {name: pruned_child(model, what.layer, what.block).double() for name, what in BLOCKS.items()}
@@ -151,8 +149,9 @@ def test_training_equals_plainly_written_training_of_one_block(
             loss.backward()
             torch.testing.assert_close(error / norm, loss, rtol=1e-9, atol=1e-12)
             for tensor, parameter in block.tensors().items():
-                assert trains[tensor].grad is not None and trains[tensor].grad.abs().max() > 0, tensor
-                torch.testing.assert_close(parameter.grad, trains[tensor].grad, rtol=1e-7, atol=1e-10, msg=name)
+                gradient = trains[tensor].grad
+                assert gradient is not None and gradient.abs().max() > 0, tensor
+                torch.testing.assert_close(parameter.grad, gradient, rtol=1e-7, atol=1e-10, msg=name)
             alone.step()
         optimizer.step()
     for name, (trains, _) in theirs.items():
@@ -160,11 +159,11 @@ def test_training_equals_plainly_written_training_of_one_block(
             torch.testing.assert_close(parameter, trains[tensor], rtol=1e-6, atol=1e-9)
 
 
-def test_what_keeps_everything_loses_nothing(tiny_model: GptOssForCausalLM) -> None:
+def test_blocks_equal_to_the_parent_have_loss_zero(tiny_model: GptOssForCausalLM) -> None:
     parent = parent_of(tiny_model, "sink_attention")
-    own = BlockToTrain(1, "parent", BlockSpec(ALL, None), ROUTER + QUERIES, True, True)
-    wide = BlockToTrain(1, "window=40", BlockSpec(ALL, 40), QUERIES, True, False)
-    narrow = BlockToTrain(1, "window=4", BlockSpec(ALL, 4), QUERIES, True, False)
+    own = SelectedBlock(1, "parent", BlockSpec(ALL, None), ROUTER + QUERIES, True, True)
+    wide = SelectedBlock(1, "window=40", BlockSpec(ALL, 40), QUERIES, True, False)
+    narrow = SelectedBlock(1, "window=4", BlockSpec(ALL, 4), QUERIES, True, False)
     blocks = [block_of(parent, what) for what in (own, wide, narrow)]
     with torch.no_grad():
         losses = [float(error / norm) for _, error, norm in errors(parent, blocks, make_batch())]
@@ -172,10 +171,11 @@ def test_what_keeps_everything_loses_nothing(tiny_model: GptOssForCausalLM) -> N
 
 
 def test_experts_are_the_parents_own_tensors(tiny_model: GptOssForCausalLM) -> None:
-    """Every block computes with the very parameters of the parent, and owns nothing but what trains."""
+    """Every block computes with the parameters of the parent and has no parameters but those that train."""
     parent = parent_of(tiny_model)
     seen: list[bool] = []
-    own = {layer.mlp.experts: dict(layer.mlp.experts.named_parameters()) for layer in parent.model.layers}
+    layers: Any = parent.model.layers
+    own = {layer.mlp.experts: dict(layer.mlp.experts.named_parameters()) for layer in layers}
 
     def compare(experts: Any, _: Any) -> None:
         now = dict(experts.named_parameters())
@@ -197,7 +197,7 @@ def peaks(model: GptOssForCausalLM, tokens: int, count: int) -> tuple[int, int]:
     kept = [tuple(range(first, first + 4)) for first in range(count)]
     names = [f"self_attn.{part}_proj.weight" for part in "qkvo"]
     whats = [
-        BlockToTrain(layer, str(experts), BlockSpec(experts, 4), (*names, *ROUTER), True, True)
+        SelectedBlock(layer, str(experts), BlockSpec(experts, 4), (*names, *ROUTER), True, True)
         for layer in (0, 3)
         for experts in kept
     ]
@@ -217,7 +217,7 @@ def peaks(model: GptOssForCausalLM, tokens: int, count: int) -> tuple[int, int]:
 def test_memory_is_that_of_one_block_and_16_bytes_a_trained_number(
     tiny_model: GptOssForCausalLM, record_property: Callable[[str, object], None]
 ) -> None:
-    """Two sizes of each: activations do not know of the number of blocks, and what trains costs 16 bytes a number."""
+    """At two sizes of each: activations do not depend on the number of blocks; a trained number costs 16 bytes."""
     base = {(tokens, count): peaks(tiny_model, tokens, count) for tokens in (512, 1024) for count in (1, 4)}
     record_property("peaks", str(base))
     for tokens in (512, 1024):

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback
 from safetensors.torch import load_file, save_file
 
 from lit_puzzle.child.assemble import assemble
+from lit_puzzle.distill.settings import BlockTrainingSettings
 from lit_puzzle.library.library import LIBRARY_FILE, Library
 from lit_puzzle.library.swap import swapped
 from lit_puzzle.library.trained_blocks import check_trained, trained_tensors
@@ -61,7 +62,7 @@ def test_every_loss_falls_and_is_reported(run: Path) -> None:
     assert results["val_loss/mean/last"] < results["val_loss/mean/first"]
 
 
-def test_the_library_holds_what_trained_and_scores_better(inputs: Inputs, run: Path) -> None:
+def test_the_library_contains_the_trained_tensors_and_scores_better(inputs: Inputs, run: Path) -> None:
     library, model = Library.load(run / "library"), parent_model(inputs)
     batches = [row[None].tolist() for row in IDS]
     scorer = ReplaceOneBlock(model, lay_out(batches, 0, 1), 4, Memory(), Path("unused"), lambda tensor: tensor)
@@ -105,11 +106,12 @@ def test_a_child_is_made_of_the_trained_blocks(inputs: Inputs, run: Path, tmp_pa
     assert (logits(made) - alone).abs().max() > 1e-2
 
 
-def test_blocks_do_not_know_of_each_other(inputs: Inputs, tmp_path: Path) -> None:
-    """Layer by layer, each run from the library that the one before wrote, gives the bytes of all at once."""
+def test_blocks_are_independent_of_each_other(inputs: Inputs, tmp_path: Path) -> None:
+    """Layer by layer, each run from the library of the one before, gives the bytes of all at once."""
     run_apart(tmp_path / "all", inputs, 4)
-    run_apart(tmp_path / "first", inputs, 4, layers=[1])
-    run_apart(tmp_path / "second", inputs._replace(library=tmp_path / "first" / "library"), 4, layers=[0])
+    run_apart(tmp_path / "first", inputs, 4, training=BlockTrainingSettings(layers=[1]))
+    again = inputs._replace(library=tmp_path / "first" / "library")
+    run_apart(tmp_path / "second", again, 4, training=BlockTrainingSettings(layers=[0]))
     assert library_bytes(tmp_path / "second") == library_bytes(tmp_path / "all")
     assert library_bytes(tmp_path / "first").keys() < library_bytes(tmp_path / "all").keys()
 
@@ -146,7 +148,8 @@ def test_each_block_is_clipped_by_itself_and_the_schedule_counts_updates(inputs:
 
 
 def test_together_every_candidate_has_its_own_file(inputs: Inputs, tmp_path: Path) -> None:
-    run_apart(tmp_path / "run", inputs, 4, sub_blocks="together", train=["self_attn.q_proj.*", "mlp.router.*"])
+    wholes = BlockTrainingSettings(sub_blocks="together", tensors=["self_attn.q_proj.*", "mlp.router.*"])
+    run_apart(tmp_path / "run", inputs, 4, training=wholes)
     library = Library.load(tmp_path / "run" / "library")
     pair = library.candidate(1, "experts=4,window=4")
     names = {"self_attn.q_proj.weight", "self_attn.q_proj.bias", "mlp.router.weight", "mlp.router.bias"}
@@ -157,17 +160,17 @@ def test_together_every_candidate_has_its_own_file(inputs: Inputs, tmp_path: Pat
     assert torch.load(tmp_path / "run" / "results.pt").keys() >= {f"loss/1/{pair.name}/first", "loss/1/window=4/last"}
 
 
-def test_what_trained_before_goes_on(inputs: Inputs, run: Path, tmp_path: Path) -> None:
-    """From the trained library the loss starts where it had ended; tensors outside the patterns train on, too."""
+def test_training_of_earlier_tensors_continues(inputs: Inputs, run: Path, tmp_path: Path) -> None:
+    """From the trained library the loss starts where it ended, also of tensors outside the patterns."""
     again = inputs._replace(library=run / "library")
-    run_apart(tmp_path / "again", again, 1, train=["post_attention_layernorm.*"])
+    run_apart(tmp_path / "again", again, 1, training=BlockTrainingSettings(tensors=["post_attention_layernorm.*"]))
     before, after = torch.load(run / "results.pt"), torch.load(tmp_path / "again" / "results.pt")
     assert after["loss/0/experts=4/first"] < 0.8 * before["loss/0/experts=4/first"]
     names = load_file(tmp_path / "again" / "library" / "layer=1,experts=2.safetensors").keys()
     assert names == {"mlp.router.weight", "mlp.router.bias", "post_attention_layernorm.weight"}
 
 
-def test_a_loss_that_is_no_number_stops_by_name(inputs: Inputs, run: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_by_name(inputs: Inputs, run: Path, tmp_path: Path) -> None:
     broken = tmp_path / "library"
     broken.mkdir()
     for name, content in library_bytes(run).items():
@@ -176,7 +179,7 @@ def test_a_loss_that_is_no_number_stops_by_name(inputs: Inputs, run: Path, tmp_p
     save_file({name: tensor * float("nan") for name, tensor in load_file(file).items()}, file)
 
     def stops(rank: int) -> None:
-        with pytest.raises(ValueError, match=r"loss of 'window=4' of layer 1 is no number at step 0; the batch is in"):
+        with pytest.raises(ValueError, match=r"loss of 'window=4' of layer 1 is not finite at step 0; the batch is in"):
             fit(tmp_path / "run", inputs._replace(library=broken), 2)
 
     assert forked(1, stops) == [0]
@@ -185,15 +188,18 @@ def test_a_loss_that_is_no_number_stops_by_name(inputs: Inputs, run: Path, tmp_p
     assert not (tmp_path / "run" / "library").exists()
 
 
-def test_settings_that_cannot_be_are_refused_at_once(inputs: Inputs, tmp_path: Path) -> None:
+def test_impossible_settings_are_refused_at_once(inputs: Inputs, tmp_path: Path) -> None:
     def refused(message: str, **settings: Any) -> None:
         with pytest.raises(ValueError, match=message):
             make_module(inputs, **settings)
 
-    refused(r"layers \[0, 2\] were given; the library has layers 0\.\.1", layers=[2, 0])
-    refused(r"train: 'mlp\.gate\.\*' matches no tensor of a layer", train=["mlp.gate.*"])
-    refused("nothing to train in layers .0.", train=["self_attn.*"], layers=[0])
+    blocks = BlockTrainingSettings
+    refused(r"layers \[0, 2\] were given; the library has layers 0\.\.1", training=blocks(layers=[2, 0]))
+    refused(r"tensors: 'mlp\.gate\.\*' matches no tensor of a layer", training=blocks(tensors=["mlp.gate.*"]))
+    refused("nothing to train in layers .0.", training=blocks(tensors=["self_attn.*"], layers=[0]))
     refused("clip_norm=0 was given", clip_norm=0)
+    with pytest.raises(ValueError, match=r"sub_blocks is 'halves'; allowed: \['apart', 'together'\]"):
+        blocks(sub_blocks="halves")  # type: ignore[arg-type]
     record = json.loads((inputs.library / LIBRARY_FILE).read_text())
     record["layers"][1] = [c for c in record["layers"][1] if c["name"] != "window=4"]
     lacking = tmp_path / "lacking"

@@ -1,4 +1,4 @@
-"""Blockwise distillation that is killed goes on bit for bit: one process and two."""
+"""Blockwise distillation that is killed resumes bit for bit: one process and two."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ def kill_at(at: int) -> Any:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_killed_run_goes_on_bit_for_bit(tiny_config: Any, tmp_path: Path, processes: int) -> None:
+def test_a_killed_run_resumes_bit_for_bit(tiny_config: Any, tmp_path: Path, processes: int) -> None:
     """With a schedule, clipping, and validations between; killed right before a checkpoint would be due."""
     inputs = make_inputs(tmp_path, tiny_config)
     whole, killed = tmp_path / "whole", tmp_path / "killed"

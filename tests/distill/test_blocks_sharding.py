@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from lit_puzzle.distill.block_losses import TrainedBlock
+from lit_puzzle.distill.block_losses import TrainableBlock
+from lit_puzzle.distill.settings import BlockTrainingSettings
 from lit_puzzle.training.sharding import full
 
 
@@ -47,7 +48,10 @@ class WatchShards(Callback):
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "apart": {},
-    "together": {"sub_blocks": "together", "train": ["mlp.*", "self_attn.*"], "clip_norm": None},
+    "together": {
+        "training": BlockTrainingSettings(sub_blocks="together", tensors=["mlp.*", "self_attn.*"]),
+        "clip_norm": None,
+    },
 }
 
 
@@ -87,7 +91,7 @@ def test_bfloat16_beside_float32_masters(inputs: Inputs, tmp_path: Path) -> None
         weights = torch.load(folder / f"weights{rank}.pt")
         assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
 
-    mixed: dict[str, Any] = {"dtype": "bfloat16", "precision": "bf16-mixed"}
+    mixed: dict[str, Any] = {"training": BlockTrainingSettings(dtype="bfloat16"), "precision": "bf16-mixed"}
     folders = [tmp_path / name for name in ("exact", "one", "two")]
     assert forked(1, lambda rank: work(rank, folders[0], 1)) == [0]
     assert forked(1, lambda rank: work(rank, folders[1], 1, **mixed)) == [0]
@@ -100,9 +104,9 @@ def test_bfloat16_beside_float32_masters(inputs: Inputs, tmp_path: Path) -> None
 def test_only_trained_tensors_are_parameters_of_blocks(inputs: Inputs) -> None:
     def work(rank: int) -> None:
         made = fit(inputs.library.parent / "run", inputs, 1)
-        blocks = [block for block in made.blocks if isinstance(block, TrainedBlock)]
+        blocks = [block for block in made.blocks if isinstance(block, TrainableBlock)]
         assert len(blocks) == 5 and all(p.dtype == torch.float32 for p in made.blocks.parameters())
         assert [sum(p.numel() for p in b.parameters()) for b in blocks[:2]] == [4 * 33, 2 * 33]
-        assert all(not p.requires_grad for p in made.parent.parameters())
+        assert made.parent is not None and not any(p.requires_grad for p in made.parent.parameters())
 
     assert forked(1, work) == [0]

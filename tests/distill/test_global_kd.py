@@ -1,4 +1,4 @@
-"""Global distillation through `Trainer.fit`: what trains, what is kept and written, kills, processes, bad input."""
+"""Global distillation through `Trainer.fit`: what trains, what is saved and written, averages, bad input."""
 
 from functools import partial
 from pathlib import Path
@@ -14,15 +14,13 @@ from safetensors.torch import load_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from lit_puzzle.data.rl_prompts import PromptData
-from lit_puzzle.distill.held_out import AccuracySettings
-from lit_puzzle.distill.losses import LossSettings
+from lit_puzzle.distill.settings import DistillationEvaluation, LossSettings
 from lit_puzzle.distill.top_logits import precompute_logits
-from lit_puzzle.evaluate.before_after import EvaluationSettings
 from lit_puzzle.tiny.world import Chains, Counting
-from lit_puzzle.training.trainable import LoraSettings
+from lit_puzzle.training.settings import LoraSettings, TrainingSettings
 
-ACCURACY = AccuracySettings(
-    [Chains(), Counting()], ["low", "high"], EvaluationSettings(4, max_new_tokens=4, batch_size=8), validation_prompts=2
+EVALUATION = DistillationEvaluation(
+    [Chains(), Counting()], ["low", "high"], 4, max_new_tokens=4, batch_size=8, validation_prompts=2
 )
 
 
@@ -47,10 +45,10 @@ class WatchOptimizer(Callback):
         assert trained and not any(name.startswith("parent") or ".mlp." in name for name in trained)
 
 
-def test_a_run_learns_measures_and_writes_the_best_child(models: Models, tmp_path: Path) -> None:
+def test_a_run_learns_evaluates_and_writes_the_best_child(models: Models, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     adam = partial(torch.optim.AdamW, lr=1e-2)
-    run(lambda rank: fit(folder, models, 12, accuracy=ACCURACY, optimizer=adam, callbacks=[WatchOptimizer()]))
+    run(lambda rank: fit(folder, models, 12, evaluation=EVALUATION, optimizer=adam, callbacks=[WatchOptimizer()]))
     found = results(folder)
     assert found["val_loss/best"] < 0.9 * found["val_loss/first"]
     assert {f"accuracy/{e}/{w}" for e in ("low", "high") for w in ("before", "after", "gain", "gain_se")} < found.keys()
@@ -65,7 +63,7 @@ def test_a_run_learns_measures_and_writes_the_best_child(models: Models, tmp_pat
 
 
 class WatchAverage(Callback):
-    """Validation sees the averages; training goes on from the weights; the first average is of the first update."""
+    """Validation uses the averages and training the weights; the first average is of the first update."""
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         self.weights, self.averages = self._both(pl_module)
@@ -104,7 +102,7 @@ def test_the_average_is_validated_and_saved(models: Models, tmp_path: Path) -> N
         assert torch.equal(child[name.removeprefix("child.")], average.to(torch.bfloat16)), name
 
 
-def test_a_run_that_went_astray_ends_with_its_best_weights(models: Models, tmp_path: Path) -> None:
+def test_a_diverging_run_ends_with_its_best_weights(models: Models, tmp_path: Path) -> None:
     folder, wild = tmp_path / "run", partial(torch.optim.SGD, lr=100.0)
     run(lambda rank: fit(folder, models, 9, optimizer=wild, lr_scheduler=None))
     validated = {step: float.fromhex(loss) for step, loss in validations(folder)}
@@ -119,7 +117,7 @@ def test_a_run_that_went_astray_ends_with_its_best_weights(models: Models, tmp_p
 
 def test_adapters_train_alone_and_are_merged(models: Models, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    run(lambda rank: fit(folder, models, 4, lora=LoraSettings(rank=2)))
+    run(lambda rank: fit(folder, models, 4, training=TrainingSettings(lora=LoraSettings(rank=2))))
     assert all(".lora_" in name for name in weights(folder))
     before, after = (load_file(path / "model.safetensors") for path in (models.child, folder / "child"))
     moved = {name for name in before if not torch.equal(before[name], after[name])}
@@ -128,12 +126,12 @@ def test_adapters_train_alone_and_are_merged(models: Models, tmp_path: Path) -> 
     )
 
 
-def test_best_tokens_on_disk_take_the_parents_place(models: Models, tmp_path: Path) -> None:
-    """All 128 of them but one, as float32: the same losses as with the parent itself."""
+def test_top_k_logits_on_disk_replace_the_parent(models: Models, tmp_path: Path) -> None:
+    """With 127 of 128 tokens, as float32: the same losses as with the parent itself."""
     (tmp_path / "top").mkdir()
     precompute_logits(tmp_path / "top", models.parent, models.documents, top_k=127, precision="float32")
     top, loss = tmp_path / "top" / "top_logits", LossSettings(lm=0.1)
-    run(lambda rank: fit(tmp_path / "disk", models, 3, parent=None, top_logits=top, loss=loss))
+    run(lambda rank: fit(tmp_path / "disk", models, 3, parent=top, loss=loss))
     run(lambda rank: fit(tmp_path / "live", models, 3, loss=loss))
     disk, live = ({k: float.fromhex(v) for k, v in losses(tmp_path / name).items()} for name in ("disk", "live"))
     assert disk == pytest.approx(live, rel=1e-4)
@@ -141,7 +139,7 @@ def test_best_tokens_on_disk_take_the_parents_place(models: Models, tmp_path: Pa
 
 def test_one_step_of_two_batches_is_two_steps_accumulated(models: Models, tmp_path: Path) -> None:
     adam = partial(torch.optim.AdamW, lr=3e-3, eps=1e-3)
-    plain = {"optimizer": adam, "lr_scheduler": None}
+    plain: dict[str, Any] = {"optimizer": adam, "lr_scheduler": None}
     run(lambda rank: fit(tmp_path / "1x2", models, 2, data={"batch_size": 2}, **plain))
     accumulate = {"accumulate_grad_batches": 2, "val_check_interval": 4}
     run(lambda rank: fit(tmp_path / "2x1", models, 2, data={"batch_size": 1}, trainer=accumulate, **plain))
@@ -163,7 +161,7 @@ def test_early_stop(models: Models, tmp_path: Path) -> None:
 # ---- bad input ----------------------------------------------------------------------------------------------------
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_leaves_its_batch(models: Models, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_its_batch(models: Models, tmp_path: Path) -> None:
     class Break(Callback):
         def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
             if batch_idx == 2:
@@ -180,19 +178,26 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_its_batch(models: Mod
     assert not (tmp_path / "run" / "child").exists()
 
 
-def test_both_parents_or_none_are_refused(models: Models) -> None:
-    for parent, top in ((None, None), (models.parent, models.documents)):
-        with pytest.raises(ValueError, match="exactly one of them"):
-            make_module(models, parent=parent, top_logits=top)
+@pytest.fixture
+def top_logits(models: Models, tmp_path: Path) -> Path:
+    """The parent's top-k logits."""
+    (tmp_path / "top").mkdir()
+    precompute_logits(tmp_path / "top", models.parent, models.documents, top_k=8)
+    return tmp_path / "top" / "top_logits"
+
+
+def test_impossible_settings_are_refused(models: Models, top_logits: Path) -> None:
+    with pytest.raises(ValueError, match=r"neither a checkpoint \(config.json\) nor complete top-k logits"):
+        make_module(models, parent=models.documents)
     with pytest.raises(ValueError, match="ema_decay=1"):
         make_module(models, ema_decay=1.0)
-    with pytest.raises(ValueError, match="neither hidden states"):
-        make_module(models, parent=None, top_logits=models.documents, loss=LossSettings(hidden=1.0))
+    with pytest.raises(ValueError, match="contain no hidden states"):
+        make_module(models, parent=top_logits, loss=LossSettings(hidden=1.0))
 
 
-def test_best_tokens_need_documents_on_disk(models: Models, tmp_path: Path) -> None:
+def test_top_k_logits_need_documents_on_disk(models: Models, top_logits: Path, tmp_path: Path) -> None:
     def work(rank: int) -> None:
-        module = make_module(models, parent=None, top_logits=models.documents, loss=LossSettings())
+        module = make_module(models, parent=top_logits, loss=LossSettings())
         trainer = make_trainer(tmp_path, 1, 1, [], enable_checkpointing=False)
         with pytest.raises(ValueError, match="give the data PackedDocuments, not PromptData"):
             trainer.fit(module, datamodule=PromptData([Chains()], {"low": 1.0}))
@@ -201,7 +206,7 @@ def test_best_tokens_need_documents_on_disk(models: Models, tmp_path: Path) -> N
 
 
 def test_sequences_longer_than_the_parents_context(models: Models, tmp_path: Path) -> None:
-    """Documents that another model with a longer context wrote: refused by the data, and by the module."""
+    """Documents of a model with a longer context are refused, by the data and by the module."""
     with pytest.raises(ValueError, match="64"):
         make_data(models, sequence_tokens=65)
     module = make_module(models)

@@ -1,4 +1,4 @@
-"""Global distillation that is killed goes on bit for bit: one process and two."""
+"""Global distillation that is killed resumes bit for bit: one process and two."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 from helpers.distillation_runs import Models, fit, make_models, results, weights
 from helpers.recovery_runs import forked, kill_self, losses, validations
 
-from lit_puzzle.training.trainable import LoraSettings
+from lit_puzzle.training.settings import LoraSettings, TrainingSettings
 
 
 @pytest.fixture(scope="module")
@@ -21,9 +21,10 @@ def kill_at(at: int) -> Any:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_killed_run_goes_on_bit_for_bit(models: Models, tmp_path: Path, processes: int) -> None:
+def test_a_killed_run_resumes_bit_for_bit(models: Models, tmp_path: Path, processes: int) -> None:
     """With averages, dropout in adapters, and validation between; killed right before a checkpoint would be due."""
-    settings: dict[str, Any] = {"ema_decay": 0.8, "lora": LoraSettings(rank=2, dropout=0.3), "processes": processes}
+    adapters = TrainingSettings(lora=LoraSettings(rank=2, dropout=0.3))
+    settings: dict[str, Any] = {"ema_decay": 0.8, "training": adapters, "processes": processes}
     data = {"batch_size": 2 // processes}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     go = lambda folder, rank, **more: fit(folder, models, 8, rank=rank, data=data, **settings, **more)  # noqa: E731

@@ -11,15 +11,13 @@ from lightning.pytorch import Callback
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
-from lit_puzzle.distill.held_out import AccuracySettings
-from lit_puzzle.distill.losses import LossSettings
-from lit_puzzle.evaluate.before_after import EvaluationSettings
+from lit_puzzle.distill.settings import DistillationEvaluation, LossSettings
 from lit_puzzle.tiny.world import Chains, Counting
+from lit_puzzle.training.settings import LoraSettings, TrainingSettings
 from lit_puzzle.training.sharding import full
-from lit_puzzle.training.trainable import LoraSettings
 
-ACCURACY = AccuracySettings(
-    [Chains(), Counting()], ["low", "high"], EvaluationSettings(4, max_new_tokens=4, batch_size=8), validation_prompts=2
+EVALUATION = DistillationEvaluation(
+    [Chains(), Counting()], ["low", "high"], 4, max_new_tokens=4, batch_size=8, validation_prompts=2
 )
 
 
@@ -50,9 +48,12 @@ class WatchShards(Callback):
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "weights": {"accuracy": ACCURACY, "ema_decay": 0.8},
-    "adapters": {"lora": LoraSettings(rank=2)},
-    "checkpointing": {"gradient_checkpointing": True, "loss": LossSettings("jsd", temperature=2.0, hidden=0.5)},
+    "weights": {"evaluation": EVALUATION, "ema_decay": 0.8},
+    "adapters": {"training": TrainingSettings(lora=LoraSettings(rank=2))},
+    "checkpointing": {
+        "training": TrainingSettings(gradient_checkpointing=True),
+        "loss": LossSettings("jsd", temperature=2.0, hidden=0.5),
+    },
 }
 
 
@@ -87,7 +88,8 @@ def test_two_processes_equal_one(models: Models, tmp_path: Path, variant: str) -
 
 def test_two_processes_train_float32_beside_frozen_bfloat16(models: Models, tmp_path: Path) -> None:
     def work(rank: int) -> None:
-        fit(tmp_path, models, 3, 2, rank, dtype="bfloat16", trainer={"precision": "bf16-mixed"}, callbacks=[Dtypes()])
+        mixed: dict[str, Any] = {"training": TrainingSettings(dtype="bfloat16"), "trainer": {"precision": "bf16-mixed"}}
+        fit(tmp_path, models, 3, 2, rank, callbacks=[Dtypes()], **mixed)
 
     assert forked(2, work) == [0, 0]
     before, after = (load_file(folder / "model.safetensors") for folder in (models.child, tmp_path / "child"))

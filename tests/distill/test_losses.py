@@ -1,4 +1,4 @@
-"""Distillation losses against formulas written down a second time, TRL's own kernel, numbers by hand; their memory."""
+"""Distillation losses against a second implementation of the formulas, TRL's kernel, and numbers by hand; memory."""
 
 import math
 
@@ -9,21 +9,22 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
 from lit_puzzle.distill import losses
-from lit_puzzle.distill.losses import FullParent, LossSettings, TopParent, divergence, head_loss, hidden_distance
+from lit_puzzle.distill.losses import FullLogits, TopKLogits, divergence, head_loss, hidden_distance
+from lit_puzzle.distill.settings import DivergenceName, LossSettings
 
-KINDS = ["forward_kl", "reverse_kl", "jsd"]
+KINDS: list[DivergenceName] = ["forward_kl", "reverse_kl", "jsd"]
 
 
-def inputs(tokens: int = 23, vocabulary: int = 50, channels: int = 12) -> tuple[Tensor, Tensor, FullParent, Tensor]:
+def inputs(tokens: int = 23, vocabulary: int = 50, channels: int = 12) -> tuple[Tensor, Tensor, FullLogits, Tensor]:
     """Float64 states and head of a child, those of a parent of another width, and the targets."""
     generator = torch.Generator().manual_seed(0)
     draw = lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)  # noqa: E731
-    parent = FullParent(draw(tokens, channels + 3), draw(vocabulary, channels + 3) / 2)
+    parent = FullLogits(draw(tokens, channels + 3), draw(vocabulary, channels + 3) / 2)
     targets = torch.randint(vocabulary, (tokens,), generator=generator)
     return draw(tokens, channels), draw(vocabulary, channels) / 2, parent, targets
 
 
-def plainly(hidden: Tensor, head: Tensor, parent: FullParent, targets: Tensor, settings: LossSettings) -> Tensor:
+def plainly(hidden: Tensor, head: Tensor, parent: FullLogits, targets: Tensor, settings: LossSettings) -> Tensor:
     """The whole formula on all logits, by torch's own divergence."""
     tau, beta = settings.temperature, settings.beta
     log_q = (hidden @ head.T / tau).log_softmax(-1)
@@ -50,14 +51,14 @@ def value_and_gradients(function, hidden, head, *rest) -> list[Tensor]:
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 @pytest.mark.parametrize("kind", KINDS)
 def test_chunks_give_the_plain_formula_and_its_gradients(kind, temperature, rows, monkeypatch):
-    monkeypatch.setattr(losses, "BLOCK_ELEMENTS", (50 * rows, 0))
+    monkeypatch.setattr(losses, "TILE_ELEMENTS", (50 * rows, 0))
     settings = LossSettings(kind, beta=0.3, temperature=temperature, logits=0.7, lm=0.2, chunk_tokens=7)
     hidden, head, parent, targets = inputs()
     expected = value_and_gradients(plainly, hidden, head, parent, targets, settings)
     ours = lambda *arguments: head_loss(*arguments).loss  # noqa: E731
     for value, reference in zip(value_and_gradients(ours, hidden, head, parent, targets, settings), expected):
         torch.testing.assert_close(value, reference, rtol=1e-11, atol=1e-11)
-    single = FullParent(*(part.float() for part in parent))
+    single = FullLogits(*(part.float() for part in parent))
     for value, reference in zip(
         value_and_gradients(ours, hidden.float(), head.float(), single, targets, settings), expected, strict=True
     ):
@@ -67,19 +68,19 @@ def test_chunks_give_the_plain_formula_and_its_gradients(kind, temperature, rows
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_agrees_with_trl(kind):
-    """TRL's kernel, another implementation altogether; it gives float32."""
+    """TRL's kernel, an independent implementation, in float32."""
     from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 
     settings = LossSettings(kind, beta=0.3, temperature=1.7)
-    hidden, head, parent, targets = (x if isinstance(x, tuple) else x.float() for x in inputs())
-    parent = FullParent(*(part.float() for part in parent))
+    hidden, head, parent, targets = inputs()
+    hidden, head, parent = hidden.float(), head.float(), FullLogits(*(part.float() for part in parent))
     beta = {"forward_kl": 0.0, "reverse_kl": 1.0, "jsd": 0.3}[kind]
 
     def theirs(hidden, head):
         return ChunkedDivergenceFunction.apply(hidden, head, None, *parent, None, beta, 1.7)[0].sum() * 1.7**2
 
     ours = lambda *arguments: head_loss(*arguments).loss  # noqa: E731
-    values = value_and_gradients(ours, hidden, head, parent, targets.long(), settings)
+    values = value_and_gradients(ours, hidden, head, parent, targets, settings)
     for value, reference in zip(values, value_and_gradients(theirs, hidden, head), strict=True):
         torch.testing.assert_close(value, reference, rtol=1e-5, atol=2e-5)
 
@@ -95,15 +96,15 @@ def test_divergences_by_hand():
         assert float(divergence(log_q, log_p, LossSettings(kind, beta=0.2))) == pytest.approx(expected, abs=1e-7)
 
 
-def top_of(parent: FullParent, k: int) -> TopParent:
+def top_of(parent: FullLogits, k: int) -> TopKLogits:
     log_p = (parent.hidden_NP @ parent.head_VP.T).log_softmax(-1)
     top, ids = log_p.topk(k)
-    return TopParent(ids, top, log_p.scatter(1, ids, -math.inf).logsumexp(-1))
+    return TopKLogits(ids, top, log_p.scatter(1, ids, -math.inf).logsumexp(-1))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_best_tokens_are_the_whole_parent(kind):
-    """With all tokens but one, or all, nothing is lost; with fewer the divergence can only be smaller."""
+def test_logits_of_all_tokens_are_the_whole_parent(kind):
+    """With all tokens but one, or all, the divergence is exact; with fewer it is smaller."""
     settings = LossSettings(kind, lm=0.5, chunk_tokens=9)
     hidden, head, parent, targets = inputs()
     ours = lambda *arguments: head_loss(*arguments).loss  # noqa: E731
@@ -116,7 +117,7 @@ def test_all_best_tokens_are_the_whole_parent(kind):
     assert by_k == sorted(by_k, reverse=True) and by_k[0] > by_k[-1] > 0
 
 
-def test_parts_are_reported_without_their_weights():
+def test_terms_are_reported_without_their_weights():
     hidden, head, parent, targets = inputs()
     for lm in (0.0, 0.25):
         settings = LossSettings(temperature=2.0, logits=0.5, lm=lm)
@@ -126,7 +127,7 @@ def test_parts_are_reported_without_their_weights():
         assert float(got.lm) == pytest.approx(expected_lm, rel=1e-12)
 
 
-def test_frozen_parts_get_no_gradient_and_no_memory():
+def test_frozen_inputs_get_no_gradient_and_need_no_memory():
     hidden, head, parent, targets = inputs(vocabulary=4000)
     settings = LossSettings(chunk_tokens=4)
 
@@ -143,7 +144,7 @@ def test_frozen_parts_get_no_gradient_and_no_memory():
     assert not loss.requires_grad and float(loss) > 0
 
 
-def test_no_target_is_a_loss_of_zero_with_zero_gradients():
+def test_without_targets_loss_and_gradients_are_zero():
     hidden, head, parent, targets = inputs(tokens=0)
     loss, *gradients = value_and_gradients(
         lambda *arguments: head_loss(*arguments).loss, hidden, head, parent, targets, LossSettings()
@@ -151,15 +152,15 @@ def test_no_target_is_a_loss_of_zero_with_zero_gradients():
     assert float(loss) == 0 and all(not gradient.any() for gradient in gradients)
 
 
-def test_logits_are_never_all_there(monkeypatch):
+def test_memory_does_not_grow_with_the_number_of_targets(monkeypatch):
     """Peak memory is 4 (2 C V + N D + V D) and the formula's small tiles, whatever the number of targets."""
-    monkeypatch.setattr(losses, "BLOCK_ELEMENTS", (8 * 3000, 0))
+    monkeypatch.setattr(losses, "TILE_ELEMENTS", (8 * 3000, 0))
     N, V, D, C = 512, 3000, 8, 32
 
     def peak(N: int) -> int:
         hidden, head, parent, targets = inputs(N, V, D)
         hidden, head = hidden.float().requires_grad_(), head.float().requires_grad_()
-        single = FullParent(*(part.float() for part in parent))
+        single = FullLogits(*(part.float() for part in parent))
         with LiveBytes() as live:
             head_loss(hidden, head, single, targets, LossSettings(chunk_tokens=C)).loss.backward()
         return live.peak
@@ -205,11 +206,11 @@ def test_bad_settings(settings, message):
         LossSettings(**settings)
 
 
-def test_settings_that_need_more_than_is_there():
+def test_settings_that_do_not_fit_models_or_logits():
     with pytest.raises(ValueError, match="has 2 entries, the models have 3"):
         LossSettings(layer_weights=[1.0, 1.0]).weight_of_layers(3)
     assert LossSettings().weight_of_layers(4) == [0.25] * 4
     for settings in (LossSettings(hidden=1.0), LossSettings(temperature=2.0)):
-        with pytest.raises(ValueError, match="neither hidden states nor other temperatures"):
-            settings.check_without_states()
-    LossSettings().check_without_states()
+        with pytest.raises(ValueError, match="contain no hidden states and no other temperatures"):
+            settings.check_top_k()
+    LossSettings().check_top_k()

@@ -1,10 +1,11 @@
-"""Precomputed logits: the full distribution's own numbers, found again from any packed batch, and exact divergences."""
+"""Precomputed top-k logits: numbers of the full distribution, read for any packed batch, and exact divergences."""
 
 import json
 import os
 import random
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from transformers import GptOssForCausalLM
 
 from lit_puzzle.data.document_files import Document, DocumentFolder, write_documents
 from lit_puzzle.data.documents import PackedDocuments
+from lit_puzzle.data.packing_settings import PackingSettings
 from lit_puzzle.distill import top_logits
 from lit_puzzle.distill.top_logits import precompute_logits, top_of
-from lit_puzzle.distill.top_logits_files import TopLogits, disk_bytes
+from lit_puzzle.distill.top_logits_files import Precision, TopLogits, disk_bytes
 from lit_puzzle.model.checkpoint import fingerprint
 from lit_puzzle.tiny.tokenizer import build_tokenizer
 
@@ -34,7 +36,7 @@ def parent(tiny_config, tmp_path_factory) -> Path:
 
 
 def make_documents(count: int = 25) -> list[Document]:
-    """Some with several answers, one without any, one all answer."""
+    """Some with several completions, one without targets, one of targets only."""
     rng = random.Random(0)
     documents = [Document([5, 6], [0, 0], "a", "low"), Document([7, 8, 9], [1, 1, 1], "a", "low")]
     for _ in range(count):
@@ -53,12 +55,12 @@ def documents(parent, tmp_path_factory) -> Path:
 
 def run(folder: Path, parent: Path, documents: Path, **settings: Any) -> tuple[dict[str, float], TopLogits]:
     folder.mkdir(exist_ok=True)
-    defaults = {"top_k": 5, "precision": "float32", "batch_tokens": 40, "chunk_tokens": 7}
+    defaults: dict[str, Any] = {"top_k": 5, "precision": "float32", "batch_tokens": 40, "chunk_tokens": 7}
     results = precompute_logits(folder, parent, documents, **(defaults | settings))
     return results, TopLogits(folder / "top_logits", DocumentFolder(documents))
 
 
-def batches(documents: Path, parent: Path, run_dir: Path, **settings: Any) -> list[dict[str, Tensor]]:
+def batches(documents: Path, parent: Path, run_dir: Path, **settings: Any) -> list[Mapping[str, Tensor]]:
     data = PackedDocuments(documents, parent, **({"sequence_tokens": 48, "validation_one_in": 0} | settings))
     data.trainer = type("Shared", (), {"default_root_dir": run_dir, "global_rank": 0, "world_size": 1})()
     data.prepare_data()
@@ -74,15 +76,18 @@ def expected(parent) -> list[Tensor]:
         return [model(torch.tensor([d.input_ids])).logits[0].log_softmax(-1) for d in make_documents()]
 
 
-def of_targets(expected: list[Tensor], batch: dict[str, Tensor]) -> Tensor:
+def of_targets(expected: list[Tensor], batch: Mapping[str, Tensor]) -> Tensor:
     """The full log p (N, V) of a batch's targets, in the order of the mask."""
     places = batch["loss_mask"].nonzero().tolist()
     owners, positions = batch["document_ids"], batch["position_ids"]
     return torch.stack([expected[int(owners[b, t])][int(positions[b, t]) - 1] for b, t in places])
 
 
-@pytest.mark.parametrize("settings", [{}, {"sequence_tokens": 11, "long_documents": "cut"}, {"batch_size": 3}])
-def test_a_packed_batch_finds_the_parents_numbers(settings, parent, documents, expected, tmp_path):
+CUT = {"sequence_tokens": 11, "packing": PackingSettings(long_documents="cut")}
+
+
+@pytest.mark.parametrize("settings", [{}, CUT, {"batch_size": 3}])
+def test_a_packed_batch_gets_the_parents_numbers(settings, parent, documents, expected, tmp_path):
     results, top = run(tmp_path / "top", parent, documents)
     targets, masses = 0, []
     for batch in batches(documents, parent, tmp_path, **settings):
@@ -123,7 +128,7 @@ def test_all_tokens_give_the_exact_divergence(parent, documents, expected, tmp_p
         assert bool((coarse_N < exact_N).all()) and bool((coarse_N > 0.05 * exact_N).all())
 
 
-def test_float16_is_as_exact_as_said(parent, documents, tmp_path):
+def test_float16_is_as_exact_as_documented(parent, documents, tmp_path):
     tops = [run(tmp_path / kind, parent, documents, precision=kind, top_k=20)[1] for kind in ("float32", "float16")]
     for batch in batches(documents, parent, tmp_path):
         exact, half = (top.for_batch(batch) for top in tops)
@@ -133,8 +138,9 @@ def test_float16_is_as_exact_as_said(parent, documents, tmp_path):
             assert (one.exp() - other.exp()).abs().max() < 2e-4
 
 
-def test_files_are_plain_safetensors_and_as_large_as_said(parent, documents, tmp_path):
-    for precision, top_k in (("float32", 5), ("float16", 40)):
+def test_files_are_plain_safetensors_of_the_documented_size(parent, documents, tmp_path):
+    variants: list[tuple[Precision, int]] = [("float32", 5), ("float16", 40)]
+    for precision, top_k in variants:
         results, _ = run(tmp_path / precision, parent, documents, precision=precision, top_k=top_k)
         said = disk_bytes(int(results["targets"]), int(results["documents"]), 4, top_k, precision)
         assert 0 <= said - results["disk_bytes"] < 512 * 4
@@ -144,7 +150,7 @@ def test_files_are_plain_safetensors_and_as_large_as_said(parent, documents, tmp
 
 
 @pytest.mark.parametrize("vocab_size", [20_000, 80_000])
-def test_memory_of_a_chunk_is_as_the_formula_says(vocab_size):
+def test_memory_of_a_chunk_follows_the_formula(vocab_size):
     from torch.profiler import ProfilerActivity, profile
 
     hidden_CE, head_VE = torch.randn(32, 4), torch.randn(vocab_size, 4)
@@ -164,7 +170,7 @@ def _memory_events(profiler: Any) -> list[dict[str, Any]]:
     return [event for event in events if event.get("name") == "[memory]"]
 
 
-def test_a_killed_run_goes_on_with_the_missing_shard(parent, documents, tmp_path, monkeypatch):
+def test_a_killed_run_resumes_with_the_missing_shard(parent, documents, tmp_path, monkeypatch):
     _, whole = run(tmp_path / "whole", parent, documents)
     fill, calls = top_logits.fill, []
 
@@ -180,7 +186,7 @@ def test_a_killed_run_goes_on_with_the_missing_shard(parent, documents, tmp_path
     assert sorted(path.name for path in made.iterdir()) == [
         ".shard-00002.safetensors.partial", "shard-00000.safetensors", "shard-00001.safetensors"
     ]  # fmt: skip
-    with pytest.raises(ValueError, match=r"holds no top_logits\.json"):
+    with pytest.raises(ValueError, match=r"contains no top_logits\.json"):
         TopLogits(made, DocumentFolder(documents))
     run(tmp_path / "killed", parent, documents)
     assert len(calls) == 2  # the two that were missing
@@ -219,7 +225,7 @@ def test_other_documents_parents_and_full_disks_are_refused(parent, documents, t
     with pytest.raises(ValueError, match=r"the child's plan\.json is of the parent xxh3"):
         top.check_parent("xxh3")
     write_documents(tmp_path / "silent", make_documents(0)[:1], parent)
-    with pytest.raises(ValueError, match="holds no target"):
+    with pytest.raises(ValueError, match="contains no targets"):
         run(tmp_path / "a", parent, tmp_path / "silent")
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())
     with pytest.raises(ValueError, match=r"the disk has 0\.00 GiB left"):

@@ -197,7 +197,8 @@ def test_stage_evaluates_a_folder_and_compares_with_another_run(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    first.mkdir(), second.mkdir()
+    for folder in (first, second):
+        folder.mkdir()
     settings = {"sampling": Sampling(8, 0.0), "engine": EngineSettings("transformers", batch_size=4)}
     held_out = HeldOut([Parity()], ["low", "high"], 6, seed=1)
     results = evaluate(first, checkpoint, held_out, **settings)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import AutoTokenizer, GptOssForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from lit_puzzle.environments.environment import Environment, is_held_out, render_prompt
+from lit_puzzle.environments.environment import Environment, PromptAtEffort, is_held_out, render_prompt
 from lit_puzzle.environments.long_context_tasks import Retrieval, VariableChain, default_tasks
 from lit_puzzle.environments.long_context_text import TextTask
 from lit_puzzle.evaluate.accuracy import solve_problems
@@ -62,7 +62,7 @@ def accuracy(
     return LongContextAccuracy(problems, Grading(**graded), sampling, batch_size)
 
 
-def prompt_tokens(tokenizer: PreTrainedTokenizerFast, item: tuple[object, str]) -> int:
+def prompt_tokens(tokenizer: PreTrainedTokenizerFast, item: PromptAtEffort) -> int:
     return len(tokenizer(render_prompt(tokenizer, *item), add_special_tokens=False)["input_ids"])
 
 
@@ -78,8 +78,8 @@ def test_prompts_have_exactly_the_asked_tokens(bpe: PreTrainedTokenizerFast, tok
 
 def test_items_are_deterministic_and_the_same_at_each_effort(bpe: PreTrainedTokenizerFast) -> None:
     def make(seed: int) -> LongContextAccuracy:
-        settings = {"efforts": ["low", "medium", "high"], "problems_per_effort": 4, "context_tokens": 300}
-        return accuracy([Retrieval()], [Chains()], seed=seed, **settings)
+        settings: dict[str, Any] = {"efforts": ["low", "medium", "high"], "problems_per_effort": 4}
+        return accuracy([Retrieval()], [Chains()], seed=seed, context_tokens=300, **settings)
 
     items = make(0).items(bpe)
     assert items == make(0).items(bpe) and items != make(1).items(bpe)
@@ -142,7 +142,7 @@ FORCED = {"mode": "teacher_forced", "graded": "completion"}
 )
 def test_window_on_the_vital_layer_collapses_the_score(
     models_by_name: dict[str, PreTrainedModel],
-    settings: dict[str, str],
+    settings: dict[str, Any],
     parent_above: float,
     drop_of_layer_1: float,
     drop_of_layer_3: float,
@@ -160,8 +160,10 @@ def test_window_on_the_vital_layer_collapses_the_score(
 
 def test_exact_completion_is_greedy_decoding_of_the_reference(models_by_name: dict[str, PreTrainedModel]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(PARENT)
-    settings = {"efforts": ["low", "medium", "high"], "problems_per_effort": 6, "environments": WORLD}
-    forced = accuracy(mode="teacher_forced", graded="completion", credit="exact", batch_size=5, **settings)
+    settings: dict[str, Any] = {"efforts": ["low", "medium", "high"], "problems_per_effort": 6}
+    forced = accuracy(
+        environments=WORLD, mode="teacher_forced", graded="completion", credit="exact", batch_size=5, **settings
+    )
     items = forced.items(tokenizer)
     model = models_by_name["parent"]
     prompts = [tokenizer(render_prompt(tokenizer, *item), add_special_tokens=False)["input_ids"] for item in items]

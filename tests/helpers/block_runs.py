@@ -39,7 +39,7 @@ def make_inputs(folder: Path, tiny_config: Callable[..., Any]) -> Inputs:
 
 
 def make_alike(parent: Path) -> None:
-    """Experts 2 i and 2 i + 1 become the same: where one of them goes, the router can learn to ask the other."""
+    """Make experts 2 i and 2 i + 1 equal: where one of them is pruned, the router can learn to choose the other."""
     model = load_model(parent, "bfloat16")
     for layer in model.model.layers:
         for tensor in layer.mlp.experts.parameters():
@@ -106,5 +106,5 @@ class _Recorder(Recorder):
 
 
 def library_bytes(folder: Path) -> dict[str, bytes]:
-    """The files of the library that a run has written."""
+    """The files of the library that a run wrote."""
     return {path.name: path.read_bytes() for path in (folder / "library").iterdir()}

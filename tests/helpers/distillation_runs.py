@@ -14,7 +14,7 @@ from helpers.recovery_runs import make_child, make_trainer
 from lit_puzzle.data.document_files import Document, write_documents
 from lit_puzzle.data.documents import PackedDocuments
 from lit_puzzle.distill.global_kd import GlobalDistillation
-from lit_puzzle.distill.losses import LossSettings
+from lit_puzzle.distill.settings import LossSettings
 from lit_puzzle.run.folder import newest_checkpoint
 from lit_puzzle.tiny.tokenizer import build_tokenizer
 from lit_puzzle.training.checkpoints import BestCheckpoint, UpdateCheckpoint

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from lit_puzzle.library import trained_blocks
 from lit_puzzle.model import safetensors_file
 
 
@@ -22,6 +23,7 @@ def count_reads(monkeypatch: pytest.MonkeyPatch) -> Counter[Path]:
         counts[path] += 1
         return read_text(path, *given, **named)
 
-    monkeypatch.setattr(safetensors_file, "read_header", counted_header)
+    for module in (safetensors_file, trained_blocks):
+        monkeypatch.setattr(module, "read_header", counted_header)
     monkeypatch.setattr(Path, "read_text", counted_text)
     return counts

@@ -54,13 +54,13 @@ def independent_grpo_loss(
     for own, group in zip(rewards, groups, strict=True):
         peers = torch.tensor([r for r, g in zip(rewards, groups, strict=True) if g == group])
         assert len(peers) == settings.num_generations
-        spread = {"group": peers.std(), "batch": torch.tensor(rewards).std(), "none": None}[settings.scale_rewards]
+        spread = {"group": peers.std(), "batch": torch.tensor(rewards).std(), "none": None}[settings.loss.scale_rewards]
         centred = own - peers.mean()
         advantages.append(centred if spread is None else centred / (spread + 1e-4))
 
     width = rows[0][1].shape[0]
     mask_NC = torch.tensor([[float(column < length) for column in range(width)] for length in lengths])
-    if settings.mask_truncated_completions:
+    if settings.loss.mask_truncated_completions:
         mask_NC = mask_NC * (1 - torch.tensor(truncated).float())[:, None]
     size = settings.completions_per_device
     own_rows = slice(index * size, (index + 1) * size)
@@ -73,21 +73,21 @@ def independent_grpo_loss(
     with torch.no_grad():
         log_start = token_log_probs(start, *inputs)
     log_ratio = log_p - log_start
-    if settings.importance_sampling_level == "sequence":
+    if settings.loss.importance_sampling_level == "sequence":
         log_ratio = ((log_ratio * mask_BC).sum(1) / mask_BC.sum(1).clamp(min=1))[:, None].expand_as(log_p)
     ratio = log_ratio.exp()
-    low, high = 1 - settings.epsilon, 1 + (settings.epsilon_high or settings.epsilon)
+    low, high = 1 - settings.loss.epsilon, 1 + (settings.loss.epsilon_high or settings.loss.epsilon)
     clipped = ratio.clamp(low, high)
     loss_BC = -torch.minimum(ratio * A_B1, clipped * A_B1)
     distance = log_start - log_p
-    loss_BC = loss_BC + settings.beta * ratio * (distance.exp() - distance - 1)
+    loss_BC = loss_BC + settings.loss.beta * ratio * (distance.exp() - distance - 1)
     total = (loss_BC * mask_BC).sum()
     tokens = mask_NC.sum().clamp(min=1)
     losses = {
         "grpo": ((loss_BC * mask_BC).sum(1) / mask_BC.sum(1).clamp(min=1)).mean() / accumulate,
-        "dr_grpo": total / (size * settings.max_completion_length) / accumulate,
+        "dr_grpo": total / (size * settings.sampling.max_new_tokens) / accumulate,
         "dapo": total / (tokens / (len(batch) / accumulate)),
         "bnpo": total / mask_BC.sum().clamp(min=1) / accumulate,
     }
     share = float(((ratio != clipped) * mask_BC).sum() / mask_BC.sum().clamp(min=1))
-    return losses[settings.loss_type], share
+    return losses[settings.loss.loss_type], share

@@ -23,7 +23,7 @@ from lit_puzzle.evaluate.before_after import EvaluationSettings
 from lit_puzzle.generation.lengths import LengthStatistics, write_lengths
 from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig, GptOssPuzzleForCausalLM
 from lit_puzzle.rl.module import RLRecovery
-from lit_puzzle.rl.settings import GRPOSettings
+from lit_puzzle.rl.settings import ExtraReward, GRPOLossSettings, GRPOSettings, RolloutSampling
 from lit_puzzle.run.folder import newest_checkpoint
 from lit_puzzle.tiny.tokenizer import build_tokenizer
 from lit_puzzle.tiny.world import Chains, Counting
@@ -33,10 +33,10 @@ from lit_puzzle.training.sharding import Sharded, full
 GRPO = GRPOSettings(
     num_generations=4,
     completions_per_device=4,
-    max_completion_length=6,
     steps_per_generation=4,
     num_iterations=2,
-    loss_type="grpo",
+    sampling=RolloutSampling(max_new_tokens=6),
+    loss=GRPOLossSettings(loss_type="grpo"),
 )
 
 
@@ -57,7 +57,7 @@ def make_child(folder: Path, config: Any, experts: tuple[int, int] = (4, 3)) -> 
 
 
 class Fingerprint(Chains):
-    """Counts an answer by a number between 0 and 1 that any other text would change."""
+    """Grades a completion by a number between 0 and 1 that any other text would change."""
 
     def verify(self, completion: str, problem_answer: str) -> float:
         return zlib.crc32(completion.encode()) % 1000 / 1000
@@ -140,7 +140,7 @@ def checkpoints() -> tuple[UpdateCheckpoint, BestCheckpoint]:
 def make_module(child: Path, **overrides: Any) -> RLRecovery:
     settings: dict[str, Any] = {
         "grpo": GRPO,
-        "extra_rewards": [many_even_tokens],
+        "extra_rewards": [ExtraReward(many_even_tokens)],
         "evaluation": EvaluationSettings(prompts_per_effort=4, batch_size=8),
         "optimizer": lambda parameters: torch.optim.AdamW(parameters, lr=3e-3),
         "lr_scheduler": lambda optimizer: torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.5, 20),
@@ -187,7 +187,7 @@ def fit(
     return module
 
 
-def forked(processes: int, work: Callable[[int], None]) -> list[int | None]:
+def forked(processes: int, work: Callable[[int], object]) -> list[int | None]:
     """Runs `work(rank)` in forked processes that find each other as Lightning's do; their exit codes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

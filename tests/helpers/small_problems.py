@@ -2,24 +2,30 @@
 
 import itertools
 import math
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 from hypothesis import strategies as st
 
 from lit_puzzle.search.solver.choices import ChoiceProblem, Limit, Option
 
+Value = TypeVar("Value")
 NUMBERS = st.one_of(st.integers(0, 6).map(float), st.floats(0, 6, allow_nan=False).map(lambda value: round(value, 3)))
 
 
-def all_plans(problem):
+def all_plans(problem: ChoiceProblem) -> Iterator[tuple[int, ...]]:
+    """Yield every plan, feasible or not."""
     return itertools.product(*(range(len(row)) for row in problem.quality_loss))
 
 
-def within(limit, plan):
+def within(limit: Limit, plan: Sequence[int]) -> bool:
+    """Return whether a plan holds a limit, up to rounding."""
     total = limit.constant + sum(row[index] for row, index in zip(limit.coefficients, plan))
     return total <= limit.bound + 1e-9 * max(abs(limit.bound), abs(limit.constant), 1e-300)
 
 
-def feasible(problem, plan):
+def feasible(problem: ChoiceProblem, plan: Sequence[int]) -> bool:
+    """Return whether a plan holds all limits and those of one option of every choice, with one label throughout."""
     if problem.labels is not None and len({row[index] for row, index in zip(problem.labels, plan)}) > 1:
         return False
     return all(within(limit, plan) for limit in problem.limits) and all(
@@ -27,7 +33,7 @@ def feasible(problem, plan):
     )
 
 
-def brute_force(problem, earlier=(), alpha=1.0):
+def brute_force(problem: ChoiceProblem, earlier: Sequence[Sequence[int]] = (), alpha: float = 1.0) -> float | None:
     """Return the lowest quality loss of all feasible plans that share few enough layers with earlier ones, or None."""
     unlike = [plan for plan in all_plans(problem) if feasible(problem, plan)]
     shared = math.floor(alpha * problem.num_layers + 1e-9)
@@ -37,13 +43,14 @@ def brute_force(problem, earlier=(), alpha=1.0):
 
 
 @st.composite
-def problems(draw):
+def problems(draw: st.DrawFn) -> ChoiceProblem:
+    """Draw a problem of two to five layers: limits tight and loose, forbidden candidates, choices, labels."""
     shape = [draw(st.integers(1, 4)) for _ in range(draw(st.integers(2, 5)))]
 
-    def grid(values):
+    def grid(values: st.SearchStrategy[Value]) -> tuple[tuple[Value, ...], ...]:
         return tuple(tuple(draw(values) for _ in range(width)) for width in shape)
 
-    def limit(name):
+    def limit(name: str) -> Limit:
         coefficients = grid(NUMBERS)
         if draw(st.booleans()) and draw(st.booleans()):
             coefficients = tuple(
@@ -55,7 +62,7 @@ def problems(draw):
         share = draw(st.sampled_from([-0.05, 0.0, 0.2, 0.4, 0.6, 1.0]))  # 0.0: only the cheapest plan fits exactly
         return Limit(name, coefficients, constant, constant + low + share * (high - low))
 
-    def option(choice, index):
+    def option(choice: int, index: int) -> Option:
         return Option(f"o{index}", tuple(limit(f"c{choice} l{i}") for i in range(draw(st.integers(0, 2)))))
 
     limits = tuple(limit(f"g{i}") for i in range(draw(st.integers(0, 2))))

@@ -23,14 +23,14 @@ BLOCKS: list[dict[str, int | None]] = [
 
 
 def write_folder(folder: Path, seed: int = 0, mxfp4: bool = False, scales: bool = False, **settings: Any) -> Path:
-    """A folder with random weights, the tiny child's tokenizer, and what is asked for.
+    """Write a folder with random weights and the tiny child's tokenizer; return the folder.
 
     Args:
-        folder: Where.
-        seed: Of the weights; another seed, another value in every tensor.
-        mxfp4: Experts in MXFP4, everything else in bfloat16.
-        scales: KV scales, no two alike and none a power of two.
-        settings: Of the configuration.
+        folder: folder to write.
+        seed: seed of the weights.
+        mxfp4: whether experts are stored in MXFP4 and everything else in bfloat16.
+        scales: whether there are KV scales, all different and none a power of two.
+        settings: entries of the configuration.
     """
     config = GptOssPuzzleConfig(
         **{
@@ -60,7 +60,7 @@ def write_folder(folder: Path, seed: int = 0, mxfp4: bool = False, scales: bool 
 
 
 def tensors(config: GptOssPuzzleConfig, seed: int, mxfp4: bool = False, scales: bool = False) -> dict[str, Tensor]:
-    """Every tensor of a checkpoint; no bias, sink or norm is left at its constant initial value."""
+    """Return every tensor of a checkpoint; biases, sinks and norms are random too."""
     generator = torch.Generator().manual_seed(seed)
     made = {}
     for name, parameter in GptOssPuzzleForCausalLM(config).state_dict().items():

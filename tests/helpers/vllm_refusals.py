@@ -1,4 +1,4 @@
-"""Runs in vLLM's environment: what the plugin says to folders and settings it refuses, one line of JSON at the end.
+"""Run in vLLM's environment: errors of the plugin for folders and settings that it refuses, as one line of JSON.
 
 VENV/bin/python vllm_refusals.py '[[FOLDER, SETTINGS], ...]' '[[FOLDER, RANKS], ...]'
 """
@@ -36,6 +36,6 @@ def parallel_refusal(folder: str, ranks: int) -> str:
     return ""
 
 
-said = [refusal(folder, settings) for folder, settings in json.loads(sys.argv[1])]
-said += [parallel_refusal(folder, ranks) for folder, ranks in json.loads(sys.argv[2])]
-print(json.dumps(said))
+errors = [refusal(folder, settings) for folder, settings in json.loads(sys.argv[1])]
+errors += [parallel_refusal(folder, ranks) for folder, ranks in json.loads(sys.argv[2])]
+print(json.dumps(errors))

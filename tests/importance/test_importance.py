@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -162,12 +163,13 @@ def test_batches_the_parent_cannot_read_are_refused():
 def test_data_without_a_scored_token_is_refused(parent, tmp_path):
     ids = torch.tensor([[5, 6, 7]])
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "scored_mask": torch.zeros_like(ids)}
+    data: Any = DataLoader([batch], batch_size=None)  # type: ignore[arg-type]
     trainer = Trainer(
         default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_progress_bar=False,
         enable_model_summary=False, enable_checkpointing=False,
     )  # fmt: skip
     with pytest.raises(ValueError, match="No token was scored"):
-        trainer.validate(ExpertImportance(parent), DataLoader([batch], batch_size=None), verbose=False)
+        trainer.validate(ExpertImportance(parent), data, verbose=False)
     assert not (tmp_path / "importance.json").exists()
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lit_puzzle.kv_cache.fp8 import (
+    amax_scale,
     count_magnitudes,
     dequantize,
     least_error_scale,
@@ -14,7 +15,6 @@ from lit_puzzle.kv_cache.fp8 import (
     percentile,
     power_of_two_up,
     quantize,
-    saturating_at,
     squared_error,
 )
 
@@ -67,11 +67,11 @@ def test_rounding_up_to_powers_of_two(x, expected):
 
 
 def test_scales_of_hand_worked_maxima():
-    assert float(saturating_at(torch.tensor(448.0))) == 1.0
-    assert float(power_of_two_up(saturating_at(torch.tensor(449.0)))) == 2.0
-    assert float(power_of_two_up(saturating_at(torch.tensor(10.0)))) == 2**-5  # 10 / 448 = 0.0223
+    assert float(amax_scale(torch.tensor(448.0))) == 1.0
+    assert float(power_of_two_up(amax_scale(torch.tensor(449.0)))) == 2.0
+    assert float(power_of_two_up(amax_scale(torch.tensor(10.0)))) == 2**-5  # 10 / 448 = 0.0223
     amax = torch.rand(10_000, generator=torch.Generator().manual_seed(0)) * 100
-    assert (saturating_at(amax) * 448 >= amax).all()
+    assert (amax_scale(amax) * 448 >= amax).all()
     assert ((amax / 448) * 448 < amax).any()  # what plain division would let saturate
 
 

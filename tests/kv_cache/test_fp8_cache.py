@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 from helpers.by_generate import by_generate
+from helpers.present import present
 from helpers.recovery_runs import Fingerprint
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -18,9 +19,10 @@ from lit_puzzle.evaluate.held_out import HeldOut
 from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.kv_cache.fp8_cache import Fp8Cache, layer_scales, scales_for
-from lit_puzzle.kv_cache.kv_scales import KVScales, LayerScales, TensorScale
-from lit_puzzle.kv_cache.kv_statistics import KVStatistics, Scales, ScaleSettings, find_scales, recording
 from lit_puzzle.kv_cache.quality_loss import add_outliers, kv_quality_loss
+from lit_puzzle.kv_cache.scales import KVScales, LayerScales, ScalePair, TensorScale
+from lit_puzzle.kv_cache.settings import ScaleSettings
+from lit_puzzle.kv_cache.statistics import KVStatistics, find_scales, recording
 from lit_puzzle.model.checkpoint import fingerprint
 from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig, GptOssPuzzleForCausalLM
 from lit_puzzle.tiny.tokenizer import build_tokenizer
@@ -40,7 +42,7 @@ def child(tiny_config, tiny_model) -> PreTrainedModel:
     return model
 
 
-def some_scales(count: int = 4) -> list[Scales | None]:
+def some_scales(count: int = 4) -> list[ScalePair | None]:
     per_head = torch.tensor([2.0**-6, 2.0**-4])
     found = [(torch.tensor(2.0**-5), torch.tensor(0.004)), (per_head, per_head / 8), None, (torch.tensor(1.0),) * 2]
     return found[:count]
@@ -49,12 +51,12 @@ def some_scales(count: int = 4) -> list[Scales | None]:
 class PlainFp8(torch.nn.Module):
     """Attention over a whole sequence with keys and values rounded to FP8, written without any cache."""
 
-    def __init__(self, attention: GptOssAttention, scales: Scales | None, window: int | None) -> None:
+    def __init__(self, attention: GptOssAttention, scales: ScalePair | None, window: int | None) -> None:
         super().__init__()
         self.attention, self.scales, self.window = attention, scales, window
 
     def forward(self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], **_) -> tuple[Tensor, None]:
-        a, (B, T, _) = self.attention, hidden_states.shape
+        a, (B, T) = self.attention, hidden_states.shape[:2]
         q, k, v = (p(hidden_states).view(B, T, -1, a.head_dim) for p in (a.q_proj, a.k_proj, a.v_proj))
         q, k = (turned(x, *position_embeddings) for x in (q, k))
         if self.scales is not None:
@@ -83,7 +85,7 @@ def rounded(x_BTGC: Tensor, scale: Tensor) -> Tensor:
     return (x_BTGC / scale).clamp(-448, 448).to(torch.float8_e4m3fn).float() * scale
 
 
-def plain_logits(model: PreTrainedModel, ids_BT: Tensor, scales: Sequence[Scales | None]) -> Tensor:
+def plain_logits(model: PreTrainedModel, ids_BT: Tensor, scales: Sequence[ScalePair | None]) -> Tensor:
     """A whole forward pass of a copy of the model whose attention is `PlainFp8`."""
     windows = [block["sliding_window"] for block in model.config.block_configs]
     originals = [layer.self_attn for layer in model.model.layers]
@@ -105,11 +107,11 @@ def test_whole_sequences_equal_the_plain_reimplementation(child, attention):
         exact = child(input_ids=IDS, use_cache=False).logits
     expected = plain_logits(child, IDS, some_scales())
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
-    assert (exact - expected).abs().max() > 0.05  # and FP8 is felt
+    assert (exact - expected).abs().max() > 0.05  # FP8 makes a difference
 
 
 def test_generation_equals_the_plain_reimplementation(child):
-    """Token by token: the plain one reads the whole sequence again for each."""
+    """Token by token; the plain reimplementation reads the whole sequence again for each token."""
     tokenizer = build_tokenizer()
     child.generation_config.eos_token_id = tokenizer.eos_token_id
     prompts = [IDS[0, :9].tolist(), IDS[1, :5].tolist()]
@@ -125,7 +127,7 @@ def test_generation_equals_the_plain_reimplementation(child):
     assert completions != TransformersEngine(child, tokenizer, 2).generate(prompts, greedy)
 
 
-def test_what_is_stored_is_fp8_and_as_short_as_the_window(child):
+def test_the_cache_stores_fp8_and_no_more_than_the_window(child):
     cache = Fp8Cache(child.config, some_scales())
     child.generate(IDS[:1], max_new_tokens=4, min_new_tokens=4, do_sample=False, past_key_values=cache)
     plain = DynamicCache(config=child.config)
@@ -136,7 +138,7 @@ def test_what_is_stored_is_fp8_and_as_short_as_the_window(child):
     assert [layer.values.shape[-2] for layer in cache.layers] == [7, 24, 4, 24]
 
 
-def test_a_stock_model_takes_the_cache(tiny_model):
+def test_a_stock_model_accepts_the_cache(tiny_model):
     cache = Fp8Cache(tiny_model.config, some_scales())
     with torch.no_grad():
         whole = tiny_model(input_ids=IDS, past_key_values=cache, use_cache=True).logits
@@ -147,7 +149,7 @@ def test_a_stock_model_takes_the_cache(tiny_model):
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-4, atol=1e-4)
 
 
-def calibrated(model: PreTrainedModel, settings: ScaleSettings) -> list[Scales | None]:
+def calibrated(model: PreTrainedModel, settings: ScaleSettings) -> list[ScalePair | None]:
     statistics = KVStatistics(model, settings.per_head)
     with torch.no_grad(), recording(model, statistics, MASK.bool()):
         model(input_ids=IDS, attention_mask=MASK, use_cache=False)
@@ -156,7 +158,7 @@ def calibrated(model: PreTrainedModel, settings: ScaleSettings) -> list[Scales |
 
 
 @pytest.mark.parametrize("heads", [None, [1]])
-def test_outliers_change_nothing_but_the_cache(child, heads):
+def test_outliers_change_only_the_cache(child, heads):
     exact = ScaleSettings(rounding="none", per_head=True)
     usual = calibrated(child, exact)
     with torch.no_grad():
@@ -166,12 +168,12 @@ def test_outliers_change_nothing_but_the_cache(child, heads):
     assert torch.equal(before, after)
     factors = torch.tensor([512.0, 512.0] if heads is None else [1.0, 512.0])
     for pair, other in zip(calibrated(child, exact), usual, strict=True):
-        torch.testing.assert_close(pair, tuple(scale * factors for scale in other))
+        torch.testing.assert_close(pair, tuple(scale * factors for scale in present(other)))
 
 
 @pytest.mark.parametrize("factor", [2.0**10, 2.0**-13])
-def test_calibration_saves_a_model_with_outliers(child, factor):
-    """Too large and too small for FP8: with scale 1 the predictions are lost, with calibrated scales hardly touched."""
+def test_calibration_restores_a_model_with_outliers(child, factor):
+    """Values too large or too small for FP8: scale 1 ruins the predictions, calibrated scales hardly change them."""
     channels = [0, 2] if factor > 1 else [0, 1, 2, 3]
     batches = [{"input_ids": IDS, "attention_mask": MASK}]
     ones = [(torch.tensor(1.0),) * 2] * 4
@@ -201,27 +203,28 @@ def test_quality_loss_against_a_loop_over_tokens(child):
     assert quality_loss["log_prob"] == pytest.approx(sum(gain) / len(gain), rel=1e-3)
 
 
-def test_where_scales_come_from(child, tmp_path):
+def test_source_of_the_scales(child, tmp_path):
     """A folder of this checkpoint's scales; else those in the checkpoint (layer 2 is windowed); else 1."""
     child.save_pretrained(tmp_path / "model")
     assert scales_for(tmp_path / "model", None) == [(torch.tensor(1.0),) * 2] * 4
     one = TensorScale(torch.tensor(10.0), torch.tensor(0.5), 0)
     two = TensorScale(torch.tensor([10.0, 20.0]), torch.tensor([0.5, 1.0]), 0)
     layers = (LayerScales(one, two), LayerScales(one, one), None, LayerScales(one, one))
-    scales = KVScales(fingerprint(tmp_path / "model"), "amax", "none", 1, layers)
+    scales = KVScales(fingerprint(tmp_path / "model"), "gpt_oss_puzzle", "amax", "none", 1, layers)
     scales.save(tmp_path / "scales")
     found = scales_for(tmp_path / "model", tmp_path / "scales")
-    assert found[2] is None and float(found[0][0]) == 0.5 and found[0][1].tolist() == [0.5, 1.0]
-    KVScales("another", "amax", "none", 1, layers).save(tmp_path / "other")
+    k_scale, v_scale = present(found[0])
+    assert found[2] is None and float(k_scale) == 0.5 and v_scale.tolist() == [0.5, 1.0]
+    KVScales("another", "gpt_oss_puzzle", "amax", "none", 1, layers).save(tmp_path / "other")
     with pytest.raises(ValueError, match="The KV scales are of checkpoint another"):
         scales_for(tmp_path / "model", tmp_path / "other")
     with pytest.raises(ValueError, match="without an FP8 cache"):
-        evaluate(tmp_path, tmp_path / "model", [Fingerprint()], ["low"], 2, 4, kv_scales=tmp_path / "scales")
+        evaluate(tmp_path, tmp_path / "model", HeldOut([Fingerprint()], ["low"], 2), kv_scales=tmp_path / "scales")
     tensors = load_file(tmp_path / "model" / "model.safetensors")
     tensors |= {name: scale.clone() for name, scale in scales.tensors().items()}
     save_file(tensors, tmp_path / "model" / "model.safetensors", {"format": "pt"})
-    carried = scales_for(tmp_path / "model", None)
-    assert carried[0][1].tolist() == [0.5, 1.0] and carried[2] is None and float(carried[3][0]) == 0.5
+    stored = scales_for(tmp_path / "model", None)
+    assert present(stored[0])[1].tolist() == [0.5, 1.0] and stored[2] is None and float(present(stored[3])[0]) == 0.5
     name = "model.layers.3.self_attn.k_scale"
     for changed, message in (
         ({key: tensor for key, tensor in tensors.items() if ".3.self_attn.k_sc" not in key}, f"{name} is missing"),
@@ -234,20 +237,22 @@ def test_where_scales_come_from(child, tmp_path):
 
 
 def test_evaluation_under_an_fp8_cache(child, tmp_path):
-    """The completions are those that the cache gives, and not those of the model as it is."""
+    """Completions are those under the FP8 cache, batch after batch, and not those of the model's own cache."""
     tokenizer, environment = build_tokenizer(), Fingerprint()
     child.generation_config.eos_token_id = tokenizer.eos_token_id
     child.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     coarse = TensorScale(torch.tensor(10.0), torch.tensor(2.0), 0)
-    scales = KVScales(fingerprint(tmp_path / "model"), "amax", "none", 1, (LayerScales(coarse, coarse),) * 4)
+    scales = KVScales(
+        fingerprint(tmp_path / "model"), "gpt_oss_puzzle", "amax", "none", 1, (LayerScales(coarse, coarse),) * 4
+    )
     scales.save(tmp_path / "scales")
     settings = {"kv_cache": "fp8", "kv_scales": tmp_path / "scales"}
     held_out = HeldOut([environment], ["low"], 5)
     small = Sampling(40, temperature=0.0), EngineSettings(batch_size=3)
     results = evaluate(tmp_path, tmp_path / "model", held_out, *small, **settings)
     problems = held_out.problems()
-    values = {"model": [], "fp8": []}
+    values: dict[str, list[float]] = {"model": [], "fp8": []}
     for name, make_cache in (("model", None), ("fp8", lambda: Fp8Cache(child.config, layer_scales(scales)))):
         for problem, effort in problems:
             prompt = tokenizer(render_prompt(tokenizer, problem, effort), add_special_tokens=False)["input_ids"]

@@ -6,21 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.pruned_children import ALL, pruned_child
 from helpers.recovery_runs import forked
 from torch.distributed.tensor import DTensor
-from transformers import GptOssForCausalLM
 
 from lit_puzzle.library.swap import swapped
 from lit_puzzle.model.blocks import with_own_blocks
 from lit_puzzle.model.checkpoint import Checkpoint
-from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig, GptOssPuzzleForCausalLM
-from lit_puzzle.model.layout import EXPERT_ROWS, layer_prefix
-from lit_puzzle.model.surgery import prune_layer
+from lit_puzzle.model.family import GPT_OSS
 from lit_puzzle.spec import BlockSpec
 from lit_puzzle.training.fabric import FabricSettings, launch, load_parent
 from lit_puzzle.training.sharding import full
 
-ALL = tuple(range(8))
 BLOCKS = {
     "experts": (1, BlockSpec((0, 3, 5, 6), None)),
     "as many as top-k": (0, BlockSpec((2, 7), 8)),
@@ -32,26 +29,14 @@ BLOCKS = {
 PROMPT = torch.randint(3, 128, (3, 30), generator=torch.Generator().manual_seed(0))
 
 
-def pruned_child(parent: GptOssForCausalLM, layer: int, block: BlockSpec, trained=None) -> GptOssPuzzleForCausalLM:
-    """A model of its own in which that layer really has fewer experts, by `surgery`."""
-    windows = [8, None, 8, None]
-    blocks = [{"num_local_experts": 8, "sliding_window": window} for window in windows]
-    blocks[layer] = {"num_local_experts": block.num_experts, "sliding_window": block.window_tokens}
-    child = GptOssPuzzleForCausalLM(GptOssPuzzleConfig.from_parent(parent.config, blocks)).eval()
-    weights, prefix = parent.state_dict(), layer_prefix(layer)
-    inside = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
-    cut = prune_layer(inside, block.experts) | (trained or {})
-    child.load_state_dict(weights | {prefix + name: tensor for name, tensor in cut.items()})
-    return child
-
-
 def trained_for(layer: torch.nn.Module, block: BlockSpec) -> dict[str, torch.Tensor]:
     """A new router row and matrix for each kept expert, and a new query projection."""
     generator = torch.Generator().manual_seed(9)
     names = ("mlp.router.weight", "mlp.router.bias", "mlp.experts.down_proj", "self_attn.q_proj.weight")
     shapes = {name: tuple(layer.get_parameter(name).shape) for name in names}
-    cut = {name: (block.num_experts, *shape[1:]) if name in EXPERT_ROWS else shape for name, shape in shapes.items()}
-    return {name: 0.3 * torch.randn(shape, generator=generator) for name, shape in cut.items()}
+    rows = GPT_OSS.layer.expert_rows
+    pruned = {name: (block.num_experts, *shape[1:]) if name in rows else shape for name, shape in shapes.items()}
+    return {name: 0.3 * torch.randn(shape, generator=generator) for name, shape in pruned.items()}
 
 
 @torch.no_grad()

@@ -9,30 +9,15 @@ from typing import Any
 import pytest
 import torch
 from helpers.released_twin import write_released_twin
+from helpers.trained_libraries import KEPT, one_trained
 from safetensors.torch import save_file
-from torch import Tensor
 
 from lit_puzzle.child.assemble import assemble
-from lit_puzzle.library.library import Candidate, Library, candidate_name, parent_blocks
+from lit_puzzle.library.library import Candidate, Library
 from lit_puzzle.library.trained_blocks import check_trained, plan_tensors, trained_tensors
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.search.plan_record import trained_files
 from lit_puzzle.spec import BlockSpec, Plan
-
-KEPT = (0, 2)
-
-
-def one_trained(folder: Path, parent: Checkpoint, tensors: dict[str, Tensor]) -> Library:
-    """A library in which layer 1 alone may become a block of two experts, with these tensors."""
-    own = parent_blocks(parent.config)
-    block = BlockSpec(KEPT, own[1].window_tokens)
-    layers = [[Candidate("parent", block)] for block in own]
-    layers[1].append(Candidate(candidate_name(own[1], block), block, "layer1.safetensors"))
-    folder.mkdir()
-    save_file(tensors, folder / "layer1.safetensors")
-    library = Library(parent.fingerprint(), max(b.num_experts for b in own), parent.config, tuple(map(tuple, layers)))
-    library.save(folder)
-    return library
 
 
 def plan_of(library: Library) -> Plan:

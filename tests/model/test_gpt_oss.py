@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import fields
 from pathlib import Path
@@ -22,8 +23,9 @@ import lit_puzzle.model.gpt_oss as source
 from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig, GptOssPuzzleForCausalLM, balancing_loss
 
 Blocks = list[dict[str, int | None]]
-STOCK = [(8, 8), (8, None), (8, 8), (8, None)]
-MIXES = {
+Mix = Sequence[tuple[int, int | None]]  # experts and window of each layer
+STOCK: list[tuple[int, int | None]] = [(8, 8), (8, None), (8, 8), (8, None)]
+MIXES: dict[str, Mix] = {
     "stock": STOCK,
     "all full": [(8, None)] * 4,
     "all windows": [(8, 4), (8, 8), (8, 4), (8, 16)],
@@ -32,11 +34,11 @@ MIXES = {
 }
 
 
-def blocks_of(mix: list[tuple[int, int | None]]) -> Blocks:
+def blocks_of(mix: Mix) -> Blocks:
     return [{"num_local_experts": experts, "sliding_window": window} for experts, window in mix]
 
 
-def pruned(parent: GptOssForCausalLM, mix: list[tuple[int, int | None]]) -> GptOssPuzzleForCausalLM:
+def pruned(parent: GptOssForCausalLM, mix: Mix) -> GptOssPuzzleForCausalLM:
     """A child that keeps the first experts of each layer: the rows of four expert tensors and two router tensors."""
     child = GptOssPuzzleForCausalLM(GptOssPuzzleConfig.from_parent(parent.config, blocks_of(mix)))
     shapes = {name: value.shape for name, value in child.state_dict().items()}
@@ -70,8 +72,9 @@ class TestConfig:
         loaded = AutoConfig.from_pretrained(tmp_path)
         assert type(loaded) is GptOssPuzzleConfig
         assert loaded.to_diff_dict() == config.to_diff_dict()
-        assert [layer.sliding_window for layer in loaded.per_layer_config] == [8, 20, 2, None]
-        assert [layer.num_local_experts for layer in loaded.per_layer_config] == [8, 4, 8, 3]
+        layers: Any = loaded.per_layer_config
+        assert [layer.sliding_window for layer in layers] == [8, 20, 2, None]
+        assert [layer.num_local_experts for layer in layers] == [8, 4, 8, 3]
 
     def test_layer_types_are_written_even_where_they_are_the_default(self, tmp_path: Path) -> None:
         GptOssPuzzleConfig().save_pretrained(tmp_path)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.grpo_settings import change
 from helpers.recovery_runs import (
     GRPO,
     Fingerprint,
@@ -39,13 +40,13 @@ from lit_puzzle.model.checkpoint import fingerprint
 from lit_puzzle.model.loading import load_model
 from lit_puzzle.rl.module import RLRecovery
 from lit_puzzle.rl.rewards import Correctness
-from lit_puzzle.rl.settings import GRPOSettings
 from lit_puzzle.rl.trl_engine import grpo_config
 from lit_puzzle.run.folder import newest_checkpoint
 from lit_puzzle.tiny.world import Counting
 from lit_puzzle.training.best_weights import load_best
 from lit_puzzle.training.checkpoints import BestCheckpoint, UpdateCheckpoint
-from lit_puzzle.training.trainable import FROZEN, LoraSettings, freeze_parameters
+from lit_puzzle.training.settings import LoraSettings, TrainingSettings
+from lit_puzzle.training.trainable import freeze_parameters
 from lit_puzzle.training.trainer_validation import check_trainer
 
 STEPS = 14
@@ -58,7 +59,7 @@ def child(tmp_path_factory: pytest.TempPathFactory, tiny_config: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def whole_run(child: Path) -> Path:
-    """A run that nobody disturbs."""
+    """An uninterrupted run."""
     folder = child.parent / "whole"
     assert forked(1, lambda _: fit(folder, child, STEPS)) == [0]
     return folder
@@ -72,8 +73,8 @@ def test_final_weights_equal_grpo_trainer(whole_run: Path, child: Path, tmp_path
         policy = AutoModelForCausalLM.from_pretrained(
             child, dtype="float32", attn_implementation="sink_attention", experts_implementation="grouped_mm"
         )
-        freeze_parameters(policy, FROZEN)
-        config = grpo_config(GRPO, 2, "32-true", torch.device("cpu"), tmp_path, seed=0, reward_weights=[1.0, 1.0])
+        freeze_parameters(policy, ["*.mlp.experts.*", "*.mlp.router.*"])
+        config = grpo_config(GRPO, 2, "32-true", torch.device("cpu"), tmp_path, reward_weights=[1.0, 1.0])
         config.max_steps, config.max_grad_norm = STEPS, 1.0
         optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=3e-3)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.5, 20)
@@ -104,7 +105,7 @@ def newest_name(folder: Path) -> str | None:
 
 
 def test_killed_runs_resume_bit_for_bit(whole_run: Path, child: Path) -> None:
-    """Killed between updates, inside checkpoint writing, after an epoch, then left alone: the same in every bit."""
+    """Killed between updates, inside checkpoint writing, after an epoch, then uninterrupted: the same in every bit."""
     folder = child.parent / "killed"
 
     def between_updates(step: int) -> None:
@@ -113,7 +114,7 @@ def test_killed_runs_resume_bit_for_bit(whole_run: Path, child: Path) -> None:
 
     def inside_writing(step: int) -> None:
         if step == 7:  # the checkpoint of step 8 dies after its shards, before its meta.pt
-            torch.save = lambda *_, **__: kill_self()  # type: ignore[assignment]
+            torch.save = lambda *_, **__: kill_self()
 
     def in_second_epoch(step: int) -> None:
         if step == 9:
@@ -148,7 +149,7 @@ def test_killed_runs_validate_alike_and_keep_the_best_weights(child: Path) -> No
 
     def inside_validation(step: int) -> None:
         if step == 8:
-            Recorder.on_validation_end = lambda *_: kill_self()  # type: ignore[method-assign, assignment]
+            Recorder.on_validation_end = lambda *_: kill_self()  # type: ignore[method-assign]
 
     def run(folder: Path, on_step: Callable[[int], None] | None = None) -> list[int | None]:
         return forked(1, lambda _: fit(folder, child, STEPS, on_step, SCORES, val_check_interval=4))
@@ -172,13 +173,12 @@ def test_killed_runs_validate_alike_and_keep_the_best_weights(child: Path) -> No
     assert {path.name for path in (killed / "best").iterdir()} == {"step=6.ckpt"}
 
 
-def test_an_older_best_stays_until_nothing_resumes_to_it(child: Path) -> None:
-    """Where a resumed run does not repeat itself bit for bit (a GPU), its best may be the one that was overtaken."""
+def test_an_older_best_stays_until_no_checkpoint_names_it(child: Path) -> None:
+    """On a GPU a resumed run need not repeat itself bit for bit, and its best may be the older one."""
     folder, lower = child.parent / "overtaken", SCORES | {6: 0.3}
-    settings = {"val_check_interval": 4}
-    assert forked(1, lambda _: fit(folder, child, 8, killer(7), SCORES, **settings)) == [-9]
+    assert forked(1, lambda _: fit(folder, child, 8, killer(7), SCORES, val_check_interval=4)) == [-9]
     (folder / "validated.jsonl").unlink()
-    assert forked(1, lambda _: fit(folder, child, 8, None, lower, **settings)) == [0]
+    assert forked(1, lambda _: fit(folder, child, 8, None, lower, val_check_interval=4)) == [0]
     assert [step for step, _ in validations(folder)] == [6, 8]
     assert (folder / "best.txt").read_text() == "step=4.ckpt"
 
@@ -197,24 +197,27 @@ def test_early_stopping_by_a_callback(child: Path) -> None:
     assert (folder / "best.txt").read_text() == "step=2.ckpt"
 
 
-def test_best_weights_that_are_gone_are_named() -> None:
+def test_missing_best_weights_are_named() -> None:
     best = BestCheckpoint()
     best.load_state_dict({"score": 0.5, "name": "step=4.ckpt"})
     module: Any = SimpleNamespace(trainer=SimpleNamespace(callbacks=[best]))
-    with pytest.raises(ValueError, match=r"step=4.ckpt \(val/accuracy = 0.5\) are gone"):
+    with pytest.raises(ValueError, match=r"step=4.ckpt \(val/accuracy = 0.5\) are missing"):
         load_best(module)
     with pytest.raises(ValueError, match="max and min"):
         BestCheckpoint(mode="most")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("lora", [None, LoraSettings(rank=4)])
-def test_measures_what_it_saves_on_other_prompts_than_it_validates(
+def test_evaluates_the_saved_weights_on_other_prompts_than_validation(
     child: Path, tmp_path: Path, lora: LoraSettings | None
 ) -> None:
-    """The saved folder, loaded anew in float32, gives the logits of the measured model and the episodes of `after`."""
+    """The saved folder, loaded anew in float32, gives the logits of the evaluated model and the episodes of `after`."""
 
     def run(_: int) -> None:
-        module, data = make_module(child, lora=lora), make_data(environments=[Fingerprint(), Counting()])
+        module, data = (
+            make_module(child, training=TrainingSettings(lora=lora)),
+            make_data(environments=[Fingerprint(), Counting()]),
+        )
         ids, trained = torch.arange(20).reshape(2, 10) + 8, []
 
         def logits(model: Any) -> torch.Tensor:
@@ -223,7 +226,7 @@ def test_measures_what_it_saves_on_other_prompts_than_it_validates(
 
         module.on_train_end = lambda: trained.append(logits(module.policy))  # type: ignore[method-assign]
         make_trainer(tmp_path, 1, 4, [Recorder(tmp_path), *checkpoints()]).fit(module, datamodule=data)
-        saved = load_model(tmp_path / "child", "float32", module.attention, module.experts)
+        saved = load_model(tmp_path / "child", "float32", "sink_attention")
         assert torch.equal(logits(saved), logits(module.policy))
         assert not torch.equal(logits(saved), trained[0]), "nothing was rounded"
         after, settings = read_episodes(tmp_path / "after"), module.evaluation
@@ -256,7 +259,7 @@ def test_finished_run_reports_and_writes_the_child(whole_run: Path, child: Path)
     AutoModelForCausalLM.from_pretrained(whole_run / "child")
 
 
-def test_checkpoints_hold_trainable_parameters_and_their_state_only(whole_run: Path) -> None:
+def test_checkpoints_contain_trainable_parameters_and_their_state_only(whole_run: Path) -> None:
     from torch.distributed.checkpoint import FileSystemReader
 
     newest = newest_checkpoint(whole_run)
@@ -270,7 +273,7 @@ def test_checkpoints_hold_trainable_parameters_and_their_state_only(whole_run: P
 
 
 def test_lora_trains_adapters_and_saves_them_merged(child: Path, tmp_path: Path) -> None:
-    """The saved child answers like the policy with its adapters (in float32 weights, to rounding)."""
+    """The saved child has the logits of the policy with its adapters (in float32, up to rounding)."""
 
     def compare(module: RLRecovery) -> None:
         source = tmp_path / "float32"
@@ -288,8 +291,9 @@ def test_lora_trains_adapters_and_saves_them_merged(child: Path, tmp_path: Path)
 
     def run(_: int) -> None:
         trainer = make_trainer(tmp_path, 1, 4, [Recorder(tmp_path), *checkpoints()])
-        lora = LoraSettings(rank=4)
-        module = make_module(child, lora=lora, grpo=GRPOSettings(4, 4, 6, steps_per_generation=2, beta=0.05))
+        adapters = TrainingSettings(lora=LoraSettings(rank=4))
+        grpo = change(GRPO, steps_per_generation=2, num_iterations=1, loss_type="dapo", beta=0.05)
+        module = make_module(child, training=adapters, grpo=grpo)
         module.on_train_end = lambda: compare(module)  # type: ignore[method-assign]
         trainer.fit(module, datamodule=make_data())
 
@@ -302,12 +306,12 @@ def test_lora_trains_adapters_and_saves_them_merged(child: Path, tmp_path: Path)
     assert names and all(".lora_" in name for name in names)
 
 
-def test_refuses_what_cannot_work(child: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds no child"):
+def test_impossible_settings_are_refused(child: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="contains no child"):
         make_module(tmp_path)
-    with pytest.raises(ValueError, match="needs `lora`"):
-        make_module(child, grpo=GRPOSettings(beta=0.1))
-    module = make_module(child, grpo=GRPOSettings(num_generations=3, completions_per_device=4))
+    with pytest.raises(ValueError, match=r"needs `training\.lora`"):
+        make_module(child, grpo=change(GRPO, beta=0.1))
+    module = make_module(child, grpo=change(GRPO, num_generations=3))
     module.trainer = make_trainer(tmp_path, 1, 1, [], strategy="auto")
     module.trainer.datamodule = make_data()  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="multiple of 3"):

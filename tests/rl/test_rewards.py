@@ -1,5 +1,6 @@
 """rewards.py: rewards from token ids in TRL's calling form, the length limit by hand, and the weights of a recipe."""
 
+import math
 import pickle
 import random
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from trl.trainer.utils import get_callable_name
@@ -14,7 +16,10 @@ from trl.trainer.utils import get_callable_name
 from lit_puzzle.environments.answers import final_text
 from lit_puzzle.environments.environment import Problem
 from lit_puzzle.generation.lengths import LengthStatistics, write_lengths
-from lit_puzzle.rl.rewards import Correctness, Finished, LengthLimit, RewardSettings, build_rewards
+from lit_puzzle.rl.rewards import Correctness, Finished, LengthLimit, build_rewards
+from lit_puzzle.rl.settings import ExtraReward, RewardSettings
+from lit_puzzle.run.recipe import PACKAGED_RECIPES, load_recipe
+from lit_puzzle.training.lightning import RecipeCLI
 
 SPECIALS = ["<|pad|>", "<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|return|>"]
 RIGHT = ["<|channel|>", "final", "<|message|>", "7", "<|return|>"]
@@ -60,7 +65,7 @@ def called_as_trl_does(reward: Callable[..., list[float]], tokenizer: Any, *answ
     )
 
 
-def test_correctness_sees_special_tokens_and_asks_the_right_environment(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_correctness_sees_special_tokens_and_uses_the_right_environment(tokenizer: PreTrainedTokenizerFast) -> None:
     reward = Correctness((Fixed("a"), Fixed("b", negated=True)), tokenizer)
     cut = RIGHT[:-1]
     thought = ["<|channel|>", "analysis", "<|message|>", "7", "<|return|>"]
@@ -97,11 +102,11 @@ def test_rewards_pickle_and_carry_the_names_trl_logs(tokenizer: PreTrainedTokeni
 
 
 def test_build_rewards_leaves_out_zero_weights(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    functions, weights = build_rewards(RewardSettings(), [Fixed("a")], tokenizer, ["high"], tmp_path)
+    functions, weights = build_rewards(RewardSettings(), [], [Fixed("a")], tokenizer, ["high"], tmp_path)
     assert [get_callable_name(function) for function in functions] == ["correctness"] and weights == [1.0]
     write_lengths(tmp_path, {"high": LengthStatistics(mean=4.0, p50=4.0, p95=6.0)})
     settings = RewardSettings(finished=0.1, length=0.5, length_start=1.5, length_end=2.0)
-    functions, weights = build_rewards(settings, [Fixed("a")], tokenizer, ["high"], tmp_path)
+    functions, weights = build_rewards(settings, [], [Fixed("a")], tokenizer, ["high"], tmp_path)
     assert weights == [1.0, 0.1, 0.5]
     assert called_as_trl_does(functions[2], tokenizer, ["7"] * 6, ["7"] * 7, ["7"] * 8) == [0.0, -0.5, -1.0]
 
@@ -109,13 +114,13 @@ def test_build_rewards_leaves_out_zero_weights(tokenizer: PreTrainedTokenizerFas
 def test_length_limit_needs_the_parents_lengths(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     settings = RewardSettings(length=0.5)
     with pytest.raises(ValueError, match=r"generation_lengths\.json does not exist"):
-        build_rewards(settings, [Fixed("a")], tokenizer, ["high"], tmp_path)
+        build_rewards(settings, [], [Fixed("a")], tokenizer, ["high"], tmp_path)
     write_lengths(tmp_path, {"low": LengthStatistics(4.0, 4.0, 6.0)})
     with pytest.raises(ValueError, match=r"for \['low'\], not for \['high'\]"):
-        build_rewards(settings, [Fixed("a")], tokenizer, ["low", "high"], tmp_path)
+        build_rewards(settings, [], [Fixed("a")], tokenizer, ["low", "high"], tmp_path)
     (tmp_path / "generation_lengths.json").write_text('{"high": 3}')
     with pytest.raises(ValueError, match="Its form is"):
-        build_rewards(settings, [Fixed("a")], tokenizer, ["high"], tmp_path)
+        build_rewards(settings, [], [Fixed("a")], tokenizer, ["high"], tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -130,3 +135,38 @@ def test_length_limit_needs_the_parents_lengths(tokenizer: PreTrainedTokenizerFa
 def test_bad_settings_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="were given"):
         RewardSettings(**bad)
+
+
+def longer_is_better(*, completion_ids: list[list[int]], **columns: Any) -> list[float]:
+    return [float(len(ids)) for ids in completion_ids]
+
+
+def test_extra_rewards_come_last_with_their_weights(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    extra = [ExtraReward(longer_is_better, weight) for weight in (-0.25, 0.0)] + [ExtraReward(longer_is_better)]
+    functions, weights = build_rewards(RewardSettings(), extra, [Fixed("a")], tokenizer, ["high"], tmp_path)
+    assert weights == [1.0, -0.25, 1.0] and functions[1:] == [longer_is_better] * 2
+    with pytest.raises(ValueError, match="weight nan was given; it must be finite"):
+        ExtraReward(longer_is_better, math.nan)
+
+
+def test_a_recipe_gives_extra_rewards_by_path_or_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a user does: functions by dotted path, callable objects by class path; a weight is 1 unless given."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_rewards.py").write_text(
+        "class Longer:\n"
+        "    def __init__(self, tokens: int) -> None:\n"
+        "        self.tokens = tokens\n"
+        "    def __call__(self, *, completion_ids: list[list[int]], **columns: object) -> list[float]:\n"
+        "        return [len(ids) / self.tokens for ids in completion_ids]\n\n\n"
+        "def shorter(*, completion_ids: list[list[int]], **columns: object) -> list[float]:\n"
+        "    return [-float(len(ids)) for ids in completion_ids]\n"
+    )
+    longer = {"class_path": "own_rewards.Longer", "init_args": {"tokens": 4}}
+    given = [{"function": "own_rewards.shorter", "weight": 0.5}, {"function": longer}]
+    recipe: dict[str, Any] = {"base": str(PACKAGED_RECIPES / "rl_recover.yaml"), "run_dir": str(tmp_path / "run")}
+    recipe |= {"model": {"init_args": {"extra_rewards": given}}}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(recipe))
+    module = RecipeCLI(load_recipe(str(tmp_path / "own.yaml")), ["--trainer.accelerator=cpu"]).model
+    first, second = module.extra_rewards
+    assert (first.weight, second.weight) == (0.5, 1.0)
+    assert first.function(completion_ids=[[1, 2]]) == [-2.0] and second.function(completion_ids=[[1, 2]]) == [0.5]

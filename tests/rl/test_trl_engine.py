@@ -1,13 +1,13 @@
 """The engine against `GRPOTrainer.train()` (bit for bit), against an independent GRPO loss, and resumed."""
 
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
+from helpers.grpo_settings import change
 from helpers.independent_grpo import independent_grpo_loss
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -15,12 +15,15 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import GptOssForCausalLM, PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer
 
-from lit_puzzle.rl.settings import GRPOSettings
+from lit_puzzle.rl.settings import GRPOLossSettings, GRPOSettings, RolloutSampling
 from lit_puzzle.rl.trl_engine import GRPOEngine, grpo_config, trl_precision
-from lit_puzzle.training.trainable import LoraSettings
+from lit_puzzle.training.settings import LoraSettings
+from lit_puzzle.training.trainable import add_adapters
 
 PROMPTS = 8
-SETTINGS = GRPOSettings(num_generations=4, completions_per_device=8, max_completion_length=6, loss_type="grpo")
+SETTINGS = change(
+    GRPOSettings(), num_generations=4, completions_per_device=8, max_new_tokens=6, loss_type="grpo", seed=3
+)
 LEARNING_RATE, CLIP = 3e-3, 0.5
 
 
@@ -49,7 +52,7 @@ def reward(*, completion_ids: list[list[int]], **columns: Any) -> list[float]:
 
 
 def config(settings: GRPOSettings, accumulate: int, folder: Path) -> GRPOConfig:
-    return grpo_config(settings, accumulate, "32-true", torch.device("cpu"), folder, seed=3, reward_weights=[1.0])
+    return grpo_config(settings, accumulate, "32-true", torch.device("cpu"), folder, reward_weights=[1.0])
 
 
 def build_optimizer(model: GptOssForCausalLM) -> torch.optim.Optimizer:
@@ -76,8 +79,8 @@ def endless(loader: Any) -> Any:
 
 CASES = {
     "plain": (SETTINGS, 1, 5),
-    "accumulation": (replace(SETTINGS, completions_per_device=4, loss_type="dapo"), 2, 5),
-    "reuse": (replace(SETTINGS, completions_per_device=4, steps_per_generation=4, num_iterations=2), 2, 10),
+    "accumulation": (change(SETTINGS, completions_per_device=4, loss_type="dapo"), 2, 5),
+    "reuse": (change(SETTINGS, completions_per_device=4, steps_per_generation=4, num_iterations=2), 2, 10),
 }
 
 
@@ -112,14 +115,14 @@ def test_weights_equal_grpo_trainer(
 
 
 LOSSES = {
-    "grpo": replace(SETTINGS, num_iterations=2),
-    "dr_grpo": replace(SETTINGS, loss_type="dr_grpo", scale_rewards="none", epsilon_high=0.3, num_iterations=2),
-    "dapo": replace(SETTINGS, loss_type="dapo", completions_per_device=4, steps_per_generation=4, epsilon_high=0.28),
-    "bnpo": replace(
+    "grpo": change(SETTINGS, num_iterations=2),
+    "dr_grpo": change(SETTINGS, loss_type="dr_grpo", scale_rewards="none", epsilon_high=0.3, num_iterations=2),
+    "dapo": change(SETTINGS, loss_type="dapo", completions_per_device=4, steps_per_generation=4, epsilon_high=0.28),
+    "bnpo": change(
         SETTINGS, loss_type="bnpo", scale_rewards="batch", mask_truncated_completions=True, num_iterations=2
     ),
-    "sequence": replace(SETTINGS, importance_sampling_level="sequence", epsilon=0.02, num_iterations=2),
-    "kl": replace(SETTINGS, beta=0.1, num_iterations=2),
+    "sequence": change(SETTINGS, importance_sampling_level="sequence", epsilon=0.02, num_iterations=2),
+    "kl": change(SETTINGS, beta=0.1, num_iterations=2),
 }
 
 
@@ -129,7 +132,7 @@ def test_loss_and_gradients_equal_independent_grpo(
 ) -> None:
     settings, accumulate = LOSSES[case], 2 if case == "dapo" else 1
     start = deepcopy(tiny_model)  # both the policy that sampled and the reference
-    policy: Any = tiny_model if settings.beta == 0 else LoraSettings(rank=4).wrap(tiny_model)
+    policy: Any = tiny_model if settings.loss.beta == 0 else add_adapters(tiny_model, LoraSettings(rank=4))
     engine = GRPOEngine(policy, tokenizer, prompts, [reward], config(settings, accumulate, tmp_path))
     policy.train()
     trained = [p for p in policy.parameters() if p.requires_grad]
@@ -157,7 +160,7 @@ def test_loss_and_gradients_equal_independent_grpo(
 
 def test_resumes_bit_for_bit(tiny_model: GptOssForCausalLM, tokenizer: Any, prompts: Dataset, tmp_path: Path) -> None:
     """Saved in the middle of a generation batch and of an epoch, and again in a later epoch."""
-    settings = replace(SETTINGS, completions_per_device=4, steps_per_generation=4, num_iterations=2)
+    settings = change(SETTINGS, completions_per_device=4, steps_per_generation=4, num_iterations=2)
 
     def start() -> tuple[GRPOEngine, torch.optim.Optimizer]:
         policy = deepcopy(tiny_model).train()
@@ -190,7 +193,7 @@ def test_records_each_rollout_once_and_leaves_global_randomness_alone(
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    settings = replace(SETTINGS, num_iterations=2)
+    settings = change(SETTINGS, num_iterations=2)
     engine = GRPOEngine(tiny_model.train(), tokenizer, prompts, [reward], config(settings, 1, tmp_path))
     batches = endless(engine.loader)
     engine.loss(next(batches), 0)
@@ -227,13 +230,30 @@ def test_precision_is_mapped_in_one_place() -> None:
 
 
 def test_batches_are_checked_early() -> None:
-    settings = replace(SETTINGS, completions_per_device=6)
+    settings = change(SETTINGS, completions_per_device=6)
     with pytest.raises(ValueError, match="multiple of 4"):
         settings.check_batch(accumulate_grad_batches=1, processes=1, prompts=8)
     settings.check_batch(accumulate_grad_batches=2, processes=1, prompts=8)
     with pytest.raises(ValueError, match="one generation batch needs 4"):
         SETTINGS.check_batch(accumulate_grad_batches=1, processes=2, prompts=3)
     with pytest.raises(ValueError, match="whole updates"):
-        replace(SETTINGS, steps_per_generation=1).check_batch(accumulate_grad_batches=3, processes=1, prompts=8)
+        change(SETTINGS, steps_per_generation=1).check_batch(accumulate_grad_batches=3, processes=1, prompts=8)
     with pytest.raises(ValueError, match="num_generations=1"):
         GRPOSettings(num_generations=1)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: RolloutSampling(temperature=0.0), "temperature=0.0"),
+        (lambda: GRPOSettings(steps_per_generation=0), "steps_per_generation=0"),
+        (lambda: GRPOLossSettings(epsilon=-0.1), "epsilon=-0.1"),
+        (
+            lambda: GRPOLossSettings(loss_type="ppo"),  # type: ignore[arg-type]
+            r"loss_type is 'ppo'; allowed: \['grpo', 'dr_grpo'",
+        ),
+    ],
+)
+def test_impossible_settings_are_refused(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()

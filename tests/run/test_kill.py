@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -20,7 +21,7 @@ def write_recipe(folder: Path, name: str) -> tuple[list[str], Path]:
     """The main job made small, with a checkpoint after every second update; its command and its run folder."""
     callback = "lit_puzzle.training.checkpoints."
     saves = {"class_path": callback + "UpdateCheckpoint", "init_args": {"every_n_updates": 2}}
-    content = {
+    content: dict[str, Any] = {
         "base": str(ROOT / "recipes" / "rl_recover.yaml"),
         "run_dir": str(folder / name),
         "trainer": {"max_steps": UPDATES, "val_check_interval": 3, "callbacks": [saves]},
@@ -28,7 +29,10 @@ def write_recipe(folder: Path, name: str) -> tuple[list[str], Path]:
         "data": {"init_args": {"held_out_per_effort": 4}},
     }
     content["trainer"]["callbacks"].append({"class_path": callback + "BestCheckpoint"})
-    content["model"]["init_args"]["grpo"] = {"completions_per_device": 16, "max_completion_length": 40}
+    content["model"]["init_args"]["grpo"] = {
+        "completions_per_device": 16,
+        "sampling": {"max_new_tokens": 40},
+    }
     recipe = folder / f"{name}.yaml"
     recipe.write_text(yaml.safe_dump(content))
     return [sys.executable, "-m", "lit_puzzle", "run", str(recipe)], folder / name

@@ -1,11 +1,12 @@
 """Quality loss of a token: plain float64 formulas, hand-computed cases, chunks that change nothing, bounded memory."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from helpers.live_bytes import LiveBytes
-from torch import Tensor
+from helpers.token_losses import token_losses
 
 from lit_puzzle.scoring.block_quality import (
     METRICS,
@@ -28,36 +29,23 @@ def random_case(scale: float, tokens: int = 37, vocabulary: int = 50, channels: 
     return parent.to(dtype), child.to(dtype), head.to(dtype), samples, targets
 
 
-def plain(parent: Tensor, child: Tensor, head: Tensor, targets: Tensor) -> Tensor:
-    """Every metric of every token, by the definitions, in float64."""
-    parent, child, head = parent.double(), child.double(), head.double()
-    p, q = torch.softmax(parent @ head.T, -1), torch.softmax(child @ head.T, -1)
-    middle = (p + q) / 2
-    kl = (p * (p / q).log()).sum(-1)
-    js = ((p * (p / middle).log()).sum(-1) + (q * (q / middle).log()).sum(-1)) / 2
-    rows = torch.arange(len(p))
-    increase = torch.where(targets == NO_TOKEN, 0.0, p[rows, targets].log() - q[rows, targets].log())
-    cosine = 1 - torch.nn.functional.cosine_similarity(parent, child)
-    disagree = (p.argmax(-1) != q.argmax(-1)).double()
-    return torch.stack([((parent - child) ** 2).mean(-1), cosine, kl, js, increase, disagree], dim=1)
-
-
 @pytest.mark.parametrize("scale", [1e-3, 0.1, 3.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_sums_are_the_plain_formulas(scale, dtype):
     parent, child, head, samples, targets = random_case(scale, dtype=dtype)
     expected = torch.zeros(5, len(METRICS), dtype=torch.float64)
-    expected.index_add_(0, samples, plain(parent, child, head, targets))
+    expected.index_add_(0, samples, token_losses(parent, child, head, targets))
     tokens = ScoredTokens(samples, targets, parent)
     found = quality_loss_sums(tokens, child, lambda hidden: hidden @ head.T, num_samples=5, chunk_tokens=10)
-    tight = dtype == torch.float64
-    close = {"rtol": 1e-9, "atol": 1e-12} if tight else {"rtol": 2e-4, "atol": 3e-5}  # log-probabilities reach -60
-    torch.testing.assert_close(found, expected, **close)
+    close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-12)
+    if dtype == torch.float32:  # log-probabilities reach -60
+        close = partial(torch.testing.assert_close, rtol=2e-4, atol=3e-5)
+    close(found, expected)
     assert (found[4] == 0).all()  # a sample without a token
     kept = ScoredTokens(samples, targets, parent, torch.log_softmax(parent @ head.T, -1))
     for given, size in ((tokens, 1), (tokens, 1000), (kept, 10)):
         again = quality_loss_sums(given, child, lambda hidden: hidden @ head.T, num_samples=5, chunk_tokens=size)
-        torch.testing.assert_close(again, found, **close)
+        close(again, found)
 
 
 def test_hand_computed_token():

@@ -10,7 +10,7 @@ from helpers.recovery_runs import Fingerprint, forked
 from torch.distributed.tensor import DTensor
 from transformers import AutoTokenizer, GptOssForCausalLM
 
-from lit_puzzle.environments.environment import is_held_out
+from lit_puzzle.environments.environment import Environment, is_held_out
 from lit_puzzle.evaluate.accuracy import solve_problems
 from lit_puzzle.evaluate.long_context import LongContextAccuracy
 from lit_puzzle.evaluate.long_context_settings import Grading, LongContextProblems
@@ -59,7 +59,7 @@ def all_scores(parent: Path, settings: FabricSettings) -> dict[str, list[float]]
 
 def test_problems_are_training_ones(parent):
     tokenizer = AutoTokenizer.from_pretrained(parent)
-    environments = [Chains(), Counting()]
+    environments: list[Environment] = [Chains(), Counting()]
     task = LongContextAccuracy(LongContextProblems(None, environments, None, ["low", "high"], problems_per_effort=4))
     items = task.items(tokenizer)
     assert items == task.items(tokenizer) and len(items) == 8

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.live_bytes import LiveBytes
-from test_block_quality import plain
+from helpers.token_losses import token_losses
+from torch import Tensor
 from transformers import GptOssForCausalLM
 
 from lit_puzzle.library.swap import swapped
@@ -42,7 +43,7 @@ def naive(model, layer: int, block: BlockSpec) -> dict[str, list[float]]:
             parent = model.model(input_ids=ids).last_hidden_state[0]
             with swapped(model, layer, block):
                 child = model.model(input_ids=ids).last_hidden_state[0]
-        tokens = plain(parent, child, model.lm_head.weight.detach(), targets)
+        tokens = token_losses(parent, child, model.lm_head.weight.detach(), targets)
         for column, name in enumerate(METRICS):
             values[name].append(float(tokens[:, column].sum()) / (len(row) - (name == "lm_loss")))
     return values
@@ -88,13 +89,19 @@ def test_shares_of_the_batches_add_up(tiny_model, processes):
     whole.start(1)
     expected, sums = whole.quality_loss(block), []
     for rank in range(processes):
-        parts, collected = lay_out(sequences(), rank, processes), []
+        parts, collected = lay_out(sequences(), rank, processes), list[Tensor]()
+
+        def collect(tensor: Tensor, into: list[Tensor] = collected) -> Tensor:
+            into.append(tensor)
+            return tensor
+
         assert len(parts) == -(-3 // processes)
-        share = ReplaceOneBlock(model, parts, 5, Memory(), Path("unused"), lambda t, c=collected: c.append(t) or t)
+        share = ReplaceOneBlock(model, parts, 5, Memory(), Path("unused"), collect)
         share.start(1)
         share.quality_loss(block)
         sums.append(collected)
-    values = sum(share[0] for share in sums) / sum(share[1] for share in sums)
+    added, counts = (torch.stack(tensors).sum(0) for tensors in zip(*sums, strict=True))
+    values = added / counts
     for column, name in enumerate(METRICS):
         assert values[:, column].tolist() == pytest.approx(expected[name], rel=1e-6, abs=1e-7)
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 import pytest
 
@@ -80,9 +81,9 @@ def test_the_smallest_file_of_a_user(tmp_path):
     assert Scores.load(tmp_path / "mine.json") == Scores("print", 0, 0, {(0, "experts=8"): {"kl": Measurement(0.1, 0)}})
 
 
-def change(path: list[object], value: object) -> dict:
+def change(path: list[Any], value: object) -> dict[str, Any]:
     data = GOOD.to_json()
-    place = data
+    place: Any = data
     for key in path[:-1]:
         place = place[key]
     place[path[-1]] = value

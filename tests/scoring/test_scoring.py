@@ -6,9 +6,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -102,9 +104,9 @@ def test_the_table_has_every_row_and_metric(whole, inputs):
     rows = [json.loads(line) for line in lines]
     assert scores.tokens == sum(len(row["input_ids"]) - row["prompt_tokens"] for row in rows)
     experts, windows = ["experts=4", "experts=1"], ["window=300", "window=4"]
-    rows = {(0, name) for name in [*experts, "window=4"]} | {(2, name) for name in [*experts, "window=4"]}
-    rows |= {(1, name) for name in experts + windows}
-    assert set(scores.entries) == rows
+    table = {(0, name) for name in [*experts, "window=4"]} | {(2, name) for name in [*experts, "window=4"]}
+    table |= {(1, name) for name in experts + windows}
+    assert set(scores.entries) == table
     for (layer, name), metrics in scores.entries.items():
         assert set(metrics) == METRICS | ({"far"} if name.startswith("window") else set())
         assert (metrics["kl"].mean > 1e-4) == (name != "window=300"), (layer, name)
@@ -129,7 +131,7 @@ def test_a_killed_run_is_resumed_bit_for_bit(whole, inputs, tmp_path, pattern):
     while not any((tmp_path / "run").glob(pattern)):
         assert process.is_alive()
         time.sleep(0.001)
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL and not (tmp_path / "run" / "scores.json").exists()
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "run").rglob("layer=*.json")}
@@ -160,8 +162,8 @@ def test_two_launched_sharded_processes_agree_with_one(whole, inputs, tmp_path):
             assert found.standard_error == pytest.approx(measurement.standard_error, rel=1e-4, abs=1e-6), (row, name)
 
 
-def small_data(inputs: Path, **changes: object) -> CalibrationData:
-    return CalibrationData(**({"parent": inputs / "parent", "sequences": inputs / "sequences.jsonl"} | changes))
+def small_data(inputs: Path, **changes: Any) -> CalibrationData:
+    return CalibrationData(**{"parent": inputs / "parent", "sequences": inputs / "sequences.jsonl", **changes})
 
 
 def test_trained_weights_are_scored(inputs, tmp_path):
@@ -230,7 +232,7 @@ def test_bad_input_is_refused_before_anything_slow(inputs, tmp_path, tiny_model)
     data, task = small_data(inputs), LongContextAccuracy(problems, name="kl")
     other = tmp_path / "other"
     tiny_model.save_pretrained(other)
-    refused = {
+    refused: dict[str, Callable[[], object]] = {
         "of parent .*, not of": partial(score, tmp_path, other, inputs / "library", small_data(inputs, parent=other)),
         "name the same folder": partial(run, small_data(inputs, parent=other)),
         "be none of": partial(run, data, evaluations=[task]),
@@ -274,10 +276,10 @@ class Broken:
 def test_a_broken_evaluation_shows_before_any_block_is_scored(inputs, tmp_path):
     problems = LongContextProblems(environments=[Fingerprint()], efforts=["low"])
     far = LongContextAccuracy(problems, sampling=Sampling(10**6), name="far")
-    refused = {
+    refused: dict[str, list[Any]] = {
         "'broken' has 1 items": [Broken(1, 0.5)],
         "'broken' gave 3 scores for 3 items, from 1.5 to 1.5": [Broken(3, 0.5), Broken(3, 1.5)],
-        "far: a prompt with its answer has .* the model's context holds 256": [far],
+        "far: a prompt with its completion has .* the model's context holds 256": [far],
     }
     for message, tasks in refused.items():
         folder = tmp_path / str(len(list(tmp_path.iterdir())))

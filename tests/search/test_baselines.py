@@ -43,7 +43,7 @@ def test_within_the_limits_and_never_better_than_the_best(problem, name, seed):
     (solution,) = found
     assert feasible(problem, solution.chosen)
     assert solution.quality_loss == pytest.approx(problem.total_quality_loss(solution.chosen))
-    assert solution.quality_loss >= best - 1e-9
+    assert best is not None and solution.quality_loss >= best - 1e-9
     assert solution.bound is None and not solution.proven
     for choice, index in enumerate(solution.options):
         assert all(limit.holds(solution.chosen) for limit in problem.choices[choice][index].limits)

@@ -27,6 +27,7 @@ def test_bounds_are_valid_for_any_duals(problem, duals):
     relaxation = highs.relax(program)
     if best is None:
         return
+    assert relaxation is not None
     arbitrary = highs._lagrangian(program, np.array(duals[: len(problem.limits)]))
     for bound in (relaxation, arbitrary):
         assert bound.bound * tree.scale <= best + 1e-9
@@ -47,7 +48,8 @@ def test_an_elastic_program_gives_the_smallest_largest_excess(problem):
     outcome = highs.solve(program, math.inf, 0.0, 10.0)
     smallest = min(max(limit.excess(plan) for limit in problem.limits) for plan in all_plans(problem))
     assert outcome.objective == pytest.approx(smallest, abs=1e-7)
-    assert highs.relax(program).bound <= smallest + 1e-9
+    relaxation = highs.relax(program)
+    assert relaxation is not None and relaxation.bound <= smallest + 1e-9
 
 
 def test_a_row_by_hand():

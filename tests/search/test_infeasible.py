@@ -28,7 +28,8 @@ def test_two_budgets_that_exclude_each_other_are_named():
         InfeasibleError, match=r"'a' and 'b' exclude each other.*smallest relaxation, 25.0% of each bound"
     ) as caught:
         mip.solve(problem)
-    assert sum(caught.value.chosen) == 1 and set(caught.value.needs) == {"a", "b"}
+    assert caught.value.chosen is not None and sum(caught.value.chosen) == 1
+    assert set(caught.value.needs) == {"a", "b"}
 
 
 def test_a_forbidden_layer_is_named():

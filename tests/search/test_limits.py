@@ -4,7 +4,7 @@ import itertools
 from dataclasses import replace
 
 import pytest
-from test_program import LAYERS, NOTHING, SCENARIO, program
+from helpers.four_layer_programs import LAYERS, NOTHING, SCENARIO, program
 
 from lit_puzzle.search.limits import describe_all
 from lit_puzzle.search.solver import mip
@@ -37,6 +37,7 @@ def test_a_missed_throughput_is_reported_in_its_unit_with_the_best_in_reach():
     ) as caught:
         mip.solve(search.problem)
     model, parent = search.models[0], search.parents[0]
+    assert parent is not None
     plans = itertools.product(*(range(len(row)) for row in LAYERS))
     predicted = [
         model.predict(blocks, *pair)

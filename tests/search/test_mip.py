@@ -63,7 +63,7 @@ def test_a_gap_is_kept_and_its_bound_is_valid(problem, gap):
     if best is None:
         return
     (solution,) = mip.solve(problem, SolverSettings(relative_gap=gap))
-    assert solution.bound <= best + 1e-9
+    assert solution.bound is not None and solution.bound <= best + 1e-9
     assert solution.quality_loss - best <= gap * abs(solution.quality_loss) + 1e-9
     assert solution.proven
 
@@ -79,6 +79,7 @@ def test_a_corrupted_outcome_is_caught(monkeypatch):
 
     def corrupted(*arguments):
         outcome = honest(*arguments)
+        assert outcome.chosen is not None
         return replace(outcome, chosen=tuple(2 - index for index in outcome.chosen))
 
     monkeypatch.setattr(highs, "solve", corrupted)
@@ -117,6 +118,7 @@ def test_a_time_limit_gives_a_valid_bound(monkeypatch):
 
     monkeypatch.setattr(tree.Tree, "_open", slow)
     (stopped,) = mip.solve(hard)
+    assert stopped.bound is not None
     assert stopped.bound <= exact.quality_loss + 1e-9 <= stopped.quality_loss + 2e-9
     assert stopped.proven == (stopped.gap == 0)
 

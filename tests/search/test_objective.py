@@ -3,34 +3,12 @@
 import math
 
 import pytest
+from helpers.two_layer_library import ALL, CONFIG, LIBRARY
 
 from lit_puzzle.library.library import Candidate, Library
 from lit_puzzle.scoring.scores import Measurement, Scores
 from lit_puzzle.search.objective import TIE_BREAK, Objective
 from lit_puzzle.spec import BlockSpec
-
-CONFIG = {
-    "model_type": "gpt_oss",
-    "num_hidden_layers": 2,
-    "num_local_experts": 4,
-    "sliding_window": 8,
-    "layer_types": ["sliding_attention", "full_attention"],
-}
-ALL, HALF = (0, 1, 2, 3), (1, 2)
-LIBRARY = Library(
-    "parent",
-    4,
-    CONFIG,
-    (
-        (Candidate("parent", BlockSpec(ALL, 8)), Candidate("experts=2", BlockSpec(HALF, 8))),
-        (
-            Candidate("parent", BlockSpec(ALL, None)),
-            Candidate("experts=2", BlockSpec(HALF, None)),
-            Candidate("window=8", BlockSpec(ALL, 8)),
-            Candidate("experts=2,window=8", BlockSpec(HALF, 8)),
-        ),
-    ),
-)
 
 
 def scores(**changes):

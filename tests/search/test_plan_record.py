@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from test_program import CONFIG, SCENARIO, library
+from helpers.four_layer_programs import CONFIG, SCENARIO, library
 
 from lit_puzzle.costs.cost_model import CostModel
 from lit_puzzle.costs.model_shape import ModelShape
@@ -152,9 +152,9 @@ def test_every_kind_of_coefficient_is_checked(with_everything, key):
         limits = choices[position][taken].limits
         for index, limit in enumerate(limits):
             if limit.key == key:
-                changed = (*limits[:index], spoiled(limit, solution.chosen), *limits[index + 1 :])
+                spoilt = (*limits[:index], spoiled(limit, solution.chosen), *limits[index + 1 :])
                 options = list(choices[position])
-                options[taken] = replace(options[taken], limits=changed)
+                options[taken] = replace(options[taken], limits=spoilt)
                 others = [*choices[:position], options, *choices[position + 1 :]]
                 problem = replace(program.problem, choices=tuple(tuple(each) for each in others))
                 with pytest.raises(DisagreementError, match="the solver counted"):

@@ -5,52 +5,17 @@ import random
 from dataclasses import replace
 
 import pytest
+from helpers.four_layer_programs import CONFIG, LAYERS, NOTHING, SCENARIO, library, program
 
 from lit_puzzle.costs.cost_model import CostModel
 from lit_puzzle.costs.engine import GIB
 from lit_puzzle.costs.model_shape import ModelShape
 from lit_puzzle.costs.roofline import Roofline
-from lit_puzzle.library.library import Candidate, Library, candidate_name, parent_blocks
 from lit_puzzle.search.program import build_program, offered
 from lit_puzzle.search.settings import Constraints, SearchSpace
 from lit_puzzle.search.solver import mip
 from lit_puzzle.search.solver.choices import InfeasibleError
-from lit_puzzle.spec import BlockSpec, Budget, Scenario, Target
-
-CONFIG = {
-    "model_type": "gpt_oss",
-    "hidden_size": 2880,
-    "intermediate_size": 2880,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 64,
-    "num_key_value_heads": 8,
-    "head_dim": 64,
-    "vocab_size": 201088,
-    "num_local_experts": 128,
-    "num_experts_per_tok": 4,
-    "sliding_window": 128,
-}
-SCENARIO = Scenario("H100", 2, 4096, 1024)
-NOTHING = Budget()
-
-
-def library():
-    layers = []
-    for own in parent_blocks(CONFIG):
-        windows = (None, 1024) if own.window_tokens is None else (128,)
-        blocks = [BlockSpec(tuple(range(count)), window) for window in windows for count in (128, 64, 30, 2)]
-        layers.append(tuple(Candidate(candidate_name(own, block), block) for block in blocks))
-    return Library("parent", 128, CONFIG, tuple(layers))
-
-
-LAYERS = tuple(tuple(c for c in row if c.block.num_experts > 2) for row in library().layers)
-
-
-def program(*targets, layers=LAYERS, limits=NOTHING, **space):
-    models = [CostModel(ModelShape.from_config(CONFIG), target.scenario, Roofline()) for target in targets]
-    quality_loss = tuple(tuple(float(index) for index in range(len(row))) for row in layers)
-    return build_program(layers, quality_loss, models, Constraints(list(targets), limits), SearchSpace(**space))
-
+from lit_puzzle.spec import Budget, Scenario, Target
 
 BUDGET = Budget(
     memory_gib=10.0,
@@ -94,7 +59,9 @@ def test_every_limit_is_what_the_cost_model_predicts():
 def test_the_tighter_of_two_throughputs_holds():
     def room(**budget):
         search = program(Target(SCENARIO, Budget(**budget)), batch_sizes=[16])
-        return search.problem.choices[0][0].limits[1].bound, search.parents[0].tokens_per_second
+        (parent,) = search.parents
+        assert parent is not None
+        return search.problem.choices[0][0].limits[1].bound, parent.tokens_per_second
 
     over, parent = room(throughput_over_parent=1.5)
     absolute, _ = room(throughput_tokens_per_second=1.5 * parent)

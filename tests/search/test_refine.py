@@ -5,7 +5,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from test_program import CONFIG, LAYERS, SCENARIO
+from helpers.four_layer_programs import CONFIG, LAYERS, SCENARIO
 
 from lit_puzzle.costs.cost_model import CostModel
 from lit_puzzle.costs.model_shape import ModelShape

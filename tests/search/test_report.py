@@ -1,15 +1,17 @@
 """report.py: the table in Markdown, and the bars and curves of the pictures."""
 
+from typing import Any
+
 import matplotlib.figure
 import pytest
-from test_objective import CONFIG, LIBRARY
+from helpers.two_layer_library import CONFIG, LIBRARY
 
 from lit_puzzle.library.library import Library
 from lit_puzzle.search.report import FULL, NARROWED, OWN_WINDOW, SweepPoint, draw_curve, draw_plan, write_table
 from lit_puzzle.spec import BlockSpec, Plan
 
 SCENARIO = {"num_gpus": 8, "gpu": "H100", "prompt_tokens": 64, "generated_tokens": 32}
-COST = {"tokens_per_second": 123.0, "memory_gib": 5.5, "latency_seconds": 2.0, "batch_size": 7}
+COST: dict[str, Any] = {"tokens_per_second": 123.0, "memory_gib": 5.5, "latency_seconds": 2.0, "batch_size": 7}
 TRIED = {"deployments_and_batches_tried": [48, 26]}
 COST["deployment"] = {"tensor_parallel": 4}
 

@@ -35,6 +35,7 @@ HALF = Target(SCENARIO, Budget(total_parameters=1_300_000))
 
 def load_bench():
     spec = importlib.util.spec_from_file_location("bench_search", ROOT / "scripts" / "bench" / "search.py")
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -17,6 +17,7 @@ def test_a_bound_that_is_not_close_enough_is_reported():
     for below, proven in ((1e-10, True), (1e-8, False)):
         found.closed_bound = (2.5 - 2.5 * below) / found.scale
         solution = found._solution()
+        assert solution is not None and solution.bound is not None
         assert solution.proven is proven and (solution.gap == 0) is proven
         assert solution.bound == pytest.approx(2.5 - (0 if proven else 2.5e-8), abs=1e-12)
 

@@ -1,4 +1,4 @@
-"""Merging an adapter: PEFT's own merge, weight by weight, and every adapter that is something else refused."""
+"""Merged adapters equal PEFT's own merge weight by weight; other kinds of adapters are refused."""
 
 import json
 from pathlib import Path
@@ -12,13 +12,14 @@ from transformers import AutoModelForCausalLM
 
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.serve.export import export
+from lit_puzzle.serve.settings import Storage
 
 CHILD = Path(__file__).parents[2] / "lit_puzzle" / "assets" / "tiny_child"
 PROMPT = torch.randint(8, 128, (2, 40), generator=torch.Generator().manual_seed(0))
 
 
 def train_adapter(folder: Path, **options: Any) -> PeftModel:
-    """An adapter on the attention with random matrices, saved by PEFT."""
+    """Save an adapter on the attention with random matrices; return PEFT's model."""
     base = AutoModelForCausalLM.from_pretrained(CHILD, dtype=torch.float32, attn_implementation="eager")
     settings = {"r": 4, "lora_alpha": 12, "target_modules": ["q_proj", "v_proj", "o_proj"], "task_type": "CAUSAL_LM"}
     model = get_peft_model(base, LoraConfig(**settings | options))
@@ -42,7 +43,7 @@ def train_adapter(folder: Path, **options: Any) -> PeftModel:
 )
 def test_merged_as_peft_merges(tmp_path: Path, options: dict[str, Any]) -> None:
     model = train_adapter(tmp_path / "adapter", **options)
-    export(tmp_path / "run", CHILD, adapter=tmp_path / "adapter", dtype="stored")
+    export(tmp_path / "run", CHILD, adapter=tmp_path / "adapter", storage=Storage(dtype="stored"))
     written, before = Checkpoint(tmp_path / "run" / "model"), Checkpoint(CHILD)
     merged = model.merge_and_unload().state_dict()
     changed = [name for name in before.tensors if not torch.equal(written.read(name), before.read(name))]
@@ -55,7 +56,7 @@ def test_merged_as_peft_merges(tmp_path: Path, options: dict[str, Any]) -> None:
 
 def test_logits_are_those_of_the_adapted_model(tmp_path: Path) -> None:
     model = train_adapter(tmp_path / "adapter").eval()
-    export(tmp_path / "exact", CHILD, dtype="float32")
+    export(tmp_path / "exact", CHILD, storage=Storage(dtype="float32"))
     export(tmp_path / "merged", tmp_path / "exact" / "model", adapter=tmp_path / "adapter")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged" / "model", attn_implementation="eager").eval()
     with torch.no_grad():
@@ -88,7 +89,7 @@ def test_another_kind_of_adapter_is_refused(tmp_path: Path, changes: dict[str, A
 
 @pytest.mark.parametrize("start", ["pissa", "olora"])
 def test_an_adapter_that_changed_its_base_is_refused(tmp_path: Path, start: str) -> None:
-    """PEFT takes something off the base for these, which its own merge remembers and W + B A would not."""
+    """PEFT subtracts the initial B A from the base for these; W + B A of the unchanged base would be wrong."""
     model = train_adapter(tmp_path / "adapter", init_lora_weights=start)
     name = "model.layers.0.self_attn.q_proj"
     base, theirs = Checkpoint(CHILD).read(f"{name}.weight").float(), model.base_model.model.get_submodule(name)
@@ -97,7 +98,7 @@ def test_an_adapter_that_changed_its_base_is_refused(tmp_path: Path, start: str)
         export(tmp_path / "run", CHILD, adapter=tmp_path / "adapter")
 
 
-def test_tensors_that_are_no_adapter_of_this_model_are_refused(tmp_path: Path) -> None:
+def test_tensors_of_other_adapters_are_refused(tmp_path: Path) -> None:
     train_adapter(tmp_path / "adapter")
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     tensors = load_file(file)
@@ -109,8 +110,10 @@ def test_tensors_that_are_no_adapter_of_this_model_are_refused(tmp_path: Path) -
             export(tmp_path / "run", CHILD, adapter=tmp_path / "adapter")
 
     extra = {"base_model.model.lm_head.weight": torch.zeros(128, 96)}
-    refused(tensors | extra, r"lm_head\.weight is no LoRA matrix of a linear layer")
-    refused({name: t for name, t in tensors.items() if name != f"{stem}B.weight"}, "without its other half")
+    refused(tensors | extra, r"lm_head\.weight is not a LoRA matrix of a linear layer")
+    refused(
+        {name: t for name, t in tensors.items() if name != f"{stem}B.weight"}, "without the other matrix of its product"
+    )
     other = {name.replace("layers.5", "layers.9"): tensor for name, tensor in tensors.items()}
     refused(other, r"changes model\.layers\.9\.self_attn\.o_proj\.weight, which the checkpoint does not have")
     refused(tensors | {f"{stem}A.weight": torch.zeros(4, 95)}, r"by \(128, 95\); the checkpoint has \(128, 96\)")

@@ -1,4 +1,4 @@
-"""The verdict on what an engine answered: right answers pass, each kind of wrong answer fails its check."""
+"""The serving check: results equal to the reference pass, each kind of wrong result fails its check."""
 
 import json
 import sys
@@ -9,12 +9,14 @@ import pytest
 from helpers.vllm_folders import write_folder
 
 from lit_puzzle.model.checkpoint import Checkpoint
-from lit_puzzle.serve.vllm.check import judge, plan_engines, require_vllm, run_engines, serve_check
+from lit_puzzle.serve.vllm.check import plan_engines, require_vllm, run_engines
 from lit_puzzle.serve.vllm.check_reference import Reference, make_reference
+from lit_puzzle.serve.vllm.comparisons import compare
 from lit_puzzle.serve.vllm.report import write_report
+from lit_puzzle.serve.vllm.settings import CheckPrompts, VLLMSettings
 
-Answers = dict[str, list[Any]]
-Scores = list[list[float]]
+Results = dict[str, list[Any]]
+Logprobs = list[list[float]]
 
 
 @pytest.fixture(scope="module")
@@ -24,69 +26,69 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def reference(folder: Path) -> Reference:
-    return make_reference(folder, "float32", 2, 32, 4, "What is 2 + 3?", seed=0)
+    return make_reference(folder, "float32", CheckPrompts(2, 32, 4), seed=0)
 
 
-def shifted(scores: Scores, by: float) -> Scores:
-    return [[*row[:-1], row[-1] + by] for row in scores]
+def shifted(logprobs: Logprobs, by: float) -> Logprobs:
+    return [[*row[:-1], row[-1] + by] for row in logprobs]
 
 
-def right_answers(reference: Reference) -> Answers:
-    """What an engine that computes as transformers does would answer, with an FP8 cache that costs a little."""
-    scores, ends = reference.scores, reference.end_ids
+def right_results(reference: Reference) -> Results:
+    """Results of an engine that computes as transformers does, with an FP8 cache of small quality loss."""
+    logprobs, ends = reference.logprobs, reference.end_ids
     stops = [{"ids": [end], "finish_reason": "stop", "stop_reason": None} for end in ends]
     stops.append({"ids": [reference.plain_id] * 4, "finish_reason": "length", "stop_reason": None})
     main = [
-        reference.answers,
-        scores,
+        reference.completions,
+        logprobs,
         None,
-        shifted(scores, 1.0),
+        shifted(logprobs, 1.0),
         None,
-        scores,
+        logprobs,
         *stops,
         {"tokens": 100, "version": "1"},
     ]
-    fp8 = [{"tokens": 200}, shifted(scores, 0.1), None, shifted(scores, 0.6)]
-    return {"main": main, "window": [shifted(scores, 0.5)], "bfloat16": [{"tokens": 100}], "fp8": fp8}
+    fp8 = [{"tokens": 200}, shifted(logprobs, 0.1), None, shifted(logprobs, 0.6)]
+    return {"main": main, "window": [shifted(logprobs, 0.5)], "bfloat16": [{"tokens": 100}], "fp8": fp8}
 
 
-def failed(folder: Path, reference: Reference, answers: Answers) -> set[str]:
-    checks = judge(Checkpoint(folder), reference, answers, exact=True, limit=1e-4)
+def failed(reference: Reference, results: Results) -> set[str]:
+    checks = compare(reference, results, exact=True, tolerance=1e-4)
     assert "skipped" not in {check.outcome for check in checks}
     return {check.name for check in checks if check.outcome == "failed"}
 
 
-def test_right_answers_pass(folder: Path, reference: Reference) -> None:
-    assert failed(folder, reference, right_answers(reference)) == set()
+def test_right_results_pass(reference: Reference) -> None:
+    assert failed(reference, right_results(reference)) == set()
 
 
 WRONG: dict[str, tuple[str, int, Any]] = {
     "greedy_tokens": ("main", 0, lambda rows: [[*rows[0][:-1], rows[0][-1] + 1], *rows[1:]]),
-    "log_probabilities": ("main", 1, lambda scores: shifted(scores, 2e-4)),
-    "control_experts": ("main", 3, lambda scores: shifted(scores, -1.0)),  # back to the right ones: nothing noticed
-    "reload": ("main", 5, lambda scores: shifted(scores, 1e-5)),
+    "log_probabilities": ("main", 1, lambda logprobs: shifted(logprobs, 2e-4)),
+    "control_experts": ("main", 3, lambda logprobs: shifted(logprobs, -1.0)),  # equal to the reference
+    "reload": ("main", 5, lambda logprobs: shifted(logprobs, 1e-5)),
     "stop_tokens": ("main", 6, lambda stop: stop | {"ids": stop["ids"] * 4, "finish_reason": "length"}),
-    "control_window": ("window", 0, lambda scores: shifted(scores, -0.5)),
+    "control_window": ("window", 0, lambda logprobs: shifted(logprobs, -0.5)),
     "kv_tokens": ("fp8", 0, lambda capacity: {"tokens": 150}),
-    "control_scales": ("fp8", 3, lambda scores: shifted(scores, -0.5)),  # as with scales: they are not used
+    "control_scales": ("fp8", 3, lambda logprobs: shifted(logprobs, -0.5)),  # equal to those with scales
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_answers_fail_their_check(folder: Path, reference: Reference, name: str) -> None:
+def test_wrong_results_fail_their_check(reference: Reference, name: str) -> None:
     engine, step, change = WRONG[name]
-    answers = right_answers(reference)
-    answers[engine][step] = change(answers[engine][step])
-    found = failed(folder, reference, answers)
+    results = right_results(reference)
+    results[engine][step] = change(results[engine][step])
+    found = failed(reference, results)
     assert name in found and found <= {name, "reload"}  # a reload is compared with the scores before it
 
 
-def test_engines_are_asked_what_is_judged(folder: Path, reference: Reference) -> None:
+def test_engines_run_the_steps_that_are_compared(folder: Path, reference: Reference) -> None:
     engines = plan_engines(Checkpoint(folder), reference, {"max_model_len": 64}, 32)
-    pairs = {name: [step["do"] for step in engine["steps"]] for name, engine in engines.items()}
+    steps = {name: [step["do"] for step in engine["steps"]] for name, engine in engines.items()}
     ends = ["forced"] * (len(reference.end_ids) + 1)
     reloads = ["score", "reload", "score", "reload", "score"]
-    assert pairs == {
+    assert steps == {
         "main": ["greedy", *reloads, *ends, "capacity"],
         "window": ["score"],
         "bfloat16": ["capacity"],
@@ -96,22 +98,26 @@ def test_engines_are_asked_what_is_judged(folder: Path, reference: Reference) ->
     assert [block["sliding_window"] for block in blocks] == [None, 25, 40, None]
 
 
-def test_failed_checks_are_on_disk(folder: Path, reference: Reference, tmp_path: Path) -> None:
-    answers = right_answers(reference)
-    answers["main"][1] = shifted(reference.scores, 0.5)
-    checks = judge(Checkpoint(folder), reference, answers, exact=True, limit=1e-4)
-    results = write_report(tmp_path / "report.json", checks, {"vllm": "1"})
+def test_failed_checks_are_reported(reference: Reference, tmp_path: Path) -> None:
+    results = right_results(reference)
+    results["main"][1] = shifted(reference.logprobs, 0.5)
+    checks = compare(reference, results, exact=True, tolerance=1e-4)
+    metrics = write_report(tmp_path / "report.json", checks, {"vllm": "1"})
     report = json.loads((tmp_path / "report.json").read_text())
-    assert not report["passed"] and results["failed"] == 4 and results["passed"] == len(checks) - 4  # controls too
-    assert results["log_probabilities/difference"] == pytest.approx(0.5)
+    assert not report["passed"] and metrics["failed"] == 4 and metrics["passed"] == len(checks) - 4  # controls too
+    assert metrics["log_probabilities/difference"] == pytest.approx(0.5)
+    first = {"name": "greedy_tokens", "outcome": "passed", "metrics": {"equal": 8, "tokens": 8}}
+    assert report["checks"][0] == first | {"reason": "8 of 8 equal those of transformers"}
 
 
-def test_what_cannot_be_checked_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_missing_environments_and_wrong_settings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no interpreter '.*nowhere' of a vLLM environment\. .*vllm_env\.sh"):
         require_vllm(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="lacks vllm or the plugin"):
         require_vllm(Path(sys.executable))
     with pytest.raises(ValueError, match="must be positive"):
-        serve_check(tmp_path, folder, prompts=0)
+        CheckPrompts(count=0)
+    with pytest.raises(ValueError, match=r"kv_cache_gib 0\.0 and server_seconds 600\.0 were given; both must be"):
+        VLLMSettings(kv_cache_gib=0.0)
     with pytest.raises(ValueError, match=r"ended with code 1; the end of .*vllm\.log:\n(.|\n)*No module named"):
         run_engines(tmp_path, Path(sys.executable), [{"model": "x", "settings": {}, "steps": []}])

@@ -1,27 +1,29 @@
-"""Export: a folder that is complete, says the same as its child, and loads with transformers alone."""
+"""Export: a complete folder that computes the same as its child and loads with transformers alone."""
 
 import json
 import os
 import subprocess
 import sys
 import sysconfig
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from helpers.exports import made_up_scales
 from helpers.file_reads import count_reads
 from helpers.released_twin import twin_tensors, write_released_twin
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_puzzle.cli import main
-from lit_puzzle.kv_cache.kv_scales import KVScales, LayerScales, TensorScale
 from lit_puzzle.model.checkpoint import Checkpoint, fingerprint
 from lit_puzzle.model.family import GPT_OSS
 from lit_puzzle.serve.configs import puzzle_config, rope_parameters
 from lit_puzzle.serve.export import export
 from lit_puzzle.serve.exported_folder import write_folder
+from lit_puzzle.serve.settings import Storage
 from lit_puzzle.serve.tokenizer_files import generation_settings, stop_tokens
 
 ASSETS = Path(__file__).parents[2] / "lit_puzzle" / "assets"
@@ -35,20 +37,7 @@ def logits_of(folder: Path) -> Tensor:
         return model(PROMPT).logits
 
 
-def tensor_scale(amax: float) -> TensorScale:
-    return TensorScale(torch.tensor(amax), torch.tensor(amax / 448), 0)
-
-
-def scales_of(folder: Path, bf16_layers: tuple[int, ...] = ()) -> KVScales:
-    """Made-up scales of a checkpoint: layer l has 1 + l and 2 + l as largest key and value."""
-    layers = [
-        None if layer in bf16_layers else LayerScales(tensor_scale(1.0 + layer), tensor_scale(2.0 + layer))
-        for layer in range(Checkpoint(folder).num_layers)
-    ]
-    return KVScales(fingerprint(folder), "amax", "none", 100, tuple(layers))
-
-
-def test_folder_is_complete_and_says_the_same(tmp_path: Path) -> None:
+def test_folder_is_complete_and_computes_the_same(tmp_path: Path) -> None:
     results = export(tmp_path, CHILD)
     folder = tmp_path / "model"
     names = {path.name for path in folder.iterdir()}
@@ -74,8 +63,8 @@ def test_every_checkpoint_is_opened_once(tmp_path: Path, monkeypatch: pytest.Mon
 def test_checksums_are_those_of_coreutils(tmp_path: Path) -> None:
     export(tmp_path, CHILD)
     check = ["sha256sum", "--check", "--strict", "SHA256SUMS"]
-    told = subprocess.run(check, cwd=tmp_path / "model", capture_output=True, text=True, check=True).stdout
-    listed = {line.removesuffix(": OK") for line in told.splitlines()}
+    output = subprocess.run(check, cwd=tmp_path / "model", capture_output=True, text=True, check=True).stdout
+    listed = {line.removesuffix(": OK") for line in output.splitlines()}
     assert listed == {path.name for path in (tmp_path / "model").iterdir()} - {"SHA256SUMS"}
     with (tmp_path / "model" / "model.safetensors").open("r+b") as stream:
         stream.seek(-1, os.SEEK_END)
@@ -84,7 +73,7 @@ def test_checksums_are_those_of_coreutils(tmp_path: Path) -> None:
 
 
 def test_shards_have_an_index_and_checksums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lit_puzzle.serve.export.write_folder", lambda *given: write_folder(*given, 1_000_000))
+    monkeypatch.setattr("lit_puzzle.serve.export.write_folder", partial(write_folder, max_shard_bytes=1_000_000))
     export(tmp_path, CHILD)
     folder = tmp_path / "model"
     index = json.loads((folder / "model.safetensors.index.json").read_text())
@@ -112,15 +101,15 @@ chat = tokenizer.apply_chat_template(
     [{"role": "user", "content": "sorting"}], add_generation_prompt=True, reasoning_effort="high", return_dict=True,
     return_tensors="pt",
 )
-answer = model.generate(**chat, max_new_tokens=40, do_sample=False)
+completion = model.generate(**chat, max_new_tokens=40, do_sample=False)
 with torch.no_grad():
-    torch.save((model(torch.load(sys.argv[3])).logits, answer, model.generation_config.eos_token_id), sys.argv[3])
+    torch.save((model(torch.load(sys.argv[3])).logits, completion, model.generation_config.eos_token_id), sys.argv[3])
 assert not any(name.partition(".")[0] == "lit_puzzle" for name in sys.modules)
 """
 
 
 def bare_site_packages(folder: Path) -> Path:
-    """Every installed package but ours (and what finds it), as links."""
+    """Links to every installed package but ours (and the files that find it)."""
     folder.mkdir()
     for entry in Path(sysconfig.get_path("purelib")).iterdir():
         if "lit_puzzle" not in entry.name and entry.suffix != ".pth":
@@ -138,17 +127,17 @@ def test_loads_where_lit_puzzle_cannot_be_imported(tmp_path: Path) -> None:
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), **clean}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    logits, answer, stops = torch.load(tmp_path / "exchange.pt")
+    logits, completion, stops = torch.load(tmp_path / "exchange.pt")
     assert torch.equal(logits, logits_of(CHILD))
     model, tokenizer = AutoModelForCausalLM.from_pretrained(CHILD), AutoTokenizer.from_pretrained(CHILD)
     prompt = "<|start|>system<|message|>Reasoning: high<|end|><|start|>user<|message|>sorting<|end|><|start|>assistant"
     pairs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
-    assert torch.equal(answer, model.generate(**pairs, max_new_tokens=40, do_sample=False))
+    assert torch.equal(completion, model.generate(**pairs, max_new_tokens=40, do_sample=False))
     assert stops == [5, 6, 0]
 
 
 def test_kv_scales_come_with_the_weights(tmp_path: Path) -> None:
-    scales_of(CHILD, bf16_layers=(2, 3)).save(tmp_path / "scales")
+    made_up_scales(CHILD, bf16_layers=(2, 3)).save(tmp_path / "scales")
     results = export(tmp_path / "run", CHILD, kv_scales=tmp_path / "scales")
     exported = Checkpoint(tmp_path / "run" / "model")
     assert results["kv_scale_layers"] == 4
@@ -160,22 +149,22 @@ def test_kv_scales_come_with_the_weights(tmp_path: Path) -> None:
     assert "self_attn.k_scale" not in exported.layer(2)
     assert torch.equal(logits_of(exported.folder), logits_of(CHILD))
     card = (exported.folder / "README.md").read_text()
-    assert "amax over 100 tokens, rounding none" in card and "Layers 2, 3 have no KV scales" in card
+    assert "method amax over 100 tokens, rounding none" in card and "Layers 2, 3 have no KV scales" in card
     assert "--kv-cache-dtype fp8" in card
 
 
-def test_scales_take_the_place_of_those_the_checkpoint_had(tmp_path: Path) -> None:
+def test_scales_replace_those_of_the_checkpoint(tmp_path: Path) -> None:
     twin = write_released_twin(tmp_path / "twin")
-    scales_of(twin).save(tmp_path / "scales")
+    made_up_scales(twin).save(tmp_path / "scales")
     export(tmp_path / "new", twin, kv_scales=tmp_path / "scales", tokenizer=WORDS)
     assert Checkpoint(tmp_path / "new" / "model").layer(3)["self_attn.k_scale"] == torch.tensor(4 / 448)
     results = export(tmp_path / "old", twin, tokenizer=WORDS)
     assert results["kv_scale_layers"] == results["mxfp4_layers"] == 6
     assert Checkpoint(tmp_path / "old" / "model").layer(2)["self_attn.k_scale"] == torch.tensor(0.25)
-    assert "carried over from the checkpoint" in (tmp_path / "old" / "model" / "README.md").read_text()
+    assert "copied from the checkpoint" in (tmp_path / "old" / "model" / "README.md").read_text()
 
 
-def test_released_folder_goes_through_bit_for_bit_in_todays_dialect(tmp_path: Path) -> None:
+def test_the_released_format_is_exported_bit_for_bit_with_new_config_keys(tmp_path: Path) -> None:
     twin, tensors = write_released_twin(tmp_path / "twin"), twin_tensors()
     export(tmp_path / "run", twin, tokenizer=WORDS)
     exported = Checkpoint(tmp_path / "run" / "model")
@@ -193,7 +182,7 @@ def test_released_folder_goes_through_bit_for_bit_in_todays_dialect(tmp_path: Pa
 
 
 def test_another_dtype_rounds_every_tensor_once(tmp_path: Path) -> None:
-    export(tmp_path, CHILD, dtype="float32")
+    export(tmp_path, CHILD, storage=Storage(dtype="float32"))
     exported, before = Checkpoint(tmp_path / "model"), Checkpoint(CHILD)
     assert {info.dtype for info in exported.tensors.values()} == {"F32"}
     assert all(torch.equal(exported.read(name), before.read(name).float()) for name in before.tensors)
@@ -201,7 +190,7 @@ def test_another_dtype_rounds_every_tensor_once(tmp_path: Path) -> None:
 
 
 def write_gpt_oss_tokenizer(folder: Path) -> Path:
-    """The tokens of gpt-oss that matter here, under the ids they have there."""
+    """Write a tokenizer with the stop tokens of gpt-oss under their ids."""
     ids = {"<|endoftext|>": 199999, "<|return|>": 200002, "<|start|>": 200006, "<|call|>": 200012}
     added = [{"id": number, "content": word, "special": True} for word, number in ids.items()]
     folder.mkdir()
@@ -217,21 +206,21 @@ def test_stop_tokens_are_the_tokenizers_own(tmp_path: Path) -> None:
     config = {"model_type": "gpt_oss", "vocab_size": 201089, "eos_token_id": 200002}  # not the size of gpt-oss
     assert generation_settings(tmp_path, words, config)["eos_token_id"] == [200002, 199999, 200012]
     small = {"model_type": "gpt_oss", "vocab_size": 128, "eos_token_id": None}
-    with pytest.raises(ValueError, match=r"\[200002, 199999, 200012\]; there must be some, and all below"):
+    with pytest.raises(ValueError, match=r"\[200002, 199999, 200012\]; at least one is needed, and all must be below"):
         generation_settings(tmp_path, words, small)
     (words / "tokenizer.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"are \[\]; there must be some"):
+    with pytest.raises(ValueError, match=r"are \[\]; at least one is needed"):
         generation_settings(tmp_path, words, small)
 
 
-def test_rope_parameters_of_either_dialect() -> None:
+def test_rope_parameters_from_old_and_new_keys() -> None:
     yarn = {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096}
     expected = yarn | {"rope_theta": 150000}
     assert rope_parameters({"rope_scaling": yarn, "rope_theta": 150000}) == expected
     old = {"type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096}
     assert rope_parameters({"rope_scaling": old, "rope_theta": 150000}) == expected
     assert rope_parameters({"rope_parameters": expected, "rope_theta": 1}) == expected
-    assert rope_parameters({}) == {"rope_type": "default", "rope_theta": 150000.0}
+    assert rope_parameters({"model_type": "gpt_oss"}) == {"rope_type": "default", "rope_theta": 150000.0}
     for broken in ({"factor": None}, {"factor": float("inf")}, {"original_max_position_embeddings": 0}):
         with pytest.raises(ValueError, match=f"YaRN needs {next(iter(broken))} above 0"):
             rope_parameters({"rope_parameters": expected | broken})
@@ -245,7 +234,7 @@ def test_parent_itself_becomes_a_child_of_its_own_blocks(tmp_path: Path) -> None
 
 
 def test_recipe_runs_and_a_finished_run_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    scales_of(CHILD).save(tmp_path / "scales")
+    made_up_scales(CHILD).save(tmp_path / "scales")
     words = ["run", "recipes/export.yaml", f"--run_dir={tmp_path / 'run'}", f"--kv_scales={tmp_path / 'scales'}"]
     main(words)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -255,7 +244,7 @@ def test_recipe_runs_and_a_finished_run_is_not_overwritten(tmp_path: Path, capsy
     with pytest.raises(SystemExit):
         main(words)
     assert "is complete; give --overwrite" in capsys.readouterr().err
-    (tmp_path / "run" / "model" / "stray.txt").write_text("of another export")
+    (tmp_path / "run" / "model" / "stray.txt").write_text("from another export")
     main([*words, "--overwrite"])
     assert not (tmp_path / "run" / "model" / "stray.txt").exists()
-    assert (tmp_path / "run" / "model" / "SHA256SUMS").read_bytes() == before  # the same bytes, card and picture too
+    assert (tmp_path / "run" / "model" / "SHA256SUMS").read_bytes() == before  # the plot too

@@ -1,4 +1,4 @@
-"""Experts of an exported folder: the parent's bytes where they were frozen, the nearest code where they were not."""
+"""Experts of an exported folder: the parent's bytes if they were frozen, the nearest codes if they were trained."""
 
 import itertools
 import shutil
@@ -9,12 +9,13 @@ import torch
 from helpers.released_twin import twin_tensors, write_released_twin
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GptOssForCausalLM
 
 from lit_puzzle.child.assemble import assemble
 from lit_puzzle.model.checkpoint import Checkpoint, fingerprint
 from lit_puzzle.serve.experts import Rounding
 from lit_puzzle.serve.export import export
+from lit_puzzle.serve.settings import Storage
 from lit_puzzle.spec import BlockSpec, Plan
 
 ASSETS = Path(__file__).parents[2] / "lit_puzzle" / "assets"
@@ -41,7 +42,7 @@ def child(tmp_path: Path, twin: Path) -> Path:
 @pytest.fixture
 def plain(tmp_path: Path, child: Path) -> Path:
     """The same child with its experts in bfloat16."""
-    export(tmp_path / "unpacked", child, experts="plain", tokenizer=WORDS)
+    export(tmp_path / "unpacked", child, tokenizer=WORDS, storage=Storage(experts="plain"))
     return tmp_path / "unpacked" / "model"
 
 
@@ -57,13 +58,13 @@ def logits_of(folder: Path) -> Tensor:
 
 
 def packed_rows(name: str) -> Tensor:
-    """What the twin holds of the experts that were kept, straight from its generator."""
+    """The twin's tensor of the experts that were kept, straight from its generator."""
     return twin_tensors()[name][list(KEPT[int(name.split(".")[2])])]
 
 
 def test_packed_experts_are_the_parents_bytes(tmp_path: Path, child: Path) -> None:
     for how in ("stored", "mxfp4"):
-        results = export(tmp_path / how, child, experts=how, tokenizer=WORDS)  # type: ignore[arg-type]
+        results = export(tmp_path / how, child, tokenizer=WORDS, storage=Storage(experts=how))
         written = experts_of(tmp_path / how / "model")
         assert all(torch.equal(tensor, packed_rows(name)) for name, tensor in written.items())
         assert results["mxfp4_layers"] == 6 and results["rounded_experts"] == results["copied_experts"] == 0
@@ -82,7 +83,7 @@ def test_frozen_experts_get_the_parents_bytes_and_trained_ones_are_rounded(
     trained = tensors["model.layers.1.mlp.experts.down_proj"]
     trained[3] += 0.01 * torch.randn(trained[3].shape, generator=torch.Generator().manual_seed(1)).bfloat16()
     save_file(tensors, plain / "model.safetensors")
-    results = export(tmp_path / "run", plain, experts="mxfp4", mxfp4_parent=twin)
+    results = export(tmp_path / "run", plain, storage=Storage(experts="mxfp4", mxfp4_parent=twin))
     assert results["copied_experts"] == 2 * sum(len(kept) for kept in KEPT) - 1 and results["rounded_experts"] == 1
     for name, tensor in experts_of(tmp_path / "run" / "model").items():
         same = [bool(torch.equal(ours, theirs)) for ours, theirs in zip(tensor, packed_rows(name), strict=True)]
@@ -93,7 +94,7 @@ def test_frozen_experts_get_the_parents_bytes_and_trained_ones_are_rounded(
 def test_rounded_experts_are_the_nearest_codes(tmp_path: Path) -> None:
     """Against all 16 codes under the smallest power of two that clips nothing, one value after the other."""
     source = ASSETS / "tiny_child"
-    results = export(tmp_path, source, experts="mxfp4")
+    results = export(tmp_path, source, storage=Storage(experts="mxfp4"))
     original, written = experts_of(source), experts_of(tmp_path / "model")
     assert results["rounded_experts"] == 2 * (16 + 8 + 12 + 8 + 12 + 8) and results["mxfp4_layers"] == 6
     signs = (1.0, -1.0)
@@ -118,13 +119,13 @@ def test_rounded_experts_are_the_nearest_codes(tmp_path: Path) -> None:
 
 
 def test_packing_what_was_unpacked_keeps_every_value(tmp_path: Path, plain: Path, child: Path) -> None:
-    results = export(tmp_path / "again", plain, experts="mxfp4")
+    results = export(tmp_path / "again", plain, storage=Storage(experts="mxfp4"))
     assert results["rounded_experts"] == 2 * sum(len(kept) for kept in KEPT) and results["rounding_error"] == 0
     assert torch.equal(logits_of(tmp_path / "again" / "model"), logits_of(child))
 
 
 def test_layers_may_be_packed_or_not_one_by_one(tmp_path: Path, child: Path, plain: Path) -> None:
-    """Layer 2 plain, the others packed: transformers must be told, or it looks for blocks that are not there."""
+    """Layer 2 is plain, the others are packed; the config says so, or transformers would look for blocks in layer 2."""
     tensors, unpacked = load_file(child / "model.safetensors"), load_file(plain / "model.safetensors")
     mixed = {name: tensor for name, tensor in tensors.items() if ".2.mlp.experts." not in name}
     mixed |= {name: tensor for name, tensor in unpacked.items() if ".2.mlp.experts." in name}
@@ -140,27 +141,27 @@ def test_layers_may_be_packed_or_not_one_by_one(tmp_path: Path, child: Path, pla
 def test_error_of_nothing_is_zero() -> None:
     rounding = Rounding()
     assert rounding.relative_error() == 0
-    rounding.round(torch.tensor([[1.25] + [0.0] * 30 + [6.0]]))  # 1.25 lies between 1 and 1.5: to the even code
+    rounding.round(torch.tensor([[1.25] + [0.0] * 30 + [6.0]]))  # between 1 and 1.5: to even
     assert rounding.relative_error() == pytest.approx(0.25 / (1.25**2 + 36) ** 0.5)
 
 
-def test_what_cannot_be_packed_is_refused(tmp_path: Path, twin: Path, plain: Path, child: Path) -> None:
-    with pytest.raises(ValueError, match=r"mxfp4_parent needs experts: mxfp4 \(given: stored\)"):
-        export(tmp_path / "run", plain, mxfp4_parent=twin)
+def test_wrong_mxfp4_parents_are_refused(tmp_path: Path, twin: Path, plain: Path, child: Path) -> None:
+    with pytest.raises(ValueError, match=r"mxfp4_parent needs storage\.experts: mxfp4 \(given: stored\)"):
+        export(tmp_path / "run", plain, storage=Storage(mxfp4_parent=twin))
     other = write_released_twin(tmp_path / "other", seed=1)
     with pytest.raises(ValueError, match="expert indices would mean other experts"):
-        export(tmp_path / "run", plain, experts="mxfp4", mxfp4_parent=other)
+        export(tmp_path / "run", plain, storage=Storage(experts="mxfp4", mxfp4_parent=other))
     (plain / "plan.json").unlink()
-    with pytest.raises(ValueError, match=r"which of its experts were kept \(missing\)"):
-        export(tmp_path / "run", plain, experts="mxfp4", mxfp4_parent=twin)
+    with pytest.raises(ValueError, match=r"which lists the experts that were kept \(missing\)"):
+        export(tmp_path / "run", plain, storage=Storage(experts="mxfp4", mxfp4_parent=twin))
     blocks = tuple(BlockSpec(tuple(range(len(kept))), window) for kept, window in zip(KEPT, WINDOWS, strict=True))
     Plan(fingerprint(plain), 8, blocks).save(child / "plan.json")
     with pytest.raises(ValueError, match=r"no MXFP4 experts in layers \[0, 1, 2, 3, 4, 5\]"):
-        export(tmp_path / "run", child, experts="mxfp4", mxfp4_parent=plain, tokenizer=WORDS)
+        export(tmp_path / "run", child, tokenizer=WORDS, storage=Storage(experts="mxfp4", mxfp4_parent=plain))
     assert not (tmp_path / "run" / "model").exists()
 
 
-def test_rows_that_do_not_divide_into_blocks_are_refused(tmp_path: Path, tiny_model: torch.nn.Module) -> None:
+def test_rows_that_do_not_divide_into_blocks_are_refused(tmp_path: Path, tiny_model: GptOssForCausalLM) -> None:
     tiny_model.save_pretrained(tmp_path / "small")  # intermediate size 8
-    with pytest.raises(ValueError, match=r"down_proj has rows of 8 values; MXFP4 shares a scale among 32"):
-        export(tmp_path / "run", tmp_path / "small", experts="mxfp4", tokenizer=WORDS)
+    with pytest.raises(ValueError, match=r"down_proj has rows of 8 values; MXFP4 has one scale for 32"):
+        export(tmp_path / "run", tmp_path / "small", tokenizer=WORDS, storage=Storage(experts="mxfp4"))

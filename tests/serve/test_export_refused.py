@@ -1,4 +1,4 @@
-"""What an export refuses, and what is left when the disk is full: nothing that looks complete, nothing half-written."""
+"""Input that an export refuses, and a full disk, which leaves no folder that looks complete or is half-written."""
 
 import json
 import multiprocessing
@@ -11,16 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.exports import made_up_scales, tensor_scale
 from helpers.released_twin import write_released_twin
 from safetensors.torch import load_file, save_file
-from test_export import scales_of, tensor_scale
 from transformers import AutoConfig
 
 from lit_puzzle.cli import main
-from lit_puzzle.kv_cache.kv_scales import KVScales, LayerScales
+from lit_puzzle.kv_cache.scales import KVScales, LayerScales
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.family import GPT_OSS
 from lit_puzzle.serve.export import export
+from lit_puzzle.serve.settings import Storage, Upload
 
 ASSETS = Path(__file__).parents[2] / "lit_puzzle" / "assets"
 CHILD, WORDS = ASSETS / "tiny_child", ASSETS / "tiny_parent"
@@ -28,7 +29,7 @@ CHILD, WORDS = ASSETS / "tiny_child", ASSETS / "tiny_parent"
 
 @pytest.fixture
 def child(tmp_path: Path) -> Path:
-    """A copy of the tiny child, to be spoilt."""
+    """A copy of the tiny child, to be damaged."""
     return Path(shutil.copytree(CHILD, tmp_path / "child"))
 
 
@@ -38,7 +39,7 @@ def edit_json(path: Path, **changes: object) -> None:
 
 def test_pickles_are_refused(tmp_path: Path, child: Path) -> None:
     (child / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch pickled'\ntR.")
-    with pytest.raises(ValueError, match=r"holds pickles \['pytorch_model\.bin'\]: loading one runs code"):
+    with pytest.raises(ValueError, match=r"contains pickles \['pytorch_model\.bin'\]: loading one runs code"):
         export(tmp_path / "run", child)
     assert not (tmp_path / "run").exists() and not Path("pickled").exists()
 
@@ -56,8 +57,8 @@ def test_code_of_the_checkpoint_is_neither_run_nor_copied(tmp_path: Path, child:
     assert json.loads((folder / "config.json").read_text())["auto_map"]["AutoModelForCausalLM"].startswith("gpt_oss.")
 
 
-def test_code_that_the_config_names_is_not_passed_on(tmp_path: Path, child: Path) -> None:
-    """transformers would fetch a kernel of that name, or a pipeline from that repository, and run it."""
+def test_code_that_the_config_names_is_dropped(tmp_path: Path, child: Path) -> None:
+    """transformers would download a kernel of that name, or a pipeline from that repository, and run it."""
     named = {"attn_implementation": "someone/kernel", "experts_implementation": "someone/kernel"}
     pipelines = {"chat": {"impl": "someone/else--chat.Pipe", "pt": ["AutoModelForCausalLM"], "type": "text"}}
     edit_json(child / "config.json", **named, custom_pipelines=pipelines)
@@ -72,9 +73,9 @@ def test_values_that_a_dtype_cannot_hold_are_refused(tmp_path: Path, child: Path
     tensors["model.norm.weight"][0] = 70_000.0  # float16 ends at 65,504
     save_file(tensors, child / "model.safetensors")
     with pytest.raises(ValueError, match=r"model\.norm\.weight has values that torch\.float16 cannot hold"):
-        export(tmp_path / "run", child, dtype="float16")
+        export(tmp_path / "run", child, storage=Storage(dtype="float16"))
     assert list((tmp_path / "run").iterdir()) == []
-    export(tmp_path / "run", child, dtype="float32")
+    export(tmp_path / "run", child, storage=Storage(dtype="float32"))
 
 
 @pytest.mark.parametrize(
@@ -82,14 +83,14 @@ def test_values_that_a_dtype_cannot_hold_are_refused(tmp_path: Path, child: Path
     [
         (
             lambda folder: (folder / "tokenizer.json").unlink(),
-            r"has no tokenizer\.json; an exported folder is complete",
+            r"has no tokenizer\.json; an exported folder needs it",
         ),
         (lambda folder: (folder / "chat_template.jinja").unlink(), "has no chat template"),
         (
             lambda folder: edit_json(
                 folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Words", None]}
             ),
-            "names code of its own",
+            "names code in the folder",
         ),
         (
             lambda folder: edit_json(folder / "config.json", per_layer_config={"0": {"num_local_experts": 3}}),
@@ -101,7 +102,7 @@ def test_values_that_a_dtype_cannot_hold_are_refused(tmp_path: Path, child: Path
             ),
             "YaRN needs factor above 0",
         ),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"short"), "truncated or no safetensors file"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"short"), "truncated or not a safetensors file"),
         (lambda folder: edit_json(folder / "config.json", model_type="llama"), "model_type 'llama' is not supported"),
     ],
     ids=["tokenizer", "template", "code", "per_layer_config", "yarn", "truncated", "other"],
@@ -119,11 +120,11 @@ def without(scales: KVScales, layer: int) -> KVScales:
     return replace(scales, layers=(*scales.layers[:layer], None, *scales.layers[layer + 1 :]))
 
 
-def test_a_layer_that_sees_everything_must_have_scales(tmp_path: Path) -> None:
-    without(scales_of(CHILD), 1).save(tmp_path / "scales")
-    with pytest.raises(ValueError, match="layer 1 attends to everything and has no KV scale"):
+def test_a_layer_with_full_attention_must_have_scales(tmp_path: Path) -> None:
+    without(made_up_scales(CHILD), 1).save(tmp_path / "scales")
+    with pytest.raises(ValueError, match="layer 1 has full attention and no KV scale"):
         export(tmp_path / "run", CHILD, kv_scales=tmp_path / "scales")
-    replace(scales_of(CHILD), layers=scales_of(CHILD).layers[:4]).save(tmp_path / "few")
+    replace(made_up_scales(CHILD), layers=made_up_scales(CHILD).layers[:4]).save(tmp_path / "few")
     with pytest.raises(ValueError, match="KV scales are of 4 layers, the checkpoint has 6"):
         export(tmp_path / "run", CHILD, kv_scales=tmp_path / "few")
 
@@ -140,7 +141,7 @@ def test_a_layer_that_sees_everything_must_have_scales(tmp_path: Path) -> None:
 def test_damaged_scales_are_refused(
     tmp_path: Path, spoil: Callable[[dict[str, torch.Tensor]], object], message: str
 ) -> None:
-    scales_of(CHILD).save(tmp_path / "scales")
+    made_up_scales(CHILD).save(tmp_path / "scales")
     tensors = load_file(tmp_path / "scales" / "kv_scales.safetensors")
     spoil(tensors)
     save_file(tensors, tmp_path / "scales" / "kv_scales.safetensors")
@@ -150,17 +151,17 @@ def test_damaged_scales_are_refused(
 
 
 @pytest.mark.parametrize("amax", [0.0, float("inf"), float("nan")])
-def test_scales_of_an_amax_that_is_none_are_refused(tmp_path: Path, amax: float) -> None:
-    scales = scales_of(CHILD)
+def test_scales_with_an_invalid_amax_are_refused(tmp_path: Path, amax: float) -> None:
+    scales = made_up_scales(CHILD)
     broken = replace(tensor_scale(1.0), amax=torch.tensor(amax))
     layers = (LayerScales(broken, tensor_scale(1.0)), *scales.layers[1:])
     replace(scales, layers=layers).save(tmp_path / "scales")
-    with pytest.raises(ValueError, match="amax of K in layer 0"):
+    with pytest.raises(ValueError, match=r"amax of model\.layers\.0\.self_attn\.k_scale"):
         export(tmp_path / "run", CHILD, kv_scales=tmp_path / "scales")
 
 
 def test_scales_of_another_child_are_refused(tmp_path: Path) -> None:
-    scales_of(WORDS).save(tmp_path / "scales")
+    made_up_scales(WORDS).save(tmp_path / "scales")
     with pytest.raises(ValueError, match="KV scales are of checkpoint"):
         export(tmp_path / "run", CHILD, kv_scales=tmp_path / "scales")
 
@@ -176,10 +177,10 @@ def test_zero_scales_inside_a_checkpoint_are_refused(tmp_path: Path) -> None:
         export(tmp_path / "run", twin, tokenizer=WORDS)
 
 
-def test_a_folder_that_is_there_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_existing_folder_is_left_unchanged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run" / "model").mkdir(parents=True)
     (tmp_path / "run" / "model" / "mine.txt").write_text("mine")
-    with pytest.raises(ValueError, match="is already there; remove it or choose another folder"):
+    with pytest.raises(ValueError, match="already exists; remove it or choose another folder"):
         export(tmp_path / "run", CHILD)
     with pytest.raises(SystemExit):
         main(["run", "recipes/export.yaml", f"--run_dir={tmp_path / 'run'}", "--kv_scales=null"])
@@ -188,26 +189,33 @@ def test_a_folder_that_is_there_is_left_alone(tmp_path: Path, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize(
-    ("repository", "message"),
-    [("no-owner", "name a repository as OWNER/NAME"), ("a/b/c", "OWNER/NAME"), ("me/mine", "needs a login")],
+    ("repository", "offline", "message"),
+    [
+        ("no-owner", False, "name a repository as OWNER/NAME"),
+        ("a/b/c", False, "OWNER/NAME"),
+        ("me/mine", False, "needs a login"),
+        ("me/mine", True, "HF_HUB_OFFLINE is set"),
+    ],
 )
 def test_an_upload_is_checked_before_anything_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repository: str, message: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repository: str, offline: bool, message: str
 ) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no token"))
     with pytest.raises(ValueError, match=message):
-        export(tmp_path / "run", CHILD, push_to_hub=repository)
+        export(tmp_path / "run", CHILD, upload=Upload(repository))
     assert not (tmp_path / "run").exists()
 
 
 def test_an_upload_that_fails_leaves_the_complete_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To a port where nobody listens: the folder is whole before the first byte would leave."""
+    """The upload goes to a port where nobody listens; the folder is complete before it starts."""
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", "hf_none")
     with pytest.raises(Exception, match="Connection refused"):
-        export(tmp_path / "run", CHILD, push_to_hub="me/mine")
+        export(tmp_path / "run", CHILD, upload=Upload("me/mine"))
     subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=tmp_path / "run" / "model", check=True)
 
 
@@ -231,7 +239,7 @@ def test_nothing_is_left_when_writing_stops_in_the_middle(tmp_path: Path) -> Non
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system that has room for what is written up to the weights, and no more."""
+    """A file system with room for the files before the weights and no more."""
     place = tmp_path / "disk"
     place.mkdir()
     size = (CHILD / "model.safetensors").stat().st_size + 60_000
@@ -242,11 +250,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(place)], check=True)
 
 
-def test_a_full_disk_leaves_nothing_and_the_same_command_goes_on(small_disk: Path, tmp_path: Path) -> None:
+def test_after_a_full_disk_the_command_can_be_rerun(small_disk: Path, tmp_path: Path) -> None:
     words = ["run", "recipes/export.yaml", f"--run_dir={small_disk / 'run'}", "--kv_scales=null"]
     with pytest.raises(OSError, match="No space left on device"):
         main(words)
-    assert [path.name for path in (small_disk / "run").iterdir()] == ["config.yaml"]  # claimed, and not complete
+    assert [path.name for path in (small_disk / "run").iterdir()] == ["config.yaml"]  # an incomplete run folder
     subprocess.run(["mount", "-o", "remount,size=16M", str(small_disk)], check=True)
     main(words)
     assert json.loads((small_disk / "run" / "run.json").read_text())["resumed"] is True

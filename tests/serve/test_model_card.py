@@ -1,4 +1,4 @@
-"""The model card: front matter that the hub reads, numbers that are those of run.json, facts that are the folder's."""
+"""The model card: front matter for the hub, numbers of run.json, facts about the folder."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,8 @@ import yaml
 
 from lit_puzzle.cli import main
 from lit_puzzle.serve.export import export
-from lit_puzzle.serve.model_card import Card, numbers
+from lit_puzzle.serve.model_card import numbers
+from lit_puzzle.serve.settings import Card, Storage
 
 ASSETS = Path(__file__).parents[2] / "lit_puzzle" / "assets"
 CHILD = ASSETS / "tiny_child"
@@ -29,20 +30,20 @@ def card_of(run_dir: Path) -> tuple[dict[str, Any], str]:
     return yaml.safe_load(front), body
 
 
-def test_front_matter_is_what_the_hub_reads(tmp_path: Path) -> None:
+def test_front_matter_follows_the_hub(tmp_path: Path) -> None:
     export(tmp_path / "a", CHILD, card=Card("Small", "openai/gpt-oss-20b", "apache-2.0"))
     front, body = card_of(tmp_path / "a")
     assert front["license"] == "apache-2.0" and front["base_model"] == "openai/gpt-oss-20b"
     assert front["library_name"] == "transformers" and "gpt_oss_puzzle" in front["tags"]
     assert "# Small\n" in body and "parent, apache-2.0" in body and "trust_remote_code=True" in body
-    export(tmp_path / "b", CHILD, experts="mxfp4")
+    export(tmp_path / "b", CHILD, storage=Storage(experts="mxfp4"))
     front, body = card_of(tmp_path / "b")
     assert "base_model" not in front and front["license"] == "unknown" and "mxfp4" in front["tags"]
-    assert "no training run" in body and "no evaluation: measure before you deploy" in body
+    assert "No training run" in body and "No evaluation" in body
     assert "128 experts were rounded to MXFP4 by this export" in body
 
 
-def test_layers_are_those_of_the_child(tmp_path: Path) -> None:
+def test_the_table_lists_the_layers_of_the_child(tmp_path: Path) -> None:
     export(tmp_path, CHILD)
     _, body = card_of(tmp_path)
     rows = [line.split(" | ") for line in body.splitlines() if line.startswith("| ") and " of 16 " in line]
@@ -65,7 +66,7 @@ def test_numbers_of_run_json_appear(tmp_path: Path) -> None:
             "parent": finished_run(tmp_path / "parent", "lightning run recipes/evaluate.yaml --p", before),
             "child": finished_run(tmp_path / "evaluated", "lightning run recipes/evaluate.yaml --c", after),
         },
-        remarks="Never asked about chess.",
+        remarks="Not tested on chess.",
     )
     export(tmp_path / "run", CHILD, card=card)
     _, body = card_of(tmp_path / "run")
@@ -77,7 +78,7 @@ def test_numbers_of_run_json_appear(tmp_path: Path) -> None:
     assert "| accuracy/high/gain | 0.1172 ± 0.0323 |" in lines and "| reward/last | 0.75 |" in lines
     assert "chains" not in body and "_se" not in body
     assert "`lightning run recipes/evaluate.yaml --c` (seed 7, 12.5 s on 2 CPU cores, code abc123)" in body
-    assert "- Never asked about chess." in lines
+    assert "- Not tested on chess." in lines
 
 
 def test_whole_numbers_and_missing_cells() -> None:
@@ -85,16 +86,16 @@ def test_whole_numbers_and_missing_cells() -> None:
     assert table.splitlines()[2:] == ["| experts | 72 | 96 |", "| ratio | 0.5 |  |"]
 
 
-def test_only_standard_errors_stand_behind_other_numbers() -> None:
+def test_only_standard_errors_follow_other_numbers() -> None:
     table = numbers({"a": {"solver_seconds": 1.5, "tokens_seen": 4, "gain/low": 0.5, "gain_se/low": 0.25}})
     assert table.splitlines()[2:] == ["| solver_seconds | 1.5 |", "| tokens_seen | 4 |", "| gain/low | 0.5 ± 0.25 |"]
 
 
-def test_results_in_words_are_taken_as_they_are() -> None:
+def test_results_that_are_text_are_copied() -> None:
     assert numbers({"a": {"report": "pass|fail"}}).splitlines()[2:] == [r"| report | pass\|fail |"]
 
 
-def test_runs_that_are_not_finished_are_refused_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unfinished_runs_are_refused_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "started").mkdir()
     (tmp_path / "started" / "config.yaml").write_text("command: evaluate\n")
     with pytest.raises(ValueError, match="run folder that is not complete"):

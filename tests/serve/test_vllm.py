@@ -11,23 +11,24 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.exports import MIXED, UNIFORM, made_up_scales, make_child
 from helpers.vllm_environment import NEEDS_VLLM, PYTHON, ROOT
 from helpers.vllm_folders import write_folder
 from safetensors.torch import load_file, save_file
-from test_export import scales_of
-from test_export_formats import MIXED, UNIFORM, child
 from torch import Tensor
 
 from lit_puzzle.serve.export import export
+from lit_puzzle.serve.settings import Storage
 from lit_puzzle.serve.vllm.check import require_vllm, run_engines, serve_check
 from lit_puzzle.serve.vllm.check_reference import make_reference
-from lit_puzzle.serve.vllm.report import distance
+from lit_puzzle.serve.vllm.report import difference
+from lit_puzzle.serve.vllm.settings import CheckPrompts, VLLMSettings
 
-SHORT: dict[str, Any] = {"prompts": 4, "prompt_tokens": 64, "new_tokens": 32}
+SHORT = CheckPrompts(4, 64, 32)
 SMALL = {"dtype": "float32", "max_model_len": 128, "kv_cache_memory_bytes": 2**26}
 CONTROLS = {"control_experts", "control_window"}
 CHECKS = {"greedy_tokens", "log_probabilities", "reload", "stop_tokens", "kv_tokens"} | CONTROLS
-SERVER_CHECKS = {"server_answers", "server_streams", "server_stops", "server_refuses"}
+SERVER_CHECKS = {"server_completions", "server_streams", "server_stops", "server_refuses"}
 pytestmark = NEEDS_VLLM
 
 
@@ -37,11 +38,11 @@ def outcomes(run_dir: Path) -> dict[str, str]:
 
 
 def test_a_child_with_kv_scales_is_served_as_transformers_computes(tmp_path: Path) -> None:
-    """Own experts and windows in every layer; engines, negative controls, and `vllm serve`."""
-    source = child(tmp_path, MIXED)
-    scales_of(source).save(tmp_path / "scales")
+    """Different experts and windows in the layers; engines, negative controls, and `vllm serve`."""
+    source = make_child(tmp_path, MIXED)
+    made_up_scales(source).save(tmp_path / "scales")
     export(tmp_path / "export", source, kv_scales=tmp_path / "scales")
-    results = serve_check(tmp_path, tmp_path / "export" / "model", PYTHON, **SHORT)
+    results = serve_check(tmp_path, tmp_path / "export" / "model", VLLMSettings(PYTHON), SHORT)
     assert outcomes(tmp_path) == dict.fromkeys(CHECKS | SERVER_CHECKS | {"control_scales"}, "passed")
     assert results["greedy_tokens/equal"] == 4 * 32 and results["kv_tokens/ratio"] == 2
     assert results["log_probabilities/difference"] < 1e-4 < results["control_window/difference"]
@@ -51,38 +52,40 @@ def test_a_child_with_kv_scales_is_served_as_transformers_computes(tmp_path: Pat
 def test_mxfp4_experts_are_served_as_transformers_computes(tmp_path: Path) -> None:
     """Layers of 4, 8, 1 and 6 experts: one has fewer than top-k."""
     export(tmp_path / "export", write_folder(tmp_path / "packed", mxfp4=True))
-    serve_check(tmp_path, tmp_path / "export" / "model", PYTHON, server=False, **SHORT)
+    serve_check(tmp_path, tmp_path / "export" / "model", VLLMSettings(PYTHON, server=False), SHORT)
     skipped = dict.fromkeys(("control_scales", "server"), "skipped")
     assert outcomes(tmp_path) == dict.fromkeys(CHECKS, "passed") | skipped
 
 
-def test_plain_gpt_oss_is_served_by_vllm_without_the_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stock and masked exports, each against transformers on the child itself; vLLM puts windows on even layers."""
+def test_stock_and_masked_exports_are_served_without_the_plugin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both against transformers on the child itself; vLLM's gpt-oss has windows on even layers."""
     mixed = [(kept, None if layer % 2 else 16) for layer, (kept, _) in enumerate(MIXED)]
     monkeypatch.setenv("VLLM_PLUGINS", "")
     engines, references = [], []
     for form, blocks in (("stock", UNIFORM), ("masked", mixed)):
         (tmp_path / form).mkdir()
-        source = child(tmp_path / form, blocks)
-        export(tmp_path / form / "run", source, format=form)  # type: ignore[arg-type]
-        reference = make_reference(source, "float32", 3, 48, 16, "", seed=0)
+        source = make_child(tmp_path / form, blocks)
+        export(tmp_path / form / "run", source, storage=Storage(format=form))  # type: ignore[arg-type]
+        reference = make_reference(source, "float32", CheckPrompts(3, 48, 16), seed=0)
         steps = [{"do": "greedy", "prompts": reference.prompts, "tokens": 16}]
-        steps.append({"do": "score", "documents": reference.documents})
+        steps.append({"do": "score", "sequences": reference.sequences})
         engines.append({"model": str(tmp_path / form / "run" / "model"), "settings": SMALL, "steps": steps})
         references.append(reference)
-    for reference, (answers, scores) in zip(references, run_engines(tmp_path, PYTHON, engines), strict=True):
-        assert answers == reference.answers
-        assert distance(scores, reference.scores)[0] < 1e-4
+    for reference, (completions, logprobs) in zip(references, run_engines(tmp_path, PYTHON, engines), strict=True):
+        assert completions == reference.completions
+        assert difference(logprobs, reference.logprobs)[0] < 1e-4
 
 
-def test_tensor_parallel_is_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensor_parallel_equals_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|0")
     folder = write_folder(tmp_path / "folder", scales=True, intermediate_size=64)
-    reference = make_reference(folder, "float32", 2, 48, 8, "", seed=0)
-    step = {"do": "score", "documents": reference.documents}
+    reference = make_reference(folder, "float32", CheckPrompts(2, 48, 8), seed=0)
+    step = {"do": "score", "sequences": reference.sequences}
     settings = SMALL | {"tensor_parallel_size": 2}
-    ((scores,),) = run_engines(tmp_path, PYTHON, [{"model": str(folder), "settings": settings, "steps": [step]}])
-    assert distance(scores, reference.scores)[0] < 1e-4
+    ((logprobs,),) = run_engines(tmp_path, PYTHON, [{"model": str(folder), "settings": settings, "steps": [step]}])
+    assert difference(logprobs, reference.logprobs)[0] < 1e-4
 
 
 def changed(folder: Path, source: Path, change: Callable[[dict[str, Tensor]], Any]) -> Path:
@@ -121,12 +124,12 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Tensor]], Any], dict[str, Any], str
     "layer without scales": (
         lambda t: [t.pop(f"model.layers.1.self_attn.{kind}_scale") for kind in "kv"],
         {"dtype": "bfloat16", "kv_cache_dtype": "fp8"},
-        "none for layers [1], which would be cut off at 448",
+        "none for layers [1], whose values would saturate at 448",
     ),
 }
 
 
-def test_what_the_plugin_cannot_load_is_refused(tmp_path: Path) -> None:
+def test_wrong_checkpoints_are_refused(tmp_path: Path) -> None:
     whole = write_folder(tmp_path / "whole", scales=True)
     engines: list[tuple[str, dict[str, Any]]] = []
     for name, (change, settings, _) in REFUSED.items():
@@ -142,8 +145,8 @@ def test_what_the_plugin_cannot_load_is_refused(tmp_path: Path) -> None:
     ]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    *said, swiglu, uneven, even = json.loads(done.stdout.splitlines()[-1])
-    for (name, (_, _, message)), found in zip(REFUSED.items(), said, strict=True):
+    *errors, swiglu, uneven, even = json.loads(done.stdout.splitlines()[-1])
+    for (name, (_, _, message)), found in zip(REFUSED.items(), errors, strict=True):
         assert message in found, (name, found)
-    assert "swiglu_limit is 6.0; vLLM's gpt-oss computes with 7.0" in swiglu
+    assert "swiglu_limit is 6.0; vLLM's gpt-oss always computes with 7.0" in swiglu
     assert "layer -> experts: {2: 1}" in uneven and even == ""

@@ -1,4 +1,4 @@
-"""Training the tiny parent: lessons, initialization, exact resuming, the folder it writes, and the parent we ship."""
+"""Training the tiny parent: lessons, initialization, exact resuming, the written folder, and the shipped parent."""
 
 import json
 import math
@@ -18,18 +18,23 @@ from lit_puzzle.evaluate.held_out import held_out_problems
 from lit_puzzle.generation.lengths import read_lengths
 from lit_puzzle.generation.sampling import Sampling
 from lit_puzzle.generation.transformers_engine import TransformersEngine
-from lit_puzzle.tiny.lessons import IGNORED, Curriculum, Lessons, practice, retrieval, supervised
-from lit_puzzle.tiny.parent import Initialization, ParentShape, build_parent
+from lit_puzzle.tiny.lessons import IGNORED, Lessons, practice, retrieval, supervised
+from lit_puzzle.tiny.parent import build_parent
 from lit_puzzle.tiny.pretrain import FlatThenCosine, LessonData, TinyParent, next_token_loss
+from lit_puzzle.tiny.settings import AttentionShape, Curriculum, Initialization, ParentShape
 from lit_puzzle.tiny.tokenizer import build_tokenizer
 from lit_puzzle.tiny.world import Chains, Counting, Family, Sorting
 
 TOKENIZER = build_tokenizer()
 FAMILIES: tuple[Family, ...] = (Chains(), Sorting(), Counting())
 SMALL = ParentShape(
-    num_hidden_layers=2, hidden_size=32, intermediate_size=16, num_local_experts=4, num_attention_heads=4, head_dim=16
+    num_hidden_layers=2,
+    hidden_size=32,
+    intermediate_size=16,
+    num_local_experts=4,
+    attention=AttentionShape(num_attention_heads=4, head_dim=16),
 )
-PLAN = Curriculum(retrieval_steps=2, practice_steps=2, sequences=3, sequence_tokens=128)
+CURRICULUM = Curriculum(retrieval_steps=2, practice_steps=2, sequences=3, sequence_tokens=128)
 SHIPPED = Path(lit_puzzle.__file__).parent / "assets" / "tiny_parent"
 
 
@@ -88,7 +93,7 @@ def test_practice_labels_are_high_effort_analyses(family: Family) -> None:
 
 def test_a_batch_depends_on_seed_and_step_only() -> None:
     def batches(seed: int, first: int) -> list[dict[str, Tensor]]:
-        return list(Lessons(PLAN, FAMILIES, TOKENIZER, seed, first, 6))
+        return list(Lessons(CURRICULUM, FAMILIES, TOKENIZER, seed, first, 6))
 
     whole, tail, other = batches(0, 0), batches(0, 3), batches(1, 0)
     assert len(whole) == 6 and len(tail) == 3
@@ -105,7 +110,7 @@ def test_tables_grow_over_the_first_phase() -> None:
         Curriculum(sequence_tokens=10)
 
 
-def test_windowed_heads_look_back_where_told() -> None:
+def test_windowed_heads_attend_the_initial_distances() -> None:
     torch.manual_seed(0)
     shape = ParentShape(num_hidden_layers=2)
     model = build_parent(shape, Initialization(looks_back=(1, 2, 3, 4)))
@@ -134,11 +139,11 @@ def test_initialization_scales_and_letter_share() -> None:
 def test_loss_by_hand() -> None:
     logits_BTV = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0))
     labels_BT = torch.tensor([[3, IGNORED, 1, 2], [IGNORED, 4, IGNORED, IGNORED]])
-    terms = [logits_BTV[b, t - 1].log_softmax(-1)[labels_BT[b, t]] for b, t in ((0, 2), (0, 3), (1, 1))]
-    assert next_token_loss(logits_BTV, labels_BT).item() == pytest.approx(-sum(terms).item() / 3, rel=1e-6)
+    terms = torch.stack([logits_BTV[b, t - 1].log_softmax(-1)[labels_BT[b, t]] for b, t in ((0, 2), (0, 3), (1, 1))])
+    assert next_token_loss(logits_BTV, labels_BT).item() == pytest.approx(-terms.mean().item(), rel=1e-6)
 
 
-def test_schedule_warms_up_stays_and_falls() -> None:
+def test_schedule_warms_up_stays_and_decays() -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
     schedule = FlatThenCosine(optimizer, total_steps=100, warmup_steps=10, flat_share=0.4)
     rates = []
@@ -158,7 +163,7 @@ def train(folder: Path, steps: int, resume: Path | None = None) -> TinyParent:
         Initialization(),
         optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-2, weight_decay=0.1),
         lr_scheduler=lambda optimizer: FlatThenCosine(optimizer, total_steps=6, warmup_steps=2),
-        max_new_tokens=4,
+        sampling=Sampling(4, temperature=0.0),
         measured_per_effort=3,
     )
     trainer = Trainer(
@@ -173,12 +178,12 @@ def train(folder: Path, steps: int, resume: Path | None = None) -> TinyParent:
         val_check_interval=3,
         check_val_every_n_epoch=None,
     )
-    trainer.fit(module, datamodule=LessonData(list(FAMILIES), PLAN, held_out_per_effort=3), ckpt_path=resume)
+    trainer.fit(module, datamodule=LessonData(list(FAMILIES), CURRICULUM, held_out_per_effort=3), ckpt_path=resume)
     trainer.save_checkpoint(folder / "step.ckpt")
     return module
 
 
-def test_resumed_training_is_uninterrupted_training_and_the_folder_loads(tmp_path: Path) -> None:
+def test_resumed_training_equals_uninterrupted_training_and_the_folder_loads(tmp_path: Path) -> None:
     whole = train(tmp_path / "whole", 6)
     train(tmp_path / "half", 3)
     resumed = train(tmp_path / "resumed", 6, tmp_path / "half" / "step.ckpt")

@@ -1,4 +1,4 @@
-"""The tiny world: answers against independent solvers, traces that verify, a tokenizer that loses nothing."""
+"""The tiny world: answers against independent solvers, verified traces, a tokenizer that keeps all text."""
 
 import ast
 import random
@@ -16,13 +16,13 @@ from lit_puzzle.tiny.world import Chains, Counting, Family, Sorting, parse
 FAMILIES: tuple[Family, ...] = (Chains(), Sorting(), Counting())
 
 
-def pairs(family: Family, count: int = 200, seed: int = 0) -> list[Problem]:
+def drawn(family: Family, count: int = 200, seed: int = 0) -> list[Problem]:
     rng = random.Random(seed)
     return [family.problem(rng) for _ in range(count)]
 
 
 def solved(problem: Problem) -> str:
-    """The answer from the prompt's text alone, by another way than the families': substitution and evaluation."""
+    """Return the answer from the prompt's text by substitution and evaluation, unlike the families."""
     head, question = problem.messages[0]["content"].split("\n")
     values = dict(word.split("=", 1) for word in head.split()[1:])
     if question.startswith("value:"):
@@ -45,7 +45,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBa
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_answers_agree_with_another_solver(family: Family) -> None:
-    problems = pairs(family)
+    problems = drawn(family)
     assert [problem.answer for problem in problems] == [solved(problem) for problem in problems]
     assert len({problem.answer for problem in problems}) >= 6
     assert all(problem.environment == family.name for problem in problems)
@@ -53,7 +53,7 @@ def test_answers_agree_with_another_solver(family: Family) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_traces_verify_at_every_effort_and_only_with_the_right_answer(family: Family) -> None:
-    for problem in pairs(family, 40):
+    for problem in drawn(family, 40):
         for effort in EFFORTS:
             trace = family.trace(problem, effort)
             assert family.verify(trace, problem.answer) == 1.0
@@ -77,13 +77,13 @@ def test_analyses_of_a_problem_worked_by_hand() -> None:
         assert solved(problem) == problem.answer
 
 
-def test_sorting_asks_for_different_values_and_chains_for_every_depth() -> None:
-    for problem in pairs(FAMILIES[1]):
+def test_sorting_has_different_values_and_chains_every_depth() -> None:
+    for problem in drawn(FAMILIES[1]):
         table, letters, _ = parse(problem)
         assert len({table[letter][1] for letter in letters}) == len(letters)
-    depths = {FAMILIES[0].analysis(problem, "medium").count("+") for problem in pairs(FAMILIES[0])}
+    depths = {FAMILIES[0].analysis(problem, "medium").count("+") for problem in drawn(FAMILIES[0])}
     assert depths == {0, 1, 2, 3, 4}
-    assert {FAMILIES[0].analysis(problem, "medium").count("+") for problem in pairs(Chains((0, 1, 0, 0, 0)), 20)} == {1}
+    assert {FAMILIES[0].analysis(problem, "medium").count("+") for problem in drawn(Chains((0, 1, 0, 0, 0)), 20)} == {1}
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
@@ -100,16 +100,16 @@ def test_the_split_is_by_content() -> None:
 
 
 @pytest.mark.parametrize("weights", [(1,), (1, 1, 1, 1, -1), (0, 0, 0, 0, 0)])
-def test_bad_weights_and_foreign_text_are_refused(weights: tuple[float, ...]) -> None:
+def test_wrong_weights_and_other_text_are_refused(weights: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="depth_weights"):
         Chains(weights)
-    with pytest.raises(ValueError, match="no problem of the tiny world"):
+    with pytest.raises(ValueError, match="not a problem of the tiny world"):
         parse(Problem("chains", ({"role": "user", "content": "chains k=5\nvalue:q?"},), "5"))
 
 
 def test_tokenizer_keeps_every_character_and_every_word_is_one_token(tokenizer: PreTrainedTokenizerBase) -> None:
     for family in FAMILIES:
-        for problem in pairs(family, 30):
+        for problem in drawn(family, 30):
             for effort in EFFORTS:
                 text = render_prompt(tokenizer, problem, effort) + family.trace(problem, effort)
                 ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -131,7 +131,7 @@ def test_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
         == head.replace("medium", "high") + "<|start|>assistant"
     )
     for family in FAMILIES:
-        problem = pairs(family, 1)[0]
+        problem = drawn(family, 1)[0]
         reply = {"role": "assistant", "content": problem.answer, "thinking": family.analysis(problem, "high")}
         text = tokenizer.apply_chat_template([user, reply], tokenize=False)
         assert text == head + "<|start|>assistant" + family.trace(problem, "high")

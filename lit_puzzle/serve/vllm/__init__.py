@@ -1,1 +1,1 @@
-"""vLLM: the plugin, and the checks that a folder is served as transformers computes it."""
+"""vLLM: the plugin for children, and checks that vLLM serves a folder as transformers computes it."""

@@ -1,7 +1,7 @@
-"""Starts `vllm serve FOLDER` in vLLM's environment and asks it over HTTP, as a user's client would.
+"""Start `vllm serve FOLDER` in vLLM's environment and check it over HTTP, as a client uses it.
 
-Reads a checkpoint folder; writes the server's log. The server listens on this machine alone, on a free port, and is
-ended with all its processes.
+Reads a checkpoint folder; writes the server's log. The server listens only on this machine, on a free port, and is
+ended together with its child processes.
 """
 
 import contextlib
@@ -18,17 +18,24 @@ from typing import Any
 
 from lit_puzzle.serve.vllm.check_reference import Reference
 from lit_puzzle.serve.vllm.driver import ENVIRONMENT
-from lit_puzzle.serve.vllm.report import Check, judged
+from lit_puzzle.serve.vllm.report import Check, checked
 
 HOST = "127.0.0.1"
 
 
 @contextlib.contextmanager
 def serving(python: Path, folder: Path, options: Sequence[str], log: Path, patience_seconds: float) -> Iterator[int]:
-    """A running server's port.
+    """Run a server in the context; yield its port.
+
+    Args:
+        python: interpreter of vLLM's environment.
+        folder: folder to be served.
+        options: further options of `vllm serve`.
+        log: file for the server's output.
+        patience_seconds: longest time for the server to start.
 
     Raises:
-        ValueError: The server ended, or did not answer within `patience_seconds`; shows the end of its log.
+        ValueError: the server ended, or did not respond within `patience_seconds`; shows the end of its log.
     """
     with socket.socket() as free:
         free.bind((HOST, 0))
@@ -56,16 +63,16 @@ def _wait(server: subprocess.Popen[bytes], port: int, log: Path, patience_second
     deadline = time.monotonic() + patience_seconds
     while True:
         if server.poll() is not None or time.monotonic() > deadline:
-            state = f"ended with code {server.returncode}" if server.poll() is not None else "did not answer in time"
+            state = f"ended with code {server.returncode}" if server.poll() is not None else "did not respond in time"
             raise ValueError(f"vllm serve {state}; the end of {log}:\n{log.read_text()[-2000:]}")
         with contextlib.suppress(OSError):
-            if ask(port, "GET", "/health")[0] == 200:
+            if send(port, "GET", "/health")[0] == 200:
                 return
         time.sleep(0.5)
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:
-    """Ends the server and its engine: gently, then not."""
+    """End the server and its engine with SIGTERM, then with SIGKILL."""
     for ending in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, ending)
@@ -73,8 +80,8 @@ def _end(server: subprocess.Popen[bytes]) -> None:
             server.wait(20)
 
 
-def ask(port: int, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, str]:
-    """HTTP status and text of one request."""
+def send(port: int, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, str]:
+    """Send one request; return HTTP status and text."""
     connection = http.client.HTTPConnection(HOST, port, timeout=120)
     try:
         connection.request(method, path, json.dumps(body), {"Content-Type": "application/json"})
@@ -85,16 +92,16 @@ def ask(port: int, method: str, path: str, body: dict[str, Any] | None = None) -
 
 
 def check_server(port: int, question: str, reference: Reference, exact: bool) -> list[Check]:
-    """Asks a running server.
+    """Return the checks of a running server.
 
     Args:
-        port: Where it listens.
-        question: What the chats of `reference` ask.
-        reference: What transformers answers.
-        exact: Whether answers must be transformers' token for token (float32), or only come and end.
+        port: port of the server.
+        question: question of the chats of `reference`.
+        reference: completions of transformers.
+        exact: whether completions must equal those of transformers (float32).
     """
-    tokens = max(len(answer) for answer in reference.chat_answers.values())
-    model = json.loads(ask(port, "GET", "/v1/models")[1])["data"][0]["id"]
+    tokens = max(len(completion) for completion in reference.chat_completions.values())
+    model = json.loads(send(port, "GET", "/v1/models")[1])["data"][0]["id"]
     request = {
         "model": model,
         "messages": [{"role": "user", "content": question}],
@@ -103,75 +110,70 @@ def check_server(port: int, question: str, reference: Reference, exact: bool) ->
         "skip_special_tokens": False,
     }
     return [
-        _answers(port, request, reference, exact),
-        _streams(port, request, reference),
-        _stops(port, request, reference),
-        _refuses(port, request),
+        _check_completions(port, request, reference, exact),
+        _check_streaming(port, request, reference),
+        _check_stops(port, request, reference),
+        _check_refusal(port, request),
     ]
 
 
-def _chat(port: int, request: dict[str, Any], **more: Any) -> dict[str, Any]:
-    status, text = ask(port, "POST", "/v1/chat/completions", request | more)
+def _chat(port: int, request: dict[str, Any]) -> dict[str, Any]:
+    status, text = send(port, "POST", "/v1/chat/completions", request)
     if status != 200:
-        raise ValueError(f"vllm serve answered a chat request with status {status}: {text}")
+        raise ValueError(f"vllm serve responded to a chat request with status {status}: {text}")
     return json.loads(text)
 
 
-def _answers(port: int, request: dict[str, Any], reference: Reference, exact: bool) -> Check:
-    same_prompt = same_answer = 0
+def _check_completions(port: int, request: dict[str, Any], reference: Reference, exact: bool) -> Check:
+    """Compare prompts and completions at each effort with those of the tokenizer and transformers."""
+    same_prompt = same_completion = 0
     for effort, prompt in reference.chats.items():
-        answer = _chat(port, request, reasoning_effort=effort, return_token_ids=True)
-        same_prompt += answer["prompt_token_ids"] == prompt
-        same_answer += answer["choices"][0]["token_ids"] == reference.chat_answers[effort]
+        response = _chat(port, request | {"reasoning_effort": effort, "return_token_ids": True})
+        same_prompt += response["prompt_token_ids"] == prompt
+        same_completion += response["choices"][0]["token_ids"] == reference.chat_completions[effort]
     efforts = len(reference.chats)
-    return judged(
-        "server_answers",
-        same_prompt == efforts and (same_answer == efforts or not exact),
-        f"of {efforts} efforts, {same_prompt} prompts rendered as the tokenizer does, {same_answer} answers token for "
-        "token transformers'",
-        prompts_equal=same_prompt / efforts,
-        answers_equal=same_answer / efforts,
+    return checked(
+        "server_completions",
+        same_prompt == efforts and (same_completion == efforts or not exact),
+        f"of {efforts} efforts, {same_prompt} prompts equal the tokenizer's, {same_completion} completions equal those "
+        "of transformers",
+        {"prompts_equal": same_prompt / efforts, "completions_equal": same_completion / efforts},
     )
 
 
-def _streams(port: int, request: dict[str, Any], reference: Reference) -> Check:
-    effort = max(reference.chat_answers, key=lambda effort: len(reference.chat_answers[effort]))
-    whole = _chat(port, request, reasoning_effort=effort)["choices"][0]
-    status, text = ask(port, "POST", "/v1/chat/completions", request | {"reasoning_effort": effort, "stream": True})
+def _check_streaming(port: int, request: dict[str, Any], reference: Reference) -> Check:
+    """Compare a streamed completion with the same completion in one response."""
+    effort = max(reference.chat_completions, key=lambda effort: len(reference.chat_completions[effort]))
+    request = request | {"reasoning_effort": effort}
+    whole = _chat(port, request)["choices"][0]
+    status, text = send(port, "POST", "/v1/chat/completions", request | {"stream": True})
     events = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
     choices = [choice for event in events if event != "[DONE]" for choice in json.loads(event)["choices"]]
-    said = "".join(choice["delta"].get("content") or "" for choice in choices)
+    streamed = "".join(choice["delta"].get("content") or "" for choice in choices)
     reasons = [choice["finish_reason"] for choice in choices if choice["finish_reason"]]
     passed = (
         status == 200
         and events[-1:] == ["[DONE]"]
-        and said == (whole["message"]["content"] or "")
+        and streamed == (whole["message"]["content"] or "")
         and reasons == [whole["finish_reason"]]
     )
-    return judged(
-        "server_streams",
-        passed,
-        f"{len(choices)} pieces make {'the' if passed else 'another'} answer of one request",
-        pieces=len(choices),
-    )
+    reason = f"{len(choices)} chunks {'equal' if passed else 'differ from'} the completion in one response"
+    return checked("server_streams", passed, reason, {"chunks": len(choices)})
 
 
-def _stops(port: int, request: dict[str, Any], reference: Reference) -> Check:
-    """Draws each end token, and one that is none, by a bias no logit outweighs."""
+def _check_stops(port: int, request: dict[str, Any], reference: Reference) -> Check:
+    """Force each end token and one ordinary token by a logit bias; check where the completion ends."""
     wrong = []
     for token in [*reference.end_ids, reference.plain_id]:
-        answer = _chat(port, request | {"max_tokens": 4}, logit_bias={str(token): 100})
-        found = answer["choices"][0]["finish_reason"], answer["usage"]["completion_tokens"]
+        response = _chat(port, request | {"max_tokens": 4, "logit_bias": {str(token): 100}})
+        found = response["choices"][0]["finish_reason"], response["usage"]["completion_tokens"]
         if found != (("length", 4) if token == reference.plain_id else ("stop", 1)):
             wrong.append(f"{token}: {found}")
-    return judged(
-        "server_stops",
-        not wrong,
-        f"stops at {reference.end_ids} and nowhere else" if not wrong else f"not as it should at {'; '.join(wrong)}",
-        stop_tokens=len(reference.end_ids),
-    )
+    reason = f"stops at {reference.end_ids} and at no other token" if not wrong else f"wrong at {'; '.join(wrong)}"
+    return checked("server_stops", not wrong, reason, {"stop_tokens": len(reference.end_ids)})
 
 
-def _refuses(port: int, request: dict[str, Any]) -> Check:
-    status, _ = ask(port, "POST", "/v1/chat/completions", request | {"reasoning_effort": "immense"})
-    return judged("server_refuses", 400 <= status < 500, f"an unknown effort is answered by status {status}")
+def _check_refusal(port: int, request: dict[str, Any]) -> Check:
+    """Check that an unknown reasoning effort is refused."""
+    status, _ = send(port, "POST", "/v1/chat/completions", request | {"reasoning_effort": "immense"})
+    return checked("server_refuses", 400 <= status < 500, f"status {status} for an unknown effort", {"status": status})

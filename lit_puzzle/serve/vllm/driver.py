@@ -1,19 +1,19 @@
-"""Runs engines inside vLLM's own environment: reads a job (JSON), writes what each engine answered (JSON).
+"""Run engines inside vLLM's own environment: read a job (JSON), write the results of each engine (JSON).
 
-    VENV/bin/python -m lit_puzzle.serve.vllm.driver JOB ANSWERS
+    VENV/bin/python -m lit_puzzle.serve.vllm.driver JOB RESULTS
 
-A job is a list of engines, started one after the other in this one process: a `model` folder, the `settings` of
-`vllm.LLM`, and `steps`. Answers are a list per engine, one entry per step:
+A job is a list of engines, which are started one after the other in this process: a `model` folder, the `settings` of
+`vllm.LLM`, and `steps`. The results are a list for each engine, with one entry for each step:
 
-    {"do": "greedy", "prompts": [[ids]], "tokens": n}   -> [[ids]], end tokens ignored
-    {"do": "score", "documents": [[ids]]}               -> [[log-probability of every token but the first]]
-    {"do": "forced", "token": id, "tokens": n}          -> {"ids", "finish_reason", "stop_reason"}: every step draws id
+    {"do": "greedy", "prompts": [[ids]], "tokens": n}   -> [[ids]]; end tokens do not end them
+    {"do": "score", "sequences": [[ids]]}               -> [[log-probability of every token but the first]]
+    {"do": "forced", "token": id, "tokens": n}          -> {"ids", "finish_reason", "stop_reason"}: every token is id
     {"do": "capacity"}                                  -> {"tokens": of the KV cache, "version": of vLLM}
     {"do": "reload", "model": folder, "permute_layer": layer | null, "unit_scales": bool}
-        loads a folder's tensors into the live engine, changed as the negative controls want: the experts of one layer
-        rotated by one without its router, or all KV scales set to 1
+        loads the tensors of a folder into the running engine, for negative controls with the experts of one layer
+        rotated by one without its router, or with all KV scales set to 1
 
-Memory: that of the largest engine and, in a reload, one tensor.
+Memory: that of the largest engine, and one tensor during a reload.
 """
 
 import gc
@@ -27,11 +27,11 @@ from typing import Any
 from torch import Tensor, ones_like
 
 from lit_puzzle.model.checkpoint import Checkpoint
-from lit_puzzle.model.layout import KV_SCALES, layer_prefix
+from lit_puzzle.model.layout import layer_prefix
 
 ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process: errors arrive whole, and it starts ten times faster
-    "TORCHDYNAMO_DISABLE": "1",  # else ranking log-probabilities compiles C++ for 15 seconds
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process: complete errors, and ten times faster to start
+    "TORCHDYNAMO_DISABLE": "1",  # otherwise ranking log-probabilities compiles C++ for 15 seconds
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "HF_HUB_OFFLINE": "1",
@@ -39,34 +39,38 @@ ENVIRONMENT = {
 }
 
 
-def main(job_path: str, answers_path: str) -> None:
-    """Runs the job and writes the answers, nothing if an engine fails."""
+def main(job_path: str, results_path: str) -> None:
+    """Run the job and write the results, if no engine fails."""
     os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
     engines = json.loads(Path(job_path).read_text())
-    answers = [run_engine(engine["model"], engine["settings"], engine["steps"]) for engine in engines]
-    Path(answers_path).write_text(json.dumps(answers))
+    results = [run_engine(engine["model"], engine["settings"], engine["steps"]) for engine in engines]
+    Path(results_path).write_text(json.dumps(results))
 
 
 def run_engine(model: str, settings: dict[str, Any], steps: list[dict[str, Any]]) -> list[Any]:
-    """Starts an engine, lets it answer, and takes it down again."""
+    """Start an engine, run its steps, and shut it down; return the results."""
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
 
     engine = LLM(model=model, enforce_eager=True, **settings)
-    answers = [answer(engine, step) for step in steps]
+    results = [run_step(engine, step) for step in steps]
     del engine
     gc.collect()
     cleanup_dist_env_and_memory()
-    return answers
+    return results
 
 
-def answer(engine: Any, step: dict[str, Any]) -> Any:
-    """One step of one engine (the kinds are at the top of this file)."""
+def run_step(engine: Any, step: dict[str, Any]) -> Any:
+    """Run one step of an engine (the kinds are at the top of this file).
+
+    Raises:
+        ValueError: an unknown kind of step.
+    """
     match step["do"]:
         case "greedy":
             return greedy(engine, step["prompts"], step["tokens"])
         case "score":
-            return score(engine, step["documents"])
+            return score(engine, step["sequences"])
         case "forced":
             return forced(engine, step["token"], step["tokens"])
         case "capacity":
@@ -79,7 +83,7 @@ def answer(engine: Any, step: dict[str, Any]) -> Any:
     raise ValueError(f"step {step['do']!r} is not one of greedy, score, forced, capacity, reload")
 
 
-def _generate(engine: Any, prompts: list[list[int]], **sampling: Any) -> Any:
+def _generate(engine: Any, prompts: list[list[int]], sampling: dict[str, Any]) -> Any:
     from vllm import SamplingParams
 
     settings = SamplingParams(temperature=0, detokenize=False, **sampling)
@@ -87,22 +91,22 @@ def _generate(engine: Any, prompts: list[list[int]], **sampling: Any) -> Any:
 
 
 def greedy(engine: Any, prompts: list[list[int]], tokens: int) -> list[list[int]]:
-    """Exactly `tokens` greedy tokens after each prompt."""
-    outputs = _generate(engine, prompts, max_tokens=tokens, ignore_eos=True)
+    """Return exactly `tokens` greedy tokens after each prompt."""
+    outputs = _generate(engine, prompts, {"max_tokens": tokens, "ignore_eos": True})
     return [list(output.outputs[0].token_ids) for output in outputs]
 
 
-def score(engine: Any, documents: list[list[int]]) -> list[list[float]]:
-    """Log-probability of every token after those before it."""
-    outputs = _generate(engine, documents, max_tokens=1, prompt_logprobs=0)
+def score(engine: Any, sequences: list[list[int]]) -> list[list[float]]:
+    """Return the log-probability of every token given those before it."""
+    outputs = _generate(engine, sequences, {"max_tokens": 1, "prompt_logprobs": 0})
     return [
         [scores[token].logprob for token, scores in zip(ids[1:], output.prompt_logprobs[1:], strict=True)]
-        for ids, output in zip(documents, outputs, strict=True)
+        for ids, output in zip(sequences, outputs, strict=True)
     ]
 
 
 def forced(engine: Any, token: int, tokens: int) -> dict[str, Any]:
-    """What an answer looks like in which every token is `token`, with the model's own stop tokens."""
+    """Return a completion whose tokens are all forced to `token`, with the model's own stop tokens."""
     prompt = [token]
     from vllm import SamplingParams
 
@@ -117,7 +121,7 @@ def forced(engine: Any, token: int, tokens: int) -> dict[str, Any]:
 
 
 def capacity(engine: Any) -> dict[str, Any]:
-    """How many tokens the KV cache holds."""
+    """Return how many tokens the KV cache holds, and the version of vLLM."""
     import vllm
 
     cache = engine.llm_engine.vllm_config.cache_config
@@ -125,14 +129,15 @@ def capacity(engine: Any) -> dict[str, Any]:
 
 
 def changed(folder: Path, permute_layer: int | None, unit_scales: bool) -> Iterator[tuple[str, Tensor]]:
-    """All tensors of a folder, with one thing made wrong."""
+    """Yield all tensors of a folder, changed for a negative control."""
     checkpoint = Checkpoint(folder)
-    experts = None if permute_layer is None else f"{layer_prefix(permute_layer)}mlp.experts."
+    names = checkpoint.family.layer
+    experts = None if permute_layer is None else f"{layer_prefix(permute_layer)}{names.experts}."
     for name in checkpoint.tensors:
         tensor = checkpoint.read(name)
         if experts is not None and name.startswith(experts):
             tensor = tensor.roll(1, dims=0)
-        if unit_scales and name.endswith(KV_SCALES):
+        if unit_scales and name.endswith(names.kv_scales):
             tensor = ones_like(tensor)
         yield name, tensor
 

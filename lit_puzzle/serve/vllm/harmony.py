@@ -1,8 +1,9 @@
-"""Gives children of gpt-oss what vLLM's front end reserves for `model_type: gpt_oss`: Harmony prompts and parsers.
+"""Enable for children what vLLM's front end reserves for `model_type: gpt_oss`: Harmony prompts and parsers.
 
-vLLM renders chats by openai_harmony, parses channels and tool calls by its Harmony parser, and sets the reasoning
-parser `openai_gptoss` where the model type is gpt_oss; a child's is gpt_oss_puzzle. So a child that has gpt-oss's
-vocabulary says gpt_oss once its configuration is loaded. Other vocabularies keep the chat template of their folder.
+vLLM renders chats with openai_harmony, parses channels and tool calls with its Harmony parser, and sets the reasoning
+parser `openai_gptoss` if the model type is gpt_oss; a child's is gpt_oss_puzzle. Therefore the model type of a child
+with the vocabulary of gpt-oss becomes gpt_oss after its configuration is loaded. A child with another vocabulary keeps
+the chat template of its folder.
 
 Source: vllm/model_executor/models/config.py (GptOssForCausalLMConfig), vllm/entrypoints/openai (0.31 and 0.32).
 """
@@ -10,26 +11,25 @@ Source: vllm/model_executor/models/config.py (GptOssForCausalLMConfig), vllm/ent
 from vllm.config import ModelConfig, VllmConfig
 from vllm.model_executor.models.config import GptOssForCausalLMConfig
 
+from lit_puzzle.model.family import GPT_OSS
 from lit_puzzle.serve.vllm.quantization import MXFP4
-
-HARMONY_VOCABULARY = 201_088  # of gpt-oss-20b and gpt-oss-120b, the vocabulary openai_harmony encodes
 
 
 class PuzzleSettings(GptOssForCausalLMConfig):
-    """Settings that vLLM adjusts before a model is built."""
+    """Settings that vLLM adjusts before it builds a model."""
 
     @staticmethod
     def verify_and_update_model_config(model_config: ModelConfig) -> None:
-        """Renames the model type where Harmony applies, and first the quantization that vLLM would claim by it."""
+        """Rename the quantization, which vLLM would claim by the model type, and the model type if Harmony applies."""
         config = model_config.hf_config
         packed = config.to_dict().get("quantization_config")
         if packed is not None and packed["quant_method"] == "mxfp4":
             config.quantization_config["quant_method"] = MXFP4
-        if config.vocab_size == HARMONY_VOCABULARY:
-            config.model_type = "gpt_oss"
+        if config.vocab_size == GPT_OSS.vocab_size:
+            config.model_type = GPT_OSS.model_type
 
     @staticmethod
     def verify_and_update_config(vllm_config: VllmConfig) -> None:
-        """The reasoning parser and graph sizes of gpt-oss, where Harmony applies."""
-        if vllm_config.model_config.hf_config.vocab_size == HARMONY_VOCABULARY:
+        """Set the reasoning parser and graph sizes of gpt-oss if Harmony applies."""
+        if vllm_config.model_config.hf_config.vocab_size == GPT_OSS.vocab_size:
             GptOssForCausalLMConfig.verify_and_update_config(vllm_config)

@@ -1,8 +1,7 @@
-"""gpt_oss_puzzle inside vLLM: its gpt-oss with an own number of experts and an own window in every layer.
+"""gpt_oss_puzzle in vLLM: vLLM's gpt-oss with a number of experts and a window for each layer.
 
-vLLM gives every even layer the model-wide window and all layers the model-wide number of experts; here both come from
-`block_configs`. Settings that vLLM's gpt-oss does not read (it has constants for them) are refused unless they are
-those constants.
+vLLM's gpt-oss gives every even layer the same window and all layers the same number of experts; here both come from
+`block_configs`. Settings for which vLLM's gpt-oss has constants are refused unless they equal those constants.
 
 Source: vllm/model_executor/models/gpt_oss.py (the same in 0.31 and 0.32), whose classes this derives from.
 Loading: `lit_puzzle.serve.vllm.loading`. Memory: of one rank, weights / (TP x PP), experts / (TP or EP) / PP.
@@ -35,7 +34,7 @@ from vllm.platforms import current_platform
 
 from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig
 from lit_puzzle.model.layout import layer_blocks
-from lit_puzzle.serve.vllm.loading import load_weights
+from lit_puzzle.serve.vllm.loading import is_reloading, load_weights
 from lit_puzzle.serve.vllm.quantization import PuzzleQuantization, experts_method
 
 CONSTANTS = {
@@ -44,12 +43,12 @@ CONSTANTS = {
     "hidden_act": "silu",
     "attention_bias": True,
     "tie_word_embeddings": False,
-}  # what vLLM's gpt-oss takes for granted
+}  # values that vLLM's gpt-oss assumes
 YARN = ("rope_theta", "factor", "original_max_position_embeddings", "beta_fast", "beta_slow")
 
 
 class PuzzleAttention(OAIAttention):
-    """Attention with the window of its layer, scales of an FP8 KV cache, and sinks that can be loaded again."""
+    """Attention with the window of its layer, scales of an FP8 KV cache, and sinks that can be reloaded."""
 
     def _build_attention(
         self,
@@ -59,7 +58,7 @@ class PuzzleAttention(OAIAttention):
         prefix: str,
     ) -> Attention:
         set_weight_attrs(self.sinks, {"weight_loader": load_sinks})
-        scaled = cache_config is None or cache_config.cache_dtype != "fp8_e5m2"  # whose range needs no scales
+        scaled = cache_config is None or cache_config.cache_dtype != "fp8_e5m2"  # its range needs no scales
         return Attention(
             self.num_local_attention_heads,
             self.head_dim,
@@ -74,13 +73,13 @@ class PuzzleAttention(OAIAttention):
 
 
 def load_sinks(param: nn.Parameter, loaded_weight: Tensor) -> None:
-    """Copies this rank's heads of the sinks of all heads."""
+    """Copy the sinks of this rank's heads from those of all heads."""
     heads = param.shape[0]
     param.data.copy_(loaded_weight.narrow(0, get_tensor_model_parallel_rank() * heads, heads))
 
 
 class PuzzleRoutedExperts(GptOssRoutedExperts):
-    """The experts of a layer, packed or not as `experts_method` decides."""
+    """Experts of a layer, packed or not as `experts_method` decides."""
 
     def _get_quant_method(
         self, prefix: str, quant_config: QuantizationConfig | None, moe_config: FusedMoEConfig
@@ -89,10 +88,10 @@ class PuzzleRoutedExperts(GptOssRoutedExperts):
 
 
 class PuzzleMLP(MLPBlock):
-    """Router and experts with the number of experts of its layer; a layer with fewer than top-k uses them all."""
+    """Router and experts of a layer; a layer with fewer experts than top-k uses all of them."""
 
     def __init__(self, vllm_config: VllmConfig, layer_idx: int, prefix: str = "") -> None:
-        nn.Module.__init__(self)  # not MLPBlock's, which reads the model-wide number
+        nn.Module.__init__(self)  # not MLPBlock's, which reads the number of the whole model
         config, parallel = vllm_config.model_config.hf_config, vllm_config.parallel_config
         self.is_sequence_parallel = parallel.use_sequence_parallel_moe and vllm_config.lora_config is None
         self.layer_idx = layer_idx
@@ -119,7 +118,7 @@ class PuzzleMLP(MLPBlock):
 
 
 class PuzzleBlock(TransformerBlock):
-    """A decoder layer; the norms take their epsilon from the configuration, which vLLM's does not read."""
+    """Decoder layer whose norms have the epsilon of the configuration, which vLLM's does not read."""
 
     attention_cls = PuzzleAttention
     mlp_cls = PuzzleMLP
@@ -131,8 +130,8 @@ class PuzzleBlock(TransformerBlock):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
 
-class PuzzleModel(GptOssModel):
-    """The decoder."""
+class PuzzleDecoder(GptOssModel):
+    """Embedding, decoder layers and final norm."""
 
     block_cls = PuzzleBlock
 
@@ -142,10 +141,10 @@ class PuzzleModel(GptOssModel):
 
 
 class GptOssPuzzleForCausalLM(GptOssForCausalLM):
-    """The language model that vLLM builds for `architectures: [GptOssPuzzleForCausalLM]`."""
+    """Causal language model that vLLM builds for `architectures: [GptOssPuzzleForCausalLM]`."""
 
     def __init__(self, vllm_config: VllmConfig, prefix: str = "") -> None:
-        nn.Module.__init__(self)  # not GptOssForCausalLM's, which builds vLLM's decoder
+        nn.Module.__init__(self)  # not that of GptOssForCausalLM, which builds vLLM's decoder
         config = vllm_config.model_config.hf_config
         check_settings(config)
         check_parallel(vllm_config.parallel_config)
@@ -154,44 +153,55 @@ class GptOssPuzzleForCausalLM(GptOssForCausalLM):
         self.vllm_config = vllm_config
         self.config = config
         self.loaded = False
-        self.model = PuzzleModel(vllm_config=vllm_config, prefix=maybe_prefix(prefix, "model"))
+        self.model = PuzzleDecoder(vllm_config=vllm_config, prefix=maybe_prefix(prefix, "model"))
         self.lm_head = ParallelLMHead(config.vocab_size, config.hidden_size, prefix=maybe_prefix(prefix, "lm_head"))
         self.logits_processor = LogitsProcessor(config.vocab_size)
         self.make_empty_intermediate_tensors = self.model.make_empty_intermediate_tensors
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-        """Loads a checkpoint's tensors strictly, the first time and again for RL rollouts."""
-        return load_weights(self, weights)
+        """Load the tensors of a checkpoint with strict checks, at the start and in reloads.
+
+        Raises:
+            ValueError: the tensors are not those of the configuration, or the engine runs and is not being reloaded.
+        """
+        if self.loaded and not is_reloading(self):
+            raise ValueError(
+                "Weights of a running engine were given to load_weights. Use llm.collective_rpc("
+                '"reload_weights", kwargs={"weights_iterator": pairs}), then llm.reset_prefix_cache().'
+            )
+        names = load_weights(self, self.config.to_dict(), weights)
+        self.loaded = True
+        return names
 
 
 def check_settings(config: GptOssPuzzleConfig) -> None:
-    """Refuses what vLLM's gpt-oss would silently compute otherwise.
+    """Refuse settings that vLLM's gpt-oss would silently ignore.
 
     Raises:
-        ValueError: A setting differs from the constant vLLM has for it, or the RoPE is not plain YaRN.
+        ValueError: a setting differs from vLLM's constant, or the RoPE is not plain YaRN.
     """
     settings = config.to_dict()
     for name, value in CONSTANTS.items():
         if settings.get(name, value) != value:
             raise ValueError(
-                f"config.json: {name} is {settings[name]!r}; vLLM's gpt-oss computes with {value!r} whatever it says. "
-                "Serve this model with transformers."
+                f"config.json: {name} is {settings[name]!r}; vLLM's gpt-oss always computes with {value!r}. Serve "
+                "this model with transformers."
             )
     rope = settings["rope_parameters"]
     other = [name for name in ("attention_factor", "mscale", "mscale_all_dim") if rope.get(name) is not None]
     missing = [name for name in YARN if rope.get(name) is None]
     if rope.get("rope_type") != "yarn" or other or missing:
         raise ValueError(
-            f"config.json: rope_parameters is {rope}; vLLM's gpt-oss knows rope_type yarn with {', '.join(YARN)} and "
-            f"truncate (missing here: {missing or 'none'}; not known: {other or 'none'})."
+            f"config.json: rope_parameters is {rope}; vLLM's gpt-oss supports rope_type yarn with "
+            f"{', '.join(YARN)} and truncate (missing: {missing or 'none'}; not supported: {other or 'none'})."
         )
 
 
 def check_parallel(parallel: ParallelConfig) -> None:
-    """Refuses what vLLM's CPU worker cannot do for any gpt-oss (0.31 and 0.32): it fails later, or with a segfault.
+    """Refuse parallelism for which vLLM's CPU worker fails later, or crashes, with any gpt-oss (0.31 and 0.32).
 
     Raises:
-        ValueError: Pipeline or expert parallelism on a CPU.
+        ValueError: pipeline or expert parallelism on a CPU.
     """
     if not current_platform.is_cpu():
         return
@@ -202,10 +212,10 @@ def check_parallel(parallel: ParallelConfig) -> None:
 
 
 def check_expert_parallel(config: GptOssPuzzleConfig, ranks: int) -> None:
-    """Every layer's experts must divide among the ranks.
+    """Check that the number of ranks divides the number of experts of every layer.
 
     Raises:
-        ValueError: Some do not; names the layers.
+        ValueError: some layers cannot be divided; names them.
     """
     counts = [experts for experts, _ in layer_blocks(config.to_dict())]
     uneven = {layer: count for layer, count in enumerate(counts) if count % ranks}

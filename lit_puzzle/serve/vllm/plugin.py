@@ -1,9 +1,9 @@
-"""What vLLM (0.31 to 0.33) finds by its entry point `vllm.general_plugins`: it teaches the engine `gpt_oss_puzzle`.
+"""Plugin for vLLM (0.31 to 0.33), entry point `vllm.general_plugins`: support for `gpt_oss_puzzle`.
 
-Reads and writes nothing. vLLM calls `register` in every one of its processes, possibly more than once. The model is
-imported only when an engine is about to build it.
+Reads and writes nothing. vLLM calls `register` in each of its processes, possibly more than once. The model is imported
+only when an engine builds it.
 
-Needs vllm, torch, transformers and no other requirement of this project: it is installed beside vLLM with --no-deps.
+Needs vllm, torch and transformers and no other requirement of this project: install it next to vLLM with --no-deps.
 """
 
 ARCHITECTURE = "GptOssPuzzleForCausalLM"
@@ -11,7 +11,7 @@ MODEL = "lit_puzzle.serve.vllm.model:GptOssPuzzleForCausalLM"
 
 
 def register() -> None:
-    """Registers configuration, MXFP4 quantization, front-end settings and model."""
+    """Register configuration, MXFP4 quantization, front-end settings and model."""
     from vllm.model_executor.layers.quantization import register_quantization_config
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
     from vllm.model_executor.models.registry import ModelRegistry

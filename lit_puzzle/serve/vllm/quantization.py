@@ -1,11 +1,11 @@
-"""How vLLM stores what a puzzle checkpoint stores in few bits: MXFP4 experts and the FP8 KV cache.
+"""Quantization of children in vLLM: MXFP4 experts and the FP8 KV cache.
 
-Experts stay packed where vLLM has an MXFP4 kernel for this device, these sizes and bfloat16 activations; everywhere
-else they are de-quantized as they are loaded, and computed with in the model's dtype. Scales of the KV cache are taken
-from the checkpoint whatever the dtype of the experts.
+Experts stay packed if vLLM has an MXFP4 kernel for the device, the sizes and bfloat16 activations; otherwise they are
+dequantized while they are loaded, and computed in the model's dtype. Scales of the KV cache are read from the
+checkpoint for every dtype of the experts.
 
 Memory of one layer's experts (E experts, hidden H, intermediate I): 3 E H I values of 17/32 bytes packed, of 2 or 4
-bytes de-quantized.
+bytes dequantized.
 """
 
 from fnmatch import fnmatch
@@ -22,14 +22,14 @@ from vllm.model_executor.layers.quantization.base_config import QuantizationConf
 from vllm.model_executor.layers.quantization.kv_cache import BaseKVCacheMethod
 from vllm.platforms import current_platform
 
-MXFP4 = "gpt_oss_puzzle_mxfp4"  # vLLM's own entry for MXFP4 answers to the model type gpt_oss alone
+MXFP4 = "gpt_oss_puzzle_mxfp4"  # vLLM's own entry for MXFP4 requires the model type gpt_oss
 
 
 class PuzzleQuantization(QuantizationConfig):
-    """vLLM's quantization entry of puzzle checkpoints.
+    """Quantization method of children in vLLM.
 
     Args:
-        unpacked: Patterns of module names (`modules_to_not_convert`) that the checkpoint does not store as MXFP4.
+        unpacked: patterns of module names (`modules_to_not_convert`) that the checkpoint does not store as MXFP4.
     """
 
     def __init__(self, unpacked: list[str] | None = None) -> None:
@@ -38,55 +38,55 @@ class PuzzleQuantization(QuantizationConfig):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
-        """From `quantization_config` of config.json."""
+        """Return the method for the `quantization_config` of config.json."""
         return cls(config.get("modules_to_not_convert"))
 
     @classmethod
     def override_quantization_method(cls, hf_quant_cfg: Any, user_quant: Any, hf_config: Any = None) -> str | None:
-        """Claims MXFP4 checkpoints of this architecture, whose `quant_method` is plain `mxfp4`."""
+        """Return our method for MXFP4 checkpoints of children, whose `quant_method` is plain `mxfp4`."""
         is_mxfp4 = isinstance(hf_quant_cfg, dict) and hf_quant_cfg.get("quant_method") in ("mxfp4", MXFP4)
         is_ours = hf_config is not None and "GptOssPuzzleForCausalLM" in (hf_config.architectures or ())
         return MXFP4 if is_mxfp4 and is_ours else None
 
     @classmethod
     def get_name(cls) -> str:
-        """The name in `vllm serve --quantization`."""
+        """Return the name in `vllm serve --quantization`."""
         return MXFP4
 
     @classmethod
     def get_supported_act_dtypes(cls) -> list[torch.dtype]:
-        """All: what no packed kernel computes in is de-quantized."""
+        """Return all dtypes: experts are dequantized for dtypes without a packed kernel."""
         return [torch.bfloat16, torch.float16, torch.float32]
 
     @classmethod
     def get_min_capability(cls) -> int:
-        """Any GPU that vLLM runs on, for the same reason."""
+        """Return the capability of the oldest GPU that vLLM supports, for the same reason."""
         return 70
 
     @classmethod
     def get_config_filenames(cls) -> list[str]:
-        """None: the settings are in config.json."""
+        """Return no files: the settings are in config.json."""
         return []
 
     def get_quant_method(self, layer: nn.Module, prefix: str) -> QuantizeMethodBase | None:
-        """Attention reads KV scales; linear layers are as they are; experts are decided by `experts_method`."""
+        """Return the method of attention (KV scales) or of linear layers; `experts_method` returns that of experts."""
         if isinstance(layer, Attention):
             return BaseKVCacheMethod(self)
         return UnquantizedLinearMethod() if isinstance(layer, LinearBase) else None
 
     def packs(self, prefix: str) -> bool:
-        """Whether the checkpoint stores the experts of a layer (`model.layers.0.mlp.experts`) as MXFP4."""
+        """Return whether the checkpoint stores the experts of a layer (`model.layers.0.mlp.experts`) as MXFP4."""
         return not any(fnmatch(prefix, pattern) or fnmatch(prefix, f"{pattern}.*") for pattern in self.unpacked)
 
 
 class RepackedExperts(UnquantizedFusedMoEMethod):
-    """Plain experts that stay right when weights are loaded again.
+    """Plain experts whose weights can be loaded again.
 
-    On a CPU the first load leaves the weights packed for the kernel; vLLM would put later ones there as they come.
+    On a CPU the kernel holds a packed copy of the weights; vLLM updates it only after the first load.
     """
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
-        """Packs, as after the first load."""
+        """Pack the weights for the kernel after every load."""
         is_reload = self.moe_kernel is not None
         super().process_weights_after_loading(layer)
         if is_reload and current_platform.is_cpu():
@@ -94,7 +94,7 @@ class RepackedExperts(UnquantizedFusedMoEMethod):
 
 
 def experts_method(prefix: str, quantization: QuantizationConfig | None, moe: FusedMoEConfig) -> FusedMoEMethodBase:
-    """How one layer's experts are held and computed: packed where there is a kernel, else in the model's dtype."""
+    """Return the method of one layer's experts: packed if there is a kernel, otherwise in the model's dtype."""
     if isinstance(quantization, PuzzleQuantization) and quantization.packs(prefix) and has_mxfp4_kernel(moe):
         from vllm.model_executor.layers.quantization.mxfp4 import GptOssMxfp4MoEMethod
 
@@ -103,13 +103,13 @@ def experts_method(prefix: str, quantization: QuantizationConfig | None, moe: Fu
 
 
 def has_mxfp4_kernel(moe: FusedMoEConfig) -> bool:
-    """Whether vLLM computes these experts packed on this device (its emulation unpacks each time: that is none)."""
+    """Return whether vLLM has a kernel for packed experts on this device; its emulation does not count."""
     if moe.in_dtype != torch.bfloat16:
         return False
     from vllm.model_executor.layers.fused_moe.oracle.mxfp4 import Mxfp4MoeBackend, select_mxfp4_moe_backend
 
     try:
         backend, _ = select_mxfp4_moe_backend(moe)
-    except (NotImplementedError, ValueError):  # how vLLM says that none fits
+    except (NotImplementedError, ValueError):  # raised if no kernel fits
         return False
     return backend not in (Mxfp4MoeBackend.EMULATION, Mxfp4MoeBackend.NONE)

@@ -1,4 +1,4 @@
-"""What a serving check found: named checks that passed, failed or were skipped for a reason, with their figures."""
+"""Report of a serving check: named checks with outcome, reason and metrics. Writes report.json and prints a table."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,7 @@ from rich.table import Table
 from lit_puzzle.run.folder import write_atomically
 
 Outcome = Literal["passed", "failed", "skipped"]
+OUTCOMES: tuple[Outcome, ...] = ("passed", "failed", "skipped")
 
 
 @dataclass(frozen=True)
@@ -19,45 +20,52 @@ class Check:
     """One check.
 
     Attributes:
-        name: Its key in report.json.
-        outcome: Whether it passed.
-        why: What was found, in a sentence.
-        figures: What was measured.
+        name: name of the check in report.json.
+        outcome: whether it passed.
+        reason: what was found, in a sentence.
+        metrics: measured numbers by name.
     """
 
     name: str
     outcome: Outcome
-    why: str
-    figures: Mapping[str, float] = field(default_factory=dict)
+    reason: str
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
-def judged(name: str, passed: bool, why: str, **figures: float) -> Check:
-    """A check that was made."""
-    return Check(name, "passed" if passed else "failed", why, figures)
+def checked(name: str, passed: bool, reason: str, metrics: Mapping[str, float]) -> Check:
+    """Return a check that passed or failed."""
+    return Check(name, "passed" if passed else "failed", reason, metrics)
 
 
-def skipped(name: str, why: str) -> Check:
-    """A check that does not apply."""
-    return Check(name, "skipped", why)
+def skipped(name: str, reason: str) -> Check:
+    """Return a check that does not apply."""
+    return Check(name, "skipped", reason)
 
 
 def write_report(path: Path, checks: Sequence[Check], versions: Mapping[str, str]) -> dict[str, float]:
-    """Writes report.json, prints the table, and returns the flat numbers for run.json."""
-    failed = [check.name for check in checks if check.outcome == "failed"]
-    record = {"passed": not failed, "versions": dict(versions), "checks": [asdict(check) for check in checks]}
+    """Write report.json and print a table.
+
+    Args:
+        path: the file to write.
+        checks: all checks.
+        versions: versions of the engine's packages.
+
+    Returns:
+        Number of checks by outcome, and `<check>/<metric>` of every check.
+    """
+    passed = all(check.outcome != "failed" for check in checks)
+    record = {"passed": passed, "versions": dict(versions), "checks": [asdict(check) for check in checks]}
     write_atomically(path, json.dumps(record, indent=2) + "\n")
     table = Table("check", "outcome", "found", title="Serving")
     for check in checks:
-        table.add_row(check.name, check.outcome, check.why)
+        table.add_row(check.name, check.outcome, check.reason)
     Console().print(table)
-    counts = {
-        outcome: float(sum(check.outcome == outcome for check in checks)) for outcome in ("passed", "failed", "skipped")
-    }
-    return counts | {f"{check.name}/{name}": value for check in checks for name, value in check.figures.items()}
+    counts = {outcome: float(sum(check.outcome == outcome for check in checks)) for outcome in OUTCOMES}
+    return counts | {f"{check.name}/{name}": value for check in checks for name, value in check.metrics.items()}
 
 
-def distance(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """Largest and mean absolute difference of two tables of log-probabilities."""
+def difference(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Return the largest and the mean absolute difference of two tables of log-probabilities."""
     differences = [
         abs(a - b) for row, other_row in zip(one, other, strict=True) for a, b in zip(row, other_row, strict=True)
     ]

@@ -1,0 +1,44 @@
+"""Settings of packed documents, as recipes hold them: which documents, and how they are packed. Imports no torch."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+PackingMethod = Literal["first_fit", "sequential"]
+LongDocuments = Literal["refuse", "cut"]
+
+
+@dataclass(frozen=True)
+class DocumentFilter:
+    """Which documents count.
+
+    Args:
+        efforts: only documents of these reasoning efforts; None: all.
+        environments: only documents of these environments; None: all.
+        only_correct: only documents with a verified right answer.
+    """
+
+    efforts: list[str] | None = None
+    environments: list[str] | None = None
+    only_correct: bool = False
+
+
+@dataclass(frozen=True)
+class PackingSettings:
+    """How documents are placed into sequences of one length.
+
+    Args:
+        method: `first_fit` places a document into the first sequence with room for it; `sequential` keeps the order.
+        long_documents: `refuse` stops on a document that is longer than a sequence, `cut` drops its end.
+
+    Raises:
+        ValueError: another value.
+    """
+
+    method: PackingMethod = "first_fit"
+    long_documents: LongDocuments = "refuse"
+
+    def __post_init__(self) -> None:
+        choices = (("method", self.method, PackingMethod), ("long_documents", self.long_documents, LongDocuments))
+        for name, given, allowed in choices:
+            if given not in get_args(allowed):
+                raise ValueError(f"packing.{name} is {given!r}; allowed: {list(get_args(allowed))}.")

@@ -1,0 +1,69 @@
+"""Distinguishes errors of the user (one line, exit code 2) from errors of libraries (a traceback).
+
+A ValueError is the user's if it was raised by this package, which validates its input, or by code of the user: the
+package of the stage that a recipe names, packages that its class paths name and that are not installed distributions,
+modules of the current folder, and the main script. All other code is a library, wherever it is: in site-packages or
+dist-packages of the system or the user, in a folder of PYTHONPATH, in a zip file. Reads and writes nothing.
+"""
+
+import sys
+import sysconfig
+import traceback
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+
+PACKAGE = __name__.partition(".")[0]
+INSTALLED = ("site-packages", "dist-packages")
+
+
+@contextmanager
+def one_line_errors(stage_package: str | None = None, class_packages: Collection[str] = ()) -> Iterator[None]:
+    """Print a ValueError of the user raised inside as one message and leave with exit code 2.
+
+    Args:
+        stage_package: top-level package of the stage function.
+        class_packages: top-level packages of classes that a recipe names.
+
+    Raises:
+        SystemExit: an error of the user (code 2); errors of libraries pass through.
+    """
+    try:
+        yield
+    except ValueError as error:
+        installed = metadata.packages_distributions()
+        brought = {stage_package, "__main__"} | {name for name in class_packages if name not in installed}
+        cause = users_error(error, brought)
+        if cause is None:
+            raise
+        print(f"error: {cause}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def users_error(error: BaseException | None, brought: Collection[str | None]) -> BaseException | None:
+    """Return the ValueError that is the user's among an error and those that it wraps, the outermost first, or None.
+
+    Args:
+        error: the exception that was raised.
+        brought: top-level packages of the user.
+    """
+    while error is not None:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1:]
+        for frame in frames if isinstance(error, ValueError) else ():
+            if _is_users(frame.f_globals.get("__name__", ""), Path(frame.f_code.co_filename), brought):
+                return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _is_users(module: str, file: Path, brought: Collection[str | None]) -> bool:
+    """Return whether a module is this package's or the user's."""
+    top = module.partition(".")[0]
+    if top == PACKAGE:
+        return True
+    if file.is_relative_to(sysconfig.get_path("stdlib")) or not set(file.parts).isdisjoint(INSTALLED):
+        return False
+    # a.b lies in ROOT/a/b.py, a in ROOT/a.py or ROOT/a/__init__.py
+    depth = module.count(".") + (file.name == "__init__.py")
+    return top in brought or (file.is_file() and file.resolve().parents[depth] == Path.cwd())

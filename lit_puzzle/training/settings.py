@@ -1,0 +1,56 @@
+"""Settings of training a child, as recipes hold them: what trains, in which dtype, by which kernels. Imports no torch.
+
+Reads and writes nothing. Source: arXiv 2602.11937 (what is frozen); LoRA, arXiv 2106.09685.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank adapters instead of full fine-tuning.
+
+    Args:
+        rank: inner dimension.
+        alpha: the update is scaled by alpha / rank.
+        dropout: dropout on the adapter's input.
+        target_modules: names of the linear layers that get an adapter.
+
+    Raises:
+        ValueError: a rank below 1, an alpha that is not positive, or no module.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    target_modules: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha <= 0 or not self.target_modules:
+            raise ValueError(
+                f"lora.rank={self.rank}, alpha={self.alpha}, target_modules={self.target_modules} were given; "
+                "rank >= 1, alpha > 0 and at least one module name are needed."
+            )
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """What of a child trains, and how models are loaded and computed.
+
+    Args:
+        freeze: patterns of parameters that are not trained; default: experts and router. Without effect with `lora`.
+        lora: trains low-rank adapters instead; everything else is then frozen.
+        gradient_checkpointing: recomputes the child's activations in backward.
+        dtype: dtype in which weights are loaded; those that train are kept in float32, because bfloat16 rounds away
+            the steps of a small learning rate.
+        attention: implementation of attention in forward and backward; decoding uses the eager one.
+        experts: implementation of the experts.
+    """
+
+    freeze: list[str] | None = None
+    lora: LoraSettings | None = None
+    gradient_checkpointing: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    attention: str = "sink_attention"
+    experts: str = "grouped_mm"

@@ -21,7 +21,8 @@ from lit_puzzle.generation.vllm_engine import load_vllm
 
 def processes(title: str) -> list[psutil.Process]:
     children = psutil.Process().children(recursive=True)
-    return [child for child in children if title in " ".join(child.cmdline())]
+    alive = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+    return [child for child in alive if title in " ".join(child.cmdline())]
 
 
 def kill(title: str) -> None:

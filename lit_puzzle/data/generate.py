@@ -134,7 +134,7 @@ def write_kept(folder: Path, number: int, documents: Sequence[tuple[Document, bo
 
 
 def count(documents: Sequence[tuple[Document, bool]], keep: Keep) -> dict[str, dict[str, float]]:
-    """Return the sums of one shard per effort; what is not kept counts too.
+    """Return the sums of one shard per effort; what is not kept counts too."""
     sums: dict[str, dict[str, float]] = {}
     for document, ended in documents:
         row = sums.setdefault(

@@ -1,108 +1,131 @@
-"""Names of an earlier version: one line that gives the new one, which exists; today's names are never taken for old."""
+"""Names of earlier versions: each is refused in one line with the new name, and the table names only what exists."""
 
 import importlib
 import inspect
+import typing
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 import pytest
 import yaml
 
-from lit_puzzle.cli import STAGES, main
-from lit_puzzle.run.recipe import PACKAGED_RECIPES, Recipe, load_recipe, packaged_recipes
+from lit_puzzle.cli import STAGES
+from lit_puzzle.run.folder import open_run
+from lit_puzzle.run.recipe import load_recipe, packaged_recipes
 from lit_puzzle.run.renamed import check_names, new_path, renamed_in_config
 from lit_puzzle.run.renamed_names import KEYS, MODULES, SYMBOLS
 
-
-def recipe_of(content: dict[str, Any]) -> Recipe:
-    path = Path("old.yaml")
-    return Recipe(path, (content,), (path,))
+SEARCH = {"command": "search", "run_dir": "run"}
 
 
-def has_key(owner: Any, dotted: str) -> bool:
-    """Whether a callable, or the dataclass of one of its arguments, takes a dotted key."""
-    key, _, rest = dotted.partition(".")
-    takes = owner.__init__ if inspect.isclass(owner) else owner
-    if key not in inspect.signature(owner).parameters:
-        return False
-    hint = get_type_hints(takes)[key]
-    kinds = [kind for kind in (hint, *get_args(hint)) if is_dataclass(kind)]
-    if not rest:
-        return True
-    return any(rest.partition(".")[0] in {f.name for f in fields(kind)} and has_key(kind, rest) for kind in kinds)
+def refusal(tmp_path: Path, content: dict[str, Any], *words: str) -> str:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(content))
+    with pytest.raises(ValueError, match=r"^[^\n]+$") as caught:
+        check_names(load_recipe(str(file)), words)
+    return str(caught.value)
 
 
-def resolve(path: str) -> Any:
-    module, _, name = path.rpartition(".")
-    return vars(importlib.import_module(module))[name]
+def test_old_names_of_a_file_are_all_in_one_line(tmp_path: Path) -> None:
+    times = {"class_path": "lit_puzzle.search.costs.roofline.Roofline"}
+    message = refusal(tmp_path, SEARCH | {"damage": {"metric": "kl"}, "times": times, "solver": "mip"})
+    assert message.startswith(f"{tmp_path / 'recipe.yaml'}: names of an earlier version: ")
+    assert "lit_puzzle.search.costs.roofline.Roofline is now lit_puzzle.costs.roofline.Roofline;" in message
+    assert "`damage` is now `objective`;" in message
+    assert "`solver` is now `solver.name`;" in message
+    assert message.endswith("`times` is now `costs.times`.")
 
 
-@pytest.mark.parametrize("old", MODULES)
-def test_an_old_module_is_gone_and_the_new_one_is_there(old: str) -> None:
-    assert find_spec(f"lit_puzzle.{MODULES[old]}") is not None
-    assert not (Path(inspect.getfile(main)).parent / f"{old.replace('.', '/')}.py").is_file()
+def test_old_names_of_a_base_are_told_with_its_file(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(SEARCH | {"limits": None}))
+    message = refusal(tmp_path, {"base": "base.yaml"})
+    assert message == f"{tmp_path / 'base.yaml'}: names of an earlier version: `limits` is now `constraints.limits`."
 
 
-@pytest.mark.parametrize("old", SYMBOLS)
-def test_a_moved_class_is_there(old: str) -> None:
-    assert callable(resolve(f"lit_puzzle.{SYMBOLS[old]}"))
-
-
-@pytest.mark.parametrize(("owner", "new"), [(owner, new) for owner, keys in KEYS.items() for new in keys.values()])
-def test_a_new_key_is_there(owner: str, new: str) -> None:
-    assert has_key(resolve(STAGES[owner][0] if owner in STAGES else owner), new)
-
-
-@pytest.mark.parametrize("name", packaged_recipes(), ids=str)
-def test_recipes_of_today_hold_no_old_name(name: Path) -> None:
-    check_names(load_recipe(str(PACKAGED_RECIPES / name)), [])
+def test_old_names_inside_objects_and_lists(tmp_path: Path) -> None:
+    environment = {"class_path": "lit_puzzle.rl.environments.JsonlEnvironment"}
+    data = {"class_path": "lit_puzzle.search.calibration.CalibrationData", "init_args": {"environments": [environment]}}
+    message = refusal(tmp_path, {"command": "validate", "run_dir": "run", "data": data})
+    assert (
+        "lit_puzzle.rl.environments.JsonlEnvironment is now lit_puzzle.environments.jsonl.JsonlEnvironment" in message
+    )
+    assert "`data.init_args.environments` is now `data.init_args.prompts.environments`" in message
 
 
 @pytest.mark.parametrize(
-    ("content", "words", "told"),
+    ("word", "expected"),
     [
-        ({"command": "search", "damage": {"metric": "kl"}}, [], "`damage` is now `objective`"),
-        ({"command": "search", "solver": "mip"}, [], "`solver` is now `solver.name`"),
-        ({"command": "generate"}, ["--max_new_tokens=8"], "`max_new_tokens` is now `sampling.max_new_tokens`"),
-        ({"data": {"class_path": "lit_puzzle.data.PromptData"}}, [], "is now lit_puzzle.data.rl_prompts.PromptData"),
-        (
-            {"model": {"class_path": "lit_puzzle.rl.module.RLRecovery", "init_args": {"lora": {"rank": 8}}}},
-            [],
-            "`model.init_args.lora` is now `model.init_args.training.lora`",
-        ),
-        (
-            {"e": [{"class_path": "lit_puzzle.rl.environments.JsonlEnvironment"}]},
-            [],
-            "is now lit_puzzle.environments.jsonl.JsonlEnvironment",
-        ),
+        ("--solver=greedy", "`solver` is now `solver.name`"),
+        ("--damage.metric=kl", "`damage` is now `objective`"),
+        ("--seed=3", "`seed` is now `solver.seed`"),
+        ("--costs.times=lit_puzzle.search.costs.roofline.Roofline", "is now lit_puzzle.costs.roofline.Roofline"),
+        ("--costs.times={class_path: lit_puzzle.search.costs.roofline.Roofline}", "is now lit_puzzle.costs.roofline"),
+        ("--limits=null", "`limits` is now `constraints.limits`"),
     ],
 )
-def test_an_old_name_is_refused_with_the_new_one(content: dict[str, Any], words: list[str], told: str) -> None:
-    with pytest.raises(ValueError, match="earlier version") as refused:
-        check_names(recipe_of(content), words)
-    assert told in str(refused.value) and len(str(refused.value).splitlines()) == 1
+def test_an_old_name_in_an_override(tmp_path: Path, word: str, expected: str) -> None:
+    message = refusal(tmp_path, SEARCH, word)
+    assert message.startswith(word.partition("=")[0]) and expected in message
 
 
-def test_a_setting_that_keeps_its_name_is_not_old() -> None:
-    check_names(recipe_of({"command": "search", "solver": {"name": "mip"}}), [])
-    path = "lit_puzzle.data.calibration.CalibrationData"
-    assert new_path(path) == path and new_path("lit_puzzle.training.sharding.Sharded").endswith(
-        "training.sharding.Sharded"
-    )
+def test_an_old_key_of_an_object_in_an_override(tmp_path: Path) -> None:
+    model = {"class_path": "lit_puzzle.rl.module.RLRecovery", "init_args": {"child": "x"}}
+    message = refusal(tmp_path, {"command": "fit", "model": model}, "--model.init_args.grpo.epsilon=0.1")
+    assert "`model.init_args.grpo.epsilon` is now `model.init_args.grpo.loss.epsilon`" in message
 
 
-def test_the_folder_of_an_old_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    old = {"command": "search", "run_dir": str(tmp_path), "damage": {"metric": "kl"}, "num_solutions": 2}
-    assert renamed_in_config(yaml.safe_dump(old)) == [
-        "`damage` is now `objective`",
-        "`num_solutions` is now `solver.num_solutions`",
-    ]
-    recipe = tmp_path / "old.yaml"
-    recipe.write_text(yaml.safe_dump(old))
-    with pytest.raises(SystemExit) as stopped:
-        main(["run", str(recipe)])
-    assert stopped.value.code == 2
-    told = capsys.readouterr().err
-    assert "`damage` is now `objective`" in told and len(told.splitlines()) == 1
+def test_new_names_pass(tmp_path: Path) -> None:
+    for relative in packaged_recipes():
+        check_names(load_recipe(str(relative)), [])
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(SEARCH | {"solver": {"name": "mip", "seed": 1}}))
+    check_names(load_recipe(str(recipe)), ["--solver.name=greedy", "--costs.times=lit_puzzle.costs.roofline.Roofline"])
+    assert new_path("lit_puzzle.data.rl_prompts.PromptData") == "lit_puzzle.data.rl_prompts.PromptData"
+    assert new_path("lit_puzzle.data.PromptData") == "lit_puzzle.data.rl_prompts.PromptData"
+
+
+def test_a_run_folder_of_an_earlier_version_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(SEARCH | {"damage": None, "seed": 0}))
+    with pytest.raises(ValueError, match=r"^[^\n]+ earlier version, in which 2 names differ[^\n]+`objective`[^\n]+$"):
+        open_run(tmp_path, yaml.safe_dump(SEARCH), overwrite=False)
+    assert renamed_in_config(yaml.safe_dump(SEARCH)) == []
+
+
+# ---- the table ----------------------------------------------------------------------------------------------------
+
+
+def test_modules_and_classes_of_the_table() -> None:
+    for old, new in MODULES.items():
+        assert find_spec(f"lit_puzzle.{new}"), new
+        parent = old.rpartition(".")[0]
+        assert not find_spec(f"lit_puzzle.{parent}") or not find_spec(f"lit_puzzle.{old}"), f"{old} still exists"
+    for new in SYMBOLS.values():
+        module, _, name = new.rpartition(".")
+        assert name in vars(importlib.import_module(f"lit_puzzle.{module}")), new
+
+
+def arguments(owner: str) -> set[str]:
+    """The dotted keys that a stage or class has in a recipe, dataclasses included."""
+    module, _, name = STAGES.get(owner, (owner,))[0].rpartition(".")
+    found = vars(importlib.import_module(module))[name]
+    hints = typing.get_type_hints(found.__init__ if inspect.isclass(found) else found)
+    return {key for name, kind in hints.items() for key in (name, *_inside(kind, f"{name}."))}
+
+
+def _inside(annotation: Any, prefix: str) -> Iterator[str]:
+    for kind in (annotation, *get_args(annotation)):
+        if isinstance(kind, type) and is_dataclass(kind):
+            for each in fields(kind):
+                yield f"{prefix}{each.name}"
+                yield from _inside(typing.get_type_hints(kind)[each.name], f"{prefix}{each.name}.")
+
+
+@pytest.mark.parametrize("owner", KEYS)
+def test_new_keys_exist_and_old_ones_do_not(owner: str) -> None:
+    known = arguments(owner)
+    for old, new in KEYS[owner].items():
+        assert new in known, f"{owner} has no {new}"
+        assert old not in known or new.startswith(f"{old}."), f"{owner} still has {old}"

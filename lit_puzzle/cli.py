@@ -1,8 +1,8 @@
 """The console script: `lightning run RECIPE [--key value ...]`, `lightning recipes [--copy DIR]`.
 
-Reads a recipe, decides by its `command` who works (Lightning for fit and validate, a typed function for every other
-stage) and turns bad input into one message and exit code 2. Imports nothing heavy, so that `--help` answers at once.
-Any other verb belongs to the `lightning-sdk` package, whose script has the same name, and is handed to it if installed.
+Reads a recipe and runs its `command`: Lightning for fit and validate, a typed function for every other stage. Wrong
+input is one message and exit code 2. Imports nothing heavy, so that `--help` is fast. Other verbs belong to the package
+`lightning-sdk`, whose script has the same name, and are passed to it if it is installed.
 """
 
 import importlib
@@ -27,23 +27,23 @@ LIGHTNING_COMMANDS = {
     "validate": "one pass over data without training: expert importance, FP8 KV-cache calibration",
 }
 STAGES = {
-    "library": ("lit_puzzle.library.candidates.library", "expert importance -> the blocks each layer could become"),
-    "score": ("lit_puzzle.scoring.scoring.score", "what each block of the library damages, alone in the parent"),
-    "search": ("lit_puzzle.search.search.search", "library + scores + costs -> the least damaging plan in the budget"),
+    "library": ("lit_puzzle.library.candidates.library", "expert importance -> candidate blocks of each layer"),
+    "score": ("lit_puzzle.scoring.scoring.score", "replace-1-block scores of the library's blocks in the parent"),
+    "search": ("lit_puzzle.search.search.search", "library + scores + costs -> plan of least quality loss in a budget"),
     "assemble": ("lit_puzzle.child.assemble.assemble", "plan + parent checkpoint -> child checkpoint"),
-    "generate": ("lit_puzzle.data.generate.generate", "prompts answered by the parent -> documents to distill on"),
+    "generate": ("lit_puzzle.data.generate.generate", "prompts + parent -> documents with its completions"),
     "precompute_logits": (
         "lit_puzzle.distill.top_logits.precompute_logits",
-        "the parent's top-k next-token probabilities of documents -> disk",
+        "documents + parent -> its top-k logits on disk",
     ),
     "evaluate": ("lit_puzzle.evaluate.accuracy.evaluate", "accuracy and generated tokens per reasoning effort"),
-    "export": ("lit_puzzle.serve.export.export", "child -> one complete folder to serve, with its model card"),
+    "export": ("lit_puzzle.serve.export.export", "child -> a complete folder to serve, with a model card"),
     "serve_check": (
         "lit_puzzle.serve.vllm.check.serve_check",
-        "whether vLLM serves a folder as transformers computes it",
+        "compare an exported folder in vLLM with transformers",
     ),
 }
-# Stages of ours that share their work among processes; the others would each do the same work in every process.
+# Stages that divide their work among processes; the others would repeat it in every process.
 PARALLEL_STAGES = frozenset({"score", "precompute_logits"})
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "NODE_RANK")  # the first that is set is the rank
 USAGE = """usage: lightning run RECIPE [--KEY=VALUE ...] [--overwrite] [--print_config]
@@ -51,21 +51,21 @@ USAGE = """usage: lightning run RECIPE [--KEY=VALUE ...] [--overwrite] [--print_
 
 RECIPE is a YAML file, on disk or packaged (`lightning recipes` lists those). Its `command` names the stage:
 {stages}
-  a.b.function     any typed function `f(run_dir: Path, ...) -> dict[str, float]` of yours
+  a.b.function     your own typed function `f(run_dir: Path, ...) -> dict[str, float]`
 
 Every key of the recipe can be overridden: --trainer.max_steps=20, --model.init_args.child=DIR.
-The same command again resumes an unfinished run; a finished one needs --overwrite.
-`lightning run RECIPE --help` lists the keys of that recipe's command."""
+An incomplete run is resumed by the same command; a complete one needs --overwrite.
+`lightning run RECIPE --help` lists the keys of the recipe's command."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry of `lightning`, `lit-puzzle` and `python -m lit_puzzle`.
+    """Run the command line of `lightning`, `lit-puzzle` and `python -m lit_puzzle`.
 
     Args:
-        argv: Words after the program's name; default: the command line.
+        argv: words after the program's name; default: the command line.
 
     Raises:
-        SystemExit: Code 2 with one message on bad input.
+        SystemExit: the input is wrong (code 2, one message).
     """
     words = list(sys.argv[1:] if argv is None else argv)
     with one_line_errors():
@@ -86,11 +86,11 @@ def run(name: str, overrides: Sequence[str]) -> None:
     """Run one recipe.
 
     Args:
-        name: Path of the recipe, on disk or packaged.
+        name: path of the recipe, on disk or packaged.
         overrides: `--key=value` words, and `--overwrite`.
 
     Raises:
-        ValueError: Anything is wrong with the recipe, its input folders or its run folder.
+        ValueError: anything is wrong with the recipe, its input folders or its run folder.
     """
     if "" not in sys.path:  # a recipe can name modules of the current folder; installed ones come first
         sys.path.append(str(Path.cwd()))
@@ -110,10 +110,19 @@ def run(name: str, overrides: Sequence[str]) -> None:
 
 
 def run_stage(command: str, recipe: Recipe, words: Sequence[str], overwrite: bool) -> None:
-    """Runs a stage function with the recipe's keys as its arguments.
+    """Run a stage function with the recipe's keys as its arguments.
 
-    A stage may start further processes, which run this same command line: they join the folder that the first one
-    has claimed, and leave its record to it.
+    A stage may start further processes, which run the same command line: they join the run folder that the first
+    process has claimed, and only the first writes the record.
+
+    Args:
+        command: name of a stage or dotted path of a function.
+        recipe: the loaded recipe.
+        words: overrides from the command line.
+        overwrite: whether to remove the run that is there.
+
+    Raises:
+        ValueError: the recipe, an input or the run folder is refused.
     """
     function = _stage_function(command, recipe.path)
     parser = RecipeParser(parser_mode="omegaconf+", prog=f"lightning run {recipe.path}")
@@ -142,13 +151,13 @@ def run_stage(command: str, recipe: Recipe, words: Sequence[str], overwrite: boo
 
 
 def _seed(config: Namespace) -> int | None:
-    """The seed that the record names: the stage's own, else that of its prompts or problems."""
+    """Return the seed for the record: the stage's own, else that of its prompts or problems."""
     keys = ("seed", "prompts.seed", "held_out.seed")
     return next((config[key] for key in keys if config.get(key) is not None), None)
 
 
 def _rank() -> int:
-    """This process's number among those of the job, as its starter says; 0 for one that is alone."""
+    """Return the rank of this process as its launcher gives it, or 0."""
     return next((int(os.environ[name]) for name in RANKS if name in os.environ), 0)
 
 
@@ -156,7 +165,7 @@ def _command(recipe: Recipe, words: Sequence[str]) -> str:
     given = [word.removeprefix("--command=") for word in words if word.startswith("--command=")]
     command = given[-1] if given else recipe.value("command")
     if not isinstance(command, str):
-        raise ValueError(f"{recipe.path} does not say its `command`. Stages:\n{_stage_list()}")
+        raise ValueError(f"{recipe.path} has no `command`. Stages:\n{_stage_list()}")
     return command
 
 
@@ -164,7 +173,7 @@ def _stage_function(command: str, recipe_path: Path) -> Callable[..., Mapping[st
     dotted = STAGES[command][0] if command in STAGES else command
     module_name, _, function_name = dotted.rpartition(".")
     if not module_name:
-        raise ValueError(f"{recipe_path}: there is no command {command!r}. Stages:\n{_stage_list()}")
+        raise ValueError(f"{recipe_path}: command {command!r} does not exist. Stages:\n{_stage_list()}")
     try:
         function: Callable[..., Mapping[str, float]] = vars(importlib.import_module(module_name))[function_name]
     except (ModuleNotFoundError, KeyError) as error:

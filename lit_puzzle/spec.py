@@ -1,4 +1,4 @@
-"""The currency of the project: what one layer is, what a child is, what it will be served for, and what it may cost.
+"""The dataclasses that stages exchange: a layer's block, a child's plan, a deployment scenario and its budget.
 
 Every stage from importance to export uses these frozen dataclasses. Each has `to_json()` (plain dicts, lists, numbers)
 and `from_json()` (strict: an unknown or missing key is a ValueError that names it). Loads in milliseconds: no torch.
@@ -26,11 +26,11 @@ WEIGHT_BITS: dict[str, float] = {"mxfp4": 4.25, "fp8": 8.0, "bfloat16": 16.0, "f
 
 @dataclass(frozen=True)
 class BlockSpec:
-    """What one layer of a child is.
+    """The block of one layer of a child.
 
     Attributes:
-        experts: Indices of the parent layer's experts that stay, ascending, without duplicates.
-        window_tokens: Sliding window of the attention in tokens; None is full attention.
+        experts: indices of the kept experts of the parent's layer, ascending, without duplicates.
+        window_tokens: sliding window of the attention in tokens; None is full attention.
     """
 
     experts: tuple[int, ...]
@@ -51,11 +51,11 @@ class BlockSpec:
 
     @property
     def num_experts(self) -> int:
-        """Number of experts that stay."""
+        """Number of kept experts."""
         return len(self.experts)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON value; lists instead of tuples."""
+        """Return a plain JSON value, with lists instead of tuples."""
         return {"experts": list(self.experts), "window_tokens": self.window_tokens}
 
     @classmethod
@@ -63,19 +63,19 @@ class BlockSpec:
         """Inverse of `to_json`.
 
         Raises:
-            ValueError: For an unknown or missing key, or values that are no layer.
+            ValueError: a key is unknown or missing, or the values are not a block.
         """
         return cls(**checked_fields(cls, data))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A child: one block for every layer of one particular parent.
+    """The plan of a child: one block for every layer of one parent.
 
     Attributes:
-        parent_fingerprint: `lit_puzzle.model.checkpoint.fingerprint` of the parent whose expert indices `blocks` holds.
-        num_parent_experts: Largest number of experts in any of the parent's layers; every index is below it.
-        blocks: One BlockSpec per layer, layer 0 first.
+        parent_fingerprint: `lit_puzzle.model.checkpoint.fingerprint` of the parent, to which the indices refer.
+        num_parent_experts: largest number of experts in any layer of the parent; every index is below it.
+        blocks: one BlockSpec per layer, layer 0 first.
     """
 
     parent_fingerprint: str
@@ -102,13 +102,13 @@ class Plan:
         return len(self.blocks)
 
     def block_configs(self) -> list[dict[str, int | None]]:
-        """The child config's `block_configs` entry: expert count and window of every layer."""
+        """Return the `block_configs` of the child's configuration: number of experts and window of every layer."""
         return [
             {"num_local_experts": block.num_experts, "sliding_window": block.window_tokens} for block in self.blocks
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON value."""
+        """Return a plain JSON value."""
         return {
             "parent_fingerprint": self.parent_fingerprint,
             "num_parent_experts": self.num_parent_experts,
@@ -120,7 +120,7 @@ class Plan:
         """Inverse of `to_json`.
 
         Raises:
-            ValueError: For an unknown or missing key, or blocks that fit no parent.
+            ValueError: a key is unknown or missing, or the blocks are not a plan.
         """
         values = checked_fields(cls, data)
         if not isinstance(values["blocks"], list | tuple):
@@ -129,8 +129,8 @@ class Plan:
         return cls(**values)
 
     def save(self, path: Path) -> None:
-        """Write as a JSON file; a reader never sees half of it (temporary file, fsync, rename)."""
-        from lit_puzzle.run.folder import write_atomically  # it knows recipes: most users of a plan need neither
+        """Write as a JSON file, atomically (temporary file, fsync, rename)."""
+        from lit_puzzle.run.folder import write_atomically  # imports YAML, which most users of a plan do not need
 
         write_atomically(path, json.dumps(self.to_json(), indent=1) + "\n")
 
@@ -141,7 +141,7 @@ class Plan:
 
 
 def read_plan(path: Path) -> tuple[Plan, Mapping[str, Any]]:
-    """Read a JSON file that is a plan, or whose key `plan` holds one, as the search writes it.
+    """Read a JSON file that is a plan, or whose key `plan` is one, as a search writes it.
 
     Returns:
         The plan, and the record of the search around it (costs, scores, trained blocks); empty for a bare plan.
@@ -164,20 +164,20 @@ def read_plan(path: Path) -> tuple[Plan, Mapping[str, Any]]:
 
 @dataclass(frozen=True)
 class Scenario:
-    """A deployment that costs are counted for.
+    """A deployment for which costs are computed.
 
     Attributes:
-        gpu: Name of the device, a key of the cost model's device table (`H100`, `H200`, `B200`, ...).
+        gpu: name of the device, a key of the cost model's device table (`H100`, `H200`, `B200`, ...).
         num_gpus: GPUs of the deployment.
-        prompt_tokens: Tokens read per request.
-        generated_tokens: Tokens written per request.
-        batch_size: Concurrent requests of one replica of the model; None lets the cost model take the best that fits.
-        kv_dtype: Number format of the KV cache: float32, bfloat16, float16 or fp8.
-        tensor_parallel: Ranks that share one layer's matrices; None lets the cost model choose.
-        expert_parallel: Ranks, among those of tensor parallelism, that each hold whole experts; None means 1: every
+        prompt_tokens: tokens read per request.
+        generated_tokens: tokens generated per request.
+        batch_size: concurrent requests of one replica of the model; None lets the cost model take the best that fits.
+        kv_dtype: number format of the KV cache: float32, bfloat16, float16 or fp8.
+        tensor_parallel: ranks that share one layer's matrices; None lets the cost model choose.
+        expert_parallel: ranks, among those of tensor parallelism, that each hold whole experts; None means 1: every
             expert is split over all of them.
-        weight_dtype: Number format of everything but the experts' matrices: a key of `WEIGHT_BITS`.
-        expert_dtype: Number format of the experts' matrices: a key of `WEIGHT_BITS`.
+        weight_dtype: number format of everything but the experts' matrices: a key of `WEIGHT_BITS`.
+        expert_dtype: number format of the experts' matrices: a key of `WEIGHT_BITS`.
     """
 
     gpu: str
@@ -215,7 +215,7 @@ class Scenario:
         return self.prompt_tokens + self.generated_tokens
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON value."""
+        """Return a plain JSON value."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -223,23 +223,23 @@ class Scenario:
         """Inverse of `to_json`.
 
         Raises:
-            ValueError: For an unknown or missing key, or values that are no deployment.
+            ValueError: a key is unknown or missing, or the values are not a deployment.
         """
         return cls(**checked_fields(cls, data))
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a child may cost; None leaves a quantity unbounded.
+    """Bounds on the costs of a child; None is no bound.
 
     Attributes:
-        memory_gib: At most this much memory for weights and KV cache over all GPUs of the scenario.
-        throughput_tokens_per_second: At least this many generated tokens a second.
-        throughput_over_parent: At least this many times the parent's own best throughput in the scenario.
-        latency_seconds: At most this long for one request.
-        total_parameters: At most this many parameters.
-        active_parameters: At most this many parameters at work on one token.
-        full_attention_layers: At most this many layers without a window.
+        memory_gib: at most this much memory for weights and KV cache over all GPUs of the scenario.
+        throughput_tokens_per_second: at least this many generated tokens a second.
+        throughput_over_parent: at least this many times the parent's own best throughput in the scenario.
+        latency_seconds: at most this long for one request.
+        total_parameters: at most this many parameters.
+        active_parameters: at most this many parameters used per token.
+        full_attention_layers: at most this many layers without a window.
     """
 
     memory_gib: float | None = None
@@ -260,7 +260,7 @@ class Budget:
                 raise ValueError(f"Budget: {name} must be positive, got {value!r}; null leaves it unbounded")
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON value."""
+        """Return a plain JSON value."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -268,25 +268,25 @@ class Budget:
         """Inverse of `to_json`.
 
         Raises:
-            ValueError: For an unknown key, or a quantity that cannot be a bound.
+            ValueError: a key is unknown, or a value cannot be a bound.
         """
         return cls(**checked_fields(cls, data))
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a child must reach in one deployment.
+    """A deployment and the bounds that a child must meet in it.
 
     Attributes:
-        scenario: The deployment.
-        budget: Its bounds there.
+        scenario: the deployment.
+        budget: the bounds.
     """
 
     scenario: Scenario
     budget: Budget
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON value."""
+        """Return a plain JSON value."""
         return {"scenario": self.scenario.to_json(), "budget": self.budget.to_json()}
 
     @classmethod
@@ -294,7 +294,7 @@ class Target:
         """Inverse of `to_json`.
 
         Raises:
-            ValueError: For an unknown or missing key, or values that are no deployment or no bounds.
+            ValueError: a key is unknown or missing, or the values are not a deployment and its bounds.
         """
         values = checked_fields(cls, data)
         return cls(Scenario.from_json(values["scenario"]), Budget.from_json(values["budget"]))

@@ -1,11 +1,28 @@
-"""Fixtures that every test file shares: a real 40k-parameter gpt-oss with seeded random weights, on one thread.
+"""Fixtures that every test file shares, and one environment for all tests, whoever starts them.
 
-One thread because bit-exact comparisons need one order of summation, and because many test processes share few cores.
+The model is a real 40k-parameter gpt-oss with seeded random weights, on one thread: bit-exact comparisons need one
+order of summation, and many test processes share few cores.
 """
 
 import os
+import tempfile
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+CALLERS_GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
+_HUB_CACHE = tempfile.TemporaryDirectory(prefix="lit_puzzle_hub_")  # each test process has its own; removed at its end
+FROM_THE_CALLER = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "HUGGING_FACE_HUB_TOKEN", "PYTHONWARNINGS")
+PREFIXES = ("LOCAL_", "NODE_", "GROUP_", "SLURM_", "TORCHELASTIC_", "JSM_", "HF_", "TRANSFORMERS_", "VLLM_", "WANDB_")
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "CUDA_VISIBLE_DEVICES": "",  # results are compared with those of a CPU
+    "HF_HUB_OFFLINE": "1",
+    "HF_HOME": _HUB_CACHE.name,
+    "COLUMNS": "80",
+}
+for _name in list(os.environ):  # before any library reads them
+    if _name in FROM_THE_CALLER or (_name.startswith(PREFIXES) and _name not in ("VLLM_PYTHON", "VLLM_VENV")):
+        del os.environ[_name]
+os.environ.update(ENVIRONMENT)
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -63,6 +80,15 @@ def _tiny_weights(tiny_config: Callable[..., GptOssConfig]) -> GptOssForCausalLM
             centre, spread = (1.0, 0.1) if "norm" in name else (0.0, 0.2)
             parameter.copy_(centre + spread * torch.randn(parameter.shape, generator=generator))
     return model
+
+
+@pytest.fixture(autouse=True)
+def _gpus_for_vllm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Show the caller's GPUs to the tests of a real vLLM, which may be one for GPUs."""
+    if request.node.get_closest_marker("vllm") is not None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+        if CALLERS_GPUS is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", CALLERS_GPUS)
 
 
 @pytest.fixture

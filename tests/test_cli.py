@@ -136,8 +136,8 @@ def test_bad_input_is_one_message_and_leaves_nothing(tmp_path, capsys, stage_rec
     assert "unknown key 'sourc'. Did you mean 'source'?" in refused(capsys, "run", stage_recipe, "--sourc=x")
     assert "settings.count: expected int, got many" in refused(capsys, "run", stage_recipe, "--settings.count=many")
     no_command = write(tmp_path / "n.yaml", {"run_dir": "x"})
-    assert "does not say its `command`" in refused(capsys, "run", no_command)
-    assert "no command 'fot'" in refused(capsys, "run", stage_recipe, "--command=fot")
+    assert "has no `command`" in refused(capsys, "run", no_command)
+    assert "command 'fot' does not exist" in refused(capsys, "run", stage_recipe, "--command=fot")
     assert "cannot be imported" in refused(capsys, "run", stage_recipe, "--command=no_such.thing")
     assert "no recipe" in refused(capsys, "run", "nowhere.yaml")
     assert "lightning-sdk" in refused(capsys, "login")
@@ -208,8 +208,10 @@ def test_recipes_can_be_listed_and_copied(tmp_path, capsys):
     listed = capsys.readouterr().out.split()
     assert "recipes/rl_recover.yaml" in listed
     main(["recipes", "--copy", str(tmp_path / "mine")])
-    assert {f"recipes/{path.relative_to(tmp_path / 'mine')}" for path in (tmp_path / "mine").rglob("*.yaml")} == set(
-        listed
-    )
+    paths = (tmp_path / "mine").rglob("*.yaml")
+    copied = {f"recipes/{path.relative_to(tmp_path / 'mine')}": yaml.safe_load(path.read_text()) for path in paths}
+    bases = copied.keys() - set(listed)
+    assert len(bases) + len(listed) == len(copied)
+    assert bases and not any("command" in copied[path] for path in bases)
     capsys.readouterr()
     assert "not empty" in refused(capsys, "recipes", "--copy", str(tmp_path / "mine"))

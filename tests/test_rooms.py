@@ -1,4 +1,8 @@
-"""The rooms form one stair: a room imports only from rooms before it in `ROOMS`, and no files form a circle."""
+"""The rooms form one stair: a room imports only from rooms before it in `ROOMS`, and no files form a circle.
+
+The tests mirror the rooms: `tests/ROOM/test_X.py` tests `lit_puzzle/ROOM/X.py`. Tests of a whole stage, a script or a
+property of several files have names of their own; tests of the whole package lie at the top.
+"""
 
 import ast
 from graphlib import TopologicalSorter
@@ -6,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "lit_puzzle"
+TESTS = Path(__file__).parent
+PACKAGE = TESTS.parent / "lit_puzzle"
 ROOMS = (  # the ground floor first; `spec` and `cli` are files, all others folders
     *("run", "spec", "model", "environments", "generation", "training", "data", "costs", "kv_cache", "importance"),
     *("evaluate", "library", "scoring", "child", "search", "distill", "rl", "serve", "tiny", "callbacks", "cli"),
 )
+BESIDE_ROOMS = {"docs", "helpers"}  # folders of tests that mirror no room
 ENTRY = ("__init__", "__main__")  # of the package; they stand outside the door
 
 
@@ -76,3 +82,28 @@ def late():
     assert targets == {"search.search", "callbacks.generation_length", "rl", "rl.module"}
     assert len(upstairs("costs.gpus", targets)) == 4
     assert upstairs("cli", targets) == []
+
+
+def files_of_tests() -> list[Path]:
+    return sorted(path.relative_to(TESTS) for path in TESTS.glob("**/test_*.py"))
+
+
+def test_every_folder_of_tests_is_a_room():
+    folders = {path.name for path in TESTS.iterdir() if path.is_dir() and list(path.glob("*.py"))}
+    assert folders - BESIDE_ROOMS <= set(ROOMS)
+
+
+def test_a_test_file_lies_in_the_room_of_the_file_it_is_named_after():
+    """Files of the same name in several rooms are tested in any of them."""
+    rooms: dict[str, set[str]] = {}
+    for name in modules():
+        room, *_, stem = ["", *name.split(".")] if "." not in name else name.split(".")
+        rooms.setdefault(stem, set()).add(room)
+    wrong = [path for path in files_of_tests() if path.parent.name not in rooms.get(path.stem[5:], {path.parent.name})]
+    assert wrong == []
+
+
+def test_no_two_test_files_have_one_name():
+    """Pytest imports test files by their names alone, so that the second would not be found."""
+    names = [path.name for path in files_of_tests()]
+    assert len(names) == len(set(names)) > 100

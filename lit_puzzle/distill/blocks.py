@@ -46,7 +46,7 @@ from lit_puzzle.model.blocks import PuzzleModel, with_own_blocks
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.loading import WaitingExperts
 from lit_puzzle.model.modules import model_family
-from lit_puzzle.model.surgery import select_rows
+from lit_puzzle.model.surgery import prune_layer
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.training.sharding import full, load_for
 from lit_puzzle.training.trainer_validation import check_trainer
@@ -140,8 +140,7 @@ class BlockwiseDistillation(LightningModule):
         for block in self.selected:
             if block.layer == layer:
                 own = {name: decoder.get_parameter(name).detach() for name in block.tensors}
-                rows = block.block.experts
-                kept = {name: select_rows(own[name], rows) if name in names.expert_rows else own[name] for name in own}
+                kept = prune_layer(own, block.block.experts, names)
                 candidate = self.library.candidate(layer, block.name)
                 before = trained_tensors(self.library_folder, self.library.config, candidate)
                 made.append(TrainableBlock(block, kept | before, names))

@@ -44,7 +44,7 @@ from lit_puzzle.spec import Plan
 from lit_puzzle.training.best_weights import load_best
 from lit_puzzle.training.ema import WeightAverage
 from lit_puzzle.training.load_child import load_child
-from lit_puzzle.training.random_state import RandomState, put_random_state, take_random_state
+from lit_puzzle.training.random_state import RandomState, get_random_state, set_random_state
 from lit_puzzle.training.settings import TrainingSettings
 from lit_puzzle.training.sharding import load_for, shard
 from lit_puzzle.training.trainable import optimize_trainable, without_adapters
@@ -185,7 +185,7 @@ class GlobalDistillation(LightningModule):
     def on_train_batch_start(self, batch: PackedBatch, batch_idx: int) -> None:
         """Set the random state of the checkpoint that a run resumes from (dropout draws from it)."""
         if self._resumed_random is not None:
-            put_random_state(self._resumed_random, self.device)
+            set_random_state(self._resumed_random, self.device)
             self._resumed_random = None
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
@@ -260,7 +260,7 @@ class GlobalDistillation(LightningModule):
         state: dict[str, Tensor] = checkpoint["state_dict"]
         checkpoint["state_dict"] = {k: v for k, v in state.items() if k in trained or k.startswith("average.")}
         if "optimizer_states" in checkpoint:
-            checkpoint["random"] = _of_all_processes(take_random_state(self.device))
+            checkpoint["random"] = _of_all_processes(get_random_state(self.device))
             checkpoint["losses"] = [list(self._losses), list(self._val_losses)]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

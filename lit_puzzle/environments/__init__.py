@@ -1,1 +1,1 @@
-"""Problems with verifiable answers: environments, their answers, long-context tasks."""
+"""Problems with verifiable answers: environments, reading answers from completions, long-context tasks."""

@@ -1,9 +1,8 @@
-"""Environments: where prompts and verifiable rewards of reinforcement learning come from.
+"""Environments: sources of problems whose answers can be verified, for reinforcement learning and evaluation.
 
 An environment draws a `Problem` (messages and the right answer, no effort yet) and verifies a completion (1.0 right,
-0.0 wrong). Training and evaluation never meet: whether a problem is held out is decided by its text alone
-(`is_held_out`), so every consumer, whatever its seed, agrees. How an answer is read from a completion is in
-`lit_puzzle.environments.answers`.
+0.0 wrong). Training and evaluation use different problems: whether a problem is held out follows from its text alone
+(`is_held_out`), whatever the seed. Reading the answer of a completion: `lit_puzzle.environments.answers`.
 
 Reads and writes nothing.
 Source: arXiv 2602.11937, RL recovery on math, coding and general reasoning with checkable answers.
@@ -21,19 +20,25 @@ if TYPE_CHECKING:
 
 EFFORTS = ("low", "medium", "high")
 HELD_OUT_SHARE = 8  # one problem in eight is held out
-MAX_DRAWS = 20_000  # draws without a new problem of the wanted split before an environment counts as exhausted
+MAX_DRAWS = 20_000  # draws without a new problem of the split after which an environment counts as exhausted
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One question. `messages` are system / user texts without an effort; `answer` is what `verify` compares with."""
+    """One problem.
+
+    Attributes:
+        environment: name of the environment that verifies it.
+        messages: system and user messages (`role`, `content`) without an effort.
+        answer: the right answer, which `verify` compares with.
+    """
 
     environment: str
     messages: tuple[dict[str, str], ...]
     answer: str
 
     def text(self) -> str:
-        """The messages as one string, the identity of the problem."""
+        """Return the messages as one string, which identifies the problem."""
         return "\n".join(f"{message['role']}: {message['content']}" for message in self.messages)
 
 
@@ -41,21 +46,31 @@ PromptAtEffort = tuple[Problem, str]  # a problem and the reasoning effort at wh
 
 
 class Environment(Protocol):
-    """What the rest of the project asks of an environment."""
+    """The interface of an environment.
+
+    Attributes:
+        name: under which its problems and metrics appear.
+    """
 
     name: str
 
     def problem(self, rng: random.Random) -> Problem:
-        """Draws one problem (of either split) from `rng`."""
+        """Draw one problem (of either split) from `rng`."""
         ...
 
     def verify(self, completion: str, problem_answer: str) -> float:
-        """1.0 if the completion (text with special tokens) ends with the right answer, else 0.0."""
+        """Return 1.0 if the completion (text with special tokens) ends with the right answer, else 0.0."""
         ...
 
 
 def render_prompt(tokenizer: "PreTrainedTokenizerBase", problem: Problem, effort: str) -> str:
-    """The prompt's text by the tokenizer's chat template, up to where the assistant begins, at one effort."""
+    """Return the text of a prompt by the tokenizer's chat template, up to where the assistant's turn begins.
+
+    Args:
+        tokenizer: of the model; its chat template takes `reasoning_effort`.
+        problem: whose messages are rendered.
+        effort: low, medium or high.
+    """
     messages = [dict(message) for message in problem.messages]
     return str(
         tokenizer.apply_chat_template(messages, add_generation_prompt=True, reasoning_effort=effort, tokenize=False)
@@ -63,15 +78,15 @@ def render_prompt(tokenizer: "PreTrainedTokenizerBase", problem: Problem, effort
 
 
 def is_held_out(problem: Problem) -> bool:
-    """True for about one problem in eight, by content alone: crc32 of the messages' text."""
+    """Return whether a problem is held out: true for about one in eight, by crc32 of the messages' text alone."""
     return zlib.crc32(problem.text().encode()) % HELD_OUT_SHARE == 0
 
 
 def effort_weights(efforts: Mapping[str, float] | Sequence[str]) -> dict[str, float]:
-    """Checks an effort mix; a plain sequence of efforts weighs them equally.
+    """Return the weight of each effort; a plain sequence of efforts weighs them equally.
 
     Raises:
-        ValueError: no effort, an unknown effort, a negative weight, or weights that sum to zero.
+        ValueError: there is no effort, an unknown one or a negative weight, or the weights sum to zero.
     """
     weights = dict(efforts) if isinstance(efforts, Mapping) else dict.fromkeys(efforts, 1.0)
     unknown = [effort for effort in weights if effort not in EFFORTS]
@@ -89,14 +104,22 @@ def draw(
     seed: int,
     held_out: bool,
 ) -> list[tuple[Problem, str]]:
-    """Draws `count` (problem, effort) pairs of one split; equal arguments give equal pairs.
+    """Draw (problem, effort) pairs of one split; equal arguments give equal pairs.
 
     Environments take turns; efforts follow their weights. Problems do not depend on the efforts: drawing with ["low"]
     and with ["high"] gives the same problems. Held-out problems are all different (standard errors assume it);
-    training problems repeat only after an environment has no new one to give.
+    training problems repeat only after all of an environment's have been drawn.
+
+    Args:
+        environments: sources of problems, with different names.
+        efforts: weights of the efforts, or efforts of equal weight.
+        count: number of pairs.
+        seed: of problems and efforts.
+        held_out: which split.
 
     Raises:
-        ValueError: no environments, duplicate names, a bad effort mix, or too few held-out problems.
+        ValueError: there is no environment, names occur twice, the effort mix is wrong, or there are too few held-out
+            problems.
     """
     weights = effort_weights(efforts)
     names = [environment.name for environment in environments]
@@ -113,7 +136,7 @@ def draw(
 
 
 def _draw_new(environment: Environment, rng: random.Random, held_out: bool, seen: set[str]) -> Problem:
-    """Draws a problem of the split that is not in `seen` and adds it there (training starts over when exhausted)."""
+    """Draw a problem of the split that is not in `seen` and add it there (training starts over when exhausted)."""
     repeated: Problem | None = None
     for _ in range(MAX_DRAWS):
         problem = environment.problem(rng)
@@ -126,8 +149,8 @@ def _draw_new(environment: Environment, rng: random.Random, held_out: bool, seen
     if held_out or repeated is None:
         split = "held-out" if held_out else "training"
         raise ValueError(
-            f"Environment {environment.name!r} gave {len(seen)} different {split} problems and no more in {MAX_DRAWS} "
-            "draws (one problem in eight is held out). Ask for fewer prompts or give it more problems."
+            f"Environment {environment.name!r} gave {len(seen)} different {split} problems and no further one in "
+            f"{MAX_DRAWS} draws (one problem in eight is held out). Use fewer prompts or add problems to it."
         )
     seen.clear()
     seen.add(repeated.text())

@@ -1,4 +1,4 @@
-"""Problems from a file of JSON lines, checked when it is read.
+"""Reads problems from a file of JSON lines and checks them.
 
 Reads: the file. Writes: nothing. Memory: the whole file.
 """
@@ -16,15 +16,15 @@ class JsonlEnvironment:
     r"""Problems from a file of JSON lines, each ``{"prompt": str | "messages": [...], "answer": str | number}``.
 
     Args:
-        name: name under which metrics and rewards appear.
-        path: the JSON lines file; read completely, and checked, at construction.
-        verification: how the final channel is compared with the answer. ``exact``: equal text, white space apart.
-            ``numeric``: equal numbers (``\boxed{}``, thousands commas, fractions, ``$`` and ``%`` signs understood;
-            the last number counts). ``choice``: equal letter A-J.
+        name: under which problems, metrics and rewards appear.
+        path: the file; it is read and checked completely at construction.
+        verification: how the completion's final text is compared with the answer. ``exact``: equal text up to white
+            space. ``numeric``: equal numbers (the last one counts; ``\boxed{}``, thousands commas, fractions, ``$``
+            and ``%`` are understood). ``choice``: equal letter A-J.
 
     Raises:
-        ValueError: missing or empty file, a line that is not such an object (named by number), or an answer that the
-            verification cannot read.
+        ValueError: the file is missing or empty, a line is not such an object (the message says which), or the
+            verification cannot read an answer.
     """
 
     def __init__(
@@ -34,18 +34,20 @@ class JsonlEnvironment:
         self.verification = verification
         file = Path(path)
         if not file.is_file():
-            raise ValueError(f"Environment {name!r}: {file} is not a file. Give JSON lines of prompt and answer.")
+            raise ValueError(
+                f"Environment {name!r}: {file} is not a file. Give a file of JSON lines with prompt and answer."
+            )
         lines = file.read_text(encoding="utf-8").split("\n")
         self.problems = [self._parse(line, f"{file}:{index}") for index, line in enumerate(lines, 1) if line.strip()]
         if not self.problems:
-            raise ValueError(f"Environment {name!r}: {file} holds no problem. Put one JSON object a line into it.")
+            raise ValueError(f"Environment {name!r}: {file} contains no problem. Write one JSON object per line.")
 
     def problem(self, rng: random.Random) -> Problem:
-        """One problem of the file."""
+        """Draw one problem of the file."""
         return rng.choice(self.problems)
 
     def verify(self, completion: str, problem_answer: str) -> float:
-        """1.0 if the final channel holds the answer, else 0.0."""
+        """Return 1.0 if the completion's final text is the answer, else 0.0."""
         final = final_text(completion)
         if final is None:
             return 0.0
@@ -56,7 +58,7 @@ class JsonlEnvironment:
         return float(same_number(parse_number(final), parse_number(problem_answer)))
 
     def _parse(self, line: str, where: str) -> Problem:
-        """One line -> Problem; `where` (file:line) goes into every error."""
+        """Return the problem of one line; `where` (file:line) goes into every error."""
         form = '{"prompt": text, "answer": text} or {"messages": [{"role": ..., "content": ...}], "answer": text}'
         try:
             row: Any = json.loads(line)
@@ -71,7 +73,7 @@ class JsonlEnvironment:
             raise ValueError(f"{where}: answer {row['answer']!r} must be a text or a number.")
         answer = str(row["answer"])
         if not self._readable(answer):
-            raise ValueError(f"{where}: {answer!r} is no answer that {self.verification} verification can compare.")
+            raise ValueError(f"{where}: {self.verification} verification cannot read the answer {answer!r}.")
         return Problem(self.name, tuple(messages), answer)
 
     def _readable(self, answer: str) -> bool:

@@ -1,13 +1,14 @@
 """Long-context tasks with exactly verifiable answers: retrieval, following a chain, counting over the whole text.
 
-    Retrieval      the numbers noted on one key or several, one or several each, among notes on other keys
+    Retrieval      the numbers noted on one or several keys, among notes on other keys
     VariableChain  the value of a variable that takes it from another, which takes it from another ...
-    RecordCount    how many crates, of all over the text, hold one good
+    RecordCount    the number of crates, spread over the whole text, that hold one good
     FrequentWord   the most frequent word of the whole text; in each quarter of it another word is more frequent
 
-Each is an environment (`problem` gives a text of `num_lines` lines, `verify` checks the final channel) and a
-`TextTask`, whose length `long_context.LongContextAccuracy` sets to a number of tokens. Tolerance: a key or a sentence
-around the answer does not matter, thousands commas neither; a number or word more, less or other is wrong.
+Each is an environment (`problem` gives a text of `num_lines` lines, `verify` checks the completion's final text) and a
+`TextTask`, whose length `lit_puzzle.evaluate.long_context.LongContextAccuracy` sets to a number of tokens. Keys or
+sentences around the answer and thousands commas do not matter; a missing, additional or different number or word is
+wrong.
 
 Reads and writes nothing. Source: this project's own; the kinds of problems follow arXiv 2404.06654 (RULER).
 """
@@ -31,14 +32,14 @@ _COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
 class Retrieval:
-    """Keys with notes: which numbers do the notes on some of them say?
+    """Notes on keys; the answer is the numbers that the notes on some of the keys say.
 
     Args:
-        name: Under which problems and metrics appear.
-        num_keys: Keys asked about; their numbers count in the order asked.
-        num_values: Notes on each of them, at several depths; the numbers of one key count in any order.
-        num_lines: Other lines of a problem that `problem` draws.
-        record_share: Share of them that are notes on other keys; the rest is prose.
+        name: under which problems and metrics appear.
+        num_keys: keys in the question; the answer gives their numbers in this order.
+        num_values: notes on each of them, at several depths; the numbers of one key are accepted in any order.
+        num_lines: other lines of a problem that `problem` draws.
+        record_share: share of them that are notes on other keys; the rest is prose.
     """
 
     def __init__(
@@ -56,11 +57,11 @@ class Retrieval:
         self.record_share = _share(name, record_share)
 
     def problem(self, rng: random.Random) -> Problem:
-        """A problem of `num_lines` lines."""
+        """Draw a problem of `num_lines` lines."""
         return problem_of(self, self.draft(rng), self.num_lines)
 
     def draft(self, rng: random.Random) -> Draft:
-        """Keys and their codes; the text has the notes in any order."""
+        """Draw the keys and their codes; the text has the notes in any order."""
         names = Names(rng)
         codes = {names.key(): [names.code() for _ in range(self.num_values)] for _ in range(self.num_keys)}
         notes = [_note(key, code) for key in codes for code in codes[key]]
@@ -72,11 +73,11 @@ class Retrieval:
         return _draft(rng, rng.sample(notes, len(notes)), question, answer, names)
 
     def lines(self, draft: Draft, count: int) -> list[str]:
-        """The notes among notes on other keys and prose."""
+        """Return the notes among notes on other keys and prose."""
         return spread(draft.needles, filler(draft, count, self.record_share, _other_note), draft.offset)
 
     def verify(self, completion: str, problem_answer: str) -> float:
-        """1.0 if the final channel names exactly these numbers (again does not matter), key by key."""
+        """Return 1.0 if the final text names exactly these numbers, key by key; repetitions do not matter."""
         found, right = list(dict.fromkeys(_codes(completion))), _CODE.findall(problem_answer)
         return float(self._by_key(found) == self._by_key(right))
 
@@ -85,13 +86,13 @@ class Retrieval:
 
 
 class VariableChain:
-    """A variable takes its value from another, and so on: what is the value of the last?
+    """Variables that take their values from one another; the answer is the value of the last one.
 
     Args:
-        name: Under which problems and metrics appear.
-        hops: Links from the variable asked about to the one that has a number.
-        num_lines: Other lines of a problem that `problem` draws.
-        record_share: Share of them that belong to other chains of the same length; the rest is prose.
+        name: under which problems and metrics appear.
+        hops: links from the variable in the question to the one that has a number.
+        num_lines: other lines of a problem that `problem` draws.
+        record_share: share of them that belong to other chains of the same length; the rest is prose.
     """
 
     def __init__(
@@ -103,11 +104,11 @@ class VariableChain:
         self.record_share = _share(name, record_share)
 
     def problem(self, rng: random.Random) -> Problem:
-        """A problem of `num_lines` lines."""
+        """Draw a problem of `num_lines` lines."""
         return problem_of(self, self.draft(rng), self.num_lines)
 
     def draft(self, rng: random.Random) -> Draft:
-        """A chain, its links in any order over the text."""
+        """Draw a chain; its links stand in any order over the text."""
         names = Names(rng)
         code, keys = names.code(), [names.key() for _ in range(self.hops + 1)]
         needles = [_start(keys[0], code), *map(_link, keys, keys[1:])]
@@ -115,8 +116,8 @@ class VariableChain:
         return _draft(rng, rng.sample(needles, len(needles)), question, code, names)
 
     def lines(self, draft: Draft, count: int) -> list[str]:
-        """The links among links of other chains, all shuffled, and prose."""
-        tail: list[str] = []  # variables of the other chain that is being laid out
+        """Return the links among links of other chains, all shuffled, and prose."""
+        tail: list[str] = []  # variables of the other chain that is being written
 
         def other(names: Names) -> str:
             if len(tail) % (self.hops + 1) == 0:
@@ -130,18 +131,18 @@ class VariableChain:
         return spread(draft.needles, others, draft.offset)
 
     def verify(self, completion: str, problem_answer: str) -> float:
-        """1.0 if the final channel names this number of six digits and no other."""
+        """Return 1.0 if the final text names this number of six digits and no other."""
         return float(set(_codes(completion)) == {problem_answer})
 
 
 class RecordCount:
-    """Crates hold goods: how many of all crates hold one good?
+    """Crates that hold goods; the answer is the number of crates that hold one good.
 
     Args:
-        name: Under which problems and metrics appear.
-        most: Largest answer; the smallest is 2.
-        num_lines: Other lines of a problem that `problem` draws.
-        record_share: Share of them that are crates with other goods; the rest is prose.
+        name: under which problems and metrics appear.
+        most: largest answer; the smallest is 2.
+        num_lines: other lines of a problem that `problem` draws.
+        record_share: share of them that are crates with other goods; the rest is prose.
     """
 
     def __init__(
@@ -153,11 +154,11 @@ class RecordCount:
         self.record_share = _share(name, record_share)
 
     def problem(self, rng: random.Random) -> Problem:
-        """A problem of `num_lines` lines."""
+        """Draw a problem of `num_lines` lines."""
         return problem_of(self, self.draft(rng), self.num_lines)
 
     def draft(self, rng: random.Random) -> Draft:
-        """A good and the crates that hold it."""
+        """Draw a good and the crates that hold it."""
         names = Names(rng)
         good, crates = rng.choice(GOODS), rng.randint(2, self.most)
         needles = [_crate(names.key(), good) for _ in range(crates)]
@@ -166,26 +167,26 @@ class RecordCount:
         return _draft(rng, needles, question, str(crates), names)
 
     def lines(self, draft: Draft, count: int) -> list[str]:
-        """The crates among crates with other goods and prose."""
+        """Return the crates among crates with other goods and prose."""
         goods = [good for good in GOODS if good not in draft.reserved]
         others = filler(draft, count, self.record_share, lambda names: _crate(names.key(), names.rng.choice(goods)))
         return spread(draft.needles, others, draft.offset)
 
     def verify(self, completion: str, problem_answer: str) -> float:
-        """1.0 if the final channel names this number and no other; digits inside keys do not count."""
+        """Return 1.0 if the final text names this number and no other; digits inside keys do not count."""
         final = _COMMA.sub("", final_text(completion) or "")
         return float({int(number) for number in _WHOLE.findall(final)} == {int(problem_answer)})
 
 
 class FrequentWord:
-    """Rows of words: which word is the most frequent of the whole text?
+    """Rows of words; the answer is the most frequent word of the whole text.
 
-    Each row has the answer once and the word of its section (a quarter of the text) twice, so that whoever sees less
-    than about half of the text finds another word more frequent.
+    Each row has the answer once and the word of its section (a quarter of the text) twice, so that in less than about
+    half of the text another word is more frequent.
 
     Args:
-        name: Under which problems and metrics appear.
-        num_lines: Rows of a problem that `problem` draws, beyond the first 3.
+        name: under which problems and metrics appear.
+        num_lines: rows of a problem that `problem` draws, beyond the first 3.
     """
 
     def __init__(self, name: str = "frequent_word", num_lines: int = 40) -> None:
@@ -193,18 +194,18 @@ class FrequentWord:
         self.num_lines = num_lines
 
     def problem(self, rng: random.Random) -> Problem:
-        """A problem of `num_lines` + 3 rows."""
+        """Draw a problem of `num_lines` + 3 rows."""
         return problem_of(self, self.draft(rng), self.num_lines)
 
     def draft(self, rng: random.Random) -> Draft:
-        """The answer; the rows follow from the seed."""
+        """Draw the answer; the rows follow from the seed."""
         answer = rng.choice(NOUNS)
         question = "Which word is the most frequent in all rows together? Answer with the word alone."
         introduction = "Read these rows of words. A question about them follows at the end."
         return Draft(introduction, (), question, answer, frozenset({answer}), rng.getrandbits(64), rng.random())
 
     def lines(self, draft: Draft, count: int) -> list[str]:
-        """`count` + 3 rows (with fewer than 3 a section's word could draw level)."""
+        """Return `count` + 3 rows (with fewer than 3 the word of a section could be as frequent as the answer)."""
         rng = random.Random(draft.seed)
         others = rng.sample([noun for noun in NOUNS if noun not in draft.reserved], SECTIONS + RARE_WORDS)
         sections, rare = others[:SECTIONS], others[SECTIONS:]
@@ -217,7 +218,7 @@ class FrequentWord:
         return rows
 
     def verify(self, completion: str, problem_answer: str) -> float:
-        """1.0 if the final channel names this word of the list and no other (case apart)."""
+        """Return 1.0 if the final text names this word of the list and no other, in any case."""
         named = set(re.findall(r"[a-z]+", (final_text(completion) or "").lower())) & set(NOUNS)
         return float(named == {problem_answer})
 
@@ -247,7 +248,7 @@ def _crate(key: str, good: str) -> str:
 
 
 def _codes(completion: str) -> list[str]:
-    """The numbers of six digits in the final channel; none if the answer did not end there."""
+    """Return the numbers of six digits in the final text; none if the completion is not finished."""
     return _CODE.findall(_COMMA.sub("", final_text(completion) or ""))
 
 
@@ -264,7 +265,7 @@ def _at_least(name: str, argument: str, value: int, least: int) -> int:
 
 
 def default_tasks() -> list[TextTask]:
-    """One of each kind: a key, several values of a key, several keys, a chain, a count, a most frequent word."""
+    """Return one task of each kind: a key, several values of a key, several keys, a chain, a count, a word."""
     return [
         Retrieval("retrieval_key"),
         Retrieval("retrieval_values", num_values=4),

@@ -1,9 +1,9 @@
-"""Long texts with a few lines that matter: words, records and prose of our own, laid out to an exact number of tokens.
+"""Long texts with a few lines that matter, written to an exact number of tokens, of words and sentences of our own.
 
-A problem is an introduction, many lines (a note each), a closing line and a question. The lines that the answer rests
-on are spread evenly over the depth of the text; between them lie records of the same form about other things, and
-prose. Everything is drawn from a seed. How many lines there are decides the length alone: `fit` finds the most that a
-context holds, for any tokenizer and chat template, and fills up what is left with single words.
+A problem is an introduction, many lines (one note each), a closing line and a question. The lines that the answer
+depends on, the needles, are spread evenly over the text; between them are records of the same form about other things,
+and prose. Everything is drawn from a seed. The number of lines determines the length: `fit` finds the largest number
+that a context holds, for any tokenizer and chat template, and fills the remaining tokens with single words.
 
 Reads and writes nothing. Memory: about 6 bytes a token for the text + 8 bytes a token for its ids, one problem at a
 time. Source: this project's own; the kinds of problems follow arXiv 2404.06654 (RULER).
@@ -33,22 +33,22 @@ WHAT = ("the market square", "the empty house", "a wooden fence", "the long road
 WHEN = ("before sunrise", "after supper", "every other week", "when it rains", "in the spring", "without a word")
 
 CLOSING = "The notes end here"
-FILLER_WORDS = (" on", " and", " so", "!", ".")  # a tokenizer has one of them as a single token, whatever stands around
+FILLER_WORDS = (" on", " and", " so", "!", ".")  # a tokenizer has one of them as a single token in any context
 MOST_LINES = 400_000  # keys and codes are drawn without repetition from about a million
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A problem whose length is still open.
+    """A problem without its length.
 
     Attributes:
-        introduction: First line of the text.
-        needles: The lines that the answer rests on, in the order in which they appear.
-        question: Last line of the text.
-        answer: What `verify` compares with.
-        reserved: Keys and codes of the needles: no other line mentions them.
-        seed: Of all other lines.
-        offset: Where in its equal share of the text every needle lies, 0 <= offset < 1.
+        introduction: first line of the text.
+        needles: the lines that the answer depends on, in the order in which they appear.
+        question: last line of the text.
+        answer: what `verify` compares with.
+        reserved: keys and codes of the needles: no other line mentions them.
+        seed: of all other lines.
+        offset: position of every needle in its equal share of the text, 0 <= offset < 1.
     """
 
     introduction: str
@@ -61,23 +61,23 @@ class Draft:
 
 
 class TextTask(Environment, Protocol):
-    """An environment of long texts: as many lines as asked for around the same needles."""
+    """An environment of long texts: any number of lines around the same needles."""
 
     def draft(self, rng: random.Random) -> Draft:
-        """Draws all of a problem but its length."""
+        """Draw all of a problem but its length."""
         ...
 
     def lines(self, draft: Draft, count: int) -> list[str]:
-        """The text's lines, needles and `count` others; equal arguments give equal lines."""
+        """Return the lines of the text, needles and `count` others; equal arguments give equal lines."""
         ...
 
 
 class Names:
-    """Draws keys and codes, none twice.
+    """Draws keys and codes without repetition.
 
     Args:
-        rng: What they are drawn from.
-        used: Keys and codes that must not be drawn.
+        rng: what they are drawn from.
+        used: keys and codes that must not be drawn.
     """
 
     def __init__(self, rng: random.Random, used: frozenset[str] = frozenset()) -> None:
@@ -85,12 +85,12 @@ class Names:
         self.used = set(used)
 
     def key(self) -> str:
-        """A new name such as ``amber-falcon-172``."""
+        """Draw a new name such as ``amber-falcon-172``."""
         choose = self.rng.choice
         return self._new(lambda: f"{choose(ADJECTIVES)}-{choose(NOUNS)}-{self.rng.randrange(100, 1000)}")
 
     def code(self) -> str:
-        """A new number of six digits."""
+        """Draw a new number of six digits."""
         return self._new(lambda: str(self.rng.randrange(100_000, 1_000_000)))
 
     def _new(self, draw: Callable[[], str]) -> str:
@@ -102,19 +102,19 @@ class Names:
 
 
 def prose(rng: random.Random) -> str:
-    """A sentence without keys, codes or goods."""
+    """Draw a sentence without keys, codes or goods."""
     return f"{rng.choice(WHO)} {rng.choice(DOES)} {rng.choice(WHAT)} {rng.choice(WHEN)}."
 
 
 def filler(draft: Draft, count: int, share: float, record: Callable[[Names], str]) -> list[str]:
-    """`count` lines that are no needles: about `share` of them records of other things, the rest prose."""
+    """Return `count` lines that are no needles: about `share` of them records of other things, the rest prose."""
     rng = random.Random(draft.seed)
     names = Names(rng, draft.reserved)
     return [record(names) if rng.random() < share else prose(rng) for _ in range(count)]
 
 
 def spread(needles: Sequence[str], others: Sequence[str], offset: float) -> list[str]:
-    """The needles among the other lines: of n needles, number i at depth (i + offset) / n."""
+    """Return the needles among the other lines: of n needles, number i at depth (i + offset) / n."""
     lines: list[str] = []
     taken = 0
     for index, needle in enumerate(needles):
@@ -125,31 +125,31 @@ def spread(needles: Sequence[str], others: Sequence[str], offset: float) -> list
 
 
 def problem_of(task: TextTask, draft: Draft, count: int, padding: str = "") -> Problem:
-    """The problem with `count` lines around its needles, and a closing line that ends in `padding`."""
+    """Return the problem with `count` lines around its needles, and a closing line that ends in `padding`."""
     if count > MOST_LINES:
-        raise ValueError(f"{task.name}: {count} lines were asked for; at most {MOST_LINES} can all be different.")
+        raise ValueError(f"{task.name}: {count} lines are needed; at most {MOST_LINES} can all be different.")
     text = "\n".join([draft.introduction, *task.lines(draft, count), f"{CLOSING}{padding}", draft.question])
     return Problem(task.name, ({"role": "user", "content": text},), draft.answer)
 
 
 def fit(task: TextTask, draft: Draft, length: Callable[[Problem], int], context_tokens: int) -> Problem:
-    """The problem with as many lines as `context_tokens` hold, filled up by single words.
+    """Return the problem with as many lines as `context_tokens` hold, padded with single words.
 
     Args:
-        task: Where the draft is from.
-        draft: The problem but for its length.
-        length: Tokens of a problem's whole prompt.
-        context_tokens: Of the result, exactly; where no filler word is a single token of the tokenizer, less by fewer
-            tokens than such a word has. Never more.
+        task: which drew the draft.
+        draft: the problem without its length.
+        length: number of tokens of a problem's whole prompt.
+        context_tokens: length of the result, reached exactly where a filler word is a single token of the tokenizer;
+            otherwise the result is shorter by fewer tokens than such a word has.
 
     Raises:
-        ValueError: The problem without other lines is longer already.
+        ValueError: the problem without other lines is too long.
     """
     shortest = length(problem_of(task, draft, 0))
     if shortest > context_tokens:
         raise ValueError(
             f"{task.name}: context_tokens is {context_tokens}, but the needles and the question alone are {shortest} "
-            "tokens. Ask for a longer context or for fewer needles."
+            "tokens. Use a longer context or fewer needles."
         )
     count = most(lambda lines: length(problem_of(task, draft, lines)), context_tokens)
     best = problem_of(task, draft, count)
@@ -165,9 +165,9 @@ def fit(task: TextTask, draft: Draft, length: Callable[[Problem], int], context_
 
 
 def most(length: Callable[[int], int], limit: int) -> int:
-    """The largest n with length(n) <= limit, for a length that grows about evenly; length(0) must be within it.
+    """Return the largest n with length(n) <= limit, for a length that grows about evenly and length(0) <= limit.
 
-    Interpolates, so that a long text is laid out and counted a few times, not once for every bit of n.
+    Interpolates, so that a long text is written and counted a few times, not once for every bit of n.
     """
     low, low_length = 0, length(0)
     high, high_length = 1, length(1)

@@ -55,7 +55,7 @@ def load_vllm(checkpoint: Path, settings: EngineSettings, options: Mapping[str, 
         from vllm import LLM
     except ModuleNotFoundError as error:
         raise ValueError(
-            "Engine vllm needs vLLM: pip install 'lit-puzzle[vllm]' (on a CPU: bash scripts/vllm_env.sh), "
+            f"Engine vllm needs vLLM ({error}): pip install 'lit-puzzle[vllm]' (on a CPU: bash scripts/vllm_env.sh), "
             "or use engine transformers."
         ) from error
     end_ids = end_tokens_of(checkpoint, AutoTokenizer.from_pretrained(checkpoint))
@@ -77,9 +77,7 @@ def load_vllm(checkpoint: Path, settings: EngineSettings, options: Mapping[str, 
             "VLLM_CPU_KVCACHE_SPACE=N gives the KV cache N GiB; engine transformers needs no vLLM."
         ) from error
     wake_on_death(model)
-    engine = VLLMEngine(model, end_ids)
-    finalize(engine, model.llm_engine.engine_core.shutdown)  # gives the memory back as soon as the engine is dropped
-    return engine
+    return VLLMEngine(model, end_ids)
 
 
 def wake_on_death(model: "LLM") -> None:
@@ -104,7 +102,7 @@ def wake_on_death(model: "LLM") -> None:
 
 
 class VLLMEngine:
-    """A model in vLLM, ready to generate.
+    """A model in vLLM, ready to generate. When this object is dropped, vLLM's processes end and free their memory.
 
     Args:
         model: started with `SeededDraws` among its logits processors.
@@ -114,6 +112,7 @@ class VLLMEngine:
     def __init__(self, model: "LLM", end_ids: Sequence[int]) -> None:
         self.model = model
         self.end_ids = list(end_ids)
+        finalize(self, model.llm_engine.engine_core.shutdown)  # `LLM` itself may live on: frames that hold it leak
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, rows: Sequence[int] | None = None

@@ -50,9 +50,9 @@ def puzzle_config(config: Mapping[str, Any], blocks: Sequence[BlockConfig], **se
     """Return the configuration of a model with other layers.
 
     Args:
-        config: The plain dict of a `config.json`, a parent's or a child's.
-        blocks: One entry for each layer of the new model.
-        **settings: Other entries that replace those of `config`, such as `attn_implementation`.
+        config: the plain dict of a `config.json`, a parent's or a child's.
+        blocks: one entry for each layer of the new model.
+        **settings: other entries that replace those of `config`, such as `attn_implementation`.
     """
     family = family_of(config)
     replaced = {*family.child.config_entries(), "block_configs", "layer_types", "num_hidden_layers"}
@@ -63,7 +63,7 @@ def puzzle_config(config: Mapping[str, Any], blocks: Sequence[BlockConfig], **se
 def with_own_blocks(model: PreTrainedModel) -> PuzzleModel:
     """Return the same modules as a model whose layers have a block each in the configuration.
 
-    A model of that kind is returned as it is; of a stock one the modules move, nothing is copied.
+    A model of that kind is returned unchanged; the modules of a stock model move, nothing is copied.
     """
     stock = model.config.to_dict()
     family = family_of(stock)

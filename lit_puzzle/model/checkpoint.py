@@ -1,12 +1,12 @@
-"""Checkpoint folders of safetensors: opened, checked strictly, read one tensor or one layer at a time, and identified.
+"""Opens checkpoint folders, validates them strictly, reads single tensors or layers, and identifies a checkpoint.
 
 Reads a Hugging Face folder (`config.json` with `model.safetensors`, or with shards and
-`model.safetensors.index.json`) and compares it with what its own configuration implies: an unknown, missing,
+`model.safetensors.index.json`) and compares it with the tensors that its configuration implies: an unknown, missing,
 mis-shaped or truncated tensor is a ValueError that names it and its file. Pickles are refused. Writing:
 `lit_puzzle.model.writer`.
 
-Memory: headers only; tensors are views of mapped files (`lit_puzzle.model.safetensors_file`), so whoever copies them
-decides what is held. A rank of a sharded load slices rows of a view and so touches only its share of the disk.
+Memory: headers only; tensors are views of mapped files (`lit_puzzle.model.safetensors_file`) and use memory only when
+they are copied. A rank of a sharded load slices rows of a view and so reads only its share of the disk.
 
 Source: the released gpt-oss-puzzle-88B for the names of KV scales; names and shapes are in `lit_puzzle.model.layout`.
 """
@@ -38,23 +38,23 @@ class Checkpoint:
     """A checked checkpoint folder.
 
     Attributes:
-        folder: Where it lies.
-        config: Its config.json.
-        family: The family of its model.
-        tensors: Header entries of all tensors by full name.
+        folder: its path.
+        config: its config.json.
+        family: the family of its model.
+        tensors: header entries of all tensors by full name.
         blocks: (number of experts, window) of every layer.
-        mxfp4_layers: Layers whose experts are stored as MXFP4.
+        mxfp4_layers: layers whose experts are stored as MXFP4.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Open and check.
+        """Open and validate.
 
         Raises:
-            ValueError: When anything but the tensors that its config implies is in the folder's weights.
+            ValueError: the folder's weights are not exactly the tensors that its config implies.
         """
         self.folder = folder
         if not folder.is_dir():
-            raise ValueError(f"{folder} is no folder; a checkpoint is a folder with config.json and *.safetensors")
+            raise ValueError(f"{folder} is not a folder; a checkpoint is a folder with config.json and *.safetensors")
         self.config = read_json(folder / "config.json")
         self.family = family_of(self.config)
         self.blocks = layer_blocks(self.config)
@@ -87,16 +87,16 @@ class Checkpoint:
         return len(self.blocks)
 
     def read(self, name: str) -> Tensor:
-        """A tensor by its full name, as a view of the file."""
+        """Return a tensor by its full name, as a view of the file."""
         return self._file_of[name].read(name)
 
     def layer(self, layer: int) -> dict[str, Tensor]:
-        """All tensors of a layer by their name inside it (`mlp.router.weight`)."""
+        """Return all tensors of a layer by their name inside it (`mlp.router.weight`)."""
         prefix = layer_prefix(layer)
         return {name.removeprefix(prefix): self.read(name) for name in self.tensors if name.startswith(prefix)}
 
     def outside_layers(self) -> Iterator[tuple[str, Tensor]]:
-        """Full name and tensor of what belongs to no layer: embedding, last norm, head."""
+        """Yield the full names and tensors that belong to no layer: embedding, last norm, head."""
         for name in self.tensors:
             if not name.startswith("model.layers."):
                 yield name, self.read(name)
@@ -119,7 +119,7 @@ class Checkpoint:
 
 
 def _sampled(num_bytes: int) -> list[tuple[int, int]]:
-    """Byte ranges of a tensor that its checkpoint's fingerprint covers."""
+    """Return the byte ranges of a tensor that the checkpoint's fingerprint covers."""
     if num_bytes <= FINGERPRINT_WHOLE_BYTES:
         return [(0, num_bytes)]
     last = num_bytes - FINGERPRINT_PAGE_BYTES
@@ -128,16 +128,16 @@ def _sampled(num_bytes: int) -> list[tuple[int, int]]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that make up a checkpoint folder.
+    """Return the safetensors files of a checkpoint folder.
 
     Raises:
-        ValueError: When there are none, a pickle lies beside them, or files and index do not match.
+        ValueError: there are none, there are pickles too, or files and index do not match.
     """
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
     if pickles:
         raise ValueError(
-            f"{folder} holds pickles {pickles}: loading one runs code, so they are refused; "
-            "convert the weights to safetensors, or move these files away when safetensors are there too"
+            f"{folder} contains pickles {pickles}: loading one runs code, so they are refused; "
+            "convert the weights to safetensors, or remove these files if there are safetensors too"
         )
     found = sorted(path.name for path in folder.glob("*.safetensors"))
     index_path = folder / INDEX_FILE
@@ -162,19 +162,19 @@ def _check_index(index_path: Path, located: Mapping[str, SafetensorsFile]) -> No
     weight_map = _weight_map(index_path)
     for name in sorted(weight_map.keys() | located.keys()):
         if name not in located:
-            raise ValueError(f"missing tensor {name}: {index_path} promises it in {weight_map[name]}")
+            raise ValueError(f"missing tensor {name}: {index_path} lists it in {weight_map[name]}")
         actual = located[name].path.name
         if weight_map.get(name) != actual:
-            raise ValueError(f"{name} lies in {actual}, but {index_path} says {weight_map.get(name)}")
+            raise ValueError(f"{name} is in {actual}, but {index_path} says {weight_map.get(name)}")
 
 
 def check_tensors(
     folder: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo], mxfp4_layers: frozenset[int]
 ) -> None:
-    """Compare tensors with what the configuration implies.
+    """Compare tensors with those that the configuration implies.
 
     Raises:
-        ValueError: Naming the first tensor that is missing, unknown, mis-shaped or of a wrong kind of dtype.
+        ValueError: a tensor is missing, unknown, mis-shaped or of a wrong kind of dtype; the message names it.
     """
     expected = tensor_shapes(config, mxfp4_layers)
     for name in expected:
@@ -199,13 +199,13 @@ def check_tensors(
 
 
 def fingerprint(folder: Path) -> str:
-    """Identity of a checkpoint: sha256 over its architecture and the name, dtype, shape and bytes of its tensors.
+    """Return the identity of a checkpoint: sha256 over architecture and names, dtypes, shapes and bytes of tensors.
 
-    Small tensors (routers, norms, biases; up to 1 MiB) count whole, larger ones by 16 pages of 4 KiB spread evenly
-    over them and so cheap at any size (120B: under 200 MiB read). How the tensors are split into files does not
-    matter; the order of experts does.
+    Tensors up to 1 MiB (routers, norms, biases) count whole, larger ones by 16 pages of 4 KiB spread evenly over them,
+    which is cheap at any size (120B: under 200 MiB read). The split into files does not matter; the order of experts
+    does.
 
     Raises:
-        ValueError: When the folder is no valid checkpoint.
+        ValueError: the folder is not a valid checkpoint.
     """
     return Checkpoint(folder).fingerprint()

@@ -1,12 +1,12 @@
-"""What is special to a family of MoE models, as data: the one place outside `serve/` and `tiny/` that knows gpt-oss.
+"""What is specific to a family of MoE models, as data: names of tensors, keys of configurations, format of answers.
 
-Every other room asks `family_of(config)` (a `config.json`) or `family_named(model_type)` (a loaded model's
-`config.model_type`). Another family takes an entry in `FAMILIES`, one file in `lit_puzzle/model` with the modeling
-classes of its children, and a model class in `lit_puzzle/serve/vllm`. Works without torch; the same knowledge about
-loaded modules is in `lit_puzzle.model.modules`. Reads and writes nothing.
+Other rooms look it up with `family_of(config)` (a `config.json`) or `family_named(model_type)` (`config.model_type` of
+a loaded model). To add a family: an entry in `FAMILIES`, one file in `lit_puzzle/model` with the modeling classes of
+its children, and a model class in `lit_puzzle/serve/vllm`. Does not need torch; functions on loaded modules are in
+`lit_puzzle.model.modules`. Reads and writes nothing.
 
-What all families share is not in here: the convention of transformers that a causal language model has `model.layers`,
-`model.embed_tokens`, `model.norm`, `model.rotary_emb` and `lm_head`; and the `block_configs` of a child's
+Not part of a family, because all have it in common: `model.layers`, `model.embed_tokens`, `model.norm`,
+`model.rotary_emb` and `lm_head` of a causal language model in transformers; and `block_configs` of a child's
 configuration, one `{"num_local_experts", "sliding_window"}` for each layer.
 
 Source: transformers' `modeling_gpt_oss.py` (names, router, activation), the released gpt-oss checkpoints and
@@ -27,15 +27,15 @@ class LayerNames:
     """Names of the parts of a decoder layer, as of its modules so of its tensors.
 
     Attributes:
-        attention_norm: Norm before attention.
-        attention: Attention.
-        projections: Its linear layers: queries, keys, values, output.
-        kv_scales: Tensors of the FP8 scales of its keys and of its values.
-        moe_norm: Norm before the experts.
-        moe: Router and experts.
-        router: The router, which has `weight`, `bias`, `num_experts` and `top_k`.
-        experts: The experts, whose parameters stack all experts of the layer along the first dimension.
-        expert_matrices: The parameters of `experts` that are matrices. Each has a `*_bias`; in MXFP4 it is stored as
+        attention_norm: norm before attention.
+        attention: attention.
+        projections: its linear layers: queries, keys, values, output.
+        kv_scales: tensors of the FP8 scales of its keys and of its values.
+        moe_norm: norm before the experts.
+        moe: router and experts.
+        router: the router, which has `weight`, `bias`, `num_experts` and `top_k`.
+        experts: the experts, whose parameters stack all experts of the layer along the first dimension.
+        expert_matrices: the parameters of `experts` that are matrices. Each has a `*_bias`; in MXFP4 it is stored as
             `*_blocks` and `*_scales`.
     """
 
@@ -51,7 +51,7 @@ class LayerNames:
 
     @property
     def router_tensors(self) -> tuple[str, ...]:
-        """The router's tensors, one row per expert."""
+        """Tensors of the router, one row per expert."""
         return (f"{self.router}.weight", f"{self.router}.bias")
 
     @property
@@ -67,31 +67,31 @@ class LayerNames:
 
     @property
     def attention_half(self) -> tuple[str, str]:
-        """What the names of the tensors up to the residual sum behind attention start with."""
+        """Prefixes of the tensors up to the residual sum after attention."""
         return (f"{self.attention_norm}.", f"{self.attention}.")
 
     @property
     def expert_half(self) -> tuple[str, str]:
-        """What the names of the other tensors of the layer start with."""
+        """Prefixes of the other tensors of the layer."""
         return (f"{self.moe_norm}.", f"{self.moe}.")
 
     @property
     def frozen(self) -> tuple[str, str]:
-        """Patterns of the parameters of a model that distillation and reinforcement learning keep by default."""
+        """Patterns of the parameters that distillation and reinforcement learning do not train by default."""
         return (f"*.{self.experts}.*", f"*.{self.router}.*")
 
 
 @dataclass(frozen=True)
 class ConfigKeys:
-    """Keys of a stock `config.json` that are named differently in other families, and what their absence means.
+    """Keys of a stock `config.json` that have other names in other families, and defaults for missing keys.
 
     Attributes:
-        num_experts: Experts of a layer.
-        experts_per_token: Experts that the router chooses for a token.
-        expert_width: Channels inside an expert.
-        window: Tokens that a windowed layer's attention sees.
-        attention_bias: Whether attention has biases where the key `attention_bias` is missing.
-        layer_types: Kinds of attention where the key `layer_types` is missing, repeated over the layers.
+        num_experts: experts of a layer.
+        experts_per_token: experts that the router chooses for a token.
+        expert_width: channels inside an expert.
+        window: tokens that a windowed layer's attention sees.
+        attention_bias: default of the key `attention_bias`.
+        layer_types: default of the key `layer_types`, repeated over the layers.
     """
 
     num_experts: str
@@ -104,13 +104,13 @@ class ConfigKeys:
 
 @dataclass(frozen=True)
 class ChildFormat:
-    """How a child with layers of different sizes says what it is.
+    """How the checkpoint of a child with layers of different sizes is loaded.
 
     Attributes:
-        model_type: Of its configuration.
-        config_class: Class of its configuration, with `from_parent(config, blocks)`.
-        model_class: Class of its causal language model.
-        modeling_file: File that defines both; it is copied into every child's folder and registers them.
+        model_type: of its configuration.
+        config_class: class of its configuration, with `from_parent(config, blocks)`.
+        model_class: class of its causal language model.
+        modeling_file: file that defines both; it is copied into every child's folder and registers them.
     """
 
     model_type: str
@@ -119,7 +119,7 @@ class ChildFormat:
     modeling_file: Path
 
     def config_entries(self) -> dict[str, Any]:
-        """The entries of a child's `config.json` by which it is loaded."""
+        """Return the entries of a child's `config.json` that tell transformers how to load it."""
         module = self.modeling_file.stem
         classes = {"AutoConfig": self.config_class, "AutoModelForCausalLM": self.model_class}
         return {
@@ -131,13 +131,13 @@ class ChildFormat:
 
 @dataclass(frozen=True)
 class AnswerFormat:
-    """Where the answer stands in a completion that was decoded with its special tokens.
+    """The place of the answer in a completion that was decoded with its special tokens.
 
     Attributes:
-        header: What is generated before the answer.
-        end: What is generated after it, at the end of a finished completion.
-        header_pattern: Regular expression of `header` with the spaces that models generate at times.
-        control_pattern: Regular expression of special tokens that no answer contains.
+        header: text before the answer.
+        end: text after the answer, at the end of a finished completion.
+        header_pattern: regular expression of `header`, with the spaces that models sometimes generate.
+        control_pattern: regular expression of special tokens that no answer contains.
     """
 
     header: str
@@ -146,7 +146,7 @@ class AnswerFormat:
     control_pattern: str
 
     def final_text(self, completion: str) -> str | None:
-        """Return the answer, or None if the completion is not finished or has none."""
+        """Return the answer of a completion, or None if it is not finished or contains none."""
         body, ended, _ = completion.partition(self.end)
         answer = re.split(self.header_pattern, body)[-1]
         if not ended or answer == body or re.search(self.control_pattern, answer):
@@ -154,7 +154,7 @@ class AnswerFormat:
         return answer
 
     def wrap(self, answer: str) -> str:
-        """Return the end of a finished completion with this answer."""
+        """Return the last part of a finished completion with this answer."""
         return f"{self.header}{answer}{self.end}"
 
 
@@ -163,13 +163,13 @@ class Family:
     """A family of MoE models.
 
     Attributes:
-        model_type: Of a stock configuration.
-        child: Format of its children.
-        layer: Names inside a decoder layer.
-        config: Keys of a stock configuration.
-        answer: Format of completions.
-        vocab_size: Size of the vocabulary of the released models, whose stop tokens are known.
-        stop_tokens: Ids at which generation with that vocabulary must stop.
+        model_type: of a stock configuration.
+        child: format of its children.
+        layer: names inside a decoder layer.
+        config: keys of a stock configuration.
+        answer: format of completions.
+        vocab_size: size of the vocabulary of the released models, whose stop tokens are known.
+        stop_tokens: ids at which generation with that vocabulary must stop.
     """
 
     model_type: str
@@ -224,7 +224,7 @@ def family_named(model_type: object) -> Family:
     """Return the family of a model type, a parent's or a child's.
 
     Raises:
-        ValueError: The model type belongs to no family.
+        ValueError: the model type belongs to no family.
     """
     for family in FAMILIES:
         if model_type in (family.model_type, family.child.model_type):
@@ -237,7 +237,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
     """Return the family of the model of a `config.json`.
 
     Raises:
-        ValueError: Its model type belongs to no family.
+        ValueError: its model type belongs to no family.
     """
     return family_named(config.get("model_type"))
 
@@ -246,6 +246,6 @@ def is_child(config: Mapping[str, Any]) -> bool:
     """Return whether a `config.json` is a child's, with `block_configs`, and not a stock one.
 
     Raises:
-        ValueError: Its model type belongs to no family.
+        ValueError: its model type belongs to no family.
     """
     return config.get("model_type") == family_of(config).child.model_type

@@ -1,7 +1,7 @@
-"""A gpt-oss whose layers differ: each has its own number of experts and its own attention window.
+"""A gpt-oss model with heterogeneous layers: each has its own number of experts and its own attention window.
 
 Reads and writes Hugging Face folders with `model_type: gpt_oss_puzzle`; tensor names are those of stock gpt-oss. Every
-saved folder carries this very file, so it imports only torch, transformers and the standard library. Importing it
+saved folder contains a copy of this file, so it imports only torch, transformers and the standard library. Importing it
 registers the classes. Source: arXiv 2602.11937 (the search space and the released model).
 
 Shapes: B batch, T tokens, E embedding channels, V vocabulary.
@@ -40,15 +40,16 @@ DERIVED_KEYS = {"per_layer_config", "allow_global_per_layer_attribute_access"}  
 
 
 class GptOssPuzzleConfig(GptOssConfig):
-    """The configuration of a heterogeneous gpt-oss: `block_configs` says what each layer is, and nothing else does.
+    """The configuration of a heterogeneous gpt-oss model, whose layers are defined by `block_configs` alone.
 
-    `block_configs` holds `{"num_local_experts": int, "sliding_window": int | None}` for each layer. `layer_types` and
-    transformers' `per_layer_config` (it sizes each layer's KV cache) are derived from it; a file in which they disagree
-    is refused. The model-wide `num_local_experts` and `sliding_window` only stand in where `block_configs` is missing.
+    `block_configs` is a list of `{"num_local_experts": int, "sliding_window": int | None}`, one for each layer.
+    `layer_types` and transformers' `per_layer_config` (which sizes each layer's KV cache) are derived from it, and a
+    file in which they disagree is refused. The model-wide `num_local_experts` and `sliding_window` are used only where
+    `block_configs` is missing.
 
     Raises:
-        ValueError: `block_configs` has not one entry a layer, or a malformed one (the message names the layer);
-            or `per_layer_config` or `layer_types` contradict it.
+        ValueError: `block_configs` does not have one valid entry per layer (the message names the layer), or
+            `per_layer_config` or `layer_types` contradict it.
     """
 
     model_type = "gpt_oss_puzzle"
@@ -56,25 +57,25 @@ class GptOssPuzzleConfig(GptOssConfig):
     layer_types: list[str] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Checks the blocks and derives from them what transformers reads."""
+        """Check the blocks and derive from them the entries that transformers reads."""
         sparse, layer_types = kwargs.pop("per_layer_config", None), self.layer_types
         if sparse is not None or self.block_configs is None:
             blocks = self._blocks_of(sparse or {})
             if self.block_configs not in (None, blocks):
                 raise ValueError(
-                    f"per_layer_config means {blocks}, block_configs is {self.block_configs}: drop the former."
+                    f"per_layer_config means {blocks}, but block_configs is {self.block_configs}: remove the former."
                 )
             self.block_configs = blocks
         _check_blocks(self.block_configs, self.num_hidden_layers)
         self.layer_types = [_layer_type(block["sliding_window"]) for block in self.block_configs]
         if layer_types not in (None, self.layer_types):
-            raise ValueError(f"layer_types is {layer_types}, block_configs means {self.layer_types}: drop the former.")
+            raise ValueError(f"layer_types is {layer_types}, but block_configs means {self.layer_types}: remove it.")
         super().__post_init__(**kwargs)
         self.per_layer_config = dict(enumerate(self.block_configs))
-        self.allow_global_per_layer_attribute_access = True  # stock code reads the model-wide values and would die
+        self.allow_global_per_layer_attribute_access = True  # stock code reads the model-wide values and would fail
 
     def _blocks_of(self, sparse: dict[int | str, dict[str, Any]]) -> list[Block]:
-        """The blocks that a `per_layer_config` means; where it is silent, stock gpt-oss (even layers windowed)."""
+        """Return the blocks of a `per_layer_config`; the default is stock gpt-oss (even layers windowed)."""
         types = self.layer_types or [
             _layer_type(None if i % 2 else self.sliding_window) for i in range(self.num_hidden_layers)
         ]
@@ -88,7 +89,7 @@ class GptOssPuzzleConfig(GptOssConfig):
 
     @classmethod
     def from_parent(cls, config: GptOssConfig, block_configs: list[Block]) -> Self:
-        """The configuration of a child of the model of `config`: all of it, except for what `block_configs` says."""
+        """Return the configuration of a child of the model of `config`, with the layers of `block_configs`."""
         replaced = {"model_type", "architectures", "layer_types", "block_configs", "auto_map"}
         settings = {name: value for name, value in config.to_dict().items() if name not in replaced}
         settings["attn_implementation"] = config._attn_implementation
@@ -96,18 +97,18 @@ class GptOssPuzzleConfig(GptOssConfig):
         return cls(**settings, block_configs=block_configs, architectures=["GptOssPuzzleForCausalLM"])
 
     def get_gpt_oss_config_for_layer(self, layer_idx: int) -> GptOssConfig:
-        """The stock configuration of layers like `layer_idx`; with fewer experts than top-k it routes to them all."""
+        """Return a stock configuration with the layer's block; with fewer experts than top-k it routes to them all."""
         block = self.block_configs[layer_idx]
         settings = {field.name: vars(self)[field.name] for field in fields(GptOssConfig)} | block
         settings["num_experts_per_tok"] = min(self.num_experts_per_tok, block["num_local_experts"])
         return GptOssConfig(**settings)
 
     def to_dict(self) -> dict[str, Any]:
-        """As stock, without what is derived."""
+        """Return the stock dictionary without the derived entries."""
         return {name: value for name, value in super().to_dict().items() if name not in DERIVED_KEYS}
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """As stock (it is what config.json holds), without what is derived."""
+        """Return the stock dictionary for config.json without the derived entries."""
         return {name: value for name, value in super().to_diff_dict().items() if name not in DERIVED_KEYS}
 
 
@@ -133,13 +134,13 @@ def _check_blocks(blocks: list[Block], num_layers: int) -> None:
 
 
 class GptOssPuzzleModel(GptOssModel):
-    """The decoder: stock gpt-oss layers, each built from its own configuration, and one mask for each window."""
+    """The decoder: stock gpt-oss layers, each built from its own configuration, and one mask per window."""
 
     config: GptOssPuzzleConfig
-    _can_set_experts_implementation_cached_value = True  # transformers looks for its decorator in this file, in vain
+    _can_set_experts_implementation_cached_value = True  # transformers would look for its decorator in this file
 
     def __init__(self, config: GptOssPuzzleConfig) -> None:
-        GptOssPreTrainedModel.__init__(self, config)  # not GptOssModel's, which would build layers all alike
+        GptOssPreTrainedModel.__init__(self, config)  # not that of GptOssModel, which would build equal layers
         self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
@@ -177,7 +178,7 @@ class GptOssPuzzleModel(GptOssModel):
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> MoeModelOutputWithPast:
-        """As stock; in addition `position_ids` that start again mark packed documents, which do not see each other."""
+        """Run the stock forward pass; where `position_ids` restart, a new packed document begins, unseen by others."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of input_ids and inputs_embeds.")
         hidden_BTE = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
@@ -213,12 +214,12 @@ class GptOssPuzzleModel(GptOssModel):
 
 
 class GptOssPuzzleForCausalLM(GptOssForCausalLM):
-    """The language model. Its state-dict names are those of stock `GptOssForCausalLM`."""
+    """The causal language model. Names of parameters are those of stock `GptOssForCausalLM`."""
 
     config: GptOssPuzzleConfig
     body_class: ClassVar[type[GptOssPuzzleModel]] = GptOssPuzzleModel
     _can_set_experts_implementation_cached_value = True
-    # Scales of an FP8 KV cache lie in the same files; the serving engine alone reads them.
+    # Scales of an FP8 KV cache are in the same files; only the serving engine reads them.
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"self_attn\.[kv]_scale$"]
 
     def __init__(self, config: GptOssPuzzleConfig) -> None:
@@ -238,12 +239,11 @@ class GptOssPuzzleForCausalLM(GptOssForCausalLM):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        use_cache: bool | None = None,
         output_router_logits: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> MoeCausalLMOutputWithPast:
-        """As stock, with `balancing_loss` as the auxiliary loss."""
+        """Run the stock forward pass, with `balancing_loss` as auxiliary loss; `kwargs` go to decoder and loss."""
         with_router = self.config.output_router_logits if output_router_logits is None else output_router_logits
         outputs = self.model(
             input_ids=input_ids,
@@ -251,7 +251,6 @@ class GptOssPuzzleForCausalLM(GptOssForCausalLM):
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
             output_router_logits=with_router,
             **kwargs,
         )
@@ -273,25 +272,25 @@ class GptOssPuzzleForCausalLM(GptOssForCausalLM):
         )
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
-        """As stock, under the model's own names: undoing an MXFP4 load, transformers gives all layers one name."""
+        """Save under the model's own names: with MXFP4 weights loaded, transformers would give all layers one name."""
         super().save_pretrained(save_directory, **{"save_original_format": False} | kwargs)
 
     @staticmethod
     def create_masks_for_generate(attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
-        """Leaves the masks to `forward`: with a static cache `generate` would make one for all windows."""
+        """Leave the masks to `forward`: with a static cache `generate` would make one for all windows."""
         return attention_mask
 
 
 def balancing_loss(router_logits: tuple[Tensor, ...], top_k: int, attention_mask: Tensor | None = None) -> Tensor:
-    """The Switch loss, experts * sum over e of (share of the tokens routed to e) * (mean probability of e).
+    """Return the Switch loss: experts * sum over e of (share of the tokens routed to e) * (mean probability of e).
 
-    Stock gpt-oss pools expert e over all layers; so do we while all have the same number of experts. Where they differ
-    there is nothing to pool: the loss is that of each layer by itself, with its own number, averaged over the layers.
+    Where all layers have the same number of experts, expert e is pooled over the layers, as in stock gpt-oss. Otherwise
+    the loss of each layer is computed with its own number of experts and averaged over the layers.
 
     Args:
-        router_logits: For each layer (B * T, its experts).
-        top_k: Experts of a token; a layer that has fewer uses them all.
-        attention_mask: (B, T), 0 for padding, which does not count.
+        router_logits: for each layer (B * T, its experts).
+        top_k: experts per token; a layer that has fewer uses them all.
+        attention_mask: (B, T), 0 for padding, which is not counted.
     """
     counts = [logits.shape[-1] for logits in router_logits]
     if len(set(counts)) == 1:
@@ -301,8 +300,8 @@ def balancing_loss(router_logits: tuple[Tensor, ...], top_k: int, attention_mask
     return torch.stack([loss.to(losses[0].device) for loss in losses]).mean()
 
 
-GptOssPuzzleConfig.register_for_auto_class()  # from here on save_pretrained copies this file and writes auto_map
+GptOssPuzzleConfig.register_for_auto_class()  # now save_pretrained copies this file and writes auto_map
 GptOssPuzzleForCausalLM.register_for_auto_class("AutoModelForCausalLM")
-if not __name__.startswith("transformers_modules"):  # the copy in a checkpoint must not displace the installed classes
+if not __name__.startswith("transformers_modules"):  # a copy in a checkpoint must not replace the installed classes
     AutoConfig.register(GptOssPuzzleConfig.model_type, GptOssPuzzleConfig)
     AutoModelForCausalLM.register(GptOssPuzzleConfig, GptOssPuzzleForCausalLM)

@@ -1,7 +1,7 @@
-"""Names and shapes of every tensor that a gpt-oss configuration implies, without torch: what a checkpoint must hold.
+"""Names and shapes of all tensors that a configuration implies, without torch.
 
-Works on the plain dict of a `config.json`, for `gpt_oss` and `gpt_oss_puzzle` alike. Weights of experts come in two
-layouts: plain (bf16, fp16, fp32) and MXFP4 (4-bit values in blocks of 32 with one scale each), chosen layer by layer.
+Works on the plain dict of a `config.json`, of a parent or a child. Weights of experts come in two layouts: plain (bf16,
+fp16, fp32) and MXFP4 (4-bit values in blocks of 32 with one scale each), chosen layer by layer.
 
 Source: the tensor names are those of transformers' gpt-oss and of the released gpt-oss checkpoints;
 arXiv 2602.11937 for the counts.
@@ -15,18 +15,15 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from lit_puzzle.model.family import GPT_OSS, Family, family_of, is_child
+from lit_puzzle.model.family import Family, family_of, is_child
 
 Shape = tuple[int, ...]
 
 MXFP4_BLOCK = 32  # values that share one scale; a block is 16 bytes
-EXPERT_MATRICES = GPT_OSS.layer.expert_matrices
-KV_SCALES = GPT_OSS.layer.kv_scales
-EXPERT_ROWS = GPT_OSS.layer.expert_rows
 
 
 def essential_keys(family: Family) -> tuple[str, ...]:
-    """Return what of `config.json` makes two parents the same architecture; versions, dtypes, caches may differ."""
+    """Return the keys of `config.json` that define the architecture; others (versions, dtypes) may differ."""
     return (
         "hidden_size",
         family.config.expert_width,
@@ -40,15 +37,15 @@ def essential_keys(family: Family) -> tuple[str, ...]:
 
 
 def layer_prefix(layer: int) -> str:
-    """What the names of one layer's tensors start with."""
+    """Return the prefix of the names of a layer's tensors."""
     return f"model.layers.{layer}."
 
 
 def whole(config: Mapping[str, Any], key: str) -> int:
-    """A positive whole number of the configuration.
+    """Return a positive whole number of the configuration.
 
     Raises:
-        ValueError: When it is missing or something else.
+        ValueError: it is missing or no such number.
     """
     value = config.get(key)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -57,13 +54,13 @@ def whole(config: Mapping[str, Any], key: str) -> int:
 
 
 def layer_blocks(config: Mapping[str, Any]) -> list[tuple[int, int | None]]:
-    """Expert count and window of every layer.
+    """Return the number of experts and the window of every layer.
 
     Returns:
         One (number of experts, window in tokens or None for full attention) per layer.
 
     Raises:
-        ValueError: For another model type, or when the lists do not have one entry per layer.
+        ValueError: the model type belongs to no family, or a list does not have one entry per layer.
     """
     layers, keys = whole(config, "num_hidden_layers"), family_of(config).config
     if is_child(config):
@@ -92,7 +89,13 @@ def _puzzle_block(layer: int, block: object) -> tuple[int, int | None]:
 
 
 def layer_shapes(config: Mapping[str, Any], num_experts: int, mxfp4: bool) -> dict[str, Shape]:
-    """Shapes of one decoder layer's tensors by their name inside the layer, without the optional KV scales."""
+    """Return the shapes of a decoder layer's tensors by their name inside the layer, without the KV scales.
+
+    Args:
+        config: the plain dict of a `config.json`.
+        num_experts: experts of the layer.
+        mxfp4: whether its experts are stored as MXFP4.
+    """
     family = family_of(config)
     names, hidden, inner = family.layer, whole(config, "hidden_size"), whole(config, family.config.expert_width)
     heads, head_dim = whole(config, "num_attention_heads"), whole(config, "head_dim")
@@ -113,7 +116,7 @@ def layer_shapes(config: Mapping[str, Any], num_experts: int, mxfp4: bool) -> di
 
 
 def _expert_shapes(name: str, num_experts: int, rows: int, columns: int, mxfp4: bool) -> dict[str, Shape]:
-    """Shapes of one expert matrix [E, rows, columns]: stored transposed when plain, as packed rows when MXFP4."""
+    """Return the shapes of an expert matrix [E, rows, columns]: transposed if plain, packed rows if MXFP4."""
     bias = {f"{name}_bias": (num_experts, rows)}
     if not mxfp4:
         return {name: (num_experts, columns, rows), **bias}
@@ -124,7 +127,12 @@ def _expert_shapes(name: str, num_experts: int, rows: int, columns: int, mxfp4: 
 
 
 def tensor_shapes(config: Mapping[str, Any], mxfp4_layers: Collection[int] = ()) -> dict[str, Shape]:
-    """Shapes of all tensors of a checkpoint, embedding first, then layer by layer, then norm and head."""
+    """Return the shapes of all tensors of a checkpoint: embedding, layer by layer, norm, head.
+
+    Args:
+        config: the plain dict of a `config.json`.
+        mxfp4_layers: layers whose experts are stored as MXFP4.
+    """
     hidden, vocabulary = whole(config, "hidden_size"), whole(config, "vocab_size")
     shapes: dict[str, Shape] = {"model.embed_tokens.weight": (vocabulary, hidden)}
     for layer, (num_experts, _) in enumerate(layer_blocks(config)):
@@ -137,12 +145,12 @@ def tensor_shapes(config: Mapping[str, Any], mxfp4_layers: Collection[int] = ())
 
 
 def count_parameters(config: Mapping[str, Any]) -> int:
-    """Number of parameters; independent of the storage (an MXFP4 value counts once, scales do not count)."""
+    """Return the number of parameters, whatever their storage (an MXFP4 value counts once, scales do not count)."""
     return sum(math.prod(shape) for shape in tensor_shapes(config).values())
 
 
 def kv_values(config: Mapping[str, Any], context_tokens: int) -> int:
-    """Numbers that the KV cache of one sequence holds: a windowed layer keeps at most its window.
+    """Return how many numbers the KV cache of one sequence holds; a windowed layer keeps at most its window.
 
     Returns:
         sum over layers of 2 x key-value heads x head_dim x min(context, window).

@@ -1,11 +1,10 @@
-"""Loads a parent or a child, whatever its folder holds: stock gpt-oss, a puzzle child, MXFP4 experts or not.
+"""Loads the model of a checkpoint folder, of a parent or a child, with plain or MXFP4 experts.
 
-Reads a checkpoint folder; remote code of the folder is never run. MXFP4 experts are de-quantized to bfloat16: they are
-computed with, never trained, and the packed kernels of transformers read one model-wide number of experts, which a
-child does not have.
+Reads the folder; code in the folder is not run. MXFP4 experts are dequantized to bfloat16 (frozen): the packed kernels
+of transformers need one number of experts for all layers, which a child does not have.
 
-Two ways, the same model: `load_model` holds the weights in this process. `load_mapped`, for weights that are about to
-be sharded, leaves them in mapped files, and experts that must be converted wait until their layer is sharded.
+`load_model` loads the weights into this process. `load_mapped` returns the same model for weights that will be sharded:
+they stay in mapped files, and experts that must be converted are read when their layer is sharded.
 Anonymous memory of one of N processes, for P parameters of b bytes, X of them outside the experts, L layers:
 
     P b                               load_model
@@ -34,17 +33,17 @@ DtypeName = Literal["float32", "bfloat16", "float16", "float64"]
 def load_model(
     folder: Path, dtype: DtypeName, attention: str = "eager", experts: str = "grouped_mm", device: str | None = None
 ) -> PreTrainedModel:
-    """Loads a causal language model.
+    """Load a causal language model.
 
     Args:
-        folder: Checkpoint folder, gpt_oss or gpt_oss_puzzle.
-        dtype: Of all weights; MXFP4 experts allow bfloat16 only.
+        folder: checkpoint folder of a parent or a child.
+        dtype: of all weights; MXFP4 experts allow bfloat16 only.
         attention: `eager`, or `sink_attention` for training and scoring in linear memory.
-        experts: Implementation of the experts: `grouped_mm`, `eager` or `batched_mm`.
-        device: Where to put it; default: the CPU.
+        experts: implementation of the experts: `grouped_mm`, `eager` or `batched_mm`.
+        device: of the model; default: the CPU.
 
     Raises:
-        ValueError: MXFP4 experts are asked for in another dtype than bfloat16.
+        ValueError: experts are stored as MXFP4 and `dtype` is not bfloat16.
     """
     quantized = _is_quantized(AutoConfig.from_pretrained(folder).to_dict(), folder, dtype)
     model = AutoModelForCausalLM.from_pretrained(
@@ -60,22 +59,22 @@ def load_model(
 def load_mapped(
     folder: Path, dtype: DtypeName, attention: str = "eager", experts: str = "grouped_mm"
 ) -> tuple[PreTrainedModel, WaitingExperts]:
-    """The same model for weights that will be sharded: no process ever holds them all.
+    """Return the same model for weights that will be sharded: no process holds them all.
 
-    Parameters are views of the mapped files where the dtypes agree; what does not lie in experts is converted where
-    they differ; experts that must be converted are on the meta device until `WaitingExperts.fill`.
+    Parameters are views of the mapped files where the dtypes agree. Where they differ, experts are on the meta device
+    until `WaitingExperts.fill`, and all other parameters are converted at once.
 
     Args:
-        folder: As for `load_model`.
-        dtype: As for `load_model`.
-        attention: As for `load_model`.
-        experts: As for `load_model`.
+        folder: as for `load_model`.
+        dtype: as for `load_model`.
+        attention: as for `load_model`.
+        experts: as for `load_model`.
 
     Returns:
-        The model in evaluation mode, and its experts that wait.
+        The model in evaluation mode, and its experts that are not read yet.
 
     Raises:
-        ValueError: As `load_model`, and when the folder does not hold exactly the tensors its configuration implies.
+        ValueError: as for `load_model`, or the folder does not contain exactly the tensors its configuration implies.
     """
     checkpoint = Checkpoint(folder)
     config = AutoConfig.from_pretrained(folder)
@@ -96,9 +95,9 @@ def load_mapped(
 
 
 class WaitingExperts:
-    """Expert parameters that are still on the meta device, and the files they will come from.
+    """Expert parameters that are still on the meta device, and the files that they will be read from.
 
-    They are known by their modules, so that wrapping a layer (adapters, a scoring rule) does not lose them.
+    They are registered by module, so that wrapping a layer (adapters, a scoring rule) does not lose them.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -106,7 +105,7 @@ class WaitingExperts:
         self._names: dict[nn.Module, dict[str, str]] = {}
 
     def take(self, module: nn.Module, name: str, full_name: str, empty: Tensor) -> None:
-        """Fills one parameter from the files at once, or notes that it waits."""
+        """Fill one parameter from the files at once, or register that it waits."""
         stored = self._checkpoint.tensors.get(full_name)
         if stored is None and full_name == "lm_head.weight":
             return  # tied to the embedding
@@ -118,7 +117,7 @@ class WaitingExperts:
             _put(module, name, self._read(full_name).to(empty.dtype), empty.requires_grad)
 
     def fill(self, inside: nn.Module) -> None:
-        """Reads and converts every waiting parameter inside a module."""
+        """Read and convert every waiting parameter inside a module."""
         for module in inside.modules():
             for name, full_name in self._names.pop(module, {}).items():
                 empty = module.get_parameter(name)
@@ -138,5 +137,5 @@ def _put(module: nn.Module, name: str, values: Tensor, requires_grad: bool) -> N
 def _is_quantized(config: Mapping[str, Any], folder: Path, dtype: DtypeName) -> bool:
     quantized = config.get("quantization_config") is not None
     if quantized and dtype != "bfloat16":
-        raise ValueError(f"{folder} has MXFP4 experts, which are de-quantized to bfloat16; dtype is {dtype!r}.")
+        raise ValueError(f"{folder} has MXFP4 experts, which are dequantized to bfloat16; dtype is {dtype!r}.")
     return quantized

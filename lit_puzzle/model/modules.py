@@ -1,6 +1,6 @@
-"""The parts of a loaded model that more than one room touches, found by the names of its family.
+"""Functions on the modules of a loaded model: its parts by the names of its family, its router and its experts.
 
-Reads and writes nothing; nothing is copied. transformers' modules carry no types, so the accessors return `Any`.
+Reads and writes nothing; weights are not copied. transformers' modules have no types, so the accessors return `Any`.
 
     route          gates = softmax over the top k of the logits
     experts        down(a) + down_bias,  a = (up + 1) gate sigmoid(alpha gate),  [gate, up] = gate_up(x) + gate_up_bias,
@@ -28,7 +28,7 @@ def model_family(model: PreTrainedModel) -> Family:
     """Return the family of a loaded model.
 
     Raises:
-        ValueError: Its model type belongs to no family.
+        ValueError: its model type belongs to no family.
     """
     return family_named(model.config.model_type)
 
@@ -73,8 +73,8 @@ def restricted(router: Any, kept: Sequence[int]) -> Iterator[None]:
     """Let a router choose among the experts `kept` only: exactly the routing of a layer that has no others.
 
     Args:
-        router: Of a decoder layer, see `router_of`.
-        kept: Indices of experts, at least one.
+        router: of a decoder layer, see `router_of`.
+        kept: indices of experts, at least one.
     """
     removed_E = torch.ones(router.num_experts, dtype=torch.bool, device=router.weight.device)
     removed_E[list(kept)] = False
@@ -96,12 +96,12 @@ class ExpertWeights:
     """The experts of one layer, gate and up interleaved in the last dimension.
 
     Attributes:
-        gate_up_EDF: First projection, F = 2 I.
-        gate_up_bias_EF: Its bias.
-        down_EID: Second projection.
-        down_bias_ED: Its bias.
-        alpha: Slope inside the gate's sigmoid.
-        limit: Clamp of gate (above) and up (both sides).
+        gate_up_EDF: first projection, F = 2 I.
+        gate_up_bias_EF: its bias.
+        down_EID: second projection.
+        down_bias_ED: its bias.
+        alpha: slope inside the gate's sigmoid.
+        limit: clamp of gate (above) and up (both sides).
     """
 
     gate_up_EDF: Tensor

@@ -1,14 +1,14 @@
-"""MXFP4, the 4-bit format of gpt-oss experts: read to floating point, and written by rounding to nearest.
+"""MXFP4, the 4-bit format of gpt-oss experts: dequantizing, and quantizing by rounding to nearest.
 
 A row of values is cut into blocks of 32. A value is one E2M1 code of 4 bits (sign, then 0, 0.5, 1, 1.5, 2, 3, 4 or
 6); two codes make a byte, the earlier value in the low half. A block shares one E8M0 scale byte s, worth 2^(s - 127):
 value = code x 2^(s - 127).
 
-Reading agrees with transformers' `convert_moe_packed_tensors` bit for bit, for all bytes and scales.
+Dequantizing agrees with transformers' `convert_moe_packed_tensors` bit for bit, for all bytes and scales.
 
-Writing: the block's scale is the smallest power of two at which nothing is clipped, s = 127 + ceil(log2(max|x| / 6)),
-and every value goes to the nearest code, ties to the even one. So |x - q(x)| <= max(|x| / 5, 2^(s - 127) / 4), and a
-value that was read from MXFP4 is written back exactly (the sign of zero too), though possibly under another scale.
+Quantizing: the block's scale is the smallest power of two that clips nothing, s = 127 + ceil(log2(max|x| / 6)), and
+every value is rounded to the nearest code, ties to the even one. So |x - q(x)| <= max(|x| / 5, 2^(s - 127) / 4), and
+dequantized values are quantized back exactly (including the sign of zero), though possibly with another scale.
 
 Source: OCP Microscaling Formats (MX) v1.0, sections 5.3 and 6; the scale rule is the round-up variant, which never
 saturates.
@@ -30,7 +30,7 @@ _MIDPOINTS = tuple((low + high) / 2 for low, high in itertools.pairwise(MAGNITUD
 
 
 def _byte_values() -> Tensor:
-    """[256, 2] float32: the two values of every byte, low half first."""
+    """Return the two values of every byte, low half first: [256, 2] float32."""
     codes = torch.tensor(MAGNITUDES + tuple(-value for value in MAGNITUDES))
     byte = torch.arange(256)
     return torch.stack((codes[byte & 15], codes[byte >> 4]), dim=1)
@@ -47,18 +47,18 @@ def _check(blocks: Tensor, scales: Tensor) -> None:
 
 
 def dequantize(blocks: Tensor, scales: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """Floating-point values of MXFP4 rows.
+    """Return the floating-point values of MXFP4 rows.
 
     Args:
         blocks: uint8 [..., G, 16].
         scales: uint8 [..., G]. The byte 255, not a number in the standard, is read as 2^128 as transformers does.
-        dtype: What to round the values to (bfloat16 holds them exactly up to its largest number).
+        dtype: of the result (bfloat16 represents the values exactly up to its largest number).
 
     Returns:
         [..., G * 32] in `dtype`. Besides the result, memory is about 40 bytes per block byte of one leading index.
 
     Raises:
-        ValueError: When dtypes or shapes are not those of MXFP4.
+        ValueError: dtypes or shapes are not those of MXFP4.
     """
     _check(blocks, scales)
     table = _byte_values().to(blocks.device)
@@ -72,7 +72,7 @@ def dequantize(blocks: Tensor, scales: Tensor, dtype: torch.dtype = torch.bfloat
 
 
 def expert_weight(blocks: Tensor, scales: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """MXFP4 experts in the plain layout of gpt-oss: [E, rows, G, 16] -> [E, G * 32, rows], contiguous."""
+    """Return MXFP4 experts in the plain layout of gpt-oss: [E, rows, G, 16] -> [E, G * 32, rows], contiguous."""
     return dequantize(blocks, scales, dtype).transpose(1, 2).contiguous()
 
 
@@ -80,20 +80,20 @@ def quantize(values: Tensor) -> tuple[Tensor, Tensor]:
     """Round rows of values to MXFP4 by the rule at the top of this file.
 
     Args:
-        values: Floating point [..., G * 32].
+        values: floating point [..., G * 32].
 
     Returns:
         Blocks uint8 [..., G, 16] and scales uint8 [..., G].
 
     Raises:
-        ValueError: When a row does not divide into blocks of 32, or a value is not finite.
+        ValueError: a row does not divide into blocks of 32, or a value is not finite.
     """
     if values.shape[-1] % MXFP4_BLOCK or not values.is_floating_point():
         raise ValueError(
             f"MXFP4 needs float rows of a multiple of {MXFP4_BLOCK}; got {values.dtype} {tuple(values.shape)}"
         )
     if not torch.isfinite(values).all():
-        raise ValueError("MXFP4 cannot hold infinite values or NaN; the tensor has some")
+        raise ValueError("MXFP4 cannot represent infinite values or NaN; the tensor has some")
     exact = values.to(torch.promote_types(values.dtype, torch.float32)).unflatten(-1, (-1, MXFP4_BLOCK))
     exponents = _scale_exponents(exact.abs().amax(-1))
     scaled = torch.ldexp(exact, -exponents.unsqueeze(-1))
@@ -107,9 +107,9 @@ def quantize(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def quantize_experts(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Plain experts [E, G * 32, rows] -> MXFP4 blocks [E, rows, G, 16] and scales [E, rows, G].
+    """Quantize plain experts: [E, G * 32, rows] -> MXFP4 blocks [E, rows, G, 16] and scales [E, rows, G].
 
-    The inverse of `expert_weight` on values that came from MXFP4. Memory: the result and about 20 bytes a value of
+    The inverse of `expert_weight` on values that came from MXFP4. Memory: the result, and about 20 bytes per value of
     one expert.
     """
     blocks, scales = zip(*(quantize(expert.T) for expert in weight), strict=True)
@@ -117,7 +117,7 @@ def quantize_experts(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _scale_exponents(largest: Tensor) -> Tensor:
-    """ceil(log2(largest / 6)) as int32, at least -127 (which a block of zeros gets)."""
+    """Return ceil(log2(largest / 6)) as int32, at least -127 (the exponent of a block of zeros)."""
     mantissa, exponent = torch.frexp(largest / MAGNITUDES[-1])
     ceiling = torch.where(mantissa == 0.5, exponent - 1, exponent)
     return torch.where(largest > 0, ceiling, -SCALE_BIAS).clamp(min=-SCALE_BIAS).to(torch.int32)

@@ -1,10 +1,10 @@
-"""One safetensors file, memory-mapped and checked byte for byte against its header.
+"""A safetensors file, memory-mapped, whose size is checked against its header to the byte.
 
-Reads the JSON header (8 bytes of length, then the header, then data without gaps) and hands tensors out as views of
-the mapped file. Reading and writing whole folders: `lit_puzzle.model.checkpoint` and `lit_puzzle.model.writer`.
+Reads the JSON header (8 bytes of length, then the header, then data without gaps) and returns tensors as views of the
+mapped file. Reading and writing whole folders: `lit_puzzle.model.checkpoint` and `lit_puzzle.model.writer`.
 
-Memory: the header, about 150 bytes a tensor. Views are private maps: their bytes come from the page cache when
-touched, nothing anonymous is allocated, and a slice of rows touches only its rows.
+Memory: the header, about 150 bytes per tensor. Views are private maps: their bytes come from the page cache when they
+are read, no anonymous memory is allocated, and a slice of rows reads only its rows.
 
 Source: the safetensors format.
 """
@@ -37,7 +37,7 @@ MAX_HEADER_BYTES = 100_000_000
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a safetensors header says of one tensor: dtype code (`BF16`), shape, and where its bytes lie."""
+    """A tensor in a safetensors header: dtype code (`BF16`), shape, file and offset."""
 
     dtype: str
     shape: Shape
@@ -46,15 +46,15 @@ class TensorInfo:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the tensor."""
+        """Number of bytes of the tensor."""
         return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Read a JSON object from a file.
 
     Raises:
-        ValueError: When the file is missing, not JSON, or holds something else than an object.
+        ValueError: the file is missing, not JSON, or not an object.
     """
     if not path.is_file():
         raise ValueError(f"{path} is missing")
@@ -68,10 +68,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Tensors of one safetensors file, checked against the file's size.
+    """Read the header of a safetensors file and check it against the file's size.
 
     Raises:
-        ValueError: When the file is no safetensors file, or a tensor's bytes are not all there.
+        ValueError: the file is not a safetensors file, or the bytes of a tensor are missing.
     """
     if not path.is_file():
         raise ValueError(f"{path} is missing")
@@ -80,7 +80,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
             raise ValueError(
-                f"{path} is truncated or no safetensors file: {size} bytes, a header of {length} announced"
+                f"{path} is truncated or not a safetensors file: it has {size} bytes, its header should have {length}"
             )
         raw = file.read(length)
     try:
@@ -110,7 +110,7 @@ def _tensor_info(path: Path, name: str, entry: Mapping[str, Any], data_begin: in
 
 
 def _check_covered(path: Path, infos: Mapping[str, TensorInfo], begin: int, size: int) -> None:
-    """The format forbids gaps and overlaps: a write was cut short or mixed up."""
+    """Refuse gaps and overlaps, which the format forbids: the file was not written completely."""
     for name, info in sorted(infos.items(), key=lambda item: (item[1].begin, item[1].num_bytes)):
         if info.begin != begin:
             raise ValueError(
@@ -124,7 +124,14 @@ def _check_covered(path: Path, infos: Mapping[str, TensorInfo], begin: int, size
 
 
 class SafetensorsFile:
-    """One mapped safetensors file; `read` returns views that live as long as they are used. Do not write to them."""
+    """A mapped safetensors file.
+
+    Args:
+        path: of the file.
+
+    Attributes:
+        tensors: entries of its header by name.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -133,7 +140,7 @@ class SafetensorsFile:
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
     def read(self, name: str) -> Tensor:
-        """The tensor as a view of the file; copied only when its bytes are not aligned for its dtype."""
+        """Return a tensor as a view of the file, which must not be written to; copied only where not aligned."""
         info = self.tensors[name]
         dtype = DTYPES[info.dtype]
         if info.num_bytes == 0:
@@ -143,6 +150,6 @@ class SafetensorsFile:
         return aligned.view(dtype).view(info.shape)
 
     def raw(self, name: str) -> memoryview:
-        """The tensor's bytes as they lie in the file."""
+        """Return the bytes of a tensor as stored."""
         info = self.tensors[name]
         return memoryview(self._bytes)[info.begin : info.begin + info.num_bytes]

@@ -1,12 +1,12 @@
 """Exact attention with sinks, windows and padding in linear memory: `attn_implementation="sink_attention"`.
 
-For training and scoring with any gpt-oss model, the stock one included; importing this module registers it.
-transformers' own eager attention, the reference, is quadratic, and its SDPA knows no sinks. With cached keys (decoding)
-this is the eager computation. Source of the sinks: the gpt-oss model card, arXiv 2508.10925.
+For training and scoring with any gpt-oss model, stock or child; importing this module registers it. The eager
+attention of transformers, the reference, is quadratic, and its SDPA has no sinks. With cached keys (decoding) this is
+the eager computation. Source of the sinks: the gpt-oss model card, arXiv 2508.10925.
 
-A head's sink joins its softmax as one more key, put before the first: its value is 0, and an extra channel that is 1 in
-this key and 0 in all others meets sink / scale in every query. A dummy query in front keeps the diagonal of the causal
-kernel aligned. A window is computed by blocks of queries over the blocks of keys in their reach.
+A head's sink enters its softmax as one more key before the first: its value is 0, and an extra channel, 1 in this key
+and 0 in all others, is sink / scale in every query. A dummy query in front keeps the diagonal of the causal kernel
+aligned. A window is computed by blocks of queries over the blocks of keys that they see.
 
 Shapes: B batch, T tokens of a row, N = B * T, H query heads, G key/value heads, C channels of a head; D documents side
 by side, L tokens of the longest of them; Q queries and K keys of one block.
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -27,12 +27,12 @@ BLOCK_TOKENS = (256, 1024)  # queries of a block: as many as the window, within 
 
 
 class Documents(NamedTuple):
-    """Where the documents of a batch lie: all that a mask says, without the T x T of it.
+    """The positions of the documents of a batch: the content of a mask without its T x T values.
 
     Attributes:
-        groups: For each group of documents of like length the positions (row * T + column) of their tokens, (D, L);
-            a shorter document repeats its last token, whose output there is ignored.
-        slots_N: The place of each token of the batch in all `groups` laid end to end; padding comes after the last.
+        groups: for each group of documents of similar length, the positions (row * T + column) of their tokens, (D, L);
+            shorter documents are filled with their last token, and the output there is ignored.
+        slots_N: index of each token of the batch in the concatenation of all `groups`; padding has the next index.
     """
 
     groups: tuple[Tensor, ...]
@@ -40,38 +40,36 @@ class Documents(NamedTuple):
 
 
 def sink_attention(
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Documents | Tensor | None,
     scaling: float,
     dropout: float = 0.0,
-    sliding_window: int | None = None,
     *,
     s_aux: Tensor,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """The attention function behind `sink_attention`, called by each gpt-oss attention layer.
+    """Compute attention with sinks; the implementation named `sink_attention`, which each attention layer calls.
 
     Args:
-        module: The attention layer.
-        query: Queries (B, H, T, C).
-        key: Keys (B, G, T, C).
-        value: Values (B, G, T, C).
-        attention_mask: From `sink_attention_mask`; a tensor (cached keys, or a user's own mask) means eager.
-        scaling: Factor on the query-key products.
-        dropout: On the attention weights; above 0 torch has no linear-memory kernel on CPU.
-        sliding_window: Tokens that a query sees, itself included; None for all.
-        s_aux: The sinks (H).
-        **kwargs: Of other attention functions.
+        module: the attention layer; its `sliding_window` is the number of tokens that a query sees, or None.
+        query: queries (B, H, T, C).
+        key: keys (B, G, T, C).
+        value: values (B, G, T, C).
+        attention_mask: from `sink_attention_mask`; a tensor (cached keys, or a user's own mask) means eager.
+        scaling: factor on the query-key products.
+        dropout: on the attention weights; above 0 torch has no linear-memory kernel on CPU.
+        s_aux: the sinks (H).
+        **kwargs: arguments that only other attention functions use.
 
     Returns:
-        The output (B, T, H, C), 0 for padding, and None for the attention weights, which are never all there.
+        The output (B, T, H, C), 0 for padding, and None instead of the attention weights, which are not materialized.
     """
     if isinstance(attention_mask, Tensor):
         return eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout, **kwargs)
-    settings = (s_aux, scaling, dropout, sliding_window)
+    settings = (s_aux, scaling, dropout, module.sliding_window)
     if attention_mask is None:
         return _attend(query, key, value, *settings).transpose(1, 2).contiguous(), None
     B, H, T, C = query.shape
@@ -87,9 +85,9 @@ def sink_attention(
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, sinks_H: Tensor, scale: float, dropout: float, window: int | None
 ) -> Tensor:
-    """Causal attention of documents that fill (D, H, L, C) from the left, keys and values (D, G, L, C); out like q."""
+    """Compute causal attention of left-aligned documents (D, H, L, C), keys and values (D, G, L, C); result like q."""
     length, channels = q.shape[2:]
-    # Values get the channel too: torch's linear-memory kernel on CPU wants as many of them as of the keys'.
+    # Values get the channel too: torch's linear-memory kernel on CPU needs as many channels as the keys have.
     q, k, v = pad(q, (0, 1, 1, 0)), pad(k, (0, 1, 1, 0)), pad(v, (0, 1, 1, 0))
     q[..., -1] = (sinks_H / scale)[:, None]
     k[:, :, 0, -1] = 1
@@ -102,7 +100,7 @@ def _attend(
     for i, block in enumerate(q[:, :, 1:].split(size, dim=2)):
         seen = slice(max(0, i * size - window + 1) // size, i + 1)
         arguments = block, [sink_key, *ks[seen]], [sink_value, *vs[seen]], window, scale, dropout
-        # A window of many blocks would keep many copies of each key for the backward pass: make them again there.
+        # A window of many blocks would keep many copies of each key for the backward pass: recompute them there.
         again = window > size
         outputs.append(
             checkpoint(_attend_block, *arguments, use_reentrant=False) if again else _attend_block(*arguments)
@@ -111,7 +109,7 @@ def _attend(
 
 
 def _attend_block(q: Tensor, ks: list[Tensor], vs: list[Tensor], window: int, scale: float, dropout: float) -> Tensor:
-    """Queries of one block against the sink (first of `ks`) and the blocks in their reach, the last being their own."""
+    """Compute attention of one block of queries to the sink (first of `ks`) and the blocks they see, their own last."""
     k, v = torch.cat(ks, dim=2), torch.cat(vs, dim=2)
     place_K = torch.arange(k.shape[2], device=q.device)
     age_QK = place_K[-q.shape[2] :, None] - place_K
@@ -128,22 +126,23 @@ def sink_attention_mask(
     device: torch.device | str = "cpu",
     **kwargs: Any,
 ) -> Documents | Tensor | None:
-    """The mask function behind `sink_attention`.
+    """Return the mask of `sink_attention`: positions of documents.
 
     Args:
-        batch_size: Rows of the batch.
-        q_length: Tokens of this call.
-        kv_length: Tokens of this call and of the cache.
-        mask_function: (row, head, query, key) -> seen; a document ends where a token does not see the one before.
+        batch_size: rows of the batch.
+        q_length: tokens of this call.
+        kv_length: tokens of this call and of the cache.
+        mask_function: (row, head, query, key) -> visible; a document begins where a token does not see the last.
         attention_mask: (B, T), False for padding, which may be at both ends of a row.
-        device: Of the model.
-        **kwargs: Of other mask functions.
+        device: of the model.
+        **kwargs: arguments that only other mask functions use.
 
     Returns:
-        None if each row is one document without padding, else where the documents lie; the eager mask with cached keys.
+        None if each row is one document without padding, else the positions of the documents; with cached keys the
+        eager mask.
 
     Raises:
-        ValueError: There is padding between real tokens.
+        ValueError: there is padding between tokens of a row.
     """
     if q_length != kv_length:
         sizes = {"batch_size": batch_size, "q_length": q_length, "kv_length": kv_length}
@@ -157,14 +156,14 @@ def sink_attention_mask(
 
 
 def _locate_documents(ids_BT: Tensor) -> Documents:
-    """The runs of equal ids (0 is padding), grouped by bits of length: filling up at most doubles a group."""
+    """Return the runs of equal ids (0 is padding), grouped by bits of length: padding at most doubles a group."""
     B, T = ids_BT.shape
     rows = torch.arange(B, device=ids_BT.device)[:, None]
     ids, counts = torch.unique_consecutive(torch.where(ids_BT > 0, ids_BT + rows * (T + 1), 0), return_counts=True)
     starts, counts = (counts.cumsum(0) - counts)[ids > 0], counts[ids > 0]
     if len(ids[ids > 0].unique()) < len(starts):
         raise ValueError(
-            "attention_mask has padding between real tokens, sink_attention takes it at the ends only: use eager."
+            "attention_mask has padding between tokens; sink_attention allows it at the ends of a row only: use eager."
         )
     bits, groups, used, slots_N = counts.float().frexp().exponent, [], 0, ids_BT.new_full((B * T,), -1)
     for group in bits.unique():

@@ -1,12 +1,11 @@
-"""Surgery on one layer: pure functions from a parent layer's tensors to a smaller layer's tensors.
+"""Prunes the experts of a layer: the parent's tensors become those of a smaller layer.
 
-Experts are rows: of the router's weight and bias, and of every expert tensor in the plain layout (`gate_up_proj`,
-`down_proj`, `*_bias`) as in the MXFP4 layout (`*_blocks`, `*_scales`, `*_bias`). Selecting rows moves bytes and
-rounds nothing, so MXFP4 stays bit-exact. A window changes no tensor: it lives in the configuration alone.
+Experts are rows: of the router's weight and bias, and of every expert tensor in the plain layout as in the MXFP4
+layout (`LayerNames.expert_rows` of `lit_puzzle.model.family`). Selecting rows moves bytes and rounds nothing, so MXFP4
+stays bit-exact. A window changes no tensor, only the configuration.
 
-Source: arXiv 2602.11937: a pruned layer keeps the chosen experts and their router rows, nothing is
-renormalized. Names are relative to the layer (`mlp.router.weight`), see `lit_puzzle.model.layout`. E counts experts.
-Memory: the new layer's expert rows, except where the kept experts are one run of neighbors: then a view, no bytes.
+Source: arXiv 2602.11937 (a pruned layer keeps the chosen experts and their router rows; nothing is renormalized).
+Memory: the rows of the new layer; none where the kept experts are consecutive, then the result is a view.
 """
 
 from __future__ import annotations
@@ -16,51 +15,37 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lit_puzzle.model.layout import EXPERT_ROWS
+from lit_puzzle.model.family import LayerNames
 
 
-def count_experts(tensors: Mapping[str, Tensor]) -> int:
-    """Number of experts of a layer, on which all of its expert tensors must agree.
+def prune_layer(tensors: Mapping[str, Tensor], kept: Sequence[int], names: LayerNames) -> dict[str, Tensor]:
+    """Keep only some experts of a layer.
+
+    Args:
+        tensors: some or all tensors of the parent's layer by their name inside the layer; they are not changed.
+        kept: indices of the parent's experts in their new order.
+        names: of the model's family.
+
+    Returns:
+        The same names; tensors of experts and router have len(kept) rows, all others are the same objects.
 
     Raises:
-        ValueError: When there is no router, or tensors disagree.
+        ValueError: `kept` is empty, repeats an expert, or contains one that the layer does not have.
     """
-    if "mlp.router.weight" not in tensors:
-        raise ValueError(f"a layer needs mlp.router.weight; given: {sorted(tensors)}")
-    experts = int(tensors["mlp.router.weight"].shape[0])
-    for name in sorted(EXPERT_ROWS & tensors.keys()):
-        if tensors[name].shape[0] != experts:
-            raise ValueError(f"{name} has {tensors[name].shape[0]} experts, but mlp.router.weight has {experts}")
-    return experts
+    if not kept or len(set(kept)) != len(kept):
+        raise ValueError(f"a layer keeps at least one expert and each only once, got {list(kept)}")
+    return {
+        name: _select_rows(name, tensor, kept) if name in names.expert_rows else tensor
+        for name, tensor in tensors.items()
+    }
 
 
-def select_rows(tensor: Tensor, kept: Sequence[int]) -> Tensor:
-    """Rows `kept` of the first dimension in that order; a view when they are neighbors in ascending order."""
+def _select_rows(name: str, tensor: Tensor, kept: Sequence[int]) -> Tensor:
+    """Return rows of the first dimension in this order; a view if they are consecutive."""
+    unknown = [index for index in kept if not 0 <= index < len(tensor)]
+    if unknown:
+        raise ValueError(f"{name} has {len(tensor)} experts (indices 0..{len(tensor) - 1}), kept contains {unknown}")
     first, count = kept[0], len(kept)
     if list(kept) == list(range(first, first + count)):
         return tensor[first : first + count]
     return tensor.index_select(0, torch.tensor(kept, device=tensor.device))
-
-
-def prune_layer(tensors: Mapping[str, Tensor], kept: Sequence[int]) -> dict[str, Tensor]:
-    """Keep only the experts `kept` of a layer.
-
-    Args:
-        tensors: The parent layer's tensors by their name inside the layer. They are not changed.
-        kept: Indices of the parent's experts in their new order; no duplicates.
-
-    Returns:
-        The smaller layer: same names; expert tensors with len(kept) rows, all others the same objects.
-
-    Raises:
-        ValueError: When `kept` is empty, repeats an expert or names one that the layer has not.
-    """
-    experts = count_experts(tensors)
-    if not kept:
-        raise ValueError("kept is empty; a layer keeps at least one expert")
-    if len(set(kept)) != len(kept):
-        raise ValueError(f"kept repeats an expert: {list(kept)}")
-    unknown = [index for index in kept if not 0 <= index < experts]
-    if unknown:
-        raise ValueError(f"kept names experts {unknown}; the layer has {experts} (indices 0..{experts - 1})")
-    return {name: select_rows(tensor, kept) if name in EXPERT_ROWS else tensor for name, tensor in tensors.items()}

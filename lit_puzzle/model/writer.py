@@ -1,15 +1,13 @@
-"""Write a checkpoint tensor by tensor: safetensors in shards with an index, in a folder that appears whole or never.
+"""Writes a checkpoint tensor by tensor: safetensors with an index, in a folder that appears when it is complete.
 
-Names, dtypes and shapes of all tensors are known before the first byte, so headers and offsets are fixed first and
-every tensor goes straight to its place, in any order. Everything is synced to disk, then the scratch folder is
-renamed.
+Names, dtypes and shapes of all tensors are known in advance, so headers and offsets are computed first and every tensor
+is written to its final place, in any order. Everything is synced to disk, then the scratch folder is renamed.
 
-Bytes that already lie in another file (`StoredRows`: a tensor, or some experts of it) are copied by the kernel, file to
-file, where the file systems allow it.
+Bytes that are already stored in another file (`StoredRows`: a tensor, or some experts of it) are copied by the kernel
+from file to file, where the file systems allow it.
 
-Memory: the one tensor at hand; for stored bytes at most `BUFFER_BYTES`. Disk: the sum of all tensors, checked before
-writing, twice that while an older folder of the same name is being replaced. Traffic: every byte is read and written
-once.
+Memory: one tensor; for stored bytes at most `BUFFER_BYTES`. Disk: the sum of all tensors, checked before writing, and
+twice that while an older folder of the same name is replaced. Traffic: every byte is read and written once.
 
 Source: the safetensors format and the index of Hugging Face's sharded checkpoints.
 """
@@ -46,11 +44,11 @@ NOT_BY_KERNEL = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
 
 @dataclass(frozen=True)
 class StoredRows:
-    """A tensor whose bytes lie in a safetensors file, or rows of it.
+    """A tensor that is stored in a safetensors file, or rows of it.
 
     Attributes:
-        info: The stored tensor.
-        rows: Indices of the first dimension that are taken, in this order; None takes the tensor as it is.
+        info: the stored tensor.
+        rows: indices of the first dimension, in the order in which they are taken; None takes the whole tensor.
     """
 
     info: TensorInfo
@@ -58,11 +56,11 @@ class StoredRows:
 
     @property
     def shape(self) -> Shape:
-        """Shape of what is taken."""
+        """Shape of the tensor, or of its rows."""
         return self.info.shape if self.rows is None else (len(self.rows), *self.info.shape[1:])
 
     def runs(self) -> Iterator[tuple[int, int]]:
-        """First byte in the file and number of bytes of each run of neighboring rows."""
+        """Yield the first byte in the file and the number of bytes of each run of neighboring rows."""
         if self.rows is None:
             yield self.info.begin, self.info.num_bytes
             return
@@ -74,23 +72,23 @@ class StoredRows:
 
 @contextmanager
 def atomic_folder(target: Path, replace: bool = False) -> Iterator[Path]:
-    """A scratch folder beside `target` that becomes `target` when the block ends well and disappears when it does not.
+    """Provide a scratch folder that becomes `target` when the block succeeds and is removed when it fails.
 
     Args:
-        target: The folder to make.
-        replace: Whether a `target` that is already there is exchanged for the new one, at the very end.
+        target: the folder to make.
+        replace: whether an existing `target` is replaced, at the very end.
 
     Yields:
         The scratch folder, empty.
 
     Raises:
-        ValueError: When `target` is there and `replace` is false.
+        ValueError: `target` exists and `replace` is false.
     """
     scratch, old = (target.with_name(f".{target.name}.{kind}") for kind in ("partial", "old"))
     if old.exists() and not target.exists():  # killed between the two renames below
         old.rename(target)
     if target.exists() and not replace:
-        raise ValueError(f"{target} is already there; remove it or choose another folder")
+        raise ValueError(f"{target} already exists; remove it or choose another folder")
     for leftover in (scratch, old):  # of a process that was killed
         if leftover.exists():
             shutil.rmtree(leftover)
@@ -125,24 +123,24 @@ def write_checkpoint(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     shard_done: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write the weights of a checkpoint into a folder that is there.
+    """Write the weights of a checkpoint into an existing folder.
 
     Args:
-        folder: Gets `model.safetensors`, or shards and an index when one file would be larger than `max_shard_bytes`.
-        layout: Every tensor of the checkpoint; its order decides which tensors share a shard.
-        tensors: Full name and tensor (or where its bytes lie), each name of `layout` once, in any order.
-        max_shard_bytes: Largest shard, except that one tensor is never split.
-        shard_done: Is told of each file once all of its bytes are written, if not yet on disk.
+        folder: gets `model.safetensors`, or shards and an index if one file would be larger than `max_shard_bytes`.
+        layout: all tensors of the checkpoint; their order determines which share a shard.
+        tensors: full name and tensor (or its place in another file), each name of `layout` once, in any order.
+        max_shard_bytes: size of the largest shard; a single tensor may be larger and is not split.
+        shard_done: is called with each file when all of its bytes are written, possibly before they are synced.
 
     Raises:
-        ValueError: When a tensor is unknown, repeated, missing, or of another dtype or shape than `layout` says, or
-            the disk is too small.
+        ValueError: a tensor is unknown, repeated, missing, or of another dtype or shape than in `layout`; or the disk
+            is too small.
     """
     sizes = {name: math.prod(shape) * DTYPES[code].itemsize for name, (code, shape) in layout.items()}
     total, free = sum(sizes.values()), shutil.disk_usage(folder).free
     if total > free:
         raise ValueError(
-            f"{folder}: the weights need {total / 2**30:.2f} GiB, the disk has {free / 2**30:.2f} GiB left"
+            f"{folder}: the weights need {total / 2**30:.2f} GiB, the disk has {free / 2**30:.2f} GiB free"
         )
     shards = _split(sizes, max_shard_bytes)
     files = [_file_name(number, len(shards)) for number in range(len(shards))]
@@ -171,7 +169,7 @@ def write_checkpoint(
 def _write_tensors(
     layout: Layout, places: Mapping[str, tuple[int, int]], tensors: Iterable[tuple[str, Tensor | StoredRows]]
 ) -> Iterator[str]:
-    """Yields the name of every tensor that has been written."""
+    """Write the tensors to their places and yield the name of each."""
     open_names = set(layout)
     for name, tensor in tensors:
         if name not in open_names:
@@ -188,11 +186,11 @@ def _write_tensors(
         open_names.remove(name)
         yield name
     if open_names:
-        raise ValueError(f"missing tensor(s), never handed over: {sorted(open_names)}")
+        raise ValueError(f"missing tensor(s): {sorted(open_names)}")
 
 
 def _copy(stored: StoredRows, descriptor: int, offset: int) -> None:
-    """Copies stored bytes to their place in the new file, without passing them through this process if possible."""
+    """Copy stored bytes to their place in the new file, without passing them through this process if possible."""
     source = os.open(stored.info.file, os.O_RDONLY)
     try:
         if sys.platform == "linux":
@@ -216,7 +214,7 @@ def _copy_run(source: int, begin: int, target: int, offset: int, length: int) ->
 
 
 def _copy_by_kernel(source: int, begin: int, target: int, offset: int, length: int) -> int:
-    """Bytes that were copied: all of them, or those before the kernel declined."""
+    """Copy by the kernel; return the number of bytes copied, fewer than `length` if the kernel refuses to go on."""
     done = 0
     try:
         while done < length:  # one call copies at most 2 GiB
@@ -229,7 +227,7 @@ def _copy_by_kernel(source: int, begin: int, target: int, offset: int, length: i
 
 def _some(num_bytes: int) -> int:
     if num_bytes == 0:
-        raise ValueError("a weight file was cut short while it was being copied; copy or download it again")
+        raise ValueError("a weight file became shorter while it was copied; copy or download it again")
     return num_bytes
 
 
@@ -240,7 +238,7 @@ def _write(descriptor: int, data: memoryview, offset: int) -> None:
 
 
 def _split(sizes: Mapping[str, int], max_shard_bytes: int) -> list[list[str]]:
-    """Names in their order, cut where a shard would become too large."""
+    """Return the names of each shard, in order; a new shard begins where the current one would become too large."""
     shards: list[list[str]] = [[]]
     held = 0
     for name, size in sizes.items():
@@ -257,7 +255,7 @@ def _file_name(number: int, count: int) -> str:
 
 
 def _header(shard: Layout, sizes: Mapping[str, int]) -> tuple[bytes, dict[str, int]]:
-    """Header bytes of one file and each tensor's offset in it; wide dtypes first, so that every tensor is aligned."""
+    """Return the header of a file and each tensor's offset in it; wide dtypes first, so that all are aligned."""
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     begins: dict[str, int] = {}
     position = 0

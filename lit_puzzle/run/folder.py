@@ -1,7 +1,7 @@
-"""Run folders: one per recipe, complete only when its `run.json` says so.
+"""Run folders: one per recipe, complete when it contains `run.json`.
 
 Writes `config.yaml` (the resolved recipe, first) and `run.json` (last, atomically). Between the two the folder is
-incomplete: the same command resumes it. Reads both to decide what a command may do with a folder that exists.
+incomplete, and the same command resumes it. Reads both to determine whether a command may use an existing folder.
 
 run.json: recipe, command, git commit, versions, seed, hardware, seconds and peak memory of the last attempt, and
 `results`, a flat dict of the run's headline numbers.
@@ -27,6 +27,7 @@ from typing import Any
 import yaml
 
 from lit_puzzle.run.recipe import recipe_that_makes
+from lit_puzzle.run.renamed import renamed_in_config
 
 PACKAGE = Path(__file__).parents[1]
 CONFIG, RECORD = "config.yaml", "run.json"
@@ -38,7 +39,7 @@ PACKAGES = (
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Writes a text file so that a reader sees the old content or the new, never half of it, whatever kills us."""
+    """Write a text file atomically: a reader sees the old content or the new, even if this process is killed."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     with partial.open("w") as stream:
         stream.write(text)
@@ -48,24 +49,25 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a run folder was finished."""
+    """Return whether a run folder is complete."""
     return (folder / RECORD).is_file()
 
 
 def require_input(path: Path, purpose: str) -> Path:
-    """Checks that a folder or file another run makes is there and finished, before anything slow starts.
+    """Check that an input of a stage exists and that the run that makes it is complete.
 
-    A path that begins with `lit_puzzle/` and is not on disk here is one of the packaged assets.
+    A path that begins with `lit_puzzle/` and does not exist in the current folder is one of the packaged assets.
 
     Args:
-        path: What a stage is about to read.
-        purpose: What it is to the reader, for the message ("parent checkpoint").
+        path: folder or file that a stage reads.
+        purpose: what the stage reads it as, for the message ("parent checkpoint").
 
     Returns:
         The path to read.
 
     Raises:
-        ValueError: It is missing, or the run that writes it has not finished; names the command that makes it.
+        ValueError: it does not exist, or the run that makes it is incomplete; the message names the command that makes
+            it.
     """
     given = path
     if not path.exists() and path.parts[:1] == (PACKAGE.name,):
@@ -84,23 +86,23 @@ def _how_to_make(path: Path) -> str:
 
 
 def open_run(run_dir: Path, config: str, overwrite: bool) -> bool:
-    """Claims a run folder for a resolved recipe.
+    """Claim a run folder for a resolved recipe.
 
     Args:
-        run_dir: The recipe's run folder.
-        config: The resolved recipe as YAML text.
-        overwrite: Start anew whatever is there.
+        run_dir: the recipe's run folder.
+        config: the resolved recipe as YAML text.
+        overwrite: whether to remove the run that is there.
 
     Returns:
-        True when an incomplete run of the very same recipe is there to be resumed, False for a fresh start.
+        Whether an incomplete run of the same recipe is resumed.
 
     Raises:
-        ValueError: The folder is complete, belongs to a different recipe, or is no run folder.
+        ValueError: the folder is complete, belongs to a different recipe, or is not a run folder.
     """
     if overwrite and (run_dir / CONFIG).is_file():
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError(
-                f"--overwrite: processes that were started from outside (torchrun, SLURM) may already read {run_dir}. "
+                f"--overwrite cannot be used under torchrun or SLURM: other processes may already read {run_dir}. "
                 "Remove the folder first."
             )
         for value in _inputs(yaml.safe_load(config)):
@@ -119,7 +121,7 @@ def open_run(run_dir: Path, config: str, overwrite: bool) -> bool:
 
 
 def _inputs(value: Any) -> Iterator[str]:
-    """Every text in a resolved recipe but the places that Lightning writes to."""
+    """Yield every text in a resolved recipe except the folders that Lightning writes to."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -132,10 +134,10 @@ def _inputs(value: Any) -> Iterator[str]:
 
 
 def join_run(run_dir: Path, config: str, patience_seconds: float = 300.0) -> None:
-    """Waits, on every process but the first, until the first has claimed the folder for this recipe.
+    """Wait, in every process but the first, until the first has claimed the folder for this recipe.
 
     Raises:
-        ValueError: It did not within `patience_seconds`.
+        ValueError: it has not within `patience_seconds`.
     """
     deadline = time.monotonic() + patience_seconds
     while is_complete(run_dir) or not (run_dir / CONFIG).is_file() or (run_dir / CONFIG).read_text() != config:
@@ -146,22 +148,28 @@ def join_run(run_dir: Path, config: str, patience_seconds: float = 300.0) -> Non
 
 def _check_same_run(run_dir: Path, config: str) -> None:
     if not (run_dir / CONFIG).is_file():
-        raise ValueError(f"{run_dir} is not empty and not a run folder (no {CONFIG}); choose another --run_dir.")
+        raise ValueError(f"{run_dir} is not empty and not a run folder (it has no {CONFIG}); choose another --run_dir.")
     before = (run_dir / CONFIG).read_text()
+    renamed = [] if before == config else renamed_in_config(before)
+    if renamed:
+        raise ValueError(
+            f"{run_dir} was started by an earlier version, in which {len(renamed)} names differ, for example: "
+            f"{renamed[0]}. Finish it with that version, choose another --run_dir, or give --overwrite to remove it."
+        )
     if before != config:
         texts = before.splitlines(), config.splitlines()
         difference = "\n".join(difflib.unified_diff(*texts, "the run there", "this recipe", n=1, lineterm=""))
         raise ValueError(
-            f"{run_dir} was started by a different recipe:\n{difference}\nTake back the change, choose another "
-            "--run_dir, or give --overwrite to lose what is there."
+            f"{run_dir} was started by a different recipe:\n{difference}\nUndo the change, choose another "
+            "--run_dir, or give --overwrite to remove the run that is there."
         )
     if is_complete(run_dir):
-        raise ValueError(f"{run_dir} is complete; give --overwrite to run it again, or another --run_dir.")
+        raise ValueError(f"{run_dir} is complete; give --overwrite to run it again, or choose another --run_dir.")
 
 
 @contextmanager
 def abandon_if_empty(run_dir: Path) -> Iterator[None]:
-    """Removes a run folder again when the work inside refused its input before it wrote anything."""
+    """Remove a run folder again if the work inside refuses its input before it has written anything."""
     try:
         yield
     except ValueError:
@@ -171,9 +179,9 @@ def abandon_if_empty(run_dir: Path) -> Iterator[None]:
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
-    """The newest complete training checkpoint in `run_dir/checkpoints`, or None.
+    """Return the newest complete training checkpoint in `run_dir/checkpoints`, or None.
 
-    A sharded checkpoint (a folder) is complete with its `meta.pt`; a single file when its zip directory, which is
+    A sharded checkpoint (a folder) is complete if it has `meta.pt`; a single file if its zip directory, which is
     written last, is readable.
     """
     found = [path for path in (run_dir / "checkpoints").glob("*.ckpt") if _checkpoint_is_complete(path)]
@@ -186,14 +194,22 @@ def _checkpoint_is_complete(path: Path) -> bool:
 
 @dataclass
 class RunClock:
-    """Started when the work starts; closes the run with its record."""
+    """Measures the time of a run from its construction and writes the run's record."""
 
     started: float = field(default_factory=time.monotonic)
 
     def close(
         self, run_dir: Path, recipe: Path, seed: int | None, resumed: bool, results: Mapping[str, float | int | str]
     ) -> None:
-        """Writes `run.json`, which makes the run complete."""
+        """Write `run.json`, which makes the run complete.
+
+        Args:
+            run_dir: the run folder.
+            recipe: path of the recipe.
+            seed: of the run, if it has one.
+            resumed: whether the run was resumed.
+            results: headline numbers.
+        """
         record = {
             "recipe": str(recipe),
             "command": " ".join(["lightning", *sys.argv[1:]]),
@@ -211,7 +227,7 @@ class RunClock:
 
 
 def git_commit() -> str | None:
-    """Commit of the code that runs, with `+changes` when the tree differs from it; None outside a checkout."""
+    """Return the commit of this code, with `+changes` if the tree differs from it; None outside a checkout."""
     command = ["git", "-C", str(PACKAGE), "describe", "--always", "--abbrev=40", "--dirty=+changes"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -220,14 +236,14 @@ def git_commit() -> str | None:
 
 
 def hardware() -> dict[str, Any]:
-    """The machine: processor, cores, GPUs (only when torch is loaded already: this never imports it)."""
+    """Return processor, cores and GPUs of the machine (GPUs only if torch is loaded: it is not imported here)."""
     torch = sys.modules.get("torch")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch else []
     return {"machine": platform.machine(), "cpu_cores": os.cpu_count(), "gpus": gpus}
 
 
 def peak_memory_gib() -> dict[str, float]:
-    """Largest resident size of this process and, where CUDA was used, largest allocation per GPU, in GiB."""
+    """Return the largest resident size of this process and the largest allocation on each GPU, in GiB."""
     peak = {"cpu": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)}
     torch = sys.modules.get("torch")
     if torch is None:

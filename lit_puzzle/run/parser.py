@@ -1,4 +1,4 @@
-"""The parser of recipes: jsonargparse's, whose errors become one line that names file, key and the nearest valid key.
+"""The parser of recipes: a jsonargparse parser with one-line errors that name file, key and the nearest valid key.
 
 Reads and writes nothing.
 """
@@ -25,6 +25,23 @@ class RecipeParser(ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False} | kwargs)  # `--model` must not stand for `--models`
 
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse as jsonargparse does.
+
+        Raises:
+            ValueError: an argument that is not accepted, or a `${...}` that names no value.
+        """
+        from omegaconf.errors import OmegaConfBaseException  # here, so that `--help` need not wait for it
+
+        try:
+            return super().parse_args(*args, **kwargs)
+        except OmegaConfBaseException as error:
+            path = "" if self.recipe is None else f"{self.recipe.path}: "
+            said = str(error).splitlines()[0]
+            raise ValueError(
+                f"{path}{error.full_key}: {said}. A `${{...}}` names a key or an entry of `define`."
+            ) from None
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise ValueError with the message, the file that holds the key and the nearest valid one."""
         if self.recipe is None:  # jsonargparse made this one for a nested class: its error reaches the outer one
@@ -37,9 +54,9 @@ def explain(message: str, recipe: Recipe, parser_keys: Sequence[str]) -> str:
     """Return a parser's message in one line; for an unknown key, the file that holds it and the nearest valid key.
 
     Args:
-        message: The parser's message.
-        recipe: Its `class_path`s say which constructor arguments are valid.
-        parser_keys: Dotted keys that the parser knows by itself.
+        message: the parser's message.
+        recipe: its `class_path`s say which constructor arguments are valid.
+        parser_keys: dotted keys that the parser knows by itself.
 
     Returns:
         One line that names the key and what is wrong with it.

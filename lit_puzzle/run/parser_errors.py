@@ -1,6 +1,6 @@
-"""Turns the error messages of jsonargparse, trees of indented lines, into one line that says what is wrong and where.
+"""Turns error messages of jsonargparse, trees of indented lines, into one line that says what is wrong and where.
 
-jsonargparse reports every type of a union that a value could not be, level by level:
+jsonargparse lists every type of a union that a value does not match, level by level:
 
     Parser key "model":
       Does not validate against any of the Union subtypes
@@ -12,8 +12,8 @@ jsonargparse reports every type of a union that a value could not be, level by l
         - Expected a <class 'NoneType'>
       Given value type: ...
 
-becomes `model.init_args.dtype: expected float32 or bfloat16, got foo`: of a union the branch counts that got
-furthest, and where none got anywhere, all its types are listed. Reads and writes nothing.
+becomes `model.init_args.dtype: expected float32 or bfloat16, got foo`. Of a union, the deepest branch is reported; if
+no branch has details, all types are listed. Reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class Node:
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong.
+    """A wrong value.
 
     Attributes:
-        keys: Where, outermost first.
-        text: What, without the keys.
+        keys: its keys, outermost first.
+        text: what is wrong with it.
     """
 
     keys: tuple[str, ...]
@@ -60,7 +60,7 @@ def one_line(message: str) -> str:
     """Return a message of the parser as one line.
 
     Args:
-        message: As jsonargparse words it.
+        message: as jsonargparse words it.
     """
     fault, classes = _fault(_tree(message)), re.findall(CLASS, message)
     in_list = len(classes) > 1 or "\n  Given value: [" in message
@@ -85,7 +85,7 @@ def _tree(message: str) -> list[Node]:
 
 
 def _fault(nodes: Sequence[Node]) -> Fault:
-    """Return what the lines of one level say."""
+    """Return the fault that the lines of one level describe."""
     nodes = [node for node in nodes if not node.text.startswith("Expected a path but ")] or nodes
     for index, node in enumerate(nodes):
         if node.text.startswith(UNION):
@@ -105,7 +105,7 @@ def _fault(nodes: Sequence[Node]) -> Fault:
 
 
 def _fault_of_union(nodes: Sequence[Node]) -> Fault:
-    """Return the fault of the branch of a union that got furthest, or the types of all branches."""
+    """Return the fault of the deepest branch of a union, or the types of all branches."""
     branches = [branch for node in nodes if node.text == "Errors:" for branch in node.children]
     telling = [branch for branch in branches if not branch.text.startswith(SILENT)]
     subtypes, value = (

@@ -1,8 +1,8 @@
-"""A recipe is a flat YAML file; this module finds it, expands `base:` and says which recipe makes a folder.
+"""Finds and reads recipes (flat YAML files), expands `base:`, and looks up which recipe makes a folder.
 
-Reads YAML files on disk or, when a path is not found there, the recipes packed with the installed package.
-`base: other.yaml` (a path or a list of paths, relative to the file that names it) means "these first, then me":
-the files become a list of `--config` arguments, base first, so that jsonargparse's own merge rules decide what wins.
+Reads YAML files on disk or, if a path does not exist there, the recipes in the installed package.
+`base: other.yaml` (a path or a list of paths, relative to the file) names recipes that this one extends: the files
+become `--config` arguments, base first, which jsonargparse merges.
 `define: {NAME: VALUE}` names values that several keys or recipes share: `${NAME}` stands for the value.
 """
 
@@ -19,12 +19,12 @@ PACKAGED_RECIPES = Path(__file__).parents[1] / "recipes"
 
 @dataclass(frozen=True)
 class Recipe:
-    """One recipe with its bases.
+    """A recipe with its bases.
 
     Attributes:
-        path: The file the user named.
-        layers: What each file says, base first, the recipe itself last, without `base` and `define`.
-        files: The file behind each layer, for messages.
+        path: the file that the user named.
+        layers: content of each file, base first, the recipe itself last, without `base` and `define`.
+        files: the file of each layer, for messages.
     """
 
     path: Path
@@ -32,7 +32,7 @@ class Recipe:
     files: tuple[Path, ...]
 
     def value(self, key: str) -> Any:
-        """The last word the files have on a top-level key, or None."""
+        """Return the value of a top-level key in the last file that has it, or None."""
         return next((layer[key] for layer in reversed(self.layers) if key in layer), None)
 
     def class_paths(self) -> set[str]:
@@ -40,13 +40,13 @@ class Recipe:
         return {path for layer in self.layers for path in _class_paths(layer)}
 
     def config_arguments(self, words: Sequence[str] = ()) -> list[str]:
-        """The layers as repeated `--config`, base first; the YAML text stands in place of a file.
+        """Return the layers as repeated `--config` arguments, base first, with YAML text instead of files.
 
-        A list replaces the list before it. jsonargparse would fill up the new list's items, one by one, with what the
-        items at their places said; so a list that comes again is left out of the earlier layers.
+        A list replaces the same list of an earlier layer. jsonargparse would merge them item by item, so a list that
+        occurs again is left out of the earlier layers.
 
         Args:
-            words: Overrides from the command line, which come after all layers.
+            words: overrides from the command line, which come after all layers.
         """
         later = [_nested(word.partition("=")[0], []) for word in words if word.partition("=")[2].startswith("[")]
         layers: list[dict[str, Any]] = []
@@ -65,13 +65,13 @@ def _class_paths(node: Any) -> Iterator[str]:
 
 
 def _nested(word: str, value: Any) -> dict[str, Any]:
-    """`--a.b` and a value -> {"a": {"b": value}}."""
+    """Return {"a": {"b": value}} for the word `--a.b`."""
     first, *rest = word.removeprefix("--").split(".", 1)
     return {first: _nested(rest[0], value) if rest else value}
 
 
 def _without_lists_of(node: dict[str, Any], later: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A mapping without the lists that one of the later mappings has at the same place."""
+    """Return a mapping without the lists that one of the later mappings has at the same place."""
     kept: dict[str, Any] = {}
     for key, value in node.items():
         again = [mapping[key] for mapping in later if key in mapping]
@@ -83,10 +83,10 @@ def _without_lists_of(node: dict[str, Any], later: Sequence[dict[str, Any]]) -> 
 
 
 def find_recipe(name: str) -> Path:
-    """The file for a recipe path: as given, else the packaged recipe of that name.
+    """Return the file of a recipe: the given path, or the packaged recipe of that name.
 
     Raises:
-        ValueError: Neither exists; the message lists what does.
+        ValueError: neither exists; the message lists the packaged recipes.
     """
     given = Path(name)
     if given.is_file():
@@ -109,7 +109,7 @@ def load_recipe(name: str) -> Recipe:
     """Read a recipe and everything that its `base:` names, with the values of `define:` in their places.
 
     Raises:
-        ValueError: a file that is missing or no YAML mapping, a `base:` in a loop, or a `define:` that is no mapping.
+        ValueError: a file is missing or no YAML mapping, `base:` runs in a loop, or `define:` is no mapping.
     """
     path = find_recipe(name)
     found: list[tuple[Path, dict[str, Any]]] = []
@@ -156,12 +156,12 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must be a YAML mapping of keys to values, but it holds {type(content).__name__}.")
+        raise ValueError(f"{path} must be a YAML mapping of keys to values, but it contains {type(content).__name__}.")
     return content
 
 
 def recipe_that_makes(folder: Path) -> str | None:
-    """The packaged recipe whose run folder holds `folder`, as the user would type it, or None."""
+    """Return the packaged recipe whose run folder contains `folder`, as typed on the command line, or None."""
     for relative in packaged_recipes():
         run_dir = load_recipe(str(PACKAGED_RECIPES / relative)).value("run_dir")
         if run_dir and Path(run_dir).resolve() in (folder.resolve(), *folder.resolve().parents):

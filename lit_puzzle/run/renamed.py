@@ -1,6 +1,6 @@
-"""Names of earlier versions: a recipe or a run folder that uses one gets a line with the new name.
+"""Refuses names of earlier versions in recipes and run folders, with one line that gives the new names.
 
-There are no aliases: what a name means is said in one place only. Reads and writes nothing.
+There are no aliases. The names are in `lit_puzzle.run.renamed_names`. Reads and writes nothing.
 """
 
 import re
@@ -19,11 +19,11 @@ def check_names(recipe: Recipe, words: Sequence[str]) -> None:
     """Check that a recipe and its overrides use no name of an earlier version.
 
     Args:
-        recipe: The loaded recipe.
-        words: Overrides from the command line.
+        recipe: the loaded recipe.
+        words: overrides from the command line.
 
     Raises:
-        ValueError: They use some; the message says what each is called now.
+        ValueError: they do; the message gives the new names.
     """
     for file, layer in zip(recipe.files, recipe.layers, strict=True):
         _refuse(str(file), [*_renamed_paths(layer), *_renamed_keys(layer, recipe.value("command"))])
@@ -32,7 +32,7 @@ def check_names(recipe: Recipe, words: Sequence[str]) -> None:
 
 
 def renamed_in_config(config: str) -> list[str]:
-    """Return what a run folder's `config.yaml` calls differently today, one sentence for each name."""
+    """Return a sentence for every name of an earlier version in the `config.yaml` of a run folder."""
     content = yaml.safe_load(config)
     return [*_renamed_paths(content), *_renamed_keys(content, content.get("command"))]
 
@@ -43,7 +43,7 @@ def _refuse(where: str, renamed: Sequence[str]) -> None:
 
 
 def new_path(path: str) -> str:
-    """Return what a dotted path of this package is called now, or the path itself if nothing was renamed."""
+    """Return the new name of a dotted path of this package, or the path itself if it was not renamed."""
     name = path.removeprefix("lit_puzzle.")
     for old, new in [*SYMBOLS.items(), *MODULES.items()]:
         if name == old or name.startswith(f"{old}."):
@@ -84,17 +84,20 @@ def _objects(node: Any, place: str) -> Iterator[tuple[str, str, Mapping[str, Any
 
 def _renamed_of(owner: str, arguments: Mapping[str, Any], place: str) -> Iterator[str]:
     for old, new in KEYS.get(owner, {}).items():
-        found = _at(arguments, old.split("."))
-        # `solver: mip` is now `solver: {name: mip}`: the key is old only where its value is no mapping.
-        if found is not None and not (new.startswith(f"{old}.") and isinstance(found, Mapping)):
-            yield f"`{place}{old}` is now `{place}{new}`"
+        for value in _values_at(arguments, old.split(".")):
+            # `solver: mip` is now `solver: {name: mip}`; null, a mapping or a `${...}` that can be one is not refused.
+            is_new = value is None or isinstance(value, Mapping) or str(value).startswith("${")
+            if not (new.startswith(f"{old}.") and is_new):
+                yield f"`{place}{old}` is now `{place}{new}`"
 
 
-def _at(arguments: Any, keys: Sequence[str]) -> Any:
-    """Return the value at nested keys, or None if there is none."""
+def _values_at(arguments: Any, keys: Sequence[str]) -> list[Any]:
+    """Return the value at nested keys in a list, which is empty if there is none."""
     for key in keys:
-        arguments = arguments.get(key) if isinstance(arguments, Mapping) else None
-    return arguments
+        if not isinstance(arguments, Mapping) or key not in arguments:
+            return []
+        arguments = arguments[key]
+    return [arguments]
 
 
 def _renamed_in_word(word: str, recipe: Recipe) -> list[str]:
@@ -106,10 +109,10 @@ def _renamed_in_word(word: str, recipe: Recipe) -> list[str]:
         value = text
     nested: dict[str, Any] = {}
     for part in reversed(key.removesuffix("+").split(".")):
-        nested = {part: nested or ("" if value is None else value)}
+        nested = {part: nested if nested else value}
     found = [*_renamed_paths(text), *_renamed_keys(nested, recipe.value("command"))]
     for layer in recipe.layers:
         for place, class_path, _ in _objects(layer, ""):
-            arguments = _at(nested, [*place.split(".")[:-1], "init_args"])
-            found += _renamed_of(new_path(class_path), arguments or {}, f"{place}init_args.")
+            for arguments in _values_at(nested, [*place.split(".")[:-1], "init_args"]):
+                found += _renamed_of(new_path(class_path), arguments, f"{place}init_args.")
     return found

@@ -1,4 +1,4 @@
-"""Reading JSON strictly: an unknown or missing key, or a number of the wrong kind, is a ValueError that names it."""
+"""Validates JSON objects: an unknown or missing key, or a number of the wrong kind, is a ValueError that names it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 
 def checked_keys(owner: str, data: object, required: Collection[str], optional: Collection[str] = ()) -> dict[str, Any]:
-    """A JSON object with exactly these keys.
+    """Return a JSON object after checking that it has exactly these keys.
 
     Args:
-        owner: What the object is, for the message.
-        data: What was read.
-        required: Keys that must be there.
-        optional: Keys that may be there.
+        owner: name of the object, for the message.
+        data: the value that was read.
+        required: keys that must be present.
+        optional: keys that may be present.
 
     Raises:
-        ValueError: It is no object, or a key is unknown or missing; names it.
+        ValueError: it is not an object, or a key is unknown or missing; the message names it.
     """
     if not isinstance(data, Mapping):
         raise ValueError(f"{owner}: expected a JSON object, got {type(data).__name__}: {data!r}")
@@ -31,10 +31,10 @@ def checked_keys(owner: str, data: object, required: Collection[str], optional: 
 
 
 def checked_fields(kind: type, data: object) -> dict[str, Any]:
-    """The fields of the dataclass `kind` in a JSON object; those with a default may be missing.
+    """Return the fields of the dataclass `kind` from a JSON object; those with a default may be missing.
 
     Raises:
-        ValueError: It is no object, or a key is unknown or missing; names it.
+        ValueError: it is not an object, or a key is unknown or missing; the message names it.
     """
     fields = dataclasses.fields(kind)
     required = [field.name for field in fields if field.default is dataclasses.MISSING]
@@ -42,10 +42,10 @@ def checked_fields(kind: type, data: object) -> dict[str, Any]:
 
 
 def check_whole(owner: str, name: str, value: object, minimum: int) -> None:
-    """Refuse what is no whole number of at least `minimum`.
+    """Check that a value is a whole number of at least `minimum`.
 
     Raises:
-        ValueError: It is none; names owner, field and value.
+        ValueError: it is not; the message names owner, field and value.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ValueError(f"{owner}: {name} must be a whole number of at least {minimum}, got {value!r}")

@@ -1,8 +1,8 @@
-"""Tells errors of the user from errors of libraries: the former are one line and exit code 2, the latter a traceback.
+"""Distinguishes errors of the user (one line, exit code 2) from errors of libraries (a traceback).
 
-A ValueError is the user's when it was raised by this package about its input, or by code that the user brings: the
-package of the stage that a recipe names, packages that its class paths name and nobody has installed, modules of the
-current folder, and the script that calls us. Everything else is a library, wherever it lies: in site-packages or
+A ValueError is the user's if it was raised by this package, which validates its input, or by code of the user: the
+package of the stage that a recipe names, packages that its class paths name and that are not installed distributions,
+modules of the current folder, and the main script. All other code is a library, wherever it is: in site-packages or
 dist-packages of the system or the user, in a folder of PYTHONPATH, in a zip file. Reads and writes nothing.
 """
 
@@ -23,11 +23,11 @@ def one_line_errors(stage_package: str | None = None, class_packages: Collection
     """Print a ValueError of the user raised inside as one message and leave with exit code 2.
 
     Args:
-        stage_package: Top-level package of the stage function.
-        class_packages: Top-level packages of classes that a recipe names.
+        stage_package: top-level package of the stage function.
+        class_packages: top-level packages of classes that a recipe names.
 
     Raises:
-        SystemExit: Code 2 for an error of the user; errors of libraries pass through.
+        SystemExit: an error of the user (code 2); errors of libraries pass through.
     """
     try:
         yield
@@ -45,8 +45,8 @@ def users_error(error: BaseException | None, brought: Collection[str | None]) ->
     """Return the ValueError that is the user's among an error and those that it wraps, the outermost first, or None.
 
     Args:
-        error: What was raised.
-        brought: Top-level packages that the user brings.
+        error: the exception that was raised.
+        brought: top-level packages of the user.
     """
     while error is not None:
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1:]

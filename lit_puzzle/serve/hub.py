@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from huggingface_hub import HfApi, get_token
+from huggingface_hub import HfApi, get_token, is_offline_mode
 
 from lit_puzzle.serve.settings import Upload
 
@@ -19,12 +19,14 @@ def check_upload(upload: Upload) -> None:
     """Check what an upload needs before anything slow.
 
     Raises:
-        ValueError: the repository is not OWNER/NAME, or nobody is logged in.
+        ValueError: the repository is not OWNER/NAME, HF_HUB_OFFLINE is set, or nobody is logged in.
     """
     if upload.repository is None:
         return
     if not REPOSITORY.fullmatch(upload.repository):
         raise ValueError(f"upload.repository is {upload.repository!r}; name a repository as OWNER/NAME")
+    if is_offline_mode():
+        raise ValueError(f"upload.repository: HF_HUB_OFFLINE is set; unset it to upload to {upload.repository}")
     if get_token() is None:
         raise ValueError(f"upload.repository: {upload.repository} needs a login; run `hf auth login` or set HF_TOKEN")
 

@@ -26,7 +26,7 @@ def load_best(module: LightningModule) -> None:
         best = Path(callback.best_model_path)
         if not best.exists():
             raise ValueError(
-                f"The best weights {best} ({callback.monitor} = {callback.best_score}) are gone; they must stay until "
-                "the run is complete. Start again with --overwrite."
+                f"The best weights {best} ({callback.monitor} = {callback.best_score}) are missing; they must stay "
+                "until the run is complete. Start again with --overwrite."
             )
         load_trainable(module, best)

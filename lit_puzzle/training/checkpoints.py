@@ -27,6 +27,9 @@ class UpdateCheckpoint(ModelCheckpoint):
     Args:
         every_n_updates: optimizer steps between checkpoints.
         keep: newest checkpoints that stay on disk.
+
+    Raises:
+        ValueError: numbers below 1.
     """
 
     def __init__(self, every_n_updates: int = 10, keep: int = 2) -> None:
@@ -86,6 +89,9 @@ class BestCheckpoint(Callback):
     Args:
         monitor: name of the validated metric.
         mode: whether a larger (`max`) or a smaller (`min`) value is better.
+
+    Raises:
+        ValueError: another mode.
     """
 
     def __init__(self, monitor: str = "val/accuracy", mode: Literal["max", "min"] = "max") -> None:

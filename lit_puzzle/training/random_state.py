@@ -14,7 +14,7 @@ import torch
 RandomState = dict[str, Any]
 
 
-def take_random_state(device: torch.device) -> RandomState:
+def get_random_state(device: torch.device) -> RandomState:
     """Return the random state of this process; `device` is its accelerator, or the CPU."""
     version, words, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = numpy.random.get_state(legacy=True)
@@ -28,7 +28,7 @@ def take_random_state(device: torch.device) -> RandomState:
     return state
 
 
-def put_random_state(state: RandomState, device: torch.device) -> None:
+def set_random_state(state: RandomState, device: torch.device) -> None:
     """Set the random state of this process; one from a CPU leaves the generator of a GPU as it is."""
     torch.set_rng_state(state["torch"])
     version, words, gauss = state["python"]
@@ -51,18 +51,18 @@ class RandomStream:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.state = take_random_state(device)
+        self.state = get_random_state(device)
 
     @contextmanager
     def inside(self) -> Iterator[None]:
         """Run the body on the stream and advance it."""
-        outer = take_random_state(self.device)
-        put_random_state(self.state, self.device)
+        outer = get_random_state(self.device)
+        set_random_state(self.state, self.device)
         try:
             yield
         finally:
-            self.state = take_random_state(self.device)
-            put_random_state(outer, self.device)
+            self.state = get_random_state(self.device)
+            set_random_state(outer, self.device)
 
     @contextmanager
     def fork(self) -> Iterator[None]:

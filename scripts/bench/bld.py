@@ -26,7 +26,7 @@ from lit_puzzle.distill.block_selection import SelectedBlock
 from lit_puzzle.model.blocks import PuzzleModel, with_own_blocks
 from lit_puzzle.model.loading import load_model
 from lit_puzzle.model.modules import model_family
-from lit_puzzle.model.surgery import select_rows
+from lit_puzzle.model.surgery import prune_layer
 from lit_puzzle.run.folder import PACKAGE
 from lit_puzzle.spec import BlockSpec
 
@@ -58,9 +58,7 @@ def make_blocks(parent: PuzzleModel) -> list[TrainableBlock]:
         decoder: Any = parent.model.layers[layer]
         for block in selected:
             tensors = {name: decoder.get_parameter(name) for name in block.tensors}
-            rows = block.block.experts
-            kept = {name: select_rows(t, rows) if name in names.expert_rows else t for name, t in tensors.items()}
-            made.append(TrainableBlock(block, kept, names))
+            made.append(TrainableBlock(block, prune_layer(tensors, block.block.experts, names), names))
     return made
 
 

@@ -46,7 +46,7 @@ LEARNING_RATE = 5e-4
 
 
 def prompts() -> PromptData:
-    """The recipe's data."""
+    """Return the recipe's data."""
     environments: list[Environment] = [Chains(), Sorting(), Counting()]
     return PromptData(environments, {"low": 1.0, "medium": 1.0, "high": 1.0}, 256, held_out_per_effort=2)
 
@@ -55,7 +55,7 @@ class LightningClock(Callback):
     """CPU seconds from the end of the warm-up to the end of the last update."""
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Starts and stops the clock."""
+        """Start and stop the clock."""
         if trainer.global_step == WARM_UP:
             self.began = time.process_time()
         self.ended = time.process_time()
@@ -65,7 +65,7 @@ class TrlClock(TrainerCallback):
     """The same for TRL's own loop."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Starts and stops the clock."""
+        """Start and stop the clock."""
         if state.global_step == WARM_UP:
             self.began = time.process_time()
         self.ended = time.process_time()
@@ -123,7 +123,7 @@ def reference(updates: int, folder: Path) -> float:
 
 
 def in_a_fresh_process(side: Callable[[int, Path], float], updates: int) -> float:
-    """A run must not see the process group or the generators of another."""
+    """Run one side where it sees neither the process group nor the random generators of another run."""
 
     def work(pipe: Connection) -> None:
         with tempfile.TemporaryDirectory() as folder:

@@ -11,6 +11,7 @@ from helpers import distillation_runs, recovery_runs
 from helpers.distillation_runs import Models, make_data, make_models
 from helpers.keys_and_values import keys_and_values
 from helpers.recovery_runs import forked, kill_self, make_child, make_trainer
+from helpers.scaled_layers import all_scaled, scaled
 from lightning.pytorch.loggers import CSVLogger
 
 from lit_puzzle.callbacks.fp8_kv_scales import FP8KVScales
@@ -51,7 +52,7 @@ def check_scales(folder: Path, rows: list[torch.Tensor]) -> KVScales:
     assert scales.fingerprint == fingerprint(folder / "child")
     assert scales.tokens == sum(map(len, rows)) > 50
     expected = keys_and_values(load_model(folder / "child", "float32").eval(), rows)
-    for both, (k, v) in zip(scales.layers, expected, strict=True):
+    for both, (k, v) in zip(all_scaled(scales.layers), expected, strict=True):
         torch.testing.assert_close(both.k.amax, k.abs().max(), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(both.v.amax, v.abs().max(), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(both.k.scale * 448, both.k.amax, rtol=1e-6, atol=0)
@@ -77,7 +78,7 @@ def test_distillation_writes_the_scales_of_what_it_saves(models: Models, tmp_pat
     assert forked(1, work) == [0]
     scales = check_scales(tmp_path, held_out_documents(tmp_path))
     start = keys_and_values(load_model(models.child, "float32").eval(), held_out_documents(tmp_path))
-    for both, (k, _) in zip(scales.layers, start, strict=True):
+    for both, (k, _) in zip(all_scaled(scales.layers), start, strict=True):
         assert abs(float(both.k.amax / k.abs().max()) - 1) > 1e-3, "training changed nothing"
     results = json.loads((tmp_path / "results0.json").read_text())
     assert results["kv/tokens"] == scales.tokens and results["kv/overflow"] == 0
@@ -87,7 +88,7 @@ def test_distillation_writes_the_scales_of_what_it_saves(models: Models, tmp_pat
     for row in watched:
         assert float(row["kv_start/1/k_scale"]) == pytest.approx(float(start[1][0].abs().max()) / 448, rel=1e-4)
     (written,) = (row for row in rows if row["kv/1/k_amax"])
-    assert float(written["kv/1/k_amax"]) == pytest.approx(float(scales.layers[1].k.amax))
+    assert float(written["kv/1/k_amax"]) == pytest.approx(float(scaled(scales.layers[1]).k.amax))
     assert (tmp_path / "kv_scales" / "kv_amax.png").is_file()
 
 
@@ -143,7 +144,7 @@ def test_reinforcement_learning_calibrates_on_what_its_child_generated(tiny_conf
     assert json.loads((folder / "results.json").read_text())["kv/layers"] == 2
 
 
-SHORT = {
+SHORT: dict[str, dict[str, Any]] = {
     "distill": {
         "model.init_args.evaluation.prompts_per_effort": 2,
         "model.init_args.evaluation.max_new_tokens": 4,
@@ -178,7 +179,8 @@ def test_recipes_take_it_from_the_command_line(models: Models, tmp_path: Path, r
     scales.check_checkpoint(fingerprint(tmp_path / "run" / "child"))
     results = json.loads((tmp_path / "run" / "run.json").read_text())["results"]
     assert (results["kv/layers"], results["kv/layers_in_bf16"], results["kv/overflow"]) == (6, 5, 0)
-    assert results["kv/headroom/min"] == min(scales.layers[1].k.headroom, scales.layers[1].v.headroom) >= 0
+    full = scaled(scales.layers[1])
+    assert results["kv/headroom/min"] == min(full.k.headroom, full.v.headroom) >= 0
     header = next((tmp_path / "run").rglob("metrics.csv")).read_text().splitlines()[0].split(",")
     kinds = [f"{kind}_{what}" for kind in "kv" for what in ("amax", "scale", "headroom", "overflow")]
     assert {f"kv/1/{kind}" for kind in kinds} == {key for key in header if key.startswith("kv/")}
@@ -186,7 +188,7 @@ def test_recipes_take_it_from_the_command_line(models: Models, tmp_path: Path, r
 
 
 def test_runs_without_a_child_or_documents_are_refused(models: Models, tiny_config: Any, tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, 1, 1, [])
+    trainer: Any = make_trainer(tmp_path, 1, 1, [])
     trainer.datamodule = make_data(models, validation_one_in=0)
     with pytest.raises(ValueError, match="has none for validation"):
         FP8KVScales().setup(trainer, distillation_runs.make_module(models), "fit")

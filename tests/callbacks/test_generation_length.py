@@ -56,7 +56,8 @@ class Policy(LightningModule):
             for key, values in everything.items():
                 kept = [values[row] for row in rows]
                 outputs[key] = torch.stack(kept) if isinstance(values, Tensor) else kept
-            outputs.pop(self.dropped, None)
+            if self.dropped is not None:
+                outputs.pop(self.dropped, None)
         return outputs
 
     def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
@@ -86,7 +87,7 @@ def fit(folder: Path, callback: GenerationLength, policy: Policy, steps: int, **
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        trainer.fit(policy, DataLoader(torch.zeros(100, 1)), ckpt_path=ckpt_path)
+        trainer.fit(policy, DataLoader(torch.zeros(100, 1)), ckpt_path=ckpt_path)  # type: ignore[arg-type]
     return trainer
 
 
@@ -204,7 +205,7 @@ def test_wrong_outputs_and_settings_are_refused(tmp_path: Path) -> None:
         assert GenerationLength(child=tmp_path).parent == {}
     for bad in ({"window": 0}, {"num_bins": 0}, {"budget_tokens": {"extreme": 3.0}}, {"budget_tokens": {"low": 0.0}}):
         with pytest.raises(ValueError, match=r"window|budget"):
-            GenerationLength(**bad)  # type: ignore[arg-type]
+            GenerationLength(**bad)
 
 
 def test_state_is_plain_and_of_the_stated_size(tmp_path: Path) -> None:

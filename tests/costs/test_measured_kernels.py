@@ -181,7 +181,7 @@ def test_few_experts_cost_what_expert_parallel_rows_measured() -> None:
         assert abs(sum(errors)) / len(errors) < 0.15
 
 
-def test_collectives() -> None:
+def test_collectives_are_the_measured_rows() -> None:
     assert Collectives.load(H100, 1).reduce(1e12, graph=True) == 0.0
     eight = Collectives.load(H100, 8)
     assert eight.reduce(2**20, graph=True) < eight.reduce(2**20, graph=False)
@@ -213,12 +213,12 @@ def test_the_head_is_wider_than_any_measured_matrix() -> None:
         ({"ranks": 64}, "no full attention|no rows|has no such rows"),
     ],
 )
-def test_what_was_not_measured(change: dict[str, Any], message: str) -> None:
+def test_formats_and_devices_without_measurements_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MeasuredKernels().check(setting(**change))
 
 
-def test_outside_the_measured_sizes() -> None:
+def test_sizes_outside_the_measured_ones_are_refused() -> None:
     times, known = MeasuredKernels(), setting(1)
     with pytest.raises(ValueError, match="context of 140000 tokens; attention was measured up to 131072"):
         times.decode_layer(known, Block(128, None), 1, 140000.0)
@@ -230,7 +230,7 @@ def test_outside_the_measured_sizes() -> None:
         MeasuredKernels("zipf").check(known)
 
 
-def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_its_name_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "aiconfigurator_core" else real(name, *rest)
@@ -239,7 +239,7 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
         data_folder()
 
 
-def test_a_missing_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_table_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(kernel_tables, "data_folder", lambda: tmp_path)
     with pytest.raises(ValueError, match=r"no table nowhere.parquet"):
         read_rows("nowhere.parquet", ("m",), ())

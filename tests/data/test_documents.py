@@ -160,7 +160,7 @@ def test_every_target_is_validated_once(world, folder, parent, tmp_path):
 
 
 @pytest.mark.parametrize("consumed", [0, 1, 3])
-def test_a_loader_goes_on_where_another_was(consumed, folder, parent, tmp_path):
+def test_a_loader_resumes_where_another_stopped(consumed, folder, parent, tmp_path):
     loader = make_data(folder, parent, tmp_path).train_dataloader()
     batches = [batch["input_ids"] for _ in range(2) for batch in loader]
     first = make_data(folder, parent, tmp_path).train_dataloader()
@@ -231,7 +231,7 @@ def seen(run: Path, rank: int) -> dict[int, Any]:
 
 
 @pytest.mark.parametrize(("devices", "deaths"), [(1, (5, 13)), (2, (13,))])
-def test_a_killed_fit_goes_on_in_the_middle_of_an_epoch(devices, deaths, folder, parent, tmp_path):
+def test_a_killed_fit_resumes_in_the_middle_of_an_epoch(devices, deaths, folder, parent, tmp_path):
     """10 updates of up to 2 batches are several epochs; killed in the first one, in a later one."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     arguments = devices, folder, parent, 10

@@ -15,7 +15,7 @@ def test_the_hash_of_a_tokenizer_is_that_of_its_ids(tmp_path):
     assert tokenizer_hash(first) == tokenizer_hash(read) != tokenizer_hash(other)
 
 
-def test_a_writer_is_read_from_its_folder(tiny_config, tmp_path):
+def test_provenance_is_read_from_the_checkpoints_folder(tiny_config, tmp_path):
     GptOssForCausalLM(tiny_config(vocab_size=136, max_position_embeddings=64)).save_pretrained(tmp_path)
     build_tokenizer().save_pretrained(tmp_path)
     assert Provenance.of(tmp_path) == Provenance(fingerprint(tmp_path), tokenizer_hash(build_tokenizer()), 136, 64)

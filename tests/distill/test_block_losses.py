@@ -17,8 +17,7 @@ from lit_puzzle.distill.block_selection import SelectedBlock
 from lit_puzzle.model.blocks import with_own_blocks
 from lit_puzzle.model.family import GPT_OSS
 from lit_puzzle.model.gpt_oss import GptOssPuzzleForCausalLM
-from lit_puzzle.model.layout import EXPERT_ROWS
-from lit_puzzle.model.surgery import select_rows
+from lit_puzzle.model.surgery import prune_layer
 from lit_puzzle.spec import BlockSpec
 
 ROUTER = ("mlp.router.weight", "mlp.router.bias")
@@ -59,8 +58,7 @@ def parent_of(model: GptOssForCausalLM, attention: str = "eager") -> GptOssPuzzl
 
 def block_of(parent: Any, what: SelectedBlock) -> TrainableBlock:
     own = {name: parent.model.layers[what.layer].get_parameter(name) for name in what.tensors}
-    kept = {k: select_rows(v, what.block.experts) if k in EXPERT_ROWS else v for k, v in own.items()}
-    return TrainableBlock(what, kept, GPT_OSS.layer)
+    return TrainableBlock(what, prune_layer(own, what.block.experts, GPT_OSS.layer), GPT_OSS.layer)
 
 
 def errors(
@@ -151,8 +149,9 @@ def test_training_equals_plain_training_of_one_block(
             loss.backward()
             torch.testing.assert_close(error / norm, loss, rtol=1e-9, atol=1e-12)
             for tensor, parameter in block.tensors().items():
-                assert trains[tensor].grad is not None and trains[tensor].grad.abs().max() > 0, tensor
-                torch.testing.assert_close(parameter.grad, trains[tensor].grad, rtol=1e-7, atol=1e-10, msg=name)
+                gradient = trains[tensor].grad
+                assert gradient is not None and gradient.abs().max() > 0, tensor
+                torch.testing.assert_close(parameter.grad, gradient, rtol=1e-7, atol=1e-10, msg=name)
             alone.step()
         optimizer.step()
     for name, (trains, _) in theirs.items():
@@ -175,7 +174,8 @@ def test_experts_are_the_parents_own_tensors(tiny_model: GptOssForCausalLM) -> N
     """Every block computes with the parameters of the parent and has no parameters but those that train."""
     parent = parent_of(tiny_model)
     seen: list[bool] = []
-    own = {layer.mlp.experts: dict(layer.mlp.experts.named_parameters()) for layer in parent.model.layers}
+    layers: Any = parent.model.layers
+    own = {layer.mlp.experts: dict(layer.mlp.experts.named_parameters()) for layer in layers}
 
     def compare(experts: Any, _: Any) -> None:
         now = dict(experts.named_parameters())

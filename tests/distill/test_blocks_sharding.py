@@ -107,6 +107,6 @@ def test_only_trained_tensors_are_parameters_of_blocks(inputs: Inputs) -> None:
         blocks = [block for block in made.blocks if isinstance(block, TrainableBlock)]
         assert len(blocks) == 5 and all(p.dtype == torch.float32 for p in made.blocks.parameters())
         assert [sum(p.numel() for p in b.parameters()) for b in blocks[:2]] == [4 * 33, 2 * 33]
-        assert all(not p.requires_grad for p in made.parent.parameters())
+        assert made.parent is not None and not any(p.requires_grad for p in made.parent.parameters())
 
     assert forked(1, work) == [0]

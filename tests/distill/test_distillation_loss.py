@@ -27,7 +27,7 @@ def both(models):
 
 def packed(documents, tokens: int) -> dict[str, torch.Tensor]:
     """One row of documents and padding, made here by hand."""
-    ids, positions, numbers, mask = [], [], [], []
+    ids, positions, numbers, mask = list[int](), list[int](), list[int](), list[int]()
     for number, document in enumerate(documents):
         length = len(document.input_ids)
         ids += document.input_ids
@@ -55,7 +55,7 @@ def test_a_packed_batch_is_the_sum_of_its_documents(both):
     terms.loss.backward()
     together = gradients(child)
     alone = [distillation_loss(child, parent, packed([d], len(d.input_ids)), ALL) for d in documents]
-    sum(t.loss for t in alone).backward()
+    torch.stack([t.loss for t in alone]).sum().backward()
     for ours, parts in zip(terms, zip(*alone, strict=True), strict=True):
         torch.testing.assert_close(ours.detach(), sum(parts).detach(), rtol=1e-5, atol=1e-5)
     for name, reference in gradients(child).items():
@@ -78,10 +78,10 @@ def test_targets_are_predicted_by_the_token_before(both):
     assert float(terms.divergence) == pytest.approx(divergence.item(), rel=1e-4)
     states = [m(input_ids=ids, output_hidden_states=True).hidden_states[1:] for m in (child, parent)]
     cosines = [torch.cosine_similarity(c, p, dim=-1) for c, p in zip(*states, strict=True)]
-    hidden = sum((1 - cosine).sum() / len(cosines) for cosine in cosines)
+    hidden = (1 - torch.stack(cosines)).sum() / len(cosines)
     assert float(terms.hidden) == pytest.approx(hidden.item(), rel=1e-4)
     weighted = 1.5**2 * divergence + 0.4 * hidden + 0.2 * lm
-    assert float(terms.loss) == pytest.approx(weighted.item(), rel=1e-4)
+    assert terms.loss.item() == pytest.approx(weighted.item(), rel=1e-4)
 
 
 def test_a_target_at_the_start_of_a_row_is_left_out():

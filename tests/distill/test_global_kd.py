@@ -139,7 +139,7 @@ def test_top_k_logits_on_disk_replace_the_parent(models: Models, tmp_path: Path)
 
 def test_one_step_of_two_batches_is_two_steps_accumulated(models: Models, tmp_path: Path) -> None:
     adam = partial(torch.optim.AdamW, lr=3e-3, eps=1e-3)
-    plain = {"optimizer": adam, "lr_scheduler": None}
+    plain: dict[str, Any] = {"optimizer": adam, "lr_scheduler": None}
     run(lambda rank: fit(tmp_path / "1x2", models, 2, data={"batch_size": 2}, **plain))
     accumulate = {"accumulate_grad_batches": 2, "val_check_interval": 4}
     run(lambda rank: fit(tmp_path / "2x1", models, 2, data={"batch_size": 1}, trainer=accumulate, **plain))

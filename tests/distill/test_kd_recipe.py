@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from helpers.distillation_runs import Models, make_models
-from torch.distributed.checkpoint import FileSystemReader
+from helpers.stored_shards import names_in_halves
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "distill.yaml"
 
@@ -38,9 +38,7 @@ def test_devices_alone_shard_the_recipe(models: Models, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lit_puzzle", "run", str(RECIPE), *words]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
-    stored = FileSystemReader(next((tmp_path / "run" / "best").glob("*.ckpt"))).read_metadata().state_dict_metadata
+    stored = names_in_halves(next((tmp_path / "run" / "best").glob("*.ckpt")))
     assert stored and not any(".experts." in name or ".router." in name or "parent" in name for name in stored)
-    for name, tensor in stored.items():
-        assert [chunk.sizes.numel() * 2 for chunk in tensor.chunks] == [tensor.size.numel()] * 2, name
     results = json.loads((tmp_path / "run" / "run.json").read_text())["results"]
     assert {"accuracy/high/gain", "loss/first", "val_loss/best"} < results.keys()

@@ -88,7 +88,7 @@ def test_two_processes_equal_one(models: Models, tmp_path: Path, variant: str) -
 
 def test_two_processes_train_float32_beside_frozen_bfloat16(models: Models, tmp_path: Path) -> None:
     def work(rank: int) -> None:
-        mixed = {"training": TrainingSettings(dtype="bfloat16"), "trainer": {"precision": "bf16-mixed"}}
+        mixed: dict[str, Any] = {"training": TrainingSettings(dtype="bfloat16"), "trainer": {"precision": "bf16-mixed"}}
         fit(tmp_path, models, 3, 2, rank, callbacks=[Dtypes()], **mixed)
 
     assert forked(2, work) == [0, 0]

@@ -10,9 +10,9 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from lit_puzzle.distill import losses
 from lit_puzzle.distill.losses import FullLogits, TopKLogits, divergence, head_loss, hidden_distance
-from lit_puzzle.distill.settings import LossSettings
+from lit_puzzle.distill.settings import DivergenceName, LossSettings
 
-KINDS = ["forward_kl", "reverse_kl", "jsd"]
+KINDS: list[DivergenceName] = ["forward_kl", "reverse_kl", "jsd"]
 
 
 def inputs(tokens: int = 23, vocabulary: int = 50, channels: int = 12) -> tuple[Tensor, Tensor, FullLogits, Tensor]:
@@ -72,15 +72,15 @@ def test_agrees_with_trl(kind):
     from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 
     settings = LossSettings(kind, beta=0.3, temperature=1.7)
-    hidden, head, parent, targets = (x if isinstance(x, tuple) else x.float() for x in inputs())
-    parent = FullLogits(*(part.float() for part in parent))
+    hidden, head, parent, targets = inputs()
+    hidden, head, parent = hidden.float(), head.float(), FullLogits(*(part.float() for part in parent))
     beta = {"forward_kl": 0.0, "reverse_kl": 1.0, "jsd": 0.3}[kind]
 
     def theirs(hidden, head):
         return ChunkedDivergenceFunction.apply(hidden, head, None, *parent, None, beta, 1.7)[0].sum() * 1.7**2
 
     ours = lambda *arguments: head_loss(*arguments).loss  # noqa: E731
-    values = value_and_gradients(ours, hidden, head, parent, targets.long(), settings)
+    values = value_and_gradients(ours, hidden, head, parent, targets, settings)
     for value, reference in zip(values, value_and_gradients(theirs, hidden, head), strict=True):
         torch.testing.assert_close(value, reference, rtol=1e-5, atol=2e-5)
 

@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from transformers import GptOssForCausalLM
 
 from lit_puzzle.data.document_files import Document, DocumentFolder, write_documents
 from lit_puzzle.data.documents import PackedDocuments
+from lit_puzzle.data.packing_settings import PackingSettings
 from lit_puzzle.distill import top_logits
 from lit_puzzle.distill.top_logits import precompute_logits, top_of
-from lit_puzzle.distill.top_logits_files import TopLogits, disk_bytes
+from lit_puzzle.distill.top_logits_files import Precision, TopLogits, disk_bytes
 from lit_puzzle.model.checkpoint import fingerprint
 from lit_puzzle.tiny.tokenizer import build_tokenizer
 
@@ -53,12 +55,12 @@ def documents(parent, tmp_path_factory) -> Path:
 
 def run(folder: Path, parent: Path, documents: Path, **settings: Any) -> tuple[dict[str, float], TopLogits]:
     folder.mkdir(exist_ok=True)
-    defaults = {"top_k": 5, "precision": "float32", "batch_tokens": 40, "chunk_tokens": 7}
+    defaults: dict[str, Any] = {"top_k": 5, "precision": "float32", "batch_tokens": 40, "chunk_tokens": 7}
     results = precompute_logits(folder, parent, documents, **(defaults | settings))
     return results, TopLogits(folder / "top_logits", DocumentFolder(documents))
 
 
-def batches(documents: Path, parent: Path, run_dir: Path, **settings: Any) -> list[dict[str, Tensor]]:
+def batches(documents: Path, parent: Path, run_dir: Path, **settings: Any) -> list[Mapping[str, Tensor]]:
     data = PackedDocuments(documents, parent, **({"sequence_tokens": 48, "validation_one_in": 0} | settings))
     data.trainer = type("Shared", (), {"default_root_dir": run_dir, "global_rank": 0, "world_size": 1})()
     data.prepare_data()
@@ -74,14 +76,17 @@ def expected(parent) -> list[Tensor]:
         return [model(torch.tensor([d.input_ids])).logits[0].log_softmax(-1) for d in make_documents()]
 
 
-def of_targets(expected: list[Tensor], batch: dict[str, Tensor]) -> Tensor:
+def of_targets(expected: list[Tensor], batch: Mapping[str, Tensor]) -> Tensor:
     """The full log p (N, V) of a batch's targets, in the order of the mask."""
     places = batch["loss_mask"].nonzero().tolist()
     owners, positions = batch["document_ids"], batch["position_ids"]
     return torch.stack([expected[int(owners[b, t])][int(positions[b, t]) - 1] for b, t in places])
 
 
-@pytest.mark.parametrize("settings", [{}, {"sequence_tokens": 11, "long_documents": "cut"}, {"batch_size": 3}])
+CUT = {"sequence_tokens": 11, "packing": PackingSettings(long_documents="cut")}
+
+
+@pytest.mark.parametrize("settings", [{}, CUT, {"batch_size": 3}])
 def test_a_packed_batch_gets_the_parents_numbers(settings, parent, documents, expected, tmp_path):
     results, top = run(tmp_path / "top", parent, documents)
     targets, masses = 0, []
@@ -134,7 +139,8 @@ def test_float16_is_as_exact_as_documented(parent, documents, tmp_path):
 
 
 def test_files_are_plain_safetensors_of_the_documented_size(parent, documents, tmp_path):
-    for precision, top_k in (("float32", 5), ("float16", 40)):
+    variants: list[tuple[Precision, int]] = [("float32", 5), ("float16", 40)]
+    for precision, top_k in variants:
         results, _ = run(tmp_path / precision, parent, documents, precision=precision, top_k=top_k)
         said = disk_bytes(int(results["targets"]), int(results["documents"]), 4, top_k, precision)
         assert 0 <= said - results["disk_bytes"] < 512 * 4

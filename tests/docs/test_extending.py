@@ -65,7 +65,7 @@ def test_page_shows_the_six_extension_points() -> None:
 def test_reward(project: Path) -> None:
     cuts = [
         "--trainer.max_steps=1",
-        "--model.init_args.grpo.max_completion_length=32",
+        "--model.init_args.grpo.sampling.max_new_tokens=32",
         "--trainer.val_check_interval=1",
     ]
     cuts += ["--model.init_args.evaluation.prompts_per_effort=4", "--data.init_args.held_out_per_effort=4"]

@@ -195,7 +195,7 @@ def test_jsonl_environment_names_the_bad_line(tmp_path: Path, row: object, verif
 def test_jsonl_environment_without_problems_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a file"):
         JsonlEnvironment("file", tmp_path / "missing.jsonl")
-    with pytest.raises(ValueError, match="holds no problem"):
+    with pytest.raises(ValueError, match="contains no problem"):
         JsonlEnvironment("file", jsonl(tmp_path))
     (tmp_path / "broken.jsonl").write_text("{")
     with pytest.raises(ValueError, match=r"broken\.jsonl:1: not JSON"):

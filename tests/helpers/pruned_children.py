@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor
 from transformers import GptOssForCausalLM
 
+from lit_puzzle.model.family import GPT_OSS
 from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig, GptOssPuzzleForCausalLM
 from lit_puzzle.model.layout import layer_prefix
 from lit_puzzle.model.surgery import prune_layer
@@ -30,6 +31,6 @@ def pruned_child(
     child = GptOssPuzzleForCausalLM(GptOssPuzzleConfig.from_parent(parent.config, blocks)).eval()
     weights, prefix = parent.state_dict(), layer_prefix(layer)
     inside = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
-    pruned = prune_layer(inside, block.experts) | dict(trained or {})
+    pruned = prune_layer(inside, block.experts, GPT_OSS.layer) | dict(trained or {})
     child.load_state_dict(weights | {prefix + name: tensor for name, tensor in pruned.items()})
     return child

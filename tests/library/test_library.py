@@ -1,8 +1,6 @@
 """The library: it is read as it was written, and candidates that do not fit the parent are refused."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -105,15 +103,3 @@ def test_damaged_files_are_named(tmp_path):
         (tmp_path / "library.json").write_text(text)
         with pytest.raises(ValueError, match=r"library\.json: "):
             Library.load(tmp_path)
-
-
-LIGHT = """
-import sys
-import lit_puzzle.library.library, lit_puzzle.scoring.scores, lit_puzzle.scoring.settings, lit_puzzle.child.settings
-print(sorted({"torch", "transformers", "lightning", "numpy"} & set(sys.modules)))
-"""
-
-
-def test_library_scores_and_settings_import_no_torch():
-    done = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from lit_puzzle.library.swap import swapped
 from lit_puzzle.model.blocks import with_own_blocks
 from lit_puzzle.model.checkpoint import Checkpoint
-from lit_puzzle.model.layout import EXPERT_ROWS
+from lit_puzzle.model.family import GPT_OSS
 from lit_puzzle.spec import BlockSpec
 from lit_puzzle.training.fabric import FabricSettings, launch, load_parent
 from lit_puzzle.training.sharding import full
@@ -34,8 +34,9 @@ def trained_for(layer: torch.nn.Module, block: BlockSpec) -> dict[str, torch.Ten
     generator = torch.Generator().manual_seed(9)
     names = ("mlp.router.weight", "mlp.router.bias", "mlp.experts.down_proj", "self_attn.q_proj.weight")
     shapes = {name: tuple(layer.get_parameter(name).shape) for name in names}
-    cut = {name: (block.num_experts, *shape[1:]) if name in EXPERT_ROWS else shape for name, shape in shapes.items()}
-    return {name: 0.3 * torch.randn(shape, generator=generator) for name, shape in cut.items()}
+    rows = GPT_OSS.layer.expert_rows
+    pruned = {name: (block.num_experts, *shape[1:]) if name in rows else shape for name, shape in shapes.items()}
+    return {name: 0.3 * torch.randn(shape, generator=generator) for name, shape in pruned.items()}
 
 
 @torch.no_grad()

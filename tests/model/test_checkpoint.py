@@ -139,8 +139,8 @@ def edit_index(folder: Path, change: Callable[[dict[str, str]], None]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.pop("lm_head.weight"), r"lm_head\.weight lies in model-00001.*says None"),
-        (lambda m: m.update({"lm_head.weight": "model-00002-of-00002.safetensors"}), r"lm_head\.weight lies in"),
+        (lambda m: m.pop("lm_head.weight"), r"lm_head\.weight is in model-00001.*says None"),
+        (lambda m: m.update({"lm_head.weight": "model-00002-of-00002.safetensors"}), r"lm_head\.weight is in"),
         (lambda m: m.update({"ghost": "model-00002-of-00002.safetensors"}), "missing tensor ghost"),
         (lambda m: m.update({"ghost": "../outside.safetensors"}), r"lists the files \['\.\./outside"),
     ],
@@ -167,14 +167,14 @@ def test_missing_stray_and_doubled_files_are_refused(tmp_path: Path) -> None:
     (folder / "model.safetensors.index.json").unlink()
     with pytest.raises(ValueError, match=r"neither model\.safetensors alone nor"):
         Checkpoint(folder)
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         Checkpoint(tmp_path / "nothing")
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pth", "last.ckpt", "a.pkl"])
 def test_pickles_are_refused(stock_folder: Path, name: str) -> None:
     torch.save({}, stock_folder / name)
-    with pytest.raises(ValueError, match=rf"holds pickles \['{name}'\].*convert the weights to safetensors"):
+    with pytest.raises(ValueError, match=rf"contains pickles \['{name}'\].*convert the weights to safetensors"):
         Checkpoint(stock_folder)
 
 

@@ -33,7 +33,7 @@ def test_mxfp4_experts_come_in_bfloat16_with_each_layers_own_count(tmp_path):
 
 def test_mxfp4_in_another_dtype_is_refused(tmp_path):
     folder = write_released_twin(tmp_path / "twin")
-    with pytest.raises(ValueError, match="de-quantized to bfloat16; dtype is 'float32'"):
+    with pytest.raises(ValueError, match="dequantized to bfloat16; dtype is 'float32'"):
         load_model(folder, "float32")
 
 

@@ -67,7 +67,7 @@ def entry(shape: list[int], begin: int, end: int, dtype: str = "F32") -> dict[st
         (b"not json", 0, "damaged"),
     ],
 )
-def test_quality_loss_is_named_with_the_file(tmp_path: Path, header: object, size: int, message: str) -> None:
+def test_damage_is_named_with_the_file(tmp_path: Path, header: object, size: int, message: str) -> None:
     path = write_raw(tmp_path / "broken.safetensors", header, bytes(size))
     with pytest.raises(ValueError, match=message) as caught:
         read_header(path)
@@ -78,7 +78,7 @@ def test_quality_loss_is_named_with_the_file(tmp_path: Path, header: object, siz
 def test_what_is_no_safetensors_file_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "broken.safetensors"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"broken\.safetensors is truncated or no safetensors file"):
+    with pytest.raises(ValueError, match=r"broken\.safetensors is truncated or not a safetensors file"):
         read_header(path)
     with pytest.raises(ValueError, match="is missing"):
         read_header(tmp_path / "nothing.safetensors")

@@ -31,8 +31,8 @@ def both(window: int | None, real_BT: Tensor, dtype: torch.dtype = torch.float32
         mask = kind(B, T, T, mask_function=see, attention_mask=real_BT, dtype=dtype)
         assert kind is ours.eager_mask or not isinstance(mask, Tensor)
         q, k, v, sinks = (x.clone().requires_grad_() for x in inputs)
-        module: Any = SimpleNamespace(sinks=sinks, num_key_value_groups=2, training=True)
-        out, _ = attend(module, q, k, v, mask, 8**-0.5, sliding_window=window, s_aux=sinks)
+        module: Any = SimpleNamespace(sinks=sinks, num_key_value_groups=2, training=True, sliding_window=window)
+        out, _ = attend(module, q, k, v, mask, 8**-0.5, s_aux=sinks)
         (out * weight_BTHC).sum().backward()
         gradients = [x.grad for x in (q, k, v, sinks) if x.grad is not None]
         results.append([out * real_BT[:, :, None, None], *gradients])
@@ -120,9 +120,9 @@ def peak_mib(tokens: int, window: int | None) -> float:
     """The most that forward and backward hold at once beyond their inputs, of what torch allocates: 4 heads of 64."""
     q, k, v = (torch.randn(1, 4, tokens, 64, requires_grad=True) for _ in range(3))
     sinks = torch.randn(4, requires_grad=True)
-    module: Any = SimpleNamespace()
+    module: Any = SimpleNamespace(sliding_window=window)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        out, _ = ours.sink_attention(module, q, k, v, None, 0.125, sliding_window=window, s_aux=sinks)
+        out, _ = ours.sink_attention(module, q, k, v, None, 0.125, s_aux=sinks)
         out.square().sum().backward()
     changes = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     held = accumulate(change.nbytes() for change in sorted(changes, key=lambda change: change.start_ns()))

@@ -114,7 +114,7 @@ def test_killed_runs_resume_bit_for_bit(whole_run: Path, child: Path) -> None:
 
     def inside_writing(step: int) -> None:
         if step == 7:  # the checkpoint of step 8 dies after its shards, before its meta.pt
-            torch.save = lambda *_, **__: kill_self()  # type: ignore[assignment]
+            torch.save = lambda *_, **__: kill_self()
 
     def in_second_epoch(step: int) -> None:
         if step == 9:
@@ -149,7 +149,7 @@ def test_killed_runs_validate_alike_and_keep_the_best_weights(child: Path) -> No
 
     def inside_validation(step: int) -> None:
         if step == 8:
-            Recorder.on_validation_end = lambda *_: kill_self()  # type: ignore[method-assign, assignment]
+            Recorder.on_validation_end = lambda *_: kill_self()  # type: ignore[method-assign]
 
     def run(folder: Path, on_step: Callable[[int], None] | None = None) -> list[int | None]:
         return forked(1, lambda _: fit(folder, child, STEPS, on_step, SCORES, val_check_interval=4))
@@ -176,10 +176,9 @@ def test_killed_runs_validate_alike_and_keep_the_best_weights(child: Path) -> No
 def test_an_older_best_stays_until_no_checkpoint_names_it(child: Path) -> None:
     """On a GPU a resumed run need not repeat itself bit for bit, and its best may be the older one."""
     folder, lower = child.parent / "overtaken", SCORES | {6: 0.3}
-    settings = {"val_check_interval": 4}
-    assert forked(1, lambda _: fit(folder, child, 8, killer(7), SCORES, **settings)) == [-9]
+    assert forked(1, lambda _: fit(folder, child, 8, killer(7), SCORES, val_check_interval=4)) == [-9]
     (folder / "validated.jsonl").unlink()
-    assert forked(1, lambda _: fit(folder, child, 8, None, lower, **settings)) == [0]
+    assert forked(1, lambda _: fit(folder, child, 8, None, lower, val_check_interval=4)) == [0]
     assert [step for step, _ in validations(folder)] == [6, 8]
     assert (folder / "best.txt").read_text() == "step=4.ckpt"
 
@@ -202,7 +201,7 @@ def test_missing_best_weights_are_named() -> None:
     best = BestCheckpoint()
     best.load_state_dict({"score": 0.5, "name": "step=4.ckpt"})
     module: Any = SimpleNamespace(trainer=SimpleNamespace(callbacks=[best]))
-    with pytest.raises(ValueError, match=r"step=4.ckpt \(val/accuracy = 0.5\) are gone"):
+    with pytest.raises(ValueError, match=r"step=4.ckpt \(val/accuracy = 0.5\) are missing"):
         load_best(module)
     with pytest.raises(ValueError, match="max and min"):
         BestCheckpoint(mode="most")  # type: ignore[arg-type]

@@ -163,7 +163,7 @@ def test_a_recipe_gives_extra_rewards_by_path_or_class(tmp_path: Path, monkeypat
     )
     longer = {"class_path": "own_rewards.Longer", "init_args": {"tokens": 4}}
     given = [{"function": "own_rewards.shorter", "weight": 0.5}, {"function": longer}]
-    recipe = {"base": str(PACKAGED_RECIPES / "rl_recover.yaml"), "run_dir": str(tmp_path / "run")}
+    recipe: dict[str, Any] = {"base": str(PACKAGED_RECIPES / "rl_recover.yaml"), "run_dir": str(tmp_path / "run")}
     recipe |= {"model": {"init_args": {"extra_rewards": given}}}
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(recipe))
     module = RecipeCLI(load_recipe(str(tmp_path / "own.yaml")), ["--trainer.accelerator=cpu"]).model

@@ -249,7 +249,7 @@ def test_batches_are_checked_early() -> None:
         (lambda: GRPOSettings(steps_per_generation=0), "steps_per_generation=0"),
         (lambda: GRPOLossSettings(epsilon=-0.1), "epsilon=-0.1"),
         (
-            lambda: GRPOLossSettings(loss_type="ppo"),
+            lambda: GRPOLossSettings(loss_type="ppo"),  # type: ignore[arg-type]
             r"loss_type is 'ppo'; allowed: \['grpo', 'dr_grpo'",
         ),
     ],

@@ -172,3 +172,8 @@ def test_a_wrong_value_in_a_file(tmp_path: Path, content: dict[str, Any], expect
 def test_a_wrong_override(tmp_path: Path, word: str, expected: str) -> None:
     tool = {"class_path": TOOL, "init_args": {"name": "a"}}
     assert refusal(tmp_path, word, tool=tool, build=BUILT) == expected
+
+
+def test_a_name_without_a_value_is_one_line(tmp_path: Path) -> None:
+    said = refusal(tmp_path, define={"tools": []}, tools="${tool_list}")
+    assert said == ("tools: Interpolation key 'tool_list' not found. A `${...}` names a key or an entry of `define`.")

@@ -39,7 +39,7 @@ def edit_json(path: Path, **changes: object) -> None:
 
 def test_pickles_are_refused(tmp_path: Path, child: Path) -> None:
     (child / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch pickled'\ntR.")
-    with pytest.raises(ValueError, match=r"holds pickles \['pytorch_model\.bin'\]: loading one runs code"):
+    with pytest.raises(ValueError, match=r"contains pickles \['pytorch_model\.bin'\]: loading one runs code"):
         export(tmp_path / "run", child)
     assert not (tmp_path / "run").exists() and not Path("pickled").exists()
 
@@ -102,7 +102,7 @@ def test_values_that_a_dtype_cannot_hold_are_refused(tmp_path: Path, child: Path
             ),
             "YaRN needs factor above 0",
         ),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"short"), "truncated or no safetensors file"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"short"), "truncated or not a safetensors file"),
         (lambda folder: edit_json(folder / "config.json", model_type="llama"), "model_type 'llama' is not supported"),
     ],
     ids=["tokenizer", "template", "code", "per_layer_config", "yarn", "truncated", "other"],
@@ -180,7 +180,7 @@ def test_zero_scales_inside_a_checkpoint_are_refused(tmp_path: Path) -> None:
 def test_an_existing_folder_is_left_unchanged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run" / "model").mkdir(parents=True)
     (tmp_path / "run" / "model" / "mine.txt").write_text("mine")
-    with pytest.raises(ValueError, match="is already there; remove it or choose another folder"):
+    with pytest.raises(ValueError, match="already exists; remove it or choose another folder"):
         export(tmp_path / "run", CHILD)
     with pytest.raises(SystemExit):
         main(["run", "recipes/export.yaml", f"--run_dir={tmp_path / 'run'}", "--kv_scales=null"])
@@ -189,12 +189,18 @@ def test_an_existing_folder_is_left_unchanged(tmp_path: Path, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize(
-    ("repository", "message"),
-    [("no-owner", "name a repository as OWNER/NAME"), ("a/b/c", "OWNER/NAME"), ("me/mine", "needs a login")],
+    ("repository", "offline", "message"),
+    [
+        ("no-owner", False, "name a repository as OWNER/NAME"),
+        ("a/b/c", False, "OWNER/NAME"),
+        ("me/mine", False, "needs a login"),
+        ("me/mine", True, "HF_HUB_OFFLINE is set"),
+    ],
 )
 def test_an_upload_is_checked_before_anything_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repository: str, message: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repository: str, offline: bool, message: str
 ) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no token"))
@@ -206,6 +212,7 @@ def test_an_upload_is_checked_before_anything_is_written(
 def test_an_upload_that_fails_leaves_the_complete_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The upload goes to a port where nobody listens; the folder is complete before it starts."""
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", "hf_none")
     with pytest.raises(Exception, match="Connection refused"):
         export(tmp_path / "run", CHILD, upload=Upload("me/mine"))

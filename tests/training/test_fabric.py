@@ -22,7 +22,8 @@ def test_one_process_makes_no_group():
     assert sum_over_processes(fabric, torch.tensor([2.0])).tolist() == [2.0]
 
 
-def group_timeout(group: distributed.ProcessGroup) -> float:
+def group_timeout(group: distributed.ProcessGroup | None) -> float:
+    assert group is not None
     return group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
 
 

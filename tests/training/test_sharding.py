@@ -27,10 +27,10 @@ from helpers.recovery_runs import (
     make_module,
     make_trainer,
 )
+from helpers.stored_shards import names_in_halves
 from lightning.pytorch import LightningModule, Trainer
 from safetensors.torch import load_file
 from torch import nn
-from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -73,10 +73,10 @@ def script_completions(trainer: Any) -> None:
 class Watcher(Recorder):
     """Keeps the first gradients and, on sharded models, checks the shards of a rank."""
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         script_completions(pl_module.engine._trainer)
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
         if trainer.global_step > 0:
             return
         model = pl_module.model
@@ -89,7 +89,7 @@ class Watcher(Recorder):
         values = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         (self.file.parent / f"validated{trainer.global_rank}.json").write_text(json.dumps(values))
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         state = trainer.optimizers[0].state
         assert set(state) == {p for p in pl_module.parameters() if p.requires_grad}
         assert all(type(state[p]["exp_avg"]) is type(p.data) for p in state)
@@ -112,7 +112,7 @@ def toy_groups(rooted: bool) -> Any:
     model = nn.Sequential(*(nn.Linear(4, 4, bias=False) for _ in range(4)))
     mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("data_parallel",))
     if rooted:
-        shard(model, nn.ModuleList(model[:3]), mesh)
+        shard(model, nn.ModuleList(list(model)[:3]), mesh)
         return model
     for layer, reshard in zip(model, (True, False, True, True), strict=True):
         fully_shard(layer, mesh=mesh, reshard_after_forward=reshard)
@@ -278,8 +278,6 @@ def test_devices_alone_shard_the_recipe(child: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
     best = next((tmp_path / "run" / "best").glob("*.ckpt"))
-    stored = FileSystemReader(best).read_metadata().state_dict_metadata
+    stored = names_in_halves(best)
     assert len(stored) == 2 * 2 * 4 and all(".lora_" in name for name in stored)  # of 2 layers: A and B of q, k, v, o
-    for name, tensor in stored.items():
-        assert [chunk.sizes.numel() * 2 for chunk in tensor.chunks] == [tensor.size.numel()] * 2, name
     assert "accuracy/low/gain" in json.loads((tmp_path / "run" / "run.json").read_text())["results"]

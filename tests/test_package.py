@@ -34,6 +34,8 @@ LIGHT = (
     "cli",
     "run.recipe",
     "run.folder",
+    "run.renamed",
+    "model.family",
     "model.layout",
     "costs.cost_model",
     "costs.measured_kernels",

@@ -83,7 +83,7 @@ def test_a_row_of_padding_alone_and_a_single_token() -> None:
 
 def test_padding_between_tokens_is_refused() -> None:
     real_BT = torch.tensor([[True, True, False, True]])
-    with pytest.raises(ValueError, match="between real tokens"):
+    with pytest.raises(ValueError, match="padding between tokens"):
         ours.sink_attention_mask(1, 4, 4, causal_mask_function, real_BT)
 
 

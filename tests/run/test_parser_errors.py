@@ -77,14 +77,19 @@ def stage(
     settings: Settings = Settings(),
     mode: Literal["slow", "fast"] = "slow",
     counts: int | list[int] | None = None,
+    sizes: list[Size] | None = None,
+    weights: Mapping[str, float] | None = None,
+) -> None:
+    """A stage with values."""
+
+
+def objects(
     tool: Tool | None = None,
     tools: list[Tool] | None = None,
-    sizes: list[Size] | None = None,
     scores: Scores | None = None,
-    weights: Mapping[str, float] | None = None,
     build: Callable[[list[int]], Built] = Built,
 ) -> None:
-    """A stage with arguments of many kinds."""
+    """More arguments of the stage, which are objects."""
 
 
 def refusal(tmp_path: Path, *words: str, **content: Any) -> str:
@@ -96,6 +101,7 @@ def refusal(tmp_path: Path, *words: str, **content: Any) -> str:
     parser.recipe = recipe
     parser.add_argument("--config", action=ActionConfigFile)
     parser.add_function_arguments(stage)
+    parser.add_function_arguments(objects)
     with pytest.raises(ValueError, match=r"^\S+recipe.yaml: [^\n]+$") as caught:
         parser.parse_args([*recipe.config_arguments(words), *words])
     return str(caught.value).removeprefix(f"{file}: ")

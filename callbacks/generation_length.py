@@ -60,7 +60,7 @@ class LengthHistogram(Metric):
         self.cut_G.index_add_(0, groups_B, cut_B.long())
 
     def compute(self) -> dict[str, Tensor]:
-        """The counts of all processes."""
+        """Return the counts of all processes."""
         return {"counts_GN": self.counts_GN.clone(), "tokens_G": self.tokens_G.clone(), "cut_G": self.cut_G.clone()}
 
 
@@ -137,7 +137,7 @@ class GenerationLength(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Adds the step's rollouts, if it had any, and logs the last finished window."""
+        """Add the step's rollouts, if it had any, and log the last finished window."""
         given = [key for key in ROLLOUT_KEYS if isinstance(outputs, dict) and key in outputs]
         if given:
             if len(given) < len(ROLLOUT_KEYS):
@@ -149,7 +149,7 @@ class GenerationLength(Callback):
             pl_module.log_dict(self._values, on_step=True, on_epoch=False, rank_zero_only=False)
 
     def _add(self, outputs: dict[str, Any], device: torch.device) -> None:
-        """Adds one rollout of all processes to the window."""
+        """Add one rollout of all processes to the window."""
         assert self._metric is not None  # made by setup
         unknown = (set(outputs["environment"]) - set(self.environments)) | (set(outputs["effort"]) - set(EFFORTS))
         if unknown:
@@ -186,7 +186,7 @@ class GenerationLength(Callback):
             trainer.should_stop = True
 
     def statistics(self) -> dict[str, float]:
-        """The metrics of the window so far, by name; groups without completions are left out."""
+        """Return the metrics of the window so far, by name; groups without completions are left out."""
         values: dict[str, float] = {}
         width = len(self.environments)
         for row, effort in enumerate(EFFORTS):
@@ -212,7 +212,7 @@ class GenerationLength(Callback):
         return {f"{key}/{name}": number for name, number in numbers.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """The unfinished window over all processes (the same on each), and what the last one left."""
+        """Return the unfinished window over all processes (the same on each), and what the last one left."""
         return {
             "environments": list(self.environments),
             "bin_tokens": self.bin_tokens,

@@ -93,12 +93,12 @@ class CalibrationData(LightningDataModule):
         write_atomically(folder / CALIBRATION_FILE, "".join(lines))
 
     def setup(self, stage: str) -> None:
-        """Reads and checks the sequences, on every process."""
+        """Read and check the sequences, on every process."""
         assert self.trainer is not None
         self.batches = self.read_batches(Path(self.trainer.default_root_dir))
 
     def read_batches(self, folder: Path) -> list[list[list[int]]]:
-        """The batches of all processes.
+        """Return the batches of all processes.
 
         Args:
             folder: Where `write_sequences` wrote, if the sequences were generated.
@@ -133,7 +133,7 @@ class CalibrationData(LightningDataModule):
         return written if self.sequences is None else require_input(self.sequences, "calibration data")
 
     def val_dataloader(self) -> DataLoader[PaddedBatch]:
-        """This process's batches."""
+        """Return this process's batches."""
         assert self.trainer is not None
         share = RankBatches(self.batches, self.trainer.global_rank, self.trainer.world_size)
         return DataLoader(share, batch_size=None)

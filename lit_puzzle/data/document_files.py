@@ -76,7 +76,7 @@ def shard_name(number: int) -> str:
 
 
 def write_shard(folder: Path, number: int, documents: Sequence[Document], note: str = "") -> None:
-    """Writes one shard, with a note in the file's metadata; it appears whole or not at all."""
+    """Write one shard, with a note in the file's metadata; it appears whole or not at all."""
     table = pyarrow.Table.from_pylist([vars(document) for document in documents], schema=SCHEMA)
     table = table.replace_schema_metadata({NOTE: note})
     target = folder / shard_name(number)
@@ -89,14 +89,14 @@ def write_shard(folder: Path, number: int, documents: Sequence[Document], note: 
 
 
 def read_note(path: Path) -> str:
-    """The note of one shard."""
+    """Return the note of one shard."""
     return str(parquet.read_schema(path).metadata[NOTE.encode()].decode())
 
 
 def write_documents(
     folder: Path, documents: Iterable[Document], parent: Path, shard_documents: int = 4096, **settings: Any
 ) -> dict[str, Any]:
-    """Writes a whole folder: documents of your own for a parent.
+    """Write a whole folder: documents of your own for a parent.
 
     Args:
         folder: Is made if it is not there.
@@ -117,7 +117,7 @@ def write_documents(
 
 
 def close_folder(folder: Path, writer: Provenance, shards: int, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Checks and counts the shards, and writes `documents.json`, which makes the folder complete.
+    """Check and count the shards, and write `documents.json`, which makes the folder complete.
 
     Raises:
         ValueError: A shard holds what no reader would take.
@@ -160,7 +160,7 @@ class DocumentFolder:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Opens it.
+        """Open the folder.
 
         Raises:
             ValueError: It is missing, its run has not finished, or shards are missing.
@@ -187,7 +187,7 @@ class DocumentFolder:
         return len(self.first) - 1
 
     def shard(self, number: int) -> Shard:
-        """The documents of one shard, checked."""
+        """Return the documents of one shard, checked."""
         path = self.folder / shard_name(number)
         shard, expected = read_shard(path, self.writer.vocab_size, self.writer.context_tokens), self.record["shards"]
         if len(shard) != expected[number]["documents"]:
@@ -220,7 +220,7 @@ class DocumentFolder:
 
 
 def read_shard(path: Path, vocab_size: int, context_tokens: int) -> Shard:
-    """Reads one shard; the first token of a document is never a target, whatever its mask says.
+    """Read one shard; the first token of a document is never a target, whatever its mask says.
 
     Raises:
         ValueError: Another schema, token ids outside the vocabulary, a mask that does not fit, or a document that is

@@ -62,7 +62,7 @@ def choose(source: PromptSource) -> list[PromptAtEffort]:
 
 
 def read_prompts(path: Path) -> list[Problem]:
-    """The prompts of a file or folder, in its order; their answers are not known (empty).
+    """Return the prompts of a file or folder, in its order; their answers are not known (empty).
 
     Raises:
         ValueError: The path is missing, or a row is not of the form (named by number).
@@ -73,7 +73,7 @@ def read_prompts(path: Path) -> list[Problem]:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Number (from 1; of a JSON lines file the line) and content of each row."""
+    """Return number (from 1; of a JSON lines file the line) and content of each row."""
     if path.is_dir():
         from datasets import Dataset, load_from_disk
 

@@ -31,7 +31,7 @@ class Provenance:
 
     @classmethod
     def of(cls, parent: Path) -> "Provenance":
-        """Reads a checkpoint folder: its configuration, tokenizer, and the pages its fingerprint covers."""
+        """Read a checkpoint folder: its configuration, tokenizer, and the pages its fingerprint covers."""
         return cls(fingerprint(parent), *read_limits(parent))
 
 

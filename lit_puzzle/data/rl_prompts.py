@@ -76,7 +76,7 @@ class PromptData(LightningDataModule):
         self._set_aside = frozenset(problem.text() for problem in problems)
 
     def train_prompts(self, tokenizer: "PreTrainedTokenizerBase") -> "Dataset":
-        """The training prompts as a dataset of texts with the columns prompt, answer, environment and effort."""
+        """Return the training prompts as a dataset of texts with the columns prompt, answer, environment and effort."""
         from datasets import Dataset
 
         pairs = draw(self.environments, self.efforts, self.num_train_prompts, self.seed, held_out=False)
@@ -90,7 +90,7 @@ class PromptData(LightningDataModule):
         )
 
     def held_out(self, effort: str) -> list[Problem]:
-        """The held-out problems of one effort of the mix, none of them set aside; the same problems at each.
+        """Return the held-out problems of one effort of the mix, none of them set aside; the same problems at each.
 
         Raises:
             ValueError: an effort outside the mix, or too few held-out problems for these and those set aside.

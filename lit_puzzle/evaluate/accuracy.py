@@ -101,7 +101,7 @@ def local_rows(count: int) -> range:
 
 
 def gather_episodes(episodes: Sequence[Episode]) -> list[Episode]:
-    """The episodes of all processes in the order of the problems before `local_rows`, on every process."""
+    """Return the episodes of all processes in the order of the problems before `local_rows`, on every process."""
     if not distributed.is_initialized():
         return list(episodes)
     shares: list[list[Episode]] = [[] for _ in range(distributed.get_world_size())]
@@ -180,12 +180,12 @@ def split_by_effort(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:
 
 
 def write_episodes(folder: Path, episodes: Sequence[Episode]) -> None:
-    """Writes `episodes.jsonl`."""
+    """Write `episodes.jsonl`."""
     (folder / EPISODES_FILE).write_text("".join(json.dumps(asdict(episode)) + "\n" for episode in episodes))
 
 
 def read_episodes(folder: Path) -> list[Episode]:
-    """Reads the `episodes.jsonl` of an evaluation's run folder."""
+    """Read the `episodes.jsonl` of an evaluation's run folder."""
     file = folder / EPISODES_FILE
     if not file.is_file():
         raise ValueError(f"{file} does not exist: {folder} is no finished run of recipes/evaluate.yaml.")
@@ -254,7 +254,7 @@ def load_with_fp8_cache(settings: EngineSettings, checkpoint: Path, scales: Sequ
 
 
 def print_table(results: dict[str, float], efforts: Sequence[str]) -> None:
-    """Prints the numbers of an evaluation, an effort a row."""
+    """Print the numbers of an evaluation, an effort a row."""
     table = Table("effort", "accuracy", "tokens", "ended by itself", "accuracy - baseline", title="Evaluation")
     for effort in efforts:
         table.add_row(

@@ -79,7 +79,7 @@ def solve_together(
 
 
 def write_evaluation(folder: Path, episodes: Sequence[Episode], is_writer: bool) -> None:
-    """Writes the episodes of an evaluation, whole or not at all; all processes wait until they are there."""
+    """Write the episodes of an evaluation, whole or not at all; all processes wait until they are there."""
     if is_writer:
         with atomic_folder(folder, replace=True) as scratch:
             write_episodes(scratch, episodes)
@@ -97,7 +97,7 @@ def validation_values(episodes: Sequence[Episode]) -> dict[str, float]:
 
 
 def recovery_results(before: Sequence[Episode], after: Sequence[Episode], rewards: Sequence[float]) -> dict[str, float]:
-    """The headline numbers of a recovery, flat.
+    """Return the headline numbers of a recovery, flat.
 
     Args:
         before: episodes of the child.
@@ -126,7 +126,7 @@ def recovery_results(before: Sequence[Episode], after: Sequence[Episode], reward
 
 
 def print_table(results: dict[str, float]) -> None:
-    """Prints the results, an effort a row."""
+    """Print the results, an effort a row."""
     table = Table("effort", "accuracy before", "accuracy after", "gain (paired)", "tokens", title="Recovery")
     efforts = [key.split("/")[1] for key in results if key.startswith("accuracy/") and key.endswith("/gain")]
     for effort in efforts:

@@ -55,7 +55,7 @@ class WithTrace(Protocol):
     """An environment that can write a whole worked answer, from the first channel to ``<|return|>``."""
 
     def trace(self, problem: Problem, effort: str) -> str:
-        """The worked answer at an effort."""
+        """Return the worked answer at an effort."""
         ...
 
 
@@ -198,7 +198,7 @@ class Length:
 
 
 def reference_answer(environment: Environment, problem: Problem, effort: str) -> str:
-    """The environment's own worked answer if it has one, else its answer in the final channel and nothing else."""
+    """Return the environment's own worked answer, or its answer in the final channel and nothing else."""
     if isinstance(environment, WithTrace):
         return environment.trace(problem, effort)
     return f"{FINAL}{problem.answer}{RETURN}"

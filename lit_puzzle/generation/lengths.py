@@ -35,13 +35,13 @@ def length_statistics(lengths: Sequence[int]) -> LengthStatistics:
 
 
 def write_lengths(folder: Path, lengths: dict[str, LengthStatistics]) -> None:
-    """Writes `generation_lengths.json` into a folder."""
+    """Write `generation_lengths.json` into a folder."""
     record = {effort: asdict(statistics) for effort, statistics in lengths.items()}
     (folder / LENGTHS_FILE).write_text(json.dumps(record, indent=2) + "\n")
 
 
 def read_lengths(folder: Path) -> dict[str, LengthStatistics]:
-    """Reads the lengths that a checkpoint folder carries.
+    """Read the lengths that a checkpoint folder carries.
 
     Raises:
         ValueError: no such file in the folder, or a file of another form.

@@ -27,6 +27,7 @@ from typing import Any
 import yaml
 
 from lit_puzzle.run.recipe import recipe_that_makes
+from lit_puzzle.run.renamed import renamed_in_config
 
 PACKAGE = Path(__file__).parents[1]
 CONFIG, RECORD = "config.yaml", "run.json"
@@ -149,6 +150,12 @@ def _check_same_run(run_dir: Path, config: str) -> None:
     if not (run_dir / CONFIG).is_file():
         raise ValueError(f"{run_dir} is not empty and not a run folder (it has no {CONFIG}); choose another --run_dir.")
     before = (run_dir / CONFIG).read_text()
+    renamed = [] if before == config else renamed_in_config(before)
+    if renamed:
+        raise ValueError(
+            f"{run_dir} was started by an earlier version, in which {len(renamed)} names differ, for example: "
+            f"{renamed[0]}. Finish it with that version, choose another --run_dir, or give --overwrite to remove it."
+        )
     if before != config:
         texts = before.splitlines(), config.splitlines()
         difference = "\n".join(difflib.unified_diff(*texts, "the run there", "this recipe", n=1, lineterm=""))

@@ -84,17 +84,20 @@ def _objects(node: Any, place: str) -> Iterator[tuple[str, str, Mapping[str, Any
 
 def _renamed_of(owner: str, arguments: Mapping[str, Any], place: str) -> Iterator[str]:
     for old, new in KEYS.get(owner, {}).items():
-        found = _at(arguments, old.split("."))
-        # `solver: mip` is now `solver: {name: mip}`: the key is old only where its value is no mapping.
-        if found is not None and not (new.startswith(f"{old}.") and isinstance(found, Mapping)):
-            yield f"`{place}{old}` is now `{place}{new}`"
+        for value in _values_at(arguments, old.split(".")):
+            # `solver: mip` is now `solver: {name: mip}`; null, a mapping or a `${...}` that can be one is not refused.
+            is_new = value is None or isinstance(value, Mapping) or str(value).startswith("${")
+            if not (new.startswith(f"{old}.") and is_new):
+                yield f"`{place}{old}` is now `{place}{new}`"
 
 
-def _at(arguments: Any, keys: Sequence[str]) -> Any:
-    """Return the value at nested keys, or None if there is none."""
+def _values_at(arguments: Any, keys: Sequence[str]) -> list[Any]:
+    """Return the value at nested keys in a list, which is empty if there is none."""
     for key in keys:
-        arguments = arguments.get(key) if isinstance(arguments, Mapping) else None
-    return arguments
+        if not isinstance(arguments, Mapping) or key not in arguments:
+            return []
+        arguments = arguments[key]
+    return [arguments]
 
 
 def _renamed_in_word(word: str, recipe: Recipe) -> list[str]:
@@ -106,10 +109,10 @@ def _renamed_in_word(word: str, recipe: Recipe) -> list[str]:
         value = text
     nested: dict[str, Any] = {}
     for part in reversed(key.removesuffix("+").split(".")):
-        nested = {part: nested or ("" if value is None else value)}
+        nested = {part: nested if nested else value}
     found = [*_renamed_paths(text), *_renamed_keys(nested, recipe.value("command"))]
     for layer in recipe.layers:
         for place, class_path, _ in _objects(layer, ""):
-            arguments = _at(nested, [*place.split(".")[:-1], "init_args"])
-            found += _renamed_of(new_path(class_path), arguments or {}, f"{place}init_args.")
+            for arguments in _values_at(nested, [*place.split(".")[:-1], "init_args"]):
+                found += _renamed_of(new_path(class_path), arguments, f"{place}init_args.")
     return found

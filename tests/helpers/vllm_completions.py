@@ -3,8 +3,9 @@
 VENV/bin/python vllm_completions.py JOB COMPLETIONS
 
 JOB is JSON: the `checkpoint`, `options` of `vllm.LLM`, and `calls`, each with `prompts`, `sampling` and `rows`.
-COMPLETIONS gets a list for each call, with [token ids, finish, log-probabilities] for each prompt, and last the number
-of times that the scheduler took a request's KV cache away.
+COMPLETIONS gets `calls`, a list for each call with [token ids, finish, log-probabilities] for each prompt; `preempted`,
+how often the scheduler took a request's KV cache away; and how many worker processes there were `before` and `after`
+the engine was dropped.
 """
 
 import json
@@ -13,6 +14,8 @@ import sys
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
+
+import psutil  # type: ignore[import-untyped]
 
 from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.generation.vllm_engine import load_vllm
@@ -24,11 +27,20 @@ def main(job_path: str, completions_path: str) -> None:
     job = json.loads(Path(job_path).read_text())
     preempted = count_preemptions()
     engine = load_vllm(Path(job["checkpoint"]), EngineSettings("vllm"), job["options"])
-    found: list[Any] = []
+    found: dict[str, Any] = {"calls": []}
     for call in job["calls"]:
         completions = engine.generate(call["prompts"], Sampling(**call["sampling"]), call["rows"])
-        found.append([astuple(completion) for completion in completions])
-    Path(completions_path).write_text(json.dumps([*found, len(preempted)]))
+        found["calls"].append([astuple(completion) for completion in completions])
+    found["preempted"], found["before"] = len(preempted), workers()
+    del engine
+    found["after"] = workers()
+    Path(completions_path).write_text(json.dumps(found))
+
+
+def workers() -> int:
+    """Return how many worker processes of vLLM are alive."""
+    alive = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+    return sum("VLLM::Worker" in " ".join(child.cmdline()) for child in alive)
 
 
 def count_preemptions() -> list[str]:

@@ -115,7 +115,7 @@ def test_validation_leaves_out_what_is_set_aside() -> None:
     assert validated == data.held_out("high") and len({problem.text() for problem in validated}) == 8
     assert not texts & {problem.text() for problem in validated}
     data.held_out_per_effort = 9
-    with pytest.raises(ValueError, match="gave 16 different held-out problems and no more"):
+    with pytest.raises(ValueError, match="gave 16 different held-out problems and no further one"):
         data.held_out("low")
 
 

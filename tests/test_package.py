@@ -25,6 +25,7 @@ def files_of(folder: Path) -> dict[str, int]:
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths if path.suffix != ".pyc"}
 
 
+@pytest.mark.slow
 def test_the_wheel_carries_every_file_and_works_alone(tmp_path):
     ignored = shutil.ignore_patterns(".git", ".venv*", "runs", "build", "site", "*.egg-info", "__pycache__", ".*_cache")
     source = shutil.copytree(ROOT, tmp_path / "source", symlinks=True, ignore=ignored)

@@ -53,6 +53,7 @@ def test_readme_is_a_front_page() -> None:
     assert len(linked) > 20 and [target for target in linked if not (ROOT / target).exists()] == []
 
 
+@pytest.mark.slow
 def test_quickstart_runs_the_main_job_as_written(tmp_path: Path) -> None:
     """What quickstart.sh types after installing, cut to one update and few prompts."""
     script = (ROOT / "scripts" / "quickstart.sh").read_text()

@@ -66,6 +66,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.slow
 def test_distillation_writes_the_scales_of_what_it_saves(models: Models, tmp_path: Path, variant: str) -> None:
     """Best validated weights (here averaged, or with adapters merged), rounded: not the last, not the first."""
 
@@ -92,6 +93,7 @@ def test_distillation_writes_the_scales_of_what_it_saves(models: Models, tmp_pat
     assert (tmp_path / "kv_scales" / "kv_amax.png").is_file()
 
 
+@pytest.mark.slow
 def test_a_killed_run_remembers_the_scales_of_its_start(models: Models, tmp_path: Path) -> None:
     """The second half logs the numbers of an uninterrupted run, bit for bit."""
 
@@ -116,6 +118,7 @@ def test_a_killed_run_remembers_the_scales_of_its_start(models: Models, tmp_path
     assert both[0] == both[1]
 
 
+@pytest.mark.slow
 def test_two_sharded_processes_calibrate_what_they_save(models: Models, tmp_path: Path) -> None:
     def work(rank: int) -> None:
         distillation_runs.fit(tmp_path, models, 3, 2, rank, callbacks=[FP8KVScales(scales=EXACT)])
@@ -166,6 +169,7 @@ SHORT: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("recipe", SHORT)
+@pytest.mark.slow
 def test_recipes_take_it_from_the_command_line(models: Models, tmp_path: Path, recipe: str) -> None:
     """`--trainer.callbacks+=` and its options, in the shipped recipes."""
     given: dict[str, Any] = {"model.init_args.child": TINY_CHILD, "trainer.max_steps": 2}

@@ -159,6 +159,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.slow
 def test_child_loads_with_transformers_alone(tmp_path: Path, parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assemble(tmp_path / "run", parent, manual=ManualPlan(windows={1: 4}))
     torch.save(PROMPT, tmp_path / "exchange.pt")
@@ -212,6 +213,7 @@ def not_by_kernel(*arguments: int) -> int:
 
 
 @pytest.mark.parametrize("by_kernel", [True, False])
+@pytest.mark.slow
 def test_memory_is_a_buffer_whatever_the_depth(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_kernel: bool
 ) -> None:

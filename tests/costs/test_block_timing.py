@@ -147,6 +147,7 @@ def test_bad_points_are_refused(changes: dict[str, list[int]], message: str) -> 
         Points(**(settings | changes))
 
 
+@pytest.mark.slow
 def test_script_writes_a_table_that_the_cost_model_reads(tmp_path: Path, config: dict[str, Any]) -> None:
     out = tmp_path / "blocks.json"
     words = (

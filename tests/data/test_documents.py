@@ -231,6 +231,7 @@ def seen(run: Path, rank: int) -> dict[int, Any]:
 
 
 @pytest.mark.parametrize(("devices", "deaths"), [(1, (5, 13)), (2, (13,))])
+@pytest.mark.slow
 def test_a_killed_fit_resumes_in_the_middle_of_an_epoch(devices, deaths, folder, parent, tmp_path):
     """10 updates of up to 2 batches are several epochs; killed in the first one, in a later one."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -237,6 +237,7 @@ def test_prompts_that_are_too_few(parent, tmp_path):
 
 
 @pytest.mark.parametrize("prompts", [64, 256])
+@pytest.mark.slow
 def test_disk_is_as_the_formula_says(prompts, parent, tmp_path):
     results, _ = run(tmp_path / "run", parent, source(num_prompts=prompts), shard_size=64, sampling=Sampling(8))
     size = sum(len(content) for name, content in files(tmp_path / "run").items() if name.endswith(".parquet"))

@@ -214,6 +214,7 @@ def peaks(model: GptOssForCausalLM, tokens: int, count: int) -> tuple[int, int]:
     return live.peak, sum(p.numel() for block in blocks for p in block.parameters())
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_one_block_and_16_bytes_a_trained_number(
     tiny_model: GptOssForCausalLM, record_property: Callable[[str, object], None]
 ) -> None:

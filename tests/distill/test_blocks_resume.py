@@ -14,6 +14,7 @@ def kill_at(at: int) -> Any:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.slow
 def test_a_killed_run_resumes_bit_for_bit(tiny_config: Any, tmp_path: Path, processes: int) -> None:
     """With a schedule, clipping, and validations between; killed right before a checkpoint would be due."""
     inputs = make_inputs(tmp_path, tiny_config)

@@ -56,6 +56,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.slow
 def test_two_processes_equal_one(inputs: Inputs, tmp_path: Path, variant: str) -> None:
     def work(rank: int, folder: Path, processes: int) -> None:
         data = {"batch_size": 4 // processes}
@@ -82,6 +83,7 @@ def test_two_processes_equal_one(inputs: Inputs, tmp_path: Path, variant: str) -
             torch.testing.assert_close(other[name], tensor, atol=1e-2, rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_bfloat16_beside_float32_masters(inputs: Inputs, tmp_path: Path) -> None:
     """The frozen parent in bfloat16 and what trains in float32, whole and sharded, near the run in float32."""
 

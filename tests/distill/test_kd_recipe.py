@@ -19,6 +19,7 @@ def models(tmp_path: Path, tiny_config: Any) -> Models:
     return make_models(tmp_path, tiny_config)
 
 
+@pytest.mark.slow
 def test_devices_alone_shard_the_recipe(models: Models, tmp_path: Path) -> None:
     """The shipped recipe with `--trainer.devices=2`, launched as a user does: every trained tensor in two halves."""
     small = {

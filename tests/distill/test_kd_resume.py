@@ -21,6 +21,7 @@ def kill_at(at: int) -> Any:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.slow
 def test_a_killed_run_resumes_bit_for_bit(models: Models, tmp_path: Path, processes: int) -> None:
     """With averages, dropout in adapters, and validation between; killed right before a checkpoint would be due."""
     adapters = TrainingSettings(lora=LoraSettings(rank=2, dropout=0.3))

@@ -58,6 +58,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.slow
 def test_two_processes_equal_one(models: Models, tmp_path: Path, variant: str) -> None:
     def work(rank: int, folder: Path, processes: int) -> None:
         torch.manual_seed(0)  # of adapters
@@ -86,6 +87,7 @@ def test_two_processes_equal_one(models: Models, tmp_path: Path, variant: str) -
     )
 
 
+@pytest.mark.slow
 def test_two_processes_train_float32_beside_frozen_bfloat16(models: Models, tmp_path: Path) -> None:
     def work(rank: int) -> None:
         mixed: dict[str, Any] = {"training": TrainingSettings(dtype="bfloat16"), "trainer": {"precision": "bf16-mixed"}}

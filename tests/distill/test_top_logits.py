@@ -236,6 +236,7 @@ def test_other_documents_parents_and_full_disks_are_refused(parent, documents, t
         run(tmp_path / "c", tmp_path / "short", documents)
 
 
+@pytest.mark.slow
 def test_two_launched_sharded_processes_agree_with_one(parent, documents, expected, tmp_path):
     """As a user starts them; sequences of 30 tokens, so that a shard's last round has none for the second process."""
     recipe = tmp_path / "recipe.yaml"

@@ -62,6 +62,7 @@ def test_page_shows_the_six_extension_points() -> None:
     assert list(SECTIONS) == ["Reward", "Environment", "Importance score", "Candidate", "Evaluation", "Stage"]
 
 
+@pytest.mark.slow
 def test_reward(project: Path) -> None:
     cuts = [
         "--trainer.max_steps=1",
@@ -78,6 +79,7 @@ def test_reward(project: Path) -> None:
     assert rows
 
 
+@pytest.mark.slow
 def test_environment(project: Path) -> None:
     run_as_printed(project, "Environment", "--held_out.prompts_per_effort=4", "--sampling.max_new_tokens=8")
     assert {f"accuracy/{effort}/sums" for effort in ("low", "medium", "high")} <= set(
@@ -89,6 +91,7 @@ def test_environment(project: Path) -> None:
     assert (Sums().verify(told, "1234"), Sums().verify(told, "1235"), Sums().verify("1234", "1234")) == (1.0, 0.0, 0.0)
 
 
+@pytest.mark.slow
 def test_importance_score(project: Path) -> None:
     run_as_printed(project, "Importance score", *FEW)
     found = Importance.load(project / "runs" / "gate_mass")
@@ -106,6 +109,7 @@ def test_candidate(project: Path) -> None:
     assert new.candidate(3, "window=24").block.window_tokens == 24
 
 
+@pytest.mark.slow
 def test_evaluation(project: Path) -> None:
     run_as_printed(project, "Evaluation", *FEW, "--scoring.rank_samples=2")
     entries = json.loads((project / "runs" / "score_last_token" / "scores.json").read_text())["entries"]

@@ -43,6 +43,7 @@ def test_navigation_holds_every_page_once() -> None:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.stem != "extending"], ids=lambda page: page.stem)
+@pytest.mark.slow
 def test_every_shown_lightning_run_resolves(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -140,6 +140,7 @@ FORCED = {"mode": "teacher_forced", "graded": "completion"}
     ],
     ids=["generated", "exact", "share"],
 )
+@pytest.mark.slow
 def test_window_on_the_vital_layer_collapses_the_score(
     models_by_name: dict[str, PreTrainedModel],
     settings: dict[str, Any],

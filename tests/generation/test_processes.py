@@ -42,6 +42,7 @@ def two_processes(folder: Path, mode: str, first_has: int, rank: int) -> None:
 
 @pytest.mark.parametrize("mode", ["in step", "gathered"])
 @pytest.mark.parametrize("first_has", [7, 2])
+@pytest.mark.slow
 def test_two_processes_generate_like_one(tmp_path, mode, first_has):
     """With 7 the second process has no prompt at all."""
     assert forked(2, partial(two_processes, tmp_path, mode, first_has)) == [0, 0]

@@ -73,6 +73,7 @@ def greedy(parent) -> list[Completion]:
 
 
 @pytest.mark.parametrize("batch_size", [7, 128])
+@pytest.mark.slow
 def test_greedy_tokens_of_the_tiny_parent_are_those_of_generate(parent, greedy, batch_size):
     model, tokenizer, prompts = parent
     assert TransformersEngine(model, tokenizer, batch_size).generate(prompts, Sampling(24, 0.0)) == greedy
@@ -142,6 +143,7 @@ def test_long_prompts_are_read_in_small_groups(child, tokenizer, monkeypatch):
 
 
 @pytest.mark.parametrize("sampling", [Sampling(24, 1.0, seed=1), Sampling(24, 0.7, 0.9, seed=2)])
+@pytest.mark.slow
 def test_samples_depend_on_neither_batch_nor_order_nor_shard(parent, sampling):
     model, tokenizer, prompts = parent
     prompts, rows = prompts[:60], range(1000, 1060)

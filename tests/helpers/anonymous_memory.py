@@ -17,6 +17,7 @@ def _send_peak(work: Callable[[], object], answer: Connection) -> None:
     allocator = ctypes.CDLL(None)  # glibc: no freed memory may be re-used unseen, neither older nor our own
     allocator.malloc_trim(0)
     allocator.mallopt(-3, 65536)  # M_MMAP_THRESHOLD
+    allocator.prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: a huge page would count 2 MiB for one byte
     stop, samples = threading.Event(), [anonymous_bytes()]
 
     def watch() -> None:

@@ -155,6 +155,7 @@ class PeakBytes(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(("tokens", "hidden"), [(64, 2880), (256, 2880), (256, 720)])
+@pytest.mark.slow
 def test_memory_formula(tokens, hidden):
     """The docstring's bytes at the router shape of the 120B model: 128 experts, top-4, one chunk."""
     k, intermediate, experts = 4, 16, 128

@@ -134,6 +134,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_two_sharded_processes_equal_one(parent, sequences, tmp_path):
     one = run(tmp_path / "one", parent, sequences)
     script = tmp_path / "two.py"

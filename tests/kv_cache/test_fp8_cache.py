@@ -236,6 +236,7 @@ def test_source_of_the_scales(child, tmp_path):
             scales_for(tmp_path / "model", None)
 
 
+@pytest.mark.slow
 def test_evaluation_under_an_fp8_cache(child, tmp_path):
     """Completions are those under the FP8 cache, batch after batch, and not those of the model's own cache."""
     tokenizer, environment = build_tokenizer(), Fingerprint()

@@ -320,6 +320,7 @@ class TestFolders:
         assert torch.equal(loaded(prompts()).logits, mixed(prompts()).logits)
         assert Path(source.__file__).read_bytes() == (tmp_path / "gpt_oss.py").read_bytes()
 
+    @pytest.mark.slow
     def test_the_carried_code_works_without_this_package(self, tiny_model: GptOssForCausalLM, tmp_path: Path) -> None:
         child = pruned(tiny_model, MIXES["wide, full, narrow"])
         child.save_pretrained(tmp_path / "child")

@@ -74,6 +74,7 @@ def assert_same(mapped, loaded):
 
 
 @pytest.mark.parametrize("trains", [False, True], ids=["frozen", "trained"])
+@pytest.mark.slow
 def test_two_processes_hold_half_of_a_200_million_model_each(tmp_path, trains):
     """In float32 as loaded, or in bfloat16 as loaded and float32 to be trained."""
     layers, mib = 8, 2**20

@@ -57,6 +57,7 @@ def test_equals_eager(window: int | None, kind: str, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("window", [None, 300, 1100])
+@pytest.mark.slow
 def test_equals_eager_in_blocks_as_they_are(window: int | None) -> None:
     eager, sink = both(window, padding("left", 2, 1300))
     for expected, value in zip(eager, sink, strict=True):
@@ -130,6 +131,7 @@ def peak_mib(tokens: int, window: int | None) -> float:
 
 
 @pytest.mark.parametrize("window", [None, 128, 1100])
+@pytest.mark.slow
 def test_memory_is_linear(window: int | None) -> None:
     """One eager score tensor alone is 256 MiB at 4,096 tokens (4 heads * 4,096^2 * 4 bytes) and grows fourfold."""
     at_2k, at_4k = peak_mib(2048, window), peak_mib(4096, window)

@@ -65,6 +65,7 @@ def whole_run(child: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_final_weights_equal_grpo_trainer(whole_run: Path, child: Path, tmp_path: Path) -> None:
     """The same policy, optimizer, schedule and clipping in `GRPOTrainer.train()` end in the same bits."""
 
@@ -104,6 +105,7 @@ def newest_name(folder: Path) -> str | None:
     return None if newest is None else newest.name
 
 
+@pytest.mark.slow
 def test_killed_runs_resume_bit_for_bit(whole_run: Path, child: Path) -> None:
     """Killed between updates, inside checkpoint writing, after an epoch, then uninterrupted: the same in every bit."""
     folder = child.parent / "killed"
@@ -144,6 +146,7 @@ def killer(at: int) -> Callable[[int], None]:
     return lambda step: kill_self() if step == at else None
 
 
+@pytest.mark.slow
 def test_killed_runs_validate_alike_and_keep_the_best_weights(child: Path) -> None:
     """Killed after the best, inside a validation where a checkpoint is due, and late: the same best at the end."""
 

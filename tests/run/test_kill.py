@@ -65,6 +65,7 @@ def logged(run_dir: Path) -> dict[str, dict[int, str]]:
 
 
 @pytest.mark.parametrize("pattern", ["checkpoints/step=4.ckpt.partial/*", "child*/**/model*.safetensors"])
+@pytest.mark.slow
 def test_a_killed_job_resumes_bit_for_bit(tmp_path, whole, pattern):
     command, run_dir = write_recipe(tmp_path, "killed")
     kill_when(command, pattern, run_dir)

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import yaml
 from transformers import GptOssForCausalLM
@@ -45,6 +46,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_documents_and_their_logits(tiny_config, tmp_path):
     parent = make_parent(tmp_path / "parent", tiny_config(max_position_embeddings=256))
     small = {"engine": {"name": "transformers", "batch_size": 8}, "sampling": {"max_new_tokens": 24}, "shard_size": 8}

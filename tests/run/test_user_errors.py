@@ -41,6 +41,7 @@ def said(work: Path, *words: str, paths: tuple[Path, ...] = ()) -> subprocess.Co
 
 
 @pytest.mark.parametrize("place", ["python_path", "lib/python3/dist-packages", ".venv/lib/python3.12/site-packages"])
+@pytest.mark.slow
 def test_a_library_keeps_its_traceback(work: Path, place: str) -> None:
     """In a folder of PYTHONPATH, of the system, and of a virtual environment inside the current folder."""
     folder = work / place

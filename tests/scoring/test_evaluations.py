@@ -84,6 +84,7 @@ def on_two(folder: Path, name: str, settings: FabricSettings, rank: int) -> None
 
 
 @pytest.mark.parametrize("name", ["gathered", "in step", "replicated"])
+@pytest.mark.slow
 def test_two_processes_score_like_one(parent, name):
     settings = FabricSettings(
         accelerator="cpu",
@@ -156,6 +157,7 @@ def forced_on_two(folder: Path, settings: FabricSettings, rank: int) -> None:
 
 
 @pytest.mark.parametrize("unshard", [True, False], ids=["gathered", "in step"])
+@pytest.mark.slow
 def test_two_processes_are_teacher_forced_like_one(tmp_path, unshard):
     settings = FabricSettings(accelerator="cpu", devices=2, unshard_evaluations=unshard)
     assert forked(2, partial(forced_on_two, tmp_path, settings)) == [0, 0]

@@ -124,6 +124,7 @@ def run_in_child(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["candidates/layer=1,experts=4.json", "evaluations/far/layer=0*", "inputs.json"])
+@pytest.mark.slow
 def test_a_killed_run_is_resumed_bit_for_bit(whole, inputs, tmp_path, pattern):
     words = ["run", str(write_recipe(tmp_path, inputs, "run"))]
     process = get_context("fork").Process(target=run_in_child, args=(words,))
@@ -142,6 +143,7 @@ def test_a_killed_run_is_resumed_bit_for_bit(whole, inputs, tmp_path, pattern):
         assert (tmp_path / "run" / name).read_bytes() == (whole / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_two_launched_sharded_processes_agree_with_one(whole, inputs, tmp_path):
     """As a user starts them: layers in shards, hidden states in files, on the sequences of the other run."""
     recipe = write_recipe(tmp_path, inputs, "run")

@@ -145,6 +145,7 @@ def knapsack(layers, candidates, seed=0, share=0.5):
 
 
 @pytest.mark.parametrize("seed", range(10))
+@pytest.mark.slow
 def test_first_programs_without_the_candidates_that_matter(seed):
     """The optimum is that with all candidates in the first program, which the tests above compare with enumeration."""
     problem = knapsack(layers=12, candidates=8, seed=seed, share=0.7)

@@ -158,6 +158,7 @@ def test_the_papers_targets_at_120b_shape(tmp_path):
     assert record["predicted"][0]["parent"]["parameters"] == 116_829_156_672
 
 
+@pytest.mark.slow
 def test_measured_kernels_at_120b_shape(tmp_path):
     """The recipe for gpt-oss-120b on synthetic inputs."""
     pytest.importorskip("aiconfigurator_core")
@@ -259,6 +260,7 @@ def lightning(recipe, *words):
     return subprocess.run([sys.executable, "-c", code, "run", recipe, *words], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_lightning_run(inputs, tmp_path):
     recipe = tmp_path / "search.yaml"
     recipe.write_text(RECIPE.format(folder=tmp_path, inputs=inputs, parameters=1_300_000))

@@ -117,6 +117,7 @@ def bare_site_packages(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_loads_where_lit_puzzle_cannot_be_imported(tmp_path: Path) -> None:
     export(tmp_path / "run", CHILD)
     folder = tmp_path / "run" / "model"

@@ -68,6 +68,7 @@ def test_packing_takes_one_matrix_of_a_layer(tmp_path: Path, fresh: ProcessPoolE
     assert 2 * formula < found["wide"] < 4 * formula + slack
 
 
+@pytest.mark.slow
 def test_unpacking_takes_one_matrix_of_a_layer(tmp_path: Path, fresh: ProcessPoolExecutor) -> None:
     found = fresh.submit(peaks, tmp_path, packed=True, storage=Storage(experts="plain")).result()
     values, slack = 2 * 512 * 256, 4_000_000

@@ -196,6 +196,7 @@ def scripted_runs(child: Path) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize(("single", "sharded"), [("one", "two"), ("one", "two in step"), ("one lora", "two lora")])
+@pytest.mark.slow
 def test_two_processes_agree_with_one(scripted_runs: dict[str, Path], single: str, sharded: str) -> None:
     """The same batch: the same gradients, weights, and completions; frozen weights do not move."""
     for kind in ("gradients", "weights"):
@@ -246,6 +247,7 @@ def sampled_run(folder: Path, child: Path, rank: int, kill_at: int) -> None:
     trainer.fit(module, datamodule=make_data(), ckpt_path=newest_checkpoint(folder))
 
 
+@pytest.mark.slow
 def test_two_killed_processes_resume_bit_for_bit(child: Path) -> None:
     whole, killed = child.parent / "whole", child.parent / "killed"
     assert forked(2, lambda rank: sampled_run(whole, child, rank, kill_at=-1)) == [0, 0]
@@ -257,6 +259,7 @@ def test_two_killed_processes_resume_bit_for_bit(child: Path) -> None:
     assert newest_checkpoint(whole) is not None
 
 
+@pytest.mark.slow
 def test_devices_alone_shard_the_recipe(child: Path, tmp_path: Path) -> None:
     """The shipped recipe with `--trainer.devices=2`, launched as a user does: every trained tensor in two halves."""
     small = {

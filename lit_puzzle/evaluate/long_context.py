@@ -45,14 +45,13 @@ from lit_puzzle.generation.policy import evaluation_mode
 from lit_puzzle.generation.sampling import Sampling
 from lit_puzzle.generation.stop_tokens import end_and_pad
 from lit_puzzle.generation.transformers_engine import TransformersEngine
-
-FINAL = "<|channel|>final<|message|>"
-RETURN = "<|return|>"
+from lit_puzzle.model.family import AnswerFormat
+from lit_puzzle.model.modules import model_family
 
 
 @runtime_checkable
 class WithTrace(Protocol):
-    """An environment that can write a whole worked answer, from the first channel to ``<|return|>``."""
+    """An environment that can write a whole completion with a worked answer."""
 
     def trace(self, problem: Problem, effort: str) -> str:
         """Return the worked answer at an effort."""
@@ -140,7 +139,9 @@ class LongContextAccuracy:
             ValueError: an item and its completion are longer than the policy's context, or of an unknown environment.
         """
         grading = self.grading
-        references = self._references(tokenizer, items) if grading.mode == "teacher_forced" else []
+        references = []
+        if grading.mode == "teacher_forced":
+            references = self._references(tokenizer, items, model_family(policy).answer)
         prompts = [_ids(tokenizer, render_prompt(tokenizer, problem, effort)) for problem, effort in items]
         new = [len(head) + len(tail) for head, tail in references] or [self.sampling.max_new_tokens] * len(items)
         self._check_context(policy, max((len(ids) + more for ids, more in zip(prompts, new, strict=True)), default=0))
@@ -162,21 +163,22 @@ class LongContextAccuracy:
             )
 
     def _references(
-        self, tokenizer: PreTrainedTokenizerBase, items: Sequence[PromptAtEffort]
+        self, tokenizer: PreTrainedTokenizerBase, items: Sequence[PromptAtEffort], form: AnswerFormat
     ) -> list[tuple[list[int], list[int]]]:
-        """For each item the reference's tokens that are given to the policy, and those that are graded."""
+        """Return for each item the reference's tokens that are given to the policy, and those that are graded."""
         by_name = {environment.name: environment for environment in self._all()}
         unknown = sorted({problem.environment for problem, _ in items} - set(by_name))
         if unknown:
             raise ValueError(f"{self.name}: items of environments {unknown}; the environments are {sorted(by_name)}.")
         references: list[tuple[list[int], list[int]]] = []
         for problem, effort in items:
-            text = reference_answer(by_name[problem.environment], problem, effort)
+            text = reference_answer(by_name[problem.environment], problem, effort, form)
             if self.grading.graded == "completion":
                 references.append(([], _ids(tokenizer, text)))
             else:
-                head, _, answer = text.rpartition(FINAL)
-                references.append((_ids(tokenizer, head + FINAL), _ids(tokenizer, answer.removesuffix(RETURN))))
+                head, _, answer = text.rpartition(form.header)
+                given, graded = head + form.header, answer.removesuffix(form.end)
+                references.append((_ids(tokenizer, given), _ids(tokenizer, graded)))
         return references
 
 
@@ -197,11 +199,11 @@ class Length:
         return max(len(_ids(self.tokenizer, render_prompt(self.tokenizer, problem, effort))) for effort in self.efforts)
 
 
-def reference_answer(environment: Environment, problem: Problem, effort: str) -> str:
-    """Return the environment's own worked answer, or its answer in the final channel and nothing else."""
+def reference_answer(environment: Environment, problem: Problem, effort: str, form: AnswerFormat) -> str:
+    """Return the environment's own completion with a worked answer, or the answer alone in the model's format."""
     if isinstance(environment, WithTrace):
         return environment.trace(problem, effort)
-    return f"{FINAL}{problem.answer}{RETURN}"
+    return form.wrap(problem.answer)
 
 
 def teacher_forced_hits(

@@ -2,8 +2,9 @@
 
 Other rooms look it up with `family_of(config)` (a `config.json`) or `family_named(model_type)` (`config.model_type` of
 a loaded model). To add a family: an entry in `FAMILIES`, one file in `lit_puzzle/model` with the modeling classes of
-its children, and a model class in `lit_puzzle/serve/vllm`. Does not need torch; functions on loaded modules are in
-`lit_puzzle.model.modules`. Reads and writes nothing.
+its children, and a model class in `lit_puzzle/serve/vllm`; where its layers have other tensors, another router or
+another activation, also `lit_puzzle.model.layout` and `lit_puzzle.model.modules`. No other room changes. Does not need
+torch. Reads and writes nothing.
 
 Not part of a family, because all have it in common: `model.layers`, `model.embed_tokens`, `model.norm`,
 `model.rotary_emb` and `lm_head` of a causal language model in transformers; and `block_configs` of a child's

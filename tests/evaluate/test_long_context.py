@@ -23,6 +23,7 @@ from lit_puzzle.evaluate.long_context import LongContextAccuracy, reference_answ
 from lit_puzzle.evaluate.long_context_settings import Grading, LongContextProblems
 from lit_puzzle.generation.sampling import Sampling
 from lit_puzzle.generation.transformers_engine import TransformersEngine
+from lit_puzzle.model.family import GPT_OSS
 from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig, GptOssPuzzleForCausalLM
 from lit_puzzle.model.loading import load_model
 from lit_puzzle.scoring.evaluations import Evaluation
@@ -171,7 +172,7 @@ def test_exact_completion_is_greedy_decoding_of_the_reference(models_by_name: di
     written = [tokenizer.decode(done.token_ids) for done in by_generate(model, prompts, 96)]
     by_name = {environment.name: environment for environment in WORLD}
     expected = [
-        float(text == reference_answer(by_name[problem.environment], problem, effort))
+        float(text == reference_answer(by_name[problem.environment], problem, effort, GPT_OSS.answer))
         for text, (problem, effort) in zip(written, items, strict=True)
     ]
     assert forced.scores(model, tokenizer, items) == expected

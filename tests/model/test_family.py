@@ -113,12 +113,12 @@ KNOWS_GPT_OSS = ("model/", "serve/", "tiny/", "assets/")
 
 
 def test_no_other_room_names_the_types_of_gpt_oss() -> None:
-    """Neither its classes nor its model types, in code or in prose."""
+    """Neither its classes, nor its model types, nor its special tokens, in code or in prose."""
     listed = subprocess.check_output(["git", "ls-files", "lit_puzzle", "callbacks"], cwd=ROOT, text=True).split()
     named = []
     for path in listed:
         room = path.removeprefix("lit_puzzle/")
         if path.endswith(".py") and not room.startswith(KNOWS_GPT_OSS):
             text = (ROOT / path).read_text()
-            named += [f"{path}: {word}" for word in ("GptOss", "gpt_oss") if word in text]
+            named += [f"{path}: {word}" for word in ("GptOss", "gpt_oss", "<|") if word in text]
     assert named == []

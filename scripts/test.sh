@@ -11,11 +11,12 @@ selected=()
 if [ "${1:-}" = --fast ]; then
     selected=(-m "not slow and not vllm")
     shift
-elif [ $# -eq 0 ] && [ -z "${WITHOUT_VLLM:-}" ]; then
-    bash scripts/vllm_env.sh || echo "vLLM has no environment here; its tests are skipped" >&2
 fi
-[ $# -gt 0 ] || set -- --numprocesses 2 --dist loadfile
 ruff format --check .
 ruff check .
 mypy
+if [ ${#selected[@]} -eq 0 ] && [ $# -eq 0 ] && [ -z "${WITHOUT_VLLM:-}" ]; then
+    bash scripts/vllm_env.sh || echo "vLLM has no environment here; its tests are skipped" >&2
+fi
+[ $# -gt 0 ] || set -- --numprocesses 2 --dist loadfile
 python -m pytest -rs "${selected[@]}" "$@"

@@ -127,6 +127,7 @@ def test_two_sharded_processes_calibrate_what_they_save(models: Models, tmp_path
     check_scales(tmp_path, held_out_documents(tmp_path))
 
 
+@pytest.mark.slow
 def test_reinforcement_learning_calibrates_on_what_its_child_generated(tiny_config: Any, tmp_path: Path) -> None:
     """Training is the same as without the callback, bit for bit."""
     child = make_child(tmp_path / "start", tiny_config(num_hidden_layers=2))

@@ -54,6 +54,7 @@ def test_first_fit_wastes_less() -> None:
 
 
 @pytest.mark.parametrize("documents", [2**12, 2**12 + 1, 2**14])
+@pytest.mark.slow
 def test_memory_is_as_the_formula_says(documents: int) -> None:
     lengths = np.random.default_rng(0).integers(10, 3000, documents)
     tracemalloc.start()

@@ -106,6 +106,7 @@ def test_a_child_is_made_of_the_trained_blocks(inputs: Inputs, run: Path, tmp_pa
     assert (logits(made) - alone).abs().max() > 1e-2
 
 
+@pytest.mark.slow
 def test_blocks_are_independent_of_each_other(inputs: Inputs, tmp_path: Path) -> None:
     """Layer by layer, each run from the library of the one before, gives the bytes of all at once."""
     run_apart(tmp_path / "all", inputs, 4)

@@ -132,6 +132,7 @@ def test_the_last_layer_alone_gives_the_same_states(both):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.slow
 def test_memory_grows_with_length_and_not_with_its_square(both, checkpointing):
     child, parent = both
     settings = LossSettings(hidden=0.5, chunk_tokens=64)

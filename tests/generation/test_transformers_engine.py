@@ -223,6 +223,7 @@ class Stored:
 
 
 @pytest.mark.parametrize("attention", ["eager", "sink_attention"])
+@pytest.mark.slow
 def test_keys_are_stored_in_the_dtype_of_the_weights(child, tokenizer, attention):
     """Float32 embeddings under autocast, as in bf16-mixed training, make float32 keys of bfloat16 projections."""
     child.set_attn_implementation(attention)

@@ -196,6 +196,7 @@ def test_bad_arguments_and_data_are_refused(tmp_path, checkpoint):
         validate(tmp_path / "b", batch)
 
 
+@pytest.mark.slow
 def test_the_recipe_and_its_options_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     small = ["--data.init_args.prompts.num_prompts=12", "--data.init_args.sampling.max_new_tokens=8"]

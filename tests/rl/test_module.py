@@ -176,6 +176,7 @@ def test_killed_runs_validate_alike_and_keep_the_best_weights(child: Path) -> No
     assert {path.name for path in (killed / "best").iterdir()} == {"step=6.ckpt"}
 
 
+@pytest.mark.slow
 def test_an_older_best_stays_until_no_checkpoint_names_it(child: Path) -> None:
     """On a GPU a resumed run need not repeat itself bit for bit, and its best may be the older one."""
     folder, lower = child.parent / "overtaken", SCORES | {6: 0.3}
@@ -211,6 +212,7 @@ def test_missing_best_weights_are_named() -> None:
 
 
 @pytest.mark.parametrize("lora", [None, LoraSettings(rank=4)])
+@pytest.mark.slow
 def test_evaluates_the_saved_weights_on_other_prompts_than_validation(
     child: Path, tmp_path: Path, lora: LoraSettings | None
 ) -> None:

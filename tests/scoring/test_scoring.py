@@ -327,6 +327,7 @@ def two_of(recipe: Path, rank: int) -> None:
     main(["run", str(recipe), "--fabric.devices=2", "--fabric.strategy=replicated"])
 
 
+@pytest.mark.slow
 def test_processes_started_from_outside_join_the_run(whole, inputs, tmp_path):
     recipe = write_recipe(tmp_path, inputs, "run")
     assert forked(2, partial(two_of, recipe)) == [0, 0]

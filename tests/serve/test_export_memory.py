@@ -60,6 +60,7 @@ def test_copying_takes_a_buffer_whatever_the_size(tmp_path: Path, fresh: Process
     assert max(fresh.submit(peaks, tmp_path, packed=True).result().values()) < 6_000_000
 
 
+@pytest.mark.slow
 def test_packing_takes_one_matrix_of_a_layer(tmp_path: Path, fresh: ProcessPoolExecutor) -> None:
     found = fresh.submit(peaks, tmp_path, packed=False, storage=Storage(experts="mxfp4")).result()
     values, slack = 2 * 512 * 256, 4_000_000

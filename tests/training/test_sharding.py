@@ -213,6 +213,7 @@ def test_two_processes_agree_with_one(scripted_runs: dict[str, Path], single: st
 
 
 @pytest.mark.parametrize("sharded", ["two", "two in step"])
+@pytest.mark.slow
 def test_two_processes_validate_like_one(scripted_runs: dict[str, Path], sharded: str) -> None:
     """Every completion counts once: each changes the mean, because its score is a fingerprint of its text."""
     one = json.loads((scripted_runs["one"] / "validated0.json").read_text())

@@ -1,6 +1,6 @@
 """Bench: the transformers engine against transformers' own `generate`, on the embedded tiny parent.
 
-    python scripts/bench/generation.py [--runs 5] [--prompts 768] [--batch_size 128]
+    python scripts/bench/generation.py [--runs 5] [--prompts 384] [--batch_size 128]
 
     engine    `TransformersEngine`: rows that end are refilled, nothing is read twice
     batches   `generate` on batches of like effort and length: a batch decodes until its last row ends
@@ -100,7 +100,7 @@ def methods(
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--prompts", type=int, default=768)
+    parser.add_argument("--prompts", type=int, default=384)
     parser.add_argument("--batch_size", type=int, default=128)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -131,7 +131,7 @@ def run_stage(command: str, recipe: Recipe, words: Sequence[str], overwrite: boo
     parser.add_argument("--command", type=str, help="the stage")
     parser.add_argument("--run_dir", type=str, required=True, help="folder that the stage writes")
     parser.add_function_arguments(function, skip={"run_dir"})
-    config = parser.parse_args([*recipe.config_arguments(words), *words])
+    config = parser.parse_args(recipe.arguments(words))
     run_dir = Path(config.run_dir)
     is_first, resolved, resumed = _rank() == 0, parser.dump(config, skip_unset=False), False
     if is_first:

@@ -5,7 +5,7 @@ has `messages` ([{"role": text, "content": text}, ...], without the answer) or `
 `environment` (a name for the counts). Writes nothing.
 
 Training and evaluation never meet here either: the eighth of all problems that is held out, which
-`lit_puzzle.environments.environment.is_held_out` decides by their text, is never asked, whatever file it stands in.
+`lit_puzzle.environments.environment.is_held_out` decides by their text, is never a prompt, whatever file it stands in.
 
 Memory: all prompts as text.
 """

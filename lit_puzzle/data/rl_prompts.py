@@ -30,7 +30,7 @@ class PromptData(LightningDataModule):
     """Training prompts and held-out problems of environments.
 
     Args:
-        environments: what is asked; they take turns.
+        environments: where problems come from; they take turns.
         efforts: weight of each reasoning effort among the training prompts, e.g. ``{medium: 1.0, high: 1.0}``; an
             effort of weight 0 is validated on but not trained on.
         train_prompts: number of training prompts.

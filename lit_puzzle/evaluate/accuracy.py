@@ -218,7 +218,7 @@ def evaluate(
         The numbers of `summarize`, and of `compare` (this run - baseline) if there is a baseline.
 
     Raises:
-        ValueError: missing folders, too few held-out problems, a baseline that asked other problems, KV scales of
+        ValueError: missing folders, too few held-out problems, a baseline of other problems, KV scales of
             another checkpoint, or a simulated cache in vLLM.
     """
     checkpoint = require_input(checkpoint, "checkpoint")

@@ -1,6 +1,6 @@
 """Settings: which held-out problems a model is measured on. Imports no torch.
 
-The same problems are asked at each effort, so that efforts, and models, can be compared problem by problem.
+The problems are the same at each effort, so that efforts, and models, can be compared problem by problem.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ class HeldOut:
 
     Args:
         environments: where problems come from; they take turns.
-        efforts: reasoning efforts; each is asked the same problems.
+        efforts: reasoning efforts; the problems of each are the same.
         prompts_per_effort: problems at each effort.
         seed: which problems.
 

@@ -1,7 +1,7 @@
 """Long-context accuracy of a policy: how much of what it reads it still finds, follows and counts.
 
-The damage of a windowed layer is the drop of this score: the ordinary scores, means over all tokens, hardly see what is
-lost far back. Items are problems at one or more efforts: texts of an exact number of tokens (`tasks`), or any of the
+A windowed layer costs the drop of this score: the ordinary scores, means over all tokens, hardly see what is lost far
+back. Items are problems at one or more efforts: texts of an exact number of tokens (`tasks`), or any of the
 project's environments (`environments`), whose prompts are as long as they are. Training problems only: an architecture
 must not be chosen on the problems it is judged by.
 
@@ -22,7 +22,7 @@ With `graded: completion, credit: exact` the score is 1 exactly where greedy dec
 Reads and writes nothing. Memory beside the weights: generated, see `lit_puzzle.generation.transformers_engine`;
 teacher-forced, one layer's activations of batch_size * tokens, and batch_size * (reference tokens + 1) * vocabulary
 logits, and with eager attention query heads * batch_size * tokens^2: load long contexts with `sink_attention`.
-Source: arXiv 2602.11937 (a window's damage is its drop of long-context accuracy).
+Source: arXiv 2602.11937 (a window's score is its drop of long-context accuracy).
 
 Shapes: B rows of a batch, T tokens of prompt and reference, R reference tokens, V vocabulary.
 """
@@ -62,7 +62,7 @@ class LongContextAccuracy:
     """Scores in [0, 1] of a policy on long-context problems.
 
     Args:
-        problems: what is asked.
+        problems: which problems.
         grading: how it is graded.
         sampling: how completions are drawn, where they are generated; one that the cap cuts off counts as wrong.
         batch_size: prompts read, or completions generated, together.
@@ -99,32 +99,32 @@ class LongContextAccuracy:
         Raises:
             ValueError: `context_tokens` is more than the tokenizer says its model reads, or less than a task needs.
         """
-        asked, sources = self.problems, len(self._all())
-        if asked.context_tokens is not None and asked.context_tokens > tokenizer.model_max_length:
+        wanted, sources = self.problems, len(self._all())
+        if wanted.context_tokens is not None and wanted.context_tokens > tokenizer.model_max_length:
             raise ValueError(
-                f"{self.name}: context_tokens is {asked.context_tokens}; the tokenizer's model_max_length is "
+                f"{self.name}: context_tokens is {wanted.context_tokens}; the tokenizer's model_max_length is "
                 f"{tokenizer.model_max_length}. Ask for a shorter context."
             )
-        shares = [len(range(index, asked.problems_per_effort, sources)) for index in range(sources)]
+        shares = [len(range(index, wanted.problems_per_effort, sources)) for index in range(sources)]
         problems = [
             self._texts(tokenizer, task, share)
             for task, share in zip(self.tasks, shares[: len(self.tasks)], strict=True)
         ]
         for environment, share in zip(self.environments, shares[len(self.tasks) :], strict=True):
-            pairs = draw([environment], [asked.efforts[0]], share, asked.seed, held_out=False)
+            pairs = draw([environment], [wanted.efforts[0]], share, wanted.seed, held_out=False)
             problems.append([problem for problem, _ in pairs])
         turns = [group[turn] for turn in range(max(shares)) for group in problems if turn < len(group)]
-        return [(problem, effort) for effort in asked.efforts for problem in turns]
+        return [(problem, effort) for effort in wanted.efforts for problem in turns]
 
     def _texts(self, tokenizer: PreTrainedTokenizerBase, task: TextTask, count: int) -> list[Problem]:
-        """Return problems of one task at the asked length, their needles stepping evenly through all depths."""
-        asked = self.problems
-        assert asked.context_tokens is not None
-        rng = random.Random(f"long context {asked.seed} {task.name}")
+        """Return problems of one task of the wanted length, their needles stepping evenly through all depths."""
+        wanted = self.problems
+        assert wanted.context_tokens is not None
+        rng = random.Random(f"long context {wanted.seed} {task.name}")
         problems = []
         for index in range(count):
             draft = replace(task.draft(rng), offset=(index + 0.5) / count)
-            problems.append(fit(task, draft, Length(tokenizer, asked.efforts), asked.context_tokens))
+            problems.append(fit(task, draft, Length(tokenizer, wanted.efforts), wanted.context_tokens))
         return problems
 
     def scores(
@@ -187,7 +187,7 @@ class Length:
 
     Args:
         tokenizer: With its chat template.
-        efforts: The efforts at which the problem will be asked.
+        efforts: the efforts of its prompts.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, efforts: Sequence[str]) -> None:

@@ -14,13 +14,13 @@ Credit = Literal["share", "exact"]
 
 @dataclass(frozen=True)
 class LongContextProblems:
-    """Which problems are asked; tasks and environments take turns.
+    """Which problems; tasks and environments take turns.
 
     Args:
         tasks: text tasks, laid out to `context_tokens`; None: one of each kind, unless there are `environments`.
         environments: other environments, whose prompts are taken as they are (the tiny world's, a file of AA-LCR ...).
         context_tokens: tokens of a text task's whole prompt; with the completion it must fit the parent's context.
-        efforts: reasoning efforts; each is asked the same problems.
+        efforts: reasoning efforts; the problems of each are the same.
         problems_per_effort: problems at each effort.
         seed: which problems.
 

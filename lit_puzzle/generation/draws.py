@@ -56,7 +56,8 @@ def draw_tokens(logits_BV: Tensor, temperature: float, top_p: float, uniform_B: 
 
 
 def _draw(logits_BV: Tensor, temperature: float, top_p: float, uniform_B: Tensor) -> Tensor:
-    probs_BV = (logits_BV.double() / temperature).softmax(-1)
+    below_BV = logits_BV.double() - logits_BV.amax(-1, keepdim=True)  # else a tiny temperature overflows
+    probs_BV = (below_BV / temperature).softmax(-1)
     if top_p < 1:
         probs_BV = restrict_to_top_p(probs_BV, top_p)
     mass_BV = probs_BV.cumsum(-1)

@@ -101,12 +101,12 @@ class SeededDraws(LogitsProcessor):
         for (temperature, top_p), places in same.items():
             uniform_N = torch.tensor([self.requests[place].uniform() for place in places], dtype=torch.float64)
             place_N = torch.tensor(places, device=logits_BV.device)
-            token_N = draw_tokens(logits_BV[place_N], temperature, top_p, uniform_N)
-            if not bool(logits_BV[place_N, token_N].isfinite().all()):
+            logits_NV = logits_BV[place_N]
+            if not bool(logits_NV.amax(-1).isfinite().all()):  # a NaN is the largest of its row
                 raise ValueError(
                     "The model's logits are not finite: its weights are damaged, or overflow in their dtype."
                 )
-            logits_BV[place_N, token_N] = torch.inf
+            logits_BV[place_N, draw_tokens(logits_NV, temperature, top_p, uniform_N)] = torch.inf
         return logits_BV
 
 

@@ -83,8 +83,8 @@ def load_vllm(checkpoint: Path, settings: EngineSettings, options: Mapping[str, 
 def wake_on_death(model: "LLM") -> None:
     """Let calls that wait for an engine raise EngineDeadError when its main process is killed.
 
-    vLLM (0.32, 0.33) notices the death and closes its connection, but its synchronous client goes on waiting for
-    output, forever. A worker's death needs no help: the main process reports it.
+    vLLM (0.32, 0.33) notices the death and closes its connection, but its synchronous client then waits for output
+    forever. A worker's death needs no help: the main process reports it.
     """
     from vllm.v1.engine.core_client import SyncMPClient
     from vllm.v1.engine.exceptions import EngineDeadError

@@ -53,6 +53,7 @@ def load_model(
         attn_implementation=attention,
         experts_implementation=experts,
     )
+    model.generation_config = _only_tokens(model.generation_config)
     return model.to(device) if device else model
 
 
@@ -86,6 +87,7 @@ def load_mapped(
         )
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
+    model.generation_config = _only_tokens(model.generation_config)
     waiting = WaitingExperts(checkpoint)
     for prefix, module in model.named_modules():
         for name, empty in module.named_parameters(recurse=False):
@@ -128,6 +130,16 @@ class WaitingExperts:
             return self._checkpoint.read(full_name)
         blocks, scales = (self._checkpoint.read(f"{full_name}_{part}") for part in ("blocks", "scales"))
         return expert_weight(blocks, scales)
+
+
+def _only_tokens(settings: GenerationConfig) -> GenerationConfig:
+    """Return the special tokens of a generation configuration without its settings of decoding.
+
+    transformers and TRL fill in whatever a caller leaves open from the model's configuration; a recipe alone decides.
+    """
+    return GenerationConfig(
+        bos_token_id=settings.bos_token_id, eos_token_id=settings.eos_token_id, pad_token_id=settings.pad_token_id
+    )
 
 
 def _put(module: nn.Module, name: str, values: Tensor, requires_grad: bool) -> None:

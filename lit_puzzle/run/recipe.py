@@ -56,6 +56,22 @@ class Recipe:
         texts = [yaml.safe_dump(layer, sort_keys=False) for layer in layers]
         return [argument for text in texts for argument in ("--config", text)]
 
+    def arguments(self, words: Sequence[str]) -> list[str]:
+        """Return what a parser reads: the layers, then the overrides.
+
+        An override `--a.b=null` becomes a layer of its own: of a value that may be settings or null, jsonargparse takes
+        null from a file only.
+
+        Args:
+            words: overrides from the command line.
+        """
+        arguments = self.config_arguments(words)
+        for word in words:
+            key, _, value = word.partition("=")
+            nothing = "." in key and value in ("null", "~")
+            arguments += ["--config", yaml.safe_dump(_nested(key, None))] if nothing else [word]
+        return arguments
+
 
 def _class_paths(node: Any) -> Iterator[str]:
     if isinstance(node, dict) and isinstance(node.get("class_path"), str):

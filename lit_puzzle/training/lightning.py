@@ -48,7 +48,7 @@ class RecipeCLI(LightningCLI):
         """
         self.recipe = recipe
         super().__init__(
-            args=[*recipe.config_arguments(words), *words],
+            args=recipe.arguments(words),
             run=False,
             save_config_callback=None,
             seed_everything_default=0,

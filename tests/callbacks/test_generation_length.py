@@ -140,7 +140,7 @@ def test_windows_drift_and_ratio_under_a_trainer(tmp_path: Path) -> None:
             prefix = f"length/{effort}" + (f"/{environment}" if environment else "")
             expected = by_hand([4, 6], effort, environment)
             assert {name: logged[f"{prefix}/{name}"] for name in expected} == pytest.approx(expected)
-    assert not [key for key in logged if key.startswith("length/low/b")]  # no answers, no numbers
+    assert not [key for key in logged if key.startswith("length/low/b")]  # no completions, no metrics
     high, low = by_hand([4, 6], "high")["mean"], by_hand([4, 6], "low")["mean"]
     assert logged["length/high/drift"] == pytest.approx(high / 4.0) and "length/low/drift" not in logged
     assert logged["length/effort_ratio"] == pytest.approx(high / low)

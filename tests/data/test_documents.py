@@ -1,4 +1,4 @@
-"""The data module: what is in its batches, who gets which, and that a killed run goes on where it was."""
+"""The data module: what is in its batches, who gets which, and that a killed run resumes where it was."""
 
 import json
 import random

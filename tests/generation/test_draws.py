@@ -88,6 +88,13 @@ def test_no_token_of_probability_0_is_drawn_at_either_edge():
     assert wide_BV.gather(1, drawn_B[:, None]).isfinite().all()
 
 
+def test_a_tiny_temperature_takes_the_most_likely_token():
+    logits_BV = torch.tensor([[1.0, 3.0, 2.0], [-5.0, -9.0, -4.0]])
+    u_B = torch.tensor([EDGE, 0.0], dtype=torch.float64)
+    for temperature in (1e-3, 1e-300, 5e-324):
+        assert draw_tokens(logits_BV, temperature, 1.0, u_B).tolist() == [1, 2]
+
+
 def test_a_draw_is_the_same_whatever_stands_beside_it(monkeypatch):
     torch.manual_seed(1)
     logits_BV, u_B = torch.randn(40, 1000), torch.from_numpy(uniforms(0, 7, 0, 40))

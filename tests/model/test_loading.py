@@ -1,5 +1,7 @@
 """Loading parents and children: dtype, MXFP4, devices; nothing of the folder's own code runs."""
 
+import json
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -41,6 +43,19 @@ def test_the_folders_own_code_is_not_run(tmp_path):
     folder = write_released_twin(tmp_path / "twin")
     (folder / "gpt_oss.py").write_text("raise RuntimeError('remote code ran')")
     assert load_model(folder, "bfloat16").config.model_type == "gpt_oss_puzzle"
+
+
+def test_of_the_generation_configuration_only_tokens_are_taken(tmp_path):
+    """TRL and transformers' `generate` fill in from the model what a recipe leaves open."""
+    folder = shutil.copytree(ASSETS / "tiny_parent", tmp_path / "parent")
+    file = folder / "generation_config.json"
+    tokens = json.loads(file.read_text())
+    unwanted = {"suppress_tokens": [5, 6], "no_repeat_ngram_size": 2, "min_new_tokens": 30, "num_beams": 3}
+    file.write_text(json.dumps(tokens | unwanted))
+    for model in (load_model(folder, "float32"), load_mapped(folder, "float32")[0]):
+        settings = model.generation_config
+        assert settings.eos_token_id == tokens["eos_token_id"] and settings.pad_token_id == tokens["pad_token_id"]
+        assert settings.to_diff_dict().keys().isdisjoint(unwanted)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

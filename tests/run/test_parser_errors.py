@@ -103,7 +103,7 @@ def refusal(tmp_path: Path, *words: str, **content: Any) -> str:
     parser.add_function_arguments(stage)
     parser.add_function_arguments(objects)
     with pytest.raises(ValueError, match=r"^\S+recipe.yaml: [^\n]+$") as caught:
-        parser.parse_args([*recipe.config_arguments(words), *words])
+        parser.parse_args(recipe.arguments(words))
     return str(caught.value).removeprefix(f"{file}: ")
 
 

@@ -103,7 +103,7 @@ def parsed(recipe: Recipe, *words: str) -> list[Item]:
     parser = RecipeParser(parser_mode="omegaconf+")
     parser.add_argument("--config", action=ActionConfigFile)
     parser.add_argument("--nested.items", type=list[Item])
-    return parser.instantiate(parser.parse_args([*recipe.config_arguments(words), *words])).nested["items"]
+    return parser.instantiate(parser.parse_args(recipe.arguments(words))).nested["items"]
 
 
 def test_a_list_replaces_the_list_of_its_base(tmp_path):
@@ -116,6 +116,37 @@ def test_a_list_replaces_the_list_of_its_base(tmp_path):
     assert parsed(load_recipe(str(base)), "--nested.items=[{name: third}]") == [Item("third")]
     silent = load_recipe(str(write(tmp_path / "b.yaml", base="base.yaml", nested={})))
     assert parsed(silent) == [Item("first", 7, 3)]
+
+
+@dataclass
+class Adapters:
+    """Settings that an object may go without."""
+
+    rank: int = 8
+
+
+@dataclass
+class Training:
+    """Settings with such settings inside."""
+
+    adapters: Adapters | None = None
+
+
+class Trained:
+    """An object with both."""
+
+    def __init__(self, training: Training = Training()) -> None:  # noqa: B008
+        self.training = training
+
+
+def test_null_in_an_override_takes_settings_away(tmp_path):
+    model = {"class_path": f"{__name__}.Trained", "init_args": {"training": {"adapters": {"rank": 4}}}}
+    recipe = load_recipe(str(write(tmp_path / "a.yaml", model=model)))
+    parser = RecipeParser(parser_mode="omegaconf+")
+    parser.add_argument("--config", action=ActionConfigFile)
+    parser.add_argument("--model", type=Trained)
+    for words, expected in (([], Adapters(4)), (["--model.init_args.training.adapters=null"], None)):
+        assert parser.instantiate(parser.parse_args(recipe.arguments(words))).model.training.adapters == expected
 
 
 @pytest.mark.parametrize(

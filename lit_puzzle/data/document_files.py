@@ -31,6 +31,7 @@ from pyarrow import parquet
 from lit_puzzle.data.provenance import Provenance, read_limits
 from lit_puzzle.model.safetensors_file import read_json
 from lit_puzzle.run.folder import require_input, write_atomically
+from lit_puzzle.run.inputs import Identity, file_identity
 
 DOCUMENTS_FILE = "documents.json"
 NOTE = "lit_puzzle"
@@ -185,6 +186,10 @@ class DocumentFolder:
     def num_shards(self) -> int:
         """Number of shards."""
         return len(self.first) - 1
+
+    def input_identity(self) -> Identity:
+        """Return the identity of the folder: its record and its shards."""
+        return file_identity(self.folder, [DOCUMENTS_FILE, *(shard_name(n) for n in range(self.num_shards))])
 
     def shard(self, number: int) -> Shard:
         """Return the documents of one shard, checked."""

@@ -39,8 +39,10 @@ from lit_puzzle.importance.expert_scores import (
 from lit_puzzle.importance.importance_file import Importance
 from lit_puzzle.model.checkpoint import fingerprint
 from lit_puzzle.model.family import Family
+from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.model.modules import expert_weights, model_family, moe_of, set_moe
 from lit_puzzle.run.folder import require_input
+from lit_puzzle.run.inputs import Identity
 from lit_puzzle.training.sharding import load_for, shard
 
 
@@ -155,6 +157,10 @@ class ExpertImportance(LightningModule):
         self.results: dict[str, float] = {}
         self.model: PreTrainedModel | None = None
         self.scored: list[ScoredMoE] = []
+
+    def input_identities(self) -> dict[str, Identity]:
+        """Return the identity of the parent."""
+        return {"parent": checkpoint_identity(self.parent)}
 
     def setup(self, stage: str) -> None:
         """Check the parent's folder before anything slow starts.

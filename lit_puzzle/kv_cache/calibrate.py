@@ -29,7 +29,9 @@ from lit_puzzle.kv_cache.report import per_layer, totals, write_report
 from lit_puzzle.kv_cache.settings import ScaleSettings
 from lit_puzzle.kv_cache.statistics import KVStatistics, find_scales, recording
 from lit_puzzle.model.checkpoint import Checkpoint
+from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.run.folder import require_input
+from lit_puzzle.run.inputs import Identity
 from lit_puzzle.training.sharding import load_for, shard
 
 
@@ -68,6 +70,10 @@ class KVCalibration(LightningModule):
         self.save_every_batches = save_every_batches
         self.results: dict[str, float] = {}
         self.model: PreTrainedModel | None = None
+
+    def input_identities(self) -> dict[str, Identity]:
+        """Return the identity of the checkpoint."""
+        return {"checkpoint": checkpoint_identity(self.checkpoint)}
 
     def setup(self, stage: str) -> None:
         """Check the checkpoint before anything slow.

@@ -27,6 +27,7 @@ from torch import Tensor
 from lit_puzzle.model.family import family_named
 from lit_puzzle.model.layout import layer_prefix
 from lit_puzzle.run.folder import write_atomically
+from lit_puzzle.run.inputs import Identity, file_identity
 
 META_FILE, SCALES_FILE = "kv_scales.json", "kv_scales.safetensors"
 HEAD = ("fingerprint", "model_type", "method", "rounding", "tokens")  # what the JSON file says of all layers
@@ -62,6 +63,11 @@ class LayerScales:
 
     k: TensorScale
     v: TensorScale
+
+
+def scales_identity(folder: Path) -> Identity:
+    """Return the identity of the scales in a folder."""
+    return file_identity(folder, [SCALES_FILE, META_FILE])
 
 
 @dataclass(frozen=True)

@@ -36,9 +36,11 @@ from typing import Any
 
 from lit_puzzle.costs.cost_model import CostModel
 from lit_puzzle.costs.model_shape import ModelShape
+from lit_puzzle.costs.timed_blocks import TimedBlocks
 from lit_puzzle.library.library import Library
 from lit_puzzle.run.folder import require_input, write_atomically
-from lit_puzzle.scoring.scores import Scores
+from lit_puzzle.run.inputs import Identity, claim_inputs, file_identity
+from lit_puzzle.scoring.scores import SCORES_FILE, Scores
 from lit_puzzle.search import refine
 from lit_puzzle.search.batches import DeployedBatch
 from lit_puzzle.search.limits import Layers
@@ -85,6 +87,7 @@ def search(
     """
     settings = dataclasses.replace(solver, refine=solver.refine and space.batch_sizes is None)
     inputs = Inputs.load(library, scores, constraints, costs, objective, space)
+    claim_inputs(run_dir, _identities(library, scores, costs))
     first = inputs.build(constraints)
     swept = [(value, constraints.with_throughput(value)) for value in constraints.sweep or ()]
     if swept and first.parents[0] is None:
@@ -101,6 +104,15 @@ def search(
         _save(run_dir, record)
         draw_curve(run_dir, points)
     return results(record)
+
+
+def _identities(library: Path, scores: Path, costs: Costs) -> dict[str, Identity]:
+    library, scores = require_input(library, "block library"), require_input(scores, "scores of the blocks")
+    found = {"library": Library.load(library).identity(library)}
+    found["scores"] = file_identity(scores, [SCORES_FILE] if scores.is_dir() else None)
+    if isinstance(costs.times, TimedBlocks):
+        found["costs.times.table"] = file_identity(costs.times.table)
+    return found
 
 
 def _save(run_dir: Path, record: dict[str, Any]) -> None:

@@ -29,17 +29,19 @@ ERROR = "_se"  # suffix of standard errors
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of the folder.
+    """Sizes of the folder, and which weights it has.
 
     Attributes:
         parameters: number of parameters.
         weight_bytes: bytes of all tensors.
         context_tokens: longest context.
+        fingerprint: `lit_puzzle.model.checkpoint.fingerprint` of the weights.
     """
 
     parameters: int
     weight_bytes: int
     context_tokens: int
+    fingerprint: str
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 from torch import distributed
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from lit_puzzle.environments.environment import EFFORTS, Environment, PromptAtEffort, render_prompt
 from lit_puzzle.evaluate.held_out import HeldOut
@@ -36,6 +36,7 @@ from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.kv_cache.fp8_cache import Fp8Cache, scales_for
 from lit_puzzle.kv_cache.scales import ScalePair
+from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.run.folder import require_input
 
 EPISODES_FILE = "episodes.jsonl"
@@ -234,7 +235,7 @@ def evaluate(
     before = None if baseline is None else read_episodes(baseline)
     problems = held_out.problems()
     loaded = load_engine(engine, checkpoint) if scales is None else load_with_fp8_cache(engine, checkpoint, scales)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer = load_tokenizer(checkpoint)
     episodes = solve_problems(loaded, tokenizer, problems, held_out.environments, sampling)
     write_episodes(run_dir, episodes)
     lengths = {

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lit_puzzle.model.safetensors_file import DTYPES, SafetensorsFile, read_header, read_json
+from lit_puzzle.model.safetensors_file import DTYPES, SafetensorsFile, read_header
 
 
 def write_raw(path: Path, header: object, data: bytes) -> Path:
@@ -82,12 +82,3 @@ def test_what_is_no_safetensors_file_is_refused(tmp_path: Path, content: bytes) 
         read_header(path)
     with pytest.raises(ValueError, match="is missing"):
         read_header(tmp_path / "nothing.safetensors")
-
-
-def test_json_file_that_is_no_object_is_refused(tmp_path: Path) -> None:
-    for content, message in (("[1]", "must hold a JSON object, got list"), ("{", "is not JSON")):
-        (tmp_path / "a.json").write_text(content)
-        with pytest.raises(ValueError, match=message):
-            read_json(tmp_path / "a.json")
-    with pytest.raises(ValueError, match="is missing"):
-        read_json(tmp_path / "b.json")

@@ -66,7 +66,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             )
         raw = file.read(length)
     try:
-        header = parse_json(raw, str(path))
+        header = parse_json(raw, f"{path}: the safetensors header")
         entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
         infos = {name: _tensor_info(path, name, entry, 8 + length, size) for name, entry in entries.items()}
     except (AttributeError, KeyError, TypeError) as error:

@@ -64,7 +64,8 @@ def entry(shape: list[int], begin: int, end: int, dtype: str = "F32") -> dict[st
         ({"a": entry([2], 0, 8, "I64")}, 8, "a has dtype I64; allowed"),
         ({"a": {"dtype": "F32", "shape": [2]}}, 8, "damaged.*data_offsets"),
         ([1], 0, "damaged"),
-        (b"not json", 0, "damaged"),
+        (b"not json", 0, "the safetensors header is not JSON"),
+        (b'{"a": 1, "a": 2}', 0, "the safetensors header: the key 'a' is given twice"),
     ],
 )
 def test_damage_is_named_with_the_file(tmp_path: Path, header: object, size: int, message: str) -> None:

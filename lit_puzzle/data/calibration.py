@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from lit_puzzle.data.batches import PaddedBatch
 from lit_puzzle.data.prompt_source import PromptSource
@@ -33,7 +33,9 @@ from lit_puzzle.data.prompts import choose, encode, prompts_identity
 from lit_puzzle.generation.load import load_engine
 from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.model.identity import checkpoint_identity
-from lit_puzzle.run.folder import require_input, write_atomically
+from lit_puzzle.model.opening import load_config, load_tokenizer
+from lit_puzzle.run.files import write_atomically
+from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import Identity, file_identity
 
 CALIBRATION_FILE = "calibration.jsonl"
@@ -94,7 +96,7 @@ class CalibrationData(LightningDataModule):
         if self.sequences is not None or self.prompts is None:
             return
         pairs = choose(self.prompts)
-        prompts = encode(AutoTokenizer.from_pretrained(self.parent), pairs)
+        prompts = encode(load_tokenizer(self.parent), pairs)
         completions = load_engine(self.engine, self.parent, device).generate(prompts, self.sampling)
         lines = []
         for (problem, effort), prompt, completion in zip(pairs, prompts, completions, strict=True):
@@ -117,7 +119,7 @@ class CalibrationData(LightningDataModule):
             ValueError: Sequences the parent cannot read.
         """
         file = self._file(folder)
-        config = AutoConfig.from_pretrained(self.parent)
+        config = load_config(self.parent)
         rows = read_sequences(file, self.parent)
         check_sequences(rows, file, config.vocab_size, config.max_position_embeddings)
         rows.sort(key=len, reverse=True)  # stable; the longest batch first, so that too little memory shows at once
@@ -191,7 +193,7 @@ def read_sequences(file: Path, parent: Path) -> list[list[int]]:
                 continue
             row = _parse(line, f"{file}:{number}")
             if isinstance(row, str):
-                tokenizer = tokenizer or AutoTokenizer.from_pretrained(parent)
+                tokenizer = tokenizer or load_tokenizer(parent)
                 row = list(tokenizer(row, add_special_tokens=False)["input_ids"])
             rows.append(row)
     if not rows:

@@ -22,7 +22,7 @@ from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from lit_puzzle.data.document_files import Document, close_folder, read_note, shard_name, write_shard
 from lit_puzzle.data.prompt_source import PromptSource
@@ -33,6 +33,7 @@ from lit_puzzle.generation.engine import Engine
 from lit_puzzle.generation.load import load_engine
 from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.model.identity import checkpoint_identity
+from lit_puzzle.model.opening import load_config, load_tokenizer
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import claim_inputs
 
@@ -73,8 +74,8 @@ def generate(
         raise ValueError("keep: correct needs environments, which verify completions; prompts of a file have none.")
     parent = require_input(parent, "parent checkpoint")
     pairs = choose(prompts)
-    tokenizer = AutoTokenizer.from_pretrained(parent)
-    context_tokens = int(AutoConfig.from_pretrained(parent).max_position_embeddings)
+    tokenizer = load_tokenizer(parent)
+    context_tokens = int(load_config(parent).max_position_embeddings)
     check_lengths(tokenizer, pairs, context_tokens - sampling.max_new_tokens)
     claim_inputs(run_dir, {"parent": checkpoint_identity(parent), "prompts": prompts_identity(prompts, pairs)})
     provenance = Provenance.of(parent)

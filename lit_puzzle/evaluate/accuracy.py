@@ -24,7 +24,7 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 from torch import distributed
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from lit_puzzle.environments.environment import EFFORTS, Environment, PromptAtEffort, render_prompt
 from lit_puzzle.environments.problem_identity import names_of, problems_identity
@@ -39,6 +39,7 @@ from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.kv_cache.fp8_cache import Fp8Cache, scales_for
 from lit_puzzle.kv_cache.scales import ScalePair, scales_identity
 from lit_puzzle.model.identity import checkpoint_identity
+from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import Identity, claim_inputs, file_identity
 
@@ -243,7 +244,7 @@ def evaluate(
     asked = problems_identity(names_of(held_out.environments), problems)
     claim_inputs(run_dir, {"checkpoint": identity, "held_out": asked} | _other_inputs(kv_scales, baseline))
     loaded = load_engine(engine, checkpoint) if scales is None else load_with_fp8_cache(engine, checkpoint, scales)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer = load_tokenizer(checkpoint)
     episodes = solve_problems(loaded, tokenizer, problems, held_out.environments, sampling)
     write_episodes(run_dir, episodes)
     lengths = {

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from lit_puzzle.model.checkpoint import Checkpoint
-from lit_puzzle.model.safetensors_file import read_json
+from lit_puzzle.run.files import read_json, read_text
 from lit_puzzle.run.inputs import Identity, files_hash, text_hash
 
 TOKENIZER_SETTINGS = "tokenizer_config.json"
@@ -60,7 +60,7 @@ def tokenizer_content(folder: Path) -> dict[str, str]:
 def reads_clock(folder: Path) -> bool:
     """Return whether the chat template of a checkpoint folder asks for the date, as that of gpt-oss does."""
     files = (folder / name for name in (*TEMPLATE_FILES, TOKENIZER_SETTINGS))
-    return any("strftime_now" in file.read_text() for file in files if file.is_file())
+    return any("strftime_now" in read_text(file) for file in files if file.is_file())
 
 
 def weights_identity(checkpoint: Checkpoint | Path) -> Identity:

@@ -25,7 +25,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lit_puzzle.child.save import become_saved, save_child
 from lit_puzzle.data.rl_prompts import PromptData
@@ -42,6 +42,7 @@ from lit_puzzle.evaluate.before_after import (
 from lit_puzzle.evaluate.held_out import held_out_problems
 from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.model.identity import checkpoint_identity, weights_identity
+from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.rl.rewards import build_rewards
 from lit_puzzle.rl.settings import ExtraReward, GRPOSettings, RewardSettings
 from lit_puzzle.run.folder import require_input
@@ -138,7 +139,7 @@ class RLRecovery(LightningModule):
         """Load the policy as it trains, then build the engine on it, in this order only."""
         if self.policy is not None:
             return
-        self.tokenizer = AutoTokenizer.from_pretrained(self.child, padding_side="left")
+        self.tokenizer = load_tokenizer(self.child, padding_side="left")
         self.policy = load_child(self.device_mesh, self.child, self.training_settings)
         if not self.grpo.unshard_rollouts:
             self.model._is_fsdp_managed_module = True  # generation then runs equally many steps on all processes

@@ -4,7 +4,6 @@ A run writes `config.yaml` (the resolved recipe, first) and `run.json` (last, at
 incomplete, and the same command resumes it. How a command takes a folder: `lit_puzzle.run.opening`.
 """
 
-import os
 import zipfile
 from pathlib import Path
 
@@ -12,16 +11,6 @@ from lit_puzzle.run.recipe import recipe_that_makes
 
 PACKAGE = Path(__file__).parents[1]
 CONFIG, RECORD = "config.yaml", "run.json"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file atomically: a reader sees the old content or the new, even if this process is killed."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
 
 
 def is_complete(folder: Path) -> bool:

@@ -22,7 +22,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from lit_puzzle.run.folder import write_atomically
+from lit_puzzle.run.files import read_json, to_json, write_json
 
 INPUTS_FILE, OUTPUTS_FILE = "inputs.json", "outputs.json"
 FORMAT = 1
@@ -150,7 +150,7 @@ def claim_inputs(run_dir: Path, inputs: Mapping[str, Identity]) -> None:
     merged = known | dict(inputs)
     if merged != known:
         record["inputs"] = {name: identity.to_json() for name, identity in merged.items()}
-        write_atomically(run_dir / INPUTS_FILE, json.dumps(record, indent=1) + "\n")
+        write_json(run_dir / INPUTS_FILE, record)
 
 
 def _check_same(run_dir: Path, name: str, before: Identity, now: Identity) -> None:
@@ -180,7 +180,7 @@ def run_date(run_dir: Path) -> str:
     if not file.is_file():
         run_dir.mkdir(parents=True, exist_ok=True)
         content = {"format": FORMAT, "date": date.today().isoformat(), "inputs": {}}
-        _create_once(file, json.dumps(content, indent=1) + "\n")
+        _create_once(file, to_json(content) + "\n")
     return str(_read(file)["date"])
 
 
@@ -199,7 +199,7 @@ def take_date(run_dir: Path, other: Path) -> str:
     if own == taken or record["inputs"]:
         return own
     record["date"] = taken
-    write_atomically(run_dir / INPUTS_FILE, json.dumps(record, indent=1) + "\n")
+    write_json(run_dir / INPUTS_FILE, record)
     return taken
 
 
@@ -233,7 +233,7 @@ def record_output(run_dir: Path, name: str, identity: Identity) -> None:
     """Record what a run has made, for `run.json`; the first process only."""
     made = recorded_outputs(run_dir) | {name: identity}
     content = {key: value.to_json() for key, value in made.items()}
-    write_atomically(run_dir / OUTPUTS_FILE, json.dumps(content, indent=1) + "\n")
+    write_json(run_dir / OUTPUTS_FILE, content)
 
 
 def recorded_outputs(run_dir: Path) -> dict[str, Identity]:
@@ -257,12 +257,9 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _object(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read: {error}. Restore it, or give --overwrite to start anew.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} is not a JSON object. Restore it, or give --overwrite to start anew.")
-    return content
+        return read_json(file)
+    except ValueError as error:
+        raise ValueError(f"{error}. Restore the file, or give --overwrite to start anew.") from error
 
 
 def _identities(file: Path, content: Any) -> dict[str, Identity]:

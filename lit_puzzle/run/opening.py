@@ -14,7 +14,8 @@ from typing import Any
 
 import yaml
 
-from lit_puzzle.run.folder import CONFIG, is_complete, write_atomically
+from lit_puzzle.run.files import write_atomically
+from lit_puzzle.run.folder import CONFIG, is_complete
 from lit_puzzle.run.inputs import INPUTS_FILE, run_date
 from lit_puzzle.run.renamed import renamed_in_config
 

@@ -4,7 +4,6 @@ run.json: recipe, command, git commit, versions, seed, hardware, seconds and pea
 and `outputs` (`lit_puzzle.run.inputs`), and `results`, a flat dict of the run's headline numbers.
 """
 
-import json
 import os
 import platform
 import resource
@@ -17,7 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lit_puzzle.run.folder import PACKAGE, RECORD, write_atomically
+from lit_puzzle.run.files import write_json
+from lit_puzzle.run.folder import PACKAGE, RECORD
 from lit_puzzle.run.inputs import OUTPUTS_FILE, recorded_inputs, recorded_outputs
 
 PACKAGES = (
@@ -59,7 +59,7 @@ class RunClock:
             "outputs": {name: identity.to_json() for name, identity in recorded_outputs(run_dir).items()},
             "results": dict(results),
         }
-        write_atomically(run_dir / RECORD, json.dumps(record, indent=2) + "\n")
+        write_json(run_dir / RECORD, record, indent=2)
         (run_dir / OUTPUTS_FILE).unlink(missing_ok=True)
 
 

@@ -9,13 +9,12 @@ Disk: about 20 bytes x candidates x (samples x metrics + items). Source: this pr
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from lit_puzzle.library.library import Library, parts
-from lit_puzzle.run.folder import write_atomically
+from lit_puzzle.run.files import read_json, write_json
 from lit_puzzle.spec import BlockSpec
 
 Values = dict[str, list[float]]
@@ -95,11 +94,11 @@ class ScoreFiles:
     def write(self, name: str, values: Values) -> None:
         """Write one file."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.folder / name, json.dumps(values) + "\n")
+        write_json(self.folder / name, values, indent=None)
 
     def read(self, name: str) -> Values:
         """Read what `write` wrote."""
-        values: Values = json.loads((self.folder / name).read_text())
+        values: Values = read_json(self.folder / name)
         return values
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from jsonargparse import ActionConfigFile, Namespace
 
-from lit_puzzle.run.opening import abandon_if_empty, join_run, open_run
+from lit_puzzle.run.open_run import abandon_if_empty, join_run, open_run
 from lit_puzzle.run.parser import RecipeParser
 from lit_puzzle.run.recipe import PACKAGED_RECIPES, Recipe, load_recipe, packaged_recipes
 from lit_puzzle.run.record import RunClock

@@ -148,6 +148,11 @@ def _count(shard: Shard) -> dict[str, Any]:
     }
 
 
+def documents_identity(folder: Path, shards: int) -> Identity:
+    """Return the identity of a folder of documents with so many shards."""
+    return file_identity(folder, [DOCUMENTS_FILE, *map(shard_name, range(shards))])
+
+
 class DocumentFolder:
     """A complete folder of documents.
 
@@ -188,7 +193,7 @@ class DocumentFolder:
 
     def input_identity(self) -> Identity:
         """Return the identity of the folder: its record and its shards."""
-        return file_identity(self.folder, [DOCUMENTS_FILE, *(shard_name(n) for n in range(self.num_shards))])
+        return documents_identity(self.folder, self.num_shards)
 
     def shard(self, number: int) -> Shard:
         """Return the documents of one shard, checked."""

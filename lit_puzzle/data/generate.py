@@ -24,7 +24,14 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedTokenizerBase
 
-from lit_puzzle.data.document_files import Document, close_folder, read_note, shard_name, write_shard
+from lit_puzzle.data.document_files import (
+    Document,
+    close_folder,
+    documents_identity,
+    read_note,
+    shard_name,
+    write_shard,
+)
 from lit_puzzle.data.prompt_source import PromptSource
 from lit_puzzle.data.prompts import check_lengths, choose, encode, prompts_identity
 from lit_puzzle.data.provenance import Provenance
@@ -35,7 +42,7 @@ from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.model.opening import load_config, load_tokenizer
 from lit_puzzle.run.folder import require_input
-from lit_puzzle.run.inputs import claim_inputs
+from lit_puzzle.run.inputs import claim_inputs, record_output
 
 DOCUMENTS = "documents"
 Keep = Literal["all", "correct"]
@@ -95,6 +102,7 @@ def generate(
     if record["documents"] == 0:
         raise ValueError(f"keep: {keep} left none of {len(pairs)} completions of {parent}. Ask more, or keep: all.")
     results = summarize([json.loads(read_note(folder / shard_name(number))) for number in range(len(shards))])
+    record_output(run_dir, "documents", documents_identity(folder, len(shards)))
     print_table(results)
     return {key: float(record[key]) for key in ("documents", "tokens", "targets")} | {"shards": len(shards)} | results
 

@@ -51,7 +51,7 @@ from lit_puzzle.distill.top_logits_files import (
 from lit_puzzle.model.checkpoint import fingerprint
 from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.run.folder import require_input
-from lit_puzzle.run.inputs import claim_inputs
+from lit_puzzle.run.inputs import claim_inputs, file_identity, record_output
 from lit_puzzle.training.fabric import FabricSettings, launch, load_parent
 
 FOLDER = "top_logits"
@@ -120,6 +120,7 @@ def precompute_logits(
     if not processes.is_global_zero:
         return {}
     write_record(target, fingerprint(parent), folder, top_k, precision)
+    record_output(run_dir, "top_logits", file_identity(target))
     size = sum(path.stat().st_size for path in target.glob("*.safetensors"))
     return {
         "documents": float(len(folder)),

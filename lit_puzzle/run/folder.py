@@ -1,7 +1,7 @@
 """Run folders: one per recipe, complete when it contains `run.json`.
 
 A run writes `config.yaml` (the resolved recipe, first) and `run.json` (last, atomically). Between the two the folder is
-incomplete, and the same command resumes it. How a command takes a folder: `lit_puzzle.run.opening`.
+incomplete, and the same command resumes it. How a command takes a folder: `lit_puzzle.run.open_run`.
 """
 
 import zipfile

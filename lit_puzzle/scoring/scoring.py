@@ -40,13 +40,13 @@ from lit_puzzle.model.checkpoint import fingerprint
 from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.run.folder import require_input
-from lit_puzzle.run.inputs import Identity, claim_inputs, text_hash
+from lit_puzzle.run.inputs import Identity, claim_inputs, file_identity, record_output, text_hash
 from lit_puzzle.scoring.block_quality import METRICS
 from lit_puzzle.scoring.evaluations import Evaluation, evaluation_items, score_items
 from lit_puzzle.scoring.replace_block import ReplaceOneBlock, lay_out
 from lit_puzzle.scoring.score_files import Entry, ScoreFiles, check_finite, entries_of
 from lit_puzzle.scoring.score_table import MEAN_RANK, score_table
-from lit_puzzle.scoring.scores import Scores
+from lit_puzzle.scoring.scores import SCORES_FILE, Scores
 from lit_puzzle.scoring.settings import Memory, ScoringSettings
 from lit_puzzle.training.fabric import FabricSettings, launch, load_parent, sum_over_processes
 
@@ -113,6 +113,7 @@ def score(
     scores = Scores(candidates.parent_fingerprint, samples, tokens, table)
     scores.check_library(candidates)
     scores.save(run_dir)
+    record_output(run_dir, "scores", file_identity(run_dir / SCORES_FILE))
     print_scores(scores, ["kl", *finished])
     return _summary(scores)
 

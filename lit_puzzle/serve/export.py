@@ -28,6 +28,7 @@ from lit_puzzle.model.safetensors_file import DTYPES
 from lit_puzzle.model.writer import atomic_folder
 from lit_puzzle.run.folder import CONFIG, RECORD, is_complete, require_input
 from lit_puzzle.run.inputs import Identity, claim_inputs, file_identity, record_output
+from lit_puzzle.run.lineage import check_ancestors
 from lit_puzzle.serve import experts, stock
 from lit_puzzle.serve import weights as steps
 from lit_puzzle.serve.adapter import Adapter, merged
@@ -90,6 +91,7 @@ def export(
     config = _with_storage(source, config, weights, storage)
     settings = generation_settings(source.folder, tokenizer, config)
     exported = Export(storage.format, source, tokenizer, config, settings, weights, plan, scales_from, rounding)
+    check_ancestors(checkpoint_identity(source), card.training, "card.training")
     claim_inputs(run_dir, _inputs(source, kv_scales, adapter, tokenizer, storage, card))
     own_and_interrupted = (run_dir / CONFIG).is_file() and not is_complete(run_dir)
     with atomic_folder(run_dir / FOLDER, replace=own_and_interrupted) as scratch:

@@ -19,7 +19,7 @@ from lightning.pytorch.trainer.states import TrainerStatus
 
 from lit_puzzle.run.folder import newest_checkpoint
 from lit_puzzle.run.inputs import Identity, ReadsInputs, claim_inputs
-from lit_puzzle.run.opening import abandon_if_empty, join_run, open_run
+from lit_puzzle.run.open_run import abandon_if_empty, join_run, open_run
 from lit_puzzle.run.parser import RecipeParser
 from lit_puzzle.run.recipe import Recipe
 from lit_puzzle.run.record import RunClock

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lit_puzzle.run import folder as runs
-from lit_puzzle.run.opening import open_run
+from lit_puzzle.run.open_run import open_run
 from lit_puzzle.run.record import RunClock
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lit_puzzle.run.folder import is_complete
-from lit_puzzle.run.opening import abandon_if_empty, open_run
+from lit_puzzle.run.open_run import abandon_if_empty, open_run
 from lit_puzzle.run.record import RunClock
 
 

@@ -43,8 +43,10 @@ from lit_puzzle.distill.top_logits_files import RECORD_FILE, TopLogits
 from lit_puzzle.evaluate.before_after import validation_values
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.spec import Plan
+from lit_puzzle.training.accumulation import batch_weight
 from lit_puzzle.training.best_weights import load_best
 from lit_puzzle.training.ema import WeightAverage
+from lit_puzzle.training.finite import check_weights
 from lit_puzzle.training.load_child import load_child, reload_child
 from lit_puzzle.training.random_state import RandomState, get_random_state, set_random_state
 from lit_puzzle.training.settings import TrainingSettings
@@ -192,13 +194,18 @@ class GlobalDistillation(LightningModule):
             self._resumed_random = None
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch, per token of the batch; logged values are per target."""
+        """Return the loss of a batch, per token of the batch; logged values are per target.
+
+        Raises:
+            ValueError: a loss that is not finite, or accumulation over data of unknown length.
+        """
         terms = self._terms(batch)
         check_finite(self.trainer, terms.loss.detach(), batch)
         values = terms.per_target()
         self._losses.append(values["loss"])
         self.log_dict({f"train/{name}": value for name, value in values.items()}, prog_bar=True, batch_size=1)
-        return terms.loss / batch["input_ids"].numel()
+        loss, weight = terms.loss / batch["input_ids"].numel(), batch_weight(self.trainer, batch_idx)
+        return loss if weight == 1 else loss * weight
 
     def _terms(self, batch: PackedBatch) -> LossTerms:
         assert self.parent is not None
@@ -208,10 +215,11 @@ class GlobalDistillation(LightningModule):
         return distillation_loss(self.model, parent, batch, self.loss)
 
     def optimizer_step(self, *arguments: Any, **keywords: Any) -> None:
-        """Update the weights, then the average."""
+        """Update the weights, check that they are finite, and update the average."""
         super().optimizer_step(*arguments, **keywords)
+        check_weights(self.trainer, self, self.trainer.global_step + 1)  # Lightning counts this update afterwards
         if self.average is not None:
-            self.average.update(self.trainer.global_step + 1)  # Lightning counts this update afterwards
+            self.average.update(self.trainer.global_step + 1)
 
     # ---- evaluating -----------------------------------------------------------------------------------------------
 

@@ -47,6 +47,7 @@ from lit_puzzle.rl.rewards import build_rewards
 from lit_puzzle.rl.settings import ExtraReward, GRPOSettings, RewardSettings
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.training.best_weights import load_best
+from lit_puzzle.training.finite import check_loss, check_weights
 from lit_puzzle.training.load_child import load_child, reload_child
 from lit_puzzle.training.settings import TrainingSettings
 from lit_puzzle.training.sharding import unsharded
@@ -201,10 +202,20 @@ class RLRecovery(LightningModule):
         write_evaluation(self.run_dir / "before", self._solve(self._evaluation_prompts), self.trainer.is_global_zero)
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        """Return the loss of a slice (times the accumulation: TRL and Lightning both divide) and any new rollout."""
+        """Return the loss of a slice (times the accumulation: TRL and Lightning both divide) and any new rollout.
+
+        Raises:
+            ValueError: a loss that is not finite, or a reward that is not one finite number for each completion.
+        """
         loss = self.engine.loss(batch, self.trainer.global_step) * self.trainer.accumulate_grad_batches
+        check_loss(self.trainer, loss.detach())
         self.log("train/loss", loss.detach(), batch_size=len(batch))
         return {"loss": loss, **self.engine.take_rollout()}
+
+    def optimizer_step(self, *arguments: Any, **keywords: Any) -> None:
+        """Update the weights and check that they are finite."""
+        super().optimizer_step(*arguments, **keywords)
+        check_weights(self.trainer, self, self.trainer.global_step + 1)  # Lightning counts this update afterwards
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log TRL's metrics since the last update."""

@@ -1,8 +1,8 @@
 """The marker of a run folder: only what this tool has made is ever removed.
 
 Writes `.lit_puzzle_run` into a fresh run folder: format, version, and, at the end of every attempt, the names of the
-files and folders that have come into it. `--overwrite` removes these and what stages are known to write; anything else was put
-there by somebody else.
+files and folders that have come into it. `--overwrite` removes these and what stages are known to write; anything else
+was put there by somebody else.
 """
 
 from __future__ import annotations
@@ -31,7 +31,17 @@ WRITTEN = (  # by stages, before they end and their names are noted
     *("checkpoints", "best", "before", "after", "child", "model", "library", "documents", "top_logits", "packed"),
     *("candidates", "evaluations", "progress", "kv_calibration", "kv_scales", "hidden_states.*", "broken_batch_*.pt"),
     *("calibration.jsonl", "episodes.jsonl", "generation_lengths.json", "importance.*", "kv_scales.*", "scores.json"),
-    *("library.json", "plan.*", "curve.*", "search.md", "report.json", "job.json", "results.json", "*.log", "*.partial"),
+    *(
+        "library.json",
+        "plan.*",
+        "curve.*",
+        "search.md",
+        "report.json",
+        "job.json",
+        "results.json",
+        "*.log",
+        "*.partial",
+    ),
 )
 
 

@@ -70,7 +70,7 @@ class CalibrationData(LightningDataModule):
             raise ValueError("Give CalibrationData prompts, which the parent completes, or a file of sequences.")
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size} was given; 1 or more is needed.")
-        self.parent = require_input(parent, "parent checkpoint")
+        self.parent = require_input(parent, "parent checkpoint", "config.json")
         self.prompts = prompts
         self.sequences = None if sequences is None else Path(sequences)
         self.sampling = sampling

@@ -79,7 +79,7 @@ def generate(
         raise ValueError(f"shard_size {shard_size} was given; 1 or more is needed.")
     if keep == "correct" and prompts.environments is None:
         raise ValueError("keep: correct needs environments, which verify completions; prompts of a file have none.")
-    parent = require_input(parent, "parent checkpoint")
+    parent = require_input(parent, "parent checkpoint", "config.json")
     pairs = choose(prompts)
     tokenizer = load_tokenizer(parent)
     context_tokens = int(load_config(parent).max_position_embeddings)

@@ -91,8 +91,10 @@ class GlobalDistillation(LightningModule):
         super().__init__()
         if ema_decay is not None and not 0 < ema_decay < 1:
             raise ValueError(f"ema_decay={ema_decay} was given; it lies between 0 and 1, or is null for no average.")
-        self.child_folder = require_input(child, "child")
-        self.parent_folder = require_input(parent, "parent checkpoint, or folder of its top-k logits")
+        self.child_folder = require_input(child, "child", "config.json")
+        self.parent_folder = require_input(
+            parent, "parent checkpoint, or folder of its top-k logits", ("config.json", RECORD_FILE)
+        )
         self.has_top_logits = (self.parent_folder / RECORD_FILE).is_file()
         if self.has_top_logits:
             loss.check_top_k()

@@ -87,7 +87,7 @@ class RLRecovery(LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__()
-        child = require_input(child, "child")
+        child = require_input(child, "child", "config.json")
         if not (child / "config.json").is_file():
             raise ValueError(
                 f"{child} contains no child (config.json). `lightning run recipes/assemble.yaml` makes one."

@@ -47,14 +47,17 @@ def test_a_folder_that_is_no_run_is_never_touched(tmp_path, overwrite):
 
 
 def test_refused_input_leaves_no_folder_but_work_stays(tmp_path):
+    def work(folder: Path, written: bool) -> None:
+        (folder / "lightning_logs" / "version_0").mkdir(parents=True)
+        (folder / "lightning_logs" / "version_0" / "hparams.yaml").write_text("{}")
+        if written:
+            (folder / "half.json").write_text("{}")
+        raise ValueError("bad input")
+
     for written in (False, True):
         folder = tmp_path / f"run{written}"
         with pytest.raises(ValueError, match="bad input"), opened_run(folder, "a: 1\n", overwrite=False):
-            (folder / "lightning_logs" / "version_0").mkdir(parents=True)
-            (folder / "lightning_logs" / "version_0" / "hparams.yaml").write_text("{}")
-            if written:
-                (folder / "half.json").write_text("{}")
-            raise ValueError("bad input")
+            work(folder, written)
         assert folder.exists() is written
 
 

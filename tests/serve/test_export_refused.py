@@ -74,7 +74,7 @@ def test_values_that_a_dtype_cannot_hold_are_refused(tmp_path: Path, child: Path
     save_file(tensors, child / "model.safetensors")
     with pytest.raises(ValueError, match=r"model\.norm\.weight has values that torch\.float16 cannot hold"):
         export(tmp_path / "run", child, storage=Storage(dtype="float16"))
-    assert list((tmp_path / "run").iterdir()) == []
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["inputs.json"]
     export(tmp_path / "run", child, storage=Storage(dtype="float32"))
 
 
@@ -185,7 +185,7 @@ def test_an_existing_folder_is_left_unchanged(tmp_path: Path, capsys: pytest.Cap
     with pytest.raises(SystemExit):
         main(["run", "recipes/export.yaml", f"--run_dir={tmp_path / 'run'}", "--kv_scales=null"])
     assert "is not empty and not a run folder" in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / "run").rglob("*")] == ["model", "mine.txt"]
+    assert {path.name for path in (tmp_path / "run").rglob("*")} == {"model", "mine.txt", "inputs.json"}
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_nothing_is_left_when_writing_stops_in_the_middle(tmp_path: Path) -> Non
     process.start()
     process.join()
     assert process.exitcode == 1
-    assert list(run.iterdir()) == []
+    assert [path.name for path in run.iterdir()] == ["inputs.json"]
     export(run, CHILD)
     assert Checkpoint(run / "model").num_layers == 6
 

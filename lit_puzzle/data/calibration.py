@@ -25,14 +25,18 @@ from typing import Any
 import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from lit_puzzle.data.batches import PaddedBatch
 from lit_puzzle.data.prompt_source import PromptSource
-from lit_puzzle.data.prompts import choose, encode
+from lit_puzzle.data.prompts import choose, encode, prompts_identity
 from lit_puzzle.generation.load import load_engine
 from lit_puzzle.generation.sampling import EngineSettings, Sampling
-from lit_puzzle.run.folder import require_input, write_atomically
+from lit_puzzle.model.identity import checkpoint_identity
+from lit_puzzle.model.opening import load_config, load_tokenizer
+from lit_puzzle.run.files import write_atomically
+from lit_puzzle.run.folder import require_input
+from lit_puzzle.run.inputs import Identity, file_identity
 
 CALIBRATION_FILE = "calibration.jsonl"
 
@@ -74,6 +78,14 @@ class CalibrationData(LightningDataModule):
         self.batch_size = batch_size
         self.prepare_data_per_node = False  # the run folder is shared by all nodes
 
+    def input_identities(self) -> dict[str, Identity]:
+        """Return the identities of the parent, and of the sequences or the prompts that it completes."""
+        parent = {"data.parent": checkpoint_identity(self.parent)}
+        if self.sequences is not None:
+            return parent | {"data.sequences": file_identity(require_input(self.sequences, "calibration data"))}
+        assert self.prompts is not None
+        return parent | {"data.prompts": prompts_identity(self.prompts, choose(self.prompts))}
+
     def prepare_data(self) -> None:
         """Generate the sequences (first process only) and write `calibration.jsonl`."""
         assert self.trainer is not None
@@ -84,7 +96,7 @@ class CalibrationData(LightningDataModule):
         if self.sequences is not None or self.prompts is None:
             return
         pairs = choose(self.prompts)
-        prompts = encode(AutoTokenizer.from_pretrained(self.parent), pairs)
+        prompts = encode(load_tokenizer(self.parent), pairs)
         completions = load_engine(self.engine, self.parent, device).generate(prompts, self.sampling)
         lines = []
         for (problem, effort), prompt, completion in zip(pairs, prompts, completions, strict=True):
@@ -107,7 +119,7 @@ class CalibrationData(LightningDataModule):
             ValueError: Sequences the parent cannot read.
         """
         file = self._file(folder)
-        config = AutoConfig.from_pretrained(self.parent)
+        config = load_config(self.parent)
         rows = read_sequences(file, self.parent)
         check_sequences(rows, file, config.vocab_size, config.max_position_embeddings)
         rows.sort(key=len, reverse=True)  # stable; the longest batch first, so that too little memory shows at once
@@ -181,7 +193,7 @@ def read_sequences(file: Path, parent: Path) -> list[list[int]]:
                 continue
             row = _parse(line, f"{file}:{number}")
             if isinstance(row, str):
-                tokenizer = tokenizer or AutoTokenizer.from_pretrained(parent)
+                tokenizer = tokenizer or load_tokenizer(parent)
                 row = list(tokenizer(row, add_special_tokens=False)["input_ids"])
             rows.append(row)
     if not rows:

@@ -29,7 +29,9 @@ from lit_puzzle.environments.environment import (
     is_held_out,
     render_prompt,
 )
+from lit_puzzle.environments.problem_identity import names_of, problems_identity
 from lit_puzzle.run.folder import require_input
+from lit_puzzle.run.inputs import Identity
 
 FORM = '{"messages": [{"role": ..., "content": ...}]} or {"prompt": text}, and optionally "environment": text'
 
@@ -59,6 +61,11 @@ def choose(source: PromptSource) -> list[PromptAtEffort]:
     random.Random(f"order {source.seed}").shuffle(training)
     chosen = random.Random(f"efforts {source.seed}").choices(list(weights), list(weights.values()), k=wanted)
     return list(zip(training[:wanted], chosen, strict=True))
+
+
+def prompts_identity(source: PromptSource, chosen: Sequence[PromptAtEffort]) -> Identity:
+    """Return the identity of chosen prompts."""
+    return problems_identity(str(source.file) if source.file else names_of(source.environments or []), chosen)
 
 
 def read_prompts(path: Path) -> list[Problem]:

@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from lit_puzzle.model.chat import render_chat
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -71,10 +73,7 @@ def render_prompt(tokenizer: "PreTrainedTokenizerBase", problem: Problem, effort
         problem: whose messages are rendered.
         effort: low, medium or high.
     """
-    messages = [dict(message) for message in problem.messages]
-    return str(
-        tokenizer.apply_chat_template(messages, add_generation_prompt=True, reasoning_effort=effort, tokenize=False)
-    )
+    return render_chat(tokenizer, problem.messages, reasoning_effort=effort)
 
 
 def is_held_out(problem: Problem) -> bool:

@@ -24,9 +24,11 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 from torch import distributed
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from lit_puzzle.environments.environment import EFFORTS, Environment, PromptAtEffort, render_prompt
+from lit_puzzle.environments.problem_identity import names_of, problems_identity
+from lit_puzzle.evaluate.baseline import take_baseline
 from lit_puzzle.evaluate.held_out import HeldOut
 from lit_puzzle.generation.engine import Engine
 from lit_puzzle.generation.lengths import length_statistics, write_lengths
@@ -35,8 +37,11 @@ from lit_puzzle.generation.policy import load_policy
 from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.kv_cache.fp8_cache import Fp8Cache, scales_for
-from lit_puzzle.kv_cache.scales import ScalePair
+from lit_puzzle.kv_cache.scales import ScalePair, scales_identity
+from lit_puzzle.model.identity import checkpoint_identity
+from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.run.folder import require_input
+from lit_puzzle.run.inputs import Identity, claim_inputs, file_identity
 
 EPISODES_FILE = "episodes.jsonl"
 
@@ -233,8 +238,13 @@ def evaluate(
     scales = scales_for(checkpoint, kv_scales) if kv_cache == "fp8" else None
     before = None if baseline is None else read_episodes(baseline)
     problems = held_out.problems()
+    identity = checkpoint_identity(checkpoint)
+    if baseline is not None:
+        take_baseline(run_dir, identity, baseline)
+    asked = problems_identity(names_of(held_out.environments), problems)
+    claim_inputs(run_dir, {"checkpoint": identity, "held_out": asked} | _other_inputs(kv_scales, baseline))
     loaded = load_engine(engine, checkpoint) if scales is None else load_with_fp8_cache(engine, checkpoint, scales)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer = load_tokenizer(checkpoint)
     episodes = solve_problems(loaded, tokenizer, problems, held_out.environments, sampling)
     write_episodes(run_dir, episodes)
     lengths = {
@@ -245,6 +255,15 @@ def evaluate(
     results = summarize(episodes) | ({} if before is None else compare(before, episodes))
     print_table(results, list(lengths))
     return results
+
+
+def _other_inputs(kv_scales: Path | None, baseline: Path | None) -> dict[str, Identity]:
+    found = {}
+    if kv_scales is not None:
+        found["kv_scales"] = scales_identity(kv_scales)
+    if baseline is not None:
+        found["baseline"] = file_identity(baseline, [EPISODES_FILE])
+    return found
 
 
 def load_with_fp8_cache(settings: EngineSettings, checkpoint: Path, scales: Sequence[ScalePair | None]) -> Engine:

@@ -197,7 +197,7 @@ def test_stage_evaluates_a_folder_and_compares_with_another_run(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    for folder in (first, second):
+    for folder in (first, second, tmp_path / "third"):
         folder.mkdir()
     settings = {"sampling": Sampling(8, 0.0), "engine": EngineSettings("transformers", batch_size=4)}
     held_out = HeldOut([Parity()], ["low", "high"], 6, seed=1)
@@ -211,7 +211,7 @@ def test_stage_evaluates_a_folder_and_compares_with_another_run(
     assert "+0.000 ± 0.000" in capsys.readouterr().out
     assert again["accuracy_gain/high"] == again["tokens_gain/low"] == again["tokens_gain_se/low"] == 0.0
     with pytest.raises(ValueError, match="same environments, efforts"):
-        evaluate(second, checkpoint, replace(held_out, seed=2), **settings, baseline=first)  # type: ignore[arg-type]
+        evaluate(tmp_path / "third", checkpoint, replace(held_out, seed=2), **settings, baseline=first)  # type: ignore[arg-type]
 
 
 def test_stage_refuses_bad_input_before_anything_slow(checkpoint: Path, tmp_path: Path) -> None:

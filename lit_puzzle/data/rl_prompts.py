@@ -12,14 +12,8 @@ from typing import TYPE_CHECKING
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from lit_puzzle.environments.environment import (
-    Environment,
-    Problem,
-    PromptAtEffort,
-    draw,
-    effort_weights,
-    render_prompt,
-)
+from lit_puzzle.environments.chat_template import render_prompt
+from lit_puzzle.environments.environment import Environment, Problem, PromptAtEffort, draw, effort_weights
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -73,7 +67,7 @@ class PromptData(LightningDataModule):
 
     def set_aside(self, problems: Iterable[Problem]) -> None:
         """Names the problems of a final measurement: validation, which chooses among weights, then asks others."""
-        self._set_aside = frozenset(problem.text() for problem in problems)
+        self._set_aside = frozenset(problem.question() for problem in problems)
 
     def train_prompts(self, tokenizer: "PreTrainedTokenizerBase") -> "Dataset":
         """Return the training prompts as a dataset of texts with the columns prompt, answer, environment and effort."""
@@ -99,7 +93,7 @@ class PromptData(LightningDataModule):
             raise ValueError(f"Effort {effort!r} was asked for; the mix has {list(self.efforts)}.")
         count = self.held_out_per_effort + len(self._set_aside)  # all different, so that enough are left
         pairs = draw(self.environments, [effort], count, self.held_out_seed, held_out=True)
-        left = [problem for problem, _ in pairs if problem.text() not in self._set_aside]
+        left = [problem for problem, _ in pairs if problem.question() not in self._set_aside]
         return left[: self.held_out_per_effort]
 
     def val_dataloader(self) -> DataLoader[PromptAtEffort]:

@@ -15,7 +15,8 @@ from transformers import GptOssForCausalLM
 from lit_puzzle.data.document_files import DocumentFolder
 from lit_puzzle.data.generate import generate
 from lit_puzzle.data.prompt_source import PromptSource
-from lit_puzzle.environments.environment import draw, is_held_out, render_prompt
+from lit_puzzle.environments.chat_template import render_prompt
+from lit_puzzle.environments.environment import draw, is_held_out
 from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.tiny.tokenizer import build_tokenizer
 from lit_puzzle.tiny.world import Chains, Counting

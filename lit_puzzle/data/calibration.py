@@ -25,15 +25,17 @@ from typing import Any
 import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from lit_puzzle.data.batches import PaddedBatch
 from lit_puzzle.data.prompt_source import PromptSource
 from lit_puzzle.data.prompts import check_lengths, choose, encode
-from lit_puzzle.environments.chat_template import load_tokenizer
 from lit_puzzle.generation.load import load_engine
 from lit_puzzle.generation.sampling import EngineSettings, Sampling
-from lit_puzzle.run.folder import require_input, write_atomically
+from lit_puzzle.model.chat import fix_date
+from lit_puzzle.model.opening import load_config, load_tokenizer
+from lit_puzzle.run.files import write_atomically
+from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import run_date
 from lit_puzzle.run.json_lines import read_json_lines
 
@@ -88,7 +90,8 @@ class CalibrationData(LightningDataModule):
         if self.sequences is not None or self.prompts is None:
             return
         pairs = choose(self.prompts)
-        tokenizer = load_tokenizer(self.parent, run_date(folder))
+        tokenizer = load_tokenizer(self.parent)
+        fix_date(tokenizer, run_date(folder))
         check_lengths(tokenizer, pairs, self.parent, self.sampling.max_new_tokens)
         prompts = encode(tokenizer, pairs)
         completions = load_engine(self.engine, self.parent, device).generate(prompts, self.sampling)
@@ -113,7 +116,7 @@ class CalibrationData(LightningDataModule):
             ValueError: Sequences the parent cannot read.
         """
         file = self._file(folder)
-        config = AutoConfig.from_pretrained(self.parent)
+        config = load_config(self.parent)
         rows = read_sequences(file, self.parent)
         check_sequences(rows, file, config.vocab_size, config.max_position_embeddings)
         rows.sort(key=len, reverse=True)  # stable; the longest batch first, so that too little memory shows at once
@@ -184,7 +187,7 @@ def read_sequences(file: Path, parent: Path) -> list[list[int]]:
     for place, value in read_json_lines(file):
         row = _checked(value, place)
         if isinstance(row, str):
-            tokenizer = tokenizer or AutoTokenizer.from_pretrained(parent)
+            tokenizer = tokenizer or load_tokenizer(parent)
             row = list(tokenizer(row, add_special_tokens=False)["input_ids"])
         rows.append(row)
     if not rows:

@@ -17,7 +17,6 @@ Memory: 160 bytes a document and one shard while packing (one process), then one
 sequences + 32 bytes a document.
 """
 
-import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,8 +31,8 @@ from lit_puzzle.data.document_files import DocumentFolder, Shard
 from lit_puzzle.data.packed_files import NOTHING, PackedSequences, write_packed
 from lit_puzzle.data.packing import Integers
 from lit_puzzle.data.packing_settings import DocumentFilter, PackingSettings
-from lit_puzzle.model.safetensors_file import read_json
 from lit_puzzle.model.writer import atomic_folder
+from lit_puzzle.run.files import read_json, write_json
 
 PACKED_FILE = "packed.json"
 
@@ -119,7 +118,7 @@ class PackedDocuments(LightningDataModule):
                 made = write_packed(scratch / name, self.folder, *arguments)
                 statistics |= {f"{name}/{key}": value for key, value in made.items()}
             content = {"settings": self._settings(), "statistics": statistics}
-            (scratch / PACKED_FILE).write_text(json.dumps(content, indent=1) + "\n")
+            write_json(scratch / PACKED_FILE, content)
 
     def _read_packed(self) -> dict[str, Any]:
         return read_json(self._packed / PACKED_FILE)

@@ -28,12 +28,13 @@ from lit_puzzle.data.document_files import Document, close_folder, read_note, sh
 from lit_puzzle.data.prompt_source import PromptSource
 from lit_puzzle.data.prompts import check_lengths, choose, encode
 from lit_puzzle.data.provenance import Provenance
-from lit_puzzle.environments.chat_template import load_tokenizer
 from lit_puzzle.environments.environment import EFFORTS, Environment, PromptAtEffort
 from lit_puzzle.environments.episodes import grade
 from lit_puzzle.generation.engine import Engine
 from lit_puzzle.generation.load import load_engine
 from lit_puzzle.generation.sampling import EngineSettings, Sampling
+from lit_puzzle.model.chat import fix_date
+from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import run_date
 
@@ -75,7 +76,8 @@ def generate(
     sampling.refuse_logprobs("Generation of documents")
     parent = require_input(parent, "parent checkpoint")
     pairs = choose(prompts)
-    tokenizer = load_tokenizer(parent, run_date(run_dir))
+    tokenizer = load_tokenizer(parent)
+    fix_date(tokenizer, run_date(run_dir))
     check_lengths(tokenizer, pairs, parent, sampling.max_new_tokens)
     folder = run_dir / DOCUMENTS
     shards = [range(start, min(start + shard_size, len(pairs))) for start in range(0, len(pairs), shard_size)]

@@ -1,7 +1,7 @@
-"""Reads rows of prompts from files: JSON lines, Parquet, a folder of Parquet shards, or a folder of Hugging Face datasets.
+"""Reads rows of prompts: JSON lines, Parquet, a folder of Parquet shards, or a folder of Hugging Face datasets.
 
-The format is that of the content, not of the name: `.PARQUET`, `.jsonl.gz` and files without a suffix are read too. A file
-that cannot be read is a ValueError that names it. Writes nothing.
+The format is that of the content, not of the name: `.PARQUET`, `.jsonl.gz` and files without a suffix are read too. A
+file that cannot be read is a ValueError that names it. Writes nothing.
 
 Memory: a batch of rows. Rows are limited (`lit_puzzle.run.json_lines`), whatever a file of a few kilobytes unpacks to.
 """

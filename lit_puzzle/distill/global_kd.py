@@ -27,7 +27,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, distributed
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lit_puzzle.child.save import become_saved, save_child
 from lit_puzzle.data.batch_validation import check_finite, check_packed, check_same_tokens
@@ -39,6 +39,7 @@ from lit_puzzle.distill.evaluation import HeldOutEvaluation
 from lit_puzzle.distill.settings import DistillationEvaluation, LossSettings
 from lit_puzzle.distill.top_logits_files import RECORD_FILE, TopLogits
 from lit_puzzle.evaluate.before_after import validation_values
+from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.spec import Plan
 from lit_puzzle.training.best_weights import load_best
@@ -148,7 +149,7 @@ class GlobalDistillation(LightningModule):
         """Load the child as it trains, then its average, then the parent, in this order only."""
         if self.child is not None:
             return
-        self.tokenizer = AutoTokenizer.from_pretrained(self.child_folder, padding_side="left")
+        self.tokenizer = load_tokenizer(self.child_folder, padding_side="left")
         settings, mesh = self.training_settings, self.device_mesh
         self.child = load_child(mesh, self.child_folder, settings)
         if self.ema_decay is not None:

@@ -1,8 +1,8 @@
 """Environments: sources of problems whose answers can be verified, for reinforcement learning and evaluation.
 
 An environment draws a `Problem` (messages and the right answer, no effort yet) and verifies a completion (1.0 right,
-0.0 wrong). Training and evaluation use different problems: whether a problem is held out follows from its question alone
-(`is_held_out`), whatever the seed, the system prompt, white space or Unicode form. Prompts are rendered by
+0.0 wrong). Training and evaluation use different problems: whether a problem is held out follows from its question
+alone (`is_held_out`), whatever the seed, the system prompt, white space or Unicode form. Prompts are rendered by
 `lit_puzzle.environments.chat_template`; `lit_puzzle.environments.answers` finds the answer in a completion.
 
 Reads and writes nothing.

@@ -120,11 +120,11 @@ def grade(environment: Environment, completion: str, answer: str, finish: Finish
         correct: Any = environment.verify(completion, answer)
     except GRADER_ERRORS as error:
         return Verdict(0.0, f"{FAILED}: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
-    if not isinstance(correct, numbers.Real) or not 0 <= correct <= 1:
+    if not isinstance(correct, numbers.Real) or not 0 <= float(correct) <= 1:
         raise ValueError(
             f"Environment {environment.name!r}: verify returned {correct!r}; a number from 0 to 1 is needed."
         )
-    if correct > 0:
+    if float(correct) > 0:
         return Verdict(float(correct), "right" if correct == 1 else "partly right")
     if finish == "length":
         return Verdict(0.0, "cut off")

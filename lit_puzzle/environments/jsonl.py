@@ -1,7 +1,7 @@
 """Reads problems from a file of JSON lines and checks them.
 
-Reads: the file, plain or compressed by gzip, UTF-8 or UTF-16 (`lit_puzzle.run.json_lines`). Writes: nothing. Memory: the
-whole file.
+Reads: the file, plain or compressed by gzip, UTF-8 or UTF-16 (`lit_puzzle.run.json_lines`). Writes: nothing. Memory:
+the whole file.
 """
 
 import random

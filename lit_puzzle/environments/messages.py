@@ -1,8 +1,8 @@
 """Checks rows of files of problems and prompts: which keys they have, and messages for a chat template.
 
-Nothing is dropped: a key that is not known is refused by its place, so is a role that is not one of `ROLES`. Further keys
-of a message (`thinking`, `tool_calls`) stay in it; `lit_puzzle.environments.chat_template` refuses those that the chat
-template does not take. A key with null counts as missing: Parquet has no other way to leave one out.
+Nothing is dropped: a key that is not known is refused by its place, so is a role that is not one of `ROLES`. Further
+keys of a message (`thinking`, `tool_calls`) stay in it; `lit_puzzle.environments.chat_template` refuses those that the
+chat template does not take. A key with null counts as missing: Parquet has no other way to leave one out.
 
 Reads and writes nothing.
 """
@@ -34,8 +34,8 @@ def checked_row(row: Any, place: str, further: Sequence[str], form: str) -> dict
         raise ValueError(f"{place}: a row has either prompt or messages, this one {sorted(given)}. The form is {form}.")
     if "reasoning_effort" in given:
         raise ValueError(
-            f"{place}: reasoning_effort is given; efforts are set by the recipe (`efforts`). Take the key out, or divide "
-            "the file by effort."
+            f"{place}: reasoning_effort is given; efforts are set by the recipe (`efforts`). Take the key out, or "
+            "divide the file by effort."
         )
     unknown = sorted(set(given) - {"prompt", "messages", "tools", *further})
     if unknown:
@@ -59,7 +59,7 @@ def checked_messages(row: Mapping[str, Any], place: str) -> tuple[dict[str, Any]
     checked = tuple(_checked_message(message, f"{place}: message {n}") for n, message in enumerate(messages, 1))
     if checked[-1]["role"] not in ("user", "tool"):
         raise ValueError(
-            f"{place}: the last message is the {checked[-1]['role']}'s; the model answers a user or a tool. Take it out."
+            f"{place}: the last message is the {checked[-1]['role']}'s; a model answers a user or a tool. Take it out."
         )
     asked = [message["content"] for message in checked if message["role"] == "user"]
     if not asked or not asked[-1].strip():

@@ -25,7 +25,7 @@ from torch import distributed
 from transformers import PreTrainedTokenizerBase
 
 from lit_puzzle.data.prompts import check_lengths
-from lit_puzzle.environments.chat_template import load_tokenizer, render_prompt
+from lit_puzzle.environments.chat_template import render_prompt
 from lit_puzzle.environments.environment import EFFORTS, Environment, PromptAtEffort
 from lit_puzzle.environments.episodes import Episode, Texts, failures, grade, problem_number, read_rows, write_rows
 from lit_puzzle.evaluate.held_out import HeldOut
@@ -37,6 +37,8 @@ from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.kv_cache.fp8_cache import Fp8Cache, scales_for
 from lit_puzzle.kv_cache.scales import ScalePair
+from lit_puzzle.model.chat import fix_date
+from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import run_date, take_date
 
@@ -130,8 +132,9 @@ def summarize(episodes: Sequence[Episode]) -> dict[str, float]:
     """Headline numbers of a set of episodes.
 
     Returns:
-        `accuracy` and `grader_failures` (completions that a grader failed on) of all episodes, and per effort `accuracy/<effort>`, `accuracy_se/<effort>`, `tokens/<effort>`,
-        `tokens_se/<effort>` and `finished/<effort>` (share that ended by itself); per effort and environment
+        `accuracy` and `grader_failures` (completions that a grader failed on) of all episodes; per effort
+        `accuracy/<effort>`, `accuracy_se/<effort>`, `tokens/<effort>`, `tokens_se/<effort>` and `finished/<effort>`
+        (share that ended by itself); per effort and environment
         `accuracy/<effort>/<environment>`, `tokens/<effort>/<environment>`, `finished/<effort>/<environment>`.
     """
     results = {"accuracy": mean_and_error([episode.correct for episode in episodes])[0]}
@@ -236,7 +239,8 @@ def evaluate(
     scales = scales_for(checkpoint, kv_scales) if kv_cache == "fp8" else None
     before = None if baseline is None else read_episodes(baseline)
     problems = held_out.problems()
-    tokenizer = load_tokenizer(checkpoint, prompt_date(run_dir, baseline))
+    tokenizer = load_tokenizer(checkpoint)
+    fix_date(tokenizer, prompt_date(run_dir, baseline))
     check_lengths(tokenizer, problems, checkpoint, sampling.max_new_tokens)
     loaded = load_engine(engine, checkpoint) if scales is None else load_with_fp8_cache(engine, checkpoint, scales)
     episodes = solve_problems(loaded, tokenizer, problems, held_out.environments, sampling)

@@ -40,9 +40,9 @@ class Engine(Protocol):
         Args:
             prompts: token ids of each prompt, rendered at its own reasoning effort.
             sampling: how tokens are drawn.
-            rows: number of each prompt, from 0 to 2^64 - 1; None: 0, 1, 2, ... A completion is drawn with random numbers of
-                (seed, row, position) and does not depend on which prompts are generated beside it. Prompts with equal
-                numbers share random numbers: samples of one prompt need different ones.
+            rows: number of each prompt, from 0 to 2^64 - 1; None: 0, 1, 2, ... A completion is drawn with random
+                numbers of (seed, row, position) and does not depend on which prompts are generated beside it. Prompts
+                with equal numbers share random numbers: samples of one prompt need different ones.
 
         Raises:
             ValueError: an empty prompt, one that leaves no room for `max_new_tokens`, a row out of range, or not as

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 from weakref import finalize
 
 import torch
-from transformers import AutoTokenizer
 
 from lit_puzzle.generation.engine import Completion, check_prompts
 from lit_puzzle.generation.progress import Progress
 from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.generation.stop_tokens import end_tokens_of
+from lit_puzzle.model.opening import load_tokenizer
 
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput
@@ -59,7 +59,7 @@ def load_vllm(checkpoint: Path, settings: EngineSettings, options: Mapping[str, 
             f"Engine vllm needs vLLM ({error}): pip install 'lit-puzzle[vllm]' (on a CPU: bash scripts/vllm_env.sh), "
             "or use engine transformers."
         ) from error
-    end_ids = end_tokens_of(checkpoint, AutoTokenizer.from_pretrained(checkpoint))
+    end_ids = end_tokens_of(checkpoint, load_tokenizer(checkpoint))
     arguments: dict[str, Any] = {
         "model": str(checkpoint),
         "dtype": settings.dtype,

@@ -29,7 +29,6 @@ from transformers import PreTrainedModel
 
 from lit_puzzle.child.save import become_saved, save_child
 from lit_puzzle.data.rl_prompts import PromptData
-from lit_puzzle.environments.chat_template import load_tokenizer
 from lit_puzzle.environments.environment import PromptAtEffort
 from lit_puzzle.environments.episodes import Episode
 from lit_puzzle.evaluate.accuracy import read_episodes
@@ -43,6 +42,8 @@ from lit_puzzle.evaluate.before_after import (
 )
 from lit_puzzle.evaluate.held_out import held_out_problems
 from lit_puzzle.generation.transformers_engine import TransformersEngine
+from lit_puzzle.model.chat import fix_date
+from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.rl.rewards import build_rewards
 from lit_puzzle.rl.settings import ExtraReward, GRPOSettings, RewardSettings
 from lit_puzzle.run.folder import require_input
@@ -135,7 +136,8 @@ class RLRecovery(LightningModule):
         """Load the policy as it trains, then build the engine on it, in this order only."""
         if self.policy is not None:
             return
-        self.tokenizer = load_tokenizer(self.child, run_date(self.run_dir), padding_side="left")
+        self.tokenizer = load_tokenizer(self.child, padding_side="left")
+        fix_date(self.tokenizer, run_date(self.run_dir))
         self.policy = load_child(self.device_mesh, self.child, self.training_settings)
         if not self.grpo.unshard_rollouts:
             self.model._is_fsdp_managed_module = True  # generation then runs equally many steps on all processes

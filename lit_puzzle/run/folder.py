@@ -8,7 +8,6 @@ run.json: recipe, command, git commit, versions, seed, hardware, seconds and pea
 """
 
 import difflib
-import json
 import os
 import platform
 import resource
@@ -26,6 +25,7 @@ from typing import Any
 
 import yaml
 
+from lit_puzzle.run.files import read_text, write_atomically, write_json
 from lit_puzzle.run.recipe import recipe_that_makes
 from lit_puzzle.run.renamed import renamed_in_config
 
@@ -36,16 +36,6 @@ PACKAGES = (
     *("lit-puzzle", "torch", "lightning", "transformers", "trl", "peft", "torchmetrics", "safetensors"),
     *("highspy", "numpy", "aiconfigurator-core", "pyarrow"),  # of the search
 )
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file atomically: a reader sees the old content or the new, even if this process is killed."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
 
 
 def is_complete(folder: Path) -> bool:
@@ -149,7 +139,7 @@ def join_run(run_dir: Path, config: str, patience_seconds: float = 300.0) -> Non
 def _check_same_run(run_dir: Path, config: str) -> None:
     if not (run_dir / CONFIG).is_file():
         raise ValueError(f"{run_dir} is not empty and not a run folder (it has no {CONFIG}); choose another --run_dir.")
-    before = (run_dir / CONFIG).read_text()
+    before = read_text(run_dir / CONFIG)
     renamed = [] if before == config else renamed_in_config(before)
     if renamed:
         raise ValueError(
@@ -223,7 +213,7 @@ class RunClock:
             "peak_memory_gib": peak_memory_gib(),
             "results": dict(results),
         }
-        write_atomically(run_dir / RECORD, json.dumps(record, indent=2) + "\n")
+        write_json(run_dir / RECORD, record, indent=2)
 
 
 def git_commit() -> str | None:

@@ -9,14 +9,13 @@ Disk: about 20 bytes x candidates x (samples x metrics + items). Source: this pr
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from lit_puzzle.library.library import Library, parts
-from lit_puzzle.run.folder import write_atomically
+from lit_puzzle.run.files import read_json, write_json
 from lit_puzzle.spec import BlockSpec
 
 INPUTS_FILE = "inputs.json"
@@ -97,11 +96,11 @@ class ScoreFiles:
     def write(self, name: str, values: Values) -> None:
         """Write one file."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.folder / name, json.dumps(values) + "\n")
+        write_json(self.folder / name, values, indent=None)
 
     def read(self, name: str) -> Values:
         """Read what `write` wrote."""
-        values: Values = json.loads((self.folder / name).read_text())
+        values: Values = read_json(self.folder / name)
         return values
 
 
@@ -138,9 +137,9 @@ def claim_inputs(run_dir: Path, inputs: Mapping[str, str], is_first: bool) -> No
     file = run_dir / INPUTS_FILE
     if not file.is_file():
         if is_first:
-            write_atomically(file, json.dumps(dict(inputs), indent=1) + "\n")
+            write_json(file, dict(inputs))
         return
-    before = json.loads(file.read_text())
+    before = read_json(file)
     changed = sorted(name for name in inputs if before.get(name) != inputs[name])
     if changed:
         raise ValueError(f"{run_dir} was started with another {' and another '.join(changed)}; give --overwrite")

@@ -30,7 +30,7 @@ from lightning.fabric import Fabric
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from lit_puzzle.data.calibration import CALIBRATION_FILE, CalibrationData
 from lit_puzzle.library.library import Library
@@ -38,6 +38,7 @@ from lit_puzzle.library.swap import swapped
 from lit_puzzle.library.trained_blocks import block_tensors, check_trained
 from lit_puzzle.model.blocks import PuzzleModel
 from lit_puzzle.model.checkpoint import fingerprint
+from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.scoring.block_quality import METRICS
 from lit_puzzle.scoring.evaluations import Evaluation, evaluation_items, score_items
@@ -127,8 +128,7 @@ class _Run:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The parent's; only evaluations need it."""
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.parent)
-        return tokenizer
+        return load_tokenizer(self.parent)
 
     def evaluation_files(self, evaluation: Evaluation) -> ScoreFiles:
         """Return the files of one evaluation."""

@@ -26,7 +26,6 @@ Source: arXiv 2411.19146 (mixed-integer program over blocks), arXiv 2602.11937 (
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +36,8 @@ from typing import Any
 from lit_puzzle.costs.cost_model import CostModel
 from lit_puzzle.costs.model_shape import ModelShape
 from lit_puzzle.library.library import Library
-from lit_puzzle.run.folder import require_input, write_atomically
+from lit_puzzle.run.files import write_json
+from lit_puzzle.run.folder import require_input
 from lit_puzzle.scoring.scores import Scores
 from lit_puzzle.search import refine
 from lit_puzzle.search.batches import DeployedBatch
@@ -104,7 +104,7 @@ def search(
 
 
 def _save(run_dir: Path, record: dict[str, Any]) -> None:
-    write_atomically(run_dir / "plan.json", json.dumps(record, indent=1) + "\n")
+    write_json(run_dir / "plan.json", record)
     write_table(run_dir / "search.md", record)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from lit_puzzle.model.family import Family
-from lit_puzzle.model.safetensors_file import read_json
+from lit_puzzle.run.files import read_json
 from lit_puzzle.run.folder import RECORD, require_input
 from lit_puzzle.serve.configs import Blocks
 from lit_puzzle.serve.experts import Rounding

@@ -1,13 +1,13 @@
-"""A process of its own that renders chat templates: a template that never ends, or eats memory, ends only this process.
+"""A process of its own that renders chat templates: one that never ends, or eats memory, ends only this process.
 
-Started by `lit_puzzle.environments.chat_template` with the number of an open connection; imports nothing but the standard
-library and jinja2. Each request is JSON: `template` (a number), `source` (its text, the first time), `variables`,
-`date`. Each reply is `{"text": ...}` or `{"error": ...}`. Rendering may use `CPU_SECONDS` and `MEMORY_BYTES`; the kernel
-ends the process when a request takes more time.
+Started by `lit_puzzle.model.chat` with the number of an open connection; imports nothing but the standard library and
+jinja2. Each request is JSON: `template` (a number), `source` (its text, the first time), `variables` (null: only
+compile), `date` and `seconds`. Each reply is `{"text": ...}` or `{"error": ...}`. A request may use `seconds` of CPU,
+up to a second more, and `MEMORY_BYTES`; the kernel ends the process when it takes more time.
 
-The environment is that of transformers' `apply_chat_template` (5.19): sandboxed, blocks trimmed, `break` and `continue`,
-`{% generation %}`, `tojson` that keeps all characters, `raise_exception`, and `strftime_now`, which here reads the date
-of the run and no clock.
+The environment is that of transformers' `apply_chat_template` (5.19): sandboxed, blocks trimmed, `break` and
+`continue`, `{% generation %}`, `tojson` that keeps all characters, `raise_exception`, and `strftime_now`, which here
+reads the date of the run and no clock.
 """
 
 import json
@@ -16,23 +16,22 @@ import signal
 import sys
 from datetime import date
 from multiprocessing.connection import Connection
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from jinja2 import Template, TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-CPU_SECONDS = 3
 MEMORY_BYTES = 2 << 30
 MAX_CHARACTERS = 64 << 20  # of a rendered prompt
-NO_DATE = "it reads the clock, and no date is fixed. Load the tokenizer with lit_puzzle.environments.load_tokenizer."
+NO_DATE = "it reads the clock, and no date is fixed for it (lit_puzzle.model.chat.fix_date)"
 
 
 class GenerationBlock(Extension):
     """`{% generation %} ... {% endgeneration %}`, which marks the assistant's text and changes nothing."""
 
-    tags = {"generation"}
+    tags: ClassVar[set[str]] = {"generation"}
 
     def parse(self, parser: Parser) -> nodes.Node:
         """Return the statements inside, with a scope of their own."""
@@ -86,6 +85,8 @@ def answer(request: dict[str, Any], templates: dict[int, Template]) -> dict[str,
     try:
         if "source" in request:
             templates[request["template"]] = compiled(request["source"])
+        if request["variables"] is None:
+            return {"text": ""}
         return {"text": render(templates[request["template"]], request["variables"], request["date"])}
     except MemoryError:
         return {"error": f"it needs more than {MEMORY_BYTES >> 30} GiB"}
@@ -101,7 +102,7 @@ def answer(request: dict[str, Any], templates: dict[int, Template]) -> dict[str,
         AttributeError,
         AssertionError,
     ) as error:
-        return {"error": " ".join(str(error).split()) or type(error).__name__}
+        return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
 
 
 def main(descriptor: int) -> None:
@@ -117,7 +118,7 @@ def main(descriptor: int) -> None:
         except EOFError:
             return
         used = resource.getrusage(resource.RUSAGE_SELF)
-        limit = int(used.ru_utime + used.ru_stime) + CPU_SECONDS + 1
+        limit = int(used.ru_utime + used.ru_stime) + request["seconds"] + 1
         resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
         connection.send_bytes(json.dumps(answer(request, templates)).encode())
 

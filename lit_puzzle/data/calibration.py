@@ -29,14 +29,15 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_puzzle.data.batches import PaddedBatch
 from lit_puzzle.data.prompt_source import PromptSource
-from lit_puzzle.data.prompts import check_lengths, choose, encode
+from lit_puzzle.data.prompts import check_lengths, choose, encode, prompts_identity
 from lit_puzzle.generation.load import load_engine
 from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.model.chat import fix_date
+from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.model.opening import load_config, load_tokenizer
 from lit_puzzle.run.files import write_atomically
 from lit_puzzle.run.folder import require_input
-from lit_puzzle.run.inputs import run_date
+from lit_puzzle.run.inputs import Identity, file_identity, run_date
 from lit_puzzle.run.json_lines import read_json_lines
 
 CALIBRATION_FILE = "calibration.jsonl"
@@ -79,6 +80,14 @@ class CalibrationData(LightningDataModule):
         self.engine = engine
         self.batch_size = batch_size
         self.prepare_data_per_node = False  # the run folder is shared by all nodes
+
+    def input_identities(self) -> dict[str, Identity]:
+        """Return the identities of the parent, and of the sequences or the prompts that it completes."""
+        parent = {"data.parent": checkpoint_identity(self.parent)}
+        if self.sequences is not None:
+            return parent | {"data.sequences": file_identity(require_input(self.sequences, "calibration data"))}
+        assert self.prompts is not None
+        return parent | {"data.prompts": prompts_identity(self.prompts, choose(self.prompts))}
 
     def prepare_data(self) -> None:
         """Generate the sequences (first process only) and write `calibration.jsonl`."""

@@ -30,6 +30,7 @@ from pyarrow import parquet
 from lit_puzzle.data.provenance import Provenance, read_limits
 from lit_puzzle.run.files import read_json, write_json
 from lit_puzzle.run.folder import require_input
+from lit_puzzle.run.inputs import Identity, file_identity
 
 DOCUMENTS_FILE = "documents.json"
 NOTE = "lit_puzzle"
@@ -147,6 +148,11 @@ def _count(shard: Shard) -> dict[str, Any]:
     }
 
 
+def documents_identity(folder: Path, shards: int) -> Identity:
+    """Return the identity of a folder of documents with so many shards."""
+    return file_identity(folder, [DOCUMENTS_FILE, *map(shard_name, range(shards))])
+
+
 class DocumentFolder:
     """A complete folder of documents.
 
@@ -184,6 +190,10 @@ class DocumentFolder:
     def num_shards(self) -> int:
         """Number of shards."""
         return len(self.first) - 1
+
+    def input_identity(self) -> Identity:
+        """Return the identity of the folder: its record and its shards."""
+        return documents_identity(self.folder, self.num_shards)
 
     def shard(self, number: int) -> Shard:
         """Return the documents of one shard, checked."""

@@ -33,6 +33,7 @@ from lit_puzzle.data.packing import Integers
 from lit_puzzle.data.packing_settings import DocumentFilter, PackingSettings
 from lit_puzzle.model.writer import atomic_folder
 from lit_puzzle.run.files import read_json, write_json
+from lit_puzzle.run.inputs import Identity
 
 PACKED_FILE = "packed.json"
 
@@ -97,6 +98,10 @@ class PackedDocuments(LightningDataModule):
             "seed": self.seed,
             "documents": self.folder.identity,
         }
+
+    def input_identities(self) -> dict[str, Identity]:
+        """Return the identity of the documents."""
+        return {"documents": self.folder.input_identity()}
 
     def prepare_data(self) -> None:
         """Pack both splits into the run folder (first process only), unless they are there.

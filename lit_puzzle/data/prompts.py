@@ -22,8 +22,10 @@ from lit_puzzle.data.prompt_source import PromptSource
 from lit_puzzle.environments.chat_template import render_prompt
 from lit_puzzle.environments.environment import EFFORTS, Problem, PromptAtEffort, draw, effort_weights, is_held_out
 from lit_puzzle.environments.messages import ROW, checked_messages, checked_row, checked_tools
+from lit_puzzle.environments.problem_identity import names_of, problems_identity
 from lit_puzzle.model.opening import load_config
 from lit_puzzle.run.folder import require_input
+from lit_puzzle.run.inputs import Identity
 
 FORM = f'{ROW} and "environment": text'
 
@@ -53,6 +55,11 @@ def choose(source: PromptSource) -> list[PromptAtEffort]:
     random.Random(f"order {source.seed}").shuffle(training)
     chosen = random.Random(f"efforts {source.seed}").choices(list(weights), list(weights.values()), k=wanted)
     return list(zip(training[:wanted], chosen, strict=True))
+
+
+def prompts_identity(source: PromptSource, chosen: Sequence[PromptAtEffort]) -> Identity:
+    """Return the identity of chosen prompts."""
+    return problems_identity(str(source.file) if source.file else names_of(source.environments or []), chosen)
 
 
 def read_prompts(path: Path) -> list[Problem]:

@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader
 
 from lit_puzzle.environments.chat_template import render_prompt
 from lit_puzzle.environments.environment import Environment, Problem, PromptAtEffort, draw, effort_weights
+from lit_puzzle.environments.problem_identity import names_of, problems_identity
+from lit_puzzle.run.inputs import Identity
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -68,6 +70,17 @@ class PromptData(LightningDataModule):
     def set_aside(self, problems: Iterable[Problem]) -> None:
         """Names the problems of a final measurement: validation, which chooses among weights, then asks others."""
         self._set_aside = frozenset(problem.question() for problem in problems)
+
+    def input_identities(self) -> dict[str, Identity]:
+        """Return the identity of the problems of both splits."""
+        efforts = list(self.efforts)[:1]
+        training = draw(self.environments, self.efforts, self.num_train_prompts, self.seed, held_out=False)
+        held_out = draw(self.environments, efforts, self.held_out_per_effort, self.held_out_seed, held_out=True)
+        source = names_of(self.environments)
+        return {
+            "data.training": problems_identity(source, training),
+            "data.held_out": problems_identity(source, held_out),
+        }
 
     def train_prompts(self, tokenizer: "PreTrainedTokenizerBase") -> "Dataset":
         """Return the training prompts as a dataset of texts with the columns prompt, answer, environment and effort."""

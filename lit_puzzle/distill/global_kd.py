@@ -39,8 +39,10 @@ from lit_puzzle.distill.evaluation import HeldOutEvaluation
 from lit_puzzle.distill.settings import DistillationEvaluation, LossSettings
 from lit_puzzle.distill.top_logits_files import RECORD_FILE, TopLogits
 from lit_puzzle.evaluate.before_after import validation_values
+from lit_puzzle.model.identity import checkpoint_identity, weights_identity
 from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.run.folder import require_input
+from lit_puzzle.run.inputs import Identity, file_identity, record_output
 from lit_puzzle.spec import Plan
 from lit_puzzle.training.best_weights import load_best
 from lit_puzzle.training.ema import WeightAverage
@@ -120,6 +122,14 @@ class GlobalDistillation(LightningModule):
     def run_dir(self) -> Path:
         """The run folder."""
         return Path(self.trainer.default_root_dir)
+
+    def input_identities(self) -> dict[str, Identity]:
+        """Return the identities of child and parent, or of the parent's top-k logits."""
+        has_logits, parent = self.has_top_logits, self.parent_folder
+        return {
+            "child": checkpoint_identity(self.child_folder),
+            "parent": file_identity(parent) if has_logits else checkpoint_identity(parent),
+        }
 
     def setup(self, stage: str) -> None:
         """Check trainer and data, and draw the problems of the evaluation, before anything slow.
@@ -245,6 +255,8 @@ class GlobalDistillation(LightningModule):
             self.average.swap()
         is_writer, tenth = self.trainer.is_global_zero, max(1, len(self._losses) // 10)
         save_child(self.child_folder, self.run_dir / "child", self.model, is_writer)
+        if is_writer:
+            record_output(self.run_dir, "child", weights_identity(self.run_dir / "child"))
         self.results = {"loss/first": fmean(self._losses[:tenth]), "loss/last": fmean(self._losses[-tenth:])}
         if self._val_losses:
             self.results |= {"val_loss/first": self._val_losses[0], "val_loss/best": min(self._val_losses)}

@@ -28,6 +28,8 @@ from lit_puzzle.data.prompts import check_lengths
 from lit_puzzle.environments.chat_template import render_prompt
 from lit_puzzle.environments.environment import EFFORTS, Environment, PromptAtEffort
 from lit_puzzle.environments.episodes import Episode, Texts, failures, grade, problem_number, read_rows, write_rows
+from lit_puzzle.environments.problem_identity import names_of, problems_identity
+from lit_puzzle.evaluate.baseline import take_baseline
 from lit_puzzle.evaluate.held_out import HeldOut
 from lit_puzzle.generation.engine import Engine
 from lit_puzzle.generation.lengths import length_statistics, write_lengths
@@ -36,11 +38,12 @@ from lit_puzzle.generation.policy import load_policy
 from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.kv_cache.fp8_cache import Fp8Cache, scales_for
-from lit_puzzle.kv_cache.scales import ScalePair
+from lit_puzzle.kv_cache.scales import ScalePair, scales_identity
 from lit_puzzle.model.chat import fix_date
+from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.run.folder import require_input
-from lit_puzzle.run.inputs import run_date, take_date
+from lit_puzzle.run.inputs import Identity, claim_inputs, file_identity, run_date
 
 EPISODES_FILE = "episodes.jsonl"
 
@@ -239,8 +242,13 @@ def evaluate(
     scales = scales_for(checkpoint, kv_scales) if kv_cache == "fp8" else None
     before = None if baseline is None else read_episodes(baseline)
     problems = held_out.problems()
+    identity = checkpoint_identity(checkpoint)
+    if baseline is not None:
+        take_baseline(run_dir, identity, baseline)
+    asked = problems_identity(names_of(held_out.environments), problems)
+    claim_inputs(run_dir, {"checkpoint": identity, "held_out": asked} | _other_inputs(kv_scales, baseline))
     tokenizer = load_tokenizer(checkpoint)
-    fix_date(tokenizer, prompt_date(run_dir, baseline))
+    fix_date(tokenizer, run_date(run_dir))
     check_lengths(tokenizer, problems, checkpoint, sampling.max_new_tokens)
     loaded = load_engine(engine, checkpoint) if scales is None else load_with_fp8_cache(engine, checkpoint, scales)
     episodes = solve_problems(loaded, tokenizer, problems, held_out.environments, sampling)
@@ -255,17 +263,13 @@ def evaluate(
     return results
 
 
-def prompt_date(run_dir: Path, baseline: Path | None) -> str:
-    """Return the date that prompts are given: the baseline's, unless this run has begun with another.
-
-    Prints a line if the two differ: a chat template that reads the clock has then made other prompts.
-    """
-    if baseline is None:
-        return run_date(run_dir)
-    own, other = take_date(run_dir, baseline), run_date(baseline)
-    if own != other:
-        print(f"The prompts of {run_dir} have the date {own}, those of {baseline} {other}: they may differ in it.")
-    return own
+def _other_inputs(kv_scales: Path | None, baseline: Path | None) -> dict[str, Identity]:
+    found = {}
+    if kv_scales is not None:
+        found["kv_scales"] = scales_identity(kv_scales)
+    if baseline is not None:
+        found["baseline"] = file_identity(baseline, [EPISODES_FILE])
+    return found
 
 
 def load_with_fp8_cache(settings: EngineSettings, checkpoint: Path, scales: Sequence[ScalePair | None]) -> Engine:

@@ -16,8 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lit_puzzle.run.files import read_json, write_json
+from lit_puzzle.run.inputs import Identity, file_identity
 
 META_FILE, SCORES_FILE = "importance.json", "importance.safetensors"
+
+
+def scores_identity(folder: Path) -> Identity:
+    """Return the identity of the importance files in a folder."""
+    return file_identity(folder, [META_FILE, SCORES_FILE])
 
 
 @dataclass(frozen=True)

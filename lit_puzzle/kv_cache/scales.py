@@ -26,6 +26,7 @@ from torch import Tensor
 from lit_puzzle.model.family import family_named
 from lit_puzzle.model.layout import layer_prefix
 from lit_puzzle.run.files import read_json, write_json
+from lit_puzzle.run.inputs import Identity, file_identity
 
 META_FILE, SCALES_FILE = "kv_scales.json", "kv_scales.safetensors"
 HEAD = ("fingerprint", "model_type", "method", "rounding", "tokens")  # what the JSON file says of all layers
@@ -61,6 +62,11 @@ class LayerScales:
 
     k: TensorScale
     v: TensorScale
+
+
+def scales_identity(folder: Path) -> Identity:
+    """Return the identity of the scales in a folder."""
+    return file_identity(folder, [SCALES_FILE, META_FILE])
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from typing import Any
 
 from lit_puzzle.model.layout import layer_blocks
 from lit_puzzle.run.files import read_json, write_json
+from lit_puzzle.run.inputs import Identity, file_identity
 from lit_puzzle.run.strict_json import checked_keys
 from lit_puzzle.spec import BlockSpec, Plan
 
@@ -162,6 +163,11 @@ class Library:
                 f"The library is of parent {self.parent_fingerprint}, not of {fingerprint}: expert indices would mean "
                 "other experts. Run recipes/library.yaml on this parent."
             )
+
+    def identity(self, folder: Path) -> Identity:
+        """Return the identity of the library in its folder: `library.json` and the files of trained candidates."""
+        files = {candidate.weights for layer in self.layers for candidate in layer if candidate.weights is not None}
+        return file_identity(folder, [LIBRARY_FILE, *sorted(files)])
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain JSON value."""

@@ -16,7 +16,7 @@ import signal
 import sys
 from datetime import date
 from multiprocessing.connection import Connection
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 from jinja2 import Template, TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
@@ -31,7 +31,7 @@ NO_DATE = "it reads the clock, and no date is fixed for it (lit_puzzle.model.cha
 class GenerationBlock(Extension):
     """`{% generation %} ... {% endgeneration %}`, which marks the assistant's text and changes nothing."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}  # noqa: RUF012  (as jinja2 declares it)
 
     def parse(self, parser: Parser) -> nodes.Node:
         """Return the statements inside, with a scope of their own."""

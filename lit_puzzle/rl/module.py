@@ -43,11 +43,12 @@ from lit_puzzle.evaluate.before_after import (
 from lit_puzzle.evaluate.held_out import held_out_problems
 from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.model.chat import fix_date
+from lit_puzzle.model.identity import checkpoint_identity, weights_identity
 from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.rl.rewards import build_rewards
 from lit_puzzle.rl.settings import ExtraReward, GRPOSettings, RewardSettings
 from lit_puzzle.run.folder import require_input
-from lit_puzzle.run.inputs import run_date
+from lit_puzzle.run.inputs import Identity, record_output, run_date
 from lit_puzzle.training.best_weights import load_best
 from lit_puzzle.training.load_child import load_child
 from lit_puzzle.training.settings import TrainingSettings
@@ -121,6 +122,10 @@ class RLRecovery(LightningModule):
     def model(self) -> PreTrainedModel:
         """The causal language model inside any LoRA wrapper."""
         return without_adapters(self.policy)
+
+    def input_identities(self) -> dict[str, Identity]:
+        """Return the identity of the child."""
+        return {"child": checkpoint_identity(self.child)}
 
     def setup(self, stage: str) -> None:
         """Check trainer and data, and draw the prompts of the evaluation, before anything slow."""
@@ -256,6 +261,8 @@ class RLRecovery(LightningModule):
         load_best(self)
         is_writer = self.trainer.is_global_zero
         save_child(self.child, self.run_dir / "child", self.model, is_writer)
+        if is_writer:
+            record_output(self.run_dir, "child", weights_identity(self.run_dir / "child"))
         become_saved(self.model, self.child)
         before, after = read_episodes(self.run_dir / "before"), self._solve(self._evaluation_prompts)
         write_evaluation(self.run_dir / "after", after, is_writer, self.evaluation.texts)

@@ -106,6 +106,8 @@ def facts_of(written: Checkpoint, export: Export) -> Facts:
             parameters=count_parameters(written.config),
             weight_bytes=sum(info.num_bytes for info in written.tensors.values()),
             context_tokens=whole(written.config, "max_position_embeddings"),
+            fingerprint=written.fingerprint(),
+            source_fingerprint=export.source.fingerprint(),
         ),
     )
 

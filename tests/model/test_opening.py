@@ -93,6 +93,9 @@ def code_in_the_folder(folder: Path) -> None:
     (folder / "code.py").write_text("raise SystemExit('this was run')")
 
 
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
 def settings_that_are_a_list(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text("[]")
 
@@ -130,7 +133,10 @@ def test_damaged_tokenizer_is_one_error(
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "was stopped: it took more than 1 seconds"),
+        (
+            "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+            "was stopped: it took more than 1 seconds",
+        ),
         ("{{ raise_exception('no system message') }}", "cannot be used: TemplateError: no system message"),
         ("{{ messages.nothing.at_all }}", "cannot be used: UndefinedError"),
         ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "cannot be used: SecurityError"),

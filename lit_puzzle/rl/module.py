@@ -30,7 +30,8 @@ from transformers import PreTrainedModel
 from lit_puzzle.child.save import become_saved, save_child
 from lit_puzzle.data.rl_prompts import PromptData
 from lit_puzzle.environments.environment import PromptAtEffort
-from lit_puzzle.evaluate.accuracy import Episode, read_episodes
+from lit_puzzle.environments.episodes import Episode
+from lit_puzzle.evaluate.accuracy import read_episodes
 from lit_puzzle.evaluate.before_after import (
     EvaluationSettings,
     print_table,
@@ -41,12 +42,13 @@ from lit_puzzle.evaluate.before_after import (
 )
 from lit_puzzle.evaluate.held_out import held_out_problems
 from lit_puzzle.generation.transformers_engine import TransformersEngine
+from lit_puzzle.model.chat import fix_date
 from lit_puzzle.model.identity import checkpoint_identity, weights_identity
 from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.rl.rewards import build_rewards
 from lit_puzzle.rl.settings import ExtraReward, GRPOSettings, RewardSettings
 from lit_puzzle.run.folder import require_input
-from lit_puzzle.run.inputs import Identity, record_output
+from lit_puzzle.run.inputs import Identity, record_output, run_date
 from lit_puzzle.training.best_weights import load_best
 from lit_puzzle.training.load_child import load_child
 from lit_puzzle.training.settings import TrainingSettings
@@ -140,6 +142,7 @@ class RLRecovery(LightningModule):
         if self.policy is not None:
             return
         self.tokenizer = load_tokenizer(self.child, padding_side="left")
+        fix_date(self.tokenizer, run_date(self.run_dir))
         self.policy = load_child(self.device_mesh, self.child, self.training_settings)
         if not self.grpo.unshard_rollouts:
             self.model._is_fsdp_managed_module = True  # generation then runs equally many steps on all processes
@@ -199,7 +202,12 @@ class RLRecovery(LightningModule):
             raise ValueError(
                 f"{self.run_dir / 'before'} is missing: there is nothing to compare with. Use --overwrite."
             )
-        write_evaluation(self.run_dir / "before", self._solve(self._evaluation_prompts), self.trainer.is_global_zero)
+        write_evaluation(
+            self.run_dir / "before",
+            self._solve(self._evaluation_prompts),
+            self.trainer.is_global_zero,
+            self.evaluation.texts,
+        )
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Return the loss of a slice (times the accumulation: TRL and Lightning both divide) and any new rollout."""
@@ -257,7 +265,7 @@ class RLRecovery(LightningModule):
             record_output(self.run_dir, "child", weights_identity(self.run_dir / "child"))
         become_saved(self.model, self.child)
         before, after = read_episodes(self.run_dir / "before"), self._solve(self._evaluation_prompts)
-        write_evaluation(self.run_dir / "after", after, is_writer)
+        write_evaluation(self.run_dir / "after", after, is_writer, self.evaluation.texts)
         self.results = recovery_results(before, after, self._reward_history)
         if is_writer:
             print_table(self.results)

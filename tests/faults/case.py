@@ -45,7 +45,7 @@ class Right:
     only: tuple[str, ...] | None = None
 
 
-Expected = Refused | Right | tuple[Refused, Right]
+Expected = Refused | Right | tuple[Refused | Right, ...]
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,12 @@ class Case:
         owner: whose part of the project has to stand it.
         stage: a stage of `faults.world.STAGES`, or a recipe file that the damage wrote.
         damage: what is done to the inputs.
-        expected: what must happen; of a pair either.
+        expected: what must happen; of several one of them.
         words: overrides of the command.
         needs: further folders of the world.
         seconds: what a run may take; more is a hang.
         environment: variables of the environment.
+        words_are_wrong: whether the corrected command is without `words`.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Case:
     needs: tuple[str, ...] = ()
     seconds: float = 30.0
     environment: dict[str, str] = field(default_factory=dict)
+    words_are_wrong: bool = False
 
 
 def refused(*words: str, keeps: bool = False) -> Refused:
@@ -146,13 +148,24 @@ class Trials:
         return None if expected.keeps else self.blocked(case, folder)
 
     def blocked(self, case: Case, folder: Path) -> str | None:
-        """Return how what a refusal left behind refuses another recipe, or None."""
-        if not (folder / OUT).is_dir() or not any((folder / OUT).iterdir()):
-            return None
+        """Return how what a refusal left in the run folder refuses the corrected command, or None.
+
+        The corrected command is the same one with the undamaged inputs, and without the case's words if those were
+        wrong; where the trial has files of its own, it is another recipe.
+        """
         left = sorted(path.relative_to(folder / OUT).as_posix() for path in (folder / OUT).rglob("*") if path.is_file())
-        all_of(write("nothing_module.py", MODULE), write("probe.yaml", PROBE))(folder)
-        [end] = self.server.run(Run(["run", "probe.yaml"], str(folder), f"{folder}.txt"))
-        return None if end.status == 0 else f"BLOCKS: the refusal left {left}, which refuse another recipe"
+        if not (folder / OUT).is_dir() or not left:
+            return None
+        if case.stage in STAGES and (case.words_are_wrong or not case.words):
+            for name in (*STAGES[case.stage].inputs, *case.needs):
+                remove_and_copy(self.world / name, folder / name)
+            command = STAGES[case.stage].command()
+        else:
+            all_of(write("nothing_module.py", MODULE), write("probe.yaml", PROBE))(folder)
+            command = ["run", "probe.yaml"]
+        [end] = self.server.run(Run(command, str(folder), f"{folder}.txt"))
+        said = last_line(end.said)
+        return None if end.status == 0 else f"BLOCKS: the refusal left {left}; the corrected command: {said}"
 
     def not_right(self, case: Case, expected: Right, folder: Path) -> str | None:
         """Return which result files differ from those of the other run, or None."""
@@ -168,6 +181,14 @@ class Trials:
         right, found = self.expected_results[key], results(folder / OUT, patterns)
         differing = sorted(name for name in {*right, *found} if right.get(name) != found.get(name))
         return f"WRONG RESULT: {differing} differ" if differing or not right else None
+
+
+def remove_and_copy(source: Path, target: Path) -> None:
+    """Put a copy of a folder of the world in the place of whatever is there."""
+    if target.is_dir() and not target.is_symlink():
+        shutil.rmtree(target)
+    target.unlink(missing_ok=True)
+    shutil.copytree(source, target)
 
 
 def results(folder: Path, patterns: tuple[str, ...]) -> dict[str, bytes]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, field
@@ -26,6 +27,8 @@ class Run:
         file_bytes: no file may grow beyond.
         dies_when_full: a longer write ends the process instead of failing.
         waits_for: file that has to exist before it begins.
+        signal_when: file at whose appearance the process gets a signal.
+        signal: which.
     """
 
     words: list[str]
@@ -38,6 +41,8 @@ class Run:
     file_bytes: int | None = None
     dies_when_full: bool = False
     waits_for: str | None = None
+    signal_when: str | None = None
+    signal: int = signal.SIGTERM
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from faults.case import Trials
 from faults.commands import Server
 from faults.world import build

@@ -15,8 +15,8 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-Damage = Callable[[Path], None]
-TensorChange = Callable[[dict[str, torch.Tensor]], None]
+Damage = Callable[[Path], object]
+TensorChange = Callable[[dict[str, torch.Tensor]], object]
 DROP = object()  # a value of `edit` that removes the key
 
 
@@ -171,7 +171,7 @@ def header(path: str, change: Callable[[str], str]) -> Damage:
     return apply
 
 
-def shards(folder_name: str, change: Callable[[dict[str, str]], None], twice: str | None = None) -> Damage:
+def shards(folder_name: str, change: Callable[[dict[str, str]], object], twice: str | None = None) -> Damage:
     """A checkpoint in two shards with an index, whose map of tensors to files is changed.
 
     Args:

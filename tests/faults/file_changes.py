@@ -24,7 +24,7 @@ def watch(folder: Path, kill_before: int | None) -> list[str]:
         kill_before: number of the change, from 1; None: none.
     """
     changes: list[str] = []
-    inside, folder_text = False, str(folder)
+    inside = False
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal inside
@@ -32,8 +32,8 @@ def watch(folder: Path, kill_before: int | None) -> list[str]:
             return
         inside = True  # what this hook does itself is not counted
         path = arguments[1] if event in ("os.rename", "os.link", "os.symlink") else arguments[0]
-        if isinstance(path, str | bytes | os.PathLike) and os.path.abspath(os.fsdecode(path)).startswith(folder_text):
-            changes.append(f"{event} {os.path.relpath(os.fsdecode(path), folder_text)}")
+        if isinstance(path, str | bytes | os.PathLike) and (Path.cwd() / os.fsdecode(path)).is_relative_to(folder):
+            changes.append(f"{event} {(Path.cwd() / os.fsdecode(path)).relative_to(folder)}")
             if len(changes) == kill_before:
                 os.kill(os.getpid(), signal.SIGKILL)
         inside = False

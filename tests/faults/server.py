@@ -58,6 +58,7 @@ def run_together(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for process, number in list(children.items()):
             found, status = os.waitpid(process, os.WNOHANG)
             seconds = time.monotonic() - started
+            deliver(runs[number], process)
             too_slow = found == 0 and seconds > runs[number]["limit_seconds"]
             if too_slow:
                 os.killpg(process, signal.SIGKILL)
@@ -68,6 +69,13 @@ def run_together(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 ends[number] = end
         time.sleep(POLL_SECONDS if children else 0)
     return [ends[number] for number in range(len(runs))]
+
+
+def deliver(run: dict[str, Any], process: int) -> None:
+    """Send a run its signal, once, as soon as the file is there that it waits for."""
+    if run["signal_when"] is not None and (Path(run["folder"]) / run["signal_when"]).exists():
+        run["signal_when"] = None
+        os.kill(process, run["signal"])
 
 
 def start(run: dict[str, Any]) -> int:

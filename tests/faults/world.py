@@ -71,7 +71,12 @@ STAGES = {
     ),
     "importance": Stage(
         "importance",
-        ("--model.init_args.parent=parent", "--data.init_args.parent=parent", "--trainer.accelerator=cpu", *CALIBRATION),
+        (
+            "--model.init_args.parent=parent",
+            "--data.init_args.parent=parent",
+            "--trainer.accelerator=cpu",
+            *CALIBRATION,
+        ),
         ("parent",),
         ("importance.*", "calibration.jsonl"),
     ),
@@ -188,7 +193,18 @@ STAGES = {
         ("episodes.jsonl", "generation_lengths.json"),
     ),
 }
-CHAIN = ("generate", "importance", "library", "score", "search", "assemble", "calibrate_kv", "evaluate", "export", "precompute_logits")
+CHAIN = (
+    "generate",
+    "importance",
+    "library",
+    "score",
+    "search",
+    "assemble",
+    "calibrate_kv",
+    "evaluate",
+    "export",
+    "precompute_logits",
+)
 
 
 def build(server: Server, folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""config.json, generation_config.json and other small files of a checkpoint that are broken or contradict themselves."""
+"""Small files of a checkpoint (config.json, generation_config.json, ...) that are broken or contradict themselves."""
 
 from faults.case import Case, Right, refused
 from faults.cases.checkpoints import READERS
@@ -6,6 +6,15 @@ from faults.damage import Damage, all_of, cut, directory, edit, remove, replace,
 
 CONFIG = "child/config.json"
 DEEP = "[" * 100_000 + "]" * 100_000
+TEXTS = ("episodes.jsonl", "documents/*.parquet")
+OTHER_GENERATION: tuple[dict[str, object], ...] = (
+    {"no_repeat_ngram_size": 2},
+    {"min_new_tokens": 12},
+    {"suppress_tokens": [20, 21, 22, 23, 24]},
+    {"num_beams": 3},
+    {"repetition_penalty": 5.0},
+    {"temperature": 9.0, "do_sample": True},
+)
 YARN_OF_MINE = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
 
 
@@ -24,17 +33,36 @@ def value(key: str, wrong: object, stage: str = "evaluate") -> Case:
 CASES = [
     case("missing", remove(CONFIG), "config.json"),
     case("missing: generate", remove("parent/config.json"), "config.json", stage="generate"),
-    *(Case(f"config: cut: {stage}", "reader", stage, cut(f"{READERS[stage]}/config.json", 0.6), refused("config.json")) for stage in ("evaluate", "generate", "rl_recover", "importance", "export", "calibrate_kv")),
+    *(
+        Case(
+            f"config: cut: {stage}", "reader", stage, cut(f"{READERS[stage]}/config.json", 0.6), refused("config.json")
+        )
+        for stage in ("evaluate", "generate", "rl_recover", "importance", "export", "calibrate_kv")
+    ),
     case("empty", write(CONFIG, ""), "config.json"),
     case("a list", write(CONFIG, "[]"), "config.json"),
     case("null", write(CONFIG, "null"), "config.json"),
     case("a folder", directory(CONFIG), "config.json"),
     case("nested 100,000 deep", write(CONFIG, DEEP), "config.json"),
     case("Latin-1 bytes", write(CONFIG, b'{"model_type": "gpt_\xf6ss"}'), "config.json"),
-    case("a key twice", replace(CONFIG, '"hidden_size": 96,', '"hidden_size": 96, "hidden_size": 64,'), "config.json", "hidden_size"),
-    case("a number of 5,000 digits", replace(CONFIG, '"hidden_size": 96,', f'"hidden_size": {"9" * 5000},'), "config.json"),
+    case(
+        "a key twice",
+        replace(CONFIG, '"hidden_size": 96,', '"hidden_size": 96, "hidden_size": 64,'),
+        "config.json",
+        "hidden_size",
+    ),
+    case(
+        "a number of 5,000 digits",
+        replace(CONFIG, '"hidden_size": 96,', f'"hidden_size": {"9" * 5000},'),
+        "config.json",
+    ),
     case("NaN", replace(CONFIG, '"rms_norm_eps": 1e-05', '"rms_norm_eps": NaN'), "config.json", "rms_norm_eps|NaN"),
-    case("infinite swiglu limit", replace(CONFIG, '"swiglu_limit": 7.0', '"swiglu_limit": Infinity'), "config.json", "swiglu_limit|Infinity"),
+    case(
+        "infinite swiglu limit",
+        replace(CONFIG, '"swiglu_limit": 7.0', '"swiglu_limit": Infinity'),
+        "config.json",
+        "swiglu_limit|Infinity",
+    ),
     value("model_type", "llama"),
     value("model_type", "llama", "generate"),
     value("model_type", 7),
@@ -71,31 +99,96 @@ CASES = [
     value("rope_parameters.factor", -2.0, "generate"),
     value("max_position_embeddings", 0, "generate"),
     *(
-        Case(f"config: two dialects of RoPE that contradict: {stage}", "reader", stage, edit(f"{READERS[stage]}/config.json", {"rope_scaling": YARN_OF_MINE}), refused("config.json", "rope_scaling|rope_parameters"))
+        Case(
+            f"config: two dialects of RoPE that contradict: {stage}",
+            "reader",
+            stage,
+            edit(f"{READERS[stage]}/config.json", {"rope_scaling": YARN_OF_MINE}),
+            refused("config.json", "rope_scaling|rope_parameters"),
+        )
         for stage in ("evaluate", "generate", "export", "assemble")
     ),
-    case("rope_theta that contradicts rope_parameters", edit(CONFIG, {"rope_theta": 10000.0}), "config.json", "rope_theta"),
-    case("experts_per_token that contradicts num_experts_per_tok", edit(CONFIG, {"experts_per_token": 4}), "config.json", "experts_per_token"),
-    Case("config: both dialects of RoPE that agree", "reader", "generate", all_of(replace("parent/config.json", '"rope_parameters"', '"rope_theta": 150000.0, "rope_parameters"')), Right(only=("documents/*.parquet",))),
-    Case("config: code of its own", "reader", "evaluate", write("child/gpt_oss.py", "raise SystemExit(77)\n"), Right()),
-    Case("config: auto_map to code elsewhere", "reader", "generate", edit("parent/config.json", {"auto_map": {"AutoConfig": "someone/repo--x.Y"}}), (Right(only=("documents/*.parquet",)), refused("auto_map"))),
-    *(
-        Case(f"generation_config: {label}: {stage}", "prompts", stage, edit(f"{READERS[stage]}/generation_config.json", changes), (Right(only=("episodes.jsonl", "documents/*.parquet")), refused("generation_config.json", next(iter(changes)))))
-        for stage in ("evaluate", "generate")
-        for label, changes in {
-            "no_repeat_ngram_size": {"no_repeat_ngram_size": 2},
-            "min_new_tokens": {"min_new_tokens": 12},
-            "suppress_tokens": {"suppress_tokens": [20, 21, 22, 23, 24]},
-            "num_beams": {"num_beams": 3},
-            "repetition_penalty": {"repetition_penalty": 5.0},
-            "temperature": {"do_sample": True, "temperature": 9.0},
-        }.items()
+    case(
+        "rope_theta that contradicts rope_parameters",
+        edit(CONFIG, {"rope_theta": 10000.0}),
+        "config.json",
+        "rope_theta",
     ),
-    Case("generation_config: cut", "reader", "evaluate", cut("child/generation_config.json", 0.5), refused("generation_config.json")),
-    Case("generation_config: end token as text", "reader", "evaluate", edit("child/generation_config.json", {"eos_token_id": "five"}), refused("generation_config.json", "eos_token_id")),
-    Case("generation_config: end token outside the vocabulary", "reader", "evaluate", edit("child/generation_config.json", {"eos_token_id": [5, 999999]}), refused("generation_config.json", "eos_token_id")),
+    case(
+        "experts_per_token that contradicts num_experts_per_tok",
+        edit(CONFIG, {"experts_per_token": 4}),
+        "config.json",
+        "experts_per_token",
+    ),
+    Case(
+        "config: both dialects of RoPE that agree",
+        "reader",
+        "generate",
+        all_of(replace("parent/config.json", '"rope_parameters"', '"rope_theta": 150000.0, "rope_parameters"')),
+        Right(only=("documents/*.parquet",)),
+    ),
+    Case("config: code of its own", "reader", "evaluate", write("child/gpt_oss.py", "raise SystemExit(77)\n"), Right()),
+    Case(
+        "config: auto_map to code elsewhere",
+        "reader",
+        "generate",
+        edit("parent/config.json", {"auto_map": {"AutoConfig": "someone/repo--x.Y"}}),
+        (Right(only=("documents/*.parquet",)), refused("auto_map")),
+    ),
+    *(
+        Case(
+            f"generation_config: {next(iter(changes))}: {stage}",
+            "prompts",
+            stage,
+            edit(f"{READERS[stage]}/generation_config.json", changes),
+            (Right(only=TEXTS), refused("generation_config.json", next(iter(changes)))),
+        )
+        for stage in ("evaluate", "generate")
+        for changes in OTHER_GENERATION
+    ),
+    Case(
+        "generation_config: cut",
+        "reader",
+        "evaluate",
+        cut("child/generation_config.json", 0.5),
+        refused("generation_config.json"),
+    ),
+    Case(
+        "generation_config: end token as text",
+        "reader",
+        "evaluate",
+        edit("child/generation_config.json", {"eos_token_id": "five"}),
+        refused("generation_config.json", "eos_token_id"),
+    ),
+    Case(
+        "generation_config: end token outside the vocabulary",
+        "reader",
+        "evaluate",
+        edit("child/generation_config.json", {"eos_token_id": [5, 999999]}),
+        refused("generation_config.json", "eos_token_id"),
+    ),
     Case("plan.json of the child: cut", "reader", "export", cut("child/plan.json", 0.5), refused("plan.json")),
-    Case("plan.json of the child: other experts", "reader", "export", edit("child/plan.json", {"blocks.1.experts": [0, 1]}), refused("plan.json")),
-    Case("generation_lengths.json: cut, where it is needed", "training", "rl_recover", cut("child/generation_lengths.json", 0.5), refused("generation_lengths.json"), ("--model.init_args.rewards.length=0.5",)),
-    Case("generation_lengths.json: a text, where it is needed", "training", "rl_recover", edit("child/generation_lengths.json", {"low.mean": "many"}), refused("generation_lengths.json"), ("--model.init_args.rewards.length=0.5",)),
+    Case(
+        "plan.json of the child: other experts",
+        "reader",
+        "export",
+        edit("child/plan.json", {"blocks.1.experts": [0, 1]}),
+        refused("plan.json"),
+    ),
+    Case(
+        "generation_lengths.json: cut, where it is needed",
+        "training",
+        "rl_recover",
+        cut("child/generation_lengths.json", 0.5),
+        refused("generation_lengths.json"),
+        ("--model.init_args.rewards.length=0.5",),
+    ),
+    Case(
+        "generation_lengths.json: a text, where it is needed",
+        "training",
+        "rl_recover",
+        edit("child/generation_lengths.json", {"low.mean": "many"}),
+        refused("generation_lengths.json"),
+        ("--model.init_args.rewards.length=0.5",),
+    ),
 ]

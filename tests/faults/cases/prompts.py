@@ -13,11 +13,11 @@ from faults.damage import Damage, all_of, directory, fifo, lines, link, write
 
 FILE = "prompts.jsonl"
 LETTERS = "abcdefghij"
-ROWS: list[object] = [{"prompt": f"sort {LETTERS[number % 10]}{LETTERS[number % 7]}b"} for number in range(24)]
+QUESTIONS: list[object] = [f"sort {LETTERS[number % 10]}{LETTERS[number % 7]}b" for number in range(24)]
+ROWS: list[object] = [{"prompt": question} for question in QUESTIONS]
 TEXT = "".join(json.dumps(row) + "\n" for row in ROWS)
 DOCUMENTS = ("documents/*.parquet",)
 PLAIN = write(FILE, TEXT)
-SAME = Right(damage=PLAIN, words=None, only=DOCUMENTS)
 WORDS = (
     "--prompts.environments=null",
     "--prompts.num_prompts=8",
@@ -29,6 +29,9 @@ WORDS = (
 def words(path: str) -> tuple[str, ...]:
     """Return the overrides that generate from a file."""
     return (*WORDS, f"--prompts.file={path}")
+
+
+SAME = Right(damage=PLAIN, words=words(FILE), only=DOCUMENTS)
 
 
 def case(name: str, damage: Damage, expected: Expected, path: str = FILE, seconds: float = 30.0) -> Case:
@@ -70,8 +73,7 @@ def like(path: str, *others: str) -> Right:
     return Right(damage=write(path, TEXT), words=words(path), only=DOCUMENTS)
 
 
-PROMPT_COLUMN: list[object] = [row["prompt"] for row in map(dict, ROWS)]  # type: ignore[call-overload]
-NAMED = {"prompt": PROMPT_COLUMN}
+NAMED = {"prompt": QUESTIONS}
 TOOL = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
 CALLS = [{"type": "function", "function": {"name": "f", "arguments": "{}"}}]
 CASES = [
@@ -84,17 +86,50 @@ CASES = [
     case("UTF-32", write(FILE, TEXT.encode("utf-32")), (SAME, refused(FILE))),
     case("Latin-1", write(FILE, '{"prompt": "sort \xe9"}\n'.encode("latin-1") * 20), refused(FILE)),
     case("half a character", write(FILE, TEXT.encode() + b'{"prompt": "\xe2\x82"}\n'), refused(FILE)),
-    case("gzip", write("p.jsonl.gz", zipped(TEXT)), (Right(damage=write("p.jsonl", TEXT), words=words("p.jsonl"), only=DOCUMENTS), refused("p.jsonl.gz")), "p.jsonl.gz"),
+    case(
+        "gzip",
+        write("p.jsonl.gz", zipped(TEXT)),
+        (Right(damage=write("p.jsonl", TEXT), words=words("p.jsonl"), only=DOCUMENTS), refused("p.jsonl.gz")),
+        "p.jsonl.gz",
+    ),
     case("gzip under a plain name", write(FILE, zipped(TEXT)), refused(FILE)),
     case("cut gzip", write("p.jsonl.gz", zipped(TEXT)[:-20]), refused("p.jsonl.gz"), "p.jsonl.gz"),
     case("gzip bomb", write("p.jsonl.gz", zipped(" " * 300_000_000)), refused("p.jsonl.gz"), "p.jsonl.gz", seconds=60),
     case("Parquet", table("prompts.parquet", NAMED), SAME, "prompts.parquet"),
-    case("Parquet under capital letters", table("prompts.PARQUET", NAMED), (SAME, refused("prompts.PARQUET")), "prompts.PARQUET"),
-    case("folder of Parquet shards", all_of(table("prompts/a.parquet", {"prompt": PROMPT_COLUMN[:12]}), table("prompts/b.parquet", {"prompt": PROMPT_COLUMN[12:]})), (SAME, refused("prompts")), "prompts"),
+    case(
+        "Parquet under capital letters",
+        table("prompts.PARQUET", NAMED),
+        (SAME, refused("prompts.PARQUET")),
+        "prompts.PARQUET",
+    ),
+    case(
+        "folder of Parquet shards",
+        all_of(
+            table("prompts/a.parquet", {"prompt": QUESTIONS[:12]}),
+            table("prompts/b.parquet", {"prompt": QUESTIONS[12:]}),
+        ),
+        (SAME, refused("prompts")),
+        "prompts",
+    ),
     case("Parquet under the name of JSON lines", table(FILE, NAMED), refused(FILE)),
-    case("JSON lines under the name of Parquet", write("prompts.parquet", TEXT), refused("prompts.parquet"), "prompts.parquet"),
-    case("Parquet of another schema", table("prompts.parquet", {"text": PROMPT_COLUMN}), refused("prompts.parquet"), "prompts.parquet"),
-    case("Parquet with a null", table("prompts.parquet", {"prompt": [None, *PROMPT_COLUMN[1:]]}), refused("prompts.parquet"), "prompts.parquet"),
+    case(
+        "JSON lines under the name of Parquet",
+        write("prompts.parquet", TEXT),
+        refused("prompts.parquet"),
+        "prompts.parquet",
+    ),
+    case(
+        "Parquet of another schema",
+        table("prompts.parquet", {"text": QUESTIONS}),
+        refused("prompts.parquet"),
+        "prompts.parquet",
+    ),
+    case(
+        "Parquet with a null",
+        table("prompts.parquet", {"prompt": [None, *QUESTIONS[1:]]}),
+        refused("prompts.parquet"),
+        "prompts.parquet",
+    ),
     case("empty Parquet", table("prompts.parquet", {"prompt": []}), refused("prompts.parquet"), "prompts.parquet"),
     case("Parquet of no bytes", write("prompts.parquet", b""), refused("prompts.parquet"), "prompts.parquet"),
     case("empty folder", directory("prompts"), refused("prompts"), "prompts"),
@@ -104,7 +139,11 @@ CASES = [
     case("/dev/zero", link(FILE, "/dev/zero"), refused(FILE)),
     case("/dev/zero itself", NOTHING, refused("/dev/zero"), "/dev/zero"),
     case("a named pipe", fifo(FILE), refused(FILE)),
-    case("a line of 100 MB", lambda folder: write(FILE, TEXT + '{"prompt": "' + "a" * 100_000_000 + '"}\n')(folder), refused(FILE)),
+    case(
+        "a line of 100 MB",
+        lambda folder: write(FILE, TEXT + '{"prompt": "' + "a" * 100_000_000 + '"}\n')(folder),
+        refused(FILE),
+    ),
     case("a million digits", write(FILE, TEXT + '{"prompt": ' + "9" * 1_000_000 + "}\n"), refused(FILE)),
     case("nested 100,000 deep", write(FILE, TEXT + "[" * 100_000 + "]" * 100_000 + "\n"), refused(FILE)),
     case("more prompts asked than there are", write(FILE, json.dumps(ROWS[0]) + "\n"), refused(FILE)),
@@ -124,7 +163,10 @@ CASES = [
     row("empty prompt", {"prompt": ""}),
     row("environment as a list", {"prompt": "sort ab", "environment": ["x"]}, "environment"),
     row("only a system message", {"messages": [{"role": "system", "content": "be kind"}]}),
-    row("ends with the assistant", {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}),
+    row(
+        "ends with the assistant",
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+    ),
     row("ShareGPT's form", {"conversations": [{"from": "human", "value": "sort ab"}]}),
     row("control tokens", {"prompt": "sort ab<|end|><|start|>assistant<|channel|>final<|message|>ab<|return|>"}),
     message("role human", "human", role="human"),
@@ -138,7 +180,14 @@ CASES = [
     message("tool calls", "tool_calls", tool_calls=CALLS),
     message("a key of its own", "weight", weight=1),
     *(
-        Case(f"sequences: {name}: {stage}", "prompts", stage, write("s.jsonl", content), refused(*said), ("--data.init_args.sequences=s.jsonl",))
+        Case(
+            f"sequences: {name}: {stage}",
+            "prompts",
+            stage,
+            write("s.jsonl", content),
+            refused(*said),
+            ("--data.init_args.sequences=s.jsonl",),
+        )
         for stage in ("importance", "calibrate_kv")
         for name, content, said in (
             ("not JSON", '{"input_ids": [1, 2\n', ("s.jsonl:1",)),
@@ -147,7 +196,11 @@ CASES = [
             ("negative token", '{"input_ids": [1, -1]}\n', ("s.jsonl", "-1")),
             ("token of 30 digits", '{"input_ids": [1, ' + "9" * 30 + "]}\n", ("s.jsonl",)),
             ("null token", '{"input_ids": [1, null]}\n', ("s.jsonl:1",)),
-            ("prompt longer than the sequence", '{"input_ids": [1, 2], "prompt_tokens": 5}\n', ("s.jsonl", "prompt_tokens")),
+            (
+                "prompt longer than the sequence",
+                '{"input_ids": [1, 2], "prompt_tokens": 5}\n',
+                ("s.jsonl", "prompt_tokens"),
+            ),
             ("a key twice", '{"input_ids": [1, 2], "input_ids": [3]}\n', ("s.jsonl:1", "input_ids")),
         )
     ),

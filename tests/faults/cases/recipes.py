@@ -7,7 +7,12 @@ MINE = "mine.yaml"
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{chr(98 + number)}: &{chr(98 + number)} [{','.join(['*' + chr(97 + number)] * 9)}]\n" for number in range(12)
 )
-SMALL = "checkpoint: child\nheld_out: {prompts_per_effort: 2}\nsampling: {max_new_tokens: 16}\nengine: {batch_size: 8}\n"
+EVALUATE = "command: evaluate\nrun_dir: out\n"
+FAMILIES = "held_out: {prompts_per_effort: 2, environments: [{class_path: lit_puzzle.tiny.world.Chains}]}\n"
+SCENARIO = "gpu: %s, num_gpus: 1, prompt_tokens: 9, generated_tokens: 9, kv_dtype: bfloat16, expert_dtype: bfloat16"
+SMALL = (
+    "checkpoint: child\nheld_out: {prompts_per_effort: 2}\nsampling: {max_new_tokens: 16}\nengine: {batch_size: 8}\n"
+)
 
 
 def file(name: str, text: str | bytes, *words: str, seconds: float = 30.0) -> Case:
@@ -17,15 +22,14 @@ def file(name: str, text: str | bytes, *words: str, seconds: float = 30.0) -> Ca
 
 def word(name: str, stage: str, given: str, *words: str) -> Case:
     """Return a case of a refused word of the command line."""
-    return Case(f"word: {name}: {stage}", "lead", stage, NOTHING, refused(*words), (given,))
+    return Case(f"word: {name}: {stage}", "lead", stage, NOTHING, refused(*words), (given,), words_are_wrong=True)
 
 
 def of_evaluate(text: str) -> Damage:
     """Return a recipe in the small world that evaluates, with more lines."""
-    return write(MINE, "command: evaluate\nrun_dir: out\n" + SMALL + text)
+    return write(MINE, EVALUATE + SMALL + text)
 
 
-FAMILIES = "held_out: {prompts_per_effort: 2, environments: [{class_path: lit_puzzle.tiny.world.Chains}]}\n"
 CASES = [
     Case("recipe: does not exist", "lead", "gone.yaml", NOTHING, refused("gone.yaml")),
     Case("recipe: a folder", "lead", MINE, directory(MINE), refused(MINE)),
@@ -54,16 +58,60 @@ CASES = [
     file("define is a list", "define: [1]\ncommand: evaluate\n", MINE, "define"),
     file("whole numbers as keys", "command: evaluate\nrun_dir: out\n1: 2\n", MINE, "1"),
     file("a date as key", "command: evaluate\nrun_dir: out\n2020-01-01: 2\n", MINE),
-    Case("recipe: reference to nothing", "lead", MINE, of_evaluate(FAMILIES + "seed: ${nothing}\n"), refused(MINE, "nothing|seed")),
-    Case("recipe: reference to itself", "lead", MINE, write(MINE, "command: evaluate\nrun_dir: out\ncheckpoint: ${checkpoint}\nheld_out: {prompts_per_effort: 2, environments: [{class_path: lit_puzzle.tiny.world.Chains}]}\n"), refused(MINE, "checkpoint")),
-    Case("recipe: variable that is not set", "lead", MINE, write(MINE, "command: evaluate\nrun_dir: out\ncheckpoint: ${oc.env:NOT_SET}\nheld_out: {prompts_per_effort: 2, environments: [{class_path: lit_puzzle.tiny.world.Chains}]}\n"), refused(MINE, "NOT_SET")),
-    Case("recipe: unknown resolver", "lead", MINE, write(MINE, "command: evaluate\nrun_dir: out\ncheckpoint: ${run:ls}\nheld_out: {prompts_per_effort: 2, environments: [{class_path: lit_puzzle.tiny.world.Chains}]}\n"), refused(MINE, "checkpoint|run:ls")),
-    Case("recipe: run_dir is missing", "lead", MINE, write(MINE, "command: search\nlibrary: a\nscores: b\n"), refused(MINE, "run_dir")),
+    Case(
+        "recipe: reference to nothing",
+        "lead",
+        MINE,
+        of_evaluate(FAMILIES + "seed: ${nothing}\n"),
+        refused(MINE, "nothing|seed"),
+    ),
+    Case(
+        "recipe: reference to itself",
+        "lead",
+        MINE,
+        write(
+            MINE,
+            EVALUATE + "checkpoint: ${checkpoint}\n" + FAMILIES,
+        ),
+        refused(MINE, "checkpoint"),
+    ),
+    Case(
+        "recipe: variable that is not set",
+        "lead",
+        MINE,
+        write(
+            MINE,
+            EVALUATE + "checkpoint: ${oc.env:NOT_SET}\n" + FAMILIES,
+        ),
+        refused(MINE, "NOT_SET"),
+    ),
+    Case(
+        "recipe: unknown resolver",
+        "lead",
+        MINE,
+        write(
+            MINE,
+            EVALUATE + "checkpoint: ${run:ls}\n" + FAMILIES,
+        ),
+        refused(MINE, "checkpoint|run:ls"),
+    ),
+    Case(
+        "recipe: run_dir is missing",
+        "lead",
+        MINE,
+        write(MINE, "command: search\nlibrary: a\nscores: b\n"),
+        refused(MINE, "run_dir"),
+    ),
     word("unknown key", "evaluate", "--samplng.seed=1", "samplng"),
     word("unknown key inside", "evaluate", "--sampling.sede=1", "sede", "seed"),
     word("unknown key of a class", "rl_recover", "--model.init_args.gropo=1", "gropo"),
     word("misspelled class path", "rl_recover", "--model=lit_puzzle.rl.module.RLRecover", "RLRecover"),
-    word("class path of a missing module", "importance", "--model.init_args.method=no_such_module.Method", "no_such_module"),
+    word(
+        "class path of a missing module",
+        "importance",
+        "--model.init_args.method=no_such_module.Method",
+        "no_such_module",
+    ),
     word("class path of the wrong kind", "importance", "--model.init_args.method=collections.OrderedDict", "method"),
     word("misspelled optimizer", "rl_recover", "--model.init_args.optimizer=torch.optim.AdmW", "AdmW"),
     word("NaN temperature", "evaluate", "--sampling.temperature=.nan", "temperature"),
@@ -92,7 +140,7 @@ CASES = [
     word("float64", "evaluate", "--engine.dtype=float64", "dtype"),
     word("unknown engine", "evaluate", "--engine.name=llamacpp", "engine"),
     word("unknown effort", "evaluate", "--held_out.efforts=[extreme]", "extreme"),
-    word("no effort", "evaluate", "--held_out.efforts=[]", "efforts"),
+    word("no effort", "evaluate", "--held_out.efforts=[]", "fforts"),
     word("an effort twice", "evaluate", "--held_out.efforts=[low,low]", "low|efforts"),
     word("null for settings", "evaluate", "--sampling=null", "sampling"),
     word("null for settings", "rl_recover", "--model.init_args.grpo=null", "grpo"),
@@ -104,13 +152,18 @@ CASES = [
     word("unknown divergence", "distill", "--model.init_args.loss.divergence=chi2", "divergence"),
     word("unknown metric", "search", "--objective.metric=no_such", "no_such"),
     word("unknown solver", "search", "--solver.name=quantum", "solver"),
-    word("unknown GPU", "search", "--constraints.targets=[{scenario: {gpu: z9000, num_gpus: 1, prompt_tokens: 9, generated_tokens: 9, kv_dtype: bfloat16, expert_dtype: bfloat16}, budget: {}}]", "z9000"),
+    word(
+        "unknown GPU",
+        "search",
+        f"--constraints.targets=[{{scenario: {{{SCENARIO % 'z9000'}}}, budget: {{}}}}]",
+        "z9000",
+    ),
     word("unknown budget", "search", "--constraints.limits={parameters: 3}", "parameters"),
     word("impossible budget", "search", "--constraints.limits={total_parameters: 3}", "total_parameters"),
     word("more experts than there are", "library", "--experts=[17]", "17"),
     word("fewer experts than are routed to", "library", "--experts=[1]", "1"),
     word("negative window", "library", "--windows=[-16]", "-16"),
-    word("empty word", "evaluate", "--checkpoint=", "checkpoint"),
+    word("empty word", "evaluate", "--checkpoint=", "checkpoint|config.json"),
     word("a word without dashes", "evaluate", "checkpoint=child", "checkpoint=child"),
     word("a sequence number that is none", "assemble", "--rope_factor=.nan", "rope_factor"),
     word("negative top_k", "precompute_logits", "--top_k=-4", "top_k"),
@@ -120,6 +173,20 @@ CASES = [
     word("negative steps", "rl_recover", "--trainer.max_steps=-7", "max_steps"),
     word("unknown storage", "export", "--storage.experts=gguf", "experts"),
     word("unknown dtype", "export", "--storage.dtype=float99", "dtype"),
-    word("percentile above 100", "calibrate_kv", "--model.init_args.scales={method: percentile, percent: 101}", "percent"),
-    Case("recipe: of the folder's own class", "lead", MINE, all_of(write("my_family.py", "from lit_puzzle.tiny.world import Chains\n\n\nclass Mine(Chains):\n    pass\n"), write(MINE, "command: evaluate\nrun_dir: out\ncheckpoint: child\nheld_out: {prompts_per_effort: 2, environments: [{class_path: my_family.Nine}]}\n")), refused("Nine")),
+    word(
+        "percentile above 100", "calibrate_kv", "--model.init_args.scales={method: percentile, percent: 101}", "percent"
+    ),
+    Case(
+        "recipe: of the folder's own class",
+        "lead",
+        MINE,
+        all_of(
+            write("my_family.py", "from lit_puzzle.tiny.world import Chains\n\n\nclass Mine(Chains):\n    pass\n"),
+            write(
+                MINE,
+                EVALUATE + "checkpoint: child\nheld_out: {environments: [{class_path: my_family.Nine}]}\n",
+            ),
+        ),
+        refused("Nine"),
+    ),
 ]

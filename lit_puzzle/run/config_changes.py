@@ -26,7 +26,14 @@ HARMLESS = frozenset(
 DEVICES = {"score": ("fabric.devices", "fabric.num_nodes"), "precompute_logits": ("fabric.devices", "fabric.num_nodes")}
 LOGGING_CALLBACKS = frozenset(
     {
-        *("RichProgressBar", "TQDMProgressBar", "ProgressBar", "RichModelSummary", "ModelSummary", "DeviceStatsMonitor"),
+        *(
+            "RichProgressBar",
+            "TQDMProgressBar",
+            "ProgressBar",
+            "RichModelSummary",
+            "ModelSummary",
+            "DeviceStatsMonitor",
+        ),
         *("LearningRateMonitor", "ThroughputMonitor", "Timer"),
     }
 )
@@ -108,7 +115,12 @@ def _pruned(node: Any, prefix: str, harmless: Collection[str], run_dir: str) -> 
     if isinstance(node, Mapping):
         kept = {key: value for key, value in node.items() if f"{prefix}{key}" not in harmless}
         return {
-            key: _pruned(_callbacks(value) if f"{prefix}{key}" == "trainer.callbacks" else value, f"{prefix}{key}.", harmless, run_dir)
+            key: _pruned(
+                _callbacks(value) if f"{prefix}{key}" == "trainer.callbacks" else value,
+                f"{prefix}{key}.",
+                harmless,
+                run_dir,
+            )
             for key, value in kept.items()
         }
     if isinstance(node, list):

@@ -31,7 +31,17 @@ WRITTEN = (  # by stages, before they end and their names are noted
     *("checkpoints", "best", "before", "after", "child", "model", "library", "documents", "top_logits", "packed"),
     *("candidates", "evaluations", "progress", "kv_calibration", "kv_scales", "hidden_states.*", "broken_batch_*.pt"),
     *("calibration.jsonl", "episodes.jsonl", "generation_lengths.json", "importance.*", "kv_scales.*", "scores.json"),
-    *("library.json", "plan.*", "curve.*", "search.md", "report.json", "job.json", "results.json", "*.log", "*.partial"),
+    *(
+        "library.json",
+        "plan.*",
+        "curve.*",
+        "search.md",
+        "report.json",
+        "job.json",
+        "results.json",
+        "*.log",
+        "*.partial",
+    ),
 )
 
 

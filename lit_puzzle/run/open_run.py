@@ -149,9 +149,7 @@ def _resume(run_dir: Path, config: str) -> None:
                 "it."
             )
         inputs = {identity.path for identity in recorded_inputs(run_dir).values()}
-        difference, changes = compare_configs(
-            read_yaml(run_dir / CONFIG), parse_yaml(config, "this recipe"), inputs
-        )
+        difference, changes = compare_configs(read_yaml(run_dir / CONFIG), parse_yaml(config, "this recipe"), inputs)
         if difference:
             raise ValueError(
                 f"{run_dir} was started by a different recipe:\n{difference}\nUndo the change, choose another "

@@ -32,7 +32,8 @@ from lit_puzzle.child.save import save_child
 from lit_puzzle.child.trained import check_saved
 from lit_puzzle.data.rl_prompts import PromptData
 from lit_puzzle.environments.environment import PromptAtEffort
-from lit_puzzle.evaluate.accuracy import Episode, read_episodes
+from lit_puzzle.environments.episodes import Episode
+from lit_puzzle.evaluate.accuracy import read_episodes
 from lit_puzzle.evaluate.before_after import (
     EvaluationSettings,
     print_table,
@@ -43,12 +44,13 @@ from lit_puzzle.evaluate.before_after import (
 )
 from lit_puzzle.evaluate.held_out import held_out_problems
 from lit_puzzle.generation.transformers_engine import TransformersEngine
+from lit_puzzle.model.chat import fix_date
 from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.rl.rewards import build_rewards
 from lit_puzzle.rl.settings import ExtraReward, GRPOSettings, RewardSettings
 from lit_puzzle.run.folder import require_input
-from lit_puzzle.run.inputs import Identity
+from lit_puzzle.run.inputs import Identity, run_date
 from lit_puzzle.training.best_weights import load_best
 from lit_puzzle.training.finite import check_loss, check_weights
 from lit_puzzle.training.load_child import load_child, reload_child
@@ -93,10 +95,7 @@ class RLRecovery(LightningModule):
                 f"{child} contains no child (config.json). `lightning run recipes/assemble.yaml` makes one."
             )
         if grpo.loss.beta > 0 and training.lora is None:
-            raise ValueError(
-                f"grpo.loss.beta={grpo.loss.beta} needs `training.lora` (adapter off = reference). Set beta: 0 or give "
-                "lora."
-            )
+            raise ValueError(f"grpo.loss.beta={grpo.loss.beta} needs `training.lora` (adapter off = reference), or 0.")
         self.child, self.grpo, self.rewards, self.extra_rewards = child, grpo, rewards, extra_rewards or []
         self.training_settings, self.evaluation = training, evaluation
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
@@ -144,6 +143,7 @@ class RLRecovery(LightningModule):
         if self.policy is not None:
             return
         self.tokenizer = load_tokenizer(self.child, padding_side="left")
+        fix_date(self.tokenizer, run_date(self.run_dir))
         self._set_policy(load_child(self.device_mesh, self.child, self.training_settings))
         self._build_engine()
 
@@ -200,13 +200,17 @@ class RLRecovery(LightningModule):
         Raises:
             ValueError: a resumed run without these episodes.
         """
-        if (self.run_dir / "before").is_dir():
+        folder = self.run_dir / "before"
+        if folder.is_dir():
             return
         if self.trainer.global_step > 0:
-            raise ValueError(
-                f"{self.run_dir / 'before'} is missing: there is nothing to compare with. Use --overwrite."
-            )
-        write_evaluation(self.run_dir / "before", self._solve(self._evaluation_prompts), self.trainer.is_global_zero)
+            raise ValueError(f"{folder} is missing: there is nothing to compare with. Use --overwrite.")
+        write_evaluation(
+            self.run_dir / "before",
+            self._solve(self._evaluation_prompts),
+            self.trainer.is_global_zero,
+            self.evaluation.texts,
+        )
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Return the loss of a slice (times the accumulation: TRL and Lightning both divide) and any new rollout.
@@ -274,7 +278,7 @@ class RLRecovery(LightningModule):
         release_optimizers(self.trainer)
         self._set_policy(reload_child(self.device_mesh, target, self.training_settings, self.device))
         before, after = read_episodes(self.run_dir / "before"), self._solve(self._evaluation_prompts)
-        write_evaluation(self.run_dir / "after", after, is_writer)
+        write_evaluation(self.run_dir / "after", after, is_writer, self.evaluation.texts)
         self.results = recovery_results(before, after, self._reward_history)
         if is_writer:
             print_table(self.results)

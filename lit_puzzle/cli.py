@@ -71,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: the input is wrong (code 2, one message).
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    with one_line_errors(), stopped_by_signals():
+    hint = ": the same command continues the run." if words[:1] == ["run"] else ""
+    with one_line_errors(), stopped_by_signals(hint):
         match words:
             case ["run", "-h" | "--help"] | ["run"] | ["-h" | "--help"] | []:
                 print(_usage())
@@ -148,7 +149,7 @@ def run_stage(command: str, recipe: Recipe, words: Sequence[str], overwrite: boo
             raise ValueError(f"{command} runs in one process; this one was started as number {_rank()} of several.")
         join_run(run_dir, resolved)
     clock = RunClock()
-    with opened_run(run_dir, resolved, overwrite) if is_first else nullcontext(False) as resumed:
+    with opened_run(run_dir, resolved, overwrite, command not in STAGES) if is_first else nullcontext(False) as resumed:
         arguments = parser.instantiate(Namespace(config.clone()))
         for key in ("config", "command", "run_dir"):
             arguments.pop(key, None)

@@ -153,6 +153,13 @@ def claim_inputs(run_dir: Path, inputs: Mapping[str, Identity]) -> None:
         write_json(run_dir / INPUTS_FILE, record)
 
 
+def forget_inputs(run_dir: Path) -> None:
+    """Forget the inputs of an attempt without results; its date holds."""
+    if (run_dir / INPUTS_FILE).is_file():
+        record = _read(run_dir / INPUTS_FILE)
+        write_json(run_dir / INPUTS_FILE, {"format": FORMAT, "date": record["date"], "inputs": {}})
+
+
 def record_changes(run_dir: Path, changes: list[dict[str, Any]]) -> None:
     """Note keys of the recipe that a resumed run has changed: `key`, `before` and `now` of each."""
     record = _read(run_dir / INPUTS_FILE)

@@ -12,7 +12,7 @@ from lit_puzzle.run.signals import StoppedError, defer_signals, noted_signal, st
 
 
 def stop_inside(number: int) -> None:
-    with stopped_by_signals():
+    with stopped_by_signals("; go on."):
         signal.raise_signal(number)
         time.sleep(60)
 
@@ -23,13 +23,13 @@ def test_a_command_ends_with_one_line(number: int, code: int, name: str, capsys:
     with pytest.raises(SystemExit) as stopped:
         stop_inside(number)
     assert stopped.value.code == code
-    assert capsys.readouterr().err == f"stopped by {name}: the same command continues the run.\n"
+    assert capsys.readouterr().err == f"stopped by {name}; go on.\n"
     assert signal.getsignal(number) == before
 
 
 def test_a_deferred_signal_is_noted_and_a_second_one_stops() -> None:
     def inside() -> None:
-        with stopped_by_signals():
+        with stopped_by_signals("; go on."):
             defer_signals(True)
             signal.raise_signal(signal.SIGTERM)
             assert noted_signal() == signal.SIGTERM
@@ -45,7 +45,7 @@ def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "PATIENCE_SECONDS", 0.1)
 
     def inside() -> None:
-        with stopped_by_signals():
+        with stopped_by_signals("; go on."):
             defer_signals(True)
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(60)
@@ -65,7 +65,7 @@ def test_other_threads_leave_the_handlers_alone() -> None:
     found = []
 
     def work() -> None:
-        with stopped_by_signals():
+        with stopped_by_signals("; go on."):
             found.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=work)

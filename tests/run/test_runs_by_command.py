@@ -13,7 +13,10 @@ import pytest
 import yaml
 
 from lit_puzzle.cli import main
+from lit_puzzle.run.config_changes import compare_configs
 from lit_puzzle.run.lock import locked
+from lit_puzzle.run.recipe import load_recipe
+from lit_puzzle.training.lightning import RecipeCLI
 
 DEMO = "lightning.pytorch.demos.boring_classes."
 
@@ -186,6 +189,22 @@ def test_a_packaged_recipe_is_a_base_anywhere_and_modules_lie_beside_a_recipe(
     assert "no packaged recipe has this name" in refused(
         capsys, "run", write(mine / "wrong.yaml", {"base": "recipes/no_such.yaml"})
     )
+
+
+def test_more_steps_of_a_packaged_recipe_need_its_schedule_pinned() -> None:
+    """Its learning rate falls until `max_steps`: a longer run has another schedule, unless it keeps the former one."""
+
+    def resolved(*words: str) -> dict[str, Any]:
+        cli = RecipeCLI(load_recipe("recipes/rl_recover.yaml"), words)
+        content: dict[str, Any] = yaml.safe_load(cli.parser.dump(cli.config, skip_unset=False))
+        return content
+
+    before, longer = resolved(), resolved("--trainer.max_steps=200")
+    difference, _ = compare_configs(before, longer, ())
+    changed = [line for line in difference.splitlines() if line.startswith(("-  ", "+  "))]
+    assert [line.split() for line in changed] == [["-", "total_iters:", "150"], ["+", "total_iters:", "200"]]
+    pinned = resolved("--trainer.max_steps=200", "--model.init_args.lr_scheduler.init_args.total_iters=150")
+    assert compare_configs(before, pinned, ())[0] == ""
 
 
 SLOW_MODEL = """

@@ -56,7 +56,7 @@ RECIPE is a YAML file, on disk or packaged (`lightning recipes` lists those). It
   a.b.function      your own typed function `f(run_dir: Path, ...) -> dict[str, float]`
 
 Every key of the recipe can be overridden: --trainer.max_steps=20, --model.init_args.child=DIR.
-An incomplete run is resumed by the same command; a complete one needs --overwrite.
+An incomplete run is resumed by the same command; a complete one needs --overwrite, which removes only what it has made.
 `lightning run RECIPE --help` lists the keys of the recipe's command, and `--model.help=CLASS` (likewise --data.help,
 --trainer.callbacks.help, ...) those of a class that it names."""
 

@@ -162,7 +162,7 @@ def _has_own_code(recipe: Recipe) -> bool:
 
 def _inputs(cli: LightningCLI) -> dict[str, Identity]:
     """Return the inputs of module, data and callbacks."""
-    readers = (cli.model, cli.datamodule)
+    readers = (cli.model, cli.datamodule, *cli.trainer.callbacks)  # type: ignore[attr-defined]
     return {
         name: identity
         for reader in readers

@@ -52,7 +52,7 @@ class Identity:
 
 @runtime_checkable
 class ReadsInputs(Protocol):
-    """A module, data module or callback of Lightning with inputs, which the run claims before it trains or validates."""
+    """A module, data module or callback with inputs, which the run claims before it trains or validates."""
 
     def input_identities(self) -> Mapping[str, Identity]:
         """Return the identity of every input by its name."""

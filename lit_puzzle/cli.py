@@ -22,6 +22,7 @@ from lit_puzzle.run.recipe import PACKAGED_RECIPES, Recipe, load_recipe, package
 from lit_puzzle.run.record import RunClock
 from lit_puzzle.run.renamed import check_names
 from lit_puzzle.run.user_errors import one_line_errors
+from lit_puzzle.run.verify import take_verify, verifying
 
 LIGHTNING_COMMANDS = {
     "fit": "train a LightningModule: distillation, RL recovery, the tiny parent",
@@ -47,7 +48,7 @@ STAGES = {
 # Stages that divide their work among processes; the others would repeat it in every process.
 PARALLEL_STAGES = frozenset({"score", "precompute_logits"})
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "NODE_RANK")  # the first that is set is the rank
-USAGE = """usage: lightning run RECIPE [--KEY=VALUE ...] [--overwrite] [--print_config]
+USAGE = """usage: lightning run RECIPE [--KEY=VALUE ...] [--overwrite] [--verify=fast|full] [--print_config]
        lightning recipes [--copy DIR]
 
 RECIPE is a YAML file, on disk or packaged (`lightning recipes` lists those). Its `command` names the stage:
@@ -56,6 +57,9 @@ RECIPE is a YAML file, on disk or packaged (`lightning recipes` lists those). It
 
 Every key of the recipe can be overridden: --trainer.max_steps=20, --model.init_args.child=DIR.
 An incomplete run is resumed by the same command; a complete one needs --overwrite.
+The names, shapes and dtypes of a checkpoint's tensors are checked before anything slow. With --verify=fast, the
+default, values (NaN, infinities) and checksums (SHA256SUMS) are checked when weights are first read; with --verify=full
+all of them are checked first.
 `lightning run RECIPE --help` lists the keys of the recipe's command, and `--model.help=CLASS` (likewise --data.help,
 --trainer.callbacks.help, ...) those of a class that it names."""
 
@@ -93,7 +97,7 @@ def run(name: str, overrides: Sequence[str]) -> None:
 
     Args:
         name: path of the recipe, on disk or packaged.
-        overrides: `--key=value` words, and `--overwrite`.
+        overrides: `--key=value` words, `--overwrite` and `--verify`.
 
     Raises:
         ValueError: anything is wrong with the recipe, its input folders or its run folder.
@@ -101,12 +105,13 @@ def run(name: str, overrides: Sequence[str]) -> None:
     if "" not in sys.path:  # a recipe can name modules of the current folder; installed ones come first
         sys.path.append(str(Path.cwd()))
     recipe = load_recipe(name)
-    words = [word for word in overrides if word != "--overwrite"]
-    overwrite = len(words) < len(overrides)
+    rest, verify = take_verify(overrides)
+    words = [word for word in rest if word != "--overwrite"]
+    overwrite = len(words) < len(rest)
     check_names(recipe, words)
     command = _command(recipe, words)
     named = {path.partition(".")[0] for path in recipe.class_paths()}
-    with one_line_errors(command.partition(".")[0] if "." in command else None, named):
+    with verifying(verify), one_line_errors(command.partition(".")[0] if "." in command else None, named):
         if command in LIGHTNING_COMMANDS:
             from lit_puzzle.training.lightning import run_lightning  # lightning and torch load here, not for --help
 

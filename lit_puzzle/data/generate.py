@@ -36,13 +36,15 @@ from lit_puzzle.data.prompt_source import PromptSource
 from lit_puzzle.data.prompts import check_lengths, choose, encode, prompts_identity
 from lit_puzzle.data.provenance import Provenance
 from lit_puzzle.environments.environment import EFFORTS, Environment, PromptAtEffort
+from lit_puzzle.environments.episodes import grade
 from lit_puzzle.generation.engine import Engine
 from lit_puzzle.generation.load import load_engine
 from lit_puzzle.generation.sampling import EngineSettings, Sampling
+from lit_puzzle.model.chat import fix_date
 from lit_puzzle.model.identity import checkpoint_identity
-from lit_puzzle.model.opening import load_config, load_tokenizer
+from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.run.folder import require_input
-from lit_puzzle.run.inputs import claim_inputs, record_output
+from lit_puzzle.run.inputs import claim_inputs, record_output, run_date
 
 DOCUMENTS = "documents"
 Keep = Literal["all", "correct"]
@@ -79,11 +81,12 @@ def generate(
         raise ValueError(f"shard_size {shard_size} was given; 1 or more is needed.")
     if keep == "correct" and prompts.environments is None:
         raise ValueError("keep: correct needs environments, which verify completions; prompts of a file have none.")
+    sampling.refuse_logprobs("Generation of documents")
     parent = require_input(parent, "parent checkpoint")
     pairs = choose(prompts)
     tokenizer = load_tokenizer(parent)
-    context_tokens = int(load_config(parent).max_position_embeddings)
-    check_lengths(tokenizer, pairs, context_tokens - sampling.max_new_tokens)
+    fix_date(tokenizer, run_date(run_dir))
+    check_lengths(tokenizer, pairs, parent, sampling.max_new_tokens)
     claim_inputs(run_dir, {"parent": checkpoint_identity(parent), "prompts": prompts_identity(prompts, pairs)})
     provenance = Provenance.of(parent)
     folder = run_dir / DOCUMENTS
@@ -133,7 +136,7 @@ def complete(
         token_ids, correct = completion.token_ids, None
         if environments is not None:
             text = str(tokenizer.decode(token_ids, skip_special_tokens=False))
-            correct = by_name[problem.environment].verify(text, problem.answer)
+            correct = grade(by_name[problem.environment], text, problem.answer, completion.finish).correct
         mask = [0] * len(prompt) + [1] * len(token_ids)
         document = Document([*prompt, *token_ids], mask, problem.environment, effort, correct)
         documents.append((document, completion.finish == "stop"))

@@ -19,7 +19,7 @@ def problems_identity(source: str, pairs: Iterable[PromptAtEffort]) -> Identity:
         source: where they come from, for messages: a file, or names of environments.
         pairs: problems and efforts.
     """
-    rows = (json.dumps([p.environment, p.messages, p.answer, effort], sort_keys=True) for p, effort in pairs)
+    rows = (json.dumps([p.environment, p.messages, p.tools, p.answer, effort], sort_keys=True) for p, effort in pairs)
     return Identity(source, {"problems": text_hash(*rows)})
 
 

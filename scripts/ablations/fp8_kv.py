@@ -24,7 +24,8 @@ from transformers import PreTrainedModel
 from lit_puzzle.data.calibration import CALIBRATION_FILE, CalibrationData, RankBatches
 from lit_puzzle.data.prompt_source import PromptSource
 from lit_puzzle.environments.environment import EFFORTS
-from lit_puzzle.evaluate.accuracy import Episode, mean_and_error, solve_problems
+from lit_puzzle.environments.episodes import Episode
+from lit_puzzle.evaluate.accuracy import mean_and_error, solve_problems
 from lit_puzzle.evaluate.held_out import held_out_problems
 from lit_puzzle.generation.sampling import Sampling
 from lit_puzzle.generation.transformers_engine import TransformersEngine

@@ -59,7 +59,7 @@ Every key of the recipe can be overridden: --trainer.max_steps=20, --model.init_
 An incomplete run is resumed by the same command; a complete one needs --overwrite.
 The names, shapes and dtypes of a checkpoint's tensors are checked before anything slow. With --verify=fast, the
 default, values (NaN, infinities) and checksums (SHA256SUMS) are checked when weights are first read; with --verify=full
-all of them are checked first.
+all of them are checked first. A recipe can say `verify: full`, too.
 `lightning run RECIPE --help` lists the keys of the recipe's command, and `--model.help=CLASS` (likewise --data.help,
 --trainer.callbacks.help, ...) those of a class that it names."""
 
@@ -104,8 +104,7 @@ def run(name: str, overrides: Sequence[str]) -> None:
     """
     if "" not in sys.path:  # a recipe can name modules of the current folder; installed ones come first
         sys.path.append(str(Path.cwd()))
-    recipe = load_recipe(name)
-    rest, verify = take_verify(overrides)
+    recipe, rest, verify = take_verify(load_recipe(name), overrides)
     words = [word for word in rest if word != "--overwrite"]
     overwrite = len(words) < len(rest)
     check_names(recipe, words)

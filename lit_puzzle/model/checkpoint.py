@@ -6,8 +6,9 @@ mis-shaped or truncated tensor is a ValueError that names it and its file. Pickl
 `lit_puzzle.model.writer`.
 
 Opening checks `config.json` (`lit_puzzle.model.config`), headers, and small files against SHA256SUMS if there is one.
-A tensor's values (`lit_puzzle.model.values`) and its file's checksum (`lit_puzzle.run.checksums`) are checked when it
-is first read; with `--verify=full` all are checked when the folder is opened, once per process.
+A tensor's values (`lit_puzzle.model.values`) are checked when it is first read, and checksums of the weight files
+(`lit_puzzle.run.checksums`) by whoever is about to read all of them; with `--verify=full` everything is checked when
+the folder is opened, once per process.
 
 Memory: headers only; tensors are views of mapped files (`lit_puzzle.model.safetensors_file`) and use memory only when
 they are copied. A rank of a sharded load slices rows of a `view` and so reads only its share of the disk.
@@ -30,9 +31,9 @@ from typing import Any
 
 from torch import Tensor
 
-from lit_puzzle.model.config import read_config
+from lit_puzzle.model.config import essentials, read_config
 from lit_puzzle.model.family import family_of
-from lit_puzzle.model.layout import essential_keys, layer_blocks, layer_prefix, tensor_shapes, whole
+from lit_puzzle.model.layout import layer_blocks, layer_prefix, tensor_shapes, whole
 from lit_puzzle.model.safetensors_file import SafetensorsFile, TensorInfo
 from lit_puzzle.run.checksums import check_files, read_checksums
 from lit_puzzle.run.files import read_json
@@ -109,18 +110,16 @@ class Checkpoint:
         """Return a tensor by its full name, as a view of the file.
 
         Raises:
-            ValueError: a value is NaN or infinite, or the file does not match SHA256SUMS.
+            ValueError: a value is NaN or infinite, when it is read for the first time.
         """
-        file = self._file_of[name]
-        check_files(self.folder, self._sums, [file.path.name])
-        return file.read(name)
+        return self._file_of[name].read(name)
 
     def view(self, name: str) -> Tensor:
         """Return a tensor like `read`, unchecked: for callers that read a part of it and check that part."""
         return self._file_of[name].view(name)
 
     def check_checksums(self) -> None:
-        """Compare every weight file with SHA256SUMS, if the folder has one.
+        """Compare every weight file with SHA256SUMS, if the folder has one; each is read once in a process.
 
         Raises:
             ValueError: a file differs.
@@ -159,8 +158,7 @@ class Checkpoint:
 
     @cached_property
     def _fingerprint(self) -> str:
-        essentials = {key: self.config.get(key) for key in essential_keys(self.family)}
-        digest = hashlib.sha256(json.dumps([essentials, self.blocks], sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(essentials(self.config), sort_keys=True).encode())
         for name in sorted(self.tensors):
             info = self.tensors[name]
             digest.update(json.dumps([name, info.dtype, info.shape]).encode())

@@ -26,7 +26,6 @@ CONFIG_FILE = "config.json"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 ROPE_TYPES = ("default", "yarn", "linear", "dynamic", "llama3", "longrope")
 SIZES = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size")
-POSITIVE = ("rms_norm_eps", "swiglu_limit", "swiglu_alpha")
 FLAGS = ("attention_bias", "tie_word_embeddings")
 
 
@@ -70,6 +69,31 @@ def check_config(config: Mapping[str, Any]) -> None:
     rope_parameters(config)
 
 
+def essentials(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a checked configuration makes of the weights, the same for two files that mean the same model.
+
+    Returns:
+        Sizes, blocks of the layers, rotary parameters and constants, by their names in transformers.
+    """
+    keys = family_of(config).config
+    return {
+        **{key: whole(config, key) for key in (*SIZES, keys.expert_width, keys.experts_per_token)},
+        **{key: _stated(config, key, value) for key, value in keys.constants.items()},
+        "attention_bias": _stated(config, "attention_bias", keys.attention_bias),
+        "tie_word_embeddings": _stated(config, "tie_word_embeddings", False),
+        "blocks": [list(block) for block in layer_blocks(config)],
+        "rope_parameters": {
+            key: value if isinstance(value, str | bool) else float(value)
+            for key, value in rope_parameters(config).items()
+            if isinstance(value, str | bool | int | float)
+        },
+    }
+
+
+def _stated(config: Mapping[str, Any], key: str, default: float | bool) -> float | bool:
+    return default if config.get(key) is None else config[key]
+
+
 def _check_heads(config: Mapping[str, Any]) -> None:
     heads, groups = config["num_attention_heads"], config["num_key_value_heads"]
     if heads % groups:
@@ -81,7 +105,7 @@ def _check_heads(config: Mapping[str, Any]) -> None:
 
 
 def _check_numbers(config: Mapping[str, Any]) -> None:
-    for key in POSITIVE:
+    for key in family_of(config).config.constants:
         if config.get(key) is not None:
             _positive(key, config[key])
     for key in FLAGS:

@@ -96,6 +96,7 @@ class ConfigKeys:
         activation: value of `hidden_act`, which the experts compute whatever it says.
         rope_theta: base of rotary embeddings where the configuration gives none.
         aliases: second names of keys, each with the key that transformers reads.
+        constants: keys of numbers inside the layers, with the values where the configuration gives none.
     """
 
     num_experts: str
@@ -107,6 +108,7 @@ class ConfigKeys:
     activation: str
     rope_theta: float
     aliases: tuple[tuple[str, str], ...]
+    constants: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -217,6 +219,7 @@ GPT_OSS = Family(
         activation="silu",
         rope_theta=150_000.0,
         aliases=(("experts_per_token", "num_experts_per_tok"), ("num_experts", "num_local_experts")),
+        constants={"rms_norm_eps": 1e-5, "swiglu_alpha": 1.702, "swiglu_limit": 7.0},
     ),
     answer=AnswerFormat(
         header="<|channel|>final<|message|>",

@@ -13,6 +13,7 @@ Anonymous memory of one of N processes, for P parameters of b bytes, X of them o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +27,7 @@ from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.mxfp4 import expert_weight
 from lit_puzzle.model.opening import load_config, load_generation_config
 from lit_puzzle.model.safetensors_file import DTYPES
+from lit_puzzle.model.values import check_values
 from lit_puzzle.run.library_calls import library_errors
 
 DtypeName = Literal["float32", "bfloat16", "float16", "float64"]
@@ -40,7 +42,7 @@ def load_model(
         folder: checkpoint folder of a parent or a child.
         dtype: of all weights; MXFP4 experts allow bfloat16 only. With float16, norms stay in float32.
         attention: `eager`, or `sink_attention` for training and scoring in linear memory.
-        experts: implementation of the experts: `grouped_mm`, `eager` or `batched_mm`.
+        experts: implementation of the experts: `grouped_mm` (in float64 `eager` instead), `eager` or `batched_mm`.
         device: of the model; default: the CPU.
 
     Raises:
@@ -67,9 +69,9 @@ def load_mapped(
     """Return the same model for weights that will be sharded: no process holds them all.
 
     Parameters are views of the mapped files where the dtypes agree. Where they differ, experts are on the meta device
-    until `WaitingExperts.fill`, and all other parameters are converted at once. The first process alone compares weight
-    files with SHA256SUMS, and every process checks the values of the tensors outside the experts and of the experts
-    that it converts; `check_shards` checks those of the views when they are sharded.
+    until `WaitingExperts.fill`, and all other parameters are converted at once. Every process of a group calls
+    this: the first one compares weight files with SHA256SUMS, each checks the values of what it converts and of its
+    share of the rows of expert views, which it keeps when they are sharded; what one process refuses, all refuse.
 
     Args:
         folder: as for `load_model`.
@@ -84,14 +86,33 @@ def load_mapped(
         ValueError: as for `load_model`.
     """
     checkpoint, model = _empty(folder, dtype, attention, experts)
-    if not distributed.is_initialized() or distributed.get_rank() == 0:
-        checkpoint.check_checksums()
     waiting = WaitingExperts(checkpoint)
     for prefix, module in list(model.named_modules()):
         for name, empty in list(module.named_parameters(recurse=False)):
             waiting.take(module, name, f"{prefix}.{name}", empty)
     model.tie_weights()
+    _check_shares(checkpoint, waiting.views)
     return model.eval(), waiting
+
+
+def _check_shares(checkpoint: Checkpoint, names: Sequence[str]) -> None:
+    """Check one share of the rows of tensors in each process; raise in all what one finds."""
+    grouped = distributed.is_initialized()
+    rank, processes = (distributed.get_rank(), distributed.get_world_size()) if grouped else (0, 1)
+    found: list[str | None] = [None] * processes
+    try:
+        if rank == 0:
+            checkpoint.check_checksums()
+        for name in names:
+            for rows in checkpoint.view(name).chunk(processes)[rank : rank + 1]:  # as FSDP2 divides them
+                check_values(name, rows, checkpoint.tensors[name].file)
+    except ValueError as error:
+        found[rank] = str(error)
+    if grouped:
+        distributed.all_gather_object(found, found[rank])
+    for message in found:
+        if message is not None:
+            raise ValueError(message)
 
 
 def _empty(folder: Path, dtype: DtypeName, attention: str, experts: str) -> tuple[Checkpoint, PreTrainedModel]:
@@ -101,6 +122,8 @@ def _empty(folder: Path, dtype: DtypeName, attention: str, experts: str) -> tupl
         if dtype != "bfloat16":
             raise ValueError(f"{folder} has MXFP4 experts, which are dequantized to bfloat16; dtype is {dtype!r}.")
         del config.quantization_config
+    if dtype == "float64" and experts == "grouped_mm":
+        experts = "eager"  # PyTorch has no grouped product of this dtype
     what = f"{folder} with attention {attention!r} and experts {experts!r}"
     with library_errors(what), init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(
@@ -118,11 +141,15 @@ class WaitingExperts:
     """Expert parameters that are still on the meta device, and the files that they will be read from.
 
     They are registered by module, so that wrapping a layer (adapters, a scoring rule) does not lose them.
+
+    Attributes:
+        views: names of the experts that are views of the files already; their values are not checked.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
         self._names: dict[nn.Module, dict[str, str]] = {}
+        self.views: list[str] = []
 
     def take(self, module: nn.Module, name: str, full_name: str, empty: Tensor) -> None:
         """Fill one parameter from the files at once, or register that it waits."""
@@ -132,7 +159,8 @@ class WaitingExperts:
         if f".{self._checkpoint.family.layer.experts}." not in full_name:
             values = self._checkpoint.read(full_name).to(empty.dtype)
         elif stored is not None and DTYPES[stored.dtype] == empty.dtype:
-            values = self._checkpoint.view(full_name)  # whose rows are read, and checked, when they are sharded
+            values = self._checkpoint.view(full_name)
+            self.views.append(full_name)
         else:
             self._names.setdefault(module, {})[name] = full_name
             return

@@ -278,8 +278,6 @@ class RLRecovery(LightningModule):
         load_best(self)
         is_writer, target = self.trainer.is_global_zero, self.run_dir / "child"
         save_child(self.child, target, self.model, is_writer)
-        if is_writer:
-            record_output(self.run_dir, "child", weights_identity(target))
         self.trainer.strategy.barrier("child written")
         release_optimizers(self.trainer)
         self._set_policy(reload_child(self.device_mesh, target, self.training_settings, self.device))

@@ -26,6 +26,7 @@ CONFIG_FILE = "config.json"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 ROPE_TYPES = ("default", "yarn", "linear", "dynamic", "llama3", "longrope")
 SIZES = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size")
+ORIGINAL_LENGTH = "original_max_position_embeddings"
 FLAGS = ("attention_bias", "tie_word_embeddings")
 
 
@@ -176,9 +177,10 @@ def _rope(config: Mapping[str, Any], key: str) -> dict[str, Any]:
         raise ValueError(f"{CONFIG_FILE}: rope_type of {key} must be one of {', '.join(ROPE_TYPES)}, got {config[key]}")
     theta = config.get("rope_theta")
     rope.setdefault("rope_theta", family_of(config).config.rope_theta if theta is None else theta)
-    if theta not in (None, rope["rope_theta"]):
-        raise ValueError(f"{CONFIG_FILE}: rope_theta is {theta!r}, but {key} has {rope['rope_theta']!r}")
-    required = ("factor", "original_max_position_embeddings") if rope["rope_type"] == "yarn" else ()
+    for name in ("rope_theta", ORIGINAL_LENGTH):  # transformers prefers the former inside, the latter beside
+        if name in rope and config.get(name) not in (None, rope[name]):
+            raise ValueError(f"{CONFIG_FILE}: {name} is {config[name]!r}, but {key} has {rope[name]!r}")
+    required = ("factor", ORIGINAL_LENGTH) if rope["rope_type"] == "yarn" else ()
     for name in ("rope_theta", *required, *({"factor"} & rope.keys())):
         _positive(f"{name} of {key}", rope.get(name))
     return rope

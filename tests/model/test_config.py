@@ -1,4 +1,4 @@
-"""A configuration means to this package what it means to transformers; what two programs read differently is refused."""
+"""A configuration means here what it means to transformers; what programs read differently is refused."""
 
 import json
 from pathlib import Path
@@ -91,6 +91,10 @@ def test_what_changes_the_model_changes_its_essentials(change: dict[str, Any]) -
         (CONFIG | {"rope_parameters": YARN | {"factor": None}}, "factor of rope_parameters must be a finite number"),
         (CONFIG | {"rope_parameters": YARN | {"factor": "32"}}, "factor of rope_parameters must be a finite number"),
         (CONFIG | {"rope_parameters": YARN | {"original_max_position_embeddings": 0}}, "original_max_position"),
+        (
+            CONFIG | {"original_max_position_embeddings": 8192},
+            "original_max_position_embeddings is 8192",
+        ),
         (CONFIG | {"rope_parameters": {"rope_type": "spiral"}}, "rope_type of rope_parameters must be one of"),
         (CONFIG | {"rope_parameters": YARN | {"type": "linear"}}, "rope_type of rope_parameters must be one of"),
         (CONFIG | {"rope_parameters": [1]}, "rope_parameters must be one object of values"),
@@ -110,8 +114,11 @@ def test_what_changes_the_model_changes_its_essentials(change: dict[str, Any]) -
         (CONFIG | {"tie_word_embeddings": "no"}, "tie_word_embeddings must be true or false"),
         (CONFIG | {"dtype": "int8"}, "dtype must be one of"),
         (CONFIG | {"dtype": "float32", "torch_dtype": "bfloat16"}, "dtype is float32, but torch_dtype is bfloat16"),
-        (CONFIG | {"quantization_config": {"quant_method": "fp8"}}, "must have the quant_method mxfp4"),
-        (CONFIG | {"quantization_config": "mxfp4"}, "must have the quant_method mxfp4"),
+        (
+            CONFIG | {"quantization_config": {"quant_method": "fp8"}},
+            "quantization_config must have the quant_method",
+        ),
+        (CONFIG | {"quantization_config": "mxfp4"}, "quantization_config must have the quant_method"),
         (CHILD | {"layer_types": ["full_attention"] * 2}, "layer_types is .* but block_configs means"),
     ],
 )

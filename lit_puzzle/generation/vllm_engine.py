@@ -26,6 +26,7 @@ from lit_puzzle.generation.engine import Completion, check_prompts
 from lit_puzzle.generation.progress import Progress
 from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.generation.stop_tokens import end_tokens_of
+from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.opening import load_tokenizer
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def load_vllm(checkpoint: Path, settings: EngineSettings, options: Mapping[str, 
             "or use engine transformers."
         ) from error
     end_ids = end_tokens_of(checkpoint, load_tokenizer(checkpoint))
+    Checkpoint(checkpoint).check_all()  # vLLM reads the files itself
     arguments: dict[str, Any] = {
         "model": str(checkpoint),
         "dtype": settings.dtype,

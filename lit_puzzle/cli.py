@@ -16,9 +16,10 @@ from pathlib import Path
 
 from jsonargparse import ActionConfigFile, Namespace
 
-from lit_puzzle.run.folder import RunClock, abandon_if_empty, join_run, open_run
+from lit_puzzle.run.open_run import abandon_if_empty, join_run, open_run
 from lit_puzzle.run.parser import RecipeParser
 from lit_puzzle.run.recipe import PACKAGED_RECIPES, Recipe, load_recipe, packaged_recipes
+from lit_puzzle.run.record import RunClock
 from lit_puzzle.run.renamed import check_names
 from lit_puzzle.run.user_errors import one_line_errors
 

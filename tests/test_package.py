@@ -46,7 +46,7 @@ HEAVY = ("torch", "lightning", "transformers")
 RUN_A_MODEL = {"costs.block_timing", "costs.filled_cache", "costs.interleaved_timer", "costs.machine"}
 LIGHT = {
     *("spec", "cli", "library.library", "scoring.scores", "generation.sampling", "generation.engine"),
-    *("model.layout", "model.family"),
+    *("model.layout", "model.family", "model.chat", "environments.environment"),
 }
 
 

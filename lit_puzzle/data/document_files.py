@@ -14,7 +14,6 @@ Shapes: D documents of a shard, N their tokens laid end to end.
 """
 
 import hashlib
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,8 +28,9 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from lit_puzzle.data.provenance import Provenance, read_limits
-from lit_puzzle.model.safetensors_file import read_json
-from lit_puzzle.run.folder import require_input, write_atomically
+from lit_puzzle.run.files import read_json, write_json
+from lit_puzzle.run.folder import require_input
+from lit_puzzle.run.inputs import Identity, file_identity
 
 DOCUMENTS_FILE = "documents.json"
 NOTE = "lit_puzzle"
@@ -131,7 +131,7 @@ def close_folder(folder: Path, writer: Provenance, shards: int, settings: Mappin
     totals = {key: sum(row[key] for row in rows) for key in ("documents", "tokens", "targets")}
     counts = {"efforts": dict(sorted(efforts.items())), "shards": rows, "settings": dict(settings)}
     record = asdict(writer) | totals | counts
-    write_atomically(folder / DOCUMENTS_FILE, json.dumps(record, indent=1) + "\n")
+    write_json(folder / DOCUMENTS_FILE, record)
     return record
 
 
@@ -146,6 +146,11 @@ def _count(shard: Shard) -> dict[str, Any]:
         "longest": int(np.diff(shard.offsets).max(initial=0)),
         "sha256": content.hexdigest(),
     }
+
+
+def documents_identity(folder: Path, shards: int) -> Identity:
+    """Return the identity of a folder of documents with so many shards."""
+    return file_identity(folder, [DOCUMENTS_FILE, *map(shard_name, range(shards))])
 
 
 class DocumentFolder:
@@ -185,6 +190,10 @@ class DocumentFolder:
     def num_shards(self) -> int:
         """Number of shards."""
         return len(self.first) - 1
+
+    def input_identity(self) -> Identity:
+        """Return the identity of the folder: its record and its shards."""
+        return documents_identity(self.folder, self.num_shards)
 
     def shard(self, number: int) -> Shard:
         """Return the documents of one shard, checked."""

@@ -7,8 +7,8 @@ Order: the documents are shuffled by seed and packed; each epoch shuffles the se
 epoch consists of the sequences [s G : (s + 1) G] of that order, G = batch_size * processes, and process r takes their
 r-th part: the sequences of a step do not depend on the number of processes, and every process has equally many batches.
 The incomplete last step of an epoch is left out; validation fills it up with rows of padding that contain no target.
-With accumulated gradients an epoch may end inside an update, which is then smaller: each of its batches still counts
-1 / accumulated.
+With accumulated gradients an epoch may end inside an update, which then has fewer batches and is their mean
+(`lit_puzzle.training.accumulation`).
 
 Validation split: by the crc32 of a document's prompt (the tokens before its first target), so that all completions of a
 prompt are in the same split.
@@ -17,7 +17,6 @@ Memory: 160 bytes a document and one shard while packing (one process), then one
 sequences + 32 bytes a document.
 """
 
-import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,8 +31,9 @@ from lit_puzzle.data.document_files import DocumentFolder, Shard
 from lit_puzzle.data.packed_files import NOTHING, PackedSequences, write_packed
 from lit_puzzle.data.packing import Integers
 from lit_puzzle.data.packing_settings import DocumentFilter, PackingSettings
-from lit_puzzle.model.safetensors_file import read_json
 from lit_puzzle.model.writer import atomic_folder
+from lit_puzzle.run.files import read_json, write_json
+from lit_puzzle.run.inputs import Identity
 
 PACKED_FILE = "packed.json"
 
@@ -99,6 +99,10 @@ class PackedDocuments(LightningDataModule):
             "documents": self.folder.identity,
         }
 
+    def input_identities(self) -> dict[str, Identity]:
+        """Return the identity of the documents."""
+        return {"documents": self.folder.input_identity()}
+
     def prepare_data(self) -> None:
         """Pack both splits into the run folder (first process only), unless they are there.
 
@@ -119,7 +123,7 @@ class PackedDocuments(LightningDataModule):
                 made = write_packed(scratch / name, self.folder, *arguments)
                 statistics |= {f"{name}/{key}": value for key, value in made.items()}
             content = {"settings": self._settings(), "statistics": statistics}
-            (scratch / PACKED_FILE).write_text(json.dumps(content, indent=1) + "\n")
+            write_json(scratch / PACKED_FILE, content)
 
     def _read_packed(self) -> dict[str, Any]:
         return read_json(self._packed / PACKED_FILE)

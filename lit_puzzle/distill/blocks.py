@@ -44,10 +44,13 @@ from lit_puzzle.library.library import Library
 from lit_puzzle.library.trained_blocks import trained_tensors
 from lit_puzzle.model.blocks import PuzzleModel, with_own_blocks
 from lit_puzzle.model.checkpoint import Checkpoint
+from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.model.loading import WaitingExperts
 from lit_puzzle.model.modules import model_family
 from lit_puzzle.model.surgery import prune_layer
 from lit_puzzle.run.folder import require_input
+from lit_puzzle.run.inputs import Identity, record_output
+from lit_puzzle.training.finite import check_weights
 from lit_puzzle.training.sharding import full, load_for
 from lit_puzzle.training.trainer_validation import check_trainer
 
@@ -111,6 +114,13 @@ class BlockwiseDistillation(LightningModule):
 
     # ---- building -------------------------------------------------------------------------------------------------
 
+    def input_identities(self) -> dict[str, Identity]:
+        """Return the identities of the parent and of its library."""
+        return {
+            "parent": checkpoint_identity(self.checkpoint),
+            "library": self.library.identity(self.library_folder),
+        }
+
     def setup(self, stage: str) -> None:
         """Check the Trainer's settings before anything slow."""
         check_trainer(self.trainer, self.training_settings.dtype)
@@ -170,6 +180,7 @@ class BlockwiseDistillation(LightningModule):
         losses_C = self._sum(torch.stack(losses)).cpu()
         self._check_finite(losses_C, batch)
         optimizer.step()
+        check_weights(self.trainer, self, self.trainer.global_step)  # counted by the step
         schedule: Any = self.lr_schedulers()
         if schedule is not None:
             schedule.step()
@@ -234,6 +245,8 @@ class BlockwiseDistillation(LightningModule):
         """Write the library and fill `results`."""
         target, writes = Path(self.trainer.default_root_dir) / "library", self.trainer.is_global_zero
         write_library(target, self.library_folder, self.library, self.checkpoint, self._trained(), writes)
+        if writes:
+            record_output(target.parent, "library", Library.load(target).identity(target))
         losses, tenth = torch.stack(self._losses), max(1, len(self._losses) // 10)
         for when, part_C in (("first", losses[:tenth].mean(0)), ("last", losses[-tenth:].mean(0))):
             self.results[f"loss/mean/{when}"] = float(part_C.mean())

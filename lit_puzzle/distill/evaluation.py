@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_puzzle.distill.settings import DistillationEvaluation
 from lit_puzzle.environments.environment import PromptAtEffort, draw
-from lit_puzzle.evaluate.accuracy import Episode, read_episodes
+from lit_puzzle.environments.episodes import Episode
+from lit_puzzle.evaluate.accuracy import read_episodes
 from lit_puzzle.evaluate.before_after import print_table, recovery_results, solve_together, write_evaluation
 from lit_puzzle.evaluate.held_out import held_out_problems
 from lit_puzzle.generation.transformers_engine import TransformersEngine
@@ -36,10 +37,10 @@ class HeldOutEvaluation:
         self.settings = settings
         environments, efforts = settings.environments, settings.efforts
         self.problems = held_out_problems(environments, efforts, settings.prompts_per_effort, settings.seed)
-        texts = {problem.text() for problem, _ in self.problems}
-        count = settings.validation_prompts + len(texts) if settings.validation_prompts else 0
+        questions = {problem.question() for problem, _ in self.problems}
+        count = settings.validation_prompts + len(questions) if settings.validation_prompts else 0
         drawn = draw(environments, efforts[:1], count, VALIDATION_SEED, held_out=True)
-        left = [problem for problem, _ in drawn if problem.text() not in texts][: settings.validation_prompts]
+        left = [problem for problem, _ in drawn if problem.question() not in questions][: settings.validation_prompts]
         self.validation_problems: list[PromptAtEffort] = [(problem, effort) for effort in efforts for problem in left]
 
     def solve(

@@ -49,7 +49,9 @@ from lit_puzzle.distill.top_logits_files import (
     write_record,
 )
 from lit_puzzle.model.checkpoint import fingerprint
+from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.run.folder import require_input
+from lit_puzzle.run.inputs import claim_inputs, file_identity, record_output
 from lit_puzzle.training.fabric import FabricSettings, launch, load_parent
 
 FOLDER = "top_logits"
@@ -100,6 +102,8 @@ def precompute_logits(
     needed = disk_bytes(targets, len(folder), len(shards), top_k, precision)
     check_disk(run_dir, needed)
     target, processes = run_dir / FOLDER, launch(fabric)
+    if processes.is_global_zero:
+        claim_inputs(run_dir, {"parent": checkpoint_identity(parent), "documents": folder.input_identity()})
     missing = [number for number in range(len(shards)) if not (target / file_name(number)).is_file()]
     missing = processes.broadcast(missing)  # as seen by the first process
     if missing:  # else the run was stopped after the last file
@@ -116,6 +120,7 @@ def precompute_logits(
     if not processes.is_global_zero:
         return {}
     write_record(target, fingerprint(parent), folder, top_k, precision)
+    record_output(run_dir, "top_logits", file_identity(target))
     size = sum(path.stat().st_size for path in target.glob("*.safetensors"))
     return {
         "documents": float(len(folder)),

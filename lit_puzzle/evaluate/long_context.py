@@ -36,7 +36,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_puzzle.environments.environment import Environment, Problem, PromptAtEffort, draw, render_prompt
+from lit_puzzle.environments.chat_template import render_prompt
+from lit_puzzle.environments.environment import Environment, Problem, PromptAtEffort, draw
 from lit_puzzle.environments.long_context_text import TextTask, fit
 from lit_puzzle.evaluate.accuracy import solve_problems
 from lit_puzzle.evaluate.long_context_settings import Grading, LongContextProblems

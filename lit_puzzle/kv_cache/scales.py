@@ -12,7 +12,6 @@ Disk: 8 bytes of tensors and about 300 of text for each layer. Source: the child
 2602.11937 (one scale per layer for K and V, by amax over calibration data).
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,8 @@ from torch import Tensor
 
 from lit_puzzle.model.family import family_named
 from lit_puzzle.model.layout import layer_prefix
-from lit_puzzle.run.folder import write_atomically
+from lit_puzzle.run.files import read_json, write_json
+from lit_puzzle.run.inputs import Identity, file_identity
 
 META_FILE, SCALES_FILE = "kv_scales.json", "kv_scales.safetensors"
 HEAD = ("fingerprint", "model_type", "method", "rounding", "tokens")  # what the JSON file says of all layers
@@ -62,6 +62,11 @@ class LayerScales:
 
     k: TensorScale
     v: TensorScale
+
+
+def scales_identity(folder: Path) -> Identity:
+    """Return the identity of the scales in a folder."""
+    return file_identity(folder, [SCALES_FILE, META_FILE])
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ class KVScales:
         partial.replace(folder / SCALES_FILE)
         meta: dict[str, Any] = {key: vars(self)[key] for key in HEAD}
         meta["layers"] = [None if scales is None else _as_json(scales) for scales in self.layers]
-        write_atomically(folder / META_FILE, json.dumps(meta, indent=1) + "\n")
+        write_json(folder / META_FILE, meta)
 
     @classmethod
     def load(cls, folder: Path) -> "KVScales":
@@ -117,7 +122,7 @@ class KVScales:
                 f"{folder} lacks {META_FILE} or {SCALES_FILE}. Make them with: lightning run recipes/calibrate_kv.yaml"
             )
         try:
-            meta = json.loads((folder / META_FILE).read_text())
+            meta = read_json(folder / META_FILE)
             tensors = load_file(folder / SCALES_FILE)
             names = family_named(meta["model_type"]).layer.kv_scales
             layers = tuple(

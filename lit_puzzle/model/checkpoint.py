@@ -24,7 +24,8 @@ from torch import Tensor
 
 from lit_puzzle.model.family import family_of
 from lit_puzzle.model.layout import essential_keys, layer_blocks, layer_prefix, tensor_shapes, whole
-from lit_puzzle.model.safetensors_file import SafetensorsFile, TensorInfo, read_json
+from lit_puzzle.model.safetensors_file import SafetensorsFile, TensorInfo
+from lit_puzzle.run.files import read_json
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

@@ -20,12 +20,12 @@ from typing import Any, Literal
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Mxfp4Config, PreTrainedModel
+from transformers import AutoModelForCausalLM, Mxfp4Config, PreTrainedModel
 
-import lit_puzzle.model.blocks
-import lit_puzzle.model.sink_attention  # noqa: F401  (both register with transformers)
+import lit_puzzle.model.sink_attention  # noqa: F401  (registers with transformers)
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.mxfp4 import expert_weight
+from lit_puzzle.model.opening import load_config, load_generation_config
 
 DtypeName = Literal["float32", "bfloat16", "float16", "float64"]
 
@@ -45,7 +45,7 @@ def load_model(
     Raises:
         ValueError: experts are stored as MXFP4 and `dtype` is not bfloat16.
     """
-    quantized = _is_quantized(AutoConfig.from_pretrained(folder).to_dict(), folder, dtype)
+    quantized = _is_quantized(load_config(folder).to_dict(), folder, dtype)
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=getattr(torch, dtype),
@@ -53,7 +53,7 @@ def load_model(
         attn_implementation=attention,
         experts_implementation=experts,
     )
-    model.generation_config = _only_tokens(model.generation_config)
+    model.generation_config = load_generation_config(folder)
     return model.to(device) if device else model
 
 
@@ -78,16 +78,14 @@ def load_mapped(
         ValueError: as for `load_model`, or the folder does not contain exactly the tensors its configuration implies.
     """
     checkpoint = Checkpoint(folder)
-    config = AutoConfig.from_pretrained(folder)
+    config = load_config(folder)
     if _is_quantized(config.to_dict(), folder, dtype):
         del config.quantization_config
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(
             config, dtype=getattr(torch, dtype), attn_implementation=attention, experts_implementation=experts
         )
-    if (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
-    model.generation_config = _only_tokens(model.generation_config)
+    model.generation_config = load_generation_config(folder)
     waiting = WaitingExperts(checkpoint)
     for prefix, module in model.named_modules():
         for name, empty in module.named_parameters(recurse=False):
@@ -130,16 +128,6 @@ class WaitingExperts:
             return self._checkpoint.read(full_name)
         blocks, scales = (self._checkpoint.read(f"{full_name}_{part}") for part in ("blocks", "scales"))
         return expert_weight(blocks, scales)
-
-
-def _only_tokens(settings: GenerationConfig) -> GenerationConfig:
-    """Return the special tokens of a generation configuration without its settings of decoding.
-
-    transformers and TRL fill in whatever a caller leaves open from the model's configuration; a recipe alone decides.
-    """
-    return GenerationConfig(
-        bos_token_id=settings.bos_token_id, eos_token_id=settings.eos_token_id, pad_token_id=settings.pad_token_id
-    )
 
 
 def _put(module: nn.Module, name: str, values: Tensor, requires_grad: bool) -> None:

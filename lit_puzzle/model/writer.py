@@ -32,6 +32,7 @@ from torch import Tensor
 from lit_puzzle.model.checkpoint import INDEX_FILE, SINGLE_FILE
 from lit_puzzle.model.layout import Shape
 from lit_puzzle.model.safetensors_file import DTYPE_CODES, DTYPES, TensorInfo
+from lit_puzzle.run.files import write_json
 
 Layout = Mapping[str, tuple[str, Shape]]  # full tensor name -> dtype code (`BF16`) and shape
 
@@ -163,7 +164,7 @@ def write_checkpoint(
     if len(shards) > 1:
         weight_map = {key: name for name, shard in zip(files, shards, strict=True) for key in shard}
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / INDEX_FILE).write_text(json.dumps(index, indent=1) + "\n")
+        write_json(folder / INDEX_FILE, index)
 
 
 def _write_tensors(

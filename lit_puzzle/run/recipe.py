@@ -14,6 +14,8 @@ from typing import Any
 
 import yaml
 
+from lit_puzzle.run.files import read_yaml
+
 PACKAGED_RECIPES = Path(__file__).parents[1] / "recipes"
 
 
@@ -167,10 +169,7 @@ def _expand(path: Path, above: tuple[Path, ...], found: list[tuple[Path, dict[st
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from None
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} must be a YAML mapping of keys to values, but it contains {type(content).__name__}.")
     return content

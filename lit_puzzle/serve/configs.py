@@ -17,6 +17,7 @@ from lit_puzzle.model.blocks import config_class
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.family import family_of, is_child
 from lit_puzzle.model.layout import layer_prefix
+from lit_puzzle.model.opening import load_config
 
 Blocks = Sequence[tuple[int, int | None]]  # number of experts and window of every layer
 
@@ -37,7 +38,7 @@ def puzzle_config(checkpoint: Checkpoint) -> dict[str, Any]:
         ValueError: the checkpoint's config.json contradicts itself (`per_layer_config` and `block_configs` differ).
     """
     if is_child(checkpoint.config):
-        config_class(checkpoint.family).from_pretrained(checkpoint.folder)
+        load_config(checkpoint.folder)
     config = child_config(checkpoint.config, checkpoint.blocks)
     return {**_without(config, (*ROPE_KEYS, *CODE_KEYS)), "rope_parameters": rope_parameters(checkpoint.config)}
 

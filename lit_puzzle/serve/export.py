@@ -21,11 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from lit_puzzle.child.folder import ChildFolder
-from lit_puzzle.kv_cache.scales import KVScales, check_positive
+from lit_puzzle.kv_cache.scales import KVScales, check_positive, scales_identity
 from lit_puzzle.model.checkpoint import Checkpoint
+from lit_puzzle.model.identity import checkpoint_identity, tokenizer_content, weights_identity
 from lit_puzzle.model.safetensors_file import DTYPES
 from lit_puzzle.model.writer import atomic_folder
-from lit_puzzle.run.folder import CONFIG, is_complete, require_input
+from lit_puzzle.run.folder import CONFIG, RECORD, is_complete, require_input
+from lit_puzzle.run.inputs import Identity, claim_inputs, file_identity, record_output
+from lit_puzzle.run.lineage import check_ancestors
 from lit_puzzle.serve import experts, stock
 from lit_puzzle.serve import weights as steps
 from lit_puzzle.serve.adapter import Adapter, merged
@@ -81,21 +84,43 @@ def export(
     source, plan = child.checkpoint, child.plan
     tokenizer = source.folder if tokenizer is None else require_input(tokenizer, "tokenizer")
     check_tokenizer(tokenizer)
-    weights, scales_from = _final_weights(source, adapter, kv_scales)
+    weights, scales_from = _final_weights(source, adapter, kv_scales, rounded=storage.dtype == "stored")
     rounding = experts.Rounding()
     weights = _stored_as(weights, source, storage, _packed_parent(storage, plan), rounding)
     weights, config = _in_format(source, storage, weights, plan, kv_scales)
     config = _with_storage(source, config, weights, storage)
     settings = generation_settings(source.folder, tokenizer, config)
     exported = Export(storage.format, source, tokenizer, config, settings, weights, plan, scales_from, rounding)
+    check_ancestors(checkpoint_identity(source), card.training, "card.training")
+    claim_inputs(run_dir, _inputs(source, kv_scales, adapter, tokenizer, storage, card))
     own_and_interrupted = (run_dir / CONFIG).is_file() and not is_complete(run_dir)
     with atomic_folder(run_dir / FOLDER, replace=own_and_interrupted) as scratch:
         facts = write_folder(scratch, exported, card)
+    record_output(run_dir, FOLDER, Identity(str(run_dir / FOLDER), {"weights": facts.sizes.fingerprint}))
     upload_folder(run_dir / FOLDER, upload)
     return results_of(run_dir / FOLDER, facts)
 
 
-def _final_weights(source: Checkpoint, adapter: Path | None, kv_scales: Path | None) -> tuple[Weights, str]:
+def _inputs(
+    source: Checkpoint, kv_scales: Path | None, adapter: Path | None, tokenizer: Path, storage: Storage, card: Card
+) -> dict[str, Identity]:
+    found = {"checkpoint": checkpoint_identity(source)}
+    if kv_scales is not None:
+        found["kv_scales"] = scales_identity(kv_scales)
+    if adapter is not None:
+        found["adapter"] = file_identity(adapter)
+    if tokenizer != source.folder:
+        found["tokenizer"] = Identity(str(tokenizer), tokenizer_content(tokenizer))
+    if storage.mxfp4_parent is not None:
+        found["storage.mxfp4_parent"] = weights_identity(storage.mxfp4_parent)
+    runs = {f"card.training.{number}": path for number, path in enumerate(card.training)}
+    runs |= {f"card.evaluations.{title}": path for title, path in card.evaluations.items()}
+    return found | {name: file_identity(path, [RECORD] if path.is_dir() else None) for name, path in runs.items()}
+
+
+def _final_weights(
+    source: Checkpoint, adapter: Path | None, kv_scales: Path | None, rounded: bool
+) -> tuple[Weights, str]:
     """Return the checkpoint's tensors with adapter and KV scales, and a description of where the scales come from."""
     weights, names = steps.stored_weights(source), source.family.layer
     own = [name for name in weights if name.endswith(names.kv_scales)]
@@ -107,7 +132,7 @@ def _final_weights(source: Checkpoint, adapter: Path | None, kv_scales: Path | N
                 "KV scales are valid for the weights they were calibrated on, and an adapter changes them: export with "
                 "the adapter alone, run recipes/calibrate_kv.yaml on that folder, and export it with the scales"
             )
-        return merged(weights, Adapter.open(require_input(adapter, "adapter"))), ""
+        return merged(weights, Adapter.open(require_input(adapter, "adapter")), rounded), ""
     if kv_scales is None:
         return weights, COPIED_SCALES if own else ""
     scales = KVScales.load(require_input(kv_scales, "folder of KV scales"))

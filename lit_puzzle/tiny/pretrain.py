@@ -24,16 +24,20 @@ from torch.utils.data import DataLoader
 from transformers import GptOssForCausalLM
 
 from lit_puzzle.environments.environment import EFFORTS, Problem, PromptAtEffort
-from lit_puzzle.evaluate.accuracy import Episode, solve_problems, split_by_effort, summarize
+from lit_puzzle.environments.episodes import Episode
+from lit_puzzle.evaluate.accuracy import solve_problems, split_by_effort, summarize
 from lit_puzzle.evaluate.held_out import held_out_problems
 from lit_puzzle.generation.lengths import length_statistics, write_lengths
 from lit_puzzle.generation.sampling import Sampling
 from lit_puzzle.generation.transformers_engine import TransformersEngine
+from lit_puzzle.model.identity import weights_identity
+from lit_puzzle.run.inputs import record_output
 from lit_puzzle.tiny.lessons import IGNORED, Lessons
 from lit_puzzle.tiny.parent import build_parent, save_parent
 from lit_puzzle.tiny.settings import Curriculum, Initialization, ParentShape
 from lit_puzzle.tiny.tokenizer import build_tokenizer
 from lit_puzzle.tiny.world import Family
+from lit_puzzle.training.accumulation import batch_weight
 
 Batch = dict[str, Tensor] | list[PromptAtEffort]
 
@@ -172,7 +176,8 @@ class TinyParent(LightningModule):
         logits_BTV = self.model(input_ids=batch["input_ids"], use_cache=False).logits
         loss = next_token_loss(logits_BTV, batch["labels"])
         self.log("loss", loss, prog_bar=True)
-        return loss
+        weight = batch_weight(self.trainer, batch_idx)
+        return loss if weight == 1 else loss * weight
 
     def validation_step(self, batch: list[PromptAtEffort], batch_idx: int) -> None:
         """Solve held-out problems."""
@@ -192,6 +197,7 @@ class TinyParent(LightningModule):
         folder = Path(self.trainer.default_root_dir) / "model"
         parent = copy.deepcopy(self.model).to(torch.bfloat16)
         save_parent(folder, parent)
+        record_output(folder.parent, "model", weights_identity(folder))
         episodes = self._solve(parent.float(), self._data().held_out(self.measured_per_effort))
         lengths = {
             effort: length_statistics([episode.generated_tokens for episode in group])

@@ -17,9 +17,12 @@ from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.trainer.states import TrainerStatus
 
-from lit_puzzle.run.folder import RunClock, abandon_if_empty, join_run, newest_checkpoint, open_run
+from lit_puzzle.run.folder import newest_checkpoint
+from lit_puzzle.run.inputs import Identity, ReadsInputs, claim_inputs
+from lit_puzzle.run.open_run import abandon_if_empty, join_run, open_run
 from lit_puzzle.run.parser import RecipeParser
 from lit_puzzle.run.recipe import Recipe
+from lit_puzzle.run.record import RunClock
 
 
 @runtime_checkable
@@ -101,6 +104,8 @@ def run_lightning(command: str, recipe: Recipe, words: Sequence[str], overwrite:
         join_run(run_dir, config)
     clock = RunClock()
     with abandon_if_empty(run_dir) if is_first else nullcontext():
+        if is_first:
+            claim_inputs(run_dir, _inputs(cli))
         try:
             if command == "fit":
                 checkpoint = newest_checkpoint(run_dir)
@@ -111,6 +116,17 @@ def run_lightning(command: str, recipe: Recipe, words: Sequence[str], overwrite:
             raise ValueError(str(error)) from error
     if cli.trainer.is_global_zero and cli.trainer.state.status == TrainerStatus.FINISHED:
         clock.close(run_dir, recipe.path, cli.config.seed_everything, resumed, _results(cli))
+
+
+def _inputs(cli: LightningCLI) -> dict[str, Identity]:
+    """Return the inputs of module, data and callbacks."""
+    readers = (cli.model, cli.datamodule)
+    return {
+        name: identity
+        for reader in readers
+        if isinstance(reader, ReadsInputs)
+        for name, identity in reader.input_identities().items()
+    }
 
 
 def _results(cli: LightningCLI) -> dict[str, float]:

@@ -14,8 +14,8 @@ from torch import multiprocessing
 from transformers import GptOssForCausalLM, PreTrainedTokenizerFast
 
 from lit_puzzle.environments.environment import Problem, is_held_out
+from lit_puzzle.environments.episodes import Episode, Verdict
 from lit_puzzle.evaluate.accuracy import (
-    Episode,
     compare,
     evaluate,
     gather_episodes,
@@ -113,7 +113,12 @@ def test_held_out_problems_are_the_same_at_each_effort() -> None:
 
 
 def episodes_of(effort: str, *rows: tuple[str, float, int, bool]) -> list[Episode]:
-    return [Episode(name, effort, right, tokens, done, index) for index, (name, right, tokens, done) in enumerate(rows)]
+    return [
+        Episode(
+            name, effort, index, Verdict(right, "right" if right else "wrong"), tokens, "stop" if done else "length"
+        )
+        for index, (name, right, tokens, done) in enumerate(rows)
+    ]
 
 
 BEFORE = episodes_of("high", ("a", 1, 10, True), ("b", 0, 20, False), ("a", 0, 30, True), ("b", 1, 40, True))
@@ -165,7 +170,7 @@ def _share_and_gather(rank: int, world: int, folder: str, count: int) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     problems = [(Problem("a", ({"role": "user", "content": str(index)},), ""), "low") for index in range(count)]
     mine = [
-        Episode("a", "low", 0.0, int(p.messages[0]["content"]), True)
+        Episode("a", "low", 0, Verdict(0.0, "wrong"), int(p.messages[0]["content"]))
         for p, _ in (problems[row] for row in local_rows(count))
     ]
     gathered = [episode.generated_tokens for episode in gather_episodes(mine)]
@@ -197,7 +202,7 @@ def test_stage_evaluates_a_folder_and_compares_with_another_run(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    for folder in (first, second):
+    for folder in (first, second, tmp_path / "third"):
         folder.mkdir()
     settings = {"sampling": Sampling(8, 0.0), "engine": EngineSettings("transformers", batch_size=4)}
     held_out = HeldOut([Parity()], ["low", "high"], 6, seed=1)
@@ -211,7 +216,7 @@ def test_stage_evaluates_a_folder_and_compares_with_another_run(
     assert "+0.000 ± 0.000" in capsys.readouterr().out
     assert again["accuracy_gain/high"] == again["tokens_gain/low"] == again["tokens_gain_se/low"] == 0.0
     with pytest.raises(ValueError, match="same environments, efforts"):
-        evaluate(second, checkpoint, replace(held_out, seed=2), **settings, baseline=first)  # type: ignore[arg-type]
+        evaluate(tmp_path / "third", checkpoint, replace(held_out, seed=2), **settings, baseline=first)  # type: ignore[arg-type]
 
 
 def test_stage_refuses_bad_input_before_anything_slow(checkpoint: Path, tmp_path: Path) -> None:

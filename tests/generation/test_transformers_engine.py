@@ -12,7 +12,8 @@ from helpers.by_generate import by_generate
 from torch import Tensor, nn
 from transformers import AutoTokenizer, DynamicCache, GptOssForCausalLM, PreTrainedModel
 
-from lit_puzzle.environments.environment import EFFORTS, draw, render_prompt
+from lit_puzzle.environments.chat_template import render_prompt
+from lit_puzzle.environments.environment import EFFORTS, draw
 from lit_puzzle.generation.engine import Completion
 from lit_puzzle.generation.kv_rows import CompactCache
 from lit_puzzle.generation.policy import load_policy

@@ -20,7 +20,9 @@ from typing import Any
 
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.family import is_child
+from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.run.folder import require_input
+from lit_puzzle.run.inputs import claim_inputs
 from lit_puzzle.serve.vllm.check_reference import Reference, make_reference
 from lit_puzzle.serve.vllm.check_server import check_server, serving
 from lit_puzzle.serve.vllm.comparisons import compare
@@ -63,6 +65,7 @@ def serve_check(
     python = require_vllm(vllm.python)
     checkpoint = require_input(checkpoint, "checkpoint").resolve()
     opened = Checkpoint(checkpoint)
+    claim_inputs(run_dir, {"checkpoint": checkpoint_identity(opened)})
     reference = make_reference(checkpoint, vllm.dtype, prompts, seed)
     length = max(len(ids) for ids in (*reference.sequences, *reference.chats.values())) + prompts.new_tokens + 1
     settings = {"dtype": vllm.dtype, "max_model_len": length, "kv_cache_memory_bytes": int(vllm.kv_cache_gib * 2**30)}

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lit_puzzle.environments.environment import EFFORTS
 from lit_puzzle.generation.stop_tokens import end_and_pad
+from lit_puzzle.model.chat import render_chat
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.loading import DtypeName, load_model
+from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.serve.vllm.settings import CheckPrompts
 
 
@@ -57,7 +59,7 @@ def make_reference(folder: Path, dtype: DtypeName, prompts: CheckPrompts, seed: 
         prompts: prompts that are continued.
         seed: seed of the random prompts.
     """
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
     model = load_model(folder, "bfloat16" if Checkpoint(folder).mxfp4_layers else dtype).to(getattr(torch, dtype))
     model.eval()
     end_ids, _ = end_and_pad(model, tokenizer)
@@ -69,9 +71,7 @@ def make_reference(folder: Path, dtype: DtypeName, prompts: CheckPrompts, seed: 
     if tokenizer.chat_template is not None:
         for effort in EFFORTS:
             messages = [{"role": "user", "content": prompts.question}]
-            text = tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, reasoning_effort=effort
-            )
+            text = render_chat(tokenizer, messages, reasoning_effort=effort)
             chats[effort] = tokenizer.encode(text, add_special_tokens=False)
     with torch.inference_mode():
         completions = [greedy(model, ids, prompts.new_tokens, []) for ids in random_prompts]

@@ -57,7 +57,7 @@ RECIPE is a YAML file, on disk or packaged (`lightning recipes` lists those). It
   a.b.function      your own typed function `f(run_dir: Path, ...) -> dict[str, float]`
 
 Every key of the recipe can be overridden: --trainer.max_steps=20, --model.init_args.child=DIR.
-An incomplete run is resumed by the same command; a complete one needs --overwrite.
+An incomplete run is resumed by the same command; a complete one needs --overwrite, which removes only what it has made.
 The names, shapes and dtypes of a checkpoint's tensors are checked before anything slow. With --verify=fast, the
 default, values (NaN, infinities) and checksums (SHA256SUMS) are checked when weights are first read; with --verify=full
 all of them are checked first. A recipe can say `verify: full`, too.
@@ -75,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: the input is wrong (code 2, one message).
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    with one_line_errors(), stopped_by_signals():
+    hint = ": the same command continues the run." if words[:1] == ["run"] else ""
+    with one_line_errors(), stopped_by_signals(hint):
         match words:
             case ["run", "-h" | "--help"] | ["run"] | ["-h" | "--help"] | []:
                 print(_usage())
@@ -152,7 +153,7 @@ def run_stage(command: str, recipe: Recipe, words: Sequence[str], overwrite: boo
             raise ValueError(f"{command} runs in one process; this one was started as number {_rank()} of several.")
         join_run(run_dir, resolved)
     clock = RunClock()
-    with opened_run(run_dir, resolved, overwrite) if is_first else nullcontext(False) as resumed:
+    with opened_run(run_dir, resolved, overwrite, command not in STAGES) if is_first else nullcontext(False) as resumed:
         arguments = parser.instantiate(Namespace(config.clone()))
         for key in ("config", "command", "run_dir"):
             arguments.pop(key, None)

@@ -95,10 +95,7 @@ class RLRecovery(LightningModule):
                 f"{child} contains no child (config.json). `lightning run recipes/assemble.yaml` makes one."
             )
         if grpo.loss.beta > 0 and training.lora is None:
-            raise ValueError(
-                f"grpo.loss.beta={grpo.loss.beta} needs `training.lora` (adapter off = reference). Set beta: 0 or give "
-                "lora."
-            )
+            raise ValueError(f"grpo.loss.beta={grpo.loss.beta} needs `training.lora` (adapter off = reference), or 0.")
         self.child, self.grpo, self.rewards, self.extra_rewards = child, grpo, rewards, extra_rewards or []
         self.training_settings, self.evaluation = training, evaluation
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
@@ -203,12 +200,11 @@ class RLRecovery(LightningModule):
         Raises:
             ValueError: a resumed run without these episodes.
         """
-        if (self.run_dir / "before").is_dir():
+        folder = self.run_dir / "before"
+        if folder.is_dir():
             return
         if self.trainer.global_step > 0:
-            raise ValueError(
-                f"{self.run_dir / 'before'} is missing: there is nothing to compare with. Use --overwrite."
-            )
+            raise ValueError(f"{folder} is missing: there is nothing to compare with. Use --overwrite.")
         write_evaluation(
             self.run_dir / "before",
             self._solve(self._evaluation_prompts),

@@ -61,7 +61,9 @@ class HeldOutEvaluation:
         self, folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trainer: Trainer
     ) -> None:
         """Write the episodes of `problems`."""
-        write_evaluation(folder, self.solve(self.problems, model, tokenizer, trainer), trainer.is_global_zero)
+        write_evaluation(
+            folder, self.solve(self.problems, model, tokenizer, trainer), trainer.is_global_zero, self.settings.texts
+        )
 
     def results(self, run_dir: Path, is_writer: bool) -> dict[str, float]:
         """Return the numbers of `before/` and `after/`, and print them as a table on the writing process."""

@@ -52,11 +52,12 @@ USAGE = """usage: lightning run RECIPE [--KEY=VALUE ...] [--overwrite] [--print_
 
 RECIPE is a YAML file, on disk or packaged (`lightning recipes` lists those). Its `command` names the stage:
 {stages}
-  a.b.function     your own typed function `f(run_dir: Path, ...) -> dict[str, float]`
+  a.b.function      your own typed function `f(run_dir: Path, ...) -> dict[str, float]`
 
 Every key of the recipe can be overridden: --trainer.max_steps=20, --model.init_args.child=DIR.
 An incomplete run is resumed by the same command; a complete one needs --overwrite.
-`lightning run RECIPE --help` lists the keys of the recipe's command."""
+`lightning run RECIPE --help` lists the keys of the recipe's command, and `--model.help=CLASS` (likewise --data.help,
+--trainer.callbacks.help, ...) those of a class that it names."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -79,6 +80,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print("\n".join(str(Path("recipes") / path) for path in packaged_recipes()))
             case ["recipes", "--copy", folder]:
                 _copy_recipes(Path(folder))
+            case ["recipes", *_]:
+                raise ValueError(
+                    "`lightning recipes` lists the packaged recipes; `--copy DIR` copies them to a new folder."
+                )
             case _:
                 _hand_to_lightning_sdk(words)
 
@@ -127,7 +132,7 @@ def run_stage(command: str, recipe: Recipe, words: Sequence[str], overwrite: boo
     """
     function = _stage_function(command, recipe.path)
     parser = RecipeParser(parser_mode="omegaconf+", prog=f"lightning run {recipe.path}")
-    parser.recipe = recipe
+    parser.recipe, parser.stage = recipe, function
     parser.add_argument("--config", action=ActionConfigFile, help="one more YAML file")
     parser.add_argument("--command", type=str, help="the stage")
     parser.add_argument("--run_dir", type=str, required=True, help="folder that the stage writes")
@@ -166,7 +171,9 @@ def _command(recipe: Recipe, words: Sequence[str]) -> str:
     given = [word.removeprefix("--command=") for word in words if word.startswith("--command=")]
     command = given[-1] if given else recipe.value("command")
     if not isinstance(command, str):
-        raise ValueError(f"{recipe.path} has no `command`. Stages:\n{_stage_list()}")
+        raise ValueError(
+            f"{recipe.path} has no `command`: it can be the `base:` of other recipes only. Stages:\n{_stage_list()}"
+        )
     return command
 
 
@@ -184,7 +191,7 @@ def _stage_function(command: str, recipe_path: Path) -> Callable[..., Mapping[st
 
 def _stage_list() -> str:
     rows = LIGHTNING_COMMANDS | {name: line for name, (_, line) in STAGES.items()}
-    return "\n".join(f"  {name:<16} {line}" for name, line in rows.items())
+    return "\n".join(f"  {name:<17} {line}" for name, line in rows.items())
 
 
 def _usage() -> str:

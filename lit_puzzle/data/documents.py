@@ -7,8 +7,8 @@ Order: the documents are shuffled by seed and packed; each epoch shuffles the se
 epoch consists of the sequences [s G : (s + 1) G] of that order, G = batch_size * processes, and process r takes their
 r-th part: the sequences of a step do not depend on the number of processes, and every process has equally many batches.
 The incomplete last step of an epoch is left out; validation fills it up with rows of padding that contain no target.
-With accumulated gradients an epoch may end inside an update, which is then smaller: each of its batches still counts
-1 / accumulated.
+With accumulated gradients an epoch may end inside an update, which then has fewer batches and is their mean
+(`lit_puzzle.training.accumulation`).
 
 Validation split: by the crc32 of a document's prompt (the tokens before its first target), so that all completions of a
 prompt are in the same split.

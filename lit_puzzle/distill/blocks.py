@@ -50,6 +50,7 @@ from lit_puzzle.model.modules import model_family
 from lit_puzzle.model.surgery import prune_layer
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import Identity, record_output
+from lit_puzzle.training.finite import check_weights
 from lit_puzzle.training.sharding import full, load_for
 from lit_puzzle.training.trainer_validation import check_trainer
 
@@ -179,6 +180,7 @@ class BlockwiseDistillation(LightningModule):
         losses_C = self._sum(torch.stack(losses)).cpu()
         self._check_finite(losses_C, batch)
         optimizer.step()
+        check_weights(self.trainer, self, self.trainer.global_step)  # counted by the step
         schedule: Any = self.lr_schedulers()
         if schedule is not None:
             schedule.step()

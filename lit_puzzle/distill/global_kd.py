@@ -3,8 +3,8 @@
 The loss is that of `lit_puzzle.distill.losses`, divided by the tokens of the batch. Experts and router stay frozen. The
 parent runs in the same process, sharded like the child; or its top-k logits are read from disk. Validation computes the
 loss per target (`val/loss`) and, if wanted, the accuracy on held-out problems. With `evaluation` accuracy is also
-measured before training, and after it on the saved weights: the best validated ones, averaged if `ema_decay` is given,
-rounded, adapters merged.
+measured before training, and after it on the folder that was written, loaded again: the best validated weights,
+averaged if `ema_decay` is given, rounded, adapters merged.
 
 Reads the child's folder and the parent's, or that of its top-k logits. Writes into the run folder: `child/`, `before/`
 and `after/` (episodes, with `evaluation`), and `broken_batch_<rank>.pt` when a loss is not finite, which stops the run.
@@ -12,6 +12,7 @@ Per process, with P and Q parameters of child and parent of b bytes, L layers, T
   Memory: (P b + Q b + 12 T) / N (gradient, Adam; + 4 T / N averages) + 2 (P + Q) b / L gathered
     + embedding and head while N > 1 (V tokens of D: the child's and their gradients 16 V D, the parent's 2 V D b)
     + activations (`lit_puzzle.distill.distillation_loss`) + logits of a chunk (`lit_puzzle.distill.losses`).
+    With `evaluation` at the end the saved child once more, P b / N, in place of gradients and Adam's states.
   Disk: child P b + 12 T per checkpoint to resume from, 4 T per best (+ 4 T each with averages).
   Traffic of a batch: gathers 2 P b + Q b, gradients 4 T.
 Results: `loss/first|last` (in training, means over the first and last tenth of the batches), `val_loss/first|best`, and
@@ -29,7 +30,8 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, distributed
 from transformers import PreTrainedModel
 
-from lit_puzzle.child.save import become_saved, save_child
+from lit_puzzle.child.save import save_child
+from lit_puzzle.child.trained import check_saved
 from lit_puzzle.data.batch_validation import check_finite, check_packed, check_same_tokens
 from lit_puzzle.data.batches import PackedBatch
 from lit_puzzle.data.documents import PackedDocuments
@@ -45,13 +47,15 @@ from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import Identity, file_identity, record_output, run_date
 from lit_puzzle.spec import Plan
+from lit_puzzle.training.accumulation import batch_weight
 from lit_puzzle.training.best_weights import load_best
 from lit_puzzle.training.ema import WeightAverage
-from lit_puzzle.training.load_child import load_child
+from lit_puzzle.training.finite import check_weights
+from lit_puzzle.training.load_child import load_child, reload_child
 from lit_puzzle.training.random_state import RandomState, get_random_state, set_random_state
 from lit_puzzle.training.settings import TrainingSettings
 from lit_puzzle.training.sharding import load_for, shard
-from lit_puzzle.training.trainable import optimize_trainable, without_adapters
+from lit_puzzle.training.trainable import optimize_trainable, release_optimizers, without_adapters
 from lit_puzzle.training.trainer_validation import check_trainer
 
 
@@ -139,6 +143,7 @@ class GlobalDistillation(LightningModule):
             ValueError: settings of the Trainer or data that do not fit.
         """
         check_trainer(self.trainer, self.training_settings.dtype)
+        check_saved(self.child_folder, self.training_settings)
         if self.evaluation is not None:
             self.held_out = HeldOutEvaluation(self.evaluation)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -202,13 +207,18 @@ class GlobalDistillation(LightningModule):
             self._resumed_random = None
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch, per token of the batch; logged values are per target."""
+        """Return the loss of a batch, per token of the batch; logged values are per target.
+
+        Raises:
+            ValueError: a loss that is not finite, or accumulation over data of unknown length.
+        """
         terms = self._terms(batch)
         check_finite(self.trainer, terms.loss.detach(), batch)
         values = terms.per_target()
         self._losses.append(values["loss"])
         self.log_dict({f"train/{name}": value for name, value in values.items()}, prog_bar=True, batch_size=1)
-        return terms.loss / batch["input_ids"].numel()
+        loss, weight = terms.loss / batch["input_ids"].numel(), batch_weight(self.trainer, batch_idx)
+        return loss if weight == 1 else loss * weight
 
     def _terms(self, batch: PackedBatch) -> LossTerms:
         assert self.parent is not None
@@ -218,10 +228,11 @@ class GlobalDistillation(LightningModule):
         return distillation_loss(self.model, parent, batch, self.loss)
 
     def optimizer_step(self, *arguments: Any, **keywords: Any) -> None:
-        """Update the weights, then the average."""
+        """Update the weights, check that they are finite, and update the average."""
         super().optimizer_step(*arguments, **keywords)
+        check_weights(self.trainer, self, self.trainer.global_step + 1)  # Lightning counts this update afterwards
         if self.average is not None:
-            self.average.update(self.trainer.global_step + 1)  # Lightning counts this update afterwards
+            self.average.update(self.trainer.global_step + 1)
 
     # ---- evaluating -----------------------------------------------------------------------------------------------
 
@@ -251,19 +262,22 @@ class GlobalDistillation(LightningModule):
             self.average.swap()
 
     def on_fit_end(self) -> None:
-        """Write the child from the best weights, evaluate the written weights and fill `results`."""
+        """Write the child from the best weights, load and evaluate what was written, and fill `results`."""
         load_best(self)
         if self.average is not None:
             self.average.swap()
         is_writer, tenth = self.trainer.is_global_zero, max(1, len(self._losses) // 10)
-        save_child(self.child_folder, self.run_dir / "child", self.model, is_writer)
+        target = self.run_dir / "child"
+        save_child(self.child_folder, target, self.model, is_writer)
         if is_writer:
-            record_output(self.run_dir, "child", weights_identity(self.run_dir / "child"))
+            record_output(self.run_dir, "child", weights_identity(target))
         self.results = {"loss/first": fmean(self._losses[:tenth]), "loss/last": fmean(self._losses[-tenth:])}
         if self._val_losses:
             self.results |= {"val_loss/first": self._val_losses[0], "val_loss/best": min(self._val_losses)}
         if self.held_out is not None:
-            become_saved(self.model, self.child_folder)
+            self.trainer.strategy.barrier("child written")
+            release_optimizers(self.trainer)
+            self.child = reload_child(self.device_mesh, target, self.training_settings, self.device)
             self.held_out.evaluate(self.run_dir / "after", self.model, self.tokenizer, self.trainer)
             self.results |= self.held_out.results(self.run_dir, is_writer)
 

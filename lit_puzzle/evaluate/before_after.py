@@ -1,9 +1,8 @@
 """What a recovery measures and reports: the same held-out prompts before and after, paired, as numbers and as a table.
 
-`after` is of the weights that are saved: `load_best`, `save_child` and `become_saved` of `lit_puzzle.child.save` first.
+`after` is of the folder that is written: `load_best`, `save_child` and `reload_child` come first.
 
 Reads and writes: `<run>/before/episodes.jsonl`, `<run>/after/episodes.jsonl` (a completion a line).
-Memory and traffic of `become_saved`: one full trained tensor at a time on every process.
 reward/first and reward/last are means over the first and last tenth of the updates that generated.
 Source: the tables of accuracy and generated tokens per effort in arXiv 2602.11937.
 """

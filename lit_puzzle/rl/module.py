@@ -1,14 +1,15 @@
 """Reinforcement learning that recovers a pruned child: a LightningModule around TRL's GRPO engine.
 
 Lightning drives optimization, sharding, logging and checkpoints; the engine provides rollouts, rewards and the loss.
-The child is evaluated on held-out prompts before training, and after it on the same prompts, with the best validated
-weights as they are saved (rounded, adapters merged). Validation uses other held-out prompts.
+The child is evaluated on held-out prompts before training; the folder that the run writes (the best validated weights,
+rounded, adapters merged) is loaded and evaluated on the same prompts. Validation uses other held-out prompts.
 
 Reads the child's folder. Writes into the run folder: `before/`, `after/` (episodes), `child/` (the recovered child).
 Per process, with P weights of b bytes, T of them trained, L layers, N processes, B completions of t tokens (prompt
 included), hidden size d, vocabulary V, m completions decoded together, M evaluated problems:
   Memory: (P b + 12 T) / N (gradient, Adam) + rollouts P b if gathered, else 2 P b / L, and the KV cache of m t tokens
     + training activations, B t (L d c + 2 V) * 4 bytes, c about 20 (2 with gradient checkpointing).
+    At the end the saved child once more, P b / N, in place of gradients and Adam's states.
   Disk: child P b + 12 T per checkpoint to resume from, 4 T per best + 120 bytes per evaluated problem, twice.
   Traffic: of a slice, gathers 2 P b and gradients 4 T; of a rollout, P b if gathered, else P b per decoded token;
     of an evaluation, the same as a rollout and M / N episodes; of the end, 4 T twice.
@@ -27,7 +28,8 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lit_puzzle.child.save import become_saved, save_child
+from lit_puzzle.child.save import save_child
+from lit_puzzle.child.trained import check_saved
 from lit_puzzle.data.rl_prompts import PromptData
 from lit_puzzle.environments.environment import PromptAtEffort
 from lit_puzzle.environments.episodes import Episode
@@ -50,10 +52,11 @@ from lit_puzzle.rl.settings import ExtraReward, GRPOSettings, RewardSettings
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import Identity, record_output, run_date
 from lit_puzzle.training.best_weights import load_best
-from lit_puzzle.training.load_child import load_child
+from lit_puzzle.training.finite import check_loss, check_weights
+from lit_puzzle.training.load_child import load_child, reload_child
 from lit_puzzle.training.settings import TrainingSettings
 from lit_puzzle.training.sharding import unsharded
-from lit_puzzle.training.trainable import optimize_trainable, without_adapters
+from lit_puzzle.training.trainable import optimize_trainable, release_optimizers, without_adapters
 from lit_puzzle.training.trainer_validation import check_trainer
 
 
@@ -131,6 +134,7 @@ class RLRecovery(LightningModule):
         """Check trainer and data, and draw the prompts of the evaluation, before anything slow."""
         trainer, data, evaluation = self.trainer, self.data, self.evaluation
         check_trainer(trainer, self.training_settings.dtype)
+        check_saved(self.child, self.training_settings)
         self.grpo.check_batch(trainer.accumulate_grad_batches, trainer.world_size, data.num_train_prompts)
         self._evaluation_prompts = held_out_problems(
             data.environments, list(data.efforts), evaluation.prompts_per_effort, evaluation.seed
@@ -143,10 +147,13 @@ class RLRecovery(LightningModule):
             return
         self.tokenizer = load_tokenizer(self.child, padding_side="left")
         fix_date(self.tokenizer, run_date(self.run_dir))
-        self.policy = load_child(self.device_mesh, self.child, self.training_settings)
+        self._set_policy(load_child(self.device_mesh, self.child, self.training_settings))
+        self._build_engine()
+
+    def _set_policy(self, policy: Any) -> None:
+        self.policy = policy
         if not self.grpo.unshard_rollouts:
             self.model._is_fsdp_managed_module = True  # generation then runs equally many steps on all processes
-        self._build_engine()
 
     def _build_engine(self) -> None:
         from lit_puzzle.rl.trl_engine import GRPOEngine, grpo_config
@@ -210,10 +217,20 @@ class RLRecovery(LightningModule):
         )
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        """Return the loss of a slice (times the accumulation: TRL and Lightning both divide) and any new rollout."""
+        """Return the loss of a slice (times the accumulation: TRL and Lightning both divide) and any new rollout.
+
+        Raises:
+            ValueError: a loss that is not finite, or a reward that is not one finite number for each completion.
+        """
         loss = self.engine.loss(batch, self.trainer.global_step) * self.trainer.accumulate_grad_batches
+        check_loss(self.trainer, loss.detach())
         self.log("train/loss", loss.detach(), batch_size=len(batch))
         return {"loss": loss, **self.engine.take_rollout()}
+
+    def optimizer_step(self, *arguments: Any, **keywords: Any) -> None:
+        """Update the weights and check that they are finite."""
+        super().optimizer_step(*arguments, **keywords)
+        check_weights(self.trainer, self, self.trainer.global_step + 1)  # Lightning counts this update afterwards
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log TRL's metrics since the last update."""
@@ -257,13 +274,15 @@ class RLRecovery(LightningModule):
         self.log_dict(values, batch_size=len(pairs), sync_dist=True)
 
     def on_fit_end(self) -> None:
-        """Write the recovered child from the best weights, evaluate the written weights and fill `results`."""
+        """Write the recovered child from the best weights, load and evaluate what was written, and fill `results`."""
         load_best(self)
-        is_writer = self.trainer.is_global_zero
-        save_child(self.child, self.run_dir / "child", self.model, is_writer)
+        is_writer, target = self.trainer.is_global_zero, self.run_dir / "child"
+        save_child(self.child, target, self.model, is_writer)
         if is_writer:
-            record_output(self.run_dir, "child", weights_identity(self.run_dir / "child"))
-        become_saved(self.model, self.child)
+            record_output(self.run_dir, "child", weights_identity(target))
+        self.trainer.strategy.barrier("child written")
+        release_optimizers(self.trainer)
+        self._set_policy(reload_child(self.device_mesh, target, self.training_settings, self.device))
         before, after = read_episodes(self.run_dir / "before"), self._solve(self._evaluation_prompts)
         write_evaluation(self.run_dir / "after", after, is_writer, self.evaluation.texts)
         self.results = recovery_results(before, after, self._reward_history)

@@ -22,10 +22,13 @@ from torch import Tensor, nn
 from torch.distributed import all_gather_object, get_world_size, is_initialized
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import get_callable_name
 
 from lit_puzzle.rl.loader import ResumableLoader
+from lit_puzzle.rl.reward_checks import Faults, checked_reward
 from lit_puzzle.rl.rewards import RewardFunction
 from lit_puzzle.rl.settings import GRPOSettings
+from lit_puzzle.training.finite import ADVICE, raise_together
 from lit_puzzle.training.random_state import RandomStream
 from lit_puzzle.training.trainer_validation import PRECISIONS
 
@@ -112,14 +115,23 @@ def grpo_config(
 
 
 class _Trainer(GRPOTrainer):
-    """GRPOTrainer with a context around rollouts, a record of the last rollout, and no telemetry."""
+    """GRPOTrainer with a context around rollouts, a record of the last rollout, checked rewards, and no telemetry."""
 
+    faults: Faults
     rollout_context: Callable[[], AbstractContextManager[None]] = staticmethod(nullcontext)
     rollout: dict[str, Any] | None = None
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
-        with self.rollout_context():
-            return super()._generate_single_turn(*args, **kwargs)
+        try:
+            with self.rollout_context():
+                return super()._generate_single_turn(*args, **kwargs)
+        except RuntimeError as error:
+            if "probability tensor" not in str(error):  # torch.multinomial: inf, nan or element < 0
+                raise
+            update = self.state.global_step + 1
+            raise ValueError(
+                f"The policy's logits are not finite in the rollout of update {update}. {ADVICE}"
+            ) from error
 
     def _calculate_rewards(self, inputs: Rows, prompts: Any, completions: Any, completion_ids: list[list[int]]) -> Any:
         ends = {*self.eos_token_ids, self._tokenizer.pad_token_id}
@@ -129,7 +141,10 @@ class _Trainer(GRPOTrainer):
             "effort": [row["effort"] for row in inputs],
             "environment": [row["environment"] for row in inputs],
         }
-        return super()._calculate_rewards(inputs, prompts, completions, completion_ids)
+        self.faults.found.clear()
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids)
+        raise_together(next(iter(self.faults.found), None))
+        return rewards
 
     def _send_telemetry(self) -> None:
         """Send nothing."""
@@ -164,12 +179,15 @@ class GRPOEngine:
         # With beta set, TRL's constructor copies the adapters into a second, frozen set, which fails on sharded ones.
         # Without that set TRL switches the adapters off for the reference: the same model, because they start at zero.
         beta, config.beta = config.beta, 0.0
+        faults = Faults(prompts["prompt"])
+        functions = [checked_reward(reward, get_callable_name(reward), faults) for reward in rewards]
         with _outer_random_state(config.device):
             self._trainer = _Trainer(
-                model=policy, reward_funcs=list(rewards), args=config, train_dataset=prompts, processing_class=tokenizer
+                model=policy, reward_funcs=functions, args=config, train_dataset=prompts, processing_class=tokenizer
             )
             self.stream = RandomStream(config.device)
         config.beta = self._trainer.beta = beta
+        self._trainer.faults = faults
         self._trainer.rollout_context = rollout_context
         self._trainer.current_gradient_accumulation_steps = config.gradient_accumulation_steps
         self.loader = ResumableLoader(self._trainer.get_train_dataloader, self.stream.inside, self.stream.fork)
@@ -185,7 +203,7 @@ class GRPOEngine:
             Scalar loss, divided by the gradient accumulation, as in TRL.
 
         Raises:
-            ValueError: a policy in evaluation mode.
+            ValueError: a policy in evaluation mode, or a reward that is not one finite number for each completion.
         """
         if not self.policy.training:
             raise ValueError(

@@ -36,11 +36,14 @@ def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
     check_regular(path)
     try:
         with path.open("rb") as stream:
-            raw = stream.read(max_bytes + 1)
+            size = os.fstat(stream.fileno()).st_size
+            raw = stream.read(min(size, max_bytes) + 1)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-    if len(raw) > max_bytes:
-        raise ValueError(f"{path} has more than {max_bytes:,} bytes, the most that is read of such a file")
+    if size > max_bytes:
+        raise ValueError(f"{path} has {size:,} bytes; at most {max_bytes:,} are read of such a file")
+    if len(raw) > size:
+        raise ValueError(f"{path} grew while it was read")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -153,6 +153,13 @@ def claim_inputs(run_dir: Path, inputs: Mapping[str, Identity]) -> None:
         write_json(run_dir / INPUTS_FILE, record)
 
 
+def record_changes(run_dir: Path, changes: list[dict[str, Any]]) -> None:
+    """Note keys of the recipe that a resumed run has changed: `key`, `before` and `now` of each."""
+    record = _read(run_dir / INPUTS_FILE)
+    record["changes"] = [*record.get("changes", []), *changes]
+    write_json(run_dir / INPUTS_FILE, record)
+
+
 def _check_same(run_dir: Path, name: str, before: Identity, now: Identity) -> None:
     differing = dict(before.content.items() ^ now.content.items())
     if differing:

@@ -1,60 +1,112 @@
 """How a command takes a run folder: fresh, resumed, overwritten, or refused.
 
-Writes `inputs.json` (with the date) and `config.yaml` into a fresh folder; reads what an earlier attempt left.
+Writes the marker, `inputs.json` (with the date) and `config.yaml` into a fresh folder, in this order; reads what an
+earlier attempt left. A folder without results never refuses a command: an attempt that was stopped before its first
+result starts anew.
 """
 
-import difflib
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from lit_puzzle.run.files import write_atomically
+from lit_puzzle.run.config_changes import compare_configs
+from lit_puzzle.run.files import parse_yaml, read_text, read_yaml, write_atomically
 from lit_puzzle.run.folder import CONFIG, is_complete
-from lit_puzzle.run.inputs import INPUTS_FILE, run_date
+from lit_puzzle.run.inputs import record_changes, recorded_inputs, run_date
+from lit_puzzle.run.lock import LOCK_FILE, locked
+from lit_puzzle.run.marker import (
+    BOOKKEEPING,
+    DERIVED,
+    LOGS,
+    MARKER,
+    check_removable,
+    has_results,
+    is_run_folder,
+    is_unclaimed,
+    noted_entries,
+    remove_contents,
+    remove_temporary,
+    write_marker,
+)
 from lit_puzzle.run.renamed import renamed_in_config
 
 OUTPUTS = ("dirpath", "save_dir", "default_root_dir")  # Lightning's names of folders to write
 
 
-def open_run(run_dir: Path, config: str, overwrite: bool) -> bool:
-    """Claim a run folder for a resolved recipe.
+@contextmanager
+def opened_run(run_dir: Path, config: str, overwrite: bool) -> Iterator[bool]:
+    """Take a run folder for the work inside; the first process only.
+
+    The folder is locked until the end. If the work refuses its input before it has a result, the folder disappears.
 
     Args:
         run_dir: the recipe's run folder.
         config: the resolved recipe as YAML text.
         overwrite: whether to remove the run that is there.
 
-    Returns:
+    Yields:
         Whether an incomplete run of the same recipe is resumed.
 
     Raises:
-        ValueError: the folder is complete, belongs to a different recipe, or is not a run folder.
+        ValueError: the folder is in use, complete, of a different recipe, or not a run folder.
     """
-    if overwrite and (run_dir / CONFIG).is_file():
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ValueError(
-                f"--overwrite cannot be used under torchrun or SLURM: other processes may already read {run_dir}. "
-                "Remove the folder first."
-            )
-        for value in _inputs(yaml.safe_load(config)):
-            if run_dir.resolve() in Path(value).resolve().parents and Path(value).exists():
-                raise ValueError(
-                    f"--overwrite would remove {value}, which this recipe names, with all of {run_dir}. Move it, or "
-                    "choose another --run_dir."
-                )
-        shutil.rmtree(run_dir)
-    if run_dir.is_dir() and any(run_dir.iterdir()):
-        _check_same_run(run_dir, config)
-        return True
+    _check_own(run_dir)
+    try:
+        with locked(run_dir), abandoned_if_empty(run_dir):
+            resumed = open_run(run_dir, config, overwrite)
+            with noted_entries(run_dir):
+                yield resumed
+    finally:
+        if run_dir.is_dir() and not any(run_dir.iterdir()):
+            run_dir.rmdir()  # abandoned, and now without its lock
+
+
+def open_run(run_dir: Path, config: str, overwrite: bool) -> bool:
+    """Claim a run folder, whose lock is held, for a resolved recipe; see `opened_run`."""
+    _check_own(run_dir)
+    if overwrite and not is_unclaimed(run_dir):
+        _check_overwrite(run_dir, config)
+        remove_contents(run_dir)
+    if not is_unclaimed(run_dir):
+        remove_temporary(run_dir)
+        if has_results(run_dir) or is_complete(run_dir):
+            _resume(run_dir, config)
+            return True
+        remove_contents(run_dir, {LOCK_FILE, MARKER, *LOGS, *DERIVED})
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_marker(run_dir)
     run_date(run_dir)  # before config.yaml, for which other processes wait
     write_atomically(run_dir / CONFIG, config)
     return False
+
+
+def _check_own(run_dir: Path) -> None:
+    if run_dir.exists() and not run_dir.is_dir():
+        raise ValueError(f"{run_dir} is a file, not a folder; choose another --run_dir.")
+    if is_unclaimed(run_dir) or is_run_folder(run_dir):
+        return
+    what = "not a run folder of this version" if (run_dir / CONFIG).is_file() else "not a run folder"
+    raise ValueError(
+        f"{run_dir} is not empty and {what} (it has no {MARKER}), so that it is left alone. Choose another --run_dir."
+    )
+
+
+def _check_overwrite(run_dir: Path, config: str) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            f"--overwrite cannot be used under torchrun or SLURM: other processes may already read {run_dir}. "
+            "Remove the folder first."
+        )
+    for value in _inputs(parse_yaml(config, CONFIG)):
+        if run_dir.resolve() in Path(value).resolve().parents and Path(value).exists():
+            raise ValueError(
+                f"--overwrite would remove {value}, which this recipe names, with all of {run_dir}. Move it, or "
+                "choose another --run_dir."
+            )
+    check_removable(run_dir)
 
 
 def _inputs(value: Any) -> Iterator[str]:
@@ -83,33 +135,47 @@ def join_run(run_dir: Path, config: str, patience_seconds: float = 300.0) -> Non
         time.sleep(0.1)
 
 
-def _check_same_run(run_dir: Path, config: str) -> None:
+def _resume(run_dir: Path, config: str) -> None:
+    """Check that a run with results is of this recipe, and record changes that are allowed."""
     if not (run_dir / CONFIG).is_file():
-        raise ValueError(f"{run_dir} is not empty and not a run folder (it has no {CONFIG}); choose another --run_dir.")
-    before = (run_dir / CONFIG).read_text()
-    renamed = [] if before == config else renamed_in_config(before)
-    if renamed:
-        raise ValueError(
-            f"{run_dir} was started by an earlier version, in which {len(renamed)} names differ, for example: "
-            f"{renamed[0]}. Finish it with that version, choose another --run_dir, or give --overwrite to remove it."
-        )
+        raise ValueError(f"{run_dir} has results, but no {CONFIG}; give --overwrite to start anew.")
+    before = read_text(run_dir / CONFIG)
     if before != config:
-        texts = before.splitlines(), config.splitlines()
-        difference = "\n".join(difflib.unified_diff(*texts, "the run there", "this recipe", n=1, lineterm=""))
-        raise ValueError(
-            f"{run_dir} was started by a different recipe:\n{difference}\nUndo the change, choose another "
-            "--run_dir, or give --overwrite to remove the run that is there."
-        )
+        renamed = renamed_in_config(before)
+        if renamed:
+            raise ValueError(
+                f"{run_dir} was started by an earlier version, in which {len(renamed)} names differ, for example: "
+                f"{renamed[0]}. Finish it with that version, choose another --run_dir, or give --overwrite to remove "
+                "it."
+            )
+        inputs = {identity.path for identity in recorded_inputs(run_dir).values()}
+        difference, changes = compare_configs(read_yaml(run_dir / CONFIG), parse_yaml(config, "this recipe"), inputs)
+        if difference:
+            raise ValueError(
+                f"{run_dir} was started by a different recipe:\n{difference}\nUndo the change, choose another "
+                "--run_dir, or give --overwrite to remove the run that is there."
+            )
     if is_complete(run_dir):
         raise ValueError(f"{run_dir} is complete; give --overwrite to run it again, or choose another --run_dir.")
+    if before != config:
+        record_changes(run_dir, [vars(change) for change in changes])
+        write_atomically(run_dir / CONFIG, config)
+        named = ", ".join(f"{change.key}: {change.before} -> {change.now}" for change in changes[:3])
+        print(f"resuming {run_dir} with {len(changes)} changed keys: {named}", flush=True)
 
 
 @contextmanager
-def abandon_if_empty(run_dir: Path) -> Iterator[None]:
-    """Remove a run folder again if the work inside refuses its input before it has written anything."""
+def abandoned_if_empty(run_dir: Path) -> Iterator[None]:
+    """Empty a run folder again if the work inside refuses its input before it has a result."""
     try:
         yield
     except ValueError:
-        if {path.name for path in run_dir.iterdir()} <= {CONFIG, INPUTS_FILE}:
-            shutil.rmtree(run_dir)
+        if {path.name for path in run_dir.iterdir() if not _is_empty(path)} <= BOOKKEEPING | LOGS and not is_complete(
+            run_dir
+        ):
+            remove_contents(run_dir)
         raise
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink() and not any(inside.is_file() for inside in path.rglob("*"))

@@ -84,7 +84,7 @@ def export(
     source, plan = child.checkpoint, child.plan
     tokenizer = source.folder if tokenizer is None else require_input(tokenizer, "tokenizer")
     check_tokenizer(tokenizer)
-    weights, scales_from = _final_weights(source, adapter, kv_scales)
+    weights, scales_from = _final_weights(source, adapter, kv_scales, rounded=storage.dtype == "stored")
     rounding = experts.Rounding()
     weights = _stored_as(weights, source, storage, _packed_parent(storage, plan), rounding)
     weights, config = _in_format(source, storage, weights, plan, kv_scales)
@@ -118,7 +118,9 @@ def _inputs(
     return found | {name: file_identity(path, [RECORD] if path.is_dir() else None) for name, path in runs.items()}
 
 
-def _final_weights(source: Checkpoint, adapter: Path | None, kv_scales: Path | None) -> tuple[Weights, str]:
+def _final_weights(
+    source: Checkpoint, adapter: Path | None, kv_scales: Path | None, rounded: bool
+) -> tuple[Weights, str]:
     """Return the checkpoint's tensors with adapter and KV scales, and a description of where the scales come from."""
     weights, names = steps.stored_weights(source), source.family.layer
     own = [name for name in weights if name.endswith(names.kv_scales)]
@@ -130,7 +132,7 @@ def _final_weights(source: Checkpoint, adapter: Path | None, kv_scales: Path | N
                 "KV scales are valid for the weights they were calibrated on, and an adapter changes them: export with "
                 "the adapter alone, run recipes/calibrate_kv.yaml on that folder, and export it with the scales"
             )
-        return merged(weights, Adapter.open(require_input(adapter, "adapter"))), ""
+        return merged(weights, Adapter.open(require_input(adapter, "adapter")), rounded), ""
     if kv_scales is None:
         return weights, COPIED_SCALES if own else ""
     scales = KVScales.load(require_input(kv_scales, "folder of KV scales"))

@@ -37,6 +37,7 @@ from lit_puzzle.tiny.parent import build_parent, save_parent
 from lit_puzzle.tiny.settings import Curriculum, Initialization, ParentShape
 from lit_puzzle.tiny.tokenizer import build_tokenizer
 from lit_puzzle.tiny.world import Family
+from lit_puzzle.training.accumulation import batch_weight
 
 Batch = dict[str, Tensor] | list[PromptAtEffort]
 
@@ -175,7 +176,8 @@ class TinyParent(LightningModule):
         logits_BTV = self.model(input_ids=batch["input_ids"], use_cache=False).logits
         loss = next_token_loss(logits_BTV, batch["labels"])
         self.log("loss", loss, prog_bar=True)
-        return loss
+        weight = batch_weight(self.trainer, batch_idx)
+        return loss if weight == 1 else loss * weight
 
     def validation_step(self, batch: list[PromptAtEffort], batch_idx: int) -> None:
         """Solve held-out problems."""

@@ -1,15 +1,20 @@
 """A child made ready for training: loaded, frozen or adapted, and sharded, in this order only.
 
 Freezing comes before sharding, so that each shard knows what trains; sharding comes before the optimizer, so that its
-state exists for local shards only. Reads the child's folder; writes nothing. Memory: `lit_puzzle.training.sharding`.
+state exists for local shards only. Reads the child's folder; writes nothing.
+Memory: `lit_puzzle.training.sharding`; of a model without weights, its modules.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import torch
+from accelerate import init_empty_weights
 from torch.distributed.device_mesh import DeviceMesh
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from lit_puzzle.model.modules import model_family
+from lit_puzzle.training.random_state import RandomStream
 from lit_puzzle.training.settings import TrainingSettings
 from lit_puzzle.training.sharding import load_for, shard
 from lit_puzzle.training.trainable import add_adapters, freeze_parameters, without_adapters
@@ -28,16 +33,53 @@ def load_child(mesh: DeviceMesh | None, folder: Path, settings: TrainingSettings
         settings: what trains, dtype and implementations.
 
     Raises:
-        ValueError: `freeze` matches no parameter or leaves nothing to train.
+        ValueError: the reasons of `adapted`.
     """
     loaded, waiting = load_for(mesh, folder, settings.dtype, settings.attention, settings.experts)
-    child: Any = loaded
-    if settings.lora is None:
-        freeze_parameters(child, model_family(child).layer.frozen if settings.freeze is None else settings.freeze)
-    else:
-        child = add_adapters(child, settings.lora)
+    child = adapted(loaded, settings)
     model = without_adapters(child)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     shard(model, model.model.layers, mesh, waiting, trains=True)
     return child
+
+
+def reload_child(
+    mesh: DeviceMesh | None, folder: Path, settings: TrainingSettings, device: torch.device
+) -> "PreTrainedModel | PeftModel":
+    """Return a saved child exactly as a run that starts from it has it, to be measured; randomness stays as it was.
+
+    Args:
+        mesh: as for `load_child`.
+        folder: the folder that a run has written.
+        settings: as for `load_child`.
+        device: device of this process.
+    """
+    with RandomStream(device).fork():
+        child = load_child(mesh, folder, settings)
+    if mesh is None or mesh.size() == 1:
+        child = child.to(device)
+    return child.eval()
+
+
+def adapted(model: "PreTrainedModel", settings: TrainingSettings) -> "PreTrainedModel | PeftModel":
+    """Freeze what does not train, or add adapters, which then train alone.
+
+    Raises:
+        ValueError: `freeze` matches no parameter or leaves nothing to train, or an adapter fits no module.
+    """
+    if settings.lora is not None:
+        return add_adapters(model, settings.lora)
+    freeze_parameters(model, model_family(model).layer.frozen if settings.freeze is None else settings.freeze)
+    return model
+
+
+def without_weights(folder: Path) -> "PreTrainedModel":
+    """Return the model of a checkpoint folder on the meta device: modules, names and shapes."""
+    config = AutoConfig.from_pretrained(folder)
+    if config.to_dict().get("quantization_config") is not None:
+        del config.quantization_config
+    with init_empty_weights(include_buffers=False):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    model.tie_weights()
+    return model

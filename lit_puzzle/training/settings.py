@@ -3,8 +3,24 @@
 Reads and writes nothing. Source: arXiv 2602.11937 (what is frozen); LoRA, arXiv 2106.09685.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
+
+
+def check_not_null(owner: str, **settings: object) -> None:
+    """Check that settings were not set to null in a recipe.
+
+    Args:
+        owner: the object that has them, for the message.
+        settings: its settings by name.
+
+    Raises:
+        ValueError: one is None; the message names it.
+    """
+    for name, value in settings.items():
+        if value is None:
+            raise ValueError(f"{owner}: {name} is null; give its settings, or leave it out for the defaults.")
 
 
 @dataclass(frozen=True)
@@ -15,22 +31,31 @@ class LoraSettings:
         rank: inner dimension.
         alpha: the update is scaled by alpha / rank.
         dropout: dropout on the adapter's input.
-        target_modules: names of the linear layers that get an adapter.
+        target_modules: names of the linear layers and embeddings that get an adapter.
+        target_parameters: names of further parameters that get one, such as `experts.down_proj` and `router.weight`.
 
     Raises:
-        ValueError: a rank below 1, an alpha that is not positive, or no module.
+        ValueError: numbers out of range, no target, or dropout with `target_parameters`.
     """
 
     rank: int = 16
     alpha: float = 32.0
     dropout: float = 0.0
     target_modules: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
+    target_parameters: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or self.alpha <= 0 or not self.target_modules:
+        check_not_null("lora", target_modules=self.target_modules, target_parameters=self.target_parameters)
+        if self.rank < 1 or not 0 < self.alpha < math.inf or not 0 <= self.dropout < 1:
             raise ValueError(
-                f"lora.rank={self.rank}, alpha={self.alpha}, target_modules={self.target_modules} were given; "
-                "rank >= 1, alpha > 0 and at least one module name are needed."
+                f"lora.rank={self.rank}, alpha={self.alpha}, dropout={self.dropout} were given; rank >= 1, alpha > 0 "
+                "and finite, and 0 <= dropout < 1 are needed."
+            )
+        if not self.target_modules and not self.target_parameters:
+            raise ValueError("lora.target_modules and target_parameters are empty; at least one name is needed.")
+        if self.target_parameters and self.dropout > 0:
+            raise ValueError(
+                f"lora.dropout={self.dropout} was given with target_parameters, which have no input to drop: set 0."
             )
 
 

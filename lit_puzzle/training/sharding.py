@@ -22,8 +22,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed.checkpoint as dcp
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -39,9 +37,9 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from lit_puzzle.model.loading import DtypeName, WaitingExperts, load_mapped, load_model
+from lit_puzzle.training.stored_checkpoints import METADATA, load_plain, load_sharded
 from lit_puzzle.training.trainable import keep_master_weights
 
-METADATA = "meta.pt"
 PARTIAL = ".partial"
 _TRAINABLE = StateDictOptions(ignore_frozen_params=True, strict=False)
 
@@ -145,13 +143,15 @@ def load_trainable(model: nn.Module, folder: Path) -> None:
     Args:
         model: the module to which the checkpoint's names refer (the LightningModule).
         folder: a folder of `Sharded`, or a single file of another strategy (models that are not sharded).
+
+    Raises:
+        ValueError: the checkpoint is damaged.
     """
     if folder.is_file():
-        weights = torch.load(folder, map_location="cpu", weights_only=True)["state_dict"]
-        model.load_state_dict(weights, strict=False)
+        model.load_state_dict(load_plain(folder)["state_dict"], strict=False)
         return
     state = {"state_dict": get_model_state_dict(model, options=_TRAINABLE)}
-    dcp.load(state, checkpoint_id=folder)
+    load_sharded(state, folder)
     set_model_state_dict(model, state["state_dict"], options=_TRAINABLE)
 
 
@@ -203,7 +203,7 @@ class Sharded(ModelParallelStrategy):
         """Load trainable parameters and optimizer state into place, and return everything else.
 
         Raises:
-            ValueError: a path that is not a complete checkpoint folder.
+            ValueError: a path that is not a complete checkpoint folder, or a damaged one.
         """
         folder = Path(self.broadcast(checkpoint_path))
         if not (folder / METADATA).is_file():
@@ -215,9 +215,9 @@ class Sharded(ModelParallelStrategy):
         load_trainable(self.model, folder)
         for index, optimizer in enumerate(self.optimizers):
             state = {f"optimizer_{index}": get_optimizer_state_dict(self.model, optimizer)}
-            dcp.load(state, checkpoint_id=folder)
+            load_sharded(state, folder)
             set_optimizer_state_dict(self.model, optimizer, optim_state_dict=state[f"optimizer_{index}"])
-        rest: Mapping[str, Any] = torch.load(folder / METADATA, map_location="cpu", weights_only=True)
+        rest: Mapping[str, Any] = load_plain(folder / METADATA)
         return dict(rest)
 
 

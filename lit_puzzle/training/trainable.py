@@ -5,6 +5,7 @@ are an option (`lit_puzzle.training.settings`). Reads and writes nothing.
 Source: arXiv 2602.11937 (what is frozen); LoRA, arXiv 2106.09685.
 """
 
+import difflib
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
@@ -16,22 +17,78 @@ from torch.optim import Optimizer
 from lit_puzzle.training.settings import LoraSettings
 
 if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+ADAPTABLE = (nn.Linear, nn.Embedding)  # modules that an adapter can be put on and merged into
+
 
 def add_adapters(model: "PreTrainedModel", settings: LoraSettings) -> "PeftModel":
-    """Return the model inside a LoRA wrapper, in which only the adapters train."""
+    """Return the model inside a LoRA wrapper, in which only the adapters train.
+
+    Raises:
+        ValueError: the reasons of `check_targets`.
+    """
     from peft import LoraConfig, get_peft_model
 
+    check_targets(model, settings)
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=settings.target_modules,
+        target_modules=settings.target_modules or None,
+        target_parameters=settings.target_parameters or None,
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, config)
+
+
+def check_targets(model: nn.Module, settings: LoraSettings) -> None:
+    """Check that every target of the adapters is a part of the model that can have one.
+
+    Raises:
+        ValueError: a name that matches nothing, or a module or parameter that cannot have an adapter.
+    """
+    modules = dict(model.named_modules())
+    suitable = sorted({name.rpartition(".")[2] for name, module in modules.items() if isinstance(module, ADAPTABLE)})
+    for target in settings.target_modules:
+        found = [module for name, module in modules.items() if _matches(name, target)]
+        if not found:
+            raise ValueError(
+                f"lora.target_modules: the model has no module {target!r}.{_nearest(target, suitable)} Linear layers "
+                f"and embeddings: {', '.join(suitable)}"
+            )
+        for module in found:
+            if not isinstance(module, ADAPTABLE):
+                raise ValueError(
+                    f"lora.target_modules: {target!r} is a {type(module).__name__}; an adapter goes on a linear layer "
+                    f"or an embedding: {', '.join(suitable)}. For its parameters there is lora.target_parameters"
+                )
+    matrices = {name: parameter for name, parameter in model.named_parameters() if parameter.ndim in (2, 3)}
+    known = sorted({".".join(name.split(".")[-2:]) for name in matrices})
+    for target in settings.target_parameters:
+        stacked = {name: parameter for name, parameter in matrices.items() if _matches(name, target)}
+        if not stacked:
+            raise ValueError(
+                f"lora.target_parameters: the model has no matrix {target!r}.{_nearest(target, known)} "
+                f"Parameters of 2 or 3 dimensions: {', '.join(known)}"
+            )
+        for name, parameter in stacked.items():
+            if parameter.ndim == 3 and len(parameter) == 1:
+                raise ValueError(
+                    f"lora.target_parameters: {name} stacks a single expert, for which PEFT has no adapter. Train "
+                    "other parameters, or without lora"
+                )
+
+
+def _matches(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")
+
+
+def _nearest(target: str, known: Sequence[str]) -> str:
+    nearest = difflib.get_close_matches(target, known, n=1, cutoff=0.5)
+    return f" Did you mean {nearest[0]!r}?" if nearest else ""
 
 
 def without_adapters(model: "PreTrainedModel | PeftModel") -> "PreTrainedModel":
@@ -81,3 +138,10 @@ def optimize_trainable(
     if lr_scheduler is None:
         return built
     return {"optimizer": built, "lr_scheduler": {"scheduler": lr_scheduler(built), "interval": "step"}}
+
+
+def release_optimizers(trainer: "Trainer") -> None:
+    """Free the state of the optimizers and the gradients, which nothing needs after training."""
+    for optimizer in trainer.optimizers:
+        optimizer.zero_grad()
+        optimizer.state.clear()

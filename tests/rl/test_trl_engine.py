@@ -257,3 +257,14 @@ def test_batches_are_checked_early() -> None:
 def test_impossible_settings_are_refused(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_policy_that_gives_no_probabilities_is_one_error(
+    tiny_model: GptOssForCausalLM, tokenizer: Any, prompts: Dataset, tmp_path: Path
+) -> None:
+    with torch.no_grad():
+        tiny_model.lm_head.weight.fill_(float("nan"))
+    engine = GRPOEngine(tiny_model, tokenizer, prompts, [reward], config(SETTINGS, 1, tmp_path))
+    tiny_model.train()
+    with pytest.raises(ValueError, match=r"logits are not finite in the rollout of update 5\. Lower the learning rate"):
+        engine.loss(next(iter(engine.loader)), 4)

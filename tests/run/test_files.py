@@ -56,6 +56,10 @@ def latin1(path: Path) -> None:
     path.write_bytes('{"é": 1}'.encode("latin-1"))
 
 
+def endless(path: Path) -> None:
+    path.symlink_to("/proc/self/status")  # a regular file that says that it is empty
+
+
 def large(path: Path) -> None:
     with path.open("wb") as stream:
         stream.truncate(65 << 20)
@@ -72,7 +76,8 @@ def large(path: Path) -> None:
         (loop, "cannot be read: Too many levels of symbolic links"),
         (utf16, "is not UTF-8 text: byte 0 is 0xff"),
         (latin1, "is not UTF-8 text: byte 2 is 0xe9"),
-        (large, "bytes, the most that is read of such a file"),
+        (endless, "grew while it was read"),
+        (large, "has 68,157,440 bytes; at most"),
     ],
 )
 def test_what_is_no_small_text_file_is_refused_by_name(
@@ -128,7 +133,7 @@ BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n + 1}: &a{n + 1} [*a{n}, *a{n}]\n" for 
         ("a: 1\n--- \nb: 2\n", "is not valid YAML"),
         ("a: " + "[" * 3000, "nested too deeply"),
         ("a: \x07", "is not valid YAML"),
-        ("# " + "x" * 300_000, "has more than 262,144 bytes"),
+        ("# " + "x" * 300_000, "bytes; at most 262,144 are read"),
     ],
 )
 def test_yaml_that_is_not_strict_is_refused_by_file(tmp_path: Path, text: str, message: str) -> None:

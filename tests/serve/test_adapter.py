@@ -63,6 +63,18 @@ def test_logits_are_those_of_the_adapted_model(tmp_path: Path) -> None:
         torch.testing.assert_close(merged(PROMPT).logits, model(PROMPT).logits, rtol=0, atol=1e-4)
 
 
+def test_another_dtype_is_rounded_once(tmp_path: Path) -> None:
+    """In float32 W + (alpha / rank) B A has no rounding at all; in float16 the one of float16."""
+    model = train_adapter(tmp_path / "adapter")
+    merged = model.merge_and_unload().state_dict()
+    name = "model.layers.2.self_attn.q_proj.weight"
+    for dtype in ("float32", "float16"):
+        export(tmp_path / dtype, CHILD, adapter=tmp_path / "adapter", storage=Storage(dtype=dtype))
+        written = Checkpoint(tmp_path / dtype / "model").read(name)
+        assert torch.equal(written, merged[name].to(written.dtype)) and str(written.dtype) == f"torch.{dtype}"
+        assert not torch.equal(written, merged[name].bfloat16().to(written.dtype))
+
+
 def spoil_config(folder: Path, **changes: Any) -> None:
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | changes))
@@ -77,6 +89,15 @@ def spoil_config(folder: Path, **changes: Any) -> None:
         ({"use_bdlora": {"nblocks": 2}}, "use_bdlora is {'nblocks': 2}"),
         ({"r": 3}, r"has matrices \(4, 128\) and \(96, 4\); the rank is 3"),
         ({"r": "4"}, "r must be a positive whole number"),
+        ({"r": -4}, "r must be a positive whole number, got -4"),
+        ({"lora_alpha": float("nan")}, r"adapter_config\.json: lora_alpha has nan; it must be a positive, finite"),
+        ({"lora_alpha": -1}, "lora_alpha has -1"),
+        ({"lora_alpha": None}, "lora_alpha has None"),
+        ({"rank_pattern": {"q_proj": -2}}, "rank_pattern has -2"),
+        ({"rank_pattern": {"q_proj": 2.5}}, "rank_pattern has 2.5; a rank is a whole number"),
+        ({"alpha_pattern": {"q_proj": float("inf")}}, "alpha_pattern has inf"),
+        ({"alpha_pattern": ["q_proj"]}, "alpha_pattern must be an object, got list"),
+        ({"rank_pattern": {"(q_proj": 2}}, r"rank_pattern \['\(q_proj'\] cannot be matched: .*unterminated subpattern"),
     ],
 )
 def test_another_kind_of_adapter_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -126,3 +147,34 @@ def test_adapter_and_kv_scales_exclude_each_other(tmp_path: Path) -> None:
     train_adapter(tmp_path / "adapter")
     with pytest.raises(ValueError, match="an adapter changes them: export with the adapter alone"):
         export(tmp_path / "run", CHILD, adapter=tmp_path / "adapter", kv_scales=tmp_path / "scales")
+
+
+def test_a_pattern_that_would_take_forever_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lit_puzzle.serve.adapter.MATCHING_SECONDS", 1.0)
+    train_adapter(tmp_path / "adapter")
+    spoil_config(tmp_path / "adapter", rank_pattern={r"((\w|_|\.)+)+!": 2})
+    with pytest.raises(ValueError, match=r"matching rank_pattern .* took more than 1 seconds\. Give the names"):
+        export(tmp_path / "run", CHILD, adapter=tmp_path / "adapter")
+
+
+def test_damaged_adapters_are_refused(tmp_path: Path) -> None:
+    train_adapter(tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(file)
+
+    def refused(message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            export(tmp_path / "run", CHILD, adapter=tmp_path / "adapter")
+        assert not (tmp_path / "run" / "model").exists()
+
+    key = "base_model.model.model.layers.4.self_attn.o_proj.lora_B.weight"
+    save_file(tensors | {key: torch.full_like(tensors[key], float("nan"))}, file)
+    refused(r"layers\.4\.self_attn\.o_proj\.lora_B\.weight has values that are not finite")
+    save_file(tensors | {key: tensors[key].reshape(-1)}, file)
+    refused("has matrices")
+    save_file({}, file)
+    refused("contains no adapter")
+    file.write_bytes(file.read_bytes()[:40])
+    refused("truncated|damaged|not a safetensors file")
+    (tmp_path / "adapter" / "adapter_config.json").unlink()
+    refused(r"adapter_config\.json is missing")

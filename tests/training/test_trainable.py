@@ -1,0 +1,87 @@
+"""What trains: targets of adapters are checked by name and kind, and settings by value."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import GptOssForCausalLM
+
+from lit_puzzle.cli import main
+from lit_puzzle.training.settings import LoraSettings
+from lit_puzzle.training.trainable import add_adapters
+
+SUITABLE = "embed_tokens, k_proj, lm_head, o_proj, q_proj, v_proj"
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "misspelled": (
+        {"target_modules": ["v_proj", "q_porj"]},
+        rf"no module 'q_porj'\. Did you mean 'q_proj'\? .*{SUITABLE}",
+    ),
+    "of no kind": ({"target_modules": ["router"]}, rf"'router' is a GptOssTopKRouter; .*{SUITABLE}.*target_parameters"),
+    "experts": ({"target_modules": ["experts"]}, r"'experts' is a GptOssExperts;"),
+    "parameter": ({"target_parameters": ["experts.down_porj"]}, r"no matrix 'experts\.down_porj'\. Did you mean"),
+    "vector": ({"target_parameters": ["self_attn.sinks"]}, r"no matrix 'self_attn\.sinks'"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_targets_that_do_not_exist_or_cannot_be_adapted_are_refused(tiny_model: GptOssForCausalLM, name: str) -> None:
+    """PEFT itself ignores a name that matches nothing if another one matches."""
+    targets, message = REFUSED[name]
+    with pytest.raises(ValueError, match=message):
+        add_adapters(tiny_model, LoraSettings(**targets))
+
+
+def test_a_single_expert_has_no_adapter_of_its_own(tiny_config: Any) -> None:
+    model = GptOssForCausalLM(tiny_config(num_local_experts=1, num_experts_per_tok=1))
+    with pytest.raises(ValueError, match=r"experts\.down_proj stacks a single expert"):
+        add_adapters(model, LoraSettings(target_parameters=["experts.down_proj"]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"alpha": float("nan")}, "alpha=nan"),
+        ({"alpha": float("inf")}, "alpha=inf"),
+        ({"alpha": -1.0}, "alpha=-1.0"),
+        ({"rank": 0}, "rank=0"),
+        ({"rank": -4}, "rank=-4"),
+        ({"dropout": 1.0}, "dropout=1.0"),
+        ({"dropout": float("nan")}, "dropout=nan"),
+        ({"target_modules": []}, "at least one name"),
+        ({"target_modules": None}, "target_modules is null"),
+        ({"target_parameters": ["router.weight"], "dropout": 0.1}, "no input to drop"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LoraSettings(**settings)
+
+
+@pytest.mark.parametrize("recipe", ["rl_recover", "distill"])
+def test_recipes_refuse_a_wrong_target_before_they_load_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: str
+) -> None:
+    words = [f"--run_dir={tmp_path / 'run'}", "--trainer.accelerator=cpu", "--trainer.devices=1"]
+    words.append("--model.init_args.training.lora={target_modules: [q_porj]}")
+    if recipe == "distill":
+        words += [
+            "--model.init_args.child=lit_puzzle/assets/tiny_child",
+            f"--data.init_args.documents={documents(tmp_path)}",
+            "--data.init_args.sequence_tokens=32",
+        ]
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", f"recipes/{recipe}.yaml", *words])
+    assert stopped.value.code == 2
+    message = "error: lora.target_modules: the model has no module 'q_porj'. Did you mean 'q_proj'?"
+    assert message in capsys.readouterr().err
+
+
+def documents(folder: Path) -> Path:
+    """A few documents for the tiny models."""
+    from helpers.distillation_runs import random_documents
+
+    from lit_puzzle.data.document_files import write_documents
+    from lit_puzzle.run.folder import PACKAGE
+
+    write_documents(folder / "documents", random_documents(), PACKAGE / "assets" / "tiny_parent", shard_documents=64)
+    return folder / "documents"

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lit_puzzle.data.prompts import check_lengths
 from lit_puzzle.distill.settings import DistillationEvaluation
 from lit_puzzle.environments.environment import PromptAtEffort, draw
 from lit_puzzle.environments.episodes import Episode
@@ -42,6 +43,14 @@ class HeldOutEvaluation:
         drawn = draw(environments, efforts[:1], count, VALIDATION_SEED, held_out=True)
         left = [problem for problem, _ in drawn if problem.question() not in questions][: settings.validation_prompts]
         self.validation_problems: list[PromptAtEffort] = [(problem, effort) for effort in efforts for problem in left]
+
+    def check(self, tokenizer: PreTrainedTokenizerBase, checkpoint: Path) -> None:
+        """Render all prompts before anything slow.
+
+        Raises:
+            ValueError: one cannot be rendered, or leaves no room for a completion.
+        """
+        check_lengths(tokenizer, self.problems + self.validation_problems, checkpoint, self.settings.max_new_tokens)
 
     def solve(
         self, pairs: list[PromptAtEffort], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trainer: Trainer

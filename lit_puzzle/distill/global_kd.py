@@ -167,6 +167,8 @@ class GlobalDistillation(LightningModule):
             return
         self.tokenizer = load_tokenizer(self.child_folder, padding_side="left")
         fix_date(self.tokenizer, run_date(self.run_dir))
+        if self.held_out is not None:
+            self.held_out.check(self.tokenizer, self.child_folder)
         settings, mesh = self.training_settings, self.device_mesh
         self.child = load_child(mesh, self.child_folder, settings)
         if self.ema_decay is not None:

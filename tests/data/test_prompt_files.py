@@ -77,7 +77,7 @@ def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_null_columns_of_parquet_are_missing_keys(tmp_path: Path) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"messages": [{"role": "user", "content": "a", "thinking": None}], "prompt": None},
         {"messages": None, "prompt": "b"},
     ]

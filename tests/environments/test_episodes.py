@@ -51,7 +51,7 @@ class Grader:
     def verify(self, completion: str, problem_answer: str) -> float:
         if isinstance(self.result, Exception):
             raise self.result
-        return self.result  # type: ignore[no-any-return]
+        return self.result
 
 
 def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:

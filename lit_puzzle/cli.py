@@ -16,11 +16,12 @@ from pathlib import Path
 
 from jsonargparse import ActionConfigFile, Namespace
 
-from lit_puzzle.run.open_run import abandon_if_empty, join_run, open_run
+from lit_puzzle.run.open_run import join_run, opened_run
 from lit_puzzle.run.parser import RecipeParser
 from lit_puzzle.run.recipe import PACKAGED_RECIPES, Recipe, load_recipe, packaged_recipes
 from lit_puzzle.run.record import RunClock
 from lit_puzzle.run.renamed import check_names
+from lit_puzzle.run.signals import stopped_by_signals
 from lit_puzzle.run.user_errors import one_line_errors
 
 LIGHTNING_COMMANDS = {
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: the input is wrong (code 2, one message).
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    with one_line_errors():
+    with one_line_errors(), stopped_by_signals():
         match words:
             case ["run", "-h" | "--help"] | ["run"] | ["-h" | "--help"] | []:
                 print(_usage())
@@ -98,9 +99,10 @@ def run(name: str, overrides: Sequence[str]) -> None:
     Raises:
         ValueError: anything is wrong with the recipe, its input folders or its run folder.
     """
-    if "" not in sys.path:  # a recipe can name modules of the current folder; installed ones come first
-        sys.path.append(str(Path.cwd()))
     recipe = load_recipe(name)
+    for folder in (Path.cwd(), recipe.path.resolve().parent):  # a recipe can name modules there; installed ones first
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
     words = [word for word in overrides if word != "--overwrite"]
     overwrite = len(words) < len(overrides)
     check_names(recipe, words)
@@ -139,21 +141,28 @@ def run_stage(command: str, recipe: Recipe, words: Sequence[str], overwrite: boo
     parser.add_function_arguments(function, skip={"run_dir"})
     config = parser.parse_args(recipe.arguments(words))
     run_dir = Path(config.run_dir)
-    is_first, resolved, resumed = _rank() == 0, parser.dump(config, skip_unset=False), False
-    if is_first:
-        resumed = open_run(run_dir, resolved, overwrite)
-    elif command in STAGES and command not in PARALLEL_STAGES:
-        raise ValueError(f"{command} runs in one process; this one was started as number {_rank()} of several.")
-    else:
+    is_first, resolved = _rank() == 0, recipe.on_disk(parser.dump(config, skip_unset=False), words)
+    _keep_card_references(config, recipe, words)
+    if not is_first:
+        if command in STAGES and command not in PARALLEL_STAGES:
+            raise ValueError(f"{command} runs in one process; this one was started as number {_rank()} of several.")
         join_run(run_dir, resolved)
     clock = RunClock()
-    with abandon_if_empty(run_dir) if is_first else nullcontext():
+    with opened_run(run_dir, resolved, overwrite) if is_first else nullcontext(False) as resumed:
         arguments = parser.instantiate(Namespace(config.clone()))
         for key in ("config", "command", "run_dir"):
             arguments.pop(key, None)
         results: Mapping[str, float] = function(run_dir=run_dir, **arguments.as_dict())
-    if is_first:
-        clock.close(run_dir, recipe.path, _seed(config), resumed, results)
+        if is_first:
+            clock.close(run_dir, recipe.path, _seed(config), resumed, results)
+
+
+def _keep_card_references(config: Namespace, recipe: Recipe, words: Sequence[str]) -> None:
+    """Put references to environment variables back into the texts of the model card, which others will read."""
+    references = recipe.references(words)
+    for key in list(config.keys()) if references else ():
+        if key.startswith("card.") and isinstance(config[key], str):
+            config[key] = references.restore(config[key], key.rpartition(".")[2])
 
 
 def _seed(config: Namespace) -> int | None:

@@ -73,7 +73,7 @@ class CalibrationData(LightningDataModule):
         sampling.refuse_logprobs("CalibrationData")
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size} was given; 1 or more is needed.")
-        self.parent = require_input(parent, "parent checkpoint")
+        self.parent = require_input(parent, "parent checkpoint", "config.json")
         self.prompts = prompts
         self.sequences = None if sequences is None else Path(sequences)
         self.sampling = sampling

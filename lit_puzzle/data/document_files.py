@@ -147,7 +147,7 @@ class DocumentFolder:
         Raises:
             ValueError: It is missing, its run has not finished, or shards are missing.
         """
-        self.folder = require_input(folder, "folder of documents")
+        self.folder = require_input(folder, "folder of documents", DOCUMENTS_FILE)
         if not (self.folder / DOCUMENTS_FILE).is_file():
             raise ValueError(
                 f"{self.folder} holds no {DOCUMENTS_FILE}. `lightning run recipes/generate.yaml` makes one."
@@ -188,7 +188,7 @@ class DocumentFolder:
         Raises:
             ValueError: Its tokenizer or the size of its vocabulary differs, or its context is shorter.
         """
-        tokenizer, vocab_size, context_tokens = read_limits(require_input(parent, "parent checkpoint"))
+        tokenizer, vocab_size, context_tokens = read_limits(require_input(parent, "parent checkpoint", "config.json"))
         for what, written, read in (
             ("vocabulary of", self.writer.vocab_size, vocab_size),
             ("tokenizer", self.writer.tokenizer[:12], tokenizer[:12]),

@@ -40,7 +40,7 @@ from lit_puzzle.data.hidden_states import release
 from lit_puzzle.distill.block_losses import BlockError, TrainableBlock, block_errors, counted_tokens
 from lit_puzzle.distill.block_selection import SelectedBlock, check_blocks, select_blocks, write_library
 from lit_puzzle.distill.settings import BlockTrainingSettings
-from lit_puzzle.library.library import Library
+from lit_puzzle.library.library import LIBRARY_FILE, Library
 from lit_puzzle.library.trained_blocks import trained_tensors
 from lit_puzzle.model.blocks import PuzzleModel, with_own_blocks
 from lit_puzzle.model.checkpoint import Checkpoint
@@ -85,8 +85,8 @@ class BlockwiseDistillation(LightningModule):
         self.automatic_optimization = False
         if clip_norm is not None and clip_norm <= 0:
             raise ValueError(f"clip_norm={clip_norm} was given; it is above 0, or null for no clipping.")
-        self.parent_folder = require_input(parent, "parent checkpoint")
-        self.library_folder = require_input(library, "block library")
+        self.parent_folder = require_input(parent, "parent checkpoint", "config.json")
+        self.library_folder = require_input(library, "block library", LIBRARY_FILE)
         self.library = Library.load(self.library_folder)
         self.checkpoint = Checkpoint(self.parent_folder)
         self.library.check_parent(self.checkpoint.fingerprint())

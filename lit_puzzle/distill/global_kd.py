@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor, distributed
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_puzzle.child.save import save_child
@@ -42,17 +42,17 @@ from lit_puzzle.distill.settings import DistillationEvaluation, LossSettings
 from lit_puzzle.distill.top_logits_files import RECORD_FILE, TopLogits
 from lit_puzzle.evaluate.before_after import validation_values
 from lit_puzzle.model.chat import fix_date
-from lit_puzzle.model.identity import checkpoint_identity, weights_identity
+from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.run.folder import require_input
-from lit_puzzle.run.inputs import Identity, file_identity, record_output, run_date
+from lit_puzzle.run.inputs import Identity, file_identity, run_date
 from lit_puzzle.spec import Plan
 from lit_puzzle.training.accumulation import batch_weight
 from lit_puzzle.training.best_weights import load_best
 from lit_puzzle.training.ema import WeightAverage
 from lit_puzzle.training.finite import check_weights
 from lit_puzzle.training.load_child import load_child, reload_child
-from lit_puzzle.training.random_state import RandomState, get_random_state, set_random_state
+from lit_puzzle.training.random_state import RandomState, get_random_state, of_all_processes, set_random_state
 from lit_puzzle.training.settings import TrainingSettings
 from lit_puzzle.training.sharding import load_for, shard
 from lit_puzzle.training.trainable import optimize_trainable, release_optimizers, without_adapters
@@ -92,8 +92,10 @@ class GlobalDistillation(LightningModule):
         super().__init__()
         if ema_decay is not None and not 0 < ema_decay < 1:
             raise ValueError(f"ema_decay={ema_decay} was given; it lies between 0 and 1, or is null for no average.")
-        self.child_folder = require_input(child, "child")
-        self.parent_folder = require_input(parent, "parent checkpoint, or folder of its top-k logits")
+        self.child_folder = require_input(child, "child", "config.json")
+        self.parent_folder = require_input(
+            parent, "parent checkpoint, or folder of its top-k logits", ("config.json", RECORD_FILE)
+        )
         self.has_top_logits = (self.parent_folder / RECORD_FILE).is_file()
         if self.has_top_logits:
             loss.check_top_k()
@@ -271,8 +273,6 @@ class GlobalDistillation(LightningModule):
         is_writer, tenth = self.trainer.is_global_zero, max(1, len(self._losses) // 10)
         target = self.run_dir / "child"
         save_child(self.child_folder, target, self.model, is_writer)
-        if is_writer:
-            record_output(self.run_dir, "child", weights_identity(target))
         self.results = {"loss/first": fmean(self._losses[:tenth]), "loss/last": fmean(self._losses[-tenth:])}
         if self._val_losses:
             self.results |= {"val_loss/first": self._val_losses[0], "val_loss/best": min(self._val_losses)}
@@ -291,7 +291,7 @@ class GlobalDistillation(LightningModule):
         state: dict[str, Tensor] = checkpoint["state_dict"]
         checkpoint["state_dict"] = {k: v for k, v in state.items() if k in trained or k.startswith("average.")}
         if "optimizer_states" in checkpoint:
-            checkpoint["random"] = _of_all_processes(get_random_state(self.device))
+            checkpoint["random"] = of_all_processes(get_random_state(self.device))
             checkpoint["losses"] = [list(self._losses), list(self._val_losses)]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -302,12 +302,3 @@ class GlobalDistillation(LightningModule):
         self._losses, self._val_losses = (list(values) for values in checkpoint["losses"])
         if len(checkpoint["random"]) == self.trainer.world_size:
             self._resumed_random = checkpoint["random"][self.trainer.global_rank]
-
-
-def _of_all_processes(own: RandomState) -> list[RandomState]:
-    """Return the random states of all processes, on each."""
-    if not distributed.is_initialized():
-        return [own]
-    states: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(states, own)
-    return states

@@ -64,7 +64,7 @@ class KVCalibration(LightningModule):
         super().__init__()
         if save_every_batches < 1:
             raise ValueError(f"save_every_batches={save_every_batches} was given; it must be at least 1.")
-        self.checkpoint = require_input(checkpoint, "checkpoint")
+        self.checkpoint = require_input(checkpoint, "checkpoint", "config.json")
         self.scales = scales
         self.dtype_name = dtype
         self.attn_implementation = attn_implementation

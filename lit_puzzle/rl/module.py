@@ -46,12 +46,12 @@ from lit_puzzle.evaluate.before_after import (
 from lit_puzzle.evaluate.held_out import held_out_problems
 from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.model.chat import fix_date
-from lit_puzzle.model.identity import checkpoint_identity, weights_identity
+from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.rl.rewards import build_rewards
 from lit_puzzle.rl.settings import ExtraReward, GRPOSettings, RewardSettings
 from lit_puzzle.run.folder import require_input
-from lit_puzzle.run.inputs import Identity, record_output, run_date
+from lit_puzzle.run.inputs import Identity, run_date
 from lit_puzzle.training.best_weights import load_best
 from lit_puzzle.training.finite import check_loss, check_weights
 from lit_puzzle.training.load_child import load_child, reload_child
@@ -90,16 +90,13 @@ class RLRecovery(LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__()
-        child = require_input(child, "child")
+        child = require_input(child, "child", "config.json")
         if not (child / "config.json").is_file():
             raise ValueError(
                 f"{child} contains no child (config.json). `lightning run recipes/assemble.yaml` makes one."
             )
         if grpo.loss.beta > 0 and training.lora is None:
-            raise ValueError(
-                f"grpo.loss.beta={grpo.loss.beta} needs `training.lora` (adapter off = reference). Set beta: 0 or give "
-                "lora."
-            )
+            raise ValueError(f"grpo.loss.beta={grpo.loss.beta} needs `training.lora` (adapter off = reference), or 0.")
         self.child, self.grpo, self.rewards, self.extra_rewards = child, grpo, rewards, extra_rewards or []
         self.training_settings, self.evaluation = training, evaluation
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
@@ -206,12 +203,11 @@ class RLRecovery(LightningModule):
         Raises:
             ValueError: a resumed run without these episodes.
         """
-        if (self.run_dir / "before").is_dir():
+        folder = self.run_dir / "before"
+        if folder.is_dir():
             return
         if self.trainer.global_step > 0:
-            raise ValueError(
-                f"{self.run_dir / 'before'} is missing: there is nothing to compare with. Use --overwrite."
-            )
+            raise ValueError(f"{folder} is missing: there is nothing to compare with. Use --overwrite.")
         write_evaluation(
             self.run_dir / "before",
             self._solve(self._evaluation_prompts),
@@ -281,8 +277,6 @@ class RLRecovery(LightningModule):
         load_best(self)
         is_writer, target = self.trainer.is_global_zero, self.run_dir / "child"
         save_child(self.child, target, self.model, is_writer)
-        if is_writer:
-            record_output(self.run_dir, "child", weights_identity(target))
         self.trainer.strategy.barrier("child written")
         release_optimizers(self.trainer)
         self._set_policy(reload_child(self.device_mesh, target, self.training_settings, self.device))

@@ -1,8 +1,8 @@
 """The marker of a run folder: only what this tool has made is ever removed.
 
 Writes `.lit_puzzle_run` into a fresh run folder: format, version, and, at the end of every attempt, the names of the
-files and folders that have come into it. `--overwrite` removes these and what stages are known to write; anything else was put
-there by somebody else.
+files and folders that have come into it. `--overwrite` removes these and what stages are known to write; anything else
+was put there by somebody else.
 """
 
 from __future__ import annotations

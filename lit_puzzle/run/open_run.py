@@ -88,10 +88,25 @@ def _check_own(run_dir: Path) -> None:
         raise ValueError(f"{run_dir} is a file, not a folder; choose another --run_dir.")
     if is_unclaimed(run_dir) or is_run_folder(run_dir):
         return
+    if (run_dir / CONFIG).is_file():
+        _check_version(run_dir)
     what = "not a run folder of this version" if (run_dir / CONFIG).is_file() else "not a run folder"
     raise ValueError(
         f"{run_dir} is not empty and {what} (it has no {MARKER}), so that it is left alone. Choose another --run_dir."
     )
+
+
+def _check_version(run_dir: Path) -> None:
+    """Refuse the recipe of an earlier version, whose names differ."""
+    try:
+        renamed = renamed_in_config(read_text(run_dir / CONFIG))
+    except ValueError:  # a file of somebody else
+        return
+    if renamed:
+        raise ValueError(
+            f"{run_dir} was started by an earlier version, in which {len(renamed)} names differ, for example: "
+            f"{renamed[0]}. Finish it with that version, or choose another --run_dir."
+        )
 
 
 def _check_overwrite(run_dir: Path, config: str) -> None:
@@ -141,13 +156,7 @@ def _resume(run_dir: Path, config: str) -> None:
         raise ValueError(f"{run_dir} has results, but no {CONFIG}; give --overwrite to start anew.")
     before = read_text(run_dir / CONFIG)
     if before != config:
-        renamed = renamed_in_config(before)
-        if renamed:
-            raise ValueError(
-                f"{run_dir} was started by an earlier version, in which {len(renamed)} names differ, for example: "
-                f"{renamed[0]}. Finish it with that version, choose another --run_dir, or give --overwrite to remove "
-                "it."
-            )
+        _check_version(run_dir)
         inputs = {identity.path for identity in recorded_inputs(run_dir).values()}
         difference, changes = compare_configs(read_yaml(run_dir / CONFIG), parse_yaml(config, "this recipe"), inputs)
         if difference:

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -37,9 +37,12 @@ class _State:
 
     deferring = False
     noted: int | None = None
+    forward: Callable[[int], object] | None = None
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
+    if _State.forward is not None:
+        _State.forward(number)
     if not _State.deferring or _State.noted is not None:
         raise StoppedError(number)
     _State.noted = number
@@ -48,8 +51,13 @@ def _handle(number: int, frame: FrameType | None) -> None:
     timer.start()
 
 
-def install_handlers() -> None:
-    """Install the handlers, in the main thread; libraries may have installed theirs meanwhile."""
+def install_handlers(forward: Callable[[int], object] | None = None) -> None:
+    """Install the handlers, in the main thread; libraries may have installed theirs meanwhile.
+
+    Args:
+        forward: passes a signal on to the processes that this one has started.
+    """
+    _State.forward = forward
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             signal.signal(number, _handle)
@@ -73,7 +81,7 @@ def stopped_by_signals() -> Iterator[None]:
         print(f"stopped by {stopped}: the same command continues the run.", file=sys.stderr, flush=True)
         raise SystemExit(128 + stopped.number) from None
     finally:
-        _State.deferring, _State.noted = False, None
+        _State.deferring, _State.noted, _State.forward = False, None, None
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -32,7 +32,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lit_puzzle.data.calibration import CALIBRATION_FILE, CalibrationData
-from lit_puzzle.library.library import Library
+from lit_puzzle.library.library import LIBRARY_FILE, Library
 from lit_puzzle.library.swap import swapped
 from lit_puzzle.library.trained_blocks import block_tensors, check_trained
 from lit_puzzle.model.blocks import PuzzleModel
@@ -84,7 +84,8 @@ def score(
         ValueError: parent, library and data do not belong together, there are too few sequences, or a quality loss is
             not finite.
     """
-    parent, library = require_input(parent, "parent checkpoint"), require_input(library, "block library")
+    parent = require_input(parent, "parent checkpoint", "config.json")
+    library = require_input(library, "block library", LIBRARY_FILE)
     candidates, evaluations = Library.load(library), evaluations or []
     _check(parent, candidates, library, data, evaluations)
     entries = entries_of(candidates, scoring.pairs)

@@ -224,11 +224,13 @@ def test_stage_refuses_bad_input_before_anything_slow(checkpoint: Path, tmp_path
         arguments = {"run_dir": tmp_path, "checkpoint": checkpoint, "held_out": HeldOut([Parity()], ["low"])}
         return lambda: evaluate(**(arguments | overrides))  # type: ignore[arg-type]
 
+    (tmp_path / "empty").mkdir()
     cases = {
-        r"holds no config\.json": run(checkpoint=tmp_path),
+        r"holds no config\.json": run(checkpoint=tmp_path / "empty"),
         "prompts_per_effort 1": lambda: HeldOut([Parity()], prompts_per_effort=1),
         "extreme": lambda: HeldOut([Parity()], ["extreme"]),
-        "no finished run": run(baseline=tmp_path / "missing"),
+        r"baseline .*missing' does not exist": run(baseline=tmp_path / "missing"),
+        "no finished run": run(baseline=tmp_path / "empty"),
         "names must differ": run(held_out=HeldOut([])),
         "no log-probabilities": run(sampling=Sampling(logprobs=True)),
         "without an FP8 cache": run(kv_scales=tmp_path),

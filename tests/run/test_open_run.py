@@ -7,13 +7,15 @@ import pytest
 import torch
 
 from lit_puzzle.run.folder import is_complete
-from lit_puzzle.run.open_run import abandon_if_empty, open_run
+from lit_puzzle.run.open_run import open_run, opened_run
 from lit_puzzle.run.record import RunClock
 
 
 def test_fresh_then_resumed_then_complete(tmp_path):
     folder = tmp_path / "run"
     assert open_run(folder, "a: 1\n", overwrite=False) is False
+    assert open_run(folder, "a: 1\n", overwrite=False) is False  # nothing is there to be resumed
+    (folder / "scores.json").write_text("{}")
     assert open_run(folder, "a: 1\n", overwrite=False) is True
     assert not is_complete(folder)
     RunClock().close(folder, Path("recipes/x.yaml"), 3, resumed=True, results={"accuracy": 0.5})
@@ -31,6 +33,7 @@ def test_fresh_then_resumed_then_complete(tmp_path):
 
 def test_a_changed_recipe_is_shown_and_refused(tmp_path):
     open_run(tmp_path / "run", "a: 1\nb: 2\n", overwrite=False)
+    (tmp_path / "run" / "half.json").write_text("{}")
     with pytest.raises(ValueError, match=r"(?s)-b: 2.*\+b: 3.*--overwrite"):
         open_run(tmp_path / "run", "a: 1\nb: 3\n", overwrite=False)
 
@@ -44,20 +47,25 @@ def test_a_folder_that_is_no_run_is_never_touched(tmp_path, overwrite):
 
 
 def test_refused_input_leaves_no_folder_but_work_stays(tmp_path):
-    for written in (False, True):
-        folder = tmp_path / f"run{written}"
-        open_run(folder, "a: 1\n", overwrite=False)
+    def work(folder: Path, written: bool) -> None:
+        (folder / "lightning_logs" / "version_0").mkdir(parents=True)
+        (folder / "lightning_logs" / "version_0" / "hparams.yaml").write_text("{}")
         if written:
             (folder / "half.json").write_text("{}")
-        with pytest.raises(ValueError, match="bad input"), abandon_if_empty(folder):
-            raise ValueError("bad input")
+        raise ValueError("bad input")
+
+    for written in (False, True):
+        folder = tmp_path / f"run{written}"
+        with pytest.raises(ValueError, match="bad input"), opened_run(folder, "a: 1\n", overwrite=False):
+            work(folder, written)
         assert folder.exists() is written
 
 
 def test_overwrite_spares_what_the_recipe_reads(tmp_path):
     run_dir = tmp_path / "run"
-    (run_dir / "model").mkdir(parents=True)
-    (run_dir / "config.yaml").write_text("command: export\n")
+    open_run(run_dir, "command: export\n", overwrite=False)
+    (run_dir / "model").mkdir()
+    (run_dir / "model" / "config.json").write_text("{}")
     config = f"command: export\nrun_dir: {run_dir}\ncards: [{{folder: {run_dir}/model}}]\n"
     with pytest.raises(ValueError, match=r"--overwrite would remove .*run/model, which this recipe names"):
         open_run(run_dir, config, overwrite=True)

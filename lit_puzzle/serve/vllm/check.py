@@ -63,7 +63,7 @@ def serve_check(
         ValueError: vLLM is missing, an engine does not start, or a check failed (after report.json is written).
     """
     python = require_vllm(vllm.python)
-    checkpoint = require_input(checkpoint, "checkpoint").resolve()
+    checkpoint = require_input(checkpoint, "checkpoint", "config.json").resolve()
     opened = Checkpoint(checkpoint)
     claim_inputs(run_dir, {"checkpoint": checkpoint_identity(opened)})
     reference = make_reference(checkpoint, vllm.dtype, prompts, seed)

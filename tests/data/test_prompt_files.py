@@ -65,7 +65,7 @@ def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
         "empty": "holds no Parquet file",
         "mixed": r"mixed holds Parquet shards and b\.jsonl",
         "splits": r"splits holds shards of several sets \(test-N\.parquet, train-N\.parquet\)",
-        "torn": "torn cannot be read as a folder of datasets",
+        "torn": "torn cannot be used: ",
         "missing": "is missing",
     }
     for name, message in cases.items():

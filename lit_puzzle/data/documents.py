@@ -27,10 +27,11 @@ from lightning import LightningDataModule
 from numpy.typing import NDArray
 
 from lit_puzzle.data.batches import PackedBatch
-from lit_puzzle.data.document_files import DocumentFolder, Shard
+from lit_puzzle.data.document_files import DocumentFolder
 from lit_puzzle.data.packed_files import NOTHING, PackedSequences, write_packed
 from lit_puzzle.data.packing import Integers
 from lit_puzzle.data.packing_settings import DocumentFilter, PackingSettings
+from lit_puzzle.data.shards import Shard
 from lit_puzzle.model.writer import atomic_folder
 from lit_puzzle.run.files import read_json, write_json
 from lit_puzzle.run.inputs import Identity

@@ -82,11 +82,15 @@ class PromptData(LightningDataModule):
             "data.held_out": problems_identity(source, held_out),
         }
 
+    def training_pairs(self) -> list[PromptAtEffort]:
+        """Return the training prompts as problems at their efforts."""
+        return draw(self.environments, self.efforts, self.num_train_prompts, self.seed, held_out=False)
+
     def train_prompts(self, tokenizer: "PreTrainedTokenizerBase") -> "Dataset":
         """Return the training prompts as a dataset of texts with the columns prompt, answer, environment and effort."""
         from datasets import Dataset
 
-        pairs = draw(self.environments, self.efforts, self.num_train_prompts, self.seed, held_out=False)
+        pairs = self.training_pairs()
         return Dataset.from_dict(
             {
                 "prompt": [render_prompt(tokenizer, problem, effort) for problem, effort in pairs],

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lit_puzzle.data.prompts import check_lengths
 from lit_puzzle.distill.settings import DistillationEvaluation
 from lit_puzzle.environments.environment import PromptAtEffort, draw
 from lit_puzzle.environments.episodes import Episode
@@ -43,6 +44,14 @@ class HeldOutEvaluation:
         left = [problem for problem, _ in drawn if problem.question() not in questions][: settings.validation_prompts]
         self.validation_problems: list[PromptAtEffort] = [(problem, effort) for effort in efforts for problem in left]
 
+    def check(self, tokenizer: PreTrainedTokenizerBase, checkpoint: Path) -> None:
+        """Render all prompts before anything slow.
+
+        Raises:
+            ValueError: one cannot be rendered, or leaves no room for a completion.
+        """
+        check_lengths(tokenizer, self.problems + self.validation_problems, checkpoint, self.settings.max_new_tokens)
+
     def solve(
         self, pairs: list[PromptAtEffort], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trainer: Trainer
     ) -> list[Episode]:
@@ -61,7 +70,9 @@ class HeldOutEvaluation:
         self, folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trainer: Trainer
     ) -> None:
         """Write the episodes of `problems`."""
-        write_evaluation(folder, self.solve(self.problems, model, tokenizer, trainer), trainer.is_global_zero)
+        write_evaluation(
+            folder, self.solve(self.problems, model, tokenizer, trainer), trainer.is_global_zero, self.settings.texts
+        )
 
     def results(self, run_dir: Path, is_writer: bool) -> dict[str, float]:
         """Return the numbers of `before/` and `after/`, and print them as a table on the writing process."""

@@ -41,10 +41,11 @@ from lit_puzzle.distill.evaluation import HeldOutEvaluation
 from lit_puzzle.distill.settings import DistillationEvaluation, LossSettings
 from lit_puzzle.distill.top_logits_files import RECORD_FILE, TopLogits
 from lit_puzzle.evaluate.before_after import validation_values
+from lit_puzzle.model.chat import fix_date
 from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.run.folder import require_input
-from lit_puzzle.run.inputs import Identity, file_identity
+from lit_puzzle.run.inputs import Identity, file_identity, run_date
 from lit_puzzle.spec import Plan
 from lit_puzzle.training.accumulation import batch_weight
 from lit_puzzle.training.best_weights import load_best
@@ -167,6 +168,9 @@ class GlobalDistillation(LightningModule):
         if self.child is not None:
             return
         self.tokenizer = load_tokenizer(self.child_folder, padding_side="left")
+        fix_date(self.tokenizer, run_date(self.run_dir))
+        if self.held_out is not None:
+            self.held_out.check(self.tokenizer, self.child_folder)
         settings, mesh = self.training_settings, self.device_mesh
         self.child = load_child(mesh, self.child_folder, settings)
         if self.ema_decay is not None:

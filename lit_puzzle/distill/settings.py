@@ -92,6 +92,7 @@ class DistillationEvaluation:
         batch_size: prompts generated together on one process.
         seed: which problems are evaluated before and after.
         validation_prompts: problems per effort in each validation; 0: none. They differ from those before and after.
+        texts: whether the files of episodes hold prompts, completions and right answers.
 
     Raises:
         ValueError: unknown efforts, or numbers out of range.
@@ -104,6 +105,7 @@ class DistillationEvaluation:
     batch_size: int = 128
     seed: int = 1
     validation_prompts: int = 0
+    texts: bool = True
 
     def __post_init__(self) -> None:
         effort_weights(self.efforts)

@@ -8,6 +8,7 @@ Memory: the model in the dtype of the check (MXFP4 experts unpacked) + the logit
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel
 
 from lit_puzzle.environments.environment import EFFORTS
 from lit_puzzle.generation.stop_tokens import end_and_pad
-from lit_puzzle.model.chat import render_chat
+from lit_puzzle.model.chat import fix_date, render_chat
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.loading import DtypeName, load_model
 from lit_puzzle.model.opening import load_tokenizer
@@ -60,6 +61,7 @@ def make_reference(folder: Path, dtype: DtypeName, prompts: CheckPrompts, seed: 
         seed: seed of the random prompts.
     """
     tokenizer = load_tokenizer(folder)
+    fix_date(tokenizer, date.today().isoformat())  # the server's chat template reads the clock
     model = load_model(folder, "bfloat16" if Checkpoint(folder).mxfp4_layers else dtype).to(getattr(torch, dtype))
     model.eval()
     end_ids, _ = end_and_pad(model, tokenizer)

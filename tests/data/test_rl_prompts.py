@@ -139,3 +139,22 @@ def numbered(number: int) -> Problem:
 def test_bad_values_are_refused_at_construction(bad: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(**bad)
+
+
+def test_validation_has_the_efforts_that_are_trained_unless_told() -> None:
+    """Validation chooses the best weights: an effort of weight 0 must not."""
+    mix = {"low": 0.0, "medium": 1.0, "high": 2.0}
+
+    def validated(**settings: Any) -> list[str]:
+        data = make(efforts=mix, **settings)
+        pairs = [pair for batch in data.val_dataloader() for pair in batch]
+        assert len({problem.text() for problem, _ in pairs}) == 10
+        return list(dict.fromkeys(effort for _, effort in pairs))
+
+    assert validated() == ["medium", "high"]
+    assert validated(validation_efforts=["low", "high"]) == ["low", "high"]
+    assert list(make(efforts=mix).efforts) == ["low", "medium", "high"]  # of the measurement before and after
+    with pytest.raises(ValueError, match="immense"):
+        make(validation_efforts=["immense"])
+    with pytest.raises(ValueError, match="Name at least one"):
+        make(validation_efforts=[])

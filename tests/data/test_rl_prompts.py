@@ -73,10 +73,10 @@ def test_training_and_validation_never_meet_and_seeds_do_what_they_say(tokenizer
         assert not is_held_out(Problem(row["environment"], ({"role": "user", "content": question},), row["answer"]))
 
 
-def test_effort_of_weight_zero_is_validated_but_not_trained(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_effort_of_weight_zero_is_neither_trained_nor_validated(tokenizer: PreTrainedTokenizerFast) -> None:
     data = make(efforts={"low": 0.0, "high": 1.0})
     assert set(data.train_prompts(tokenizer)["effort"]) == {"high"}
-    assert {effort for batch in data.val_dataloader() for _, effort in batch} == {"low", "high"}
+    assert {effort for batch in data.val_dataloader() for _, effort in batch} == {"high"}
     with pytest.raises(ValueError, match="'medium' was asked for"):
         data.held_out("medium")
 

@@ -4,6 +4,7 @@ Reads and writes `before/` and `after/` (episodes) in the run folder. Memory and
 gathered weights (`lit_puzzle.evaluate.before_after`). Formulas: `lit_puzzle.evaluate.accuracy`.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -28,13 +29,14 @@ class HeldOutEvaluation:
 
     Args:
         settings: which problems, and how completions are generated.
+        trained_efforts: efforts of the documents that are trained on; validation has them unless told otherwise.
 
     Attributes:
         problems: problems of the evaluation before and after.
         validation_problems: problems of each validation, none of them among `problems`.
     """
 
-    def __init__(self, settings: DistillationEvaluation) -> None:
+    def __init__(self, settings: DistillationEvaluation, trained_efforts: Sequence[str]) -> None:
         self.settings = settings
         environments, efforts = settings.environments, settings.efforts
         self.problems = held_out_problems(environments, efforts, settings.prompts_per_effort, settings.seed)
@@ -42,7 +44,9 @@ class HeldOutEvaluation:
         count = settings.validation_prompts + len(questions) if settings.validation_prompts else 0
         drawn = draw(environments, efforts[:1], count, VALIDATION_SEED, held_out=True)
         left = [problem for problem, _ in drawn if problem.question() not in questions][: settings.validation_prompts]
-        self.validation_problems: list[PromptAtEffort] = [(problem, effort) for effort in efforts for problem in left]
+        self.validation_problems: list[PromptAtEffort] = [
+            (problem, effort) for effort in settings.validation_efforts or trained_efforts for problem in left
+        ]
 
     def check(self, tokenizer: PreTrainedTokenizerBase, checkpoint: Path) -> None:
         """Render all prompts before anything slow.

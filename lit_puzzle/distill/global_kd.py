@@ -53,7 +53,7 @@ from lit_puzzle.training.ema import WeightAverage
 from lit_puzzle.training.finite import check_weights
 from lit_puzzle.training.load_child import load_child, reload_child
 from lit_puzzle.training.random_state import RandomState, get_random_state, of_all_processes, set_random_state
-from lit_puzzle.training.settings import TrainingSettings
+from lit_puzzle.training.settings import TrainingSettings, check_not_null
 from lit_puzzle.training.sharding import load_for, shard
 from lit_puzzle.training.trainable import optimize_trainable, release_optimizers, without_adapters
 from lit_puzzle.training.trainer_validation import check_trainer
@@ -90,6 +90,7 @@ class GlobalDistillation(LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__()
+        check_not_null("GlobalDistillation", loss=loss, training=training)
         if ema_decay is not None and not 0 < ema_decay < 1:
             raise ValueError(f"ema_decay={ema_decay} was given; it lies between 0 and 1, or is null for no average.")
         self.child_folder = require_input(child, "child", "config.json")
@@ -146,9 +147,10 @@ class GlobalDistillation(LightningModule):
         """
         check_trainer(self.trainer, self.training_settings.dtype)
         check_saved(self.child_folder, self.training_settings)
-        if self.evaluation is not None:
-            self.held_out = HeldOutEvaluation(self.evaluation)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if self.evaluation is not None:
+            trained = data.trained_efforts() if isinstance(data, PackedDocuments) else self.evaluation.efforts
+            self.held_out = HeldOutEvaluation(self.evaluation, trained or self.evaluation.efforts)
         if not self.has_top_logits:
             if isinstance(data, PackedDocuments):
                 data.folder.check_reader(self.parent_folder, data.sequence_tokens)

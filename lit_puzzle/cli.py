@@ -1,4 +1,4 @@
-"""The console script: `lightning run RECIPE [--key value ...]`, `lightning recipes [--copy DIR]`.
+"""The console script: `lightning run RECIPE [--key value ...]`, `lightning show RUN`, `lightning recipes [--copy DIR]`.
 
 Reads a recipe and runs its `command`: Lightning for fit and validate, a typed function for every other stage. Wrong
 input is one message and exit code 2. Imports nothing heavy, so that `--help` is fast. Other verbs belong to the package
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from jsonargparse import ActionConfigFile, Namespace
 
+from lit_puzzle.report.show import show
 from lit_puzzle.run.open_run import join_run, opened_run
 from lit_puzzle.run.parser import RecipeParser
 from lit_puzzle.run.recipe import PACKAGED_RECIPES, Recipe, load_recipe, packaged_recipes
@@ -50,6 +51,7 @@ STAGES = {
 PARALLEL_STAGES = frozenset({"score", "precompute_logits"})
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "NODE_RANK")  # the first that is set is the rank
 USAGE = """usage: lightning run RECIPE [--KEY=VALUE ...] [--overwrite] [--verify=fast|full] [--print_config]
+       lightning show RUN [--samples=N] [--rows=before|after] [--full]
        lightning recipes [--copy DIR]
 
 RECIPE is a YAML file, on disk or packaged (`lightning recipes` lists those). Its `command` names the stage:
@@ -57,10 +59,11 @@ RECIPE is a YAML file, on disk or packaged (`lightning recipes` lists those). It
   a.b.function      your own typed function `f(run_dir: Path, ...) -> dict[str, float]`
 
 Every key of the recipe can be overridden: --trainer.max_steps=20, --model.init_args.child=DIR.
-An incomplete run is resumed by the same command; a complete one needs --overwrite.
+An incomplete run is resumed by the same command; a complete one needs --overwrite, which removes only what it has made.
 The names, shapes and dtypes of a checkpoint's tensors are checked before anything slow. With --verify=fast, the
 default, values (NaN, infinities) and checksums (SHA256SUMS) are checked when weights are first read; with --verify=full
 all of them are checked first. A recipe can say `verify: full`, too.
+`lightning show RUN` prints state, lineage, results and sample answers of a run folder.
 `lightning run RECIPE --help` lists the keys of the recipe's command, and `--model.help=CLASS` (likewise --data.help,
 --trainer.callbacks.help, ...) those of a class that it names."""
 
@@ -75,12 +78,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: the input is wrong (code 2, one message).
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    with one_line_errors(), stopped_by_signals():
+    hint = ": the same command continues the run." if words[:1] == ["run"] else ""
+    with one_line_errors(), stopped_by_signals(hint):
         match words:
             case ["run", "-h" | "--help"] | ["run"] | ["-h" | "--help"] | []:
                 print(_usage())
             case ["run", recipe, *overrides]:
                 run(recipe, overrides)
+            case ["show", *options]:
+                show(options)
             case ["recipes"]:
                 print("\n".join(str(Path("recipes") / path) for path in packaged_recipes()))
             case ["recipes", "--copy", folder]:
@@ -152,7 +158,7 @@ def run_stage(command: str, recipe: Recipe, words: Sequence[str], overwrite: boo
             raise ValueError(f"{command} runs in one process; this one was started as number {_rank()} of several.")
         join_run(run_dir, resolved)
     clock = RunClock()
-    with opened_run(run_dir, resolved, overwrite) if is_first else nullcontext(False) as resumed:
+    with opened_run(run_dir, resolved, overwrite, command not in STAGES) if is_first else nullcontext(False) as resumed:
         arguments = parser.instantiate(Namespace(config.clone()))
         for key in ("config", "command", "run_dir"):
             arguments.pop(key, None)
@@ -222,6 +228,6 @@ def _hand_to_lightning_sdk(words: Sequence[str]) -> None:
     try:
         scripts = metadata.distribution("lightning-sdk").entry_points.select(group="console_scripts", name="lightning")
     except metadata.PackageNotFoundError:
-        known = "lit_puzzle knows `run` and `recipes`; other verbs belong to the lightning-sdk package"
+        known = "lit_puzzle knows `run`, `show` and `recipes`; other verbs belong to the lightning-sdk package"
         raise ValueError(f"`lightning {words[0]}`: {known}, which is not installed.\n{_usage()}") from None
     next(iter(scripts)).load()()

@@ -41,10 +41,11 @@ from lit_puzzle.distill.evaluation import HeldOutEvaluation
 from lit_puzzle.distill.settings import DistillationEvaluation, LossSettings
 from lit_puzzle.distill.top_logits_files import RECORD_FILE, TopLogits
 from lit_puzzle.evaluate.before_after import validation_values
+from lit_puzzle.model.chat import fix_date
 from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.run.folder import require_input
-from lit_puzzle.run.inputs import Identity, file_identity
+from lit_puzzle.run.inputs import Identity, file_identity, run_date
 from lit_puzzle.spec import Plan
 from lit_puzzle.training.accumulation import batch_weight
 from lit_puzzle.training.best_weights import load_best
@@ -52,7 +53,7 @@ from lit_puzzle.training.ema import WeightAverage
 from lit_puzzle.training.finite import check_weights
 from lit_puzzle.training.load_child import load_child, reload_child
 from lit_puzzle.training.random_state import RandomState, get_random_state, of_all_processes, set_random_state
-from lit_puzzle.training.settings import TrainingSettings
+from lit_puzzle.training.settings import TrainingSettings, check_not_null
 from lit_puzzle.training.sharding import load_for, shard
 from lit_puzzle.training.trainable import optimize_trainable, release_optimizers, without_adapters
 from lit_puzzle.training.trainer_validation import check_trainer
@@ -89,6 +90,7 @@ class GlobalDistillation(LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__()
+        check_not_null("GlobalDistillation", loss=loss, training=training)
         if ema_decay is not None and not 0 < ema_decay < 1:
             raise ValueError(f"ema_decay={ema_decay} was given; it lies between 0 and 1, or is null for no average.")
         self.child_folder = require_input(child, "child", "config.json")
@@ -145,9 +147,10 @@ class GlobalDistillation(LightningModule):
         """
         check_trainer(self.trainer, self.training_settings.dtype)
         check_saved(self.child_folder, self.training_settings)
-        if self.evaluation is not None:
-            self.held_out = HeldOutEvaluation(self.evaluation)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if self.evaluation is not None:
+            trained = data.trained_efforts() if isinstance(data, PackedDocuments) else self.evaluation.efforts
+            self.held_out = HeldOutEvaluation(self.evaluation, trained or self.evaluation.efforts)
         if not self.has_top_logits:
             if isinstance(data, PackedDocuments):
                 data.folder.check_reader(self.parent_folder, data.sequence_tokens)
@@ -167,6 +170,9 @@ class GlobalDistillation(LightningModule):
         if self.child is not None:
             return
         self.tokenizer = load_tokenizer(self.child_folder, padding_side="left")
+        fix_date(self.tokenizer, run_date(self.run_dir))
+        if self.held_out is not None:
+            self.held_out.check(self.tokenizer, self.child_folder)
         settings, mesh = self.training_settings, self.device_mesh
         self.child = load_child(mesh, self.child_folder, settings)
         if self.ema_decay is not None:

@@ -156,7 +156,10 @@ class VLLMEngine:
         return [self._completion(output, seconds) for output, seconds in outputs]
 
     def _run(self, total: int) -> "list[tuple[RequestOutput, float]]":
-        """Return the finished requests in the order in which they were added, and the seconds that each took."""
+        """Return the finished requests in the order in which they were added, and the seconds that each took.
+
+        Progress counts the tokens of finished requests only: vLLM gives out no others.
+        """
         progress, engine, begun = Progress(total), self.model.llm_engine, time.monotonic()
         outputs: list[tuple[RequestOutput, float]] = []
         tokens = 0

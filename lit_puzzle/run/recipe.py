@@ -7,6 +7,7 @@ extends: the files become `--config` arguments, base first, which jsonargparse m
 """
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -228,8 +229,9 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 
 def recipe_that_makes(folder: Path) -> str | None:
     """Return the packaged recipe whose run folder contains `folder`, as typed on the command line, or None."""
-    for relative in packaged_recipes():
-        run_dir = load_recipe(str(PACKAGED_RECIPES / relative)).value("run_dir")
-        if run_dir and Path(run_dir).resolve() in (folder.resolve(), *folder.resolve().parents):
-            return str(Path("recipes") / relative)
+    folders = (folder.resolve(), *folder.resolve().parents)
+    for path in sorted(PACKAGED_RECIPES.rglob("*.yaml")):
+        found = re.search(r"^run_dir: *(\S+)", path.read_text(), re.MULTILINE)  # parsing all of them takes 0.3 seconds
+        if found and Path(found[1]).resolve() in folders:
+            return str(Path("recipes") / path.relative_to(PACKAGED_RECIPES))
     return None

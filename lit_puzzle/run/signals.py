@@ -64,8 +64,11 @@ def install_handlers(forward: Callable[[int], object] | None = None) -> None:
 
 
 @contextmanager
-def stopped_by_signals() -> Iterator[None]:
+def stopped_by_signals(hint: str) -> Iterator[None]:
     """End the command inside with one line and exit code 128 + number when it is stopped by a signal.
+
+    Args:
+        hint: end of the line, which says what to do next.
 
     Raises:
         SystemExit: a signal has stopped it.
@@ -78,7 +81,7 @@ def stopped_by_signals() -> Iterator[None]:
     try:
         yield
     except StoppedError as stopped:
-        print(f"stopped by {stopped}: the same command continues the run.", file=sys.stderr, flush=True)
+        print(f"stopped by {stopped}{hint}", file=sys.stderr, flush=True)
         raise SystemExit(128 + stopped.number) from None
     finally:
         _State.deferring, _State.noted, _State.forward = False, None, None

@@ -104,7 +104,7 @@ def run_lightning(command: str, recipe: Recipe, words: Sequence[str], overwrite:
         join_run(run_dir, config)
     cli.trainer.callbacks.insert(0, OwnSignals())  # type: ignore[attr-defined]
     clock = RunClock()
-    with opened_run(run_dir, config, overwrite) if is_first else nullcontext(False) as resumed:
+    with opened_run(run_dir, config, overwrite, _has_own_code(recipe)) if is_first else nullcontext(False) as resumed:
         if is_first:
             claim_inputs(run_dir, _inputs(cli))
         try:
@@ -154,9 +154,15 @@ def sound_checkpoint(run_dir: Path) -> Path | None:
     return None
 
 
+def _has_own_code(recipe: Recipe) -> bool:
+    """Return whether a recipe names classes that may write under names of their own."""
+    ours = ("lit_puzzle.", "torch.", "lightning.pytorch.callbacks.", "lightning.pytorch.loggers.CSVLogger")
+    return any("." in path and not path.startswith(ours) for path in recipe.class_paths())
+
+
 def _inputs(cli: LightningCLI) -> dict[str, Identity]:
     """Return the inputs of module, data and callbacks."""
-    readers = (cli.model, cli.datamodule)
+    readers = (cli.model, cli.datamodule, *cli.trainer.callbacks)  # type: ignore[attr-defined]
     return {
         name: identity
         for reader in readers

@@ -12,7 +12,7 @@ from lit_puzzle.run.marker import (
     check_removable,
     has_results,
     is_unclaimed,
-    noted_entries,
+    noted_files,
     remove_contents,
     remove_temporary,
     write_marker,
@@ -21,21 +21,45 @@ from lit_puzzle.run.marker import (
 
 def test_what_a_run_has_made_may_be_removed(tmp_path: Path) -> None:
     write_marker(tmp_path)
-    for name in ("config.yaml", "run.json", "scores.json", "hidden_states.0", ".scores.json.123", "kv_scales.png"):
-        (tmp_path / name).write_text("")
-    (tmp_path / "checkpoints").mkdir()
+    with noted_files(tmp_path, False):
+        for name in ("config.yaml", "run.json", "scores.json", "hidden_states.0", ".scores.json.123", "kv_scales.png"):
+            (tmp_path / name).write_text("")
+        (tmp_path / "checkpoints").mkdir()
+        (tmp_path / "checkpoints" / "step=1.ckpt").write_text("")
     check_removable(tmp_path)
-    with noted_entries(tmp_path):
+    (tmp_path / "checkpoints" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"contains checkpoints/notes\.txt, which this run has not made"):
+        check_removable(tmp_path)
+
+
+@pytest.mark.parametrize("notes_all", [True, False])
+def test_names_of_their_own_are_noted_where_code_of_the_user_writes(tmp_path: Path, notes_all: bool) -> None:
+    write_marker(tmp_path)
+    with noted_files(tmp_path, notes_all):
         (tmp_path / "own.csv").write_text("")
+    if notes_all:
+        check_removable(tmp_path)
+    else:  # a file that a user has put there during a long run
+        with pytest.raises(ValueError, match=r"contains own\.csv"):
+            check_removable(tmp_path)
+
+
+def test_after_a_kill_the_names_that_stages_give_may_be_removed(tmp_path: Path) -> None:
+    write_marker(tmp_path, is_running=True)
+    (tmp_path / "candidates").mkdir()
+    (tmp_path / "candidates" / "layer=0,window=4.json").write_text("")
     check_removable(tmp_path)
+    (tmp_path / "own.csv").write_text("")
+    with pytest.raises(ValueError, match=r"contains own\.csv"):
+        check_removable(tmp_path)
 
 
 def test_files_that_came_between_two_attempts_are_foreign(tmp_path: Path) -> None:
     write_marker(tmp_path)
-    with noted_entries(tmp_path):
+    with noted_files(tmp_path, True):
         (tmp_path / "first.csv").write_text("")
     (tmp_path / "thesis.tex").write_text("years of work")
-    with noted_entries(tmp_path):
+    with noted_files(tmp_path, True):
         (tmp_path / "second.csv").write_text("")
     with pytest.raises(ValueError, match=r"contains thesis\.tex, which this run has not made"):
         check_removable(tmp_path)
@@ -47,7 +71,7 @@ def test_an_attempt_that_fails_notes_its_files_too(tmp_path: Path) -> None:
         raise KeyError
 
     write_marker(tmp_path)
-    with pytest.raises(KeyError), noted_entries(tmp_path):
+    with pytest.raises(KeyError), noted_files(tmp_path, True):
         fail()
     check_removable(tmp_path)
 

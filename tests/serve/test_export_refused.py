@@ -252,7 +252,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_after_a_full_disk_the_command_can_be_rerun(small_disk: Path, tmp_path: Path) -> None:
     words = ["run", "recipes/export.yaml", f"--run_dir={small_disk / 'run'}", "--kv_scales=null"]
-    with pytest.raises(OSError, match="No space left on device"):
+    with pytest.raises(SystemExit, match="2"):
         main(words)
     assert not (small_disk / "run" / "model").exists() and (small_disk / "run" / "config.yaml").is_file()
     subprocess.run(["mount", "-o", "remount,size=16M", str(small_disk)], check=True)

@@ -64,7 +64,7 @@ CASES = [
                 ),
             ),
             "adapter_config.json|lora",
-            "lora_alpha|alpha",
+            "lora_alpha|alpha|JSON",
         )
         for value in ("NaN", "Infinity", "-8", '"eight"', "null", "1e400", "[]")
     ),

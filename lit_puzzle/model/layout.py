@@ -56,7 +56,7 @@ def layer_blocks(config: Mapping[str, Any]) -> list[tuple[int, int | None]]:
         blocks = config.get("block_configs")
         if not isinstance(blocks, list) or len(blocks) != layers:
             raise ValueError(
-                f"config.json: block_configs must list num_hidden_layers = {layers} layers, got {blocks!r}"
+                f"config.json: block_configs must list {layers} layers (num_hidden_layers), got {blocks!r}"
             )
         return [_puzzle_block(layer, block) for layer, block in enumerate(blocks)]
     kinds = config.get("layer_types") or [keys.layer_types[i % len(keys.layer_types)] for i in range(layers)]

@@ -2,7 +2,8 @@
 
 Freezing comes before sharding, so that each shard knows what trains; sharding comes before the optimizer, so that its
 state exists for local shards only. Reads the child's folder; writes nothing.
-Memory: `lit_puzzle.training.sharding`; of a model without weights, its modules.
+Memory: `lit_puzzle.training.sharding`; with adapters on parameters, experts that must be converted are whole on each
+process until they are sharded. Of a model without weights, its modules.
 """
 
 from pathlib import Path
@@ -36,6 +37,8 @@ def load_child(mesh: DeviceMesh | None, folder: Path, settings: TrainingSettings
         ValueError: the reasons of `adapted`.
     """
     loaded, waiting = load_for(mesh, folder, settings.dtype, settings.attention, settings.experts)
+    if waiting is not None and settings.lora is not None and settings.lora.target_parameters:
+        waiting.fill(loaded)  # PEFT puts adapters where their parameters are: on the meta device they would be lost
     child = adapted(loaded, settings)
     model = without_adapters(child)
     if settings.gradient_checkpointing:

@@ -69,22 +69,25 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: st
         LoraSettings(**settings)
 
 
+NULL: Any = None  # what the parser passes for `null`
+
+
 @pytest.mark.parametrize(
     ("make", "key"),
     [
-        (lambda: RLRecovery(CHILD, grpo=None), "RLRecovery: grpo is null"),
-        (lambda: RLRecovery(CHILD, rewards=None), "RLRecovery: rewards is null"),
-        (lambda: RLRecovery(CHILD, training=None), "RLRecovery: training is null"),
-        (lambda: RLRecovery(CHILD, evaluation=None), "RLRecovery: evaluation is null"),
-        (lambda: GlobalDistillation(CHILD, CHILD, loss=None), "GlobalDistillation: loss is null"),
-        (lambda: GlobalDistillation(CHILD, CHILD, training=None), "GlobalDistillation: training is null"),
-        (lambda: BlockwiseDistillation(CHILD, CHILD, training=None), "BlockwiseDistillation: training is null"),
-        (lambda: KVCalibration(CHILD, scales=None), "KVCalibration: scales is null"),
-        (lambda: FP8KVScales(scales=None), "FP8KVScales: scales is null"),
-        (lambda: GRPOSettings(sampling=None), "grpo: sampling is null"),
-        (lambda: GRPOSettings(loss=None), "grpo: loss is null"),
-        (lambda: ExtraReward(None), "extra_rewards: function is null"),
-        (lambda: DistillationEvaluation(None), "evaluation: environments is null"),
+        (lambda: RLRecovery(CHILD, grpo=NULL), "RLRecovery: grpo is null"),
+        (lambda: RLRecovery(CHILD, rewards=NULL), "RLRecovery: rewards is null"),
+        (lambda: RLRecovery(CHILD, training=NULL), "RLRecovery: training is null"),
+        (lambda: RLRecovery(CHILD, evaluation=NULL), "RLRecovery: evaluation is null"),
+        (lambda: GlobalDistillation(CHILD, CHILD, loss=NULL), "GlobalDistillation: loss is null"),
+        (lambda: GlobalDistillation(CHILD, CHILD, training=NULL), "GlobalDistillation: training is null"),
+        (lambda: BlockwiseDistillation(CHILD, CHILD, training=NULL), "BlockwiseDistillation: training is null"),
+        (lambda: KVCalibration(CHILD, scales=NULL), "KVCalibration: scales is null"),
+        (lambda: FP8KVScales(scales=NULL), "FP8KVScales: scales is null"),
+        (lambda: GRPOSettings(sampling=NULL), "grpo: sampling is null"),
+        (lambda: GRPOSettings(loss=NULL), "grpo: loss is null"),
+        (lambda: ExtraReward(NULL), "extra_rewards: function is null"),
+        (lambda: DistillationEvaluation(NULL), "evaluation: environments is null"),
     ],
 )
 def test_null_for_settings_is_refused_by_name(make: Any, key: str) -> None:

@@ -84,7 +84,7 @@ def test_two_processes_equal_one(models: Models, tmp_path: Path, variant: str) -
             assert sharded.keys() == reference.keys()
             for name, tensor in reference.items():
                 largest = float(tensor.abs().max())
-                # Adapters start with one factor at 0 (B of layers, A of embeddings), and so the other without a gradient.
+                # One factor of an adapter starts at 0 (B of layers, A of embeddings): the other has no gradient yet.
                 assert largest > 0 or "lora_A" in name or "lora_embedding_B" in name, name
                 torch.testing.assert_close(
                     sharded[name], tensor, atol=1e-5 * largest, rtol=1e-5, msg=f"{kind} {name} on {rank}"

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lit_puzzle.run.files import parse_json, read_text, write_json
 from lit_puzzle.run.strict_json import check_whole, checked_fields
 
 KV_DTYPE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1}
@@ -130,9 +130,7 @@ class Plan:
 
     def save(self, path: Path) -> None:
         """Write as a JSON file, atomically (temporary file, fsync, rename)."""
-        from lit_puzzle.run.folder import write_atomically  # imports YAML, which most users of a plan do not need
-
-        write_atomically(path, json.dumps(self.to_json(), indent=1) + "\n")
+        write_json(path, self.to_json())
 
     @classmethod
     def load(cls, path: Path) -> Plan:
@@ -151,10 +149,7 @@ def read_plan(path: Path) -> tuple[Plan, Mapping[str, Any]]:
     """
     if not path.is_file():
         raise ValueError(f"no plan at {path}; make one with recipes/search.yaml or name an existing plan.json")
-    try:
-        data = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+    data = parse_json(read_text(path), str(path))
     record = data if isinstance(data, Mapping) and isinstance(data.get("plan"), Mapping) else {}
     try:
         return Plan.from_json(record.get("plan", data)), record

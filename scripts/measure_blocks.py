@@ -11,7 +11,6 @@ the table's prediction. Memory: see `lit_puzzle.costs.block_timing`; disk: about
 
 import argparse
 import dataclasses
-import json
 import os
 import platform
 import shlex
@@ -32,7 +31,7 @@ from lit_puzzle.costs.machine import Machine, Points
 from lit_puzzle.costs.model_shape import ModelShape
 from lit_puzzle.costs.serving import Deployment, Setting, parent_blocks
 from lit_puzzle.costs.timed_blocks import TimedBlocks, shape_fingerprint
-from lit_puzzle.run.folder import write_atomically
+from lit_puzzle.run.files import read_json, write_json
 from lit_puzzle.spec import Scenario
 
 
@@ -124,7 +123,7 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
     torch.manual_seed(0)
-    config = json.loads(arguments.config.read_text())
+    config = read_json(arguments.config)
     blocks = parent_blocks(config)
     points = Points(
         experts=arguments.experts or sorted({block.num_experts for block in blocks}),
@@ -139,7 +138,7 @@ def main() -> None:
     table = header(arguments, machine, points, ModelShape.from_config(config))
     start = time.perf_counter()
     table |= measure(Bench(config, machine), points, arguments.whole_model)
-    write_atomically(arguments.out, json.dumps(table, indent=1) + "\n")
+    write_json(arguments.out, table)
     times = TimedBlocks(arguments.out)
     print(f"{arguments.out}: {sum(len(table[kind]) for kind in times.grids)} points on {table['hardware']['device']}")
     for row in table["whole_model"]:

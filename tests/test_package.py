@@ -46,13 +46,13 @@ HEAVY = ("torch", "lightning", "transformers")
 RUN_A_MODEL = {"costs.block_timing", "costs.filled_cache", "costs.interleaved_timer", "costs.machine"}
 LIGHT = {
     *("spec", "cli", "library.library", "scoring.scores", "generation.sampling", "generation.engine"),
-    *("model.layout", "model.family"),
+    *("model.layout", "model.family", "model.chat", "environments.environment"),
 }
 
 
 def light_modules() -> list[str]:
     """What plans, costs, searches and reads recipes: whole rooms, all settings, and the modules of LIGHT."""
-    rooms = [path for room in ("run", "costs", "search") for path in (PACKAGE / room).rglob("*.py")]
+    rooms = [path for room in ("run", "costs", "search", "report") for path in (PACKAGE / room).rglob("*.py")]
     found = [path.relative_to(PACKAGE).with_suffix("") for path in [*rooms, *PACKAGE.rglob("*settings.py")]]
     names = {".".join(path.parts).removesuffix(".__init__") for path in found} - RUN_A_MODEL
     return sorted(f"lit_puzzle.{name}" for name in names | LIGHT)

@@ -13,7 +13,6 @@ Source: arXiv 2602.11937 (pruned layers, YaRN factor). Format of the released gp
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -30,12 +29,14 @@ from lit_puzzle.child.folder import (
     TOKENIZER_FILES,
 )
 from lit_puzzle.library.trained_blocks import plan_tensors
-from lit_puzzle.model.blocks import block_config, config_class
+from lit_puzzle.model.blocks import block_config
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.family import family_of
 from lit_puzzle.model.layout import layer_prefix, whole
-from lit_puzzle.model.safetensors_file import DTYPES, read_json
+from lit_puzzle.model.opening import load_config
+from lit_puzzle.model.safetensors_file import DTYPES
 from lit_puzzle.model.writer import MAX_SHARD_BYTES, Layout, StoredRows, write_checkpoint
+from lit_puzzle.run.files import read_json, write_json
 from lit_puzzle.spec import Plan
 
 
@@ -106,14 +107,15 @@ class Child:
         Raises:
             ValueError: the model does not accept the configuration.
         """
-        (folder / "config.json").write_text(json.dumps(self.config, indent=2) + "\n")
-        config_class(self.parent.family).from_pretrained(folder)
-        (folder / "generation_config.json").write_text(json.dumps(self.generation_config, indent=2) + "\n")
+        write_json(folder / "config.json", self.config, indent=2)
+        load_config(folder)
+        write_json(folder / "generation_config.json", self.generation_config, indent=2)
         self.plan.save(folder / PLAN_FILE)
         copied = (*TOKENIZER_FILES, *TEMPLATE_FILES, *OPTIONAL_TOKENIZER_FILES, *CARRIED_FILES)
         for path in [self.parent.family.child.modeling_file, *(self.parent.folder / name for name in copied)]:
             if path.is_file():
                 shutil.copyfile(path, folder / path.name)
+        self.parent.check_checksums()
         write_checkpoint(folder, self.layout(), self.tensors(), max_shard_bytes)
 
 
@@ -169,7 +171,8 @@ def _with_rope_factor(config: dict[str, Any], factor: float) -> dict[str, Any]:
     if rope.get("rope_type") != "yarn" or "original_max_position_embeddings" not in rope:
         raise ValueError(f"rope_factor needs a parent with YaRN parameters; its config.json has {key} = {rope}")
     length = whole(rope, "original_max_position_embeddings") * factor
-    return {**config, key: {**rope, "factor": float(factor)}, "max_position_embeddings": int(length)}
+    kept = {name: value for name, value in config.items() if name not in ("rope_parameters", "rope_scaling")}
+    return {**kept, key: {**rope, "factor": float(factor)}, "max_position_embeddings": int(length)}
 
 
 def generation_config(parent: Path, config: Mapping[str, Any]) -> dict[str, Any]:

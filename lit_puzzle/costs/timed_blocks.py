@@ -29,6 +29,7 @@ from typing import Any, ClassVar
 
 from lit_puzzle.costs.model_shape import ModelShape
 from lit_puzzle.costs.serving import Block, Setting
+from lit_puzzle.run.files import read_json
 
 AXES: dict[str, tuple[str, ...]] = {
     "decode_layer": ("num_experts", "batch_size", "context_tokens"),
@@ -203,13 +204,12 @@ def _read(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"no table of timed blocks at {file}; {remedy}")
     try:
-        data = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not JSON: {error}; {remedy}") from error
+        data = read_json(file)
+    except ValueError as error:
+        raise ValueError(f"{error}; {remedy}") from error
     keys = {*HEADER, *AXES, "whole_model"}
-    if not isinstance(data, dict) or set(data) != keys:
-        found = sorted(data) if isinstance(data, dict) else type(data).__name__
-        raise ValueError(f"{file}: a table of timed blocks has the keys {sorted(keys)}, not {found}; {remedy}")
+    if set(data) != keys:
+        raise ValueError(f"{file}: a table of timed blocks has the keys {sorted(keys)}, not {sorted(data)}; {remedy}")
     try:
         model = ModelShape.from_json(data["model"])
     except ValueError as error:

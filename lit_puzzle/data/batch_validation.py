@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer
 
 from lit_puzzle.data.batches import PackedBatch, PaddedBatch
+from lit_puzzle.model.opening import load_config, load_tokenizer
 
 
 def check_same_tokens(parent: Path, child: Path) -> None:
@@ -20,13 +20,13 @@ def check_same_tokens(parent: Path, child: Path) -> None:
     Raises:
         ValueError: vocabularies of two sizes, or a token with two ids.
     """
-    sizes = [AutoConfig.from_pretrained(folder).vocab_size for folder in (parent, child)]
+    sizes = [load_config(folder).vocab_size for folder in (parent, child)]
     if sizes[0] != sizes[1]:
         raise ValueError(
             f"The parent {parent} has {sizes[0]} tokens, the child {child} has {sizes[1]}: their distributions cannot "
             "be compared. Give the parent that the child was made from."
         )
-    ours, theirs = (AutoTokenizer.from_pretrained(folder).get_vocab() for folder in (parent, child))
+    ours, theirs = (load_tokenizer(folder).get_vocab() for folder in (parent, child))
     for token in sorted(ours.keys() | theirs.keys()):
         if ours.get(token) != theirs.get(token):
             raise ValueError(

@@ -25,14 +25,20 @@ from typing import Any
 import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from lit_puzzle.data.batches import PaddedBatch
 from lit_puzzle.data.prompt_source import PromptSource
-from lit_puzzle.data.prompts import choose, encode
+from lit_puzzle.data.prompts import check_lengths, choose, encode, prompts_identity
 from lit_puzzle.generation.load import load_engine
 from lit_puzzle.generation.sampling import EngineSettings, Sampling
-from lit_puzzle.run.folder import require_input, write_atomically
+from lit_puzzle.model.chat import fix_date
+from lit_puzzle.model.identity import checkpoint_identity
+from lit_puzzle.model.opening import load_config, load_tokenizer
+from lit_puzzle.run.files import write_atomically
+from lit_puzzle.run.folder import require_input
+from lit_puzzle.run.inputs import Identity, file_identity, run_date
+from lit_puzzle.run.json_lines import read_json_lines
 
 CALIBRATION_FILE = "calibration.jsonl"
 
@@ -64,15 +70,24 @@ class CalibrationData(LightningDataModule):
         super().__init__()
         if prompts is None and sequences is None:
             raise ValueError("Give CalibrationData prompts, which the parent completes, or a file of sequences.")
+        sampling.refuse_logprobs("CalibrationData")
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size} was given; 1 or more is needed.")
-        self.parent = require_input(parent, "parent checkpoint")
+        self.parent = require_input(parent, "parent checkpoint", "config.json")
         self.prompts = prompts
         self.sequences = None if sequences is None else Path(sequences)
         self.sampling = sampling
         self.engine = engine
         self.batch_size = batch_size
         self.prepare_data_per_node = False  # the run folder is shared by all nodes
+
+    def input_identities(self) -> dict[str, Identity]:
+        """Return the identities of the parent, and of the sequences or the prompts that it completes."""
+        parent = {"data.parent": checkpoint_identity(self.parent)}
+        if self.sequences is not None:
+            return parent | {"data.sequences": file_identity(require_input(self.sequences, "calibration data"))}
+        assert self.prompts is not None
+        return parent | {"data.prompts": prompts_identity(self.prompts, choose(self.prompts))}
 
     def prepare_data(self) -> None:
         """Generate the sequences (first process only) and write `calibration.jsonl`."""
@@ -84,7 +99,10 @@ class CalibrationData(LightningDataModule):
         if self.sequences is not None or self.prompts is None:
             return
         pairs = choose(self.prompts)
-        prompts = encode(AutoTokenizer.from_pretrained(self.parent), pairs)
+        tokenizer = load_tokenizer(self.parent)
+        fix_date(tokenizer, run_date(folder))
+        check_lengths(tokenizer, pairs, self.parent, self.sampling.max_new_tokens)
+        prompts = encode(tokenizer, pairs)
         completions = load_engine(self.engine, self.parent, device).generate(prompts, self.sampling)
         lines = []
         for (problem, effort), prompt, completion in zip(pairs, prompts, completions, strict=True):
@@ -107,7 +125,7 @@ class CalibrationData(LightningDataModule):
             ValueError: Sequences the parent cannot read.
         """
         file = self._file(folder)
-        config = AutoConfig.from_pretrained(self.parent)
+        config = load_config(self.parent)
         rows = read_sequences(file, self.parent)
         check_sequences(rows, file, config.vocab_size, config.max_position_embeddings)
         rows.sort(key=len, reverse=True)  # stable; the longest batch first, so that too little memory shows at once
@@ -171,52 +189,51 @@ def read_sequences(file: Path, parent: Path) -> list[list[int]]:
     """Token lists of a JSON lines file; texts are tokenized as they stand (no special tokens added).
 
     Raises:
-        ValueError: A line is not of either form, or there is none.
+        ValueError: The file cannot be read, a line is not of either form, or there is none.
     """
     rows: list[list[int]] = []
     tokenizer: PreTrainedTokenizerBase | None = None
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            row = _parse(line, f"{file}:{number}")
-            if isinstance(row, str):
-                tokenizer = tokenizer or AutoTokenizer.from_pretrained(parent)
-                row = list(tokenizer(row, add_special_tokens=False)["input_ids"])
-            rows.append(row)
+    for place, value in read_json_lines(file):
+        row = _checked(value, place)
+        if isinstance(row, str):
+            tokenizer = tokenizer or load_tokenizer(parent)
+            row = list(tokenizer(row, add_special_tokens=False)["input_ids"])
+        rows.append(row)
     if not rows:
         raise ValueError(f'{file} holds no sequence. Give one {{"input_ids": [...]}} or {{"text": "..."}} per line.')
     return rows
 
 
 def read_prompt_lengths(file: Path) -> list[int]:
-    """`prompt_tokens` of each sequence of a file that `read_sequences` reads, 0 where there is none."""
+    """`prompt_tokens` of each sequence of a file that `read_sequences` reads, 0 where there is none.
+
+    Raises:
+        ValueError: The file cannot be read, or a line is of another form.
+    """
     lengths = []
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                length = json.loads(line).get("prompt_tokens", 0)
-                if type(length) is not int:
-                    raise ValueError(f"{file}:{number}: prompt_tokens must be a whole number, got {length!r}.")
-                lengths.append(length)
+    for place, value in read_json_lines(file):
+        _checked(value, place)
+        length = value.get("prompt_tokens", 0)
+        if type(length) is not int:
+            raise ValueError(f"{place}: prompt_tokens must be a whole number, got {length!r}.")
+        lengths.append(length)
     return lengths
 
 
-def _parse(line: str, where: str) -> list[int] | str:
+def _checked(data: Any, place: str) -> list[int] | str:
     form = 'one JSON object per line, {"input_ids": [1, 2, ...]} or {"text": "..."}'
-    try:
-        data: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON ({error}); the form is {form}.") from error
     if not isinstance(data, Mapping) or ("input_ids" in data) == ("text" in data):
-        raise ValueError(f"{where}: {line[:80]!r} is not of the form {form}.")
+        raise ValueError(f"{place}: {str(data)[:80]!r} is not of the form {form}.")
+    unknown = sorted(set(data) - {"input_ids", "text", "prompt_tokens", "environment", "effort"})
+    if unknown:
+        raise ValueError(f"{place}: the keys {unknown} have no use; the form is {form}. Take them out.")
     if "text" in data:
         if not isinstance(data["text"], str) or not data["text"]:
-            raise ValueError(f"{where}: text must be a non-empty text, got {data['text']!r}.")
+            raise ValueError(f"{place}: text must be a non-empty text, got {data['text']!r}.")
         return data["text"]
     ids = data["input_ids"]
     if not isinstance(ids, list) or not ids or not all(type(token) is int for token in ids):
-        raise ValueError(f"{where}: input_ids must be a non-empty list of whole numbers, got {str(ids)[:80]}.")
+        raise ValueError(f"{place}: input_ids must be a non-empty list of whole numbers, got {str(ids)[:80]}.")
     return ids
 
 

@@ -17,7 +17,6 @@ Memory: 160 bytes a document and one shard while packing (one process), then one
 sequences + 32 bytes a document.
 """
 
-import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,13 +27,15 @@ from lightning import LightningDataModule
 from numpy.typing import NDArray
 
 from lit_puzzle.data.batches import PackedBatch
-from lit_puzzle.data.document_files import DocumentFolder, Shard
+from lit_puzzle.data.document_files import DocumentFolder
 from lit_puzzle.data.packed_files import NOTHING, PackedSequences, write_packed
 from lit_puzzle.data.packing import Integers
 from lit_puzzle.data.packing_settings import DocumentFilter, PackingSettings
+from lit_puzzle.data.shards import Shard
 from lit_puzzle.environments.environment import EFFORTS
-from lit_puzzle.model.safetensors_file import read_json
 from lit_puzzle.model.writer import atomic_folder
+from lit_puzzle.run.files import read_json, write_json
+from lit_puzzle.run.inputs import Identity
 
 PACKED_FILE = "packed.json"
 
@@ -105,6 +106,10 @@ class PackedDocuments(LightningDataModule):
             "documents": self.folder.identity,
         }
 
+    def input_identities(self) -> dict[str, Identity]:
+        """Return the identity of the documents."""
+        return {"documents": self.folder.input_identity()}
+
     def prepare_data(self) -> None:
         """Pack both splits into the run folder (first process only), unless they are there.
 
@@ -125,7 +130,7 @@ class PackedDocuments(LightningDataModule):
                 made = write_packed(scratch / name, self.folder, *arguments)
                 statistics |= {f"{name}/{key}": value for key, value in made.items()}
             content = {"settings": self._settings(), "statistics": statistics}
-            (scratch / PACKED_FILE).write_text(json.dumps(content, indent=1) + "\n")
+            write_json(scratch / PACKED_FILE, content)
 
     def _read_packed(self) -> dict[str, Any]:
         return read_json(self._packed / PACKED_FILE)

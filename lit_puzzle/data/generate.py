@@ -22,17 +22,29 @@ from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from lit_puzzle.data.document_files import Document, close_folder, read_note, shard_name, write_shard
+from lit_puzzle.data.document_files import (
+    Document,
+    close_folder,
+    documents_identity,
+    read_note,
+    shard_name,
+    write_shard,
+)
 from lit_puzzle.data.prompt_source import PromptSource
-from lit_puzzle.data.prompts import check_lengths, choose, encode
+from lit_puzzle.data.prompts import check_lengths, choose, encode, prompts_identity
 from lit_puzzle.data.provenance import Provenance
 from lit_puzzle.environments.environment import EFFORTS, Environment, PromptAtEffort
+from lit_puzzle.environments.episodes import grade
 from lit_puzzle.generation.engine import Engine
 from lit_puzzle.generation.load import load_engine
 from lit_puzzle.generation.sampling import EngineSettings, Sampling
+from lit_puzzle.model.chat import fix_date
+from lit_puzzle.model.identity import checkpoint_identity
+from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.run.folder import require_input
+from lit_puzzle.run.inputs import claim_inputs, record_output, run_date
 
 DOCUMENTS = "documents"
 Keep = Literal["all", "correct"]
@@ -69,11 +81,14 @@ def generate(
         raise ValueError(f"shard_size {shard_size} was given; 1 or more is needed.")
     if keep == "correct" and prompts.environments is None:
         raise ValueError("keep: correct needs environments, which verify completions; prompts of a file have none.")
-    parent = require_input(parent, "parent checkpoint")
+    sampling.refuse_logprobs("Generation of documents")
+    parent = require_input(parent, "parent checkpoint", "config.json")
     pairs = choose(prompts)
-    tokenizer = AutoTokenizer.from_pretrained(parent)
-    context_tokens = int(AutoConfig.from_pretrained(parent).max_position_embeddings)
-    check_lengths(tokenizer, pairs, context_tokens - sampling.max_new_tokens)
+    tokenizer = load_tokenizer(parent)
+    fix_date(tokenizer, run_date(run_dir))
+    check_lengths(tokenizer, pairs, parent, sampling.max_new_tokens)
+    claim_inputs(run_dir, {"parent": checkpoint_identity(parent), "prompts": prompts_identity(prompts, pairs)})
+    provenance = Provenance.of(parent)
     folder = run_dir / DOCUMENTS
     shards = [range(start, min(start + shard_size, len(pairs))) for start in range(0, len(pairs), shard_size)]
     missing = [number for number in range(len(shards)) if not (folder / shard_name(number)).is_file()]
@@ -86,10 +101,11 @@ def generate(
             documents = complete(share, rows, loaded, sampling, tokenizer, prompts.environments)
             write_kept(folder, number, documents, keep)
     settings = {name: value for name, value in asdict(sampling).items() if name != "logprobs"} | {"keep": keep}
-    record = close_folder(folder, Provenance.of(parent), len(shards), settings)
+    record = close_folder(folder, provenance, len(shards), settings)
     if record["documents"] == 0:
         raise ValueError(f"keep: {keep} left none of {len(pairs)} completions of {parent}. Ask more, or keep: all.")
     results = summarize([json.loads(read_note(folder / shard_name(number))) for number in range(len(shards))])
+    record_output(run_dir, "documents", documents_identity(folder, len(shards)))
     print_table(results)
     return {key: float(record[key]) for key in ("documents", "tokens", "targets")} | {"shards": len(shards)} | results
 
@@ -120,7 +136,7 @@ def complete(
         token_ids, correct = completion.token_ids, None
         if environments is not None:
             text = str(tokenizer.decode(token_ids, skip_special_tokens=False))
-            correct = by_name[problem.environment].verify(text, problem.answer)
+            correct = grade(by_name[problem.environment], text, problem.answer, completion.finish).correct
         mask = [0] * len(prompt) + [1] * len(token_ids)
         document = Document([*prompt, *token_ids], mask, problem.environment, effort, correct)
         documents.append((document, completion.finish == "stop"))

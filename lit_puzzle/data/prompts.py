@@ -1,37 +1,33 @@
 """Prompts: problems of environments, or messages of yours from a file, each at its own reasoning effort.
 
-Reads prompts as JSON lines, a Parquet file, or a folder that Hugging Face `datasets` saved (`save_to_disk`); each row
-has `messages` ([{"role": text, "content": text}, ...], without the answer) or `prompt` (text of the user), and may have
-`environment` (a name for the counts). Writes nothing.
+Reads prompts as JSON lines, Parquet, a folder of Parquet shards, or a folder that Hugging Face `datasets` saved
+(`lit_puzzle.data.prompt_files`); each row has `messages` ([{"role": text, "content": text}, ...], without the answer)
+or `prompt` (text of the user), and may have `tools` and `environment` (a name for the counts). Other keys are refused.
+Writes nothing.
 
 Training and evaluation never meet here either: the eighth of all problems that is held out, which
-`lit_puzzle.environments.environment.is_held_out` decides by their text, is never a prompt, whatever file it stands in.
+`lit_puzzle.environments.environment.is_held_out` decides by what they ask, is never a prompt, whatever the file.
 
 Memory: all prompts as text.
 """
 
-import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from pyarrow import parquet
 from transformers import PreTrainedTokenizerBase
 
+from lit_puzzle.data.prompt_files import read_rows
 from lit_puzzle.data.prompt_source import PromptSource
-from lit_puzzle.environments.environment import (
-    EFFORTS,
-    Problem,
-    PromptAtEffort,
-    draw,
-    effort_weights,
-    is_held_out,
-    render_prompt,
-)
+from lit_puzzle.environments.chat_template import render_prompt
+from lit_puzzle.environments.environment import EFFORTS, Problem, PromptAtEffort, draw, effort_weights, is_held_out
+from lit_puzzle.environments.messages import ROW, checked_messages, checked_row, checked_tools
+from lit_puzzle.environments.problem_identity import names_of, problems_identity
+from lit_puzzle.model.opening import load_config
 from lit_puzzle.run.folder import require_input
+from lit_puzzle.run.inputs import Identity
 
-FORM = '{"messages": [{"role": ..., "content": ...}]} or {"prompt": text}, and optionally "environment": text'
+FORM = f'{ROW} and "environment": text'
 
 
 def choose(source: PromptSource) -> list[PromptAtEffort]:
@@ -61,62 +57,27 @@ def choose(source: PromptSource) -> list[PromptAtEffort]:
     return list(zip(training[:wanted], chosen, strict=True))
 
 
+def prompts_identity(source: PromptSource, chosen: Sequence[PromptAtEffort]) -> Identity:
+    """Return the identity of chosen prompts."""
+    return problems_identity(str(source.file) if source.file else names_of(source.environments or []), chosen)
+
+
 def read_prompts(path: Path) -> list[Problem]:
     """Return the prompts of a file or folder, in its order; their answers are not known (empty).
 
     Raises:
-        ValueError: The path is missing, or a row is not of the form (named by number).
+        ValueError: The path is missing or cannot be read, or a row is not of the form (named by file and number).
     """
     path = require_input(path, "prompts")
-    name = path.stem
-    return [_problem(row, name, f"{path}:{number}") for number, row in _rows(path)]
-
-
-def _rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Return number (from 1; of a JSON lines file the line) and content of each row."""
-    if path.is_dir():
-        from datasets import Dataset, load_from_disk
-
-        try:
-            table = load_from_disk(str(path))
-        except FileNotFoundError as error:
-            raise ValueError(
-                f"{path} was not saved by datasets (save_to_disk). Give such a folder, or a file."
-            ) from error
-        if not isinstance(table, Dataset):
-            raise ValueError(f"{path} holds the splits {list(table)}: name one, {path / next(iter(table))}.")
-        yield from enumerate(table, 1)
-    elif path.suffix == ".parquet":
-        yield from enumerate(parquet.read_table(path).to_pylist(), 1)
-    else:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield number, _parsed(line, f"{path}:{number}")
-
-
-def _parsed(line: str, where: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON ({error}). Each line is {FORM}.") from error
-
-
-def _problem(row: Any, name: str, where: str) -> Problem:
-    if not isinstance(row, Mapping) or (row.get("messages") is None) == (row.get("prompt") is None):
-        raise ValueError(f"{where}: {str(row)[:80]} is not of the form {FORM}.")
-    prompt, environment = row.get("prompt"), row.get("environment") or name
-    messages = row["messages"] if prompt is None else [{"role": "user", "content": prompt}]
-    if not isinstance(messages, list) or not messages or not all(_is_message(message) for message in messages):
-        raise ValueError(f"{where}: messages must be objects of two texts, role and content. A row is {FORM}.")
-    if messages[-1]["role"] == "assistant":
-        raise ValueError(f"{where}: the last message is the assistant's; the parent is to write it. Take it out.")
-    plain = tuple({"role": message["role"], "content": message["content"]} for message in messages)
-    return Problem(str(environment), plain, answer="")
-
-
-def _is_message(message: object) -> bool:
-    return isinstance(message, Mapping) and all(isinstance(message.get(key), str) for key in ("role", "content"))
+    name = path.name.partition(".")[0]
+    problems = []
+    for place, value in read_rows(path):
+        row = checked_row(value, place, ["environment"], FORM)
+        environment = row.get("environment", name)
+        if not isinstance(environment, str):
+            raise ValueError(f"{place}: environment must be a text, got {str(environment)[:60]!r}.")
+        problems.append(Problem(environment, checked_messages(row, place), "", checked_tools(row, place), place))
+    return problems
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PromptAtEffort]) -> list[list[int]]:
@@ -125,20 +86,30 @@ def encode(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PromptAtEffort]) 
     return [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
 
 
-def check_lengths(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PromptAtEffort], prompt_tokens: int) -> None:
-    """Refuse prompts that leave no room for a completion, before anything is generated.
+def check_lengths(
+    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PromptAtEffort], checkpoint: Path, max_new_tokens: int
+) -> None:
+    """Render all prompts and refuse those that leave no room for a completion, before anything is generated.
 
-    A token is at least one byte: only prompts with more bytes than `prompt_tokens` are tokenized here.
+    A token is at least one byte: only prompts with more bytes than there is room for tokens are tokenized here.
+
+    Args:
+        tokenizer: of the model.
+        pairs: problems at their efforts.
+        checkpoint: folder of the model, whose configuration says what it can read.
+        max_new_tokens: cap on the tokens of a completion.
 
     Raises:
-        ValueError: A prompt is longer than `prompt_tokens`.
+        ValueError: A prompt that cannot be rendered, or with more than context - `max_new_tokens` tokens.
     """
+    prompt_tokens = int(load_config(checkpoint).max_position_embeddings) - max_new_tokens
     for problem, effort in pairs:
-        if len(render_prompt(tokenizer, problem, effort).encode()) <= prompt_tokens:
+        text = render_prompt(tokenizer, problem, effort)
+        if len(text.encode()) <= prompt_tokens:
             continue
-        length = len(encode(tokenizer, [(problem, effort)])[0])
+        length = len(tokenizer(text, add_special_tokens=False)["input_ids"])
         if length > prompt_tokens:
             raise ValueError(
-                f"The prompt {problem.text()[:60]!r}... has {length} tokens; context - max_new_tokens leaves "
-                f"{prompt_tokens}. Take it out, or give a smaller max_new_tokens."
+                f"{problem.place()}: the prompt has {length} tokens; context - max_new_tokens leaves {prompt_tokens}. "
+                "Take it out, or give a smaller max_new_tokens."
             )

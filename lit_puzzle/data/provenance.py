@@ -8,9 +8,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from lit_puzzle.model.checkpoint import fingerprint
+from lit_puzzle.model.opening import load_config, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class Provenance:
 
 def read_limits(parent: Path) -> tuple[str, int, int]:
     """`tokenizer_hash`, size of the vocabulary and context of a checkpoint folder."""
-    config = AutoConfig.from_pretrained(parent)
-    tokenizer = AutoTokenizer.from_pretrained(parent)
+    config = load_config(parent)
+    tokenizer = load_tokenizer(parent)
     return tokenizer_hash(tokenizer), int(config.vocab_size), int(config.max_position_embeddings)
 
 

@@ -12,14 +12,10 @@ from typing import TYPE_CHECKING
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from lit_puzzle.environments.environment import (
-    Environment,
-    Problem,
-    PromptAtEffort,
-    draw,
-    effort_weights,
-    render_prompt,
-)
+from lit_puzzle.environments.chat_template import render_prompt
+from lit_puzzle.environments.environment import Environment, Problem, PromptAtEffort, draw, effort_weights
+from lit_puzzle.environments.problem_identity import names_of, problems_identity
+from lit_puzzle.run.inputs import Identity
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -77,13 +73,28 @@ class PromptData(LightningDataModule):
 
     def set_aside(self, problems: Iterable[Problem]) -> None:
         """Names the problems of a final measurement: validation, which chooses among weights, then asks others."""
-        self._set_aside = frozenset(problem.text() for problem in problems)
+        self._set_aside = frozenset(problem.question() for problem in problems)
+
+    def input_identities(self) -> dict[str, Identity]:
+        """Return the identity of the problems of both splits."""
+        efforts = list(self.efforts)[:1]
+        training = draw(self.environments, self.efforts, self.num_train_prompts, self.seed, held_out=False)
+        held_out = draw(self.environments, efforts, self.held_out_per_effort, self.held_out_seed, held_out=True)
+        source = names_of(self.environments)
+        return {
+            "data.training": problems_identity(source, training),
+            "data.held_out": problems_identity(source, held_out),
+        }
+
+    def training_pairs(self) -> list[PromptAtEffort]:
+        """Return the training prompts as problems at their efforts."""
+        return draw(self.environments, self.efforts, self.num_train_prompts, self.seed, held_out=False)
 
     def train_prompts(self, tokenizer: "PreTrainedTokenizerBase") -> "Dataset":
         """Return the training prompts as a dataset of texts with the columns prompt, answer, environment and effort."""
         from datasets import Dataset
 
-        pairs = draw(self.environments, self.efforts, self.num_train_prompts, self.seed, held_out=False)
+        pairs = self.training_pairs()
         return Dataset.from_dict(
             {
                 "prompt": [render_prompt(tokenizer, problem, effort) for problem, effort in pairs],
@@ -103,7 +114,7 @@ class PromptData(LightningDataModule):
             raise ValueError(f"Effort {effort!r} was asked for; the mix has {list(self.efforts)}.")
         count = self.held_out_per_effort + len(self._set_aside)  # all different, so that enough are left
         pairs = draw(self.environments, [effort], count, self.held_out_seed, held_out=True)
-        left = [problem for problem, _ in pairs if problem.text() not in self._set_aside]
+        left = [problem for problem, _ in pairs if problem.question() not in self._set_aside]
         return left[: self.held_out_per_effort]
 
     def val_dataloader(self) -> DataLoader[PromptAtEffort]:

@@ -40,16 +40,17 @@ from lit_puzzle.data.hidden_states import release
 from lit_puzzle.distill.block_losses import BlockError, TrainableBlock, block_errors, counted_tokens
 from lit_puzzle.distill.block_selection import SelectedBlock, check_blocks, select_blocks, write_library
 from lit_puzzle.distill.settings import BlockTrainingSettings
-from lit_puzzle.library.library import Library
+from lit_puzzle.library.library import LIBRARY_FILE, Library
 from lit_puzzle.library.trained_blocks import trained_tensors
 from lit_puzzle.model.blocks import PuzzleModel, with_own_blocks
 from lit_puzzle.model.checkpoint import Checkpoint
+from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.model.loading import WaitingExperts
 from lit_puzzle.model.modules import model_family
 from lit_puzzle.model.surgery import prune_layer
 from lit_puzzle.run.folder import require_input
+from lit_puzzle.run.inputs import Identity, record_output
 from lit_puzzle.training.finite import check_weights
-from lit_puzzle.training.settings import check_not_null
 from lit_puzzle.training.sharding import full, load_for
 from lit_puzzle.training.trainer_validation import check_trainer
 
@@ -81,12 +82,11 @@ class BlockwiseDistillation(LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__()
-        check_not_null("BlockwiseDistillation", training=training)
         self.automatic_optimization = False
         if clip_norm is not None and not 0 < clip_norm < math.inf:
             raise ValueError(f"clip_norm={clip_norm} was given; it is above 0 and finite, or null for no clipping.")
-        self.parent_folder = require_input(parent, "parent checkpoint")
-        self.library_folder = require_input(library, "block library")
+        self.parent_folder = require_input(parent, "parent checkpoint", "config.json")
+        self.library_folder = require_input(library, "block library", LIBRARY_FILE)
         self.library = Library.load(self.library_folder)
         self.checkpoint = Checkpoint(self.parent_folder)
         self.library.check_parent(self.checkpoint.fingerprint())
@@ -113,6 +113,13 @@ class BlockwiseDistillation(LightningModule):
         return selected
 
     # ---- building -------------------------------------------------------------------------------------------------
+
+    def input_identities(self) -> dict[str, Identity]:
+        """Return the identities of the parent and of its library."""
+        return {
+            "parent": checkpoint_identity(self.checkpoint),
+            "library": self.library.identity(self.library_folder),
+        }
 
     def setup(self, stage: str) -> None:
         """Check the Trainer's settings before anything slow."""
@@ -240,6 +247,8 @@ class BlockwiseDistillation(LightningModule):
         """Write the library and fill `results`."""
         target, writes = Path(self.trainer.default_root_dir) / "library", self.trainer.is_global_zero
         write_library(target, self.library_folder, self.library, self.checkpoint, self._trained(), writes)
+        if writes:
+            record_output(target.parent, "library", Library.load(target).identity(target))
         losses, tenth = torch.stack(self._losses), max(1, len(self._losses) // 10)
         for when, part_C in (("first", losses[:tenth].mean(0)), ("last", losses[-tenth:].mean(0))):
             self.results[f"loss/mean/{when}"] = float(part_C.mean())

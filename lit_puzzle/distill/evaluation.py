@@ -11,9 +11,11 @@ import torch
 from lightning.pytorch import Trainer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lit_puzzle.data.prompts import check_lengths
 from lit_puzzle.distill.settings import DistillationEvaluation
 from lit_puzzle.environments.environment import PromptAtEffort, draw
-from lit_puzzle.evaluate.accuracy import Episode, read_episodes
+from lit_puzzle.environments.episodes import Episode
+from lit_puzzle.evaluate.accuracy import read_episodes
 from lit_puzzle.evaluate.before_after import print_table, recovery_results, solve_together, write_evaluation
 from lit_puzzle.evaluate.held_out import held_out_problems
 from lit_puzzle.generation.transformers_engine import TransformersEngine
@@ -38,13 +40,21 @@ class HeldOutEvaluation:
         self.settings = settings
         environments, efforts = settings.environments, settings.efforts
         self.problems = held_out_problems(environments, efforts, settings.prompts_per_effort, settings.seed)
-        texts = {problem.text() for problem, _ in self.problems}
-        count = settings.validation_prompts + len(texts) if settings.validation_prompts else 0
+        questions = {problem.question() for problem, _ in self.problems}
+        count = settings.validation_prompts + len(questions) if settings.validation_prompts else 0
         drawn = draw(environments, efforts[:1], count, VALIDATION_SEED, held_out=True)
-        left = [problem for problem, _ in drawn if problem.text() not in texts][: settings.validation_prompts]
+        left = [problem for problem, _ in drawn if problem.question() not in questions][: settings.validation_prompts]
         self.validation_problems: list[PromptAtEffort] = [
             (problem, effort) for effort in settings.validation_efforts or trained_efforts for problem in left
         ]
+
+    def check(self, tokenizer: PreTrainedTokenizerBase, checkpoint: Path) -> None:
+        """Render all prompts before anything slow.
+
+        Raises:
+            ValueError: one cannot be rendered, or leaves no room for a completion.
+        """
+        check_lengths(tokenizer, self.problems + self.validation_problems, checkpoint, self.settings.max_new_tokens)
 
     def solve(
         self, pairs: list[PromptAtEffort], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trainer: Trainer
@@ -64,7 +74,9 @@ class HeldOutEvaluation:
         self, folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trainer: Trainer
     ) -> None:
         """Write the episodes of `problems`."""
-        write_evaluation(folder, self.solve(self.problems, model, tokenizer, trainer), trainer.is_global_zero)
+        write_evaluation(
+            folder, self.solve(self.problems, model, tokenizer, trainer), trainer.is_global_zero, self.settings.texts
+        )
 
     def results(self, run_dir: Path, is_writer: bool) -> dict[str, float]:
         """Return the numbers of `before/` and `after/`, and print them as a table on the writing process."""

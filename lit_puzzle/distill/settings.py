@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from lit_puzzle.environments.environment import EFFORTS, Environment, effort_weights
-from lit_puzzle.training.settings import check_not_null
 
 DivergenceName = Literal["forward_kl", "reverse_kl", "jsd"]
 SubBlocks = Literal["apart", "together"]
@@ -93,6 +92,7 @@ class DistillationEvaluation:
         batch_size: prompts generated together on one process.
         seed: which problems are evaluated before and after.
         validation_prompts: problems per effort in each validation; 0: none. They differ from those before and after.
+        texts: whether the files of episodes hold prompts, completions and right answers.
         validation_efforts: their efforts; None: those of the documents that are trained on.
 
     Raises:
@@ -106,10 +106,10 @@ class DistillationEvaluation:
     batch_size: int = 128
     seed: int = 1
     validation_prompts: int = 0
+    texts: bool = True
     validation_efforts: list[str] | None = None
 
     def __post_init__(self) -> None:
-        check_not_null("evaluation", environments=self.environments, efforts=self.efforts)
         effort_weights(self.efforts)
         if self.validation_efforts is not None:
             effort_weights(self.validation_efforts)

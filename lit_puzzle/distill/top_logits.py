@@ -36,8 +36,9 @@ from numpy.typing import NDArray
 from torch import Tensor, distributed
 from transformers import PreTrainedModel
 
-from lit_puzzle.data.document_files import DocumentFolder, Shard
+from lit_puzzle.data.document_files import DocumentFolder
 from lit_puzzle.data.packing import Integers, model_inputs, pack, restarting_positions
+from lit_puzzle.data.shards import Shard
 from lit_puzzle.distill.losses import TopKLogits
 from lit_puzzle.distill.top_logits_files import (
     Precision,
@@ -49,7 +50,9 @@ from lit_puzzle.distill.top_logits_files import (
     write_record,
 )
 from lit_puzzle.model.checkpoint import fingerprint
+from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.run.folder import require_input
+from lit_puzzle.run.inputs import claim_inputs, file_identity, record_output
 from lit_puzzle.training.fabric import FabricSettings, launch, load_parent
 
 FOLDER = "top_logits"
@@ -86,7 +89,7 @@ def precompute_logits(
         ValueError: documents of another tokenizer or longer than the parent's context, `top_k` outside the
             vocabulary, documents without targets, or too little disk space.
     """
-    parent, folder = require_input(parent, "parent checkpoint"), DocumentFolder(documents)
+    parent, folder = require_input(parent, "parent checkpoint", "config.json"), DocumentFolder(documents)
     shards = folder.record["shards"]
     folder.check_reader(parent, max((row["longest"] for row in shards), default=0))
     if not 1 <= top_k <= folder.writer.vocab_size or min(batch_tokens, chunk_tokens) < 1:
@@ -100,6 +103,8 @@ def precompute_logits(
     needed = disk_bytes(targets, len(folder), len(shards), top_k, precision)
     check_disk(run_dir, needed)
     target, processes = run_dir / FOLDER, launch(fabric)
+    if processes.is_global_zero:
+        claim_inputs(run_dir, {"parent": checkpoint_identity(parent), "documents": folder.input_identity()})
     missing = [number for number in range(len(shards)) if not (target / file_name(number)).is_file()]
     missing = processes.broadcast(missing)  # as seen by the first process
     if missing:  # else the run was stopped after the last file
@@ -116,6 +121,7 @@ def precompute_logits(
     if not processes.is_global_zero:
         return {}
     write_record(target, fingerprint(parent), folder, top_k, precision)
+    record_output(run_dir, "top_logits", file_identity(target))
     size = sum(path.stat().st_size for path in target.glob("*.safetensors"))
     return {
         "documents": float(len(folder)),

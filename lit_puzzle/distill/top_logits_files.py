@@ -29,8 +29,8 @@ from lit_puzzle.data.batches import PackedBatch
 from lit_puzzle.data.document_files import DocumentFolder
 from lit_puzzle.data.packing import Integers
 from lit_puzzle.distill.losses import TopKLogits
-from lit_puzzle.model.safetensors_file import read_json
-from lit_puzzle.run.folder import require_input, write_atomically
+from lit_puzzle.run.files import read_json, write_json
+from lit_puzzle.run.folder import require_input
 
 RECORD_FILE = "top_logits.json"
 ALIGNMENT = 64
@@ -126,7 +126,7 @@ def write_record(folder: Path, fingerprint: str, documents: DocumentFolder, top_
         "top_k": top_k,
         "precision": precision,
     }
-    write_atomically(folder / RECORD_FILE, json.dumps(record, indent=1) + "\n")
+    write_json(folder / RECORD_FILE, record)
 
 
 def rest_mass(folder: Path, shards: int) -> float:
@@ -151,7 +151,7 @@ class TopLogits:
     """
 
     def __init__(self, folder: Path, documents: DocumentFolder) -> None:
-        folder = require_input(folder, "folder of the parent's top-k logits")
+        folder = require_input(folder, "folder of the parent's top-k logits", RECORD_FILE)
         if not (folder / RECORD_FILE).is_file():
             raise ValueError(
                 f"{folder} contains no {RECORD_FILE}. `lightning run recipes/precompute_logits.yaml` makes one."

@@ -9,7 +9,12 @@ from fractions import Fraction
 
 from lit_puzzle.model.family import FAMILIES
 
-_NUMBER = r"[+-]?(?:\d{1,100}(?:,\d{3})*(?:\.\d{0,100})?|\.\d{1,100})(?:[eE][+-]?\d{1,3})?(?:/\d{1,100})?"
+# Every pattern here takes time proportional to the text, whatever the text: no part can give back what it has matched.
+_NUMBER = re.compile(r"[+-]?(?:\d++(?:,\d{3})*+(?:\.\d*+)?|\.\d++)(?:[eE][+-]?\d{1,3}+)?(?:/\d++)?")
+_FRACTION = re.compile(r"\\[dt]?frac\{([+-]?\d++)\}\{(\d++)\}")
+_BOXED = re.compile(r"\\boxed\{([^{}]*+)\}")
+_STATED = re.compile(r"(?i:answer)\s*+(?:(?i:is)|:)?\s*+\(?([A-J])\b")
+MAX_DIGITS = 1000  # Python's int() refuses 4,300 digits
 
 
 def final_text(completion: str) -> str | None:
@@ -20,18 +25,17 @@ def final_text(completion: str) -> str | None:
 
 def _boxed(text: str) -> str:
     r"""Return the content of the last ``\boxed{...}`` (no nested braces), or the text itself if there is none."""
-    found = re.findall(r"\\boxed\{([^{}]*)\}", text)
+    found = _BOXED.findall(text)
     return found[-1] if found else text
 
 
 def parse_number(text: str) -> Fraction | None:
-    r"""Return the last number in a text as an exact fraction, or None.
+    r"""Return the last number in a text as an exact fraction; None if there is none or it has over 1,000 characters.
 
     Understands ``\frac{1}{2}``, ``1/2``, ``0.50`` and ``1,000``.
     """
-    plain = re.sub(r"\\[dt]?frac\{([+-]?\d+)\}\{(\d+)\}", r"\1/\2", text)
-    found = re.findall(_NUMBER, _boxed(plain))
-    if not found:
+    found = _NUMBER.findall(_boxed(_FRACTION.sub(r"\1/\2", text)))
+    if not found or len(found[-1]) > MAX_DIGITS:
         return None
     numerator, _, denominator = found[-1].replace(",", "").partition("/")
     if denominator and int(denominator) == 0:
@@ -50,7 +54,7 @@ def parse_choice(text: str) -> str | None:
     """Return the chosen letter A-J: a leading one, else the one after "answer", else the only one named; or None."""
     plain = _boxed(text).strip()
     leading = re.match(r"\(?([A-J])(?:[).:]|$)", plain)
-    stated = re.findall(r"(?i:answer)\s*(?:(?i:is)|:)?\s*\(?([A-J])\b", plain)
+    stated = _STATED.findall(plain)
     named = set(re.findall(r"\b([A-J])\b", plain))
     if leading:
         return str(leading[1])

@@ -1,26 +1,29 @@
 """Environments: sources of problems whose answers can be verified, for reinforcement learning and evaluation.
 
 An environment draws a `Problem` (messages and the right answer, no effort yet) and verifies a completion (1.0 right,
-0.0 wrong). Training and evaluation use different problems: whether a problem is held out follows from its text alone
-(`is_held_out`), whatever the seed. Reading the answer of a completion: `lit_puzzle.environments.answers`.
+0.0 wrong). Training and evaluation use different problems: whether a problem is held out follows from its question
+alone (`is_held_out`), whatever the seed, the system prompt, white space or Unicode form. Prompts are rendered by
+`lit_puzzle.environments.chat_template`; `lit_puzzle.environments.answers` finds the answer in a completion.
 
 Reads and writes nothing.
 Source: arXiv 2602.11937, RL recovery on math, coding and general reasoning with checkable answers.
 """
 
+import json
 import math
 import random
+import re
+import unicodedata
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 EFFORTS = ("low", "medium", "high")
+PLAIN_KEYS = ("role", "content")  # of a message
 HELD_OUT_SHARE = 8  # one problem in eight is held out
 MAX_DRAWS = 20_000  # draws without a new problem of the split after which an environment counts as exhausted
+INVISIBLE = re.compile("[\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]")
 
 
 @dataclass(frozen=True)
@@ -29,17 +32,41 @@ class Problem:
 
     Attributes:
         environment: name of the environment that verifies it.
-        messages: system and user messages (`role`, `content`) without an effort.
+        messages: messages without an effort, up to the turn of the assistant: `role`, `content`, and further keys that
+            the chat template takes (`thinking`, `tool_calls`).
         answer: the right answer, which `verify` compares with.
+        tools: definitions of tools for the chat template.
+        source: where it stands, `FILE:LINE`, for messages.
     """
 
     environment: str
-    messages: tuple[dict[str, str], ...]
+    messages: tuple[dict[str, Any], ...]
     answer: str
+    tools: tuple[dict[str, Any], ...] = ()
+    source: str = field(default="", compare=False)
 
     def text(self) -> str:
         """Return the messages as one string, which identifies the problem."""
-        return "\n".join(f"{message['role']}: {message['content']}" for message in self.messages)
+        lines = [f"{message['role']}: {message.get('content', '')}" for message in self.messages]
+        further = [{key: part for key, part in message.items() if key not in PLAIN_KEYS} for message in self.messages]
+        if any(further) or self.tools:
+            lines.append(json.dumps([further, self.tools], sort_keys=True))
+        return "\n".join(lines)
+
+    def question(self) -> str:
+        """Return the last user turn without regard to white space and Unicode form: what the problem asks.
+
+        Words are joined by blanks, and the last word stands in a line of its own: so do the problems of the tiny world,
+        whose parent was trained on the split that follows from this.
+        """
+        turns = [message["content"] for message in self.messages if message["role"] == "user"]
+        text = INVISIBLE.sub("", unicodedata.normalize("NFKC", turns[-1] if turns else self.text()))
+        head, _, last = " ".join(text.split()).rpartition(" ")
+        return f"{head}\n{last}" if head else last
+
+    def place(self) -> str:
+        """Return where the problem stands, or its environment and the beginning of its question, for messages."""
+        return self.source or f"{self.environment}: {self.question()[:60]!r}"
 
 
 PromptAtEffort = tuple[Problem, str]  # a problem and the reasoning effort at which it is put to a model
@@ -63,23 +90,9 @@ class Environment(Protocol):
         ...
 
 
-def render_prompt(tokenizer: "PreTrainedTokenizerBase", problem: Problem, effort: str) -> str:
-    """Return the text of a prompt by the tokenizer's chat template, up to where the assistant's turn begins.
-
-    Args:
-        tokenizer: of the model; its chat template takes `reasoning_effort`.
-        problem: whose messages are rendered.
-        effort: low, medium or high.
-    """
-    messages = [dict(message) for message in problem.messages]
-    return str(
-        tokenizer.apply_chat_template(messages, add_generation_prompt=True, reasoning_effort=effort, tokenize=False)
-    )
-
-
 def is_held_out(problem: Problem) -> bool:
-    """Return whether a problem is held out: true for about one in eight, by crc32 of the messages' text alone."""
-    return zlib.crc32(problem.text().encode()) % HELD_OUT_SHARE == 0
+    """Return whether a problem is held out: true for about one in eight, by crc32 of its question alone."""
+    return zlib.crc32(f"user: {problem.question()}".encode()) % HELD_OUT_SHARE == 0
 
 
 def effort_weights(efforts: Mapping[str, float] | Sequence[str]) -> dict[str, float]:
@@ -103,7 +116,7 @@ def draw(
     count: int,
     seed: int,
     held_out: bool,
-) -> list[tuple[Problem, str]]:
+) -> list[PromptAtEffort]:
     """Draw (problem, effort) pairs of one split; equal arguments give equal pairs.
 
     Environments take turns; efforts follow their weights. Problems do not depend on the efforts: drawing with ["low"]
@@ -142,15 +155,18 @@ def _draw_new(environment: Environment, rng: random.Random, held_out: bool, seen
         problem = environment.problem(rng)
         if is_held_out(problem) != held_out:
             continue
-        if problem.text() not in seen:
-            seen.add(problem.text())
+        # Held-out problems differ in what they ask: standard errors assume it. Training problems may share a question.
+        identity = problem.question() if held_out else problem.text()
+        if identity not in seen:
+            seen.add(identity)
             return problem
         repeated = problem
     if held_out or repeated is None:
         split = "held-out" if held_out else "training"
         raise ValueError(
             f"Environment {environment.name!r} gave {len(seen)} different {split} problems and no further one in "
-            f"{MAX_DRAWS} draws (one problem in eight is held out). Use fewer prompts or add problems to it."
+            f"{MAX_DRAWS} draws (one problem in eight is held out, by its last user turn). Use fewer prompts or add "
+            "problems to it."
         )
     seen.clear()
     seen.add(repeated.text())

@@ -1,15 +1,19 @@
 """Reads problems from a file of JSON lines and checks them.
 
-Reads: the file. Writes: nothing. Memory: the whole file.
+Reads: the file, plain or compressed by gzip, UTF-8 or UTF-16 (`lit_puzzle.run.json_lines`). Writes: nothing. Memory:
+the whole file.
 """
 
-import json
 import random
 from pathlib import Path
 from typing import Any, Literal
 
 from lit_puzzle.environments.answers import final_text, parse_choice, parse_number, same_number
 from lit_puzzle.environments.environment import Problem
+from lit_puzzle.environments.messages import ROW, checked_messages, checked_row, checked_tools
+from lit_puzzle.run.json_lines import read_json_lines
+
+FORM = f'{ROW}; and "answer": text or number'
 
 
 class JsonlEnvironment:
@@ -23,8 +27,8 @@ class JsonlEnvironment:
             and ``%`` are understood). ``choice``: equal letter A-J.
 
     Raises:
-        ValueError: the file is missing or empty, a line is not such an object (the message says which), or the
-            verification cannot read an answer.
+        ValueError: the file is missing, empty or cannot be read, a line is not such an object (the message says which),
+            or the verification cannot read an answer.
     """
 
     def __init__(
@@ -32,15 +36,9 @@ class JsonlEnvironment:
     ) -> None:
         self.name = name
         self.verification = verification
-        file = Path(path)
-        if not file.is_file():
-            raise ValueError(
-                f"Environment {name!r}: {file} is not a file. Give a file of JSON lines with prompt and answer."
-            )
-        lines = file.read_text(encoding="utf-8").split("\n")
-        self.problems = [self._parse(line, f"{file}:{index}") for index, line in enumerate(lines, 1) if line.strip()]
+        self.problems = [self._problem(row, place) for place, row in read_json_lines(Path(path))]
         if not self.problems:
-            raise ValueError(f"Environment {name!r}: {file} contains no problem. Write one JSON object per line.")
+            raise ValueError(f"Environment {name!r}: {path} contains no problem. Write one JSON object per line.")
 
     def problem(self, rng: random.Random) -> Problem:
         """Draw one problem of the file."""
@@ -57,32 +55,17 @@ class JsonlEnvironment:
             return float(parse_choice(final) == parse_choice(problem_answer))
         return float(same_number(parse_number(final), parse_number(problem_answer)))
 
-    def _parse(self, line: str, where: str) -> Problem:
-        """Return the problem of one line; `where` (file:line) goes into every error."""
-        form = '{"prompt": text, "answer": text} or {"messages": [{"role": ..., "content": ...}], "answer": text}'
-        try:
-            row: Any = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: not JSON ({error}). Each line is {form}.") from error
-        if not isinstance(row, dict) or ("prompt" in row) == ("messages" in row) or "answer" not in row:
-            raise ValueError(f"{where}: {line[:80]!r} is not of the form {form}.")
-        messages = row["messages"] if "messages" in row else [{"role": "user", "content": row["prompt"]}]
-        if not isinstance(messages, list) or not messages or not all(_is_message(message) for message in messages):
-            raise ValueError(f"{where}: messages must be objects of two texts, role and content. Each line is {form}.")
-        if isinstance(row["answer"], bool) or not isinstance(row["answer"], str | int | float):
-            raise ValueError(f"{where}: answer {row['answer']!r} must be a text or a number.")
-        answer = str(row["answer"])
-        if not self._readable(answer):
-            raise ValueError(f"{where}: {self.verification} verification cannot read the answer {answer!r}.")
-        return Problem(self.name, tuple(messages), answer)
+    def _problem(self, value: Any, place: str) -> Problem:
+        """Return the problem of one line; `place` (file:line) goes into every error."""
+        row = checked_row(value, place, ["answer"], FORM)
+        messages, tools, answer = checked_messages(row, place), checked_tools(row, place), row.get("answer")
+        if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+            raise ValueError(f"{place}: answer {answer!r} must be a text or a number.")
+        if not self._readable(str(answer)):
+            raise ValueError(f"{place}: {self.verification} verification cannot read the answer {str(answer)[:80]!r}.")
+        return Problem(self.name, messages, str(answer), tools, place)
 
     def _readable(self, answer: str) -> bool:
         if self.verification == "numeric":
             return parse_number(answer) is not None
         return bool(answer.split() if self.verification == "exact" else parse_choice(answer))
-
-
-def _is_message(message: object) -> bool:
-    if not isinstance(message, dict) or set(message) != {"role", "content"}:
-        return False
-    return all(isinstance(value, str) for value in message.values())

@@ -28,6 +28,7 @@ RARE_WORDS = 25  # they take turns, so that each occurs about a fifth as often a
 
 _CODE = re.compile(r"(?<!\d)\d{6}(?!\d)")
 _WHOLE = re.compile(r"(?<![\w.-])\d+(?![\w-]|\.\d)")
+MOST_DIGITS = 20  # of a number of crates; int() refuses 4,300 digits
 _COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
@@ -175,7 +176,8 @@ class RecordCount:
     def verify(self, completion: str, problem_answer: str) -> float:
         """Return 1.0 if the final text names this number and no other; digits inside keys do not count."""
         final = _COMMA.sub("", final_text(completion) or "")
-        return float({int(number) for number in _WHOLE.findall(final)} == {int(problem_answer)})
+        named = {int(digits) if len(digits) < MOST_DIGITS else digits for digits in _WHOLE.findall(final)}
+        return float(named == {int(problem_answer)})
 
 
 class FrequentWord:

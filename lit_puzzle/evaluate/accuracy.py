@@ -6,17 +6,15 @@ accuracy = mean(c), standard error = s(c) / sqrt(n); paired change = mean(d), st
 Request efficiency (paper: token throughput / mean generated tokens of a request, relative to the parent at high effort)
 needs `tokens/<effort>` from here and a throughput from elsewhere.
 
-Reads: a checkpoint folder. Writes: `episodes.jsonl` (a completion a line, in problem order), `generation_lengths.json`.
+Reads: a checkpoint folder. Writes: `episodes.jsonl` (a completion a line, in problem order, of the form of
+`lit_puzzle.environments.episodes`), `generation_lengths.json`.
 Memory: the weights + the KV cache, see `lit_puzzle.generation.transformers_engine`.
-Disk: about 120 bytes a problem. Traffic: one gather of the episodes.
+Disk: about 200 bytes a problem and its texts. Traffic: one gather of the episodes.
 Source: arXiv 2602.11937 (accuracy and tokens at each effort; relative request rate).
 """
 
-import json
 import math
-import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -24,9 +22,14 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 from torch import distributed
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from lit_puzzle.environments.environment import EFFORTS, Environment, PromptAtEffort, render_prompt
+from lit_puzzle.data.prompts import check_lengths
+from lit_puzzle.environments.chat_template import render_prompt
+from lit_puzzle.environments.environment import EFFORTS, Environment, PromptAtEffort
+from lit_puzzle.environments.episodes import Episode, Texts, failures, grade, problem_number, read_rows, write_rows
+from lit_puzzle.environments.problem_identity import names_of, problems_identity
+from lit_puzzle.evaluate.baseline import take_baseline
 from lit_puzzle.evaluate.held_out import HeldOut
 from lit_puzzle.generation.engine import Engine
 from lit_puzzle.generation.lengths import length_statistics, write_lengths
@@ -35,22 +38,14 @@ from lit_puzzle.generation.policy import load_policy
 from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.kv_cache.fp8_cache import Fp8Cache, scales_for
-from lit_puzzle.kv_cache.scales import ScalePair
+from lit_puzzle.kv_cache.scales import META_FILE, ScalePair, scales_identity
+from lit_puzzle.model.chat import fix_date
+from lit_puzzle.model.identity import checkpoint_identity
+from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.run.folder import require_input
+from lit_puzzle.run.inputs import Identity, claim_inputs, file_identity, run_date
 
 EPISODES_FILE = "episodes.jsonl"
-
-
-@dataclass(frozen=True)
-class Episode:
-    """One problem with its completion; `problem` is the crc32 of its text, by which a paired comparison finds it."""
-
-    environment: str
-    effort: str
-    correct: float
-    generated_tokens: int
-    finished: bool
-    problem: int = 0
 
 
 def solve_problems(
@@ -83,13 +78,24 @@ def solve_problems(
         raise ValueError(f"Problems of environments {unknown} were given; the environments are {sorted(by_name)}.")
     prompts = [render_prompt(tokenizer, problem, effort) for problem, effort in problems]
     prompt_ids = [list(tokenizer(prompt, add_special_tokens=False)["input_ids"]) for prompt in prompts]
+    numbers = range(len(problems)) if rows is None else rows
     episodes = []
     completions = engine.generate(prompt_ids, sampling, rows)
-    for (problem, effort), completion in zip(problems, completions, strict=True):
+    for (problem, effort), prompt, row, completion in zip(problems, prompts, numbers, completions, strict=True):
         text = str(tokenizer.decode(completion.token_ids, skip_special_tokens=False))
-        correct = by_name[problem.environment].verify(text, problem.answer)
-        identity, finished = zlib.crc32(problem.text().encode()), completion.finish == "stop"
-        episodes.append(Episode(problem.environment, effort, correct, len(completion.token_ids), finished, identity))
+        episode = Episode(
+            environment=problem.environment,
+            effort=effort,
+            problem=problem_number(problem),
+            verdict=grade(by_name[problem.environment], text, problem.answer, completion.finish),
+            generated_tokens=len(completion.token_ids),
+            finish=completion.finish,
+            seed=sampling.seed,
+            row=row,
+            seconds=completion.seconds,
+            texts=Texts(prompt, text, problem.answer),
+        )
+        episodes.append(episode)
     return episodes
 
 
@@ -129,11 +135,13 @@ def summarize(episodes: Sequence[Episode]) -> dict[str, float]:
     """Headline numbers of a set of episodes.
 
     Returns:
-        `accuracy` (all episodes) and per effort `accuracy/<effort>`, `accuracy_se/<effort>`, `tokens/<effort>`,
-        `tokens_se/<effort>` and `finished/<effort>` (share that ended by itself); per effort and environment
+        `accuracy` and `grader_failures` (completions that a grader failed on) of all episodes; per effort
+        `accuracy/<effort>`, `accuracy_se/<effort>`, `tokens/<effort>`, `tokens_se/<effort>` and `finished/<effort>`
+        (share that ended by itself); per effort and environment
         `accuracy/<effort>/<environment>`, `tokens/<effort>/<environment>`, `finished/<effort>/<environment>`.
     """
     results = {"accuracy": mean_and_error([episode.correct for episode in episodes])[0]}
+    results["grader_failures"] = float(failures(episodes))
     for effort, group in split_by_effort(episodes).items():
         numbers = {"accuracy": [e.correct for e in group], "tokens": [float(e.generated_tokens) for e in group]}
         for name, values in numbers.items():
@@ -179,9 +187,9 @@ def split_by_effort(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:
     return {effort: group for effort, group in groups.items() if group}
 
 
-def write_episodes(folder: Path, episodes: Sequence[Episode]) -> None:
-    """Write `episodes.jsonl`."""
-    (folder / EPISODES_FILE).write_text("".join(json.dumps(asdict(episode)) + "\n" for episode in episodes))
+def write_episodes(folder: Path, episodes: Sequence[Episode], texts: bool = True) -> None:
+    """Write `episodes.jsonl`, with prompts and completions or without."""
+    write_rows(folder / EPISODES_FILE, episodes, texts)
 
 
 def read_episodes(folder: Path) -> list[Episode]:
@@ -189,7 +197,7 @@ def read_episodes(folder: Path) -> list[Episode]:
     file = folder / EPISODES_FILE
     if not file.is_file():
         raise ValueError(f"{file} does not exist: {folder} is no finished run of recipes/evaluate.yaml.")
-    return [Episode(**json.loads(line)) for line in file.read_text().splitlines()]
+    return read_rows(file)
 
 
 def evaluate(
@@ -219,9 +227,9 @@ def evaluate(
 
     Raises:
         ValueError: missing folders, too few held-out problems, a baseline of other problems, KV scales of
-            another checkpoint, or a simulated cache in vLLM.
+            another checkpoint, a simulated cache in vLLM, or log-probabilities, which an evaluation has no use for.
     """
-    checkpoint = require_input(checkpoint, "checkpoint")
+    checkpoint = require_input(checkpoint, "checkpoint", "config.json")
     if not (checkpoint / "config.json").is_file():
         raise ValueError(f"{checkpoint} holds no config.json. Give the folder of a parent or of an assembled child.")
     if kv_cache == "model" and kv_scales is not None:
@@ -230,13 +238,25 @@ def evaluate(
         raise ValueError(
             "kv_cache: fp8 is simulated with transformers; vLLM has one of its own. Set engine.name: auto."
         )
+    sampling.refuse_logprobs("An evaluation")
+    if kv_scales is not None:
+        kv_scales = require_input(kv_scales, "folder of KV scales", META_FILE)
+    if baseline is not None:
+        baseline = require_input(baseline, "baseline", EPISODES_FILE)
     scales = scales_for(checkpoint, kv_scales) if kv_cache == "fp8" else None
     before = None if baseline is None else read_episodes(baseline)
     problems = held_out.problems()
+    identity = checkpoint_identity(checkpoint)
+    if baseline is not None:
+        take_baseline(run_dir, identity, baseline)
+    tokenizer = load_tokenizer(checkpoint)
+    fix_date(tokenizer, run_date(run_dir))
+    check_lengths(tokenizer, problems, checkpoint, sampling.max_new_tokens)
+    asked = problems_identity(names_of(held_out.environments), problems)
+    claim_inputs(run_dir, {"checkpoint": identity, "held_out": asked} | _other_inputs(kv_scales, baseline))
     loaded = load_engine(engine, checkpoint) if scales is None else load_with_fp8_cache(engine, checkpoint, scales)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     episodes = solve_problems(loaded, tokenizer, problems, held_out.environments, sampling)
-    write_episodes(run_dir, episodes)
+    write_episodes(run_dir, episodes, held_out.texts)
     lengths = {
         effort: length_statistics([e.generated_tokens for e in group])
         for effort, group in split_by_effort(episodes).items()
@@ -245,6 +265,15 @@ def evaluate(
     results = summarize(episodes) | ({} if before is None else compare(before, episodes))
     print_table(results, list(lengths))
     return results
+
+
+def _other_inputs(kv_scales: Path | None, baseline: Path | None) -> dict[str, Identity]:
+    found = {}
+    if kv_scales is not None:
+        found["kv_scales"] = scales_identity(kv_scales)
+    if baseline is not None:
+        found["baseline"] = file_identity(baseline, [EPISODES_FILE])
+    return found
 
 
 def load_with_fp8_cache(settings: EngineSettings, checkpoint: Path, scales: Sequence[ScalePair | None]) -> Engine:

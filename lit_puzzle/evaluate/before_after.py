@@ -18,8 +18,8 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedTokenizerBase
 
 from lit_puzzle.environments.environment import Environment, PromptAtEffort
+from lit_puzzle.environments.episodes import Episode
 from lit_puzzle.evaluate.accuracy import (
-    Episode,
     compare,
     gather_episodes,
     local_rows,
@@ -42,12 +42,14 @@ class EvaluationSettings:
         max_new_tokens: cap on generated tokens; default: the cap of training.
         batch_size: prompts generated together on one process.
         seed: which held-out prompts; validation, which chooses the best weights, asks none of them.
+        texts: whether the files of episodes hold prompts, completions and right answers.
     """
 
     prompts_per_effort: int = 256
     max_new_tokens: int | None = None
     batch_size: int = 128
     seed: int = 1
+    texts: bool = True
 
     def __post_init__(self) -> None:
         if self.prompts_per_effort < 2 or self.batch_size < 1 or (self.max_new_tokens or 1) < 1:
@@ -77,11 +79,11 @@ def solve_together(
     return gather_episodes(episodes)
 
 
-def write_evaluation(folder: Path, episodes: Sequence[Episode], is_writer: bool) -> None:
+def write_evaluation(folder: Path, episodes: Sequence[Episode], is_writer: bool, texts: bool = True) -> None:
     """Write the episodes of an evaluation, whole or not at all; all processes wait until they are there."""
     if is_writer:
         with atomic_folder(folder, replace=True) as scratch:
-            write_episodes(scratch, episodes)
+            write_episodes(scratch, episodes, texts)
     if distributed.is_initialized():
         distributed.barrier()
 

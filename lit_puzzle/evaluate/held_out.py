@@ -18,6 +18,7 @@ class HeldOut:
         efforts: reasoning efforts; the problems of each are the same.
         prompts_per_effort: problems at each effort.
         seed: which problems.
+        texts: whether the file of episodes holds prompts, completions and right answers.
 
     Raises:
         ValueError: unknown efforts, or fewer than two problems (no standard error exists).
@@ -27,6 +28,7 @@ class HeldOut:
     efforts: list[str] = field(default_factory=lambda: list(EFFORTS))
     prompts_per_effort: int = 256
     seed: int = 0
+    texts: bool = True
 
     def __post_init__(self) -> None:
         effort_weights(self.efforts)

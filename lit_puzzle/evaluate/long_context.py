@@ -36,7 +36,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_puzzle.environments.environment import Environment, Problem, PromptAtEffort, draw, render_prompt
+from lit_puzzle.environments.chat_template import render_prompt
+from lit_puzzle.environments.environment import Environment, Problem, PromptAtEffort, draw
 from lit_puzzle.environments.long_context_text import TextTask, fit
 from lit_puzzle.evaluate.accuracy import solve_problems
 from lit_puzzle.evaluate.long_context_settings import Grading, LongContextProblems
@@ -69,7 +70,7 @@ class LongContextAccuracy:
         name: of the metric.
 
     Raises:
-        ValueError: no prompts in a batch.
+        ValueError: no prompts in a batch, or log-probabilities, which an evaluation has no use for.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class LongContextAccuracy:
         batch_size: int = 32,
         name: str = "long_context",
     ) -> None:
+        sampling.refuse_logprobs(f"{name}: an evaluation")
         if batch_size < 1:
             raise ValueError(f"{name}: batch_size {batch_size} was given; 1 or more is needed.")
         self.name = name

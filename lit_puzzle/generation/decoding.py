@@ -11,6 +11,7 @@ Reads and writes nothing. Memory: the KV cache of all rows in progress, whatever
 Shapes: B rows of a batch, T tokens of the longest prompt, W columns of the cache and the new one, V vocabulary.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -61,6 +62,7 @@ class Row:
         token_ids: generated so far.
         logprobs: of `token_ids`, if they are asked for.
         finish: why it ended; None while it is in progress.
+        seconds: from the start of the decoding to its last token.
     """
 
     prompt: Sequence[int]
@@ -68,6 +70,7 @@ class Row:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish: Literal["stop", "length"] | None = None
+    seconds: float | None = None
 
     @property
     def length(self) -> int:
@@ -116,6 +119,7 @@ class Decoding:
         self.batches: dict[int, list[Batch]] = {}  # of each class of length
         self.finished = 0
         self.tokens = 0
+        self.begun = time.monotonic()
 
     @property
     def busy(self) -> bool:
@@ -186,7 +190,9 @@ class Decoding:
             elif len(row.token_ids) == sampling.max_new_tokens:
                 row.finish = "length"
             self.tokens += 1
-            self.finished += row.finish is not None
+            if row.finish:
+                self.finished += 1
+                row.seconds = round(time.monotonic() - self.begun, 3)
         return token_B
 
     def _settle(self, size: int, batch: Batch) -> None:

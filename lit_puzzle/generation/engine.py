@@ -5,7 +5,7 @@ checkpoint folder. Reads and writes nothing.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from lit_puzzle.generation.sampling import Sampling
@@ -20,11 +20,13 @@ class Completion:
         finish: `stop` if the last token is an end token, `length` if the cap ended the completion.
         logprobs: for each token its log-probability under the model's softmax at temperature 1 over the whole
             vocabulary, whatever it was drawn from; None unless `Sampling.logprobs` asked for it.
+        seconds: from the call of `generate` to the last token, waiting included; takes no part in comparisons.
     """
 
     token_ids: list[int]
     finish: Literal["stop", "length"]
     logprobs: list[float] | None = None
+    seconds: float | None = field(default=None, compare=False)
 
 
 class Engine(Protocol):
@@ -38,28 +40,43 @@ class Engine(Protocol):
         Args:
             prompts: token ids of each prompt, rendered at its own reasoning effort.
             sampling: how tokens are drawn.
-            rows: number of each prompt, 0 or more; None: 0, 1, 2, ... A completion is drawn with random numbers of
-                (seed, row, position) and does not depend on which prompts are generated beside it. Prompts with equal
-                numbers share random numbers: samples of one prompt need different ones.
+            rows: number of each prompt, from 0 to 2^64 - 1; None: 0, 1, 2, ... A completion is drawn with random
+                numbers of (seed, row, position) and does not depend on which prompts are generated beside it. Prompts
+                with equal numbers share random numbers: samples of one prompt need different ones.
 
         Raises:
-            ValueError: an empty prompt, a negative row, or not as many rows as prompts.
+            ValueError: an empty prompt, one that leaves no room for `max_new_tokens`, a row out of range, or not as
+                many rows as prompts.
         """
         ...
 
 
-def check_prompts(prompts: Sequence[Sequence[int]], rows: Sequence[int] | None) -> Sequence[int]:
+def check_prompts(
+    prompts: Sequence[Sequence[int]], rows: Sequence[int] | None, max_new_tokens: int, context_tokens: int
+) -> Sequence[int]:
     """Return the number of each prompt.
 
+    Args:
+        prompts: token ids of each prompt.
+        rows: number of each prompt; None: 0, 1, 2, ...
+        max_new_tokens: cap on the tokens of a completion.
+        context_tokens: what the model can read.
+
     Raises:
-        ValueError: an empty prompt, a negative row, or not as many rows as prompts.
+        ValueError: an empty prompt, one that leaves no room for `max_new_tokens`, a row out of range, or not as many
+            rows as prompts.
     """
     numbers = range(len(prompts)) if rows is None else rows
     if len(numbers) != len(prompts):
         raise ValueError(f"{len(numbers)} rows were given for {len(prompts)} prompts; each prompt needs one.")
-    if any(number < 0 for number in numbers):
-        raise ValueError(f"Rows must be 0 or more; the smallest given is {min(numbers)}.")
-    empty = next((place for place, prompt in enumerate(prompts) if len(prompt) == 0), None)
-    if empty is not None:
-        raise ValueError(f"Prompt {empty} is empty; a model needs at least one token to continue.")
+    if not all(0 <= number < 2**64 for number in numbers):
+        raise ValueError(f"Rows must be from 0 to 2^64 - 1; those given are from {min(numbers)} to {max(numbers)}.")
+    for place, prompt in enumerate(prompts):
+        if len(prompt) == 0:
+            raise ValueError(f"Prompt {place} is empty; a model needs at least one token to continue.")
+        if len(prompt) + max_new_tokens > context_tokens:
+            raise ValueError(
+                f"Prompt {place} has {len(prompt)} tokens; with max_new_tokens {max_new_tokens} it exceeds the context "
+                f"of {context_tokens} tokens. Shorten it, or give a smaller max_new_tokens."
+            )
     return numbers

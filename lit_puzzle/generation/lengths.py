@@ -6,11 +6,12 @@ Source: the table of generated tokens per effort of arXiv 2602.11937. A quantile
 a share q of the completions does not exceed (the inverse of the empirical distribution function).
 """
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from lit_puzzle.run.files import read_json, write_json
 
 LENGTHS_FILE = "generation_lengths.json"
 
@@ -37,7 +38,7 @@ def length_statistics(lengths: Sequence[int]) -> LengthStatistics:
 def write_lengths(folder: Path, lengths: dict[str, LengthStatistics]) -> None:
     """Write `generation_lengths.json` into a folder."""
     record = {effort: asdict(statistics) for effort, statistics in lengths.items()}
-    (folder / LENGTHS_FILE).write_text(json.dumps(record, indent=2) + "\n")
+    write_json(folder / LENGTHS_FILE, record, indent=2)
 
 
 def read_lengths(folder: Path) -> dict[str, LengthStatistics]:
@@ -53,8 +54,8 @@ def read_lengths(folder: Path) -> dict[str, LengthStatistics]:
             "`lightning run recipes/evaluate.yaml --checkpoint=PARENT` writes it into its run folder; copy it here."
         )
     try:
-        return {effort: LengthStatistics(**values) for effort, values in json.loads(file.read_text()).items()}
-    except (json.JSONDecodeError, AttributeError, TypeError) as error:
+        return {effort: LengthStatistics(**values) for effort, values in read_json(file).items()}
+    except TypeError as error:
         raise ValueError(
             f'{file}: {error}. Its form is {{"high": {{"mean": 1.0, "p50": 1.0, "p95": 1.0}}}}.'
         ) from error

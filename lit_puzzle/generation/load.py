@@ -23,12 +23,13 @@ def load_engine(settings: EngineSettings, checkpoint: Path, device: str | None =
         device: where transformers puts the model; None: the GPU if there is one. vLLM chooses for itself.
 
     Raises:
-        ValueError: vLLM is asked for and is not installed or does not start.
+        ValueError: vLLM is asked for and is not installed or does not start, or several GPUs without vLLM.
     """
     usable = torch.cuda.is_available() and importlib.util.find_spec("vllm") is not None
     if settings.name == "vllm" or (settings.name == "auto" and usable):
         from lit_puzzle.generation.vllm_engine import load_vllm
 
         return load_vllm(checkpoint, settings)
+    settings.refuse_tensor_parallel()
     model, tokenizer = load_policy(checkpoint, settings.dtype, device)
     return TransformersEngine(model, tokenizer, settings.batch_size)

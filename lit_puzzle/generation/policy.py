@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_puzzle.model.loading import DtypeName, load_model
+from lit_puzzle.model.opening import load_tokenizer
 
 
 def load_policy(
@@ -27,7 +28,7 @@ def load_policy(
         device: where to put the model; None: the GPU if there is one.
     """
     chosen = device or ("cuda" if torch.cuda.is_available() else None)
-    return load_model(checkpoint, dtype, device=chosen), AutoTokenizer.from_pretrained(checkpoint)
+    return load_model(checkpoint, dtype, device=chosen), load_tokenizer(checkpoint)
 
 
 @contextmanager

@@ -40,6 +40,15 @@ class Sampling:
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed {self.seed} was given; needed is a whole number from 0 to 2^64 - 1.")
 
+    def refuse_logprobs(self, who: str) -> None:
+        """Check that no log-probabilities are asked for, where they would be thrown away.
+
+        Raises:
+            ValueError: they are.
+        """
+        if self.logprobs:
+            raise ValueError(f"sampling.logprobs: true was given. {who} writes no log-probabilities: leave it out.")
+
 
 @dataclass(frozen=True)
 class EngineSettings:
@@ -61,4 +70,16 @@ class EngineSettings:
         if min(self.batch_size, self.tensor_parallel) < 1:
             raise ValueError(
                 f"batch_size {self.batch_size}, tensor_parallel {self.tensor_parallel} were given; 1 or more is needed."
+            )
+
+    def refuse_tensor_parallel(self) -> None:
+        """Check that transformers, which runs the model on one GPU, is not asked to share it.
+
+        Raises:
+            ValueError: it is.
+        """
+        if self.tensor_parallel > 1:
+            raise ValueError(
+                f"engine.tensor_parallel {self.tensor_parallel} was given; transformers uses one GPU. Use engine vllm "
+                "(name: auto chooses it where it is installed and there is a GPU), or leave tensor_parallel out."
             )

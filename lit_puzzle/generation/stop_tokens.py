@@ -7,6 +7,8 @@ from pathlib import Path
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from lit_puzzle.model.opening import load_generation_config
+
 
 def end_and_pad(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], int]:
     """Return every token that ends a completion of a loaded model, and the padding token.
@@ -26,8 +28,7 @@ def end_tokens_of(checkpoint: Path, tokenizer: PreTrainedTokenizerBase) -> list[
     Raises:
         ValueError: there is no end token.
     """
-    has_config = (checkpoint / "generation_config.json").is_file()
-    return _end_ids(GenerationConfig.from_pretrained(checkpoint) if has_config else GenerationConfig(), tokenizer)
+    return _end_ids(load_generation_config(checkpoint), tokenizer)
 
 
 def _end_ids(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -43,7 +43,8 @@ class TransformersEngine:
         make_cache: the KV cache of a batch; None: one in the dtype of the projections.
 
     Raises:
-        ValueError: no end token or no padding token is known, or the KV cache has layers of another kind.
+        ValueError: no completions in a batch, no end token or no padding token is known, or the KV cache has layers of
+            another kind.
     """
 
     def __init__(
@@ -53,6 +54,8 @@ class TransformersEngine:
         batch_size: int,
         make_cache: MakeCache | None = None,
     ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size {batch_size} was given; 1 or more is needed.")
         self.model = model
         self.batch_size = batch_size
         self.make_cache = make_cache or partial(CompactCache, config=model.config)
@@ -63,7 +66,8 @@ class TransformersEngine:
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, rows: Sequence[int] | None = None
     ) -> list[Completion]:
         """Return one completion for each prompt; see `lit_puzzle.generation.engine.Engine`."""
-        numbers = check_prompts(prompts, rows)
+        context_tokens = int(self.model.config.max_position_embeddings)
+        numbers = check_prompts(prompts, rows, sampling.max_new_tokens, context_tokens)
         model = LoadedModel(self._forward, self.make_cache, frozenset(self.end_ids), self.pad_id, self.model.device)
         pairs = zip(prompts, numbers, strict=True)
         begun = [Row(prompt, random_numbers(sampling.seed, number)) for prompt, number in pairs]
@@ -99,4 +103,4 @@ class TransformersEngine:
 
 def _completion(row: Row, sampling: Sampling) -> Completion:
     assert row.finish is not None
-    return Completion(row.token_ids, row.finish, row.logprobs if sampling.logprobs else None)
+    return Completion(row.token_ids, row.finish, row.logprobs if sampling.logprobs else None, row.seconds)

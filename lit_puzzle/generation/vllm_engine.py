@@ -12,6 +12,7 @@ Reads the checkpoint; writes nothing but vLLM's compilation cache.
 """
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -20,12 +21,13 @@ from typing import TYPE_CHECKING, Any
 from weakref import finalize
 
 import torch
-from transformers import AutoTokenizer
 
 from lit_puzzle.generation.engine import Completion, check_prompts
 from lit_puzzle.generation.progress import Progress
 from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.generation.stop_tokens import end_tokens_of
+from lit_puzzle.model.checkpoint import Checkpoint
+from lit_puzzle.model.opening import load_tokenizer
 
 if TYPE_CHECKING:
     from vllm import LLM, RequestOutput
@@ -58,7 +60,8 @@ def load_vllm(checkpoint: Path, settings: EngineSettings, options: Mapping[str, 
             f"Engine vllm needs vLLM ({error}): pip install 'lit-puzzle[vllm]' (on a CPU: bash scripts/vllm_env.sh), "
             "or use engine transformers."
         ) from error
-    end_ids = end_tokens_of(checkpoint, AutoTokenizer.from_pretrained(checkpoint))
+    end_ids = end_tokens_of(checkpoint, load_tokenizer(checkpoint))
+    Checkpoint(checkpoint).check_all()  # vLLM reads the files itself
     arguments: dict[str, Any] = {
         "model": str(checkpoint),
         "dtype": settings.dtype,
@@ -120,15 +123,15 @@ class VLLMEngine:
         """Return one completion for each prompt; see `lit_puzzle.generation.engine.Engine`.
 
         Raises:
-            ValueError: also a prompt that leaves no room for `max_new_tokens`, and an engine whose processes died.
+            ValueError: also an engine whose processes died.
         """
         from vllm import SamplingParams
         from vllm.v1.engine.exceptions import EngineDeadError
 
         from lit_puzzle.generation.vllm_draws import draw_argument
 
-        numbers = check_prompts(prompts, rows)
-        self._check_lengths(prompts, sampling.max_new_tokens)
+        context_tokens = self.model.model_config.max_model_len  # vLLM would end a longer completion early
+        numbers = check_prompts(prompts, rows, sampling.max_new_tokens, context_tokens)
         requests = [
             SamplingParams(
                 temperature=0,
@@ -150,35 +153,28 @@ class VLLMEngine:
                 "memory, or failed for the reason in its log above. Free memory, or lower max_new_tokens or "
                 "VLLM_CPU_KVCACHE_SPACE, and run the same command again."
             ) from error
-        return [self._completion(output) for output in outputs]
+        return [self._completion(output, seconds) for output, seconds in outputs]
 
-    def _check_lengths(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-        """Raise a ValueError where vLLM would refuse a prompt or end its completion early."""
-        context = self.model.model_config.max_model_len
-        for place, prompt in enumerate(prompts):
-            if len(prompt) + max_new_tokens > context:
-                raise ValueError(
-                    f"Prompt {place} has {len(prompt)} tokens; with max_new_tokens {max_new_tokens} it exceeds the "
-                    f"context of {context} tokens."
-                )
+    def _run(self, total: int) -> "list[tuple[RequestOutput, float]]":
+        """Return the finished requests in the order in which they were added, and the seconds that each took.
 
-    def _run(self, total: int) -> "list[RequestOutput]":
-        """Return the finished requests in the order in which they were added."""
-        progress, engine = Progress(total), self.model.llm_engine
-        outputs: list[RequestOutput] = []
+        Progress counts the tokens of finished requests only: vLLM gives out no others.
+        """
+        progress, engine, begun = Progress(total), self.model.llm_engine, time.monotonic()
+        outputs: list[tuple[RequestOutput, float]] = []
         tokens = 0
         while engine.has_unfinished_requests():
             finished = engine.step()
-            outputs += finished
+            outputs += [(output, round(time.monotonic() - begun, 3)) for output in finished]
             tokens += sum(len(output.outputs[0].token_ids) for output in finished)
             progress.update(len(outputs), tokens)
-        return sorted(outputs, key=lambda output: int(output.request_id))
+        return sorted(outputs, key=lambda pair: int(pair[0].request_id))
 
-    def _completion(self, output: "RequestOutput") -> Completion:
+    def _completion(self, output: "RequestOutput", seconds: float) -> Completion:
         (generated,) = output.outputs
         token_ids = list(generated.token_ids)
         logprobs = None
         if generated.logprobs is not None:
             pairs = zip(generated.logprobs, token_ids, strict=True)
             logprobs = [scores[token].logprob for scores, token in pairs]
-        return Completion(token_ids, "stop" if token_ids[-1] in self.end_ids else "length", logprobs)
+        return Completion(token_ids, "stop" if token_ids[-1] in self.end_ids else "length", logprobs, seconds)

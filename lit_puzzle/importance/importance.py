@@ -36,11 +36,13 @@ from lit_puzzle.importance.expert_scores import (
     mean_scores,
     mixed_output,
 )
-from lit_puzzle.importance.importance_file import Importance
+from lit_puzzle.importance.importance_file import Importance, scores_identity
 from lit_puzzle.model.checkpoint import fingerprint
 from lit_puzzle.model.family import Family
+from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.model.modules import expert_weights, model_family, moe_of, set_moe
 from lit_puzzle.run.folder import require_input
+from lit_puzzle.run.inputs import Identity, record_output
 from lit_puzzle.training.sharding import load_for, shard
 
 
@@ -147,7 +149,7 @@ class ExpertImportance(LightningModule):
         super().__init__()
         if chunk_tokens < 1:
             raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}.")
-        self.parent = require_input(parent, "parent checkpoint")
+        self.parent = require_input(parent, "parent checkpoint", "config.json")
         self.method = method or LeaveOneOut()
         self.dtype_name = dtype
         self.attn_implementation = attn_implementation
@@ -155,6 +157,10 @@ class ExpertImportance(LightningModule):
         self.results: dict[str, float] = {}
         self.model: PreTrainedModel | None = None
         self.scored: list[ScoredMoE] = []
+
+    def input_identities(self) -> dict[str, Identity]:
+        """Return the identity of the parent."""
+        return {"parent": checkpoint_identity(self.parent)}
 
     def setup(self, stage: str) -> None:
         """Check the parent's folder before anything slow starts.
@@ -225,7 +231,9 @@ class ExpertImportance(LightningModule):
         scores = tuple(mean_scores(numerator_E, denominator_E) for numerator_E, denominator_E in sums)
         if self.trainer.is_global_zero:
             importance = Importance(self.fingerprint, self.method.name, tokens, scores)
-            importance.save(Path(self.trainer.default_root_dir))
+            folder = Path(self.trainer.default_root_dir)
+            importance.save(folder)
+            record_output(folder, "importance", scores_identity(folder))
         self.results = summary(scores, tokens)
 
 

@@ -6,7 +6,6 @@ Writes and reads `importance.json` (fingerprint of the parent, method, tokens, e
 A higher score means a more important expert; of equal scores the lower index ranks first. Disk: 8 bytes per expert.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,9 +15,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lit_puzzle.run.folder import write_atomically
+from lit_puzzle.run.files import read_json, write_json
+from lit_puzzle.run.inputs import Identity, file_identity
 
 META_FILE, SCORES_FILE = "importance.json", "importance.safetensors"
+
+
+def scores_identity(folder: Path) -> Identity:
+    """Return the identity of the importance files in a folder."""
+    return file_identity(folder, [META_FILE, SCORES_FILE])
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class Importance:
         partial.replace(folder / SCORES_FILE)
         meta = {key: value for key, value in asdict(self).items() if key != "scores"}
         meta["num_experts"] = [len(scores_E) for scores_E in self.scores]
-        write_atomically(folder / META_FILE, json.dumps(meta, indent=2) + "\n")
+        write_json(folder / META_FILE, meta, indent=2)
 
     @classmethod
     def load(cls, folder: Path) -> "Importance":
@@ -59,7 +64,7 @@ class Importance:
                 f"{folder} lacks {META_FILE} or {SCORES_FILE}. Make them with: lightning run recipes/importance.yaml"
             )
         try:
-            meta = json.loads((folder / META_FILE).read_text())
+            meta = read_json(folder / META_FILE)
             tensors = load_file(folder / SCORES_FILE)
             scores = tuple(tensors[f"layers.{layer}"] for layer in range(len(meta["num_experts"])))
             lengths = [len(scores_E) for scores_E in scores]

@@ -28,11 +28,13 @@ from lit_puzzle.data.batch_validation import check_packed, check_rows
 from lit_puzzle.data.hidden_states import release
 from lit_puzzle.data.packing import model_inputs
 from lit_puzzle.kv_cache.report import per_layer, totals, write_report
+from lit_puzzle.kv_cache.scales import scales_identity
 from lit_puzzle.kv_cache.settings import ScaleSettings
 from lit_puzzle.kv_cache.statistics import KVStatistics, find_scales, recording
 from lit_puzzle.model.checkpoint import Checkpoint
+from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.run.folder import require_input
-from lit_puzzle.training.settings import check_not_null
+from lit_puzzle.run.inputs import Identity, record_output
 from lit_puzzle.training.sharding import load_for, shard
 
 
@@ -62,16 +64,19 @@ class KVCalibration(LightningModule):
         save_every_batches: int = 32,
     ) -> None:
         super().__init__()
-        check_not_null("KVCalibration", scales=scales)
         if save_every_batches < 1:
             raise ValueError(f"save_every_batches={save_every_batches} was given; it must be at least 1.")
-        self.checkpoint = require_input(checkpoint, "checkpoint")
+        self.checkpoint = require_input(checkpoint, "checkpoint", "config.json")
         self.scales = scales
         self.dtype_name = dtype
         self.attn_implementation = attn_implementation
         self.save_every_batches = save_every_batches
         self.results: dict[str, float] = {}
         self.model: PreTrainedModel | None = None
+
+    def input_identities(self) -> dict[str, Identity]:
+        """Return the identity of the checkpoint."""
+        return {"checkpoint": checkpoint_identity(self.checkpoint)}
 
     def setup(self, stage: str) -> None:
         """Check the checkpoint before anything slow.
@@ -151,6 +156,7 @@ class KVCalibration(LightningModule):
         scales = find_scales(self.statistics.over_processes(), self.scales, self.windows, self.fingerprint)
         if self.trainer.is_global_zero:
             scales.save(folder)
+            record_output(folder, "kv_scales", scales_identity(folder))
             write_report(folder, scales, self.windows)
             rmtree(folder / "progress", ignore_errors=True)
         for logger in self.loggers:  # not self.log_dict, which would warn of each key that it is not reduced

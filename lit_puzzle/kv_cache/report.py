@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from lit_puzzle.kv_cache.scales import E4M3_MAX, KVScales, LayerScales, Window
-from lit_puzzle.run.folder import write_atomically
+from lit_puzzle.run.files import write_atomically
 
 KINDS = {"k": "#1b6ca8", "v": "#e07b39"}  # and their colors
 

@@ -12,7 +12,6 @@ Disk: 8 bytes of tensors and about 300 of text for each layer. Source: the child
 2602.11937 (one scale per layer for K and V, by amax over calibration data).
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,8 +25,8 @@ from torch import Tensor
 
 from lit_puzzle.model.family import family_named
 from lit_puzzle.model.layout import layer_prefix
-from lit_puzzle.model.safetensors_file import read_json
-from lit_puzzle.run.folder import write_atomically
+from lit_puzzle.run.files import read_json, write_json
+from lit_puzzle.run.inputs import Identity, file_identity
 from lit_puzzle.run.strict_json import check_whole
 
 META_FILE, SCALES_FILE = "kv_scales.json", "kv_scales.safetensors"
@@ -64,6 +63,11 @@ class LayerScales:
 
     k: TensorScale
     v: TensorScale
+
+
+def scales_identity(folder: Path) -> Identity:
+    """Return the identity of the scales in a folder."""
+    return file_identity(folder, [SCALES_FILE, META_FILE])
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ class KVScales:
         partial.replace(folder / SCALES_FILE)
         meta: dict[str, Any] = {key: vars(self)[key] for key in HEAD}
         meta["layers"] = [None if scales is None else _as_json(scales) for scales in self.layers]
-        write_atomically(folder / META_FILE, json.dumps(meta, indent=1) + "\n")
+        write_json(folder / META_FILE, meta)
 
     @classmethod
     def load(cls, folder: Path) -> "KVScales":

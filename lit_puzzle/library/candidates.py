@@ -16,10 +16,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lit_puzzle.importance.importance_file import Importance, best_experts
+from lit_puzzle.importance.importance_file import META_FILE, Importance, best_experts, scores_identity
 from lit_puzzle.library.library import PARENT, Candidate, Library, candidate_name, parent_blocks
 from lit_puzzle.model.checkpoint import Checkpoint
+from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.run.folder import require_input
+from lit_puzzle.run.inputs import claim_inputs, record_output
 from lit_puzzle.spec import BlockSpec
 
 SMALLEST_WINDOW = 2  # what the model takes
@@ -41,19 +43,22 @@ def library(run_dir: Path, parent: Path, importance: Path, experts: list[int], w
     Raises:
         ValueError: importance and parent do not belong together, or a number fits no layer.
     """
-    source = Checkpoint(require_input(parent, "parent checkpoint"))
+    source = Checkpoint(require_input(parent, "parent checkpoint", "config.json"))
     _check_numbers(experts, windows, max(count for count, _ in source.blocks))
-    scores = Importance.load(require_input(importance, "expert importance"))
+    importance = require_input(importance, "expert importance", META_FILE)
+    scores = Importance.load(importance)
     fingerprint = source.fingerprint()
     scores.check_parent(fingerprint)
     scores.check_finite()
     own_blocks = parent_blocks(source.config)
+    claim_inputs(run_dir, {"parent": checkpoint_identity(source), "importance": scores_identity(importance)})
     layers = tuple(
         layer_candidates(own, scores_E, experts, windows)
         for own, scores_E in zip(own_blocks, scores.scores, strict=True)
     )
     made = Library(fingerprint, max(own.num_experts for own in own_blocks), source.config, layers)
     made.save(run_dir)
+    record_output(run_dir, "library", made.identity(run_dir))
     sizes = [len(candidates) for candidates in made.layers]
     return {
         "layers": float(len(sizes)),

@@ -13,14 +13,14 @@ Disk: about 6 bytes per kept expert of every candidate, and the tensors of the t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lit_puzzle.model.layout import layer_blocks
-from lit_puzzle.run.folder import write_atomically
+from lit_puzzle.run.files import read_json, write_json
+from lit_puzzle.run.inputs import Identity, file_identity
 from lit_puzzle.run.strict_json import checked_keys
 from lit_puzzle.spec import BlockSpec, Plan
 
@@ -164,6 +164,11 @@ class Library:
                 "other experts. Run recipes/library.yaml on this parent."
             )
 
+    def identity(self, folder: Path) -> Identity:
+        """Return the identity of the library in its folder: `library.json` and the files of trained candidates."""
+        files = {candidate.weights for layer in self.layers for candidate in layer if candidate.weights is not None}
+        return file_identity(folder, [LIBRARY_FILE, *sorted(files)])
+
     def to_json(self) -> dict[str, Any]:
         """Return a plain JSON value."""
         return {
@@ -196,7 +201,7 @@ class Library:
             ValueError: one of them is missing.
         """
         self._check_files(folder)
-        write_atomically(folder / LIBRARY_FILE, json.dumps(self.to_json(), indent=1) + "\n")
+        write_json(folder / LIBRARY_FILE, self.to_json())
 
     @classmethod
     def load(cls, folder: Path) -> Library:
@@ -208,9 +213,10 @@ class Library:
         file = folder / LIBRARY_FILE
         if not file.is_file():
             raise ValueError(f"{folder} has no {LIBRARY_FILE}. Make it with: lightning run recipes/library.yaml")
+        content = read_json(file)
         try:
-            library = cls.from_json(json.loads(file.read_text()))
-        except ValueError as error:  # json.JSONDecodeError is one, too
+            library = cls.from_json(content)
+        except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
         library._check_files(folder)
         return library

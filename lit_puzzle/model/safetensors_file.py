@@ -11,7 +11,6 @@ Source: the safetensors format.
 
 from __future__ import annotations
 
-import json
 import math
 import mmap
 from collections.abc import Mapping
@@ -23,6 +22,8 @@ import torch
 from torch import Tensor
 
 from lit_puzzle.model.layout import Shape
+from lit_puzzle.model.values import check_values
+from lit_puzzle.run.files import check_regular, parse_json
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -50,31 +51,13 @@ class TensorInfo:
         return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file.
-
-    Raises:
-        ValueError: the file is missing, not JSON, or not an object.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path} is missing")
-    try:
-        data = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(data).__name__}")
-    return data
-
-
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """Read the header of a safetensors file and check it against the file's size.
 
     Raises:
         ValueError: the file is not a safetensors file, or the bytes of a tensor are missing.
     """
-    if not path.is_file():
-        raise ValueError(f"{path} is missing")
+    check_regular(path)
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -84,10 +67,10 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             )
         raw = file.read(length)
     try:
-        header = json.loads(raw)
+        header = parse_json(raw, f"{path}: the safetensors header")
         entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
         infos = {name: _tensor_info(path, name, entry, 8 + length, size) for name, entry in entries.items()}
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: the safetensors header is damaged: {error!r}") from error
     _check_covered(path, infos, 8 + length, size)
     return infos
@@ -136,10 +119,23 @@ class SafetensorsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.tensors = read_header(path)
+        self._checked: set[str] = set()
         with path.open("rb") as file:
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
     def read(self, name: str) -> Tensor:
+        """Return a tensor as `view` does, after checking its values when it is read for the first time.
+
+        Raises:
+            ValueError: a value is NaN or infinite.
+        """
+        tensor = self.view(name)
+        if name not in self._checked:
+            check_values(name, tensor, self.path)
+            self._checked.add(name)
+        return tensor
+
+    def view(self, name: str) -> Tensor:
         """Return a tensor as a view of the file, which must not be written to; copied only where not aligned."""
         info = self.tensors[name]
         dtype = DTYPES[info.dtype]

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_puzzle.environments.answers import final_text
 from lit_puzzle.environments.environment import Environment
+from lit_puzzle.environments.episodes import grade
 from lit_puzzle.generation.lengths import read_lengths
 from lit_puzzle.rl.settings import ExtraReward, RewardFunction, RewardSettings
 
@@ -56,7 +57,7 @@ class Correctness:
             raise ValueError(f"Prompts of environments {unknown} were given; the reward knows {sorted(by_name)}.")
         texts = decode(self.tokenizer, completion_ids)
         rows = zip(texts, answer, environment, strict=True)
-        return [by_name[name].verify(text, right) for text, right, name in rows]
+        return [grade(by_name[name], text, right).correct for text, right, name in rows]
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ def _fault_of_union(nodes: Sequence[Node]) -> Fault:
         fault = max((_fault([branch]) for branch in telling), key=lambda fault: len(fault.keys))
         # Where a branch repeats the value between blanks, jsonargparse cuts it out.
         return Fault(fault.keys, fault.text.replace("Import path does not", f"import path {value} does not"))
-    return Fault((), _expected(subtypes[1:-1], value))
+    return Fault((), expected(subtypes[1:-1], value))
 
 
 def _texts(nodes: Sequence[Node]) -> Iterator[str]:
@@ -137,8 +137,8 @@ def _worded(text: str) -> str:
     """Return one sentence of the parser in our words."""
     if path := re.match(r"Expected a dot import path string: (.*)", text):
         return f"expected a class path such as package.module.Class, got {path[1]}"
-    if expected := re.match(r"Expected a (.*?)(?:\. Got value: (.*))?$", text):
-        return _expected(expected[1], expected[2])
+    if wanted := re.match(r"Expected a (.*?)(?:\. Got value: (.*))?$", text):
+        return expected(wanted[1], wanted[2])
     if required := re.match(r"the following arguments are required: (.*)", text):
         return f"{MISSING} {required[1]}"
     if unreadable := re.match(r"Unable to load config ['\"](.*?)['\"]", text):
@@ -146,7 +146,7 @@ def _worded(text: str) -> str:
     return text
 
 
-def _expected(types: str, given: str | None) -> str:
+def expected(types: str, given: str | None) -> str:
     """Return which types or values are allowed, and what was given instead."""
     nested = re.match(r"NestedArg\(key='[^']*', val=(.*)\)$", given or "")  # --key.inside=value
     value = nested[1].strip("'") if nested else given

@@ -7,8 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import yaml
-
+from lit_puzzle.run.files import parse_yaml
 from lit_puzzle.run.recipe import Recipe
 from lit_puzzle.run.renamed_names import KEYS, MODULES, SYMBOLS
 
@@ -33,7 +32,7 @@ def check_names(recipe: Recipe, words: Sequence[str]) -> None:
 
 def renamed_in_config(config: str) -> list[str]:
     """Return a sentence for every name of an earlier version in the `config.yaml` of a run folder."""
-    content = yaml.safe_load(config)
+    content = parse_yaml(config, "config.yaml of the run folder")
     return [*_renamed_paths(content), *_renamed_keys(content, content.get("command"))]
 
 
@@ -104,8 +103,8 @@ def _renamed_in_word(word: str, recipe: Recipe) -> list[str]:
     """Return a sentence for every old name in an override `--key=value`."""
     key, _, text = word.removeprefix("--").partition("=")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:  # jsonargparse will say so
+        value = parse_yaml(text, word)
+    except ValueError:  # jsonargparse will say so
         value = text
     nested: dict[str, Any] = {}
     for part in reversed(key.removesuffix("+").split(".")):

@@ -1,7 +1,7 @@
 """Finished rows of a scoring run: one small file per candidate, so that an interrupted run loses only one of them.
 
-Reads and writes in a run folder: `inputs.json` (hashes of the inputs), `candidates/layer=L,NAME.json` (every metric of
-every sample) and `evaluations/EVALUATION/layer=L,NAME.json` (the score of every item; `parent.json` for the parent).
+Reads and writes in a run folder: `candidates/layer=L,NAME.json` (every metric of every sample) and
+`evaluations/EVALUATION/layer=L,NAME.json` (the score of every item; `parent.json` for the parent).
 A file appears whole or not at all; numbers are read back bit for bit.
 
 Disk: about 20 bytes x candidates x (samples x metrics + items). Source: this project's own.
@@ -9,17 +9,14 @@ Disk: about 20 bytes x candidates x (samples x metrics + items). Source: this pr
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from lit_puzzle.library.library import Library, parts
-from lit_puzzle.run.folder import write_atomically
+from lit_puzzle.run.files import read_json, write_json
 from lit_puzzle.spec import BlockSpec
 
-INPUTS_FILE = "inputs.json"
 Values = dict[str, list[float]]
 
 
@@ -97,11 +94,11 @@ class ScoreFiles:
     def write(self, name: str, values: Values) -> None:
         """Write one file."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.folder / name, json.dumps(values) + "\n")
+        write_json(self.folder / name, values, indent=None)
 
     def read(self, name: str) -> Values:
         """Read what `write` wrote."""
-        values: Values = json.loads((self.folder / name).read_text())
+        values: Values = read_json(self.folder / name)
         return values
 
 
@@ -122,25 +119,3 @@ def check_finite(what: str, values: Values) -> None:
                 f"{what}: {metric} of sample {broken[0]} is {numbers[broken[0]]}. Check the parent and the candidate's "
                 "weights for NaN, or score with more precision."
             )
-
-
-def claim_inputs(run_dir: Path, inputs: Mapping[str, str], is_first: bool) -> None:
-    """Record the inputs of a run (first process), or check that a resumed run has the same (every process).
-
-    Args:
-        run_dir: the run folder.
-        inputs: name -> hash of each input.
-        is_first: whether this is the first process.
-
-    Raises:
-        ValueError: an input has changed since the run was started.
-    """
-    file = run_dir / INPUTS_FILE
-    if not file.is_file():
-        if is_first:
-            write_atomically(file, json.dumps(dict(inputs), indent=1) + "\n")
-        return
-    before = json.loads(file.read_text())
-    changed = sorted(name for name in inputs if before.get(name) != inputs[name])
-    if changed:
-        raise ValueError(f"{run_dir} was started with another {' and another '.join(changed)}; give --overwrite")

@@ -26,7 +26,6 @@ Source: arXiv 2602.11937 (hidden_mse, ranks, accuracy drop for windows), arXiv 2
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_puzzle.library.library import Candidate, Library, parts
-from lit_puzzle.run.folder import write_atomically
+from lit_puzzle.run.files import read_json, write_json
 from lit_puzzle.run.strict_json import checked_keys
 
 SCORES_FILE = "scores.json"
@@ -139,7 +138,7 @@ class Scores:
 
     def save(self, folder: Path) -> None:
         """Write `scores.json`."""
-        write_atomically(folder / SCORES_FILE, json.dumps(self.to_json(), indent=1) + "\n")
+        write_json(folder / SCORES_FILE, self.to_json())
 
     @classmethod
     def load(cls, folder: Path) -> Scores:
@@ -149,14 +148,15 @@ class Scores:
             folder: the folder, or the file itself.
 
         Raises:
-            ValueError: the file is missing or damaged. NaN is accepted here; the search refuses it by candidate.
+            ValueError: the file is missing or damaged, or contains NaN.
         """
         file = folder if folder.is_file() else folder / SCORES_FILE
         if not file.is_file():
             raise ValueError(f"{folder} has no {SCORES_FILE}. Make it with: lightning run recipes/score.yaml")
+        content = read_json(file)
         try:
-            return cls.from_json(json.loads(file.read_text()))
-        except ValueError as error:  # json.JSONDecodeError is one, too
+            return cls.from_json(content)
+        except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
 
 

@@ -18,7 +18,6 @@ forward passes of the data, l of L the layer; + 1 generation per evaluation and 
 arXiv 2411.19146.
 """
 
-import hashlib
 import json
 import random
 from collections.abc import Sequence
@@ -30,21 +29,25 @@ from lightning.fabric import Fabric
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from lit_puzzle.data.calibration import CALIBRATION_FILE, CalibrationData
-from lit_puzzle.library.library import Library
+from lit_puzzle.library.library import LIBRARY_FILE, Library
 from lit_puzzle.library.swap import swapped
 from lit_puzzle.library.trained_blocks import block_tensors, check_trained
 from lit_puzzle.model.blocks import PuzzleModel
+from lit_puzzle.model.chat import fix_date
 from lit_puzzle.model.checkpoint import fingerprint
+from lit_puzzle.model.identity import checkpoint_identity
+from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.run.folder import require_input
+from lit_puzzle.run.inputs import Identity, claim_inputs, file_identity, record_output, run_date, text_hash
 from lit_puzzle.scoring.block_quality import METRICS
 from lit_puzzle.scoring.evaluations import Evaluation, evaluation_items, score_items
 from lit_puzzle.scoring.replace_block import ReplaceOneBlock, lay_out
-from lit_puzzle.scoring.score_files import Entry, ScoreFiles, check_finite, claim_inputs, entries_of
+from lit_puzzle.scoring.score_files import Entry, ScoreFiles, check_finite, entries_of
 from lit_puzzle.scoring.score_table import MEAN_RANK, score_table
-from lit_puzzle.scoring.scores import Scores
+from lit_puzzle.scoring.scores import SCORES_FILE, Scores
 from lit_puzzle.scoring.settings import Memory, ScoringSettings
 from lit_puzzle.training.fabric import FabricSettings, launch, load_parent, sum_over_processes
 
@@ -81,13 +84,15 @@ def score(
         ValueError: parent, library and data do not belong together, there are too few sequences, or a quality loss is
             not finite.
     """
-    parent, library = require_input(parent, "parent checkpoint"), require_input(library, "block library")
+    parent = require_input(parent, "parent checkpoint", "config.json")
+    library = require_input(library, "block library", LIBRARY_FILE)
     candidates, evaluations = Library.load(library), evaluations or []
     _check(parent, candidates, library, data, evaluations)
     entries = entries_of(candidates, scoring.pairs)
     windows = [entry for entry in entries if entry.name.startswith("window=")]
     evaluated = entries if scoring.evaluate == "all" else windows
     run = _Run(run_dir, parent, library, candidates, fabric, launch(fabric))
+    run.claim(data)
     unscored = run.unfinished(run.blocks, entries)
     unevaluated = {task.name: run.unfinished(run.evaluation_files(task), evaluated) for task in evaluations}
     # Evaluations are run on the parent before the blocks: an error in one must not show after days of scoring.
@@ -110,6 +115,7 @@ def score(
     scores = Scores(candidates.parent_fingerprint, samples, tokens, table)
     scores.check_library(candidates)
     scores.save(run_dir)
+    record_output(run_dir, "scores", file_identity(run_dir / SCORES_FILE))
     print_scores(scores, ["kl", *finished])
     return _summary(scores)
 
@@ -124,10 +130,21 @@ class _Run:
         self.settings, self.processes = settings, processes
         self.blocks = ScoreFiles(run_dir / "candidates")
 
+    def claim(self, data: CalibrationData) -> None:
+        """Record the inputs of the run, or check that they are those it was started with.
+
+        Raises:
+            ValueError: an input is another one.
+        """
+        if self.processes.is_global_zero:
+            own = {"parent": checkpoint_identity(self.parent), "library": self.library.identity(self.folder)}
+            claim_inputs(self.run_dir, own | data.input_identities())
+
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The parent's; only evaluations need it."""
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.parent)
+        tokenizer = load_tokenizer(self.parent)
+        fix_date(tokenizer, run_date(self.run_dir))
         return tokenizer
 
     def evaluation_files(self, evaluation: Evaluation) -> ScoreFiles:
@@ -147,17 +164,9 @@ class _Run:
         lengths = [[0] * len(batch) for batch in batches] if score_prompts else data.prompt_lengths(self.run_dir)
         if sum(len(batch) for batch in batches) < 2:
             raise ValueError("one sequence was given; a standard error needs two. Give more calibration data.")
-        library = json.dumps(self.library.to_json(), sort_keys=True)
-        inputs = {
-            "parent": self.library.parent_fingerprint,
-            "library": hashlib.sha256(library.encode()).hexdigest(),
-            "sequences": hashlib.sha256(json.dumps([batches, lengths]).encode()).hexdigest(),
-        }
-        for candidate in (candidate for layer in self.library.layers for candidate in layer if candidate.weights):
-            file = self.folder / str(candidate.weights)
-            with file.open("rb") as stream:
-                inputs[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
-        claim_inputs(self.run_dir, inputs, self.processes.is_global_zero)
+        if self.processes.is_global_zero:
+            tokens = {"tokens": text_hash(json.dumps([batches, lengths]))}
+            claim_inputs(self.run_dir, {"sequences": Identity(str(self.run_dir / CALIBRATION_FILE), tokens)})
         return batches, lengths
 
     def unfinished(self, files: ScoreFiles, entries: Sequence[Entry]) -> list[Entry]:

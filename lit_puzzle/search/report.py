@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_puzzle.library.library import Library
-from lit_puzzle.run.folder import write_atomically
+from lit_puzzle.run.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

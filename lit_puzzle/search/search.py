@@ -26,7 +26,6 @@ Source: arXiv 2411.19146 (mixed-integer program over blocks), arXiv 2602.11937 (
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,9 +35,12 @@ from typing import Any
 
 from lit_puzzle.costs.cost_model import CostModel
 from lit_puzzle.costs.model_shape import ModelShape
-from lit_puzzle.library.library import Library
-from lit_puzzle.run.folder import require_input, write_atomically
-from lit_puzzle.scoring.scores import Scores
+from lit_puzzle.costs.timed_blocks import TimedBlocks
+from lit_puzzle.library.library import LIBRARY_FILE, Library
+from lit_puzzle.run.files import write_json
+from lit_puzzle.run.folder import require_input
+from lit_puzzle.run.inputs import Identity, claim_inputs, file_identity, record_output
+from lit_puzzle.scoring.scores import SCORES_FILE, Scores
 from lit_puzzle.search import refine
 from lit_puzzle.search.batches import DeployedBatch
 from lit_puzzle.search.limits import Layers
@@ -50,6 +52,8 @@ from lit_puzzle.search.settings import Constraints, Costs, SearchSpace
 from lit_puzzle.search.solver.choices import Solution
 from lit_puzzle.search.solver.settings import SolverSettings
 from lit_puzzle.spec import Target
+
+PLAN_FILE = "plan.json"
 
 
 def search(
@@ -85,6 +89,7 @@ def search(
     """
     settings = dataclasses.replace(solver, refine=solver.refine and space.batch_sizes is None)
     inputs = Inputs.load(library, scores, constraints, costs, objective, space)
+    claim_inputs(run_dir, _identities(library, scores, costs))
     first = inputs.build(constraints)
     swept = [(value, constraints.with_throughput(value)) for value in constraints.sweep or ()]
     if swept and first.parents[0] is None:
@@ -100,11 +105,22 @@ def search(
         record["sweep"] = [dataclasses.asdict(point) for point in points]
         _save(run_dir, record)
         draw_curve(run_dir, points)
+    record_output(run_dir, "plan", file_identity(run_dir / PLAN_FILE))
     return results(record)
 
 
+def _identities(library: Path, scores: Path, costs: Costs) -> dict[str, Identity]:
+    library = require_input(library, "block library", LIBRARY_FILE)
+    scores = require_input(scores, "scores of the blocks", SCORES_FILE)
+    found = {"library": Library.load(library).identity(library)}
+    found["scores"] = file_identity(scores / SCORES_FILE if scores.is_dir() else scores)
+    if isinstance(costs.times, TimedBlocks):
+        found["costs.times.table"] = file_identity(costs.times.table)
+    return found
+
+
 def _save(run_dir: Path, record: dict[str, Any]) -> None:
-    write_atomically(run_dir / "plan.json", json.dumps(record, indent=1) + "\n")
+    write_json(run_dir / PLAN_FILE, record)
     write_table(run_dir / "search.md", record)
 
 
@@ -158,8 +174,8 @@ class Inputs:
         space: SearchSpace,
     ) -> Inputs:
         """Read library and scores and make the cost models."""
-        library = Library.load(require_input(library_path, "block library"))
-        scores = Scores.load(require_input(scores_path, "scores of the blocks"))
+        library = Library.load(require_input(library_path, "block library", LIBRARY_FILE))
+        scores = Scores.load(require_input(scores_path, "scores of the blocks", SCORES_FILE))
         scores.check_library(library)
         layers = offered(library, space.windows)
         searched = dataclasses.replace(library, layers=layers)

@@ -23,7 +23,8 @@ from typing import Any
 from torch import Tensor
 
 from lit_puzzle.model.layout import whole
-from lit_puzzle.model.safetensors_file import DTYPES, SafetensorsFile, read_json
+from lit_puzzle.model.safetensors_file import DTYPES, SafetensorsFile
+from lit_puzzle.run.files import read_json
 from lit_puzzle.serve.weights import Weight, Weights, converted
 
 PREFIX = "base_model.model."  # PEFT's wrapper around the names of the checkpoint

@@ -6,7 +6,6 @@ weights (`lit_puzzle.serve.export`), and a plot.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from lit_puzzle.child.folder import CARRIED_FILES, PLAN_FILE
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.layout import count_parameters, whole
 from lit_puzzle.model.writer import MAX_SHARD_BYTES, write_checkpoint
+from lit_puzzle.run.files import write_json
 from lit_puzzle.serve.checksums import checksums
 from lit_puzzle.serve.experts import Rounding
 from lit_puzzle.serve.model_card import PICTURE, Facts, Sizes, card_text
@@ -69,8 +69,8 @@ def write_folder(folder: Path, export: Export, card: Card, max_shard_bytes: int 
     Raises:
         ValueError: the written weights are not those that the written config implies.
     """
-    (folder / "config.json").write_text(json.dumps(export.config, indent=2) + "\n")
-    (folder / "generation_config.json").write_text(json.dumps(export.settings, indent=2) + "\n")
+    write_json(folder / "config.json", export.config, indent=2)
+    write_json(folder / "generation_config.json", export.settings, indent=2)
     copy_tokenizer(export.tokenizer, folder)
     copied = CARRIED_FILES if export.format == "masked" else (PLAN_FILE, *CARRIED_FILES)  # masked layers are full-size
     for name in copied:
@@ -106,6 +106,8 @@ def facts_of(written: Checkpoint, export: Export) -> Facts:
             parameters=count_parameters(written.config),
             weight_bytes=sum(info.num_bytes for info in written.tensors.values()),
             context_tokens=whole(written.config, "max_position_embeddings"),
+            fingerprint=written.fingerprint(),
+            source_fingerprint=export.source.fingerprint(),
         ),
     )
 

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from lit_puzzle.model.family import Family
-from lit_puzzle.model.safetensors_file import read_json
+from lit_puzzle.run.files import read_json
 from lit_puzzle.run.folder import RECORD, require_input
 from lit_puzzle.serve.configs import Blocks
 from lit_puzzle.serve.experts import Rounding
@@ -29,17 +29,21 @@ ERROR = "_se"  # suffix of standard errors
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of the folder.
+    """Sizes of the folder, and which weights it has.
 
     Attributes:
         parameters: number of parameters.
         weight_bytes: bytes of all tensors.
         context_tokens: longest context.
+        fingerprint: `lit_puzzle.model.checkpoint.fingerprint` of the weights.
+        source_fingerprint: fingerprint of the checkpoint that was exported.
     """
 
     parameters: int
     weight_bytes: int
     context_tokens: int
+    fingerprint: str
+    source_fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,9 @@ def read_run(path: Path) -> dict[str, Any]:
 def card_text(card: Card, facts: Facts) -> str:
     """Return the text of the card."""
     sections = [_front_matter(card, facts), f"# {card.name}", _opening(card, facts), *_plan(facts)]
-    sections += _training(card.training) + _evaluation(card.evaluations) + _serving(facts) + _limits(card, facts)
+    sections += (
+        _training(card.training) + _evaluation(card.evaluations, facts.sizes) + _serving(facts) + _limits(card, facts)
+    )
     return "\n\n".join(sections) + "\n"
 
 
@@ -134,13 +140,24 @@ def _training(runs: Sequence[Path]) -> list[str]:
     return sections
 
 
-def _evaluation(runs: Mapping[str, Path]) -> list[str]:
+def _evaluation(runs: Mapping[str, Path], sizes: Sizes) -> list[str]:
     if not runs:
         return ["## Evaluation", "No evaluation was named in the export. Evaluate the model before deploying it."]
     records = {title: read_run(path) for title, path in runs.items()}
     columns = {title: _headline(record["results"]) for title, record in records.items()}
-    runs_behind = "\n".join(f"- {title}: {_how(record)}" for title, record in records.items())
+    runs_behind = "\n".join(f"- {title}: {_whose(record, sizes)}, {_how(record)}" for title, record in records.items())
     return ["## Evaluation", numbers(columns), runs_behind]
+
+
+def _whose(record: Mapping[str, Any], sizes: Sizes) -> str:
+    """Return whose results these are: an evaluation may be of a parent, or of these weights before the export."""
+    checkpoint = record.get("inputs", {}).get("checkpoint", {})
+    weights = checkpoint.get("content", {}).get("weights")
+    if weights is None:
+        return "of weights that the run has not recorded"
+    if weights in (sizes.fingerprint, sizes.source_fingerprint):
+        return "of these weights" if weights == sizes.fingerprint else "of these weights before the export"
+    return f"of other weights ({Path(checkpoint['path']).name}, fingerprint {weights[:12]})"
 
 
 def _how(record: Mapping[str, Any]) -> str:

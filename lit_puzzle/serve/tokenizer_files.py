@@ -15,7 +15,7 @@ from typing import Any
 from lit_puzzle.child.child import generation_config
 from lit_puzzle.child.folder import OPTIONAL_TOKENIZER_FILES, TEMPLATE_FILES, TOKENIZER_FILES
 from lit_puzzle.model.layout import whole
-from lit_puzzle.model.safetensors_file import read_json
+from lit_puzzle.run.files import read_json
 
 STOP_WORDS = ("<|return|>", "<|endoftext|>", "<|call|>")
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerBase
 
-from lit_puzzle.environments.environment import Problem, is_held_out, render_prompt
+from lit_puzzle.environments.chat_template import render_prompt
+from lit_puzzle.environments.environment import Problem, is_held_out
 from lit_puzzle.tiny.settings import Curriculum
 from lit_puzzle.tiny.world import TABLE_SIZE, Family, define, parse
 

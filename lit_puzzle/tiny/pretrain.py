@@ -24,11 +24,14 @@ from torch.utils.data import DataLoader
 from transformers import GptOssForCausalLM
 
 from lit_puzzle.environments.environment import EFFORTS, Problem, PromptAtEffort
-from lit_puzzle.evaluate.accuracy import Episode, solve_problems, split_by_effort, summarize
+from lit_puzzle.environments.episodes import Episode
+from lit_puzzle.evaluate.accuracy import solve_problems, split_by_effort, summarize
 from lit_puzzle.evaluate.held_out import held_out_problems
 from lit_puzzle.generation.lengths import length_statistics, write_lengths
 from lit_puzzle.generation.sampling import Sampling
 from lit_puzzle.generation.transformers_engine import TransformersEngine
+from lit_puzzle.model.identity import weights_identity
+from lit_puzzle.run.inputs import record_output
 from lit_puzzle.tiny.lessons import IGNORED, Lessons
 from lit_puzzle.tiny.parent import build_parent, save_parent
 from lit_puzzle.tiny.settings import Curriculum, Initialization, ParentShape
@@ -194,6 +197,7 @@ class TinyParent(LightningModule):
         folder = Path(self.trainer.default_root_dir) / "model"
         parent = copy.deepcopy(self.model).to(torch.bfloat16)
         save_parent(folder, parent)
+        record_output(folder.parent, "model", weights_identity(folder))
         episodes = self._solve(parent.float(), self._data().held_out(self.measured_per_effort))
         lengths = {
             effort: length_statistics([episode.generated_tokens for episode in group])

@@ -19,12 +19,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lit_puzzle.data.calibration import CALIBRATION_FILE, CalibrationData, RankBatches
 from lit_puzzle.data.prompt_source import PromptSource
 from lit_puzzle.environments.environment import EFFORTS
-from lit_puzzle.evaluate.accuracy import Episode, mean_and_error, solve_problems
+from lit_puzzle.environments.episodes import Episode
+from lit_puzzle.evaluate.accuracy import mean_and_error, solve_problems
 from lit_puzzle.evaluate.held_out import held_out_problems
 from lit_puzzle.generation.sampling import Sampling
 from lit_puzzle.generation.transformers_engine import TransformersEngine
@@ -36,6 +37,7 @@ from lit_puzzle.kv_cache.settings import ScaleSettings
 from lit_puzzle.kv_cache.statistics import KVStatistics, find_scales
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.loading import load_model
+from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.run.folder import PACKAGE
 from lit_puzzle.tiny.world import Chains, Counting, Sorting
 
@@ -142,7 +144,7 @@ def solve(
     """Return greedy episodes of held-out problems under an FP8 cache, or under the model's own if scales is None."""
     problems = held_out_problems(list(FAMILIES), list(EFFORTS), prompts, seed=0)
     make_cache = None if scales is None else partial(Fp8Cache, model.config, scales)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer = load_tokenizer(checkpoint)
     engine = TransformersEngine(model, tokenizer, 128, make_cache)
     return solve_problems(engine, tokenizer, problems, list(FAMILIES), Sampling(96, temperature=0.0))
 

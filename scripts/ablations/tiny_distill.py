@@ -22,7 +22,8 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from lit_puzzle.data.document_files import Document, write_documents
-from lit_puzzle.environments.environment import EFFORTS, draw, render_prompt
+from lit_puzzle.environments.chat_template import render_prompt
+from lit_puzzle.environments.environment import EFFORTS, draw
 from lit_puzzle.run.folder import PACKAGE, is_complete
 from lit_puzzle.scoring.scores import Scores
 from lit_puzzle.tiny.world import Chains, Counting, Sorting

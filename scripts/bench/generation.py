@@ -25,7 +25,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_puzzle.environments.environment import EFFORTS, render_prompt
+from lit_puzzle.environments.chat_template import render_prompt
+from lit_puzzle.environments.environment import EFFORTS
 from lit_puzzle.evaluate.held_out import held_out_problems
 from lit_puzzle.generation.padding import pad_left
 from lit_puzzle.generation.policy import load_policy

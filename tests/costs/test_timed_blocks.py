@@ -207,7 +207,7 @@ MALFORMED: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda t: t["model"]["layer"].pop("router"), r"LayerTensors: missing key\(s\) \['router'\]"),
     (lambda t: t["decode_layer"].pop(4), "lacks combinations"),
     (lambda t: t["decode_layer"][3].update(seconds=0.0), "seconds are not positive"),
-    (lambda t: t["decode_layer"][3].update(seconds=float("nan")), "seconds are not positive"),
+    (lambda t: t["decode_layer"][3].update(seconds=float("nan")), "NaN is not a JSON number; make it with"),
     (lambda t: t["prefill_rest"][0].pop("seconds"), "a row of prefill_rest has the keys"),
     (lambda t: t.update(decode_rest=[]), "decode_rest has no measured point"),
 ]

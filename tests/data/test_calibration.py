@@ -142,7 +142,7 @@ def test_padding_is_on_the_right():
         ('{"ids": [1]}', "not of the form"),
         ('{"input_ids": [1], "text": "a"}', "not of the form"),
         ('{"text": ""}', "non-empty text"),
-        ('{"input_ids": [1]}\n[1, 2', r"bad\.jsonl:2: not JSON"),
+        ('{"input_ids": [1]}\n[1, 2', r"bad\.jsonl:2 is not JSON"),
         (json.dumps({"input_ids": [1] * 257}), "sequence 1 has 257 tokens; the parent's context holds 256"),
     ],
 )

@@ -15,7 +15,8 @@ from transformers import GptOssForCausalLM
 from lit_puzzle.data.document_files import DocumentFolder
 from lit_puzzle.data.generate import generate
 from lit_puzzle.data.prompt_source import PromptSource
-from lit_puzzle.environments.environment import draw, is_held_out, render_prompt
+from lit_puzzle.environments.chat_template import render_prompt
+from lit_puzzle.environments.environment import draw, is_held_out
 from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.tiny.tokenizer import build_tokenizer
 from lit_puzzle.tiny.world import Chains, Counting
@@ -189,11 +190,11 @@ def test_prompts_of_a_file_are_asked_unless_they_are_held_out(parent, tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"messages": []}', r"prompts\.jsonl:1: messages must be objects"),
-        ('{"prompt": "a", "messages": []}', "is not of the form"),
-        ('{"text": "a"}', "is not of the form"),
-        ('{"prompt": "a"', "not JSON"),
-        ('{"messages": [{"role": "user", "content": 1}]}', "two texts"),
+        ('{"messages": []}', r"prompts\.jsonl:1: messages must be a list of objects"),
+        ('{"prompt": "a", "messages": []}', r"prompts\.jsonl:1: a row has either prompt or messages"),
+        ('{"text": "a"}', r"prompts\.jsonl:1: a row has either prompt or messages, this one \['text'\]"),
+        ('{"prompt": "a"', r"prompts\.jsonl:1 is not JSON"),
+        ('{"messages": [{"role": "user", "content": 1}]}', "message 1: content must be a text, got '1'"),
         ('{"messages": [{"role": "assistant", "content": "a"}]}', "the assistant's"),
         ("", "holds 0 prompts"),
     ],
@@ -222,7 +223,7 @@ def test_bad_arguments_are_refused_before_the_parent_is_loaded(settings, message
     monkeypatch.setattr("lit_puzzle.generation.load.load_policy", lambda *_: pytest.fail("the parent was loaded"))
     with pytest.raises(ValueError, match=message):
         run(tmp_path / "run", **({"parent": parent} | settings))
-    assert not any((tmp_path / "run").iterdir())
+    assert {path.name for path in (tmp_path / "run").iterdir()} <= {"inputs.json"}
 
 
 def test_prompts_that_are_too_few(parent, tmp_path):

@@ -96,7 +96,7 @@ def test_every_process_gets_all_validation_problems() -> None:
 
 
 class Few(Digits):
-    """Has 16 held-out problems, so that two draws of 10 must overlap."""
+    """Has 14 held-out problems, so that two draws of 8 must overlap."""
 
     def problem(self, rng: random.Random) -> Problem:
         number = str(rng.randrange(NUMBERS))
@@ -105,17 +105,17 @@ class Few(Digits):
 
 def test_validation_leaves_out_what_is_set_aside() -> None:
     held_out = [number for number in range(NUMBERS) if is_held_out(numbered(number))]
-    assert len(held_out) == 16
-    measured = [problem for problem, _ in held_out_problems([Few("few")], ["low", "high"], 8, seed=1)]
-    data = make(environments=[Few("few")], held_out_per_effort=8)
+    assert len(held_out) == 14
+    measured = [problem for problem, _ in held_out_problems([Few("few")], ["low", "high"], 7, seed=1)]
+    data = make(environments=[Few("few")], held_out_per_effort=7)
     texts = {problem.text() for problem in measured}
     assert texts & {problem.text() for problem in data.held_out("low")}, "the draws do not overlap: nothing is tested"
     data.set_aside(measured)
     validated = data.held_out("low")
-    assert validated == data.held_out("high") and len({problem.text() for problem in validated}) == 8
+    assert validated == data.held_out("high") and len({problem.text() for problem in validated}) == 7
     assert not texts & {problem.text() for problem in validated}
-    data.held_out_per_effort = 9
-    with pytest.raises(ValueError, match="gave 16 different held-out problems and no further one"):
+    data.held_out_per_effort = 8
+    with pytest.raises(ValueError, match="gave 14 different held-out problems and no further one"):
         data.held_out("low")
 
 

@@ -15,7 +15,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import AutoTokenizer, GptOssForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from lit_puzzle.environments.environment import Environment, PromptAtEffort, is_held_out, render_prompt
+from lit_puzzle.environments.chat_template import render_prompt
+from lit_puzzle.environments.environment import Environment, PromptAtEffort, is_held_out
 from lit_puzzle.environments.long_context_tasks import Retrieval, VariableChain, default_tasks
 from lit_puzzle.environments.long_context_text import TextTask
 from lit_puzzle.evaluate.accuracy import solve_problems

@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
 
 from lit_puzzle.generation.policy import load_policy
 from lit_puzzle.generation.stop_tokens import end_and_pad, end_tokens_of
@@ -27,7 +26,11 @@ def test_a_folder_and_its_model_agree(tmp_path, configured, expected):
 def test_a_folder_without_a_generation_config(tmp_path):
     folder = shutil.copytree(PARENT, tmp_path / "model")
     (folder / "generation_config.json").unlink()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": [40, 9]}))
+    model, tokenizer = load_policy(folder, "float32", "cpu")
+    assert end_and_pad(model, tokenizer)[0] == end_tokens_of(folder, tokenizer) == [5, 9, 40]
+    (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": None}))
     assert end_tokens_of(folder, tokenizer) == [5]
     tokenizer.eos_token = None
     with pytest.raises(ValueError, match="names no end token"):

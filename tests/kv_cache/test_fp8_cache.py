@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssAttention
 
-from lit_puzzle.environments.environment import render_prompt
+from lit_puzzle.environments.chat_template import render_prompt
 from lit_puzzle.evaluate.accuracy import evaluate, read_episodes
 from lit_puzzle.evaluate.held_out import HeldOut
 from lit_puzzle.generation.sampling import EngineSettings, Sampling

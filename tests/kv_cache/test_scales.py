@@ -70,18 +70,24 @@ def test_a_missing_scale_is_named(tmp_path):
         KVScales.load(tmp_path)
 
 
-@pytest.mark.parametrize("bad", [0.0, -1.0, float("inf"), float("nan")])
-def test_scales_and_amax_must_be_positive_and_finite(tmp_path, bad):
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_scales_and_amax_that_json_lacks_are_refused(tmp_path, bad):
+    save_edited(tmp_path, lambda meta: meta["layers"][1].update(k_amax=bad))
+    with pytest.raises(ValueError, match=f"{META_FILE}: .* is not a JSON number"):
+        KVScales.load(tmp_path)
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0])
+def test_scales_and_amax_must_be_positive(tmp_path, bad):
     def change(meta):
         meta["layers"][1]["k_amax"] = bad
 
     save_edited(tmp_path, change)
     with pytest.raises(ValueError, match=r"amax of model.layers.1.self_attn.k_scale is .* must be positive and finite"):
         KVScales.load(tmp_path)
-    if bad == bad:  # NaN never equals the scale in the JSON file
-        save_edited(tmp_path, lambda meta: meta["layers"][1].update(v_scale=bad), lambda t: t[V1].fill_(bad))
-        with pytest.raises(ValueError, match=f"{V1} is .* must be positive and finite"):
-            KVScales.load(tmp_path)
+    save_edited(tmp_path, lambda meta: meta["layers"][1].update(v_scale=bad), lambda t: t[V1].fill_(bad))
+    with pytest.raises(ValueError, match=f"{V1} is .* must be positive and finite"):
+        KVScales.load(tmp_path)
 
 
 def test_files_that_disagree_are_refused(tmp_path):

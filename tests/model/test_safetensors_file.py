@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lit_puzzle.model.safetensors_file import DTYPES, SafetensorsFile, read_header, read_json
+from lit_puzzle.model.safetensors_file import DTYPES, SafetensorsFile, read_header
 
 
 def write_raw(path: Path, header: object, data: bytes) -> Path:
@@ -64,7 +64,8 @@ def entry(shape: list[int], begin: int, end: int, dtype: str = "F32") -> dict[st
         ({"a": entry([2], 0, 8, "I64")}, 8, "a has dtype I64; allowed"),
         ({"a": {"dtype": "F32", "shape": [2]}}, 8, "damaged.*data_offsets"),
         ([1], 0, "damaged"),
-        (b"not json", 0, "damaged"),
+        (b"not json", 0, "the safetensors header is not JSON"),
+        (b'{"a": 1, "a": 2}', 0, "the safetensors header: the key 'a' is given twice"),
     ],
 )
 def test_damage_is_named_with_the_file(tmp_path: Path, header: object, size: int, message: str) -> None:
@@ -82,12 +83,3 @@ def test_what_is_no_safetensors_file_is_refused(tmp_path: Path, content: bytes) 
         read_header(path)
     with pytest.raises(ValueError, match="is missing"):
         read_header(tmp_path / "nothing.safetensors")
-
-
-def test_json_file_that_is_no_object_is_refused(tmp_path: Path) -> None:
-    for content, message in (("[1]", "must hold a JSON object, got list"), ("{", "is not JSON")):
-        (tmp_path / "a.json").write_text(content)
-        with pytest.raises(ValueError, match=message):
-            read_json(tmp_path / "a.json")
-    with pytest.raises(ValueError, match="is missing"):
-        read_json(tmp_path / "b.json")

@@ -31,7 +31,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOTrainer
 
 from lit_puzzle.child.save import save_child
-from lit_puzzle.evaluate.accuracy import Episode, read_episodes, solve_problems
+from lit_puzzle.environments.episodes import Episode, Verdict
+from lit_puzzle.evaluate.accuracy import read_episodes, solve_problems
 from lit_puzzle.evaluate.before_after import recovery_results
 from lit_puzzle.evaluate.held_out import held_out_problems
 from lit_puzzle.generation.sampling import Sampling
@@ -344,7 +345,9 @@ def test_refuses_checkpoints_between_updates_and_unsharded_processes(tmp_path: P
 def test_results_are_paired() -> None:
     def episodes(right: list[int], tokens: list[int]) -> list[Episode]:
         rows = zip(right, tokens, strict=True)
-        return [Episode("chains", "high", float(ok), count, True, index) for index, (ok, count) in enumerate(rows)]
+        return [
+            Episode("chains", "high", index, Verdict(float(ok), ""), count) for index, (ok, count) in enumerate(rows)
+        ]
 
     before, after = episodes([0, 1, 0, 1], [4, 6, 8, 6]), episodes([1, 1, 0, 1], [4, 5, 8, 6])
     results = recovery_results(before, after, [0.1, *[0.5] * 18, 0.9])

@@ -1,65 +1,23 @@
-"""Run folders: fresh, resumed, complete, changed; records; checkpoints that a kill cut short."""
+"""Run folders: inputs of stages, checkpoints that a kill cut short, atomic writing."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from lit_puzzle.run import folder as runs
-
-
-def test_fresh_then_resumed_then_complete(tmp_path):
-    folder = tmp_path / "run"
-    assert runs.open_run(folder, "a: 1\n", overwrite=False) is False
-    assert runs.open_run(folder, "a: 1\n", overwrite=False) is True
-    assert not runs.is_complete(folder)
-    runs.RunClock().close(folder, Path("recipes/x.yaml"), 3, resumed=True, results={"accuracy": 0.5})
-    record = json.loads((folder / "run.json").read_text())
-    assert record["results"] == {"accuracy": 0.5}
-    assert record["seed"] == 3 and record["resumed"] is True
-    assert record["versions"]["torch"] == torch.__version__
-    assert {"highspy", "numpy", "aiconfigurator-core", "pyarrow"} <= record["versions"].keys()
-    assert record["seconds"] >= 0 and record["peak_memory_gib"]["cpu"] > 0.05
-    with pytest.raises(ValueError, match="is complete; give --overwrite"):
-        runs.open_run(folder, "a: 1\n", overwrite=False)
-    assert runs.open_run(folder, "a: 2\n", overwrite=True) is False
-    assert not runs.is_complete(folder)
-
-
-def test_a_changed_recipe_is_shown_and_refused(tmp_path):
-    runs.open_run(tmp_path / "run", "a: 1\nb: 2\n", overwrite=False)
-    with pytest.raises(ValueError, match=r"(?s)-b: 2.*\+b: 3.*--overwrite"):
-        runs.open_run(tmp_path / "run", "a: 1\nb: 3\n", overwrite=False)
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_a_folder_that_is_no_run_is_never_touched(tmp_path, overwrite):
-    (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match="not a run folder"):
-        runs.open_run(tmp_path, "a: 1\n", overwrite)
-    assert (tmp_path / "thesis.tex").read_text() == "years of work"
-
-
-def test_refused_input_leaves_no_folder_but_work_stays(tmp_path):
-    for written in (False, True):
-        folder = tmp_path / f"run{written}"
-        runs.open_run(folder, "a: 1\n", overwrite=False)
-        if written:
-            (folder / "half.json").write_text("{}")
-        with pytest.raises(ValueError, match="bad input"), runs.abandon_if_empty(folder):
-            raise ValueError("bad input")
-        assert folder.exists() is written
+from lit_puzzle.run.open_run import open_run
+from lit_puzzle.run.record import RunClock
 
 
 def test_inputs_name_the_recipe_that_makes_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"does not exist\. Make it with: lightning run recipes/importance\.yaml"):
         runs.require_input(Path("runs/importance"), "importance")
-    runs.open_run(Path("runs/importance"), "a: 1\n", overwrite=False)
+    open_run(Path("runs/importance"), "a: 1\n", overwrite=False)
     with pytest.raises(ValueError, match=r"not complete\. Make it with: lightning run recipes/importance\.yaml"):
         runs.require_input(Path("runs/importance/importance.json").parent, "importance")
-    runs.RunClock().close(Path("runs/importance"), Path("x.yaml"), None, resumed=False, results={})
+    RunClock().close(Path("runs/importance"), Path("x.yaml"), None, resumed=False, results={})
     assert runs.require_input(Path("runs/importance"), "importance") == Path("runs/importance")
 
 
@@ -83,22 +41,22 @@ def test_only_complete_checkpoints_are_resumed_from(tmp_path):
     assert runs.newest_checkpoint(tmp_path) == folder / "step=3.ckpt"
 
 
-def test_atomic_writing_keeps_the_old_text_when_it_fails(tmp_path):
-    target = tmp_path / "a.json"
-    runs.write_atomically(target, "old")
-    with pytest.raises(TypeError):
-        runs.write_atomically(target, 3)  # type: ignore[arg-type]
-    assert target.read_text() == "old"
-
-
-def test_overwrite_spares_what_the_recipe_reads(tmp_path):
-    run_dir = tmp_path / "run"
-    (run_dir / "model").mkdir(parents=True)
-    (run_dir / "config.yaml").write_text("command: export\n")
-    config = f"command: export\nrun_dir: {run_dir}\ncards: [{{folder: {run_dir}/model}}]\n"
-    with pytest.raises(ValueError, match=r"--overwrite would remove .*run/model, which this recipe names"):
-        runs.open_run(run_dir, config, overwrite=True)
-    assert (run_dir / "model").is_dir()
-    written = config.replace("folder", "dirpath")  # of a checkpoint callback: what the run itself wrote
-    assert not runs.open_run(run_dir, written, overwrite=True)
-    assert not (run_dir / "model").exists()
+def test_an_output_is_named_by_its_run_its_folder_or_its_file(tmp_path: Path) -> None:
+    for name in (
+        "child/config.json",
+        "child/plan.json",
+        "before/episodes.jsonl",
+        "after/episodes.jsonl",
+        "scores.json",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    for given in (tmp_path, tmp_path / "child", tmp_path / "child" / "config.json"):
+        assert runs.require_input(given, "child", "config.json") == tmp_path / "child"
+        assert runs.require_file(given, "plan", "plan.json") in (tmp_path / "child" / "plan.json", given)
+    for given in (tmp_path, tmp_path / "scores.json"):
+        assert runs.require_input(given, "scores", "scores.json") == tmp_path
+    assert runs.require_input(tmp_path, "parent", ("config.json", "top_logits.json")) == tmp_path / "child"
+    with pytest.raises(ValueError, match=r"The baseline .* may be .*after, .*before; name one of them"):
+        runs.require_input(tmp_path, "baseline", "episodes.jsonl")
+    assert runs.require_input(tmp_path, "adapter", "adapter_config.json") == tmp_path  # its reader says what is missing

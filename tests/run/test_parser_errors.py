@@ -31,6 +31,13 @@ class Settings:
     rate: float | None = None
 
 
+@dataclass(frozen=True)
+class Pace:
+    """Settings that need no value."""
+
+    steps: int = 1
+
+
 class Tool:
     """An object of a recipe."""
 
@@ -41,7 +48,7 @@ class Tool:
 class Other(Tool):
     """Another one."""
 
-    def __init__(self, name: str, inner: Tool | None = None) -> None:
+    def __init__(self, name: str, inner: Tool | None = None, pace: Pace = Pace()) -> None:
         pass
 
 
@@ -98,7 +105,7 @@ def refusal(tmp_path: Path, *words: str, **content: Any) -> str:
     file.write_text(yaml.safe_dump({"run_dir": "run", "source": "here"} | content))
     recipe = load_recipe(str(file))
     parser = RecipeParser(parser_mode="omegaconf+")
-    parser.recipe = recipe
+    parser.recipe, parser.stage = recipe, stage
     parser.add_argument("--config", action=ActionConfigFile)
     parser.add_function_arguments(stage)
     parser.add_function_arguments(objects)
@@ -151,6 +158,21 @@ CASES = [
     ({"build": f"{HERE}.Nothing"}, f"build: module '{HERE}' has no attribute 'Nothing'"),
     ({"build": "x"}, "build: expected a class path such as package.module.Class, got x"),
     ({"source": None}, "missing key(s): source"),
+    ({"mode": None}, "mode: expected slow or fast, got null"),
+    ({"settings": {"size": None}}, "missing key(s): settings.size.rows"),
+    (
+        {"tool": {"class_path": OTHER, "init_args": {"name": "a", "pace": None}}},
+        "tool.init_args.pace: expected Pace, got null",
+    ),
+    ({"settings": {"size": {"rows": 1, "kind": None}}}, "settings.size.kind: expected flat or tall, got null"),
+    (
+        {"tool": {"class_path": TOOL, "init_args": {"name": "a", "size": None}}},
+        "tool.init_args: missing key(s): size.rows",
+    ),
+    (
+        {"tools": [{"class_path": TOOL, "init_args": {"name": "a", "count": None}}]},
+        "tools[0].init_args.count: expected int, got null",
+    ),
 ]
 
 
@@ -171,6 +193,10 @@ def test_a_wrong_value_in_a_file(tmp_path: Path, content: dict[str, Any], expect
         ("--build.init_args.power=x", "build.init_args.power: expected int, got x"),
         ("--sizes=[{kind: flat}]", f"sizes: missing key(s): rows (in {HERE}.Size)"),
         ("--sizes=[{", "sizes: expected list[Size] or null, got [{"),
+        ("--settings.size=null", "missing key(s): settings.size.rows"),
+        ("--tool.init_args.count=null", "tool.init_args.count: expected int, got null"),
+        ("--mode=null", "mode: expected slow or fast, got None"),
+        ("--sise.rows=3", "unknown key 'sise'. Did you mean 'size'?"),
         ("stray", "unrecognized arguments: stray"),
         ("--mode", "argument --mode: expected one argument"),
     ],
@@ -183,3 +209,14 @@ def test_a_wrong_override(tmp_path: Path, word: str, expected: str) -> None:
 def test_a_name_without_a_value_is_one_line(tmp_path: Path) -> None:
     said = refusal(tmp_path, define={"tools": []}, tools="${tool_list}")
     assert said == ("tools: Interpolation key 'tool_list' not found. A `${...}` names a key or an entry of `define`.")
+
+
+def test_null_stays_where_the_type_or_the_default_is_null(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump({"source": "here", "settings": {"rate": None}, "counts": None}))
+    parser = RecipeParser(parser_mode="omegaconf+")
+    parser.recipe, parser.stage = load_recipe(str(file)), stage
+    parser.add_argument("--config", action=ActionConfigFile)
+    parser.add_function_arguments(stage, skip={"run_dir"})
+    parsed = parser.parse_args(parser.recipe.arguments(["--settings.rate=null", "--weights=null"]))
+    assert parsed.settings.rate is None and parsed.weights is None and parsed.mode == "slow"

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from lit_puzzle.cli import STAGES
-from lit_puzzle.run.folder import open_run
+from lit_puzzle.run.open_run import open_run
 from lit_puzzle.run.recipe import load_recipe, packaged_recipes
 from lit_puzzle.run.renamed import check_names, new_path, renamed_in_config
 from lit_puzzle.run.renamed_names import KEYS, MODULES, SYMBOLS

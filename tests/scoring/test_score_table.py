@@ -5,7 +5,7 @@ import math
 import pytest
 
 from lit_puzzle.library.library import Candidate, Library
-from lit_puzzle.scoring.score_files import Entry, ScoreFiles, check_finite, claim_inputs, entries_of
+from lit_puzzle.scoring.score_files import Entry, ScoreFiles, check_finite, entries_of
 from lit_puzzle.scoring.score_table import ranks_by_sample, score_table
 from lit_puzzle.scoring.scores import Measurement
 from lit_puzzle.spec import BlockSpec
@@ -78,12 +78,3 @@ def test_values_that_are_not_finite_are_named():
     for broken in (math.nan, math.inf):
         with pytest.raises(ValueError, match=f"layer 1, candidate 'x': kl of sample 1 is {broken}"):
             check_finite("layer 1, candidate 'x'", {"js": [0.0], "kl": [0.0, broken]})
-
-
-def test_a_changed_input_stops_a_resumed_run(tmp_path):
-    claim_inputs(tmp_path, {"parent": "a", "library": "b"}, is_first=False)
-    assert not list(tmp_path.iterdir())
-    claim_inputs(tmp_path, {"parent": "a", "library": "b"}, is_first=True)
-    claim_inputs(tmp_path, {"parent": "a", "library": "b"}, is_first=True)
-    with pytest.raises(ValueError, match="started with another library; give --overwrite"):
-        claim_inputs(tmp_path, {"parent": "a", "library": "c"}, is_first=False)

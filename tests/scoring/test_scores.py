@@ -104,7 +104,7 @@ def change(path: list[Any], value: object) -> dict[str, Any]:
         ),
         (change(["entries", 0, "metrics", "kl", "mean"], "0.5"), "must be numbers"),
         (change(["entries", 1], GOOD.to_json()["entries"][0]), "layer 0, candidate 'experts=4' comes twice"),
-        ([], "scores: expected a JSON object, got list"),
+        ([], "must hold a JSON object, got list"),
     ],
 )
 def test_other_forms_are_refused(tmp_path, data, message):
@@ -117,5 +117,5 @@ def test_a_missing_or_broken_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"no scores.json. Make it with: lightning run recipes/score.yaml"):
         Scores.load(tmp_path)
     (tmp_path / "scores.json").write_text("{")
-    with pytest.raises(ValueError, match=r"scores\.json: "):
+    with pytest.raises(ValueError, match=r"scores\.json is not JSON"):
         Scores.load(tmp_path)

@@ -250,10 +250,12 @@ def test_bad_input_is_refused_before_anything_slow(inputs, tmp_path, tiny_model)
     }
     for message, rows in lines.items():
         (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in rows))
+        (tmp_path / "inputs.json").unlink(missing_ok=True)  # as the door does after a refusal
         with pytest.raises(ValueError, match=message):
             run(small_data(inputs, sequences=tmp_path / "rows.jsonl"))
     for prompt, message in ((2, "sequence 1 has 2 tokens, prompt_tokens is 2"), ("x", "must be a whole number")):
         (tmp_path / "rows.jsonl").write_text(json.dumps({"input_ids": [5, 6], "prompt_tokens": prompt}) + "\n")
+        (tmp_path / "inputs.json").unlink()
         with pytest.raises(ValueError, match=message):
             run(small_data(inputs, sequences=tmp_path / "rows.jsonl"))
     assert not list(tmp_path.glob("candidates*"))
@@ -290,7 +292,8 @@ def test_a_broken_evaluation_shows_before_any_block_is_scored(inputs, tmp_path):
         with pytest.raises(ValueError, match=message):
             score(folder, inputs / "parent", inputs / "library", small_data(inputs), evaluations=tasks)
         assert not (folder / "candidates").exists()
-        assert (folder / "inputs.json").exists() == ("1 items" not in message)  # before any data is read or generated
+        claimed = json.loads((folder / "inputs.json").read_text())["inputs"]
+        assert "parent" in claimed and ("sequences" in claimed) == ("1 items" not in message)  # items are checked first
     assert (tmp_path / "1" / "evaluations" / "first" / "parent.json").is_file()
 
 

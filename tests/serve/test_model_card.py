@@ -8,18 +8,24 @@ import pytest
 import yaml
 
 from lit_puzzle.cli import main
+from lit_puzzle.model.identity import weights_identity
 from lit_puzzle.serve.export import export
 from lit_puzzle.serve.model_card import numbers
 from lit_puzzle.serve.settings import Card, Storage
 
 ASSETS = Path(__file__).parents[2] / "lit_puzzle" / "assets"
-CHILD = ASSETS / "tiny_child"
+CHILD, PARENT = ASSETS / "tiny_child", ASSETS / "tiny_parent"
 
 
-def finished_run(folder: Path, command: str, results: dict[str, Any]) -> Path:
+def finished_run(
+    folder: Path, command: str, results: dict[str, Any], made: Path | None = None, of: Path | None = None
+) -> Path:
+    """A complete run that has made a checkpoint, or is of one."""
     folder.mkdir()
     hardware = {"machine": "x86_64", "cpu_cores": 2, "gpus": []}
     record = {"command": command, "seed": 7, "seconds": 12.5, "git_commit": "abc123", "hardware": hardware}
+    record["inputs"] = {} if of is None else {"checkpoint": weights_identity(of).to_json()}
+    record["outputs"] = {} if made is None else {"child": weights_identity(made).to_json()}
     (folder / "run.json").write_text(json.dumps(record | {"results": results}))
     return folder
 
@@ -61,10 +67,10 @@ def test_numbers_of_run_json_appear(tmp_path: Path) -> None:
     after = {"accuracy": 0.625, "accuracy/low": 0.51953125, "accuracy_se/low": 0.0312, "accuracy/low/chains": 0.1111}
     gain = {"accuracy/high/gain": 0.1171875, "accuracy/high/gain_se": 0.0323, "reward/last": 0.75}
     card = Card(
-        training=[finished_run(tmp_path / "rl", "lightning run recipes/rl_recover.yaml", gain)],
+        training=[finished_run(tmp_path / "rl", "lightning run recipes/rl_recover.yaml", gain, made=CHILD)],
         evaluations={
-            "parent": finished_run(tmp_path / "parent", "lightning run recipes/evaluate.yaml --p", before),
-            "child": finished_run(tmp_path / "evaluated", "lightning run recipes/evaluate.yaml --c", after),
+            "parent": finished_run(tmp_path / "parent", "lightning run recipes/evaluate.yaml --p", before, of=PARENT),
+            "child": finished_run(tmp_path / "evaluated", "lightning run recipes/evaluate.yaml --c", after, of=CHILD),
         },
         remarks="Not tested on chess.",
     )
@@ -79,6 +85,21 @@ def test_numbers_of_run_json_appear(tmp_path: Path) -> None:
     assert "chains" not in body and "_se" not in body
     assert "`lightning run recipes/evaluate.yaml --c` (seed 7, 12.5 s on 2 CPU cores, code abc123)" in body
     assert "- Not tested on chess." in lines
+    assert "- child: of these weights, `lightning" in body
+    assert "- parent: of other weights (tiny_parent, fingerprint " in body
+
+
+def test_training_that_these_weights_never_had_is_refused(tmp_path: Path) -> None:
+    """The child of another run, a run whose child these weights are, and one without a record."""
+    other = finished_run(tmp_path / "other", "lightning run recipes/rl_recover.yaml", {}, made=PARENT)
+    unknown = finished_run(tmp_path / "unknown", "lightning run recipes/rl_recover.yaml", {})
+    own = finished_run(tmp_path / "own", "lightning run recipes/rl_recover.yaml", {}, made=CHILD)
+    with pytest.raises(ValueError, match=r"card\.training names .*other, but .* did not come from this run: it made"):
+        export(tmp_path / "run", CHILD, card=Card(training=[own, other]))
+    with pytest.raises(ValueError, match=r"unknown, but .*: it has no record of what it made"):
+        export(tmp_path / "run", CHILD, card=Card(training=[unknown]))
+    assert not (tmp_path / "run").exists()
+    export(tmp_path / "run", CHILD, card=Card(training=[own]))
 
 
 def test_whole_numbers_and_missing_cells() -> None:

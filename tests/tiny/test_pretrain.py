@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lit_puzzle
-from lit_puzzle.environments.environment import EFFORTS, Problem, is_held_out, render_prompt
+from lit_puzzle.environments.chat_template import render_prompt
+from lit_puzzle.environments.environment import EFFORTS, Problem, is_held_out
 from lit_puzzle.evaluate.accuracy import solve_problems, summarize
 from lit_puzzle.evaluate.held_out import held_out_problems
 from lit_puzzle.generation.lengths import read_lengths

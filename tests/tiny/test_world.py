@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from lit_puzzle.environments.environment import EFFORTS, Problem, draw, is_held_out, render_prompt
+from lit_puzzle.environments.chat_template import render_prompt
+from lit_puzzle.environments.environment import EFFORTS, Problem, draw, is_held_out
 from lit_puzzle.tiny.tokenizer import SPECIAL_TOKENS, WORDS, build_tokenizer
 from lit_puzzle.tiny.world import Chains, Counting, Family, Sorting, parse
 

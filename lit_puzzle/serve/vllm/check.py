@@ -21,7 +21,9 @@ from typing import Any
 
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.family import is_child
+from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.run.folder import require_input
+from lit_puzzle.run.inputs import claim_inputs
 from lit_puzzle.serve.vllm.check_reference import Reference, make_reference, permuted_layer
 from lit_puzzle.serve.vllm.check_server import check_server, serving
 from lit_puzzle.serve.vllm.comparisons import compare
@@ -64,8 +66,9 @@ def serve_check(
     if tolerance is not None and not 0 < tolerance < math.inf:
         raise ValueError(f"tolerance={tolerance} was given; it must be positive and finite, or null.")
     python = require_vllm(vllm.python)
-    checkpoint = require_input(checkpoint, "checkpoint").resolve()
+    checkpoint = require_input(checkpoint, "checkpoint", "config.json").resolve()
     opened = Checkpoint(checkpoint)
+    claim_inputs(run_dir, {"checkpoint": checkpoint_identity(opened)})
     exact = vllm.dtype == "float32"
     reference = make_reference(checkpoint, vllm.dtype, prompts, seed, not exact and tolerance is None)
     length = max(len(ids) for ids in (*reference.sequences, *reference.chats.values())) + prompts.new_tokens + 1

@@ -13,16 +13,19 @@ logits of one sequence + the experts of one layer.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lit_puzzle.environments.environment import EFFORTS
 from lit_puzzle.generation.stop_tokens import end_and_pad
+from lit_puzzle.model.chat import fix_date, render_chat
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.loading import DtypeName, load_model
 from lit_puzzle.model.modules import decoder_layer, model_family
+from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.serve.vllm.report import difference
 from lit_puzzle.serve.vllm.settings import CheckPrompts
 
@@ -71,7 +74,8 @@ def make_reference(
         seed: seed of the random prompts.
         measure_rounding: whether the sequences are also scored in float32.
     """
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
+    fix_date(tokenizer, date.today().isoformat())  # the server's chat template reads the clock
     model = _load(folder, dtype)
     end_ids, _ = end_and_pad(model, tokenizer)
     ordinary = sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids) - set(end_ids))
@@ -82,9 +86,7 @@ def make_reference(
     if tokenizer.chat_template is not None:
         for effort in EFFORTS:
             messages = [{"role": "user", "content": prompts.question}]
-            text = tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, reasoning_effort=effort
-            )
+            text = render_chat(tokenizer, messages, reasoning_effort=effort)
             chats[effort] = tokenizer.encode(text, add_special_tokens=False)
     with torch.inference_mode():
         completions = [greedy(model, ids, prompts.new_tokens, []) for ids in random_prompts]

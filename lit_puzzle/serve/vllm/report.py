@@ -1,6 +1,5 @@
 """Report of a serving check: named checks with outcome, reason and metrics. Writes report.json and prints a table."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
-from lit_puzzle.run.folder import write_atomically
+from lit_puzzle.run.files import write_json
 
 Outcome = Literal["passed", "failed", "skipped"]
 OUTCOMES: tuple[Outcome, ...] = ("passed", "failed", "skipped")
@@ -55,7 +54,7 @@ def write_report(path: Path, checks: Sequence[Check], versions: Mapping[str, str
     """
     passed = all(check.outcome != "failed" for check in checks)
     record = {"passed": passed, "versions": dict(versions), "checks": [asdict(check) for check in checks]}
-    write_atomically(path, json.dumps(record, indent=2) + "\n")
+    write_json(path, record, indent=2)
     table = Table("check", "outcome", "found", title="Serving")
     for check in checks:
         table.add_row(check.name, check.outcome, check.reason)

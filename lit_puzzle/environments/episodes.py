@@ -1,0 +1,223 @@
+"""Rows of completions: one form for every graded completion, written by evaluation and training, read by reports.
+
+A row is a JSON object in a line:
+    environment, effort         which environment verified it, at which reasoning effort
+    problem                     crc32 of the messages, by which paired comparisons find the same problem
+    seed, row                   of the random numbers that drew the completion
+    correct, reason             the grade from 0 to 1, and why (`Verdict`)
+    generated_tokens, finish    length, and whether it ended by itself (`stop`) or at the cap (`length`)
+    seconds                     from the call of the engine to the last token, waiting included; null if not measured
+    prompt, completion, answer  texts, control tokens included, and the right answer; a file may leave all three out
+
+Reads and writes files of such rows. Needs no torch. Disk: 200 bytes a row and the texts.
+"""
+
+import math
+import numbers
+import os
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from lit_puzzle.environments.answers import final_text
+from lit_puzzle.environments.environment import Environment, Problem
+from lit_puzzle.run.files import to_json, write_atomically
+from lit_puzzle.run.json_lines import read_json_lines
+from lit_puzzle.run.strict_json import checked_keys
+
+Finish = Literal["stop", "length"]
+FAILED = "grader failed"
+GRADER_ERRORS = (ValueError, ArithmeticError, LookupError, RecursionError)  # what a grader raises on a strange text
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The grade of a completion.
+
+    Attributes:
+        correct: 1.0 right, 0.0 wrong, or a share.
+        reason: `right`, `partly right`, `wrong`, `no final answer`, `cut off`, or `grader failed: ...`.
+    """
+
+    correct: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts of a completion: its prompt, itself, and the right answer."""
+
+    prompt: str
+    completion: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One problem with its completion; see the head of this file.
+
+    Attributes:
+        environment: name of the environment.
+        effort: low, medium or high.
+        problem: crc32 of its messages.
+        verdict: grade and reason.
+        generated_tokens: end token included.
+        finish: `stop`, or `length` at the cap.
+        seed: of the random numbers.
+        row: number of the prompt for the random numbers.
+        seconds: until its last token; it takes no part in comparisons.
+        texts: prompt, completion and right answer.
+    """
+
+    environment: str
+    effort: str
+    problem: int
+    verdict: Verdict
+    generated_tokens: int
+    finish: Finish = "stop"
+    seed: int = 0
+    row: int = 0
+    seconds: float | None = field(default=None, compare=False)
+    texts: Texts | None = None
+
+    @property
+    def correct(self) -> float:
+        """The grade, from 0 to 1."""
+        return self.verdict.correct
+
+    @property
+    def finished(self) -> bool:
+        """Whether the completion ended by itself."""
+        return self.finish == "stop"
+
+    def to_row(self) -> dict[str, Any]:
+        """Return it as a flat JSON object."""
+        row = asdict(self)
+        verdict, texts = row.pop("verdict"), row.pop("texts")
+        return row | verdict | (texts or {})
+
+
+def problem_number(problem: Problem) -> int:
+    """Return the number of a problem in rows: crc32 of its messages."""
+    return zlib.crc32(problem.text().encode())
+
+
+def grade(environment: Environment, completion: str, answer: str, finish: Finish = "stop") -> Verdict:
+    """Verify a completion; a grader that fails on a text gives 0 and says so.
+
+    Args:
+        environment: whose `verify` is called.
+        completion: text with special tokens.
+        answer: the right answer.
+        finish: how the completion ended.
+
+    Raises:
+        ValueError: the environment returns something else than a number from 0 to 1.
+    """
+    try:
+        correct: Any = environment.verify(completion, answer)
+    except GRADER_ERRORS as error:
+        return Verdict(0.0, f"{FAILED}: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+    if not isinstance(correct, numbers.Real) or not 0 <= float(correct) <= 1:
+        raise ValueError(
+            f"Environment {environment.name!r}: verify returned {correct!r}; a number from 0 to 1 is needed."
+        )
+    if float(correct) > 0:
+        return Verdict(float(correct), "right" if correct == 1 else "partly right")
+    if finish == "length":
+        return Verdict(0.0, "cut off")
+    return Verdict(0.0, "wrong" if final_text(completion) is not None else "no final answer")
+
+
+def failures(episodes: Iterable[Episode]) -> int:
+    """Return how many completions a grader failed on."""
+    return sum(episode.verdict.reason.startswith(FAILED) for episode in episodes)
+
+
+def write_rows(path: Path, episodes: Sequence[Episode], texts: bool = True) -> None:
+    """Write a file of rows, atomically.
+
+    Args:
+        path: the file.
+        episodes: its rows.
+        texts: whether rows hold prompt, completion and answer.
+    """
+    write_atomically(path, _lines(episodes, texts))
+
+
+def append_rows(path: Path, episodes: Sequence[Episode], texts: bool = True) -> None:
+    """Add rows at the end of a file, which is made if it is not there.
+
+    A line that a killed run has left half is cut off first.
+
+    Raises:
+        ValueError: the file cannot be written.
+    """
+    try:
+        with path.open("ab+") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(size - 1, 0))
+            if size and stream.read(1) != b"\n":
+                stream.seek(0)
+                stream.truncate(stream.read().rfind(b"\n") + 1)
+            stream.write(_lines(episodes, texts).encode())
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def cut_rows(path: Path, below: int) -> None:
+    """Keep the rows whose number is below `below`, and no half line; nothing where there is no file.
+
+    Raises:
+        ValueError: the file cannot be read, or a line is no row; the message names file and line.
+    """
+    if not path.exists():
+        return
+    append_rows(path, [])
+    write_rows(path, [episode for episode in read_rows(path) if episode.row < below])
+
+
+def _lines(episodes: Sequence[Episode], texts: bool) -> str:
+    rows = [episode if texts else replace(episode, texts=None) for episode in episodes]
+    return "".join(to_json(row.to_row(), indent=None) + "\n" for row in rows)
+
+
+def read_rows(path: Path) -> list[Episode]:
+    """Return the rows of a file.
+
+    Raises:
+        ValueError: it cannot be read, or a line is no row; the message names file and line.
+    """
+    return [_episode(row, place) for place, row in read_json_lines(path)]
+
+
+def _episode(value: Any, place: str) -> Episode:
+    texts = list(Texts.__dataclass_fields__)
+    own = [name for name in Episode.__dataclass_fields__ if name not in ("verdict", "texts")]
+    row = checked_keys(place, value, [*own, "correct", "reason"], texts)
+    given = [name for name in texts if name in row]
+    text_keys = ("environment", "effort", "reason", *given)
+    wrong = [name for name in text_keys if not isinstance(row[name], str)]
+    wrong += [name for name in ("problem", "generated_tokens", "seed", "row") if not _is_whole(row[name])]
+    wrong += [] if _is_number(row["correct"]) and 0 <= row["correct"] <= 1 else ["correct"]
+    wrong += [] if row["seconds"] is None or _is_number(row["seconds"]) else ["seconds"]
+    wrong += [] if row["finish"] in get_args(Finish) else ["finish"]
+    if wrong or len(given) not in (0, len(texts)):
+        what = f"{wrong[0]} is {str(row[wrong[0]])[:60]!r}" if wrong else f"of {texts} it has {given} only"
+        raise ValueError(f"{place}: the row is damaged: {what}. Run the stage that wrote it again.")
+    verdict = Verdict(float(row["correct"]), row["reason"])
+    return Episode(
+        **{name: row[name] for name in own},
+        verdict=verdict,
+        texts=Texts(**{name: row[name] for name in texts}) if given else None,
+    )
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,286 @@
+"""Identity of inputs and outputs: what a run was started with, by content, so that nothing else takes its place.
+
+Reads and writes in a run folder: `inputs.json`, the date and every input of the run (path, and a hash of each part of
+its content), written before anything slow; `outputs.json`, what the run has made, which `run.json` takes over. Needs no
+torch: identities of checkpoints are made by `lit_puzzle.model.identity`.
+
+    {"format": 1, "date": "2026-01-31",
+     "inputs": {"parent": {"path": "parents/20b", "content": {"weights": "5d1c...", "tokenizer": "...", ...}}}}
+
+A resumed run compares contents; where an input lies does not matter. Memory: a buffer. Traffic: files below 64 MiB are
+read whole, of larger ones 256 pages of 4 KiB; a folder counts as one file, with at least 16 pages of each of its files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from lit_puzzle.run.files import read_json, to_json, write_json
+
+INPUTS_FILE, OUTPUTS_FILE = "inputs.json", "outputs.json"
+FORMAT = 1
+WHOLE_BYTES = 1 << 26
+PAGE_BYTES = 4096
+PAGES = 256
+BOOKKEEPING = frozenset({INPUTS_FILE, OUTPUTS_FILE, "run.json", "config.yaml"})  # of a run: no content of a folder
+SHOWN = 12  # digits of a hash in messages
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What an input or output is.
+
+    Attributes:
+        path: where it was found.
+        content: part -> hash, for example of `weights` and `tokenizer`; two inputs are the same if all parts are.
+    """
+
+    path: str
+    content: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON."""
+        return {"path": self.path, "content": dict(self.content)}
+
+
+@runtime_checkable
+class ReadsInputs(Protocol):
+    """A module, data module or callback with inputs, which the run claims before it trains or validates."""
+
+    def input_identities(self) -> Mapping[str, Identity]:
+        """Return the identity of every input by its name."""
+        ...
+
+
+def text_hash(*texts: str) -> str:
+    """Return a hash of texts in their order."""
+    digest = hashlib.sha256()
+    for text in texts:
+        encoded = text.encode("utf-8", "surrogatepass")
+        digest.update(len(encoded).to_bytes(8, "little"))
+        digest.update(encoded)
+    return digest.hexdigest()
+
+
+def file_identity(path: Path, names: Iterable[str] | None = None) -> Identity:
+    """Return the identity of a file or a folder, see `files_hash`.
+
+    Args:
+        path: a file or a folder.
+        names: files of the folder; None: all but hidden ones and the bookkeeping of a run.
+
+    Raises:
+        ValueError: it does not exist or cannot be read.
+    """
+    return Identity(str(path), {"files": files_hash(path, names)})
+
+
+def files_hash(path: Path, names: Iterable[str] | None = None) -> str:
+    """Return a hash of a file, or of names and contents of files in a folder.
+
+    Args:
+        path: a file or a folder.
+        names: files of the folder; None: all but hidden ones and the bookkeeping of a run.
+
+    Raises:
+        ValueError: it does not exist or cannot be read.
+    """
+    if path.is_dir():
+        files = {name: path / name for name in names} if names is not None else _files(path)
+    else:
+        files = {"": path}
+    digest = hashlib.sha256()
+    try:
+        sizes = {name: file.stat().st_size for name, file in files.items()}
+        whole = sum(sizes.values()) <= WHOLE_BYTES
+        for name in sorted(files):
+            digest.update(json.dumps([name, sizes[name]]).encode())
+            _add_content(digest, files[name], sizes[name], whole, max(16, PAGES // len(files)))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}. Restore it, or name another input.") from error
+    return digest.hexdigest()
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return {
+        path.as_posix(): folder / path
+        for path in found
+        if not any(part.startswith(".") for part in path.parts) and path.parts[0] not in BOOKKEEPING
+    }
+
+
+def _add_content(digest: hashlib._Hash, file: Path, size: int, whole: bool, pages: int) -> None:
+    with file.open("rb") as stream:
+        if whole or size <= PAGE_BYTES * pages:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+            return
+        for page in range(pages):
+            stream.seek((size - PAGE_BYTES) * page // (pages - 1))
+            digest.update(stream.read(PAGE_BYTES))
+
+
+def claim_inputs(run_dir: Path, inputs: Mapping[str, Identity]) -> None:
+    """Record the inputs of a run, or check that a resumed run has the same; the first process only.
+
+    An input of a name that is not recorded yet is added, so that a stage may claim in several steps.
+
+    Args:
+        run_dir: the run folder.
+        inputs: name -> identity of each input.
+
+    Raises:
+        ValueError: an input is not the one that the run was started with; names it, its path and the parts of its
+            content that differ.
+    """
+    run_date(run_dir)
+    record = _read(run_dir / INPUTS_FILE)
+    known = _identities(run_dir / INPUTS_FILE, record["inputs"])
+    for name, now in inputs.items():
+        if name in known:
+            _check_same(run_dir, name, known[name], now)
+    merged = known | dict(inputs)
+    if merged != known:
+        record["inputs"] = {name: identity.to_json() for name, identity in merged.items()}
+        write_json(run_dir / INPUTS_FILE, record)
+
+
+def forget_inputs(run_dir: Path) -> None:
+    """Forget the inputs of an attempt without results; its date holds."""
+    if (run_dir / INPUTS_FILE).is_file():
+        record = _read(run_dir / INPUTS_FILE)
+        write_json(run_dir / INPUTS_FILE, {"format": FORMAT, "date": record["date"], "inputs": {}})
+
+
+def record_changes(run_dir: Path, changes: list[dict[str, Any]]) -> None:
+    """Note keys of the recipe that a resumed run has changed: `key`, `before` and `now` of each."""
+    record = _read(run_dir / INPUTS_FILE)
+    record["changes"] = [*record.get("changes", []), *changes]
+    write_json(run_dir / INPUTS_FILE, record)
+
+
+def _check_same(run_dir: Path, name: str, before: Identity, now: Identity) -> None:
+    differing = dict(before.content.items() ^ now.content.items())
+    if differing:
+        said = ", ".join(f"{part} {_part(now, part)} instead of {_part(before, part)}" for part in sorted(differing))
+        where = "" if before.path == now.path else f" (then {before.path})"
+        raise ValueError(
+            f"{run_dir} was started with another {name}: {now.path}{where} has {said}. Put the former back, choose "
+            "another --run_dir, or give --overwrite to start anew."
+        )
+
+
+def _part(identity: Identity, part: str) -> str:
+    return identity.content.get(part, "none")[:SHOWN]
+
+
+def run_date(run_dir: Path) -> str:
+    """Return the date of a run, which a chat template that reads the clock is given, as an ISO text.
+
+    The date is that of the first call and is recorded: a resumed run asks the same prompts. Every process may call it.
+
+    Raises:
+        ValueError: `inputs.json` is damaged.
+    """
+    file = run_dir / INPUTS_FILE
+    if not file.is_file():
+        run_dir.mkdir(parents=True, exist_ok=True)
+        content = {"format": FORMAT, "date": date.today().isoformat(), "inputs": {}}
+        _create_once(file, to_json(content) + "\n")
+    return str(_read(file)["date"])
+
+
+def take_date(run_dir: Path, other: Path) -> str:
+    """Give a run the date of another one, with which it is compared, unless it has claimed inputs already.
+
+    Args:
+        run_dir: folder of this run.
+        other: folder of the other run.
+
+    Returns:
+        The date of this run, which differs from the other's where it was started before.
+    """
+    own, taken = run_date(run_dir), run_date(other)
+    record = _read(run_dir / INPUTS_FILE)
+    if own == taken or record["inputs"]:
+        return own
+    record["date"] = taken
+    write_json(run_dir / INPUTS_FILE, record)
+    return taken
+
+
+def _create_once(file: Path, text: str) -> None:
+    """Write a file unless another process has: the first one wins."""
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    partial.write_text(text)
+    try:
+        os.link(partial, file)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        if not file.is_file():
+            partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def enclosing_run(path: Path) -> Path | None:
+    """Return the nearest run folder that has recorded its inputs: the path itself, or a folder that it is in."""
+    return next((folder for folder in (path, *path.parents) if (folder / INPUTS_FILE).is_file()), None)
+
+
+def recorded_inputs(run_dir: Path) -> dict[str, Identity]:
+    """Return the inputs that a run has claimed; none if it has no record of them."""
+    file = run_dir / INPUTS_FILE
+    return _identities(file, _read(file)["inputs"]) if file.is_file() else {}
+
+
+def record_output(run_dir: Path, name: str, identity: Identity) -> None:
+    """Record what a run has made, for `run.json`; the first process only."""
+    made = recorded_outputs(run_dir) | {name: identity}
+    content = {key: value.to_json() for key, value in made.items()}
+    write_json(run_dir / OUTPUTS_FILE, content)
+
+
+def recorded_outputs(run_dir: Path) -> dict[str, Identity]:
+    """Return what a run has recorded to have made."""
+    for file in (run_dir / OUTPUTS_FILE, run_dir / "run.json"):
+        if file.is_file():
+            content = _object(file)
+            return _identities(file, content if file.name == OUTPUTS_FILE else content.get("outputs", {}))
+    return {}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    record = _object(file)
+    if record.get("format") != FORMAT or not isinstance(record.get("date"), str):
+        raise ValueError(
+            f"{file} has format {record.get('format')!r}, this version reads {FORMAT}. Finish the run with the version "
+            "that started it, or give --overwrite to start anew."
+        )
+    return record
+
+
+def _object(file: Path) -> dict[str, Any]:
+    try:
+        return read_json(file)
+    except ValueError as error:
+        raise ValueError(f"{error}. Restore the file, or give --overwrite to start anew.") from error
+
+
+def _identities(file: Path, content: Any) -> dict[str, Identity]:
+    try:
+        return {
+            str(name): Identity(str(row["path"]), {str(part): str(value) for part, value in row["content"].items()})
+            for name, row in content.items()
+        }
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged: {error!r}. Restore it, or give --overwrite to start anew.") from error

@@ -1,0 +1,201 @@
+"""Results of one stage that the next reads: importance, library, scores, plans, evaluations."""
+
+import torch
+
+from faults.case import NOTHING, Case, Right, refused
+from faults.damage import DROP, Damage, cut, edit, remove, replace, tensors, write
+
+IMPORTANCE = "runs/importance/importance"
+LIBRARY, SCORES, PLAN = "runs/library/library.json", "runs/score/scores.json", "runs/search/plan.json"
+ANOTHER = '{"layer": 0, "candidate": "experts=8", "metrics": {"kl": {"mean": 0.0, "standard_error": 0.0}}}'
+EPISODES = "runs/evaluate/episodes.jsonl"
+
+
+def of_importance(value: float) -> Damage:
+    """Return the damage of one score of an expert."""
+
+    def change(content: dict[str, torch.Tensor]) -> None:
+        next(iter(content.values())).view(-1)[2] = value
+
+    return tensors(IMPORTANCE + ".safetensors", change)
+
+
+def case(stage: str, name: str, damage: Damage, *words: str, needs: tuple[str, ...] = ()) -> Case:
+    """Return a case of refused results of an earlier stage."""
+    return Case(f"{stage}: {name}", "lead", stage, damage, refused(*words), needs=needs)
+
+
+def compared(name: str, damage: Damage, *words: str) -> Case:
+    """Return a case of a refused evaluation to compare with."""
+    return Case(
+        f"baseline: {name}",
+        "prompts",
+        "evaluate",
+        damage,
+        refused(*words),
+        ("--baseline=runs/evaluate",),
+        ("runs/evaluate",),
+    )
+
+
+def of_kl(value: object) -> Damage:
+    """Return the damage of one score."""
+    return edit(SCORES, {"entries.2.metrics.kl.mean": value})
+
+
+CASES = [
+    *(
+        case("library", f"importance with {label}", of_importance(value), "importance")
+        for label, value in (("NaN", float("nan")), ("a negative score", -1.0), ("infinity", float("inf")))
+    ),
+    case(
+        "library",
+        "importance of another parent",
+        edit(IMPORTANCE + ".json", {"fingerprint": "0" * 64}),
+        "importance",
+        "parent|fingerprint",
+    ),
+    case("library", "importance of five layers", edit(IMPORTANCE + ".json", {"num_experts": [16] * 5}), "importance"),
+    case("library", "importance of 15 experts", edit(IMPORTANCE + ".json", {"num_experts": [15] * 6}), "importance"),
+    case("library", "importance: cut record", cut(IMPORTANCE + ".json", 0.5), "importance.json|runs/importance"),
+    case("library", "importance: no scores", remove(IMPORTANCE + ".safetensors"), "importance.safetensors"),
+    case(
+        "library",
+        "importance: cut scores",
+        cut(IMPORTANCE + ".safetensors", 0.5),
+        "importance.safetensors|runs/importance",
+    ),
+    case("library", "importance: an unfinished run", remove("runs/importance/run.json"), "runs/importance", "complete"),
+    case(
+        "library",
+        "importance: negative tokens",
+        edit(IMPORTANCE + ".json", {"tokens": -5}),
+        "importance.json|runs/importance",
+        "tokens",
+    ),
+    *(
+        case(stage, "library of another parent", edit(LIBRARY, {"parent_fingerprint": "0" * 64}), "library|parent")
+        for stage in ("score", "search", "distill_blocks")
+    ),
+    *(
+        case(stage, "library: cut", cut(LIBRARY, 0.5), "library.json")
+        for stage in ("score", "search", "distill_blocks")
+    ),
+    case("search", "library: missing", remove("runs/library"), "runs/library"),
+    case("search", "library: a list", write(LIBRARY, "[]"), "library.json"),
+    case("search", "library: unknown key", edit(LIBRARY, {"blokcs": 1}), "library.json|blokcs", "blokcs"),
+    case(
+        "search",
+        "library: a key twice",
+        replace(LIBRARY, '"num_parent_experts"', '"num_parent_experts": 16, "num_parent_experts"'),
+        "library.json",
+        "num_parent_experts",
+    ),
+    case(
+        "score",
+        "library: the number of experts of the parent",
+        edit(LIBRARY, {"num_parent_experts": 15}),
+        "library|experts",
+    ),
+    *(
+        case("search", f"scores with {label}", of_kl(value), "scores.json|runs/score", "kl")
+        for label, value in (("NaN", float("nan")), ("infinity", float("inf")), ("a text", "low"), ("null", None))
+    ),
+    case("search", "scores with a negative KL", of_kl(-0.5), "scores.json|runs/score", "kl"),
+    case(
+        "search",
+        "scores with a number of 400 digits",
+        replace(SCORES, '"samples": 6', '"samples": ' + "9" * 400),
+        "scores.json|runs/score",
+        "samples",
+    ),
+    case(
+        "search",
+        "scores: negative error",
+        edit(SCORES, {"entries.2.metrics.kl.standard_error": -1.0}),
+        "scores.json|runs/score",
+        "standard_error|kl",
+    ),
+    case("search", "scores: an entry is missing", edit(SCORES, {"entries.2": DROP}), "scores|score"),
+    case("search", "scores: a layer that does not exist", edit(SCORES, {"entries.2.layer": 77}), "77"),
+    case("search", "scores: an unknown candidate", edit(SCORES, {"entries.2.candidate": "experts=3"}), "experts=3"),
+    case("search", "scores of another parent", edit(SCORES, {"parent_fingerprint": "0" * 64}), "score", "parent"),
+    case("search", "scores: cut", cut(SCORES, 0.5), "scores.json"),
+    case("search", "scores: missing", remove("runs/score"), "runs/score"),
+    case(
+        "search",
+        "scores: an entry twice",
+        replace(
+            SCORES,
+            '"entries": [',
+            f'"entries": [{ANOTHER},',
+        ),
+        "experts=8",
+    ),
+    case("search", "scores: an unfinished run", remove("runs/score/run.json"), "runs/score", "complete"),
+    case("search", "scores: the metric is missing", edit(SCORES, {"entries.2.metrics.kl": DROP}), "kl"),
+    case("assemble", "plan of another parent", edit(PLAN, {"plan.parent_fingerprint": "0" * 64}), "plan", "parent"),
+    case("assemble", "plan: cut", cut(PLAN, 0.5), "plan.json"),
+    case("assemble", "plan: five layers", edit(PLAN, {"plan.blocks.5": DROP}), "plan|layers"),
+    case("assemble", "plan: an expert that does not exist", edit(PLAN, {"plan.blocks.1.experts": [0, 16]}), "16"),
+    case("assemble", "plan: an expert twice", edit(PLAN, {"plan.blocks.1.experts": [3, 3]}), "experts"),
+    case("assemble", "plan: a negative expert", edit(PLAN, {"plan.blocks.1.experts": [-1, 3]}), "-1"),
+    case("assemble", "plan: no experts", edit(PLAN, {"plan.blocks.1.experts": []}), "experts"),
+    case("assemble", "plan: experts as text", edit(PLAN, {"plan.blocks.1.experts": "all"}), "plan.json", "expert"),
+    case("assemble", "plan: a window of nothing", edit(PLAN, {"plan.blocks.1.window_tokens": 0}), "window_tokens"),
+    case(
+        "assemble", "plan: a wider window than the parent's", edit(PLAN, {"plan.blocks.0.window_tokens": 99}), "window"
+    ),
+    case("assemble", "plan: a list", write(PLAN, "[]"), "plan.json"),
+    case("assemble", "plan: an unknown key", edit(PLAN, {"plan.bocks": []}), "bocks"),
+    case("assemble", "plan: missing", remove("runs/search/plan.json"), "plan.json"),
+    Case(
+        "assemble: the folder of the search's run as plan",
+        "lead",
+        "assemble",
+        NOTHING,
+        Right(words=()),
+        ("--plan=runs/search",),
+    ),
+    Case(
+        "score: the file of the library",
+        "lead",
+        "score",
+        NOTHING,
+        Right(words=()),
+        ("--library=runs/library/library.json",),
+    ),
+    Case(
+        "search: the files of library and scores",
+        "lead",
+        "search",
+        NOTHING,
+        Right(words=(), only=()),
+        ("--library=runs/library/library.json", "--scores=runs/score/scores.json"),
+    ),
+    Case(
+        "precompute_logits: the folder of the run that generated",
+        "prompts",
+        "precompute_logits",
+        NOTHING,
+        Right(words=()),
+        ("--documents=runs/generate",),
+    ),
+    Case(
+        "evaluate: the folder of the run that exported",
+        "prompts",
+        "evaluate",
+        NOTHING,
+        Right(words=("--checkpoint=runs/export/model",)),
+        ("--checkpoint=runs/export",),
+        ("runs/export",),
+    ),
+    compared("missing", remove("runs/evaluate"), "runs/evaluate"),
+    compared("cut", cut(EPISODES, 0.5), "episodes.jsonl"),
+    compared("other problems", replace(EPISODES, '"problem": ', '"problem": 1'), "runs/evaluate|problems"),
+    compared("a row that is a number", write(EPISODES, "7\n"), "episodes.jsonl"),
+    compared("an unknown key", replace(EPISODES, '"problem"', '"problme"'), "episodes.jsonl", "problme"),
+    compared("NaN", replace(EPISODES, '"correct": 0.0', '"correct": NaN'), "episodes.jsonl", "correct"),
+    compared("empty", write(EPISODES, ""), "episodes.jsonl|runs/evaluate"),
+    compared("an unfinished run", remove("runs/evaluate/run.json"), "runs/evaluate", "complete"),
+]

@@ -1,0 +1,226 @@
+"""A small world for faults: every stage of the chain on the embedded tiny models, in settings that take about a second.
+
+`Stage` says how a stage is run there, what it reads and which of its files are results. `build` runs the chain once;
+a trial gets copies of what its stage reads.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from faults.commands import Run, Server
+
+ROOT = Path(__file__).parents[2]
+ASSETS = ROOT / "lit_puzzle" / "assets"
+OUT = "out"  # the run folder of a trial
+CALIBRATION = (
+    "--data.init_args.prompts.num_prompts=6",
+    "--data.init_args.sampling.max_new_tokens=16",
+)
+TRAINER = (
+    "--trainer.accelerator=cpu",
+    "--trainer.devices=1",
+    "--trainer.max_steps=2",
+    "--trainer.val_check_interval=1",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.callbacks=[{class_path: lit_puzzle.training.checkpoints.UpdateCheckpoint, init_args: "
+    "{every_n_updates: 1}}%s]",
+)
+
+
+def trainer(*callbacks: str) -> tuple[str, ...]:
+    """The words that make a training small: two updates, a checkpoint and a validation after each."""
+    return (*TRAINER[:-1], TRAINER[-1] % "".join(f", {each}" for each in callbacks))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage in the small world.
+
+    Args:
+        recipe: packaged recipe.
+        words: overrides that make it small and name its inputs.
+        inputs: folders of the world that it reads.
+        results: patterns of its result files, equal byte for byte in every run of the same command.
+    """
+
+    recipe: str
+    words: tuple[str, ...]
+    inputs: tuple[str, ...]
+    results: tuple[str, ...]
+
+    def command(self, *more: str, run_dir: str = OUT) -> list[str]:
+        """The command line, with further overrides."""
+        return ["run", f"recipes/{self.recipe}.yaml", f"--run_dir={run_dir}", *self.words, *more]
+
+
+BEST = "{class_path: lit_puzzle.training.checkpoints.BestCheckpoint, init_args: {monitor: val/loss, mode: min}}"
+PARENT_IS, CHILD_IS = "parent", "child"
+STAGES = {
+    "generate": Stage(
+        "generate",
+        (
+            "--parent=parent",
+            "--prompts.num_prompts=24",
+            "--sampling.max_new_tokens=32",
+            "--engine.batch_size=12",
+            "--shard_size=12",
+        ),
+        ("parent",),
+        ("documents/*",),
+    ),
+    "importance": Stage(
+        "importance",
+        (
+            "--model.init_args.parent=parent",
+            "--data.init_args.parent=parent",
+            "--trainer.accelerator=cpu",
+            *CALIBRATION,
+        ),
+        ("parent",),
+        ("importance.*", "calibration.jsonl"),
+    ),
+    "library": Stage(
+        "library",
+        ("--parent=parent", "--importance=runs/importance", "--experts=[8]", "--windows=[16]"),
+        ("parent", "runs/importance"),
+        ("library.json",),
+    ),
+    "score": Stage(
+        "score",
+        (
+            "--parent=parent",
+            "--library=runs/library",
+            "--fabric.accelerator=cpu",
+            "--scoring.rank_samples=8",
+            "--evaluations=null",
+            *CALIBRATION,
+        ),
+        ("parent", "runs/library"),
+        ("scores.json", "calibration.jsonl"),
+    ),
+    "search": Stage(
+        "search",
+        (
+            "--library=runs/library",
+            "--scores=runs/score",
+            "--objective.window_metric=null",
+            "--constraints.limits={}",
+            "--constraints.sweep=[]",
+            "--constraints.targets=[{scenario: {gpu: cpu, num_gpus: 1, prompt_tokens: 96, generated_tokens: 48, "
+            "kv_dtype: bfloat16, expert_dtype: bfloat16}, budget: {throughput_over_parent: 1.01}}]",
+        ),
+        ("parent", "runs/library", "runs/score"),
+        ("plan.json",),
+    ),
+    "assemble": Stage(
+        "assemble",
+        ("--parent=parent", "--plan=runs/search/plan.json"),
+        ("parent", "runs/search"),
+        ("child/*",),
+    ),
+    "precompute_logits": Stage(
+        "precompute_logits",
+        ("--parent=parent", "--documents=runs/generate/documents", "--top_k=4", "--fabric.accelerator=cpu"),
+        ("parent", "runs/generate"),
+        ("top_logits/*",),
+    ),
+    "distill": Stage(
+        "distill",
+        (
+            *trainer(BEST),
+            "--model.init_args.child=child",
+            "--model.init_args.parent=parent",
+            "--model.init_args.evaluation.prompts_per_effort=2",
+            "--model.init_args.evaluation.max_new_tokens=8",
+            "--data.init_args.documents=runs/generate/documents",
+            "--data.init_args.sequence_tokens=128",
+            "--data.init_args.batch_size=2",
+            "--data.init_args.validation_one_in=4",
+        ),
+        ("parent", "child", "runs/generate"),
+        ("child/*",),
+    ),
+    "distill_blocks": Stage(
+        "distill_blocks",
+        (
+            *trainer(),
+            "--model.init_args.parent=parent",
+            "--model.init_args.library=runs/library",
+            "--data.init_args.documents=runs/generate/documents",
+            "--data.init_args.sequence_tokens=128",
+            "--data.init_args.validation_one_in=4",
+        ),
+        ("parent", "runs/library", "runs/generate"),
+        ("library/*",),
+    ),
+    "rl_recover": Stage(
+        "rl_recover",
+        (
+            *trainer("{class_path: lit_puzzle.training.checkpoints.BestCheckpoint}"),
+            "--model.init_args.child=child",
+            "--model.init_args.grpo.num_generations=2",
+            "--model.init_args.grpo.completions_per_device=4",
+            "--model.init_args.grpo.sampling.max_new_tokens=16",
+            "--model.init_args.evaluation.prompts_per_effort=2",
+            "--data.init_args.train_prompts=16",
+            "--data.init_args.held_out_per_effort=2",
+        ),
+        ("child",),
+        ("child/*",),
+    ),
+    "calibrate_kv": Stage(
+        "calibrate_kv",
+        ("--model.init_args.checkpoint=child", "--trainer.accelerator=cpu", *CALIBRATION),
+        ("child",),
+        ("kv_scales.safetensors", "kv_scales.json", "calibration.jsonl"),
+    ),
+    "export": Stage(
+        "export",
+        ("--checkpoint=child", "--kv_scales=null", "--card.parent=none"),
+        ("child",),
+        ("model/*",),
+    ),
+    "evaluate": Stage(
+        "evaluate",
+        (
+            "--checkpoint=child",
+            "--held_out.prompts_per_effort=2",
+            "--sampling.max_new_tokens=16",
+            "--engine.batch_size=8",
+        ),
+        ("child",),
+        ("episodes.jsonl", "generation_lengths.json"),
+    ),
+}
+CHAIN = (
+    "generate",
+    "importance",
+    "library",
+    "score",
+    "search",
+    "assemble",
+    "calibrate_kv",
+    "evaluate",
+    "export",
+    "precompute_logits",
+)
+
+
+def build(server: Server, folder: Path) -> Path:
+    """Run the chain in a new folder and return it: `parent`, `child` and `runs/STAGE`."""
+    for name in ("parent", "child"):
+        shutil.copytree(ASSETS / f"tiny_{name}", folder / name)
+    for name in CHAIN:
+        command = STAGES[name].command(run_dir=f"runs/{name}")
+        [end] = server.run(Run(command, str(folder), str(folder / f"{name}.txt"), limit_seconds=300))
+        assert end.status == 0, end.said
+    return folder
+
+
+def copy_inputs(world: Path, folder: Path, inputs: tuple[str, ...]) -> Path:
+    """Copy folders of the world to a new folder."""
+    for name in inputs:
+        shutil.copytree(world / name, folder / name)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

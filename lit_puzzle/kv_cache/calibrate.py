@@ -52,7 +52,7 @@ class KVCalibration(LightningModule):
         results: after the pass: tokens, layers, layers left in bf16, saturated values, least headroom, largest amax.
 
     Raises:
-        ValueError: the checkpoint does not exist, `scales` is null, or `save_every_batches` is below 1.
+        ValueError: the checkpoint does not exist, or `save_every_batches` is below 1.
     """
 
     def __init__(

@@ -77,12 +77,21 @@ def adapted(model: "PreTrainedModel", settings: TrainingSettings) -> "PreTrained
     return model
 
 
-def without_weights(folder: Path) -> "PreTrainedModel":
-    """Return the model of a checkpoint folder on the meta device: modules, names and shapes."""
+def without_weights(folder: Path, settings: TrainingSettings) -> "PreTrainedModel":
+    """Return the model of a checkpoint folder on the meta device: modules, names and shapes.
+
+    Raises:
+        ValueError: an implementation of attention or experts that transformers does not have here.
+    """
     config = AutoConfig.from_pretrained(folder)
     if config.to_dict().get("quantization_config") is not None:
         del config.quantization_config
-    with init_empty_weights(include_buffers=False):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    how = {"attn_implementation": settings.attention, "experts_implementation": settings.experts}
+    try:
+        with init_empty_weights(include_buffers=False):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, **how)
+    except (ValueError, ImportError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise ValueError(f"training: attention {settings.attention}, experts {settings.experts}: {said}") from error
     model.tie_weights()
     return model

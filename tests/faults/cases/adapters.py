@@ -64,7 +64,7 @@ CASES = [
                 ),
             ),
             "adapter_config.json|lora",
-            "lora_alpha|alpha|JSON",
+            "lora_alpha|alpha|JSON|number",
         )
         for value in ("NaN", "Infinity", "-8", '"eight"', "null", "1e400", "[]")
     ),
@@ -77,7 +77,7 @@ CASES = [
         "adapter_config.json|lora",
         "alpha_pattern",
     ),
-    case("alpha_pattern is a list", adapter(alpha_pattern=[1]), "adapter_config.json|lora", "alpha_pattern"),
+    case("alpha_pattern is a list", adapter(alpha_pattern=[1]), "adapter_config.json|lora", "alpha_pattern|JSON"),
     case("NaN in a matrix", poisoned(float("nan")), "lora", "q_proj"),
     case("infinity in a matrix", poisoned(float("inf")), "lora", "q_proj"),
     case("of another base: a layer more", renamed("layers.1.", "layers.9."), "layers.9."),

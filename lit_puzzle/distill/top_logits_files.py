@@ -151,7 +151,7 @@ class TopLogits:
     """
 
     def __init__(self, folder: Path, documents: DocumentFolder) -> None:
-        folder = require_input(folder, "folder of the parent's top-k logits")
+        folder = require_input(folder, "folder of the parent's top-k logits", RECORD_FILE)
         if not (folder / RECORD_FILE).is_file():
             raise ValueError(
                 f"{folder} contains no {RECORD_FILE}. `lightning run recipes/precompute_logits.yaml` makes one."

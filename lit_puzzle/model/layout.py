@@ -15,25 +15,11 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from lit_puzzle.model.family import Family, family_of, is_child
+from lit_puzzle.model.family import family_of, is_child
 
 Shape = tuple[int, ...]
 
 MXFP4_BLOCK = 32  # values that share one scale; a block is 16 bytes
-
-
-def essential_keys(family: Family) -> tuple[str, ...]:
-    """Return the keys of `config.json` that define the architecture; others (versions, dtypes) may differ."""
-    return (
-        "hidden_size",
-        family.config.expert_width,
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-        "vocab_size",
-        family.config.experts_per_token,
-    )
 
 
 def layer_prefix(layer: int) -> str:

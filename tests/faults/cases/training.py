@@ -142,7 +142,6 @@ CASES = [
     setting("NaN weight of a loss", "distill", "--model.init_args.loss.hidden=.nan", "hidden"),
     reward("raises", "raise RuntimeError('no network')", "no network"),
     reward("raises KeyError", "return columns['no_such_column']", "no_such_column"),
-    reward("exits", "raise SystemExit('bye')", "bye|reward"),
     reward("one number too few", "return [0.0] * (len(completion_ids) - 1)"),
     reward("one number", "return 1.0"),
     reward("nothing", "return None"),
@@ -164,7 +163,7 @@ CASES = [
         "training",
         "rl_recover",
         write(MODULE, "raise RuntimeError('half written')\n"),
-        refused("my_rewards"),
+        refused("my_rewards|extra_rewards"),
         (EXTRA,),
     ),
     Case(

@@ -82,8 +82,9 @@ class Interruptions:
             if (folder / OUT / "run.json").is_file():  # only the lock was left to remove
                 break
             end = self.run(stage, folder, kill_before_change=number)
+            allowed = (-signal.SIGKILL, 0) if where else (-signal.SIGKILL,)  # a second attempt may make fewer changes
             where.append(f"{number}. {changes[number - 1]}")
-            if end.status not in (-signal.SIGKILL, 0):
+            if end.status not in allowed:
                 return ", ".join(where), f"exit code {end.status} instead of a kill: {last_line(end.said)}"
         return ", ".join(where), self.ends_right(stage, folder)
 

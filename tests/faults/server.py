@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,9 @@ def run_together(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             deliver(runs[number], process)
             too_slow = found == 0 and seconds > runs[number]["limit_seconds"]
             if too_slow:
-                os.killpg(process, signal.SIGKILL)
+                os.kill(process, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # it had not become a session of its own, or has left nothing
+                    os.killpg(process, signal.SIGKILL)
                 found, status = os.waitpid(process, 0)
             if found:
                 del children[process]

@@ -1,4 +1,4 @@
-"""The console script: `lightning run RECIPE [--key value ...]`, `lightning recipes [--copy DIR]`.
+"""The console script: `lightning run RECIPE [--key value ...]`, `lightning show RUN`, `lightning recipes [--copy DIR]`.
 
 Reads a recipe and runs its `command`: Lightning for fit and validate, a typed function for every other stage. Wrong
 input is one message and exit code 2. Imports nothing heavy, so that `--help` is fast. Other verbs belong to the package
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from jsonargparse import ActionConfigFile, Namespace
 
+from lit_puzzle.report.show import show
 from lit_puzzle.run.open_run import join_run, opened_run
 from lit_puzzle.run.parser import RecipeParser
 from lit_puzzle.run.recipe import PACKAGED_RECIPES, Recipe, load_recipe, packaged_recipes
@@ -23,6 +24,7 @@ from lit_puzzle.run.record import RunClock
 from lit_puzzle.run.renamed import check_names
 from lit_puzzle.run.signals import stopped_by_signals
 from lit_puzzle.run.user_errors import one_line_errors
+from lit_puzzle.run.verify import take_verify, verifying
 
 LIGHTNING_COMMANDS = {
     "fit": "train a LightningModule: distillation, RL recovery, the tiny parent",
@@ -48,7 +50,8 @@ STAGES = {
 # Stages that divide their work among processes; the others would repeat it in every process.
 PARALLEL_STAGES = frozenset({"score", "precompute_logits"})
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "NODE_RANK")  # the first that is set is the rank
-USAGE = """usage: lightning run RECIPE [--KEY=VALUE ...] [--overwrite] [--print_config]
+USAGE = """usage: lightning run RECIPE [--KEY=VALUE ...] [--overwrite] [--verify=fast|full] [--print_config]
+       lightning show RUN [--samples=N] [--rows=before|after] [--full]
        lightning recipes [--copy DIR]
 
 RECIPE is a YAML file, on disk or packaged (`lightning recipes` lists those). Its `command` names the stage:
@@ -57,6 +60,10 @@ RECIPE is a YAML file, on disk or packaged (`lightning recipes` lists those). It
 
 Every key of the recipe can be overridden: --trainer.max_steps=20, --model.init_args.child=DIR.
 An incomplete run is resumed by the same command; a complete one needs --overwrite, which removes only what it has made.
+The names, shapes and dtypes of a checkpoint's tensors are checked before anything slow. With --verify=fast, the
+default, values (NaN, infinities) and checksums (SHA256SUMS) are checked when weights are first read; with --verify=full
+all of them are checked first. A recipe can say `verify: full`, too.
+`lightning show RUN` prints state, lineage, results and sample answers of a run folder.
 `lightning run RECIPE --help` lists the keys of the recipe's command, and `--model.help=CLASS` (likewise --data.help,
 --trainer.callbacks.help, ...) those of a class that it names."""
 
@@ -78,6 +85,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print(_usage())
             case ["run", recipe, *overrides]:
                 run(recipe, overrides)
+            case ["show", *options]:
+                show(options)
             case ["recipes"]:
                 print("\n".join(str(Path("recipes") / path) for path in packaged_recipes()))
             case ["recipes", "--copy", folder]:
@@ -95,21 +104,21 @@ def run(name: str, overrides: Sequence[str]) -> None:
 
     Args:
         name: path of the recipe, on disk or packaged.
-        overrides: `--key=value` words, and `--overwrite`.
+        overrides: `--key=value` words, `--overwrite` and `--verify`.
 
     Raises:
         ValueError: anything is wrong with the recipe, its input folders or its run folder.
     """
-    recipe = load_recipe(name)
+    recipe, rest, verify = take_verify(load_recipe(name), overrides)
     for folder in (Path.cwd(), recipe.path.resolve().parent):  # a recipe can name modules there; installed ones first
         if str(folder) not in sys.path:
             sys.path.append(str(folder))
-    words = [word for word in overrides if word != "--overwrite"]
-    overwrite = len(words) < len(overrides)
+    words = [word for word in rest if word != "--overwrite"]
+    overwrite = len(words) < len(rest)
     check_names(recipe, words)
     command = _command(recipe, words)
     named = {path.partition(".")[0] for path in recipe.class_paths()}
-    with one_line_errors(command.partition(".")[0] if "." in command else None, named):
+    with verifying(verify), one_line_errors(command.partition(".")[0] if "." in command else None, named):
         if command in LIGHTNING_COMMANDS:
             from lit_puzzle.training.lightning import run_lightning  # lightning and torch load here, not for --help
 
@@ -219,6 +228,6 @@ def _hand_to_lightning_sdk(words: Sequence[str]) -> None:
     try:
         scripts = metadata.distribution("lightning-sdk").entry_points.select(group="console_scripts", name="lightning")
     except metadata.PackageNotFoundError:
-        known = "lit_puzzle knows `run` and `recipes`; other verbs belong to the lightning-sdk package"
+        known = "lit_puzzle knows `run`, `show` and `recipes`; other verbs belong to the lightning-sdk package"
         raise ValueError(f"`lightning {words[0]}`: {known}, which is not installed.\n{_usage()}") from None
     next(iter(scripts)).load()()

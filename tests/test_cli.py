@@ -204,6 +204,17 @@ def test_other_verbs_go_to_the_package_of_the_same_script(tmp_path):
     assert said.strip() == "theirs ['login', '--fast']"
 
 
+def test_a_run_is_shown(tmp_path, capsys, stage_recipe):
+    main(["run", stage_recipe])
+    capsys.readouterr()
+    main(["show", str(tmp_path / "run"), "--samples=1"])
+    said = capsys.readouterr().out
+    assert said.startswith(f"{tmp_path / 'run'}: complete\n  recipe   {stage_recipe}\n") and "sum 6.0" not in said
+    assert "results\n  sum 6\n" in said
+    assert "lightning show" in refused(capsys, "show")
+    assert f"{tmp_path} is not a run folder, but contains some: run." in refused(capsys, "show", str(tmp_path))
+
+
 def test_recipes_can_be_listed_and_copied(tmp_path, capsys):
     main(["recipes"])
     listed = capsys.readouterr().out.split()

@@ -52,7 +52,7 @@ LIGHT = {
 
 def light_modules() -> list[str]:
     """What plans, costs, searches and reads recipes: whole rooms, all settings, and the modules of LIGHT."""
-    rooms = [path for room in ("run", "costs", "search") for path in (PACKAGE / room).rglob("*.py")]
+    rooms = [path for room in ("run", "costs", "search", "report") for path in (PACKAGE / room).rglob("*.py")]
     found = [path.relative_to(PACKAGE).with_suffix("") for path in [*rooms, *PACKAGE.rglob("*settings.py")]]
     names = {".".join(path.parts).removesuffix(".__init__") for path in found} - RUN_A_MODEL
     return sorted(f"lit_puzzle.{name}" for name in names | LIGHT)

@@ -14,9 +14,22 @@ TESTS = Path(__file__).parent
 PACKAGE = TESTS.parent / "lit_puzzle"
 ROOMS = (  # the ground floor first; `spec` and `cli` are files, all others folders
     *("run", "spec", "model", "environments", "generation", "training", "data", "costs", "kv_cache", "importance"),
-    *("evaluate", "library", "scoring", "child", "search", "distill", "rl", "serve", "tiny", "callbacks", "cli"),
+    *(
+        "evaluate",
+        "library",
+        "scoring",
+        "child",
+        "search",
+        "distill",
+        "rl",
+        "serve",
+        "tiny",
+        "callbacks",
+        "report",
+        "cli",
+    ),
 )
-BESIDE_ROOMS = {"docs", "helpers"}  # folders of tests that mirror no room
+BESIDE_ROOMS = {"faults", "docs", "helpers"}  # folders of tests that mirror no room
 ENTRY = ("__init__", "__main__")  # of the package; they stand outside the door
 
 

@@ -41,10 +41,11 @@ from lit_puzzle.distill.evaluation import HeldOutEvaluation
 from lit_puzzle.distill.settings import DistillationEvaluation, LossSettings
 from lit_puzzle.distill.top_logits_files import RECORD_FILE, TopLogits
 from lit_puzzle.evaluate.before_after import validation_values
+from lit_puzzle.model.chat import fix_date
 from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.run.folder import require_input
-from lit_puzzle.run.inputs import Identity, file_identity
+from lit_puzzle.run.inputs import Identity, file_identity, run_date
 from lit_puzzle.spec import Plan
 from lit_puzzle.training.accumulation import batch_weight
 from lit_puzzle.training.best_weights import load_best
@@ -89,6 +90,7 @@ class GlobalDistillation(LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__()
+        _check_head(training)
         if ema_decay is not None and not 0 < ema_decay < 1:
             raise ValueError(f"ema_decay={ema_decay} was given; it lies between 0 and 1, or is null for no average.")
         self.child_folder = require_input(child, "child", "config.json")
@@ -145,9 +147,10 @@ class GlobalDistillation(LightningModule):
         """
         check_trainer(self.trainer, self.training_settings.dtype)
         check_saved(self.child_folder, self.training_settings)
-        if self.evaluation is not None:
-            self.held_out = HeldOutEvaluation(self.evaluation)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if self.evaluation is not None:
+            trained = data.trained_efforts() if isinstance(data, PackedDocuments) else self.evaluation.efforts
+            self.held_out = HeldOutEvaluation(self.evaluation, trained or self.evaluation.efforts)
         if not self.has_top_logits:
             if isinstance(data, PackedDocuments):
                 data.folder.check_reader(self.parent_folder, data.sequence_tokens)
@@ -167,6 +170,9 @@ class GlobalDistillation(LightningModule):
         if self.child is not None:
             return
         self.tokenizer = load_tokenizer(self.child_folder, padding_side="left")
+        fix_date(self.tokenizer, run_date(self.run_dir))
+        if self.held_out is not None:
+            self.held_out.check(self.tokenizer, self.child_folder)
         settings, mesh = self.training_settings, self.device_mesh
         self.child = load_child(mesh, self.child_folder, settings)
         if self.ema_decay is not None:
@@ -298,3 +304,14 @@ class GlobalDistillation(LightningModule):
         self._losses, self._val_losses = (list(values) for values in checkpoint["losses"])
         if len(checkpoint["random"]) == self.trainer.world_size:
             self._resumed_random = checkpoint["random"][self.trainer.global_rank]
+
+
+def _check_head(training: TrainingSettings) -> None:
+    """Refuse adapters on the head, whose weight the loss reads chunk by chunk: they would not be trained."""
+    targets = [] if training.lora is None else training.lora.target_modules + training.lora.target_parameters
+    found = [target for target in targets if "lm_head" in target.split(".")]
+    if found:
+        raise ValueError(
+            f"training.lora: distillation trains no adapter on the head ({found[0]!r}); leave it out, or train all of "
+            "its weights without lora."
+        )

@@ -36,8 +36,9 @@ from numpy.typing import NDArray
 from torch import Tensor, distributed
 from transformers import PreTrainedModel
 
-from lit_puzzle.data.document_files import DocumentFolder, Shard
+from lit_puzzle.data.document_files import DocumentFolder
 from lit_puzzle.data.packing import Integers, model_inputs, pack, restarting_positions
+from lit_puzzle.data.shards import Shard
 from lit_puzzle.distill.losses import TopKLogits
 from lit_puzzle.distill.top_logits_files import (
     Precision,

@@ -249,11 +249,11 @@ def evaluate(
     identity = checkpoint_identity(checkpoint)
     if baseline is not None:
         take_baseline(run_dir, identity, baseline)
-    asked = problems_identity(names_of(held_out.environments), problems)
-    claim_inputs(run_dir, {"checkpoint": identity, "held_out": asked} | _other_inputs(kv_scales, baseline))
     tokenizer = load_tokenizer(checkpoint)
     fix_date(tokenizer, run_date(run_dir))
     check_lengths(tokenizer, problems, checkpoint, sampling.max_new_tokens)
+    asked = problems_identity(names_of(held_out.environments), problems)
+    claim_inputs(run_dir, {"checkpoint": identity, "held_out": asked} | _other_inputs(kv_scales, baseline))
     loaded = load_engine(engine, checkpoint) if scales is None else load_with_fp8_cache(engine, checkpoint, scales)
     episodes = solve_problems(loaded, tokenizer, problems, held_out.environments, sampling)
     write_episodes(run_dir, episodes, held_out.texts)

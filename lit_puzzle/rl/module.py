@@ -10,7 +10,7 @@ included), hidden size d, vocabulary V, m completions decoded together, M evalua
   Memory: (P b + 12 T) / N (gradient, Adam) + rollouts P b if gathered, else 2 P b / L, and the KV cache of m t tokens
     + training activations, B t (L d c + 2 V) * 4 bytes, c about 20 (2 with gradient checkpointing).
     At the end the saved child once more, P b / N, in place of gradients and Adam's states.
-  Disk: child P b + 12 T per checkpoint to resume from, 4 T per best + 120 bytes per evaluated problem, twice.
+  Disk: child P b + 12 T per checkpoint to resume from, 4 T per best + 200 bytes and texts a problem, twice.
   Traffic: of a slice, gathers 2 P b and gradients 4 T; of a rollout, P b if gathered, else P b per decoded token;
     of an evaluation, the same as a rollout and M / N episodes; of the end, 4 T twice.
 Results: `accuracy/<effort>/before|after`, `.../before_se|after_se`, `accuracy/<effort>/gain|gain_se`,
@@ -30,6 +30,7 @@ from transformers import PreTrainedModel
 
 from lit_puzzle.child.save import save_child
 from lit_puzzle.child.trained import check_saved
+from lit_puzzle.data.prompts import check_lengths
 from lit_puzzle.data.rl_prompts import PromptData
 from lit_puzzle.environments.environment import PromptAtEffort
 from lit_puzzle.environments.episodes import Episode
@@ -144,6 +145,8 @@ class RLRecovery(LightningModule):
             return
         self.tokenizer = load_tokenizer(self.child, padding_side="left")
         fix_date(self.tokenizer, run_date(self.run_dir))
+        tokens = max(self.grpo.sampling.max_new_tokens, self.evaluation.max_new_tokens or 1)
+        check_lengths(self.tokenizer, self._evaluation_prompts + self.data.training_pairs(), self.child, tokens)
         self._set_policy(load_child(self.device_mesh, self.child, self.training_settings))
         self._build_engine()
 

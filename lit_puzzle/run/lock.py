@@ -146,3 +146,11 @@ def _refusal(file: Path) -> str:
     owner = _read(file)
     who = f"process {owner['pid']} on {owner['host']}, since {owner['started']}" if owner else "another process"
     return f"{file.parent} is in use by {who}. Wait for it, stop it, or choose another --run_dir."
+
+
+def working_process(run_dir: Path) -> str | None:
+    """Return which process is at work in a run folder, or may be if it is of another host; None: there is none."""
+    owner = _read(run_dir / LOCK_FILE)
+    if not isinstance(owner.get("pid"), int) or not _may_be_alive(owner):
+        return None
+    return f"process {owner['pid']} on {owner.get('host')}, since {owner.get('started')}"

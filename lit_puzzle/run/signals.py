@@ -37,6 +37,7 @@ class _State:
 
     deferring = False
     noted: int | None = None
+    timer: threading.Timer | None = None  # ends the patience after a noted signal
     forward: Callable[[int], object] | None = None
 
 
@@ -46,9 +47,9 @@ def _handle(number: int, frame: FrameType | None) -> None:
     if not _State.deferring or _State.noted is not None:
         raise StoppedError(number)
     _State.noted = number
-    timer = threading.Timer(PATIENCE_SECONDS, os.kill, (os.getpid(), number))
-    timer.daemon = True
-    timer.start()
+    _State.timer = threading.Timer(PATIENCE_SECONDS, os.kill, (os.getpid(), number))
+    _State.timer.daemon = True
+    _State.timer.start()
 
 
 def install_handlers(forward: Callable[[int], object] | None = None) -> None:
@@ -84,7 +85,9 @@ def stopped_by_signals(hint: str) -> Iterator[None]:
         print(f"stopped by {stopped}{hint}", file=sys.stderr, flush=True)
         raise SystemExit(128 + stopped.number) from None
     finally:
-        _State.deferring, _State.noted, _State.forward = False, None, None
+        if _State.timer is not None:
+            _State.timer.cancel()
+        _State.deferring, _State.noted, _State.timer, _State.forward = False, None, None, None
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from lit_puzzle.child.folder import ChildFolder
-from lit_puzzle.kv_cache.scales import META_FILE, KVScales, check_positive, scales_identity
+from lit_puzzle.kv_cache.scales import META_FILE, KVScales, check_positive, check_shape, scales_identity
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.identity import checkpoint_identity, tokenizer_content, weights_identity
+from lit_puzzle.model.layout import whole
 from lit_puzzle.model.safetensors_file import DTYPES
 from lit_puzzle.model.writer import atomic_folder
 from lit_puzzle.run.folder import CONFIG, RECORD, is_complete, require_input
@@ -153,8 +154,7 @@ def check_scales(scales: KVScales, source: Checkpoint) -> None:
         ValueError: they are of another checkpoint, or a layer with full attention has none.
     """
     scales.check_checkpoint(source.fingerprint())
-    if len(scales.layers) != source.num_layers:
-        raise ValueError(f"the KV scales are of {len(scales.layers)} layers, the checkpoint has {source.num_layers}")
+    check_shape(scales, source.num_layers, whole(source.config, "num_key_value_heads"))
     for layer, (found, (_, window)) in enumerate(zip(scales.layers, source.blocks, strict=True)):
         if found is None and window is None:
             raise ValueError(

@@ -107,7 +107,7 @@ def test_a_second_run_replaces_the_child(tmp_path: Path, parent: Path) -> None:
 
 
 def test_every_file_is_read_once(tmp_path: Path, parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The parent and the library are opened once and plan.json is read once; the child is opened to check it."""
+    """Weights are opened once, the child's to check it; JSON is read once, and once more for the identity of the input."""
     checkpoint = Checkpoint(parent)
     own, library = parent_blocks(checkpoint.config), tmp_path / "library"
     block = BlockSpec((0, 2), 8)
@@ -120,9 +120,9 @@ def test_every_file_is_read_once(tmp_path: Path, parent: Path, monkeypatch: pyte
     reads = count_reads(monkeypatch)
     assemble(tmp_path / "run", parent, plan=plan, library=library)
     child = tmp_path / "run" / "child"
-    once = [plan, library / "library.json", library / "layer0.safetensors"]
-    once += [folder / "model.safetensors" for folder in (parent, child)]
-    assert [reads[path] for path in once] == [2, 2, 1, 1, 1]  # text files once more, for their identity
+    weights = [library / "layer0.safetensors", *(folder / "model.safetensors" for folder in (parent, child))]
+    assert [reads[path] for path in weights] == [1] * 3
+    assert [reads[path] for path in (plan, library / "library.json")] == [2] * 2
     assert Checkpoint(child).read("model.layers.0.mlp.router.bias").tolist() == [3.0, 4.0]
 
 

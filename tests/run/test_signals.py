@@ -56,6 +56,20 @@ def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     assert time.monotonic() - begin < 30
 
 
+def test_patience_ends_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "PATIENCE_SECONDS", 0.2)
+    sent: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: sent.append(number))
+    try:
+        with stopped_by_signals("; go on."):
+            defer_signals(True)
+            signal.raise_signal(signal.SIGTERM)
+        time.sleep(0.5)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert sent == []
+
+
 def test_libraries_that_catch_everything_do_not_catch_it() -> None:
     assert not issubclass(StoppedError, Exception)
 

@@ -1,8 +1,9 @@
 """Writes some completions of reinforcement learning with their grades, so that a wrong grader or a trick is noticed.
 
 Writes `rollouts/episodes.jsonl` into the run folder, rows of the form of `lit_puzzle.environments.episodes`; `row` is a
-running number, `problem` the crc32 of the prompt. Every `every_rollouts`-th rollout adds its first `completions`, of the
-first process. A resumed run takes out the rows that were written after its training checkpoint, and writes them again.
+running number, `problem` the crc32 of the prompt. Every `every_rollouts`-th rollout adds its first `completions`,
+of the first process. A resumed run takes out the rows that were written after its training checkpoint, and writes them
+again.
 
 Disk: the texts of completions / every_rollouts a rollout.
 """

@@ -47,7 +47,7 @@ def test_a_closed_pipe_is_no_error(run: Path, size: int) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-c", SHOW, str(run), "--full", "--samples=5"]
-    with open(writer, "wb") as closed:
+    with os.fdopen(writer, "wb") as closed:
         ended = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")
 

@@ -35,6 +35,7 @@ from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.layout import layer_prefix
 from lit_puzzle.model.modules import model_family
 from lit_puzzle.rl.module import RLRecovery
+from lit_puzzle.run.inputs import Identity
 from lit_puzzle.training.sharding import load_for, shard
 
 
@@ -58,6 +59,11 @@ class FP8KVScales(Callback):
     ) -> None:
         self.data, self.scales, self.watch = data, scales, watch
         self._start: dict[str, Tensor] = {}  # scales of the initial weights, by their names in a checkpoint
+
+    def input_identities(self) -> dict[str, Identity]:
+        """Return the identities of the calibration data, if the callback has its own."""
+        found = {} if self.data is None else self.data.input_identities()
+        return {f"kv_scales.{name}": identity for name, identity in found.items()}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check module and data before anything slow.

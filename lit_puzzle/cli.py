@@ -17,12 +17,14 @@ from pathlib import Path
 from jsonargparse import ActionConfigFile, Namespace
 
 from lit_puzzle.report.show import show
-from lit_puzzle.run.open_run import abandon_if_empty, join_run, open_run
+from lit_puzzle.run.open_run import join_run, opened_run
 from lit_puzzle.run.parser import RecipeParser
 from lit_puzzle.run.recipe import PACKAGED_RECIPES, Recipe, load_recipe, packaged_recipes
 from lit_puzzle.run.record import RunClock
 from lit_puzzle.run.renamed import check_names
+from lit_puzzle.run.signals import stopped_by_signals
 from lit_puzzle.run.user_errors import one_line_errors
+from lit_puzzle.run.verify import take_verify, verifying
 
 LIGHTNING_COMMANDS = {
     "fit": "train a LightningModule: distillation, RL recovery, the tiny parent",
@@ -48,7 +50,7 @@ STAGES = {
 # Stages that divide their work among processes; the others would repeat it in every process.
 PARALLEL_STAGES = frozenset({"score", "precompute_logits"})
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "NODE_RANK")  # the first that is set is the rank
-USAGE = """usage: lightning run RECIPE [--KEY=VALUE ...] [--overwrite] [--print_config]
+USAGE = """usage: lightning run RECIPE [--KEY=VALUE ...] [--overwrite] [--verify=fast|full] [--print_config]
        lightning show RUN [--samples=N] [--rows=before|after] [--full]
        lightning recipes [--copy DIR]
 
@@ -57,7 +59,10 @@ RECIPE is a YAML file, on disk or packaged (`lightning recipes` lists those). It
   a.b.function      your own typed function `f(run_dir: Path, ...) -> dict[str, float]`
 
 Every key of the recipe can be overridden: --trainer.max_steps=20, --model.init_args.child=DIR.
-An incomplete run is resumed by the same command; a complete one needs --overwrite.
+An incomplete run is resumed by the same command; a complete one needs --overwrite, which removes only what it has made.
+The names, shapes and dtypes of a checkpoint's tensors are checked before anything slow. With --verify=fast, the
+default, values (NaN, infinities) and checksums (SHA256SUMS) are checked when weights are first read; with --verify=full
+all of them are checked first. A recipe can say `verify: full`, too.
 `lightning show RUN` prints state, lineage, results and sample answers of a run folder.
 `lightning run RECIPE --help` lists the keys of the recipe's command, and `--model.help=CLASS` (likewise --data.help,
 --trainer.callbacks.help, ...) those of a class that it names."""
@@ -73,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: the input is wrong (code 2, one message).
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    with one_line_errors():
+    hint = ": the same command continues the run." if words[:1] == ["run"] else ""
+    with one_line_errors(), stopped_by_signals(hint):
         match words:
             case ["run", "-h" | "--help"] | ["run"] | ["-h" | "--help"] | []:
                 print(_usage())
@@ -98,20 +104,21 @@ def run(name: str, overrides: Sequence[str]) -> None:
 
     Args:
         name: path of the recipe, on disk or packaged.
-        overrides: `--key=value` words, and `--overwrite`.
+        overrides: `--key=value` words, `--overwrite` and `--verify`.
 
     Raises:
         ValueError: anything is wrong with the recipe, its input folders or its run folder.
     """
-    if "" not in sys.path:  # a recipe can name modules of the current folder; installed ones come first
-        sys.path.append(str(Path.cwd()))
-    recipe = load_recipe(name)
-    words = [word for word in overrides if word != "--overwrite"]
-    overwrite = len(words) < len(overrides)
+    recipe, rest, verify = take_verify(load_recipe(name), overrides)
+    for folder in (Path.cwd(), recipe.path.resolve().parent):  # a recipe can name modules there; installed ones first
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
+    words = [word for word in rest if word != "--overwrite"]
+    overwrite = len(words) < len(rest)
     check_names(recipe, words)
     command = _command(recipe, words)
     named = {path.partition(".")[0] for path in recipe.class_paths()}
-    with one_line_errors(command.partition(".")[0] if "." in command else None, named):
+    with verifying(verify), one_line_errors(command.partition(".")[0] if "." in command else None, named):
         if command in LIGHTNING_COMMANDS:
             from lit_puzzle.training.lightning import run_lightning  # lightning and torch load here, not for --help
 
@@ -144,21 +151,28 @@ def run_stage(command: str, recipe: Recipe, words: Sequence[str], overwrite: boo
     parser.add_function_arguments(function, skip={"run_dir"})
     config = parser.parse_args(recipe.arguments(words))
     run_dir = Path(config.run_dir)
-    is_first, resolved, resumed = _rank() == 0, parser.dump(config, skip_unset=False), False
-    if is_first:
-        resumed = open_run(run_dir, resolved, overwrite)
-    elif command in STAGES and command not in PARALLEL_STAGES:
-        raise ValueError(f"{command} runs in one process; this one was started as number {_rank()} of several.")
-    else:
+    is_first, resolved = _rank() == 0, recipe.on_disk(parser.dump(config, skip_unset=False), words)
+    _keep_card_references(config, recipe, words)
+    if not is_first:
+        if command in STAGES and command not in PARALLEL_STAGES:
+            raise ValueError(f"{command} runs in one process; this one was started as number {_rank()} of several.")
         join_run(run_dir, resolved)
     clock = RunClock()
-    with abandon_if_empty(run_dir) if is_first else nullcontext():
+    with opened_run(run_dir, resolved, overwrite, command not in STAGES) if is_first else nullcontext(False) as resumed:
         arguments = parser.instantiate(Namespace(config.clone()))
         for key in ("config", "command", "run_dir"):
             arguments.pop(key, None)
         results: Mapping[str, float] = function(run_dir=run_dir, **arguments.as_dict())
-    if is_first:
-        clock.close(run_dir, recipe.path, _seed(config), resumed, results)
+        if is_first:
+            clock.close(run_dir, recipe.path, _seed(config), resumed, results)
+
+
+def _keep_card_references(config: Namespace, recipe: Recipe, words: Sequence[str]) -> None:
+    """Put references to environment variables back into the texts of the model card, which others will read."""
+    references = recipe.references(words)
+    for key in list(config.keys()) if references else ():
+        if key.startswith("card.") and isinstance(config[key], str):
+            config[key] = references.restore(config[key], key.rpartition(".")[2])
 
 
 def _seed(config: Namespace) -> int | None:

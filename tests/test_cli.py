@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from lit_puzzle.cli import main
+from lit_puzzle.run.open_run import open_run
 
 
 @dataclass(frozen=True)
@@ -117,11 +118,11 @@ def test_processes_of_a_stage_join_the_first_ones_run(tmp_path, monkeypatch, cap
         second = first.submit(main, ["run", recipe])  # waits for the first to claim the folder
         time.sleep(0.3)
         assert not second.done() and not (tmp_path / "run").exists()
-        (tmp_path / "run").mkdir()
         resolved = {"command": f"{__name__}.ranked_stage", "run_dir": str(tmp_path / "run")}
-        (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False))
+        open_run(tmp_path / "run", yaml.safe_dump(resolved, sort_keys=False), overwrite=False)
         second.result(timeout=30)
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml", "rank1"}
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {".lit_puzzle_run", "inputs.json", "config.yaml", "rank1"}
     monkeypatch.delenv("LOCAL_RANK")
     main(["run", recipe])  # the first process: takes the folder up, closes the run
     assert json.loads((tmp_path / "run" / "run.json").read_text())["results"] == {"rank": 0.0}

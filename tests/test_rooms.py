@@ -29,7 +29,7 @@ ROOMS = (  # the ground floor first; `spec` and `cli` are files, all others fold
         "cli",
     ),
 )
-BESIDE_ROOMS = {"docs", "helpers"}  # folders of tests that mirror no room
+BESIDE_ROOMS = {"faults", "docs", "helpers"}  # folders of tests that mirror no room
 ENTRY = ("__init__", "__main__")  # of the package; they stand outside the door
 
 

@@ -13,14 +13,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from lit_puzzle.child.child import Child
+from lit_puzzle.child.folder import PLAN_FILE
 from lit_puzzle.child.manual_plan import manual_plan
 from lit_puzzle.child.settings import ManualPlan
-from lit_puzzle.importance.importance_file import scores_identity
+from lit_puzzle.importance.importance_file import META_FILE, scores_identity
+from lit_puzzle.library.library import LIBRARY_FILE
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.identity import checkpoint_identity, weights_identity
 from lit_puzzle.model.layout import count_parameters, kv_values
 from lit_puzzle.model.writer import atomic_folder
-from lit_puzzle.run.folder import require_input
+from lit_puzzle.run.folder import require_file, require_input
 from lit_puzzle.run.inputs import Identity, claim_inputs, file_identity, record_output
 from lit_puzzle.spec import Plan, read_plan
 
@@ -53,11 +55,11 @@ def assemble(
     Raises:
         ValueError: plan, importance, library and parent do not belong together, or the settings contradict each other.
     """
-    source = Checkpoint(require_input(parent, "parent checkpoint"))
+    source = Checkpoint(require_input(parent, "parent checkpoint", "config.json"))
     if plan is not None and manual != ManualPlan():
         raise ValueError("plan and manual exclude each other; give one of them")
     chosen = _searched(plan, library) if plan is not None else manual_plan(source, manual)
-    folder = None if library is None else require_input(library, "block library")
+    folder = None if library is None else require_input(library, "block library", LIBRARY_FILE)
     child = Child(source, chosen, rope_factor, folder)
     if (run_dir / "child").resolve() == source.folder.resolve():
         raise ValueError(f"{source.folder} would be replaced by its own child; choose another run_dir")
@@ -72,17 +74,17 @@ def assemble(
 def _inputs(parent: Checkpoint, plan: Path | None, library: Path | None, manual: ManualPlan) -> dict[str, Identity]:
     found = {"parent": checkpoint_identity(parent)}
     if plan is not None:
-        found["plan"] = file_identity(require_input(plan, "plan"))
+        found["plan"] = file_identity(require_file(plan, "plan", PLAN_FILE))
     if library is not None:
         found["library"] = file_identity(library)
     if manual.importance is not None:
-        found["importance"] = scores_identity(require_input(manual.importance, "expert importance"))
+        found["importance"] = scores_identity(require_input(manual.importance, "expert importance", META_FILE))
     return found
 
 
 def _searched(path: Path, library: Path | None) -> Plan:
     """Read a plan.json and refuse to drop the trained blocks that it was searched with."""
-    plan, record = read_plan(require_input(path, "plan"))
+    plan, record = read_plan(require_file(path, "plan", PLAN_FILE))
     if library is None and record.get("trained_files"):
         raise ValueError(
             f"{path} was searched among trained blocks ({len(record['trained_files'])} files of {record['library']}); "

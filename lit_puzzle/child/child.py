@@ -115,6 +115,7 @@ class Child:
         for path in [self.parent.family.child.modeling_file, *(self.parent.folder / name for name in copied)]:
             if path.is_file():
                 shutil.copyfile(path, folder / path.name)
+        self.parent.check_checksums()
         write_checkpoint(folder, self.layout(), self.tensors(), max_shard_bytes)
 
 
@@ -170,7 +171,8 @@ def _with_rope_factor(config: dict[str, Any], factor: float) -> dict[str, Any]:
     if rope.get("rope_type") != "yarn" or "original_max_position_embeddings" not in rope:
         raise ValueError(f"rope_factor needs a parent with YaRN parameters; its config.json has {key} = {rope}")
     length = whole(rope, "original_max_position_embeddings") * factor
-    return {**config, key: {**rope, "factor": float(factor)}, "max_position_embeddings": int(length)}
+    kept = {name: value for name, value in config.items() if name not in ("rope_parameters", "rope_scaling")}
+    return {**kept, key: {**rope, "factor": float(factor)}, "max_position_embeddings": int(length)}
 
 
 def generation_config(parent: Path, config: Mapping[str, Any]) -> dict[str, Any]:

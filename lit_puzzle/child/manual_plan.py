@@ -7,7 +7,7 @@ Source: arXiv 2602.11937 section 2 (the experts with the highest importance are 
 from __future__ import annotations
 
 from lit_puzzle.child.settings import ManualPlan
-from lit_puzzle.importance.importance_file import Importance
+from lit_puzzle.importance.importance_file import META_FILE, Importance
 from lit_puzzle.library.library import parent_blocks
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.run.folder import require_input
@@ -31,7 +31,7 @@ def manual_plan(parent: Checkpoint, manual: ManualPlan) -> Plan:
     kept = tuple(block.experts for block in own)
     fingerprint = parent.fingerprint()
     if manual.experts is not None and manual.importance is not None:
-        scores = Importance.load(require_input(manual.importance, "expert importance"))
+        scores = Importance.load(require_input(manual.importance, "expert importance", META_FILE))
         scores.check_parent(fingerprint)
         scores.check_finite()
         counts = [manual.experts] * parent.num_layers if isinstance(manual.experts, int) else manual.experts

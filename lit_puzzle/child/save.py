@@ -15,13 +15,18 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from lit_puzzle.child.trained import check_trained, trained_tensors
-from lit_puzzle.model.checkpoint import INDEX_FILE, Checkpoint, weight_files
+from lit_puzzle.model.checkpoint import INDEX_FILE, PICKLE_SUFFIXES, Checkpoint, weight_files
+from lit_puzzle.model.identity import weights_identity
 from lit_puzzle.model.safetensors_file import DTYPES
 from lit_puzzle.model.writer import StoredRows, atomic_folder, write_checkpoint
+from lit_puzzle.run.checksums import CHECKSUMS
+from lit_puzzle.run.inputs import record_output
 
 
 def save_child(source: Path, target: Path, model: nn.Module, is_writer: bool) -> None:
     """Write `target` from `source` and the trained tensors of `model`; an existing `target` is replaced.
+
+    The run folder, which `target` is in, records the identity of the written weights.
 
     Args:
         source: folder of the child that was trained.
@@ -38,14 +43,16 @@ def save_child(source: Path, target: Path, model: nn.Module, is_writer: bool) ->
             tensor.value()
         return
     checkpoint = Checkpoint(source)
+    checkpoint.check_checksums()
     check_trained(model, checkpoint)
-    weights = {path.name for path in weight_files(source)} | {INDEX_FILE}
+    weights = {path.name for path in weight_files(source)} | {INDEX_FILE, CHECKSUMS}
     with atomic_folder(target, replace=True) as scratch:
         for path in sorted(source.iterdir()):
-            if path.is_file() and path.name not in weights:
+            if path.is_file() and path.name not in weights and path.suffix not in PICKLE_SUFFIXES:
                 shutil.copy2(path, scratch / path.name)
         layout = {name: (info.dtype, info.shape) for name, info in checkpoint.tensors.items()}
         write_checkpoint(scratch, layout, _with_trained(checkpoint, model))
+    record_output(target.parent, target.name, weights_identity(target))
 
 
 def _with_trained(checkpoint: Checkpoint, model: nn.Module) -> Iterator[tuple[str, Tensor | StoredRows]]:

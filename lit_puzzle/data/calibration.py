@@ -73,7 +73,7 @@ class CalibrationData(LightningDataModule):
         sampling.refuse_logprobs("CalibrationData")
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size} was given; 1 or more is needed.")
-        self.parent = require_input(parent, "parent checkpoint")
+        self.parent = require_input(parent, "parent checkpoint", "config.json")
         self.prompts = prompts
         self.sequences = None if sequences is None else Path(sequences)
         self.sampling = sampling
@@ -205,9 +205,14 @@ def read_sequences(file: Path, parent: Path) -> list[list[int]]:
 
 
 def read_prompt_lengths(file: Path) -> list[int]:
-    """`prompt_tokens` of each sequence of a file that `read_sequences` reads, 0 where there is none."""
+    """`prompt_tokens` of each sequence of a file that `read_sequences` reads, 0 where there is none.
+
+    Raises:
+        ValueError: The file cannot be read, or a line is of another form.
+    """
     lengths = []
     for place, value in read_json_lines(file):
+        _checked(value, place)
         length = value.get("prompt_tokens", 0)
         if type(length) is not int:
             raise ValueError(f"{place}: prompt_tokens must be a whole number, got {length!r}.")

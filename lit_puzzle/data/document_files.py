@@ -20,29 +20,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow
-from numpy.typing import NDArray
 from pyarrow import parquet
 
 from lit_puzzle.data.provenance import Provenance, read_limits
+from lit_puzzle.data.shards import SCHEMA, Shard, read_shard
 from lit_puzzle.run.files import read_json, write_json
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import Identity, file_identity
 
 DOCUMENTS_FILE = "documents.json"
 NOTE = "lit_puzzle"
-SCHEMA = pyarrow.schema(
-    {
-        "input_ids": pyarrow.list_(pyarrow.int32()),
-        "loss_mask": pyarrow.list_(pyarrow.uint8()),
-        "environment": pyarrow.string(),
-        "effort": pyarrow.string(),
-        "correct": pyarrow.float64(),
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -54,20 +45,6 @@ class Document:
     environment: str
     effort: str
     correct: float | None = None
-
-
-class Shard(NamedTuple):
-    """The documents of one shard: document d is `[offsets[d]:offsets[d + 1]]` of the flat arrays."""
-
-    ids_N: NDArray[np.int32]
-    mask_N: NDArray[np.uint8]
-    offsets: NDArray[np.int64]
-    environments: list[str]
-    efforts: list[str]
-    correct: list[float | None]
-
-    def __len__(self) -> int:
-        return len(self.efforts)
 
 
 def shard_name(number: int) -> str:
@@ -170,7 +147,7 @@ class DocumentFolder:
         Raises:
             ValueError: It is missing, its run has not finished, or shards are missing.
         """
-        self.folder = require_input(folder, "folder of documents")
+        self.folder = require_input(folder, "folder of documents", DOCUMENTS_FILE)
         if not (self.folder / DOCUMENTS_FILE).is_file():
             raise ValueError(
                 f"{self.folder} holds no {DOCUMENTS_FILE}. `lightning run recipes/generate.yaml` makes one."
@@ -211,7 +188,7 @@ class DocumentFolder:
         Raises:
             ValueError: Its tokenizer or the size of its vocabulary differs, or its context is shorter.
         """
-        tokenizer, vocab_size, context_tokens = read_limits(require_input(parent, "parent checkpoint"))
+        tokenizer, vocab_size, context_tokens = read_limits(require_input(parent, "parent checkpoint", "config.json"))
         for what, written, read in (
             ("vocabulary of", self.writer.vocab_size, vocab_size),
             ("tokenizer", self.writer.tokenizer[:12], tokenizer[:12]),
@@ -226,50 +203,3 @@ class DocumentFolder:
                 f"Sequences of {sequence_tokens} tokens were asked for; the context of {parent} holds "
                 f"{context_tokens}. Ask for shorter ones."
             )
-
-
-def read_shard(path: Path, vocab_size: int, context_tokens: int) -> Shard:
-    """Read one shard; the first token of a document is never a target, whatever its mask says.
-
-    Raises:
-        ValueError: Another schema, token ids outside the vocabulary, a mask that does not fit, or a document that is
-            longer than the context; names the document.
-    """
-    try:
-        table = parquet.read_table(path)
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{path} is no Parquet file: {error}") from error
-    if set(SCHEMA.names) - set(table.column_names):
-        raise ValueError(f"{path} has the columns {table.column_names}; needed are {SCHEMA.names}.")
-    ids, mask = (table[name].combine_chunks().cast(SCHEMA.field(name).type) for name in ("input_ids", "loss_mask"))
-    offsets, mask_offsets = (column.offsets.to_numpy().astype(np.int64) for column in (ids, mask))
-    ids_N, mask_N = (column.values.to_numpy(zero_copy_only=False) for column in (ids, mask))
-    shard = Shard(ids_N, mask_N.copy(), offsets, *(table[name].to_pylist() for name in SCHEMA.names[2:]))
-    if not np.array_equal(offsets, mask_offsets):
-        raise ValueError(f"{path}: document {_first(offsets != mask_offsets) - 1} has a loss_mask of another length.")
-    _check_tokens(path, shard, vocab_size, context_tokens)
-    shard.mask_N[offsets[:-1][np.diff(offsets) > 0]] = 0
-    return shard
-
-
-def _check_tokens(path: Path, shard: Shard, vocab_size: int, context_tokens: int) -> None:
-    lengths_D = np.diff(shard.offsets)
-    if np.any(lengths_D > context_tokens):
-        document = _first(lengths_D > context_tokens)
-        raise ValueError(
-            f"{path}: document {document} has {lengths_D[document]} tokens; the context of the parent that wrote it "
-            f"holds {context_tokens}."
-        )
-    outside_N = (shard.ids_N < 0) | (shard.ids_N >= vocab_size)
-    for wrong_N, values_N, allowed in (
-        (outside_N, shard.ids_N, f"token ids 0..{vocab_size - 1}"),
-        (shard.mask_N > 1, shard.mask_N, "loss_mask values 0 and 1"),
-    ):
-        if np.any(wrong_N):
-            token = _first(wrong_N)
-            document = int(np.searchsorted(shard.offsets, token, side="right")) - 1
-            raise ValueError(f"{path}: document {document} holds {values_N[token]}; allowed are {allowed}.")
-
-
-def _first(wrong: NDArray[np.bool_]) -> int:
-    return int(np.argmax(wrong))

@@ -27,10 +27,12 @@ from lightning import LightningDataModule
 from numpy.typing import NDArray
 
 from lit_puzzle.data.batches import PackedBatch
-from lit_puzzle.data.document_files import DocumentFolder, Shard
+from lit_puzzle.data.document_files import DocumentFolder
 from lit_puzzle.data.packed_files import NOTHING, PackedSequences, write_packed
 from lit_puzzle.data.packing import Integers
 from lit_puzzle.data.packing_settings import DocumentFilter, PackingSettings
+from lit_puzzle.data.shards import Shard
+from lit_puzzle.environments.environment import EFFORTS
 from lit_puzzle.model.writer import atomic_folder
 from lit_puzzle.run.files import read_json, write_json
 from lit_puzzle.run.inputs import Identity
@@ -82,6 +84,11 @@ class PackedDocuments(LightningDataModule):
         self.validation_one_in, self.seed = validation_one_in, seed
         self.statistics: dict[str, float] = {}
         self.prepare_data_per_node = False  # the run folder is shared by all nodes
+
+    def trained_efforts(self) -> list[str]:
+        """Return the reasoning efforts of the documents that pass the filter, as their folder counts them."""
+        counts, allowed = self.folder.record["efforts"], self.filter.efforts
+        return [effort for effort in EFFORTS if counts.get(effort) and (allowed is None or effort in allowed)]
 
     @property
     def _packed(self) -> Path:

@@ -82,7 +82,7 @@ def generate(
     if keep == "correct" and prompts.environments is None:
         raise ValueError("keep: correct needs environments, which verify completions; prompts of a file have none.")
     sampling.refuse_logprobs("Generation of documents")
-    parent = require_input(parent, "parent checkpoint")
+    parent = require_input(parent, "parent checkpoint", "config.json")
     pairs = choose(prompts)
     tokenizer = load_tokenizer(parent)
     fix_date(tokenizer, run_date(run_dir))

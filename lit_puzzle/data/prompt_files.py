@@ -15,6 +15,7 @@ import pyarrow
 from pyarrow import parquet
 
 from lit_puzzle.run.json_lines import MAX_CHARACTERS, MAX_LINES, check_depth, first_bytes, read_json_lines
+from lit_puzzle.run.library_calls import library_errors
 
 PARQUET = b"PAR1"
 BATCH_ROWS = 64
@@ -57,13 +58,16 @@ def _read_folder(path: Path) -> Iterator[tuple[str, Any]]:
 def _read_dataset(path: Path) -> Iterator[tuple[str, Any]]:
     from datasets import Dataset, load_from_disk
 
-    try:
+    with library_errors(path):
         table = load_from_disk(str(path))
-    except (OSError, ValueError, LookupError, TypeError, pyarrow.ArrowException) as error:
-        raise ValueError(f"{path} cannot be read as a folder of datasets: {_line(error)}") from error
     if not isinstance(table, Dataset):
         raise ValueError(f"{path} holds the splits {list(table)}: name one, {path / next(iter(table))}.")
-    yield from ((f"{path}:{number}", row) for number, row in enumerate(table, 1))
+    for number in range(len(table)):
+        with library_errors(path):
+            row = table[number]
+        place = f"{path}:{number + 1}"
+        check_depth(row, place)
+        yield place, row
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:

@@ -28,15 +28,16 @@ class PromptData(LightningDataModule):
     Args:
         environments: where problems come from; they take turns.
         efforts: weight of each reasoning effort among the training prompts, e.g. ``{medium: 1.0, high: 1.0}``; an
-            effort of weight 0 is validated on but not trained on.
+            effort of weight 0 is measured before and after, but neither trained nor validated on.
         train_prompts: number of training prompts.
         held_out_per_effort: number of held-out problems, the same ones at each effort.
         validation_batch_size: problems in one validation batch.
         seed: which training prompts are drawn.
         held_out_seed: which held-out problems are drawn; its own, so that runs of several seeds are validated alike.
+        validation_efforts: efforts of validation, which chooses the best weights; None: those that are trained.
 
     Raises:
-        ValueError: no or duplicate environments, a bad effort mix, or bad counts.
+        ValueError: no or duplicate environments, a bad effort mix, bad efforts of validation, or bad counts.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class PromptData(LightningDataModule):
         validation_batch_size: int = 128,
         seed: int = 0,
         held_out_seed: int = 0,
+        validation_efforts: list[str] | None = None,
     ) -> None:
         super().__init__()
         if train_prompts < 1 or held_out_per_effort < 2 or validation_batch_size < 1:
@@ -60,6 +62,8 @@ class PromptData(LightningDataModule):
             raise ValueError(f"Environments {names} were given; at least one is needed and names must differ.")
         self.environments = environments
         self.efforts = effort_weights(efforts)
+        trained = [effort for effort, weight in self.efforts.items() if weight > 0]
+        self.validation_efforts = trained if validation_efforts is None else list(effort_weights(validation_efforts))
         self.num_train_prompts = train_prompts
         self.held_out_per_effort = held_out_per_effort
         self.validation_batch_size = validation_batch_size
@@ -82,11 +86,15 @@ class PromptData(LightningDataModule):
             "data.held_out": problems_identity(source, held_out),
         }
 
+    def training_pairs(self) -> list[PromptAtEffort]:
+        """Return the training prompts as problems at their efforts."""
+        return draw(self.environments, self.efforts, self.num_train_prompts, self.seed, held_out=False)
+
     def train_prompts(self, tokenizer: "PreTrainedTokenizerBase") -> "Dataset":
         """Return the training prompts as a dataset of texts with the columns prompt, answer, environment and effort."""
         from datasets import Dataset
 
-        pairs = draw(self.environments, self.efforts, self.num_train_prompts, self.seed, held_out=False)
+        pairs = self.training_pairs()
         return Dataset.from_dict(
             {
                 "prompt": [render_prompt(tokenizer, problem, effort) for problem, effort in pairs],
@@ -97,12 +105,12 @@ class PromptData(LightningDataModule):
         )
 
     def held_out(self, effort: str) -> list[Problem]:
-        """Return the held-out problems of one effort of the mix, none of them set aside; the same problems at each.
+        """Return the held-out problems of an effort of mix or validation, none of them set aside; the same at each.
 
         Raises:
             ValueError: an effort outside the mix, or too few held-out problems for these and those set aside.
         """
-        if effort not in self.efforts:
+        if effort not in {*self.efforts, *self.validation_efforts}:
             raise ValueError(f"Effort {effort!r} was asked for; the mix has {list(self.efforts)}.")
         count = self.held_out_per_effort + len(self._set_aside)  # all different, so that enough are left
         pairs = draw(self.environments, [effort], count, self.held_out_seed, held_out=True)
@@ -111,5 +119,5 @@ class PromptData(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[PromptAtEffort]:
         """Return lists of (held-out problem, effort), effort after effort: all, for processes share them later."""
-        pairs = [(problem, effort) for effort in self.efforts for problem in self.held_out(effort)]
+        pairs = [(problem, effort) for effort in self.validation_efforts for problem in self.held_out(effort)]
         return DataLoader(pairs, batch_size=self.validation_batch_size, collate_fn=list)  # type: ignore[arg-type]

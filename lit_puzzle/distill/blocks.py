@@ -22,8 +22,8 @@ Source: arXiv 2411.19146 (blockwise local distillation).
 Shapes: C blocks.
 """
 
+import math
 from collections.abc import Iterator
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from lit_puzzle.data.hidden_states import release
 from lit_puzzle.distill.block_losses import BlockError, TrainableBlock, block_errors, counted_tokens
 from lit_puzzle.distill.block_selection import SelectedBlock, check_blocks, select_blocks, write_library
 from lit_puzzle.distill.settings import BlockTrainingSettings
-from lit_puzzle.library.library import Library
+from lit_puzzle.library.library import LIBRARY_FILE, Library
 from lit_puzzle.library.trained_blocks import trained_tensors
 from lit_puzzle.model.blocks import PuzzleModel, with_own_blocks
 from lit_puzzle.model.checkpoint import Checkpoint
@@ -83,10 +83,10 @@ class BlockwiseDistillation(LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        if clip_norm is not None and clip_norm <= 0:
-            raise ValueError(f"clip_norm={clip_norm} was given; it is above 0, or null for no clipping.")
-        self.parent_folder = require_input(parent, "parent checkpoint")
-        self.library_folder = require_input(library, "block library")
+        if clip_norm is not None and not 0 < clip_norm < math.inf:
+            raise ValueError(f"clip_norm={clip_norm} was given; it is above 0 and finite, or null for no clipping.")
+        self.parent_folder = require_input(parent, "parent checkpoint", "config.json")
+        self.library_folder = require_input(library, "block library", LIBRARY_FILE)
         self.library = Library.load(self.library_folder)
         self.checkpoint = Checkpoint(self.parent_folder)
         self.library.check_parent(self.checkpoint.fingerprint())
@@ -206,7 +206,9 @@ class BlockwiseDistillation(LightningModule):
 
     def _check_finite(self, losses_C: Tensor, batch: PackedBatch) -> None:
         """Stop the run if a loss is not finite; the losses are summed over processes, so that all stop together."""
-        broken = [block for block, loss in zip(self.selected, losses_C.tolist(), strict=True) if not isfinite(loss)]
+        broken = [
+            block for block, loss in zip(self.selected, losses_C.tolist(), strict=True) if not math.isfinite(loss)
+        ]
         if not broken:
             return
         file = Path(self.trainer.default_root_dir) / f"broken_batch_{self.global_rank}.pt"

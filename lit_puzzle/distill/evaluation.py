@@ -4,12 +4,14 @@ Reads and writes `before/` and `after/` (episodes) in the run folder. Memory and
 gathered weights (`lit_puzzle.evaluate.before_after`). Formulas: `lit_puzzle.evaluate.accuracy`.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from lightning.pytorch import Trainer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lit_puzzle.data.prompts import check_lengths
 from lit_puzzle.distill.settings import DistillationEvaluation
 from lit_puzzle.environments.environment import PromptAtEffort, draw
 from lit_puzzle.environments.episodes import Episode
@@ -27,13 +29,14 @@ class HeldOutEvaluation:
 
     Args:
         settings: which problems, and how completions are generated.
+        trained_efforts: efforts of the documents that are trained on; validation has them unless told otherwise.
 
     Attributes:
         problems: problems of the evaluation before and after.
         validation_problems: problems of each validation, none of them among `problems`.
     """
 
-    def __init__(self, settings: DistillationEvaluation) -> None:
+    def __init__(self, settings: DistillationEvaluation, trained_efforts: Sequence[str]) -> None:
         self.settings = settings
         environments, efforts = settings.environments, settings.efforts
         self.problems = held_out_problems(environments, efforts, settings.prompts_per_effort, settings.seed)
@@ -41,7 +44,17 @@ class HeldOutEvaluation:
         count = settings.validation_prompts + len(questions) if settings.validation_prompts else 0
         drawn = draw(environments, efforts[:1], count, VALIDATION_SEED, held_out=True)
         left = [problem for problem, _ in drawn if problem.question() not in questions][: settings.validation_prompts]
-        self.validation_problems: list[PromptAtEffort] = [(problem, effort) for effort in efforts for problem in left]
+        self.validation_problems: list[PromptAtEffort] = [
+            (problem, effort) for effort in settings.validation_efforts or trained_efforts for problem in left
+        ]
+
+    def check(self, tokenizer: PreTrainedTokenizerBase, checkpoint: Path) -> None:
+        """Render all prompts before anything slow.
+
+        Raises:
+            ValueError: one cannot be rendered, or leaves no room for a completion.
+        """
+        check_lengths(tokenizer, self.problems + self.validation_problems, checkpoint, self.settings.max_new_tokens)
 
     def solve(
         self, pairs: list[PromptAtEffort], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trainer: Trainer
@@ -61,7 +74,9 @@ class HeldOutEvaluation:
         self, folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trainer: Trainer
     ) -> None:
         """Write the episodes of `problems`."""
-        write_evaluation(folder, self.solve(self.problems, model, tokenizer, trainer), trainer.is_global_zero)
+        write_evaluation(
+            folder, self.solve(self.problems, model, tokenizer, trainer), trainer.is_global_zero, self.settings.texts
+        )
 
     def results(self, run_dir: Path, is_writer: bool) -> dict[str, float]:
         """Return the numbers of `before/` and `after/`, and print them as a table on the writing process."""

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor, distributed
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_puzzle.child.save import save_child
@@ -41,17 +41,18 @@ from lit_puzzle.distill.evaluation import HeldOutEvaluation
 from lit_puzzle.distill.settings import DistillationEvaluation, LossSettings
 from lit_puzzle.distill.top_logits_files import RECORD_FILE, TopLogits
 from lit_puzzle.evaluate.before_after import validation_values
-from lit_puzzle.model.identity import checkpoint_identity, weights_identity
+from lit_puzzle.model.chat import fix_date
+from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.run.folder import require_input
-from lit_puzzle.run.inputs import Identity, file_identity, record_output
+from lit_puzzle.run.inputs import Identity, file_identity, run_date
 from lit_puzzle.spec import Plan
 from lit_puzzle.training.accumulation import batch_weight
 from lit_puzzle.training.best_weights import load_best
 from lit_puzzle.training.ema import WeightAverage
 from lit_puzzle.training.finite import check_weights
 from lit_puzzle.training.load_child import load_child, reload_child
-from lit_puzzle.training.random_state import RandomState, get_random_state, set_random_state
+from lit_puzzle.training.random_state import RandomState, get_random_state, of_all_processes, set_random_state
 from lit_puzzle.training.settings import TrainingSettings
 from lit_puzzle.training.sharding import load_for, shard
 from lit_puzzle.training.trainable import optimize_trainable, release_optimizers, without_adapters
@@ -89,10 +90,13 @@ class GlobalDistillation(LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__()
+        _check_head(training)
         if ema_decay is not None and not 0 < ema_decay < 1:
             raise ValueError(f"ema_decay={ema_decay} was given; it lies between 0 and 1, or is null for no average.")
-        self.child_folder = require_input(child, "child")
-        self.parent_folder = require_input(parent, "parent checkpoint, or folder of its top-k logits")
+        self.child_folder = require_input(child, "child", "config.json")
+        self.parent_folder = require_input(
+            parent, "parent checkpoint, or folder of its top-k logits", ("config.json", RECORD_FILE)
+        )
         self.has_top_logits = (self.parent_folder / RECORD_FILE).is_file()
         if self.has_top_logits:
             loss.check_top_k()
@@ -143,9 +147,10 @@ class GlobalDistillation(LightningModule):
         """
         check_trainer(self.trainer, self.training_settings.dtype)
         check_saved(self.child_folder, self.training_settings)
-        if self.evaluation is not None:
-            self.held_out = HeldOutEvaluation(self.evaluation)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if self.evaluation is not None:
+            trained = data.trained_efforts() if isinstance(data, PackedDocuments) else self.evaluation.efforts
+            self.held_out = HeldOutEvaluation(self.evaluation, trained or self.evaluation.efforts)
         if not self.has_top_logits:
             if isinstance(data, PackedDocuments):
                 data.folder.check_reader(self.parent_folder, data.sequence_tokens)
@@ -165,6 +170,9 @@ class GlobalDistillation(LightningModule):
         if self.child is not None:
             return
         self.tokenizer = load_tokenizer(self.child_folder, padding_side="left")
+        fix_date(self.tokenizer, run_date(self.run_dir))
+        if self.held_out is not None:
+            self.held_out.check(self.tokenizer, self.child_folder)
         settings, mesh = self.training_settings, self.device_mesh
         self.child = load_child(mesh, self.child_folder, settings)
         if self.ema_decay is not None:
@@ -267,8 +275,6 @@ class GlobalDistillation(LightningModule):
         is_writer, tenth = self.trainer.is_global_zero, max(1, len(self._losses) // 10)
         target = self.run_dir / "child"
         save_child(self.child_folder, target, self.model, is_writer)
-        if is_writer:
-            record_output(self.run_dir, "child", weights_identity(target))
         self.results = {"loss/first": fmean(self._losses[:tenth]), "loss/last": fmean(self._losses[-tenth:])}
         if self._val_losses:
             self.results |= {"val_loss/first": self._val_losses[0], "val_loss/best": min(self._val_losses)}
@@ -287,7 +293,7 @@ class GlobalDistillation(LightningModule):
         state: dict[str, Tensor] = checkpoint["state_dict"]
         checkpoint["state_dict"] = {k: v for k, v in state.items() if k in trained or k.startswith("average.")}
         if "optimizer_states" in checkpoint:
-            checkpoint["random"] = _of_all_processes(get_random_state(self.device))
+            checkpoint["random"] = of_all_processes(get_random_state(self.device))
             checkpoint["losses"] = [list(self._losses), list(self._val_losses)]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -300,10 +306,12 @@ class GlobalDistillation(LightningModule):
             self._resumed_random = checkpoint["random"][self.trainer.global_rank]
 
 
-def _of_all_processes(own: RandomState) -> list[RandomState]:
-    """Return the random states of all processes, on each."""
-    if not distributed.is_initialized():
-        return [own]
-    states: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(states, own)
-    return states
+def _check_head(training: TrainingSettings) -> None:
+    """Refuse adapters on the head, whose weight the loss reads chunk by chunk: they would not be trained."""
+    targets = [] if training.lora is None else training.lora.target_modules + training.lora.target_parameters
+    found = [target for target in targets if "lm_head" in target.split(".")]
+    if found:
+        raise ValueError(
+            f"training.lora: distillation trains no adapter on the head ({found[0]!r}); leave it out, or train all of "
+            "its weights without lora."
+        )

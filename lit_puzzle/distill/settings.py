@@ -45,12 +45,12 @@ class LossSettings:
         if self.divergence not in get_args(DivergenceName):
             raise ValueError(f"loss.divergence is {self.divergence!r}; allowed: {list(get_args(DivergenceName))}.")
         weights = [self.logits, self.hidden, self.lm, *(self.layer_weights or [])]
-        if min(weights) < 0 or not all(map(math.isfinite, weights)) or self.logits + self.hidden + self.lm <= 0:
+        if not all(0 <= weight < math.inf for weight in weights) or self.logits + self.hidden + self.lm <= 0:
             raise ValueError(
                 f"loss.logits={self.logits}, hidden={self.hidden}, lm={self.lm}, layer_weights={self.layer_weights} "
                 "were given; weights are finite and not negative, and one of the first three is positive."
             )
-        if self.temperature <= 0 or not 0 < self.beta < 1 or self.chunk_tokens < 1:
+        if not 0 < self.temperature < math.inf or not 0 < self.beta < 1 or self.chunk_tokens < 1:
             raise ValueError(
                 f"loss.temperature={self.temperature}, beta={self.beta}, chunk_tokens={self.chunk_tokens} were given; "
                 "temperature > 0, 0 < beta < 1 and chunk_tokens >= 1 are needed (beta 0 and 1 are the two KLs)."
@@ -92,6 +92,8 @@ class DistillationEvaluation:
         batch_size: prompts generated together on one process.
         seed: which problems are evaluated before and after.
         validation_prompts: problems per effort in each validation; 0: none. They differ from those before and after.
+        texts: whether the files of episodes hold prompts, completions and right answers.
+        validation_efforts: their efforts; None: those of the documents that are trained on.
 
     Raises:
         ValueError: unknown efforts, or numbers out of range.
@@ -104,9 +106,13 @@ class DistillationEvaluation:
     batch_size: int = 128
     seed: int = 1
     validation_prompts: int = 0
+    texts: bool = True
+    validation_efforts: list[str] | None = None
 
     def __post_init__(self) -> None:
         effort_weights(self.efforts)
+        if self.validation_efforts is not None:
+            effort_weights(self.validation_efforts)
         if self.prompts_per_effort < 2 or min(self.max_new_tokens, self.batch_size) < 1 or self.validation_prompts < 0:
             raise ValueError(
                 f"evaluation.prompts_per_effort={self.prompts_per_effort}, max_new_tokens={self.max_new_tokens}, "

@@ -36,8 +36,9 @@ from numpy.typing import NDArray
 from torch import Tensor, distributed
 from transformers import PreTrainedModel
 
-from lit_puzzle.data.document_files import DocumentFolder, Shard
+from lit_puzzle.data.document_files import DocumentFolder
 from lit_puzzle.data.packing import Integers, model_inputs, pack, restarting_positions
+from lit_puzzle.data.shards import Shard
 from lit_puzzle.distill.losses import TopKLogits
 from lit_puzzle.distill.top_logits_files import (
     Precision,
@@ -88,7 +89,7 @@ def precompute_logits(
         ValueError: documents of another tokenizer or longer than the parent's context, `top_k` outside the
             vocabulary, documents without targets, or too little disk space.
     """
-    parent, folder = require_input(parent, "parent checkpoint"), DocumentFolder(documents)
+    parent, folder = require_input(parent, "parent checkpoint", "config.json"), DocumentFolder(documents)
     shards = folder.record["shards"]
     folder.check_reader(parent, max((row["longest"] for row in shards), default=0))
     if not 1 <= top_k <= folder.writer.vocab_size or min(batch_tokens, chunk_tokens) < 1:

@@ -151,14 +151,32 @@ def append_rows(path: Path, episodes: Sequence[Episode], texts: bool = True) -> 
     """Add rows at the end of a file, which is made if it is not there.
 
     A line that a killed run has left half is cut off first.
+
+    Raises:
+        ValueError: the file cannot be written.
     """
-    with path.open("ab+") as stream:
-        size = stream.seek(0, os.SEEK_END)
-        stream.seek(max(size - 1, 0))
-        if size and stream.read(1) != b"\n":
-            stream.seek(0)
-            stream.truncate(stream.read().rfind(b"\n") + 1)
-        stream.write(_lines(episodes, texts).encode())
+    try:
+        with path.open("ab+") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(size - 1, 0))
+            if size and stream.read(1) != b"\n":
+                stream.seek(0)
+                stream.truncate(stream.read().rfind(b"\n") + 1)
+            stream.write(_lines(episodes, texts).encode())
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def cut_rows(path: Path, below: int) -> None:
+    """Keep the rows whose number is below `below`, and no half line; nothing where there is no file.
+
+    Raises:
+        ValueError: the file cannot be read, or a line is no row; the message names file and line.
+    """
+    if not path.exists():
+        return
+    append_rows(path, [])
+    write_rows(path, [episode for episode in read_rows(path) if episode.row < below])
 
 
 def _lines(episodes: Sequence[Episode], texts: bool) -> str:

@@ -38,7 +38,7 @@ from lit_puzzle.generation.policy import load_policy
 from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.kv_cache.fp8_cache import Fp8Cache, scales_for
-from lit_puzzle.kv_cache.scales import ScalePair, scales_identity
+from lit_puzzle.kv_cache.scales import META_FILE, ScalePair, scales_identity
 from lit_puzzle.model.chat import fix_date
 from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.model.opening import load_tokenizer
@@ -229,7 +229,7 @@ def evaluate(
         ValueError: missing folders, too few held-out problems, a baseline of other problems, KV scales of
             another checkpoint, a simulated cache in vLLM, or log-probabilities, which an evaluation has no use for.
     """
-    checkpoint = require_input(checkpoint, "checkpoint")
+    checkpoint = require_input(checkpoint, "checkpoint", "config.json")
     if not (checkpoint / "config.json").is_file():
         raise ValueError(f"{checkpoint} holds no config.json. Give the folder of a parent or of an assembled child.")
     if kv_cache == "model" and kv_scales is not None:
@@ -239,17 +239,21 @@ def evaluate(
             "kv_cache: fp8 is simulated with transformers; vLLM has one of its own. Set engine.name: auto."
         )
     sampling.refuse_logprobs("An evaluation")
+    if kv_scales is not None:
+        kv_scales = require_input(kv_scales, "folder of KV scales", META_FILE)
+    if baseline is not None:
+        baseline = require_input(baseline, "baseline", EPISODES_FILE)
     scales = scales_for(checkpoint, kv_scales) if kv_cache == "fp8" else None
     before = None if baseline is None else read_episodes(baseline)
     problems = held_out.problems()
     identity = checkpoint_identity(checkpoint)
     if baseline is not None:
         take_baseline(run_dir, identity, baseline)
-    asked = problems_identity(names_of(held_out.environments), problems)
-    claim_inputs(run_dir, {"checkpoint": identity, "held_out": asked} | _other_inputs(kv_scales, baseline))
     tokenizer = load_tokenizer(checkpoint)
     fix_date(tokenizer, run_date(run_dir))
     check_lengths(tokenizer, problems, checkpoint, sampling.max_new_tokens)
+    asked = problems_identity(names_of(held_out.environments), problems)
+    claim_inputs(run_dir, {"checkpoint": identity, "held_out": asked} | _other_inputs(kv_scales, baseline))
     loaded = load_engine(engine, checkpoint) if scales is None else load_with_fp8_cache(engine, checkpoint, scales)
     episodes = solve_problems(loaded, tokenizer, problems, held_out.environments, sampling)
     write_episodes(run_dir, episodes, held_out.texts)

@@ -70,7 +70,7 @@ class LongContextAccuracy:
         name: of the metric.
 
     Raises:
-        ValueError: no prompts in a batch.
+        ValueError: no prompts in a batch, or log-probabilities, which an evaluation has no use for.
     """
 
     def __init__(
@@ -81,6 +81,7 @@ class LongContextAccuracy:
         batch_size: int = 32,
         name: str = "long_context",
     ) -> None:
+        sampling.refuse_logprobs(f"{name}: an evaluation")
         if batch_size < 1:
             raise ValueError(f"{name}: batch_size {batch_size} was given; 1 or more is needed.")
         self.name = name

@@ -26,6 +26,7 @@ from lit_puzzle.generation.engine import Completion, check_prompts
 from lit_puzzle.generation.progress import Progress
 from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.generation.stop_tokens import end_tokens_of
+from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.opening import load_tokenizer
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def load_vllm(checkpoint: Path, settings: EngineSettings, options: Mapping[str, 
             "or use engine transformers."
         ) from error
     end_ids = end_tokens_of(checkpoint, load_tokenizer(checkpoint))
+    Checkpoint(checkpoint).check_all()  # vLLM reads the files itself
     arguments: dict[str, Any] = {
         "model": str(checkpoint),
         "dtype": settings.dtype,
@@ -154,7 +156,10 @@ class VLLMEngine:
         return [self._completion(output, seconds) for output, seconds in outputs]
 
     def _run(self, total: int) -> "list[tuple[RequestOutput, float]]":
-        """Return the finished requests in the order in which they were added, and the seconds that each took."""
+        """Return the finished requests in the order in which they were added, and the seconds that each took.
+
+        Progress counts the tokens of finished requests only: vLLM gives out no others.
+        """
         progress, engine, begun = Progress(total), self.model.llm_engine, time.monotonic()
         outputs: list[tuple[RequestOutput, float]] = []
         tokens = 0

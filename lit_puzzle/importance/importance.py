@@ -149,7 +149,7 @@ class ExpertImportance(LightningModule):
         super().__init__()
         if chunk_tokens < 1:
             raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}.")
-        self.parent = require_input(parent, "parent checkpoint")
+        self.parent = require_input(parent, "parent checkpoint", "config.json")
         self.method = method or LeaveOneOut()
         self.dtype_name = dtype
         self.attn_implementation = attn_implementation

@@ -18,6 +18,8 @@ from typing import Literal
 import torch
 from lightning import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -64,7 +66,7 @@ class KVCalibration(LightningModule):
         super().__init__()
         if save_every_batches < 1:
             raise ValueError(f"save_every_batches={save_every_batches} was given; it must be at least 1.")
-        self.checkpoint = require_input(checkpoint, "checkpoint")
+        self.checkpoint = require_input(checkpoint, "checkpoint", "config.json")
         self.scales = scales
         self.dtype_name = dtype
         self.attn_implementation = attn_implementation
@@ -102,12 +104,23 @@ class KVCalibration(LightningModule):
         assert self.model is not None
         self.statistics = KVStatistics(self.model, self.scales.per_head, self.device)
         self.batches_done = 0
-        state = load_file(self._progress) if self._progress.is_file() else {}
+        state = self._saved_progress()
         done = int(state["batches"]) if state and int(state["processes"]) == self.trainer.world_size else 0
         span = self.trainer.strategy.reduce(torch.tensor([done, -done], device=self.device), reduce_op="max")
         if done > 0 and int(span[0]) == -int(span[1]):  # all processes have saved the same batch
             self.statistics.load_state_dict(state)
             self.batches_done = done
+
+    def _saved_progress(self) -> dict[str, Tensor]:
+        """Return what an interrupted run has saved; nothing if the file is damaged: the pass then starts again."""
+        if not self._progress.is_file():
+            return {}
+        try:
+            state = load_file(self._progress)
+        except (SafetensorError, OSError) as error:
+            rank_zero_warn(f"{self._progress} is damaged ({error}); the calibration starts again")
+            return {}
+        return state if {"batches", "processes", "tokens", "amax", "counts"} == state.keys() else {}
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         """Count one batch, unless it was counted before the run was interrupted.

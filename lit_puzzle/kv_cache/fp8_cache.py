@@ -19,9 +19,9 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 
 from lit_puzzle.kv_cache.fp8 import dequantize, quantize
-from lit_puzzle.kv_cache.scales import KVScales, ScalePair, Window, check_positive
+from lit_puzzle.kv_cache.scales import KVScales, ScalePair, Window, check_positive, check_shape
 from lit_puzzle.model.checkpoint import Checkpoint
-from lit_puzzle.model.layout import layer_prefix
+from lit_puzzle.model.layout import layer_prefix, whole
 
 
 class Fp8Cache(DynamicCache):
@@ -64,6 +64,7 @@ def scales_for(checkpoint: Path, kv_scales: Path | None) -> list[ScalePair | Non
     if kv_scales is not None:
         found = KVScales.load(kv_scales)
         found.check_checkpoint(opened.fingerprint())
+        check_shape(found, opened.num_layers, whole(opened.config, "num_key_value_heads"))
         return layer_scales(found)
     if not any(name.endswith(opened.family.layer.kv_scales) for name in opened.tensors):
         return [(torch.tensor(1.0), torch.tensor(1.0))] * opened.num_layers

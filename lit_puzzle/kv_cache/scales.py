@@ -27,6 +27,7 @@ from lit_puzzle.model.family import family_named
 from lit_puzzle.model.layout import layer_prefix
 from lit_puzzle.run.files import read_json, write_json
 from lit_puzzle.run.inputs import Identity, file_identity
+from lit_puzzle.run.strict_json import check_whole
 
 META_FILE, SCALES_FILE = "kv_scales.json", "kv_scales.safetensors"
 HEAD = ("fingerprint", "model_type", "method", "rounding", "tokens")  # what the JSON file says of all layers
@@ -123,6 +124,7 @@ class KVScales:
             )
         try:
             meta = read_json(folder / META_FILE)
+            _check_head(meta)
             tensors = load_file(folder / SCALES_FILE)
             names = family_named(meta["model_type"]).layer.kv_scales
             layers = tuple(
@@ -130,11 +132,16 @@ class KVScales:
                 for layer, stated in enumerate(meta["layers"])
             )
             loaded = cls(layers=layers, **{key: meta[key] for key in HEAD})
+            if loaded.rounding == "power_of_two":
+                _check_powers(loaded.tensors())
             unknown = sorted(tensors.keys() - loaded.tensors().keys())
             if unknown:
                 raise ValueError(f"{SCALES_FILE} contains {unknown[0]}, which is not in {META_FILE}")
-        except (KeyError, TypeError, ValueError, SafetensorError) as error:
-            raise ValueError(f"The KV scales in {folder} are damaged ({error}); run the recipe again.") from error
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError, OSError, SafetensorError) as error:
+            files = f"{META_FILE}, {SCALES_FILE}"
+            raise ValueError(
+                f"The KV scales in {folder} ({files}) are damaged ({error}); run the recipe again."
+            ) from error
         return loaded
 
     def check_checkpoint(self, fingerprint: str) -> None:
@@ -145,9 +152,24 @@ class KVScales:
         """
         if fingerprint != self.fingerprint:
             raise ValueError(
-                f"The KV scales are of checkpoint {self.fingerprint}, not of {fingerprint}: different weights have "
-                "different keys and values. Run recipes/calibrate_kv.yaml with this checkpoint as "
+                f"The KV scales are of checkpoint {self.fingerprint}, not of {fingerprint} (fingerprints): different "
+                "weights have different keys and values. Run recipes/calibrate_kv.yaml with this checkpoint as "
                 "--model.init_args.checkpoint."
+            )
+
+
+def check_shape(scales: KVScales, layers: int, heads: int) -> None:
+    """Check that scales have the layers and the key/value heads of a checkpoint.
+
+    Raises:
+        ValueError: they have others.
+    """
+    if len(scales.layers) != layers:
+        raise ValueError(f"the KV scales are of {len(scales.layers)} layers, the checkpoint has {layers}")
+    for name, scale in scales.tensors().items():
+        if tuple(scale.shape) not in ((), (heads,)):
+            raise ValueError(
+                f"{name} has shape {tuple(scale.shape)}; it must be a scalar or one for each of {heads} heads"
             )
 
 
@@ -171,8 +193,27 @@ def _layer(names: Sequence[str], stated: Mapping[str, Any], tensors: Mapping[str
             raise ValueError(f"{full_name} is {scale.tolist()}, but {META_FILE} says {stated[f'{kind}_scale']}")
         check_positive(scale, full_name)
         check_positive(amax, f"the amax of {full_name}")
-        parts.append(TensorScale(amax, scale, int(stated[f"{kind}_overflow"])))
+        check_whole(full_name, "overflow", stated[f"{kind}_overflow"], 0)
+        parts.append(TensorScale(amax, scale, stated[f"{kind}_overflow"]))
     return LayerScales(*parts)
+
+
+def _check_head(meta: Mapping[str, Any]) -> None:
+    """Check what the JSON file says of all layers, but for the model type."""
+    allowed = {"method": ("amax", "percentile", "mse"), "rounding": ("power_of_two", "none")}
+    for key, values in allowed.items():
+        if meta[key] not in values:
+            raise ValueError(f"{key} is {meta[key]!r}; allowed: {', '.join(values)}")
+    if not isinstance(meta["fingerprint"], str):
+        raise ValueError(f"fingerprint is {meta['fingerprint']!r}; it must be text")
+    check_whole(META_FILE, "tokens", meta["tokens"], 1)
+
+
+def _check_powers(scales: Mapping[str, Tensor]) -> None:
+    for name, scale in scales.items():
+        mantissa, _ = torch.frexp(scale.double())
+        if not bool((mantissa == 0.5).all()):
+            raise ValueError(f"{name} is {scale.tolist()}, no power of two, but {META_FILE} says rounding power_of_two")
 
 
 def check_positive(numbers: Tensor, what: str) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lit_puzzle.importance.importance_file import Importance, best_experts, scores_identity
+from lit_puzzle.importance.importance_file import META_FILE, Importance, best_experts, scores_identity
 from lit_puzzle.library.library import PARENT, Candidate, Library, candidate_name, parent_blocks
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.identity import checkpoint_identity
@@ -43,9 +43,9 @@ def library(run_dir: Path, parent: Path, importance: Path, experts: list[int], w
     Raises:
         ValueError: importance and parent do not belong together, or a number fits no layer.
     """
-    source = Checkpoint(require_input(parent, "parent checkpoint"))
+    source = Checkpoint(require_input(parent, "parent checkpoint", "config.json"))
     _check_numbers(experts, windows, max(count for count, _ in source.blocks))
-    importance = require_input(importance, "expert importance")
+    importance = require_input(importance, "expert importance", META_FILE)
     scores = Importance.load(importance)
     fingerprint = source.fingerprint()
     scores.check_parent(fingerprint)

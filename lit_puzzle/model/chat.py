@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TEMPLATE = "chat_template.jinja"
-TEMPLATE_SECONDS = 3  # of CPU time
+TEMPLATE_SECONDS = 2  # of CPU time
 START_SECONDS = 60.0
 REPLY_SECONDS = 60.0  # of wall clock; a template that computes is ended by its CPU time before
 
@@ -59,7 +59,7 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[s
         **values: what else the template takes, such as `reasoning_effort` and `tools`.
 
     Raises:
-        ValueError: the template is missing, fails, reads the clock where no date is fixed, or takes more than 3 seconds
+        ValueError: the template is missing, fails, reads the clock where no date is fixed, or takes more than 2 seconds
             or 2 GiB.
     """
     place = f"the chat template of {tokenizer.name_or_path}"

@@ -93,6 +93,10 @@ class ConfigKeys:
         window: tokens that a windowed layer's attention sees.
         attention_bias: default of the key `attention_bias`.
         layer_types: default of the key `layer_types`, repeated over the layers.
+        activation: value of `hidden_act`, which the experts compute whatever it says.
+        rope_theta: base of rotary embeddings where the configuration gives none.
+        aliases: second names of keys, each with the key that transformers reads.
+        constants: keys of numbers inside the layers, with the values where the configuration gives none.
     """
 
     num_experts: str
@@ -101,6 +105,10 @@ class ConfigKeys:
     window: str
     attention_bias: bool
     layer_types: tuple[str, ...]
+    activation: str
+    rope_theta: float
+    aliases: tuple[tuple[str, str], ...]
+    constants: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -208,6 +216,10 @@ GPT_OSS = Family(
         window="sliding_window",
         attention_bias=True,
         layer_types=("sliding_attention", "full_attention"),
+        activation="silu",
+        rope_theta=150_000.0,
+        aliases=(("experts_per_token", "num_experts_per_tok"), ("num_experts", "num_local_experts")),
+        constants={"rms_norm_eps": 1e-5, "swiglu_alpha": 1.702, "swiglu_limit": 7.0},
     ),
     answer=AnswerFormat(
         header="<|channel|>final<|message|>",

@@ -15,11 +15,11 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 
 import lit_puzzle.model.blocks  # noqa: F401  (registers the configurations of children)
 from lit_puzzle.model.chat import TEMPLATE, check_template
-from lit_puzzle.model.family import family_of
+from lit_puzzle.model.config import CONFIG_FILE, read_config
 from lit_puzzle.run.files import check_regular, read_json, read_text
 from lit_puzzle.run.library_calls import library_errors
 
-CONFIG_FILE, GENERATION_FILE = "config.json", "generation_config.json"
+GENERATION_FILE = "generation_config.json"
 TOKENIZER_FILE, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 SETTINGS_FILES = (TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json")
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -31,14 +31,10 @@ def load_config(folder: Path) -> PreTrainedConfig:
     """Return the configuration of a checkpoint folder.
 
     Raises:
-        ValueError: the folder has no valid config.json, or its model belongs to no family.
+        ValueError: `lit_puzzle.model.config` refuses config.json, or transformers does.
     """
-    path = _in_folder(folder, CONFIG_FILE)
-    try:
-        family_of(read_json(path))
-    except ValueError as error:
-        raise ValueError(_with_folder(folder, error)) from error
-    with library_errors(path):
+    read_config(folder)
+    with library_errors(folder / CONFIG_FILE):
         return AutoConfig.from_pretrained(folder, **OFFLINE)
 
 
@@ -51,17 +47,25 @@ def load_generation_config(folder: Path) -> GenerationConfig:
         Its tokens; those of config.json if there is no such file.
 
     Raises:
-        ValueError: the file is damaged.
+        ValueError: the file is damaged, or a special token is not in the vocabulary.
     """
-    path = folder / GENERATION_FILE
+    path, vocabulary = folder / GENERATION_FILE, read_config(folder)["vocab_size"]
     if path.exists():
         read_json(path)
         with library_errors(path):
             settings = GenerationConfig.from_pretrained(folder, local_files_only=True).to_dict()
     else:
-        settings = read_json(folder / CONFIG_FILE)
+        path, settings = folder / CONFIG_FILE, read_config(folder)
+    for name in SPECIAL_TOKENS:
+        _check_tokens(path, name, settings.get(name), vocabulary)
     with library_errors(path):
         return GenerationConfig(**{name: settings.get(name) for name in SPECIAL_TOKENS})
+
+
+def _check_tokens(path: Path, name: str, tokens: object, vocabulary: int) -> None:
+    for token in tokens if isinstance(tokens, list) else [] if tokens is None else [tokens]:
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocabulary:
+            raise ValueError(f"{path}: {name} must be tokens of the vocabulary of {vocabulary}, got {tokens!r}")
 
 
 def load_tokenizer(folder: Path, **settings: Any) -> PreTrainedTokenizerBase:
@@ -76,6 +80,8 @@ def load_tokenizer(folder: Path, **settings: Any) -> PreTrainedTokenizerBase:
     """
     path = _in_folder(folder, TOKENIZER_FILE)
     read_json(path)
+    if (folder / CONFIG_FILE).exists():  # transformers reads it, too
+        read_config(folder)
     for name in SETTINGS_FILES:
         if (folder / name).exists() and "auto_map" in read_json(folder / name):
             raise ValueError(
@@ -102,9 +108,3 @@ def _in_folder(folder: Path, name: str) -> Path:
         raise ValueError(f"{folder} is not a folder; a checkpoint is a folder with {CONFIG_FILE} and *.safetensors")
     check_regular(folder / name)
     return folder / name
-
-
-def _with_folder(folder: Path, error: ValueError) -> str:
-    """Return the message of an error about `config.json` with the folder's name."""
-    said = str(error)
-    return said if said.startswith(str(folder)) else f"{folder}/{said}"

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from lit_puzzle.model.layout import Shape
+from lit_puzzle.model.values import check_values
 from lit_puzzle.run.files import check_regular, parse_json
 
 DTYPES: dict[str, torch.dtype] = {
@@ -118,10 +119,23 @@ class SafetensorsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.tensors = read_header(path)
+        self._checked: set[str] = set()
         with path.open("rb") as file:
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
     def read(self, name: str) -> Tensor:
+        """Return a tensor as `view` does, after checking its values when it is read for the first time.
+
+        Raises:
+            ValueError: a value is NaN or infinite.
+        """
+        tensor = self.view(name)
+        if name not in self._checked:
+            check_values(name, tensor, self.path)
+            self._checked.add(name)
+        return tensor
+
+    def view(self, name: str) -> Tensor:
         """Return a tensor as a view of the file, which must not be written to; copied only where not aligned."""
         info = self.tensors[name]
         dtype = DTYPES[info.dtype]

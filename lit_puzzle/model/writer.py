@@ -4,10 +4,12 @@ Names, dtypes and shapes of all tensors are known in advance, so headers and off
 is written to its final place, in any order. Everything is synced to disk, then the scratch folder is renamed.
 
 Bytes that are already stored in another file (`StoredRows`: a tensor, or some experts of it) are copied by the kernel
-from file to file, where the file systems allow it.
+from file to file, where the file systems allow it. Values are checked before they are written
+(`lit_puzzle.model.values`): no folder with a NaN or an infinity appears.
 
 Memory: one tensor; for stored bytes at most `BUFFER_BYTES`. Disk: the sum of all tensors, checked before writing, and
-twice that while an older folder of the same name is replaced. Traffic: every byte is read and written once.
+twice that while an older folder of the same name is replaced. Traffic: every byte is read and written once; bytes that
+have values to check (all but MXFP4 blocks) are read once more, from the page cache where they fit in it.
 
 Source: the safetensors format and the index of Hugging Face's sharded checkpoints.
 """
@@ -32,6 +34,7 @@ from torch import Tensor
 from lit_puzzle.model.checkpoint import INDEX_FILE, SINGLE_FILE
 from lit_puzzle.model.layout import Shape
 from lit_puzzle.model.safetensors_file import DTYPE_CODES, DTYPES, TensorInfo
+from lit_puzzle.model.values import check_computed, check_values, has_values
 from lit_puzzle.run.files import write_json
 
 Layout = Mapping[str, tuple[str, Shape]]  # full tensor name -> dtype code (`BF16`) and shape
@@ -134,8 +137,8 @@ def write_checkpoint(
         shard_done: is called with each file when all of its bytes are written, possibly before they are synced.
 
     Raises:
-        ValueError: a tensor is unknown, repeated, missing, or of another dtype or shape than in `layout`; or the disk
-            is too small.
+        ValueError: a tensor is unknown, repeated, missing, or of another dtype or shape than in `layout`; a value is
+            NaN or infinite; or the disk is too small.
     """
     sizes = {name: math.prod(shape) * DTYPES[code].itemsize for name, (code, shape) in layout.items()}
     total, free = sum(sizes.values()), shutil.disk_usage(folder).free
@@ -180,8 +183,9 @@ def _write_tensors(
         if given != layout[name]:
             raise ValueError(f"tensor {name} is {given[0]} {given[1]}, expected {layout[name][0]} {layout[name][1]}")
         if isinstance(tensor, StoredRows):
-            _copy(tensor, *places[name])
+            _copy(name, tensor, *places[name])
         else:
+            check_computed(name, tensor)
             data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
             _write(places[name][0], data.data, places[name][1])
         open_names.remove(name)
@@ -190,19 +194,32 @@ def _write_tensors(
         raise ValueError(f"missing tensor(s): {sorted(open_names)}")
 
 
-def _copy(stored: StoredRows, descriptor: int, offset: int) -> None:
-    """Copy stored bytes to their place in the new file, without passing them through this process if possible."""
+def _copy(name: str, stored: StoredRows, descriptor: int, offset: int) -> None:
+    """Check stored bytes and copy them to their place in the new file."""
     source = os.open(stored.info.file, os.O_RDONLY)
     try:
         if sys.platform == "linux":
             os.posix_fadvise(source, 0, 0, os.POSIX_FADV_SEQUENTIAL)  # reads further ahead, as cp does
         for begin, length in stored.runs():
+            if has_values(name, stored.info.dtype):
+                _check_run(name, stored.info, source, begin, length)
             _copy_run(source, begin, descriptor, offset, length)
             offset += length
             if sys.platform == "linux":  # pages that were read would push out those that are to be written and hashed
                 os.posix_fadvise(source, begin, length, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(source)
+
+
+def _check_run(name: str, info: TensorInfo, source: int, begin: int, length: int) -> None:
+    """Check the values of stored bytes, a buffer at a time."""
+    buffer = bytearray(min(BUFFER_BYTES, length))  # a multiple of every dtype's size, as `length` is
+    for done in range(0, length, BUFFER_BYTES):
+        part = memoryview(buffer)[: length - done]
+        filled = 0
+        while filled < len(part):
+            filled += _some(os.preadv(source, [part[filled:]], begin + done + filled))
+        check_values(name, torch.frombuffer(part, dtype=DTYPES[info.dtype]), info.file)
 
 
 def _copy_run(source: int, begin: int, target: int, offset: int, length: int) -> None:

@@ -37,10 +37,11 @@ class RolloutSampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or self.temperature <= 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
+        temperature_is_right = 0 < self.temperature < math.inf
+        if self.max_new_tokens < 1 or not temperature_is_right or not 0 < self.top_p <= 1 or self.top_k < 0:
             raise ValueError(
                 f"grpo.sampling.max_new_tokens={self.max_new_tokens}, temperature={self.temperature}, "
-                f"top_p={self.top_p}, top_k={self.top_k} were given; max_new_tokens >= 1, temperature > 0, "
+                f"top_p={self.top_p}, top_k={self.top_k} were given; max_new_tokens >= 1, temperature > 0 and finite, "
                 "0 < top_p <= 1 and top_k >= 0 are needed."
             )
 
@@ -81,10 +82,11 @@ class GRPOLossSettings:
         for name, (given, allowed) in choices.items():
             if given not in allowed:
                 raise ValueError(f"grpo.loss.{name} is {given!r}; allowed: {list(allowed)}.")
-        if self.epsilon <= 0 or (self.epsilon_high is not None and self.epsilon_high <= 0) or self.beta < 0:
+        ranges = [self.epsilon, self.epsilon if self.epsilon_high is None else self.epsilon_high]
+        if not all(0 < clip < math.inf for clip in ranges) or not 0 <= self.beta < math.inf:
             raise ValueError(
                 f"grpo.loss.epsilon={self.epsilon}, epsilon_high={self.epsilon_high}, beta={self.beta} were given; "
-                "the clip ranges must be positive and beta not negative."
+                "the clip ranges must be positive and beta not negative, all of them finite."
             )
 
 
@@ -179,9 +181,11 @@ class RewardSettings:
 
     def __post_init__(self) -> None:
         weights = {"correctness": self.correctness, "finished": self.finished, "length": self.length}
-        if min(weights.values()) < 0 or max(weights.values()) == 0:
-            raise ValueError(f"Reward weights {weights} were given; none may be negative and one must be positive.")
-        if not 0 <= self.length_start < self.length_end:
+        if not all(0 <= weight < math.inf for weight in weights.values()) or max(weights.values()) == 0:
+            raise ValueError(
+                f"Reward weights {weights} were given; they are finite, none is negative and one must be positive."
+            )
+        if not 0 <= self.length_start < self.length_end < math.inf:
             raise ValueError(
                 f"length_start {self.length_start} and length_end {self.length_end} were given; "
                 "0 <= length_start < length_end is needed, in multiples of the parent's mean length."

@@ -140,6 +140,9 @@ class _Trainer(GRPOTrainer):
             "truncated": torch.tensor([ids[-1] not in ends for ids in completion_ids]),
             "effort": [row["effort"] for row in inputs],
             "environment": [row["environment"] for row in inputs],
+            "prompt": [row["prompt"] for row in inputs],
+            "answer": [row.get("answer", "") for row in inputs],
+            "completion_ids": completion_ids,
         }
         self.faults.found.clear()
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids)
@@ -221,8 +224,8 @@ class GRPOEngine:
         """Return once what the last `loss` generated on this process; empty if it used earlier completions.
 
         Returns:
-            `completion_lengths` (long [B]) and `truncated` (bool [B]: reached the cap), `effort` and `environment`
-            (B texts each), of the whole generation batch.
+            `completion_lengths` (long [B]) and `truncated` (bool [B]: reached the cap), `completion_ids` (B lists),
+            `effort`, `environment`, `prompt` and `answer` (B texts each), of the whole generation batch.
         """
         rollout, self._trainer.rollout = self._trainer.rollout, None
         return rollout or {}

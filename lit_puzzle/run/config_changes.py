@@ -26,15 +26,8 @@ HARMLESS = frozenset(
 DEVICES = {"score": ("fabric.devices", "fabric.num_nodes"), "precompute_logits": ("fabric.devices", "fabric.num_nodes")}
 LOGGING_CALLBACKS = frozenset(
     {
-        *(
-            "RichProgressBar",
-            "TQDMProgressBar",
-            "ProgressBar",
-            "RichModelSummary",
-            "ModelSummary",
-            "DeviceStatsMonitor",
-        ),
-        *("LearningRateMonitor", "ThroughputMonitor", "Timer"),
+        *("RichProgressBar", "TQDMProgressBar", "ProgressBar", "RichModelSummary", "ModelSummary"),
+        *("DeviceStatsMonitor", "LearningRateMonitor", "ThroughputMonitor", "Timer"),
     }
 )
 CHECKPOINTS = {  # class -> arguments that say only how often and how many
@@ -79,9 +72,8 @@ def compare_configs(
         if key not in flat_before or key not in flat_now or flat_before[key] != flat_now[key]
     ]
     moved = _with_moved_inputs(before, now, inputs)
-    texts = [yaml.safe_dump(_essential(config), sort_keys=False).splitlines() for config in (before, moved)]
-    lines = difflib.unified_diff(*texts, "the run there", "this recipe", n=1, lineterm="")
-    return "\n".join(lines), changes
+    old, new = (yaml.safe_dump(_essential(config), sort_keys=False).splitlines() for config in (before, moved))
+    return "\n".join(difflib.unified_diff(old, new, "the run there", "this recipe", n=1, lineterm="")), changes
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
@@ -113,16 +105,13 @@ def _essential(config: Mapping[str, Any]) -> Any:
 
 def _pruned(node: Any, prefix: str, harmless: Collection[str], run_dir: str) -> Any:
     if isinstance(node, Mapping):
-        kept = {key: value for key, value in node.items() if f"{prefix}{key}" not in harmless}
-        return {
-            key: _pruned(
-                _callbacks(value) if f"{prefix}{key}" == "trainer.callbacks" else value,
-                f"{prefix}{key}.",
-                harmless,
-                run_dir,
-            )
-            for key, value in kept.items()
-        }
+        pruned = {}
+        for key, value in node.items():
+            name = f"{prefix}{key}"
+            if name not in harmless:
+                inside = _callbacks(value) if name == "trainer.callbacks" else value
+                pruned[key] = _pruned(inside, f"{name}.", harmless, run_dir)
+        return pruned
     if isinstance(node, list):
         return [_pruned(value, prefix, harmless, run_dir) for value in node]
     if isinstance(node, str) and run_dir and (node == run_dir or node.startswith(f"{run_dir}/")):

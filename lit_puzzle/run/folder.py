@@ -18,7 +18,7 @@ def is_complete(folder: Path) -> bool:
     return (folder / RECORD).is_file()
 
 
-def require_input(path: Path, purpose: str) -> Path:
+def require_input(path: Path, purpose: str, holds: str | tuple[str, ...] = ()) -> Path:
     """Check that an input of a stage exists and that the run that makes it is complete.
 
     A path that begins with `lit_puzzle/` and does not exist in the current folder is one of the packaged assets.
@@ -26,9 +26,11 @@ def require_input(path: Path, purpose: str) -> Path:
     Args:
         path: folder or file that a stage reads.
         purpose: what the stage reads it as, for the message ("parent checkpoint").
+        holds: file that the folder has, or several of which it has one: the path may then also be this file, or a run
+            folder with one folder that has it.
 
     Returns:
-        The path to read.
+        The path to read: the folder that has the file, if `holds` names one.
 
     Raises:
         ValueError: it does not exist, or the run that makes it is incomplete; the message names the command that makes
@@ -39,10 +41,28 @@ def require_input(path: Path, purpose: str) -> Path:
         path = PACKAGE.joinpath(*path.parts[1:])
     if not path.exists():
         raise ValueError(f"The {purpose} {str(given)!r} does not exist.{_how_to_make(given)}")
+    path = _folder_with((holds,) if isinstance(holds, str) else holds, path, purpose)
     run_folder = next((folder for folder in (path, *path.parents) if (folder / CONFIG).is_file()), None)
     if run_folder is not None and not is_complete(run_folder):
         raise ValueError(f"The {purpose} {str(path)!r} is in a run folder that is not complete.{_how_to_make(given)}")
     return path
+
+
+def require_file(path: Path, purpose: str, name: str) -> Path:
+    """Return a file that a stage reads, given by its path or by the run folder that has it; see `require_input`."""
+    found = require_input(path, purpose, name)
+    return found / name if found.is_dir() and (found / name).is_file() else found
+
+
+def _folder_with(names: tuple[str, ...], path: Path, purpose: str) -> Path:
+    if path.is_file() and path.name in names:
+        return path.parent
+    if not path.is_dir() or any((path / name).is_file() for name in names):
+        return path
+    found = sorted({file.parent for name in names for file in path.glob(f"*/{name}")})
+    if len(found) > 1:
+        raise ValueError(f"The {purpose} {str(path)!r} may be {', '.join(map(str, found))}; name one of them.")
+    return found[0] if found else path
 
 
 def _how_to_make(path: Path) -> str:

@@ -52,7 +52,7 @@ class Identity:
 
 @runtime_checkable
 class ReadsInputs(Protocol):
-    """A LightningModule or LightningDataModule with inputs, which the run claims before training or validation."""
+    """A module, data module or callback with inputs, which the run claims before it trains or validates."""
 
     def input_identities(self) -> Mapping[str, Identity]:
         """Return the identity of every input by its name."""
@@ -151,6 +151,13 @@ def claim_inputs(run_dir: Path, inputs: Mapping[str, Identity]) -> None:
     if merged != known:
         record["inputs"] = {name: identity.to_json() for name, identity in merged.items()}
         write_json(run_dir / INPUTS_FILE, record)
+
+
+def forget_inputs(run_dir: Path) -> None:
+    """Forget the inputs of an attempt without results; its date holds."""
+    if (run_dir / INPUTS_FILE).is_file():
+        record = _read(run_dir / INPUTS_FILE)
+        write_json(run_dir / INPUTS_FILE, {"format": FORMAT, "date": record["date"], "inputs": {}})
 
 
 def record_changes(run_dir: Path, changes: list[dict[str, Any]]) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 from lit_puzzle.run.files import read_json, to_json
 
 LOCK_FILE = ".lit_puzzle_lock"
+TAKEN_FILE = ".lit_puzzle_lock.taken"
 _held: set[int] = set()  # descriptors of the locks of this process
 
 
@@ -46,7 +47,8 @@ def locked(run_dir: Path) -> Iterator[None]:
         yield
     finally:
         _held.discard(descriptor)
-        (run_dir / LOCK_FILE).unlink(missing_ok=True)
+        for name in (TAKEN_FILE, LOCK_FILE):
+            (run_dir / name).unlink(missing_ok=True)
         os.close(descriptor)
 
 
@@ -75,8 +77,29 @@ def _take(descriptor: int, file: Path) -> bool:
     except BlockingIOError:
         raise ValueError(_refusal(file)) from None
     except OSError:  # a file system without locks
-        if _may_be_alive(_read(file)):
-            raise ValueError(f"{_refusal(file)} If that process is dead, remove {file}.") from None
+        return _take_by_name(file)
+    return True
+
+
+def _take_by_name(file: Path) -> bool:
+    """Take the lock where the file system has none: the one process that can make a second file has it.
+
+    Returns:
+        True; the second file is removed with the first.
+    """
+    taken = file.with_name(TAKEN_FILE)
+    if taken.is_file() and not _may_be_alive(_read(taken)):
+        stale = file.with_name(f"{TAKEN_FILE}.{os.getpid()}")
+        taken.rename(stale)
+        if _may_be_alive(_read(stale)):  # of a process that has removed the stale file, too, and was faster
+            stale.rename(taken)
+        stale.unlink(missing_ok=True)
+    try:
+        descriptor = os.open(taken, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    except FileExistsError:
+        raise ValueError(f"{_refusal(taken)} If that process is dead, remove {taken}.") from None
+    os.write(descriptor, to_json(_owner(), None).encode())
+    os.close(descriptor)
     return True
 
 
@@ -108,8 +131,8 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _may_be_alive(owner: dict[str, Any]) -> bool:
-    if not owner or owner.get("host") != socket.gethostname():
-        return bool(owner)
+    if owner.get("host") != socket.gethostname():  # or one that has not written its name yet
+        return True
     try:
         os.kill(int(owner["pid"]), 0)
     except ProcessLookupError:

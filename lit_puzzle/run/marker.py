@@ -1,8 +1,8 @@
 """The marker of a run folder: only what this tool has made is ever removed.
 
-Writes `.lit_puzzle_run` into a fresh run folder: format, version, and, at the end of every attempt, the names of the
-files and folders that have come into it. `--overwrite` removes these and what stages are known to write; anything else was put
-there by somebody else.
+Writes `.lit_puzzle_run` into a fresh run folder: format, version, whether an attempt is running, and the files that the
+run has made, noted at the end of every attempt. `--overwrite` removes these only; after an attempt that was killed, and
+so could note nothing, also what stages are known to write. Anything else was put there by somebody else.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from pathlib import Path
 from lit_puzzle.run.files import read_json, write_json
 from lit_puzzle.run.folder import CONFIG, RECORD
 from lit_puzzle.run.inputs import INPUTS_FILE, OUTPUTS_FILE
-from lit_puzzle.run.lock import LOCK_FILE
+from lit_puzzle.run.lock import LOCK_FILE, TAKEN_FILE
 
 MARKER = ".lit_puzzle_run"
 FORMAT = 1
-BOOKKEEPING = frozenset({MARKER, LOCK_FILE, CONFIG, RECORD, INPUTS_FILE, OUTPUTS_FILE})
+BOOKKEEPING = frozenset({MARKER, LOCK_FILE, TAKEN_FILE, CONFIG, RECORD, INPUTS_FILE, OUTPUTS_FILE})
 LOGS = frozenset({"lightning_logs", "wandb", "mlruns"})
-DERIVED = frozenset({"packed"})  # made again, or found to fit, by whoever reads it
+DERIVED = frozenset({"packed"})  # found to fit, or made again, by whoever reads it
+REMADE = frozenset({"calibration.jsonl", "kv_calibration", "generation_lengths.json"})  # made again by every attempt
 TEMPORARY = re.compile(r"\..+\.(\d+|partial|old)")  # of atomic writing: .NAME.PROCESS, and of folders and shards
-WRITTEN = (  # by stages, before they end and their names are noted
+WRITTEN = (  # by stages
     *("checkpoints", "best", "before", "after", "child", "model", "library", "documents", "top_logits", "packed"),
     *("candidates", "evaluations", "progress", "kv_calibration", "kv_scales", "hidden_states.*", "broken_batch_*.pt"),
     *("calibration.jsonl", "episodes.jsonl", "generation_lengths.json", "importance.*", "kv_scales.*", "scores.json"),
@@ -45,31 +46,53 @@ WRITTEN = (  # by stages, before they end and their names are noted
 )
 
 
-def write_marker(run_dir: Path, entries: Iterable[str] = ()) -> None:
+def write_marker(run_dir: Path, is_running: bool = False, files: Iterable[str] = ()) -> None:
     """Mark a folder as a run folder.
 
     Args:
         run_dir: the folder.
-        entries: names in it that the run has made.
+        is_running: whether an attempt is running, which has not noted its files yet.
+        files: files in it that the run has made.
     """
-    content = {"format": FORMAT, "version": metadata.version("lit-puzzle"), "entries": sorted(entries)}
-    write_json(run_dir / MARKER, content)
+    content = {"format": FORMAT, "version": metadata.version("lit-puzzle"), "running": is_running}
+    write_json(run_dir / MARKER, content | {"files": sorted(files)})
 
 
 @contextmanager
-def noted_entries(run_dir: Path) -> Iterator[None]:
-    """Note at the end of an attempt, however it ends, what has come into the run folder as made by the run."""
-    before = {path.name for path in run_dir.iterdir()}
+def noted_files(run_dir: Path, notes_all: bool) -> Iterator[None]:
+    """Note at the end of an attempt, however it ends, the new files in the run folder as made by the run.
+
+    Args:
+        run_dir: the folder.
+        notes_all: whether code of the user writes there; else only files with names that stages give are noted.
+    """
+    before = _files(run_dir)
+    write_marker(run_dir, True, _noted(run_dir))
     try:
         yield
     finally:
-        new = {path.name for path in run_dir.iterdir()} - before - BOOKKEEPING
+        new = {name for name in _files(run_dir) - before if notes_all or _is_of_a_stage(name)}
         with suppress(ValueError):  # a full disk: the attempt has an error of its own
-            write_marker(run_dir, new | _entries(run_dir))
+            write_marker(run_dir, False, new | _noted(run_dir))
 
 
-def _entries(run_dir: Path) -> set[str]:
-    return {str(name) for name in read_json(run_dir / MARKER).get("entries", ())}
+def _files(run_dir: Path) -> set[str]:
+    found = (path for path in run_dir.rglob("*") if path.is_symlink() or not path.is_dir())
+    return {path.relative_to(run_dir).as_posix() for path in found}
+
+
+def _noted(run_dir: Path) -> set[str]:
+    return {str(name) for name in read_json(run_dir / MARKER).get("files", ())}
+
+
+def noted_before(run_dir: Path) -> set[str]:
+    """Return the noted files that are still there, of a run that starts anew."""
+    return _noted(run_dir) & _files(run_dir) if is_run_folder(run_dir) else set()
+
+
+def _is_of_a_stage(name: str) -> bool:
+    top = name.partition("/")[0]
+    return top in LOGS or any(fnmatch(top, pattern) for pattern in WRITTEN)
 
 
 def is_run_folder(run_dir: Path) -> bool:
@@ -81,12 +104,14 @@ def is_unclaimed(run_dir: Path) -> bool:
     """Return whether a folder does not exist, or has nothing but what an attempt killed at its very start leaves."""
     if not run_dir.exists():
         return True
-    return run_dir.is_dir() and all(_is_temporary(path) or path.name == LOCK_FILE for path in run_dir.iterdir())
+    return run_dir.is_dir() and all(
+        _is_temporary(path) or path.name in (LOCK_FILE, TAKEN_FILE) for path in run_dir.iterdir()
+    )
 
 
 def has_results(run_dir: Path) -> bool:
     """Return whether a run has written more than bookkeeping, logs and files that can be made again."""
-    nothing = BOOKKEEPING | LOGS | DERIVED
+    nothing = BOOKKEEPING | LOGS | DERIVED | REMADE
     return any(not _is_temporary(path) and path.name not in nothing and _has_files(path) for path in run_dir.iterdir())
 
 
@@ -105,22 +130,23 @@ def check_removable(run_dir: Path) -> None:
             f"{run_dir} has no {MARKER}: it is not a run folder of this version, so that --overwrite leaves it alone. "
             "Remove it yourself, or choose another --run_dir."
         )
-    known = {*BOOKKEEPING, *LOGS, *_entries(run_dir)}
+    noted, was_killed = _noted(run_dir), bool(read_json(run_dir / MARKER).get("running"))
     foreign = [
-        path.name
-        for path in sorted(run_dir.iterdir())
-        if path.name not in known and not _is_temporary(path) and not any(fnmatch(path.name, name) for name in WRITTEN)
+        name
+        for name in sorted(_files(run_dir) - noted - BOOKKEEPING)
+        if not any(TEMPORARY.fullmatch(part) for part in name.split("/")) and not (was_killed and _is_of_a_stage(name))
     ]
     nested = [str(path.parent.relative_to(run_dir)) for path in run_dir.rglob(MARKER) if path.parent != run_dir]
     if foreign or nested:
-        what = [*(f"the run in {name}" for name in nested), *(name for name in foreign if name not in nested)]
+        what = [f"the run in {name}" for name in nested]
+        what += [name for name in foreign if not any(name.startswith(f"{run}/") for run in nested)]
         raise ValueError(
             f"{run_dir} contains {', '.join(what[:5])}{' and more' if len(what) > 5 else ''}, which this run has not "
             "made. Move that away, or choose another --run_dir."
         )
 
 
-def remove_contents(run_dir: Path, spare: Iterable[str] = (LOCK_FILE,)) -> None:
+def remove_contents(run_dir: Path, spare: Iterable[str] = (LOCK_FILE, TAKEN_FILE)) -> None:
     """Remove what is in a folder, links but not what they point to."""
     for path in list(run_dir.iterdir()):
         if path.name in spare:

@@ -5,6 +5,7 @@ earlier attempt left. A folder without results never refuses a command: an attem
 result starts anew.
 """
 
+import errno
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -12,11 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from lit_puzzle.run.config_changes import compare_configs
 from lit_puzzle.run.files import parse_yaml, read_text, read_yaml, write_atomically
 from lit_puzzle.run.folder import CONFIG, is_complete
-from lit_puzzle.run.inputs import record_changes, recorded_inputs, run_date
-from lit_puzzle.run.lock import LOCK_FILE, locked
+from lit_puzzle.run.inputs import INPUTS_FILE, forget_inputs, record_changes, recorded_inputs, run_date
+from lit_puzzle.run.lock import LOCK_FILE, TAKEN_FILE, locked
 from lit_puzzle.run.marker import (
     BOOKKEEPING,
     DERIVED,
@@ -26,18 +29,24 @@ from lit_puzzle.run.marker import (
     has_results,
     is_run_folder,
     is_unclaimed,
-    noted_entries,
+    noted_before,
+    noted_files,
     remove_contents,
     remove_temporary,
     write_marker,
 )
 from lit_puzzle.run.renamed import renamed_in_config
 
+DISK_ERRORS = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS)
+DISK_WORDS = (  # of libraries that write by themselves
+    *("No space left", "File too large", "quota exceeded", "Read-only file system"),
+    *("file write failed", "unexpected pos"),  # torch.save
+)
 OUTPUTS = ("dirpath", "save_dir", "default_root_dir")  # Lightning's names of folders to write
 
 
 @contextmanager
-def opened_run(run_dir: Path, config: str, overwrite: bool) -> Iterator[bool]:
+def opened_run(run_dir: Path, config: str, overwrite: bool, notes_all: bool = False) -> Iterator[bool]:
     """Take a run folder for the work inside; the first process only.
 
     The folder is locked until the end. If the work refuses its input before it has a result, the folder disappears.
@@ -46,6 +55,7 @@ def opened_run(run_dir: Path, config: str, overwrite: bool) -> Iterator[bool]:
         run_dir: the recipe's run folder.
         config: the resolved recipe as YAML text.
         overwrite: whether to remove the run that is there.
+        notes_all: whether code of the user may write into the folder, under any names.
 
     Yields:
         Whether an incomplete run of the same recipe is resumed.
@@ -54,13 +64,14 @@ def opened_run(run_dir: Path, config: str, overwrite: bool) -> Iterator[bool]:
         ValueError: the folder is in use, complete, of a different recipe, or not a run folder.
     """
     _check_own(run_dir)
+    is_new = not run_dir.exists()
     try:
-        with locked(run_dir), abandoned_if_empty(run_dir):
+        with locked(run_dir), abandoned_if_empty(run_dir), write_errors(run_dir):
             resumed = open_run(run_dir, config, overwrite)
-            with noted_entries(run_dir):
+            with noted_files(run_dir, notes_all):
                 yield resumed
     finally:
-        if run_dir.is_dir() and not any(run_dir.iterdir()):
+        if is_new and run_dir.is_dir() and not any(run_dir.iterdir()):
             run_dir.rmdir()  # abandoned, and now without its lock
 
 
@@ -75,9 +86,13 @@ def open_run(run_dir: Path, config: str, overwrite: bool) -> bool:
         if has_results(run_dir) or is_complete(run_dir):
             _resume(run_dir, config)
             return True
-        remove_contents(run_dir, {LOCK_FILE, MARKER, *LOGS, *DERIVED})
+        spared = {LOCK_FILE, TAKEN_FILE, MARKER, *LOGS, *DERIVED}
+        if (run_dir / CONFIG).is_file() and read_text(run_dir / CONFIG) == config:
+            spared |= {CONFIG, INPUTS_FILE}  # other processes may have read them already
+            forget_inputs(run_dir)
+        remove_contents(run_dir, spared)
     run_dir.mkdir(parents=True, exist_ok=True)
-    write_marker(run_dir)
+    write_marker(run_dir, files=noted_before(run_dir))
     run_date(run_dir)  # before config.yaml, for which other processes wait
     write_atomically(run_dir / CONFIG, config)
     return False
@@ -88,10 +103,25 @@ def _check_own(run_dir: Path) -> None:
         raise ValueError(f"{run_dir} is a file, not a folder; choose another --run_dir.")
     if is_unclaimed(run_dir) or is_run_folder(run_dir):
         return
+    if (run_dir / CONFIG).is_file():
+        _check_version(run_dir)
     what = "not a run folder of this version" if (run_dir / CONFIG).is_file() else "not a run folder"
     raise ValueError(
         f"{run_dir} is not empty and {what} (it has no {MARKER}), so that it is left alone. Choose another --run_dir."
     )
+
+
+def _check_version(run_dir: Path) -> None:
+    """Refuse the recipe of an earlier version, whose names differ."""
+    try:
+        renamed = renamed_in_config(read_text(run_dir / CONFIG))
+    except ValueError:  # a file of somebody else
+        return
+    if renamed:
+        raise ValueError(
+            f"{run_dir} was started by an earlier version, in which {len(renamed)} names differ, for example: "
+            f"{renamed[0]}. Finish it with that version, or choose another --run_dir."
+        )
 
 
 def _check_overwrite(run_dir: Path, config: str) -> None:
@@ -141,13 +171,7 @@ def _resume(run_dir: Path, config: str) -> None:
         raise ValueError(f"{run_dir} has results, but no {CONFIG}; give --overwrite to start anew.")
     before = read_text(run_dir / CONFIG)
     if before != config:
-        renamed = renamed_in_config(before)
-        if renamed:
-            raise ValueError(
-                f"{run_dir} was started by an earlier version, in which {len(renamed)} names differ, for example: "
-                f"{renamed[0]}. Finish it with that version, choose another --run_dir, or give --overwrite to remove "
-                "it."
-            )
+        _check_version(run_dir)
         inputs = {identity.path for identity in recorded_inputs(run_dir).values()}
         difference, changes = compare_configs(read_yaml(run_dir / CONFIG), parse_yaml(config, "this recipe"), inputs)
         if difference:
@@ -175,6 +199,24 @@ def abandoned_if_empty(run_dir: Path) -> Iterator[None]:
         ):
             remove_contents(run_dir)
         raise
+
+
+@contextmanager
+def write_errors(run_dir: Path) -> Iterator[None]:
+    """Turn errors of a full or read-only disk into one error of the user; what was finished stays.
+
+    Raises:
+        ValueError: the disk is full or cannot be written.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        number = error.errno if isinstance(error, OSError) else None
+        if number not in DISK_ERRORS and not any(words in str(error) for words in DISK_WORDS):
+            raise
+        file = error.filename if isinstance(error, OSError) and error.filename else run_dir
+        reason = os.strerror(number) if number else " ".join(str(error).split())[:200]
+        raise ValueError(f"{file} cannot be written: {reason}. Make room; the same command continues.") from error
 
 
 def _is_empty(path: Path) -> bool:

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -37,27 +37,39 @@ class _State:
 
     deferring = False
     noted: int | None = None
+    timer: threading.Timer | None = None  # ends the patience after a noted signal
+    forward: Callable[[int], object] | None = None
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
+    if _State.forward is not None:
+        _State.forward(number)
     if not _State.deferring or _State.noted is not None:
         raise StoppedError(number)
     _State.noted = number
-    timer = threading.Timer(PATIENCE_SECONDS, os.kill, (os.getpid(), number))
-    timer.daemon = True
-    timer.start()
+    _State.timer = threading.Timer(PATIENCE_SECONDS, os.kill, (os.getpid(), number))
+    _State.timer.daemon = True
+    _State.timer.start()
 
 
-def install_handlers() -> None:
-    """Install the handlers, in the main thread; libraries may have installed theirs meanwhile."""
+def install_handlers(forward: Callable[[int], object] | None = None) -> None:
+    """Install the handlers, in the main thread; libraries may have installed theirs meanwhile.
+
+    Args:
+        forward: passes a signal on to the processes that this one has started.
+    """
+    _State.forward = forward
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             signal.signal(number, _handle)
 
 
 @contextmanager
-def stopped_by_signals() -> Iterator[None]:
+def stopped_by_signals(hint: str) -> Iterator[None]:
     """End the command inside with one line and exit code 128 + number when it is stopped by a signal.
+
+    Args:
+        hint: end of the line, which says what to do next.
 
     Raises:
         SystemExit: a signal has stopped it.
@@ -70,10 +82,12 @@ def stopped_by_signals() -> Iterator[None]:
     try:
         yield
     except StoppedError as stopped:
-        print(f"stopped by {stopped}: the same command continues the run.", file=sys.stderr, flush=True)
+        print(f"stopped by {stopped}{hint}", file=sys.stderr, flush=True)
         raise SystemExit(128 + stopped.number) from None
     finally:
-        _State.deferring, _State.noted = False, None
+        if _State.timer is not None:
+            _State.timer.cancel()
+        _State.deferring, _State.noted, _State.timer, _State.forward = False, None, None, None
         for number, handler in before.items():
             signal.signal(number, handler)
 

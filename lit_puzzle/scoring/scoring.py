@@ -32,15 +32,16 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lit_puzzle.data.calibration import CALIBRATION_FILE, CalibrationData
-from lit_puzzle.library.library import Library
+from lit_puzzle.library.library import LIBRARY_FILE, Library
 from lit_puzzle.library.swap import swapped
 from lit_puzzle.library.trained_blocks import block_tensors, check_trained
 from lit_puzzle.model.blocks import PuzzleModel
+from lit_puzzle.model.chat import fix_date
 from lit_puzzle.model.checkpoint import fingerprint
 from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.run.folder import require_input
-from lit_puzzle.run.inputs import Identity, claim_inputs, file_identity, record_output, text_hash
+from lit_puzzle.run.inputs import Identity, claim_inputs, file_identity, record_output, run_date, text_hash
 from lit_puzzle.scoring.block_quality import METRICS
 from lit_puzzle.scoring.evaluations import Evaluation, evaluation_items, score_items
 from lit_puzzle.scoring.replace_block import ReplaceOneBlock, lay_out
@@ -83,7 +84,8 @@ def score(
         ValueError: parent, library and data do not belong together, there are too few sequences, or a quality loss is
             not finite.
     """
-    parent, library = require_input(parent, "parent checkpoint"), require_input(library, "block library")
+    parent = require_input(parent, "parent checkpoint", "config.json")
+    library = require_input(library, "block library", LIBRARY_FILE)
     candidates, evaluations = Library.load(library), evaluations or []
     _check(parent, candidates, library, data, evaluations)
     entries = entries_of(candidates, scoring.pairs)
@@ -141,7 +143,9 @@ class _Run:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The parent's; only evaluations need it."""
-        return load_tokenizer(self.parent)
+        tokenizer = load_tokenizer(self.parent)
+        fix_date(tokenizer, run_date(self.run_dir))
+        return tokenizer
 
     def evaluation_files(self, evaluation: Evaluation) -> ScoreFiles:
         """Return the files of one evaluation."""

@@ -36,7 +36,7 @@ from typing import Any
 from lit_puzzle.costs.cost_model import CostModel
 from lit_puzzle.costs.model_shape import ModelShape
 from lit_puzzle.costs.timed_blocks import TimedBlocks
-from lit_puzzle.library.library import Library
+from lit_puzzle.library.library import LIBRARY_FILE, Library
 from lit_puzzle.run.files import write_json
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import Identity, claim_inputs, file_identity, record_output
@@ -110,7 +110,8 @@ def search(
 
 
 def _identities(library: Path, scores: Path, costs: Costs) -> dict[str, Identity]:
-    library, scores = require_input(library, "block library"), require_input(scores, "scores of the blocks")
+    library = require_input(library, "block library", LIBRARY_FILE)
+    scores = require_input(scores, "scores of the blocks", SCORES_FILE)
     found = {"library": Library.load(library).identity(library)}
     found["scores"] = file_identity(scores / SCORES_FILE if scores.is_dir() else scores)
     if isinstance(costs.times, TimedBlocks):
@@ -173,8 +174,8 @@ class Inputs:
         space: SearchSpace,
     ) -> Inputs:
         """Read library and scores and make the cost models."""
-        library = Library.load(require_input(library_path, "block library"))
-        scores = Scores.load(require_input(scores_path, "scores of the blocks"))
+        library = Library.load(require_input(library_path, "block library", LIBRARY_FILE))
+        scores = Scores.load(require_input(scores_path, "scores of the blocks", SCORES_FILE))
         scores.check_library(library)
         layers = offered(library, space.windows)
         searched = dataclasses.replace(library, layers=layers)

@@ -1,4 +1,4 @@
-"""SHA-256 of every file of a folder, in the format that `sha256sum -c SHA256SUMS` reads.
+"""SHA-256 of every file of a folder, in the format that `sha256sum -c SHA256SUMS` and `lit_puzzle.run.checksums` read.
 
 One background thread hashes each finished file while the next is written, when it is still in the page cache. Writes
 SHA256SUMS. Memory: a buffer. Traffic: each file is read once more.
@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-CHECKSUMS = "SHA256SUMS"
+from lit_puzzle.run.checksums import CHECKSUMS
 
 
 class Checksums:

@@ -13,8 +13,8 @@ from typing import Any
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from lit_puzzle.child.child import child_config
-from lit_puzzle.model.blocks import config_class
 from lit_puzzle.model.checkpoint import Checkpoint
+from lit_puzzle.model.config import rope_parameters
 from lit_puzzle.model.family import family_of, is_child
 from lit_puzzle.model.layout import layer_prefix
 from lit_puzzle.model.opening import load_config
@@ -41,25 +41,6 @@ def puzzle_config(checkpoint: Checkpoint) -> dict[str, Any]:
         load_config(checkpoint.folder)
     config = child_config(checkpoint.config, checkpoint.blocks)
     return {**_without(config, (*ROPE_KEYS, *CODE_KEYS)), "rope_parameters": rope_parameters(checkpoint.config)}
-
-
-def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters of rotary embeddings as one mapping, from old or new entries of config.json.
-
-    Raises:
-        ValueError: YaRN parameters without a factor above 0 or without the original length.
-    """
-    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    rope.setdefault("rope_type", rope.pop("type", "default"))
-    if "rope_theta" not in rope:
-        known = "rope_theta" in config
-        rope["rope_theta"] = config["rope_theta"] if known else config_class(family_of(config)).default_theta
-    if rope["rope_type"] == "yarn":
-        for key in ("factor", "original_max_position_embeddings"):
-            value = rope.get(key)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-                raise ValueError(f"config.json: YaRN needs {key} above 0; its rope parameters are {rope}")
-    return rope
 
 
 def stock_config(config: Mapping[str, Any], experts: int, blocks: Blocks) -> dict[str, Any]:

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from lit_puzzle.child.folder import ChildFolder
-from lit_puzzle.kv_cache.scales import KVScales, check_positive, scales_identity
+from lit_puzzle.kv_cache.scales import META_FILE, KVScales, check_positive, check_shape, scales_identity
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.identity import checkpoint_identity, tokenizer_content, weights_identity
+from lit_puzzle.model.layout import whole
 from lit_puzzle.model.safetensors_file import DTYPES
 from lit_puzzle.model.writer import atomic_folder
 from lit_puzzle.run.folder import CONFIG, RECORD, is_complete, require_input
@@ -80,9 +81,9 @@ def export(
     check_upload(upload)
     for path in (*card.training, *card.evaluations.values()):
         read_run(path)
-    child = ChildFolder.open(require_input(checkpoint, "checkpoint"))
+    child = ChildFolder.open(require_input(checkpoint, "checkpoint", "config.json"))
     source, plan = child.checkpoint, child.plan
-    tokenizer = source.folder if tokenizer is None else require_input(tokenizer, "tokenizer")
+    tokenizer = source.folder if tokenizer is None else require_input(tokenizer, "tokenizer", "tokenizer_config.json")
     check_tokenizer(tokenizer)
     weights, scales_from = _final_weights(source, adapter, kv_scales, rounded=storage.dtype == "stored")
     rounding = experts.Rounding()
@@ -91,8 +92,11 @@ def export(
     config = _with_storage(source, config, weights, storage)
     settings = generation_settings(source.folder, tokenizer, config)
     exported = Export(storage.format, source, tokenizer, config, settings, weights, plan, scales_from, rounding)
-    check_ancestors(checkpoint_identity(source), card.training, "card.training")
-    claim_inputs(run_dir, _inputs(source, kv_scales, adapter, tokenizer, storage, card))
+    identity = checkpoint_identity(source)
+    check_ancestors(identity, card.training, "card.training")
+    claim_inputs(
+        run_dir, {"checkpoint": identity} | _other_inputs(source, kv_scales, adapter, tokenizer, storage, card)
+    )
     own_and_interrupted = (run_dir / CONFIG).is_file() and not is_complete(run_dir)
     with atomic_folder(run_dir / FOLDER, replace=own_and_interrupted) as scratch:
         facts = write_folder(scratch, exported, card)
@@ -101,18 +105,20 @@ def export(
     return results_of(run_dir / FOLDER, facts)
 
 
-def _inputs(
+def _other_inputs(
     source: Checkpoint, kv_scales: Path | None, adapter: Path | None, tokenizer: Path, storage: Storage, card: Card
 ) -> dict[str, Identity]:
-    found = {"checkpoint": checkpoint_identity(source)}
+    found = dict[str, Identity]()
     if kv_scales is not None:
-        found["kv_scales"] = scales_identity(kv_scales)
+        found["kv_scales"] = scales_identity(require_input(kv_scales, "folder of KV scales", META_FILE))
     if adapter is not None:
-        found["adapter"] = file_identity(adapter)
+        found["adapter"] = file_identity(require_input(adapter, "adapter", "adapter_config.json"))
     if tokenizer != source.folder:
         found["tokenizer"] = Identity(str(tokenizer), tokenizer_content(tokenizer))
     if storage.mxfp4_parent is not None:
-        found["storage.mxfp4_parent"] = weights_identity(storage.mxfp4_parent)
+        found["storage.mxfp4_parent"] = weights_identity(
+            require_input(storage.mxfp4_parent, "MXFP4 parent", "config.json")
+        )
     runs = {f"card.training.{number}": path for number, path in enumerate(card.training)}
     runs |= {f"card.evaluations.{title}": path for title, path in card.evaluations.items()}
     return found | {name: file_identity(path, [RECORD] if path.is_dir() else None) for name, path in runs.items()}
@@ -132,10 +138,10 @@ def _final_weights(
                 "KV scales are valid for the weights they were calibrated on, and an adapter changes them: export with "
                 "the adapter alone, run recipes/calibrate_kv.yaml on that folder, and export it with the scales"
             )
-        return merged(weights, Adapter.open(require_input(adapter, "adapter")), rounded), ""
+        return merged(weights, Adapter.open(require_input(adapter, "adapter", "adapter_config.json")), rounded), ""
     if kv_scales is None:
         return weights, COPIED_SCALES if own else ""
-    scales = KVScales.load(require_input(kv_scales, "folder of KV scales"))
+    scales = KVScales.load(require_input(kv_scales, "folder of KV scales", META_FILE))
     check_scales(scales, source)
     found = f"method {scales.method} over {scales.tokens:,} tokens, rounding {scales.rounding}"
     return steps.with_kv_scales(weights, scales.tensors(), names), found
@@ -148,8 +154,7 @@ def check_scales(scales: KVScales, source: Checkpoint) -> None:
         ValueError: they are of another checkpoint, or a layer with full attention has none.
     """
     scales.check_checkpoint(source.fingerprint())
-    if len(scales.layers) != source.num_layers:
-        raise ValueError(f"the KV scales are of {len(scales.layers)} layers, the checkpoint has {source.num_layers}")
+    check_shape(scales, source.num_layers, whole(source.config, "num_key_value_heads"))
     for layer, (found, (_, window)) in enumerate(zip(scales.layers, source.blocks, strict=True)):
         if found is None and window is None:
             raise ValueError(
@@ -166,7 +171,7 @@ def _packed_parent(storage: Storage, plan: Plan | None) -> tuple[Checkpoint, Pla
             f"storage.mxfp4_parent needs storage.experts: mxfp4 (given: {storage.experts}) and the child's plan.json, "
             f"which lists the experts that were kept ({'missing' if plan is None else 'found'})"
         )
-    parent = Checkpoint(require_input(storage.mxfp4_parent, "MXFP4 parent"))
+    parent = Checkpoint(require_input(storage.mxfp4_parent, "MXFP4 parent", "config.json"))
     experts.check_packed_parent(parent, plan)
     return parent, plan
 

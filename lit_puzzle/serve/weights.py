@@ -49,7 +49,12 @@ Weights = dict[str, Weight]  # by full tensor name
 
 
 def stored_weights(checkpoint: Checkpoint) -> Weights:
-    """Return all tensors of a checkpoint, as they are stored."""
+    """Return all tensors of a checkpoint, as they are stored, after comparing its files with their checksums.
+
+    Raises:
+        ValueError: a weight file does not match SHA256SUMS.
+    """
+    checkpoint.check_checksums()
     return {
         name: Weight(info.dtype, info.shape, lambda name=name: checkpoint.read(name), StoredRows(info))  # type: ignore[misc]
         for name, info in checkpoint.tensors.items()

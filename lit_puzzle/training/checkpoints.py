@@ -8,12 +8,15 @@ validation since.
 """
 
 import math
+import signal
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
+
+from lit_puzzle.run.signals import StoppedError, defer_signals, noted_signal
 
 
 class UpdateCheckpoint(ModelCheckpoint):
@@ -44,7 +47,7 @@ class UpdateCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
         self.every_n_updates = every_n_updates
-        self._waits_for_validation = False
+        self._waits_for_validation = self._stops = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Put the checkpoints into the run folder, whatever the logger's folder is."""
@@ -54,16 +57,33 @@ class UpdateCheckpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save, unless this batch only accumulated gradients or a validation comes first."""
+        """Save, unless this batch only accumulated gradients or a validation comes first.
+
+        Raises:
+            StoppedError: a signal came during the update, whose result is saved now.
+        """
         is_last = batch_idx + 1 == trainer.num_training_batches
         updated = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or is_last
-        if not updated or trainer.global_step % self.every_n_updates:
+        self._stops = updated and _any_process_stops(trainer)
+        if not updated or (trainer.global_step % self.every_n_updates and not self._stops):
             return
         fit_loop = trainer.fit_loop
         assert fit_loop._data_fetcher is not None
         self._waits_for_validation = fit_loop.epoch_loop._should_check_val_fx(fit_loop._data_fetcher)
         if not self._waits_for_validation:
             self._save(trainer)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Let a signal wait for the end of the update, after which the state can be saved."""
+        defer_signals(True)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let a signal stop a validation at once, unless a checkpoint waits for its end."""
+        defer_signals(self._stops)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let a signal stop what comes after training at once."""
+        defer_signals(False)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the checkpoint that waited for this validation.
@@ -77,6 +97,15 @@ class UpdateCheckpoint(ModelCheckpoint):
     def _save(self, trainer: Trainer) -> None:
         if not self._should_skip_saving_checkpoint(trainer):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+        if self._stops:
+            defer_signals(False)
+            raise StoppedError(noted_signal() or signal.SIGTERM)
+
+
+def _any_process_stops(trainer: Trainer) -> bool:
+    """Return whether a signal has come to one of the processes; all get the same answer."""
+    noted = noted_signal() is not None
+    return noted if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(noted, all=False)
 
 
 class BestCheckpoint(Callback):

@@ -11,18 +11,21 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from lightning import Trainer
+from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.states import TrainerStatus
 
-from lit_puzzle.run.folder import newest_checkpoint
 from lit_puzzle.run.inputs import Identity, ReadsInputs, claim_inputs
-from lit_puzzle.run.open_run import abandon_if_empty, join_run, open_run
+from lit_puzzle.run.open_run import join_run, opened_run
 from lit_puzzle.run.parser import RecipeParser
 from lit_puzzle.run.recipe import Recipe
 from lit_puzzle.run.record import RunClock
+from lit_puzzle.run.signals import install_handlers
+from lit_puzzle.training.stored_checkpoints import check_checkpoint
 
 
 @runtime_checkable
@@ -95,32 +98,79 @@ def run_lightning(command: str, recipe: Recipe, words: Sequence[str], overwrite:
     """
     cli = RecipeCLI(recipe, words)
     run_dir = Path(cli.config.run_dir)
-    config = cli.parser.dump(cli.config, skip_unset=False)
+    config = recipe.on_disk(cli.parser.dump(cli.config, skip_unset=False), words)
     is_first = _get_rank() in (None, 0)
-    resumed = False
-    if is_first:
-        resumed = open_run(run_dir, config, overwrite)
-    else:
+    if not is_first:
         join_run(run_dir, config)
+    cli.trainer.callbacks.insert(0, OwnSignals())  # type: ignore[attr-defined]
     clock = RunClock()
-    with abandon_if_empty(run_dir) if is_first else nullcontext():
+    with opened_run(run_dir, config, overwrite, _has_own_code(recipe)) if is_first else nullcontext(False) as resumed:
         if is_first:
             claim_inputs(run_dir, _inputs(cli))
         try:
             if command == "fit":
-                checkpoint = newest_checkpoint(run_dir)
-                cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
+                cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=sound_checkpoint(run_dir))
             else:
                 cli.trainer.validate(cli.model, datamodule=cli.datamodule)
         except MisconfigurationException as error:  # settings of the Trainer that do not fit together
             raise ValueError(str(error)) from error
-    if cli.trainer.is_global_zero and cli.trainer.state.status == TrainerStatus.FINISHED:
-        clock.close(run_dir, recipe.path, cli.config.seed_everything, resumed, _results(cli))
+        if cli.trainer.is_global_zero and cli.trainer.state.status == TrainerStatus.FINISHED:
+            clock.close(run_dir, recipe.path, cli.config.seed_everything, resumed, _results(cli))
+
+
+class OwnSignals(Callback):
+    """Puts the handlers of `lit_puzzle.run.signals` in place of Lightning's, which end a run with exit code 0.
+
+    Under SLURM, Lightning's stay: they save the state and requeue the job.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Install the handlers after Lightning has installed its own."""
+        self._install(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Install the handlers for a run of `validate`."""
+        self._install(trainer)
+
+    def _install(self, trainer: Trainer) -> None:
+        launcher = trainer.strategy.launcher
+        if not SLURMEnvironment.detect():
+            install_handlers(launcher.kill if isinstance(launcher, _SubprocessScriptLauncher) else None)
+
+
+def sound_checkpoint(run_dir: Path) -> Path | None:
+    """Return the newest training checkpoint that is complete and undamaged, or None.
+
+    A damaged one is named in a warning and left out. Every process reads all of it, so that all choose the same.
+
+    Raises:
+        ValueError: there are checkpoints, and all are damaged: starting anew is not for this command to decide.
+    """
+    damaged: list[str] = []
+    found = sorted((run_dir / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for path in found:
+        try:
+            check_checkpoint(path)
+        except ValueError as error:
+            damaged.append(str(error))
+        else:
+            for message in damaged:
+                print(f"warning: {message}; the checkpoint before it is used.", flush=True)
+            return path
+    if damaged:
+        raise ValueError(f"{damaged[0]}; no other is sound. Restore one, or give --overwrite to start anew.")
+    return None
+
+
+def _has_own_code(recipe: Recipe) -> bool:
+    """Return whether a recipe names classes that may write under names of their own."""
+    ours = ("lit_puzzle.", "torch.", "lightning.pytorch.callbacks.", "lightning.pytorch.loggers.CSVLogger")
+    return any("." in path and not path.startswith(ours) for path in recipe.class_paths())
 
 
 def _inputs(cli: LightningCLI) -> dict[str, Identity]:
     """Return the inputs of module, data and callbacks."""
-    readers = (cli.model, cli.datamodule)
+    readers = (cli.model, cli.datamodule, *cli.trainer.callbacks)  # type: ignore[attr-defined]
     return {
         name: identity
         for reader in readers

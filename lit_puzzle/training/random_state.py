@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy
 import torch
+from torch import distributed
 
 RandomState = dict[str, Any]
 
@@ -71,3 +72,12 @@ class RandomStream:
         with self.inside():
             yield
         self.state = before
+
+
+def of_all_processes(own: RandomState) -> list[RandomState]:
+    """Return the random states of all processes, on each."""
+    if not distributed.is_initialized():
+        return [own]
+    states: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(states, own)
+    return states

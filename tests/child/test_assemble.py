@@ -107,7 +107,7 @@ def test_a_second_run_replaces_the_child(tmp_path: Path, parent: Path) -> None:
 
 
 def test_every_file_is_read_once(tmp_path: Path, parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The parent and the library are opened once and plan.json is read once; the child is opened to check it."""
+    """Weights are opened once, the child's to check it; JSON is read, and once more for the identity of an input."""
     checkpoint = Checkpoint(parent)
     own, library = parent_blocks(checkpoint.config), tmp_path / "library"
     block = BlockSpec((0, 2), 8)
@@ -120,9 +120,9 @@ def test_every_file_is_read_once(tmp_path: Path, parent: Path, monkeypatch: pyte
     reads = count_reads(monkeypatch)
     assemble(tmp_path / "run", parent, plan=plan, library=library)
     child = tmp_path / "run" / "child"
-    once = [plan, library / "library.json", library / "layer0.safetensors"]
-    once += [folder / "model.safetensors" for folder in (parent, child)]
-    assert [reads[path] for path in once] == [1] * 5
+    weights = [library / "layer0.safetensors", *(folder / "model.safetensors" for folder in (parent, child))]
+    assert [reads[path] for path in weights] == [1] * 3
+    assert [reads[path] for path in (plan, library / "library.json")] == [2] * 2
     assert Checkpoint(child).read("model.layers.0.mlp.router.bias").tolist() == [3.0, 4.0]
 
 
@@ -198,7 +198,7 @@ def write_plain_parent(folder: Path, layers: int, inner: int) -> Path:
     """A bf16 parent of 8 experts, and a plan that keeps every other one, so that its rows have to be copied."""
     stock = {"model_type": "gpt_oss", "num_hidden_layers": layers, "num_local_experts": 8, "sliding_window": 8}
     sizes = {"hidden_size": 256, "intermediate_size": inner, "head_dim": 8, "num_attention_heads": 2, "vocab_size": 64}
-    config = stock | sizes | {"num_key_value_heads": 1, "num_experts_per_tok": 2}
+    config = stock | sizes | {"num_key_value_heads": 1, "num_experts_per_tok": 2, "max_position_embeddings": 64}
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
     shapes = tensor_shapes(config)

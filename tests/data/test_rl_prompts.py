@@ -73,10 +73,10 @@ def test_training_and_validation_never_meet_and_seeds_do_what_they_say(tokenizer
         assert not is_held_out(Problem(row["environment"], ({"role": "user", "content": question},), row["answer"]))
 
 
-def test_effort_of_weight_zero_is_validated_but_not_trained(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_effort_of_weight_zero_is_neither_trained_nor_validated(tokenizer: PreTrainedTokenizerFast) -> None:
     data = make(efforts={"low": 0.0, "high": 1.0})
     assert set(data.train_prompts(tokenizer)["effort"]) == {"high"}
-    assert {effort for batch in data.val_dataloader() for _, effort in batch} == {"low", "high"}
+    assert {effort for batch in data.val_dataloader() for _, effort in batch} == {"high"}
     with pytest.raises(ValueError, match="'medium' was asked for"):
         data.held_out("medium")
 
@@ -139,3 +139,22 @@ def numbered(number: int) -> Problem:
 def test_bad_values_are_refused_at_construction(bad: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(**bad)
+
+
+def test_validation_has_the_efforts_that_are_trained_unless_told() -> None:
+    """Validation chooses the best weights: an effort of weight 0 must not."""
+    mix = {"low": 0.0, "medium": 1.0, "high": 2.0}
+
+    def validated(**settings: Any) -> list[str]:
+        data = make(efforts=mix, **settings)
+        pairs = [pair for batch in data.val_dataloader() for pair in batch]
+        assert len({problem.text() for problem, _ in pairs}) == 10
+        return list(dict.fromkeys(effort for _, effort in pairs))
+
+    assert validated() == ["medium", "high"]
+    assert validated(validation_efforts=["low", "high"]) == ["low", "high"]
+    assert list(make(efforts=mix).efforts) == ["low", "medium", "high"]  # of the measurement before and after
+    with pytest.raises(ValueError, match="immense"):
+        make(validation_efforts=["immense"])
+    with pytest.raises(ValueError, match="Name at least one"):
+        make(validation_efforts=[])

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
+from lit_puzzle.data.packing_settings import DocumentFilter
 from lit_puzzle.data.rl_prompts import PromptData
 from lit_puzzle.distill.settings import DistillationEvaluation, LossSettings
 from lit_puzzle.distill.top_logits import precompute_logits
@@ -217,3 +218,31 @@ def test_sequences_longer_than_the_parents_context(models: Models, tmp_path: Pat
         module.training_step(batch | {"position_ids": torch.arange(80)[None]}, 0)
     with pytest.raises(ValueError, match=r"Token 128.*0\.\.127"):
         module.training_step({name: torch.full((1, 8), 128) for name in [*batch, "position_ids"]}, 0)
+
+
+def test_an_adapter_on_the_head_is_refused(models: Models) -> None:
+    for targets in ({"target_modules": ["q_proj", "lm_head"]}, {"target_parameters": ["lm_head.weight"]}):
+        with pytest.raises(ValueError, match=r"distillation trains no adapter on the head \('lm_head"):
+            make_module(models, training=TrainingSettings(lora=LoraSettings(**targets)))
+
+
+def test_validation_has_the_efforts_of_the_documents_unless_told(models: Models, tmp_path: Path) -> None:
+    """Their documents are of high effort only."""
+
+    def validated(name: str, data: dict[str, Any] | None = None, **settings: Any) -> set[str]:
+        evaluation = DistillationEvaluation(
+            [Chains()], ["low", "high"], prompts_per_effort=2, max_new_tokens=2, validation_prompts=3, **settings
+        )
+        module = make_module(models, evaluation=evaluation)
+        module.trainer = make_trainer(tmp_path / name, 1, 1, [])
+        module.trainer.datamodule = make_data(models, **(data or {}))  # type: ignore[attr-defined]
+        module.setup("fit")
+        assert module.held_out is not None
+        assert {effort for _, effort in module.held_out.problems} == {"low", "high"}
+        return {effort for _, effort in module.held_out.validation_problems}
+
+    assert validated("default") == {"high"}
+    assert validated("told", validation_efforts=["low", "medium"]) == {"low", "medium"}
+    assert validated("none left", data={"filter": DocumentFilter(efforts=["low"])}) == {"low", "high"}
+    with pytest.raises(ValueError, match="immense"):
+        validated("wrong", validation_efforts=["immense"])

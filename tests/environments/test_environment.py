@@ -12,6 +12,7 @@ import pytest
 from lit_puzzle.environments.answers import final_text, parse_choice, parse_number
 from lit_puzzle.environments.environment import Environment, Problem, draw, effort_weights, is_held_out
 from lit_puzzle.environments.jsonl import JsonlEnvironment
+from lit_puzzle.tiny.world import Chains, Counting, Sorting
 
 FINAL = "<|channel|>analysis<|message|>think<|end|><|start|>assistant<|channel|>final<|message|>{}<|return|>"
 
@@ -206,3 +207,64 @@ def test_jsonl_environment_without_problems_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.jsonl").write_text("{")
     with pytest.raises(ValueError, match=r"broken\.jsonl:1 is not JSON"):
         JsonlEnvironment("file", tmp_path / "broken.jsonl")
+
+
+VARIANTS = (
+    "Was ist 3 + 4 ?",
+    "  Was\tist  3\n+\r\n4 ? \n",
+    "Was\u00a0ist 3 +\u20034\u3000?",
+    "W\uff41s ist \uff13 + \u2074 \uff1f",  # full width and superscript: NFKC
+    "Was\u200b ist\ufeff 3 + 4\u00ad ?",
+)
+
+
+@pytest.mark.parametrize("number", range(40))
+def test_the_split_does_not_see_how_a_question_is_written(number: int) -> None:
+    """Each question, in every form and under every system prompt, is on one side of the split."""
+    forms = [text.replace("3", f"3{number}").replace("\uff13", f"\uff13{number}") for text in VARIANTS]
+    problems = [
+        Problem(environment, (*before, {"role": "user", "content": form}), answer)
+        for form in forms
+        for environment, answer in (("a", "7"), ("b", ""))
+        for before in (
+            (),
+            ({"role": "system", "content": "Be brief."},),
+            ({"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello!"}),
+        )
+    ]
+    assert len({problem.question() for problem in problems}) == 1
+    assert len({is_held_out(problem) for problem in problems}) == 1
+
+
+def test_accents_are_the_same_composed_and_not() -> None:
+    one, other = (Problem("a", ({"role": "user", "content": text},), "") for text in ("caf\u00e9", "cafe\u0301"))
+    assert one.question() == other.question() and one.text() != other.text()
+
+
+def test_different_questions_stay_different() -> None:
+    texts = ["a b", "ab", "a b c", "A b", "a b?"]
+    assert len({Problem("e", ({"role": "user", "content": text},), "").question() for text in texts}) == len(texts)
+
+
+def test_held_out_problems_differ_in_what_they_ask() -> None:
+    class Spaced(Sums):
+        """Writes each sum with one to three blanks."""
+
+        def problem(self, rng: random.Random) -> Problem:
+            problem = super().problem(rng)
+            content = problem.messages[0]["content"].replace(" ", " " * rng.randint(1, 3))
+            return Problem(self.name, ({"role": "user", "content": content},), problem.answer)
+
+    held_out = [(a, b) for a in range(6) for b in range(6) if by_hand_held_out("sums", a, b)]
+    drawn = [problem.question() for problem, _ in draw([Spaced(limit=6)], ["low"], len(held_out), 0, held_out=True)]
+    assert sorted(drawn) == sorted(f"sums\n{a}+{b}" for a, b in held_out)
+    with pytest.raises(ValueError, match="by its last user turn"):
+        draw([Spaced(limit=6)], ["low"], len(held_out) + 1, 0, held_out=True)
+
+
+def test_the_tiny_world_has_the_split_that_its_parent_was_trained_on() -> None:
+    rng = random.Random(0)
+    for family in (Chains(), Sorting(), Counting()):
+        for _ in range(200):
+            problem = family.problem(rng)
+            assert problem.question() == problem.messages[0]["content"]

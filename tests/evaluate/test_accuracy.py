@@ -224,15 +224,77 @@ def test_stage_refuses_bad_input_before_anything_slow(checkpoint: Path, tmp_path
         arguments = {"run_dir": tmp_path, "checkpoint": checkpoint, "held_out": HeldOut([Parity()], ["low"])}
         return lambda: evaluate(**(arguments | overrides))  # type: ignore[arg-type]
 
+    (tmp_path / "empty").mkdir()
     cases = {
-        r"holds no config\.json": run(checkpoint=tmp_path),
+        r"holds no config\.json": run(checkpoint=tmp_path / "empty"),
         "prompts_per_effort 1": lambda: HeldOut([Parity()], prompts_per_effort=1),
         "extreme": lambda: HeldOut([Parity()], ["extreme"]),
-        "no finished run": run(baseline=tmp_path / "missing"),
+        r"baseline .*missing' does not exist": run(baseline=tmp_path / "missing"),
+        "no finished run": run(baseline=tmp_path / "empty"),
         "names must differ": run(held_out=HeldOut([])),
+        "no log-probabilities": run(sampling=Sampling(logprobs=True)),
         "without an FP8 cache": run(kv_scales=tmp_path),
         "simulated with transformers": run(kv_cache="fp8", engine=EngineSettings("vllm")),
     }
     for message, case in cases.items():
         with pytest.raises(ValueError, match=message):
             case()
+
+
+def test_rows_show_what_was_asked_answered_and_why(checkpoint: Path, tmp_path: Path) -> None:
+    settings = {"sampling": Sampling(8, 0.0), "engine": EngineSettings("transformers", batch_size=4)}
+    held_out = HeldOut([Parity()], ["low", "high"], 6, seed=1)
+    for name, texts in (("with", True), ("without", False)):
+        (tmp_path / name).mkdir()
+        evaluate(tmp_path / name, checkpoint, replace(held_out, texts=texts), **settings)  # type: ignore[arg-type]
+    with_texts, without = read_episodes(tmp_path / "with"), read_episodes(tmp_path / "without")
+    assert [replace(episode, texts=None) for episode in with_texts] == without
+    assert [episode.row for episode in with_texts] == list(range(12))
+    for (problem, effort), episode in zip(held_out.problems(), with_texts, strict=True):
+        assert episode.texts is not None and episode.seconds is not None
+        assert episode.texts.prompt == f"{problem.messages[0]['content']} {'w5 w6' if effort == 'high' else 'w7'}"
+        assert episode.texts.answer == "even" and len(episode.texts.completion) % 2 == 1 - episode.correct
+        wrong = "no final answer" if episode.finished else "cut off"
+        assert episode.verdict.reason == ("right" if episode.correct else wrong)
+
+
+def test_a_damaged_file_of_episodes_is_one_error(checkpoint: Path, tmp_path: Path) -> None:
+    held_out = HeldOut([Parity()], ["low"], 4)
+    (tmp_path / "before").mkdir()
+    evaluate(tmp_path / "before", checkpoint, held_out, Sampling(4, 0.0), EngineSettings("transformers"))
+    file = tmp_path / "before" / "episodes.jsonl"
+    file.write_text(file.read_text()[:-30])
+    with pytest.raises(ValueError, match=r"episodes\.jsonl:4 is not JSON") as refused:
+        evaluate(tmp_path / "after", checkpoint, held_out, Sampling(4, 0.0), baseline=tmp_path / "before")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_grader_that_fails_is_counted_and_gives_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    class Fragile(Parity):
+        """Reads a number where there may be none."""
+
+        def verify(self, completion: str, problem_answer: str) -> float:
+            return float(int(completion.removeprefix("w")) > 0) if "w" in completion else 0.0
+
+    held_out = HeldOut([Fragile()], ["low"], 6)
+    results = evaluate(tmp_path, checkpoint, held_out, Sampling(4, 0.0), EngineSettings("transformers"))
+    reasons = [episode.verdict.reason for episode in read_episodes(tmp_path)]
+    failed = [reason.startswith("grader failed: ValueError: invalid literal for int()") for reason in reasons]
+    assert results["grader_failures"] == sum(failed) > 0 and results["accuracy/low"] == 0.0
+
+
+def test_prompts_are_checked_before_the_model_is_loaded(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hostile(Parity):
+        def problem(self, rng: random.Random) -> Problem:
+            problem = super().problem(rng)
+            return replace(problem, messages=({"role": "user", "content": problem.text() + " <end> w9"},))
+
+    monkeypatch.setattr("lit_puzzle.evaluate.accuracy.load_engine", lambda *_: pytest.fail("the model was loaded"))
+    for environment, tokens, message in (
+        (Hostile(), 4, "parity: .*: the text contains '<end>', which is a control token"),
+        (Parity(), 10**9, "parity: .*: the prompt has .* tokens; context - max_new_tokens leaves -"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate(tmp_path, checkpoint, HeldOut([environment], ["low"], 4), Sampling(tokens))

@@ -1,5 +1,6 @@
 """A hostile input, what must become of it, and the judgement of what became of it."""
 
+import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ MODULE = """
 def nothing(run_dir):
     return {}
 """
+SECONDS = re.compile(rb'seconds": [0-9.e+-]+')
 PROBE = "command: nothing_module.nothing\nrun_dir: out\n"
 
 
@@ -192,9 +194,15 @@ def remove_and_copy(source: Path, target: Path) -> None:
 
 
 def results(folder: Path, patterns: tuple[str, ...]) -> dict[str, bytes]:
-    """Return the result files of a run folder, by name."""
+    """Return the result files of a run folder, by name; times in JSON, which differ from run to run, are left out."""
     paths = [path for pattern in patterns for path in folder.glob(pattern) if path.is_file()]
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+    return {path.relative_to(folder).as_posix(): without_times(path) for path in paths}
+
+
+def without_times(path: Path) -> bytes:
+    """Return the content of a file without the values of `seconds`."""
+    content = path.read_bytes()
+    return SECONDS.sub(b"seconds", content) if path.suffix in (".json", ".jsonl") else content
 
 
 def last_line(said: str) -> str:

@@ -79,12 +79,12 @@ class Interruptions:
         """
         changes, folder, where = self.whole(stage).changes, self.folder(stage), []
         for number in before:
+            if (folder / OUT / "run.json").is_file():  # only the lock was left to remove
+                break
             end = self.run(stage, folder, kill_before_change=number)
+            allowed = (-signal.SIGKILL, 0) if where else (-signal.SIGKILL,)  # a second attempt may make fewer changes
             where.append(f"{number}. {changes[number - 1]}")
-            if end.status == 0:  # fewer changes were left to make
-                shutil.rmtree(folder)
-                return ", ".join(where), ""
-            if end.status != -signal.SIGKILL:
+            if end.status not in allowed:
                 return ", ".join(where), f"exit code {end.status} instead of a kill: {last_line(end.said)}"
         return ", ".join(where), self.ends_right(stage, folder)
 
@@ -150,12 +150,12 @@ class Interruptions:
             return f"exit codes {[end.status for end in ends]}: {[last_line(end.said) for end in ends]}"
         return self.difference(stage, folder)
 
-    def terminated(self, stage: str, when: str, number: int, status: int) -> str:
-        """Send a stage a signal when a file appears: its exit status, then the right result."""
+    def terminated(self, stage: str, when: str, number: int, *statuses: int) -> str:
+        """Send a stage a signal when a file appears: one of these exit statuses, then the right result."""
         folder = self.folder(stage)
         end = self.run(stage, folder, signal_when=f"{OUT}/{when}", signal=number)
-        if end.status != status or end.has_traceback:
-            return f"exit code {end.status}, not {status}: {last_line(end.said)}"
+        if end.status not in statuses or end.has_traceback:
+            return f"exit code {end.status}, not {statuses}: {last_line(end.said)}"
         return self.ends_right(stage, folder)
 
     def changed_after(self, stage: str, change: str, damage: Damage) -> tuple[Path, End]:
@@ -169,20 +169,28 @@ class Interruptions:
         return folder, self.run(stage, folder)
 
     def ends_right(self, stage: str, folder: Path) -> str:
-        """Run the same command to its end; return what is wrong, or ""."""
+        """Run the same command to its end, if it has not come there; return what is wrong, or ""."""
+        if (folder / OUT / "run.json").is_file():
+            return self.difference(stage, folder, was_complete=True)
         end = self.run(stage, folder)
         if end.too_slow or end.has_traceback or end.status != 0:
             return f"the same command again: exit code {end.status}: {last_line(end.said)}"
         return self.difference(stage, folder)
 
-    def difference(self, stage: str, folder: Path) -> str:
-        """Return how a complete run folder differs from the uninterrupted one, or "" and remove it."""
+    def difference(self, stage: str, folder: Path, was_complete: bool = False) -> str:
+        """Return how a complete run folder differs from the uninterrupted one, or "" and remove it.
+
+        Args:
+            stage: the stage.
+            folder: the trial.
+            was_complete: whether the run was killed when only its lock was left to remove.
+        """
         whole = self.whole(stage)
         files, numbers = read_results(stage, folder / OUT)
         wrong = sorted(name for name in {*files, *whole.files} if files.get(name) != whole.files.get(name))
         wrong += sorted(key for key in {*numbers, *whole.numbers} if numbers.get(key) != whole.numbers.get(key))
         rest = sorted(name for name in names(folder / OUT) - whole.names if is_partial(name))
-        if wrong or rest:
+        if wrong or (rest and not was_complete):
             return f"WRONG RESULT: {wrong} differ; left over: {rest}"
         shutil.rmtree(folder)
         return ""

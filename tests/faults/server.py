@@ -4,7 +4,7 @@ Reads requests from stdin, one JSON list of runs a line (`faults.commands.Run`);
 time; answers with one JSON list of what became of them. Importing torch, Lightning and transformers takes seconds, a
 fork takes milliseconds: hundreds of commands are affordable.
 
-A child is its own session with its output in a file, and is killed with all its processes at its time limit. On request
+A child is its own session, and is killed with all its processes at its time limit. On request
 it kills itself before its N-th change of the file system, cannot write files beyond a size, or waits for a file first.
 """
 
@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,23 +53,44 @@ def serve() -> None:
 
 def run_together(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Start runs at the same time and return, for each, exit status, seconds and whether it was too slow."""
-    started, children = time.monotonic(), {start(run): number for number, run in enumerate(runs)}
+    started, children = time.monotonic(), {}
+    for number, run in enumerate(runs):
+        process, pipe = start(run)
+        children[process] = number, pipe, run["output"]
+        Path(run["output"]).write_bytes(b"")
     ends: dict[int, dict[str, Any]] = {}
     while children:
-        for process, number in list(children.items()):
+        for process, (number, pipe, output) in list(children.items()):
             found, status = os.waitpid(process, os.WNOHANG)
+            drain(pipe, Path(output))
             seconds = time.monotonic() - started
             deliver(runs[number], process)
             too_slow = found == 0 and seconds > runs[number]["limit_seconds"]
             if too_slow:
-                os.killpg(process, signal.SIGKILL)
+                os.kill(process, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # it had not become a session of its own, or has left nothing
+                    os.killpg(process, signal.SIGKILL)
                 found, status = os.waitpid(process, 0)
             if found:
                 del children[process]
+                os.close(pipe)
                 end = {"status": os.waitstatus_to_exitcode(status), "seconds": seconds, "too_slow": too_slow}
                 ends[number] = end
         time.sleep(POLL_SECONDS if children else 0)
     return [ends[number] for number in range(len(runs))]
+
+
+def drain(pipe: int, output: Path) -> None:
+    """Copy what a child has printed; a child writes to a pipe, because its files may be limited."""
+    while True:
+        try:
+            text = os.read(pipe, 1 << 16)
+        except BlockingIOError:
+            return
+        if not text:
+            return
+        with output.open("ab") as stream:
+            stream.write(text)
 
 
 def deliver(run: dict[str, Any], process: int) -> None:
@@ -78,12 +100,15 @@ def deliver(run: dict[str, Any], process: int) -> None:
         os.kill(process, run["signal"])
 
 
-def start(run: dict[str, Any]) -> int:
-    """Fork a child that runs one command; return its process number."""
+def start(run: dict[str, Any]) -> tuple[int, int]:
+    """Fork a child that runs one command; return its process number and the pipe that it prints to."""
+    pipe, end = os.pipe()
     process = os.fork()
     if process == 0:
         status = 1
         try:
+            os.dup2(end, 1)
+            os.dup2(end, 2)
             status = work(run)
         except BaseException:  # the end of this process, as the interpreter would end it
             traceback.print_exc()
@@ -91,16 +116,15 @@ def start(run: dict[str, Any]) -> int:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
-    return process
+    os.close(end)
+    os.set_blocking(pipe, False)
+    return process, pipe
 
 
 def work(run: dict[str, Any]) -> int:
     """Run the command of `lightning` in this process and return its exit status."""
     os.setsid()
-    output = os.open(run["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
     os.chdir(run["folder"])
     os.environ.update(run["environment"])
     sys.argv = ["lightning", *run["words"]]
@@ -117,6 +141,7 @@ def work(run: dict[str, Any]) -> int:
             return 1
         return stopped.code or 0
     finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         Path(run["output"] + ".changes").write_text("\n".join(changes))
 
 

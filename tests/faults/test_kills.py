@@ -1,6 +1,7 @@
 """Kills: before a random change of the file system, or in the middle of a write; then the same command again."""
 
 import random
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +31,14 @@ def test_a_killed_stage_ends_the_same(interruptions: Interruptions, stage: str) 
     for number in kill_points(SEED, stage, changes, 2 if stage in LONG_STAGES else 4):
         where, wrong = interruptions.killed(stage, number)
         assert wrong == "", where
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["distill", "rl_recover"])
+def test_the_small_trainings_train(interruptions: Interruptions, world: Path, stage: str) -> None:
+    """Else the comparison of their results would compare copies of the input."""
+    trained = interruptions.whole(stage).files["child/model.safetensors"]
+    assert trained != (world / "child" / "model.safetensors").read_bytes()
 
 
 @pytest.mark.slow

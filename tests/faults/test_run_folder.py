@@ -77,4 +77,4 @@ def test_a_signal_stops_a_training_that_resumes(
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["generate", "score"])
 def test_a_signal_stops_a_stage_that_resumes(interruptions: Interruptions, stage: str) -> None:
-    assert interruptions.terminated(stage, "config.yaml", signal.SIGTERM, 143) == ""
+    assert interruptions.terminated(stage, "config.yaml", signal.SIGTERM, 143, -signal.SIGTERM) == ""

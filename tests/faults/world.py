@@ -55,7 +55,6 @@ class Stage:
 
 
 BEST = "{class_path: lit_puzzle.training.checkpoints.BestCheckpoint, init_args: {monitor: val/loss, mode: min}}"
-PARENT_IS, CHILD_IS = "parent", "child"
 STAGES = {
     "generate": Stage(
         "generate",
@@ -131,6 +130,7 @@ STAGES = {
             *trainer(BEST),
             "--model.init_args.child=child",
             "--model.init_args.parent=parent",
+            "--model.init_args.optimizer.init_args.lr=0.02",
             "--model.init_args.evaluation.prompts_per_effort=2",
             "--model.init_args.evaluation.max_new_tokens=8",
             "--data.init_args.documents=runs/generate/documents",
@@ -157,13 +157,16 @@ STAGES = {
     "rl_recover": Stage(
         "rl_recover",
         (
-            *trainer("{class_path: lit_puzzle.training.checkpoints.BestCheckpoint}"),
+            *trainer(),
             "--model.init_args.child=child",
-            "--model.init_args.grpo.num_generations=2",
-            "--model.init_args.grpo.completions_per_device=4",
+            "--model.init_args.optimizer.init_args.lr=0.02",
+            "--model.init_args.grpo.num_generations=4",
+            "--model.init_args.grpo.completions_per_device=16",
+            "--model.init_args.grpo.sampling.temperature=1.3",
+            "--data.init_args.efforts={low: 1.0}",
             "--model.init_args.grpo.sampling.max_new_tokens=16",
             "--model.init_args.evaluation.prompts_per_effort=2",
-            "--data.init_args.train_prompts=16",
+            "--data.init_args.train_prompts=32",
             "--data.init_args.held_out_per_effort=2",
         ),
         ("child",),

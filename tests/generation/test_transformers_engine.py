@@ -1,6 +1,7 @@
 """The transformers engine against transformers' own `generate`, and what its draws depend on."""
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -182,6 +183,23 @@ def test_logprobs_are_those_of_the_untempered_softmax(child, tokenizer, monkeypa
         torch.testing.assert_close(torch.tensor(done.logprobs), expected, rtol=0, atol=1e-4)
 
 
+def test_the_last_rows_and_the_whole_context_can_be_used(child, tokenizer):
+    engine, context = TransformersEngine(child, tokenizer, 4), 40
+    child.config.max_position_embeddings = context
+    rows = [2**64 - 1, 2**64 - 2]
+    one, other = engine.generate([[5] * (context - 3)] * 2, Sampling(3, 1.0, seed=2**64 - 1), rows)
+    assert 1 <= len(one.token_ids) <= 3 and one.token_ids != other.token_ids
+
+
+def test_seconds_of_a_completion_end_with_its_last_token(child, tokenizer):
+    prompts = random_prompts(40, 30)
+    begun = time.monotonic()
+    completions = TransformersEngine(child, tokenizer, 8).generate(prompts, GREEDY)
+    seconds = [completion.seconds or 0.0 for completion in completions]
+    assert all(0 < each <= time.monotonic() - begun for each in seconds) and len(set(seconds)) > 8
+    assert replace(completions[0], seconds=None) == completions[0]
+
+
 def test_end_tokens_stay_and_the_cap_counts_them(child, tokenizer):
     prompts = random_prompts(40, 20)
     engine = TransformersEngine(child, tokenizer, 16)
@@ -261,8 +279,17 @@ def test_wrong_input_is_refused(child, tokenizer):
     engine = TransformersEngine(child, tokenizer, 4)
     with pytest.raises(ValueError, match="3 rows were given for 2 prompts"):
         engine.generate([[5], [6]], GREEDY, [0, 1, 2])
-    with pytest.raises(ValueError, match="Rows must be 0 or more; the smallest given is -1"):
+    with pytest.raises(ValueError, match=r"from 0 to 2\^64 - 1; those given are from -1 to 0"):
         engine.generate([[5], [6]], GREEDY, [0, -1])
+    with pytest.raises(ValueError, match=r"those given are from 0 to 18446744073709551616"):
+        engine.generate([[5], [6]], GREEDY, [0, 2**64])
+    context = child.config.max_position_embeddings
+    with pytest.raises(
+        ValueError, match=rf"Prompt 1 has 9 tokens; with max_new_tokens {context - 8} it exceeds the con"
+    ):
+        engine.generate([[5], [6] * 9], Sampling(context - 8, 0.0))
+    with pytest.raises(ValueError, match="batch_size 0 was given; 1 or more is needed"):
+        TransformersEngine(child, tokenizer, 0)
     with pytest.raises(ValueError, match="Prompt 1 is empty"):
         engine.generate([[5], []], GREEDY)
     child.lm_head.weight.data[7] = float("nan")

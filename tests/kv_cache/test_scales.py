@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lit_puzzle.kv_cache.scales import META_FILE, SCALES_FILE, KVScales, LayerScales, TensorScale
+from lit_puzzle.kv_cache.scales import META_FILE, SCALES_FILE, KVScales, LayerScales, TensorScale, check_shape
 from lit_puzzle.model.checkpoint import Checkpoint
 
 K1 = "model.layers.1.self_attn.k_scale"
@@ -122,3 +122,33 @@ def test_a_checkpoint_accepts_the_tensors(tiny_model, tmp_path):
     weights = load_file(tmp_path / "model.safetensors")
     save_file(weights | some_scales().tensors(), tmp_path / "model.safetensors", {"format": "pt"})
     assert float(Checkpoint(tmp_path).read(K1)) == 2.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda meta: meta.update(method="median"), "method is 'median'; allowed: amax, percentile, mse"),
+        (lambda meta: meta.update(rounding=None), "rounding is None"),
+        (lambda meta: meta.update(fingerprint=3), "fingerprint is 3"),
+        (lambda meta: meta.update(tokens=-1), "tokens must be a whole number of at least 1, got -1"),
+        (lambda meta: meta.update(layers=7), "damaged"),
+        (lambda meta: meta["layers"].__setitem__(1, "none"), "damaged"),
+        (lambda meta: meta["layers"][1].update(k_overflow=float("inf")), "Infinity is not a JSON number"),
+        (lambda meta: meta["layers"][1].update(k_overflow=-2), "overflow must be a whole number"),
+        (lambda meta: meta["layers"][1].update(k_amax="big"), "damaged"),
+        (lambda meta: meta.update(rounding="power_of_two"), r"layers\.2\..*k_scale is .* no power of two"),
+    ],
+)
+def test_files_with_wrong_values_are_refused(tmp_path, change, message):
+    save_edited(tmp_path, change)
+    with pytest.raises(ValueError, match=message) as raised:
+        KVScales.load(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_scales_of_other_layers_or_heads_are_refused():
+    check_shape(some_scales(), layers=3, heads=2)
+    with pytest.raises(ValueError, match="of 3 layers, the checkpoint has 4"):
+        check_shape(some_scales(), layers=4, heads=2)
+    with pytest.raises(ValueError, match=r"layers\.2\.self_attn\.k_scale has shape \(2,\); .* each of 8 heads"):
+        check_shape(some_scales(), layers=3, heads=8)

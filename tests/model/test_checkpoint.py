@@ -13,6 +13,8 @@ from torch import Tensor
 from transformers import GptOssForCausalLM
 
 from lit_puzzle.model.checkpoint import Checkpoint, fingerprint
+from lit_puzzle.run.verify import verifying
+from lit_puzzle.serve.checksums import checksums
 
 Change = Callable[[dict[str, Tensor]], object]
 
@@ -81,12 +83,19 @@ def test_reading_rows_touches_no_other_file_bytes(tmp_path: Path) -> None:
     ("change", "message"),
     [
         (lambda t: t.pop("model.layers.2.self_attn.sinks"), r"missing tensor model\.layers\.2\.self_attn\.sinks"),
-        (lambda t: t.pop("lm_head.weight"), r"missing tensor lm_head\.weight of shape \(128, 32\)"),
+        (
+            lambda t: t.pop("lm_head.weight"),
+            r"safetensors: missing tensor lm_head\.weight of shape \(128, 32\)$",
+        ),
+        (
+            lambda t: [t.pop(name) for name in ("lm_head.weight", "model.norm.weight")],
+            r"missing tensor model\.norm\.weight of shape \(32,\), and 1 more: lm_head\.weight$",
+        ),
         (lambda t: t.update({"model.layers.4.mlp.router.bias": torch.ones(8)}), r"unknown tensor model\.layers\.4"),
         (lambda t: t.update({"model.extra": torch.ones(2)}), r"unknown tensor model\.extra of shape \(2,\)"),
         (
             lambda t: t.update({"model.layers.1.mlp.router.bias": torch.ones(7)}),
-            r"router\.bias has shape \(7,\), the config implies \(8,\)",
+            r"router\.bias has shape \(7,\), .*config\.json implies \(8,\) \(.*num_local_experts",
         ),
         (
             lambda t: t.update({"model.norm.weight": torch.ones(32, dtype=torch.uint8)}),
@@ -172,10 +181,97 @@ def test_missing_stray_and_doubled_files_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pth", "last.ckpt", "a.pkl"])
-def test_pickles_are_refused(stock_folder: Path, name: str) -> None:
-    torch.save({}, stock_folder / name)
-    with pytest.raises(ValueError, match=rf"contains pickles \['{name}'\].*convert the weights to safetensors"):
+def test_pickles_are_never_opened(stock_folder: Path, name: str) -> None:
+    (stock_folder / name).write_bytes(b"no pickle at all")
+    with pytest.warns(UserWarning, match=rf"stock: {name} is ignored, the weights are read from safetensors"):
+        assert Checkpoint(stock_folder).tensors
+    (stock_folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=rf"pickles only \({name}\).*convert them to safetensors"):
         Checkpoint(stock_folder)
+
+
+MATRIX, SCALES = "model.layers.1.mlp.experts.down_proj", "model.layers.2.mlp.experts.down_proj_scales"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_values_are_checked_when_they_are_first_read(stock_folder: Path, value: float) -> None:
+    rewrite(stock_folder, lambda t: t[MATRIX][3, 1].fill_(value))
+    checkpoint = Checkpoint(stock_folder)
+    assert checkpoint.read("lm_head.weight").isfinite().all() and not checkpoint.view(MATRIX).isfinite().all()
+    for check in (lambda: checkpoint.read(MATRIX), lambda: checkpoint.layer(1), checkpoint.check_all):
+        with pytest.raises(
+            ValueError, match=rf"model\.safetensors: {MATRIX} has 32 of 2048 values that are not finite"
+        ):
+            check()
+
+
+@pytest.mark.parametrize("scale", [253, 255])
+def test_scales_that_stand_for_no_number_are_refused(tmp_path: Path, scale: int) -> None:
+    folder = write_released_twin(tmp_path / "twin")
+    for path in folder.glob("*.safetensors"):
+        tensors = load_file(path)
+        if SCALES in tensors:
+            tensors[SCALES][0, 0, 0] = scale
+            save_file(tensors, path)
+    with pytest.raises(ValueError, match=f"{SCALES} has a scale byte of {scale}"):
+        Checkpoint(folder).layer(2)
+
+
+def test_everything_is_checked_first_where_that_is_asked_for(
+    stock_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with verifying("full"):
+        Checkpoint(stock_folder)
+        rewrite(stock_folder, lambda t: t[MATRIX].fill_(float("nan")))
+        with pytest.raises(ValueError, match=f"{MATRIX} has 2048 of 2048 values that are not finite"):
+            Checkpoint(stock_folder)
+        rewrite(stock_folder, lambda t: t[MATRIX].fill_(0.0))
+        Checkpoint(stock_folder)
+        monkeypatch.setattr("lit_puzzle.model.safetensors_file.check_values", None)  # the same files are not read again
+        Checkpoint(stock_folder)
+    Checkpoint(stock_folder)
+
+
+def test_folder_is_compared_with_its_checksums(stock_folder: Path) -> None:
+    (stock_folder / "README.md").write_text("a card")
+    with checksums() as sums:
+        sums.write(stock_folder)
+    Checkpoint(stock_folder).check_checksums()
+    (stock_folder / "README.md").write_text("a better card")
+    Checkpoint(stock_folder).check_checksums()
+    rewrite(stock_folder, lambda t: t[MATRIX][0, 0, 0].add_(1.0))
+    with pytest.raises(ValueError, match=r"model\.safetensors is not the file of .*SHA256SUMS"):
+        Checkpoint(stock_folder).check_checksums()
+    settings = stock_folder / "generation_config.json"
+    settings.write_text(settings.read_text() + " ")
+    with pytest.raises(ValueError, match=r"generation_config\.json is not the file of .*SHA256SUMS"):
+        Checkpoint(stock_folder)
+
+
+def test_quantization_that_is_not_what_is_stored_is_refused(stock_folder: Path, tmp_path: Path) -> None:
+    packed = write_released_twin(tmp_path / "twin")
+    config = json.loads((packed / "config.json").read_text())
+    quantization = config.pop("quantization_config")
+    (packed / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="quantization_config is missing, but the experts are stored as MXFP4"):
+        Checkpoint(packed)
+    stock = json.loads((stock_folder / "config.json").read_text())
+    (stock_folder / "config.json").write_text(json.dumps(stock | {"quantization_config": quantization}))
+    with pytest.raises(ValueError, match="quantization_config is given, but the experts are stored as plain"):
+        Checkpoint(stock_folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"rms_norm_eps": 1e-6}, {"swiglu_limit": 6.0}, {"rope_scaling": None, "rope_parameters": {"rope_theta": 1.0}}],
+)
+def test_fingerprint_tells_what_the_config_makes_of_the_weights(stock_folder: Path, change: dict[str, object]) -> None:
+    before, file = fingerprint(stock_folder), stock_folder / "config.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | {"transformers_version": "4.0"}))
+    assert fingerprint(stock_folder) == before
+    file.write_text(json.dumps(content | change))
+    assert fingerprint(stock_folder) != before
 
 
 def test_fingerprint_tells_parents_apart(stock_folder: Path) -> None:

@@ -39,3 +39,24 @@ def test_only_complete_checkpoints_are_resumed_from(tmp_path):
     assert runs.newest_checkpoint(tmp_path) == folder / "step=1.ckpt"
     (folder / "step=3.ckpt" / "meta.pt").write_bytes(whole)
     assert runs.newest_checkpoint(tmp_path) == folder / "step=3.ckpt"
+
+
+def test_an_output_is_named_by_its_run_its_folder_or_its_file(tmp_path: Path) -> None:
+    for name in (
+        "child/config.json",
+        "child/plan.json",
+        "before/episodes.jsonl",
+        "after/episodes.jsonl",
+        "scores.json",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    for given in (tmp_path, tmp_path / "child", tmp_path / "child" / "config.json"):
+        assert runs.require_input(given, "child", "config.json") == tmp_path / "child"
+        assert runs.require_file(given, "plan", "plan.json") in (tmp_path / "child" / "plan.json", given)
+    for given in (tmp_path, tmp_path / "scores.json"):
+        assert runs.require_input(given, "scores", "scores.json") == tmp_path
+    assert runs.require_input(tmp_path, "parent", ("config.json", "top_logits.json")) == tmp_path / "child"
+    with pytest.raises(ValueError, match=r"The baseline .* may be .*after, .*before; name one of them"):
+        runs.require_input(tmp_path, "baseline", "episodes.jsonl")
+    assert runs.require_input(tmp_path, "adapter", "adapter_config.json") == tmp_path  # its reader says what is missing

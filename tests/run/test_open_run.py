@@ -1,19 +1,25 @@
 """Taking run folders: fresh, resumed, complete, changed, overwritten; refused input leaves nothing."""
 
+import errno
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from lit_puzzle.run.folder import is_complete
-from lit_puzzle.run.open_run import abandon_if_empty, open_run
+from lit_puzzle.run.inputs import Identity, claim_inputs, recorded_inputs, run_date
+from lit_puzzle.run.marker import write_marker
+from lit_puzzle.run.open_run import open_run, opened_run, write_errors
 from lit_puzzle.run.record import RunClock
 
 
 def test_fresh_then_resumed_then_complete(tmp_path):
     folder = tmp_path / "run"
     assert open_run(folder, "a: 1\n", overwrite=False) is False
+    assert open_run(folder, "a: 1\n", overwrite=False) is False  # nothing is there to be resumed
+    (folder / "scores.json").write_text("{}")
     assert open_run(folder, "a: 1\n", overwrite=False) is True
     assert not is_complete(folder)
     RunClock().close(folder, Path("recipes/x.yaml"), 3, resumed=True, results={"accuracy": 0.5})
@@ -25,12 +31,14 @@ def test_fresh_then_resumed_then_complete(tmp_path):
     assert record["seconds"] >= 0 and record["peak_memory_gib"]["cpu"] > 0.05
     with pytest.raises(ValueError, match="is complete; give --overwrite"):
         open_run(folder, "a: 1\n", overwrite=False)
+    write_marker(folder, files=["scores.json"])
     assert open_run(folder, "a: 2\n", overwrite=True) is False
     assert not is_complete(folder)
 
 
 def test_a_changed_recipe_is_shown_and_refused(tmp_path):
     open_run(tmp_path / "run", "a: 1\nb: 2\n", overwrite=False)
+    (tmp_path / "run" / "half.json").write_text("{}")
     with pytest.raises(ValueError, match=r"(?s)-b: 2.*\+b: 3.*--overwrite"):
         open_run(tmp_path / "run", "a: 1\nb: 3\n", overwrite=False)
 
@@ -44,20 +52,26 @@ def test_a_folder_that_is_no_run_is_never_touched(tmp_path, overwrite):
 
 
 def test_refused_input_leaves_no_folder_but_work_stays(tmp_path):
-    for written in (False, True):
-        folder = tmp_path / f"run{written}"
-        open_run(folder, "a: 1\n", overwrite=False)
+    def work(folder: Path, written: bool) -> None:
+        (folder / "lightning_logs" / "version_0").mkdir(parents=True)
+        (folder / "lightning_logs" / "version_0" / "hparams.yaml").write_text("{}")
         if written:
             (folder / "half.json").write_text("{}")
-        with pytest.raises(ValueError, match="bad input"), abandon_if_empty(folder):
-            raise ValueError("bad input")
+        raise ValueError("bad input")
+
+    for written in (False, True):
+        folder = tmp_path / f"run{written}"
+        with pytest.raises(ValueError, match="bad input"), opened_run(folder, "a: 1\n", overwrite=False):
+            work(folder, written)
         assert folder.exists() is written
 
 
 def test_overwrite_spares_what_the_recipe_reads(tmp_path):
     run_dir = tmp_path / "run"
-    (run_dir / "model").mkdir(parents=True)
-    (run_dir / "config.yaml").write_text("command: export\n")
+    open_run(run_dir, "command: export\n", overwrite=False)
+    (run_dir / "model").mkdir()
+    (run_dir / "model" / "config.json").write_text("{}")
+    write_marker(run_dir, files=["model/config.json"])
     config = f"command: export\nrun_dir: {run_dir}\ncards: [{{folder: {run_dir}/model}}]\n"
     with pytest.raises(ValueError, match=r"--overwrite would remove .*run/model, which this recipe names"):
         open_run(run_dir, config, overwrite=True)
@@ -65,3 +79,47 @@ def test_overwrite_spares_what_the_recipe_reads(tmp_path):
     written = config.replace("folder", "dirpath")  # of a checkpoint callback: what the run itself wrote
     assert not open_run(run_dir, written, overwrite=True)
     assert not (run_dir / "model").exists()
+
+
+def test_a_folder_of_the_user_is_left_when_the_command_is_refused(tmp_path: Path) -> None:
+    def refuse() -> None:
+        raise ValueError("bad input")
+
+    with pytest.raises(ValueError, match="bad input"), opened_run(tmp_path, "a: 1\n", overwrite=False):
+        refuse()
+    assert tmp_path.is_dir() and not any(tmp_path.iterdir())
+
+
+def test_an_attempt_without_results_starts_anew_with_its_date(tmp_path: Path) -> None:
+    """The same recipe keeps config.yaml in place: other processes may have read it."""
+    open_run(tmp_path, "a: 1\n", overwrite=False)
+    claim_inputs(tmp_path, {"parent": Identity("a", {"weights": "1"})})
+    (tmp_path / "calibration.jsonl").write_text("of the former prompts")
+    file = tmp_path / "inputs.json"
+    file.write_text(file.read_text().replace(run_date(tmp_path), "2020-02-29"))
+    assert open_run(tmp_path, "a: 1\n", overwrite=False) is False
+    assert run_date(tmp_path) == "2020-02-29" and recorded_inputs(tmp_path) == {}
+    assert not (tmp_path / "calibration.jsonl").exists()
+    assert open_run(tmp_path, "a: 2\n", overwrite=False) is False
+    assert run_date(tmp_path) != "2020-02-29" and (tmp_path / "config.yaml").read_text() == "a: 2\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "a/b"),
+        OSError(errno.EFBIG, "File too large"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed: file write failed"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_one_error_of_the_user(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(ValueError, match="cannot be written: ") as refused, write_errors(tmp_path):
+        raise error
+    named = error.filename if isinstance(error, OSError) and error.filename else str(tmp_path)
+    assert str(refused.value).startswith(f"{named} cannot")
+
+
+def test_other_errors_of_libraries_stay_what_they_are(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="shape"), write_errors(tmp_path):
+        raise RuntimeError("shape mismatch")

@@ -2,17 +2,20 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers.vllm_folders import write_folder
+from safetensors.torch import load_file, save_file
 
 from lit_puzzle.model.checkpoint import Checkpoint
-from lit_puzzle.serve.vllm.check import plan_engines, require_vllm, run_engines
+from lit_puzzle.serve.vllm.check import plan_engines, require_vllm, run_engines, serve_check
 from lit_puzzle.serve.vllm.check_reference import Reference, make_reference
-from lit_puzzle.serve.vllm.comparisons import compare
-from lit_puzzle.serve.vllm.report import write_report
+from lit_puzzle.serve.vllm.comparisons import allowed_difference, compare
+from lit_puzzle.serve.vllm.report import difference, write_report
 from lit_puzzle.serve.vllm.settings import CheckPrompts, VLLMSettings
 
 Results = dict[str, list[Any]]
@@ -46,10 +49,10 @@ def right_results(reference: Reference) -> Results:
         None,
         logprobs,
         *stops,
-        {"tokens": 100, "version": "1"},
+        {"tokens": 1600, "block": 16, "version": "1"},
     ]
-    fp8 = [{"tokens": 200}, shifted(logprobs, 0.1), None, shifted(logprobs, 0.6)]
-    return {"main": main, "window": [shifted(logprobs, 0.5)], "bfloat16": [{"tokens": 100}], "fp8": fp8}
+    fp8 = [{"tokens": 3216, "block": 16}, shifted(logprobs, 0.1), None, shifted(logprobs, 0.6)]
+    return {"main": main, "window": [shifted(logprobs, 0.5)], "bfloat16": [{"tokens": 1600, "block": 16}], "fp8": fp8}
 
 
 def failed(reference: Reference, results: Results) -> set[str]:
@@ -69,7 +72,7 @@ WRONG: dict[str, tuple[str, int, Any]] = {
     "reload": ("main", 5, lambda logprobs: shifted(logprobs, 1e-5)),
     "stop_tokens": ("main", 6, lambda stop: stop | {"ids": stop["ids"] * 4, "finish_reason": "length"}),
     "control_window": ("window", 0, lambda logprobs: shifted(logprobs, -0.5)),
-    "kv_tokens": ("fp8", 0, lambda capacity: {"tokens": 150}),
+    "kv_tokens": ("fp8", 0, lambda capacity: capacity | {"tokens": 3232}),
     "control_scales": ("fp8", 3, lambda logprobs: shifted(logprobs, -0.5)),  # equal to those with scales
 }
 
@@ -104,7 +107,8 @@ def test_failed_checks_are_reported(reference: Reference, tmp_path: Path) -> Non
     checks = compare(reference, results, exact=True, tolerance=1e-4)
     metrics = write_report(tmp_path / "report.json", checks, {"vllm": "1"})
     report = json.loads((tmp_path / "report.json").read_text())
-    assert not report["passed"] and metrics["failed"] == 4 and metrics["passed"] == len(checks) - 4  # controls too
+    assert not report["passed"] and metrics["failed"] + metrics["skipped"] == 4  # controls too, if they can show
+    assert metrics["passed"] == len(checks) - 4
     assert metrics["log_probabilities/difference"] == pytest.approx(0.5)
     first = {"name": "greedy_tokens", "outcome": "passed", "metrics": {"equal": 8, "tokens": 8}}
     assert report["checks"][0] == first | {"reason": "8 of 8 equal those of transformers"}
@@ -121,3 +125,75 @@ def test_missing_environments_and_wrong_settings_are_refused(tmp_path: Path) -> 
         VLLMSettings(kv_cache_gib=0.0)
     with pytest.raises(ValueError, match=r"ended with code 1; the end of .*vllm\.log:\n(.|\n)*No module named"):
         run_engines(tmp_path, Path(sys.executable), [{"model": "x", "settings": {}, "steps": []}])
+
+
+def outcome(reference: Reference, results: Results, name: str, exact: bool = True) -> str:
+    checks = compare(reference, results, exact, None)
+    return next(check.outcome for check in checks if check.name == name)
+
+
+def test_one_block_more_or_less_is_twice_the_tokens(reference: Reference) -> None:
+    results = right_results(reference)
+    for tokens, expected in ((3184, "passed"), (3200, "passed"), (3216, "passed"), (3168, "failed"), (1600, "failed")):
+        results["fp8"][0] = {"tokens": tokens, "block": 16}
+        assert outcome(reference, results, "kv_tokens") == expected, tokens
+
+
+def test_a_control_that_cannot_show_is_skipped(reference: Reference) -> None:
+    """Where the router chooses all experts alike, transformers does not notice permuted experts either."""
+    results = right_results(reference)
+    results["main"][3] = reference.logprobs
+    assert outcome(reference, results, "control_experts") == "failed"
+    blind = replace(reference, permuted_change=(1e-7, 1e-8))
+    assert outcome(blind, results, "control_experts") == "skipped"
+    assert outcome(blind, right_results(reference), "log_probabilities") == "passed"
+
+
+def test_permuted_experts_change_what_the_router_tells_apart(folder: Path, tmp_path: Path) -> None:
+    """The control is computed with transformers: nothing changes where all experts are chosen with equal weights."""
+    assert make_reference(folder, "float32", CheckPrompts(2, 32, 4), seed=0).permuted_change[0] > 1e-2
+    alike = write_folder(tmp_path / "alike", scales=False)
+    tensors = load_file(alike / "model.safetensors")
+    config = json.loads((alike / "config.json").read_text())
+    routers = {name: torch.zeros_like(t) for name, t in tensors.items() if ".router." in name}
+    experts = max(block["num_local_experts"] for block in config["block_configs"])
+    (alike / "config.json").write_text(json.dumps(config | {"num_experts_per_tok": experts}))
+    save_file(tensors | routers, alike / "model.safetensors", {"format": "pt"})
+    largest, _ = make_reference(alike, "float32", CheckPrompts(2, 32, 4), seed=0).permuted_change
+    assert largest < 1e-4
+
+
+def test_bfloat16_is_judged_by_the_rounding_of_transformers(folder: Path) -> None:
+    reference = make_reference(folder, "bfloat16", CheckPrompts(2, 32, 4), seed=0, measure_rounding=True)
+    exact = reference.exact_logprobs
+    assert exact is not None
+    allowed, metrics = allowed_difference(reference, False, None)
+    assert allowed == 2 * metrics["rounding"] > 0
+    assert metrics["rounding"] == pytest.approx(difference(reference.logprobs, exact)[1])
+
+    def judged(by: float) -> str:
+        results = right_results(reference)
+        results["main"][1] = [[value + by for value in row] for row in exact]
+        return outcome(reference, results, "log_probabilities", exact=False)
+
+    assert judged(0.9 * allowed) == "passed" and judged(1.1 * allowed) == "failed"
+    with pytest.raises(ValueError, match="no log-probabilities in float32"):
+        allowed_difference(replace(reference, exact_logprobs=None), False, None)
+    assert allowed_difference(replace(reference, exact_logprobs=None), False, 0.3) == (0.3, {})
+
+
+def test_a_control_that_rounding_hides_is_skipped_and_one_without_effect_fails(reference: Reference) -> None:
+    coarse = replace(reference, exact_logprobs=[[value + 0.1 for value in row] for row in reference.logprobs])
+    results = right_results(reference)
+    results["window"] = [[[value + 0.05 for value in row] for row in reference.logprobs]]
+    assert outcome(coarse, results, "control_window", exact=False) == "skipped"
+    results["window"] = [reference.logprobs]
+    assert outcome(coarse, results, "control_window", exact=False) == "failed"
+    results["window"] = [[[value + 1.0 for value in row] for row in reference.logprobs]]
+    assert outcome(coarse, results, "control_window", exact=False) == "passed"
+
+
+@pytest.mark.parametrize("tolerance", [0.0, -1.0, float("nan"), float("inf")])
+def test_tolerances_that_judge_nothing_are_refused(folder: Path, tmp_path: Path, tolerance: float) -> None:
+    with pytest.raises(ValueError, match=r"tolerance=.* was given; it must be positive and finite"):
+        serve_check(tmp_path, folder, tolerance=tolerance)

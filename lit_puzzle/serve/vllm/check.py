@@ -8,11 +8,12 @@ Checks: greedy tokens and log-probabilities against transformers; a reload of we
 tokens; an FP8 KV cache; the OpenAI-compatible server. Negative controls show that the comparison would notice an error:
 a window that is off by one, experts of one layer permuted without their router, dropped KV scales.
 
-Memory, one after the other: transformers, 4 bytes for each parameter in float32 or 2; vLLM, the same + kv_cache_gib;
-the server, the same again. Disk: a few hundred KiB. Traffic: these files, and local HTTP.
+Memory, one after the other: transformers, 4 bytes for each parameter (2 in bfloat16 with a tolerance of your own);
+vLLM, 4 or 2 + kv_cache_gib; the server, the same again. Disk: a few hundred KiB. Traffic: these files, and local HTTP.
 """
 
 import json
+import math
 import os
 import subprocess
 from pathlib import Path
@@ -23,13 +24,12 @@ from lit_puzzle.model.family import is_child
 from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import claim_inputs
-from lit_puzzle.serve.vllm.check_reference import Reference, make_reference
+from lit_puzzle.serve.vllm.check_reference import Reference, make_reference, permuted_layer
 from lit_puzzle.serve.vllm.check_server import check_server, serving
 from lit_puzzle.serve.vllm.comparisons import compare
 from lit_puzzle.serve.vllm.report import skipped, write_report
 from lit_puzzle.serve.vllm.settings import CheckPrompts, VLLMSettings
 
-TOLERANCES = {"float32": 1e-4, "bfloat16": 0.3}  # of the largest difference; of the mean one
 PROBE = """
 import importlib.util, sys, importlib.metadata as m
 found = [p.value for p in m.entry_points(group="vllm.general_plugins") if p.name == "lit_puzzle"]
@@ -52,27 +52,30 @@ def serve_check(
         checkpoint: folder to be served.
         vllm: environment and engines of vLLM.
         prompts: prompts that are continued and scored.
-        tolerance: allowed difference of log-probabilities; None: 1e-4 for the largest in float32, 0.3 for the mean in
-            bfloat16.
+        tolerance: allowed difference of log-probabilities; None: 1e-4 for the largest in float32; for the mean in
+            bfloat16 twice what rounding changes in transformers, which is measured and needs the model in float32.
         seed: seed of the prompts.
 
     Returns:
         Numbers of checks `passed`, `failed` and `skipped`, and `<check>/<metric>` of every check.
 
     Raises:
-        ValueError: vLLM is missing, an engine does not start, or a check failed (after report.json is written).
+        ValueError: vLLM is missing, the tolerance is not positive, an engine does not start, or a check failed (after
+            report.json is written).
     """
+    if tolerance is not None and not 0 < tolerance < math.inf:
+        raise ValueError(f"tolerance={tolerance} was given; it must be positive and finite, or null.")
     python = require_vllm(vllm.python)
-    checkpoint = require_input(checkpoint, "checkpoint").resolve()
+    checkpoint = require_input(checkpoint, "checkpoint", "config.json").resolve()
     opened = Checkpoint(checkpoint)
     claim_inputs(run_dir, {"checkpoint": checkpoint_identity(opened)})
-    reference = make_reference(checkpoint, vllm.dtype, prompts, seed)
+    exact = vllm.dtype == "float32"
+    reference = make_reference(checkpoint, vllm.dtype, prompts, seed, not exact and tolerance is None)
     length = max(len(ids) for ids in (*reference.sequences, *reference.chats.values())) + prompts.new_tokens + 1
     settings = {"dtype": vllm.dtype, "max_model_len": length, "kv_cache_memory_bytes": int(vllm.kv_cache_gib * 2**30)}
     engines = plan_engines(opened, reference, settings, prompts.tokens)
     results = dict(zip(engines, run_engines(run_dir, python, list(engines.values())), strict=True))
-    exact = vllm.dtype == "float32"
-    checks = compare(reference, results, exact, TOLERANCES[vllm.dtype] if tolerance is None else tolerance)
+    checks = compare(reference, results, exact, tolerance)
     if vllm.server and reference.chats:
         options = [f"--dtype={vllm.dtype}", f"--max-model-len={length}", "--enforce-eager"]
         options.append(f"--kv-cache-memory-bytes={settings['kv_cache_memory_bytes']}")
@@ -134,12 +137,6 @@ def plan_engines(
         fp8 += [reload | {"unit_scales": True}, score]
     engines["fp8"] = {"model": folder, "settings": narrow | {"kv_cache_dtype": "fp8"}, "steps": fp8}
     return engines
-
-
-def permuted_layer(checkpoint: Checkpoint) -> int:
-    """Return the layer with most experts, whose permutation most likely changes the output."""
-    counts = [experts for experts, _ in checkpoint.blocks]
-    return counts.index(max(counts))
 
 
 def off_by_one(checkpoint: Checkpoint, prompt_tokens: int) -> list[dict[str, int | None]] | None:

@@ -3,11 +3,17 @@
 Reads a checkpoint folder. Prompts are random tokens without special ones, which fit every tokenizer and are in no
 cache; and, if the folder has a chat template, a question at each reasoning effort.
 
-Memory: the model in the dtype of the check (MXFP4 experts unpacked) + the logits of one sequence.
+In bfloat16 the same sequences are also scored in float32: how far rounding alone moves the log-probabilities of
+transformers is what an engine is judged by. And they are scored with the experts of one layer permuted without their
+router, which shows whether that negative control can show at all (not where all experts are chosen alike).
+
+Memory: the model in the dtype of the check (MXFP4 experts unpacked), then in float32 if rounding is measured, + the
+logits of one sequence + the experts of one layer.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 import torch
@@ -15,10 +21,12 @@ from transformers import PreTrainedModel
 
 from lit_puzzle.environments.environment import EFFORTS
 from lit_puzzle.generation.stop_tokens import end_and_pad
-from lit_puzzle.model.chat import render_chat
+from lit_puzzle.model.chat import fix_date, render_chat
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.loading import DtypeName, load_model
+from lit_puzzle.model.modules import decoder_layer, model_family
 from lit_puzzle.model.opening import load_tokenizer
+from lit_puzzle.serve.vllm.report import difference
 from lit_puzzle.serve.vllm.settings import CheckPrompts
 
 
@@ -29,7 +37,9 @@ class Reference:
     Attributes:
         prompts: random tokens.
         completions: greedy tokens after each prompt; end tokens do not end them.
-        logprobs: log-probability of every token of prompt + completion but the first.
+        logprobs: log-probability of every token of prompt + completion but the first, in the dtype of the check.
+        exact_logprobs: the same in float32; None where rounding was not measured.
+        permuted_change: largest and mean change of log-probabilities with the experts of one layer permuted.
         end_ids: tokens that end a completion.
         chats: the rendered question at each reasoning effort; empty without a chat template.
         chat_completions: greedy tokens after each, up to and with an end token.
@@ -39,6 +49,8 @@ class Reference:
     prompts: list[list[int]]
     completions: list[list[int]]
     logprobs: list[list[float]]
+    exact_logprobs: list[list[float]] | None
+    permuted_change: tuple[float, float]
     end_ids: list[int]
     chats: dict[str, list[int]]
     chat_completions: dict[str, list[int]]
@@ -50,7 +62,9 @@ class Reference:
         return [prompt + completion for prompt, completion in zip(self.prompts, self.completions, strict=True)]
 
 
-def make_reference(folder: Path, dtype: DtypeName, prompts: CheckPrompts, seed: int) -> Reference:
+def make_reference(
+    folder: Path, dtype: DtypeName, prompts: CheckPrompts, seed: int, measure_rounding: bool = False
+) -> Reference:
     """Load the folder into transformers and generate the reference.
 
     Args:
@@ -58,10 +72,11 @@ def make_reference(folder: Path, dtype: DtypeName, prompts: CheckPrompts, seed: 
         dtype: dtype to compute in.
         prompts: prompts that are continued.
         seed: seed of the random prompts.
+        measure_rounding: whether the sequences are also scored in float32.
     """
     tokenizer = load_tokenizer(folder)
-    model = load_model(folder, "bfloat16" if Checkpoint(folder).mxfp4_layers else dtype).to(getattr(torch, dtype))
-    model.eval()
+    fix_date(tokenizer, date.today().isoformat())  # the server's chat template reads the clock
+    model = _load(folder, dtype)
     end_ids, _ = end_and_pad(model, tokenizer)
     ordinary = sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids) - set(end_ids))
     generator = torch.Generator().manual_seed(seed)
@@ -75,16 +90,49 @@ def make_reference(folder: Path, dtype: DtypeName, prompts: CheckPrompts, seed: 
             chats[effort] = tokenizer.encode(text, add_special_tokens=False)
     with torch.inference_mode():
         completions = [greedy(model, ids, prompts.new_tokens, []) for ids in random_prompts]
-        pairs = zip(random_prompts, completions, strict=True)
-        return Reference(
-            prompts=random_prompts,
-            completions=completions,
-            logprobs=[score(model, ids + completion) for ids, completion in pairs],
-            end_ids=end_ids,
-            chats=chats,
-            chat_completions={effort: greedy(model, ids, prompts.new_tokens, end_ids) for effort, ids in chats.items()},
-            plain_id=ordinary[0],
-        )
+        sequences = [ids + completion for ids, completion in zip(random_prompts, completions, strict=True)]
+        logprobs = last = score_all(model, sequences)
+        chat_completions = {effort: greedy(model, ids, prompts.new_tokens, end_ids) for effort, ids in chats.items()}
+        if measure_rounding:
+            del model
+            model = _load(folder, "float32")
+            last = score_all(model, sequences)
+        permute_experts(model, permuted_layer(Checkpoint(folder)))
+        permuted_change = difference(score_all(model, sequences), last)
+    return Reference(
+        prompts=random_prompts,
+        completions=completions,
+        logprobs=logprobs,
+        exact_logprobs=last if measure_rounding else None,
+        permuted_change=permuted_change,
+        end_ids=end_ids,
+        chats=chats,
+        chat_completions=chat_completions,
+        plain_id=ordinary[0],
+    )
+
+
+def _load(folder: Path, dtype: DtypeName) -> PreTrainedModel:
+    stored = "bfloat16" if Checkpoint(folder).mxfp4_layers else dtype
+    return load_model(folder, stored).to(getattr(torch, dtype)).eval()
+
+
+def permuted_layer(checkpoint: Checkpoint) -> int:
+    """Return the layer with most experts, whose permutation most likely changes the output."""
+    counts = [experts for experts, _ in checkpoint.blocks]
+    return counts.index(max(counts))
+
+
+def permute_experts(model: PreTrainedModel, layer: int) -> None:
+    """Rotate the experts of a layer by one without its router, in place, as `lit_puzzle.serve.vllm.driver.changed`."""
+    experts = decoder_layer(model, layer).get_submodule(model_family(model).layer.experts)
+    for parameter in experts.parameters():
+        parameter.data = parameter.data.roll(1, dims=0)
+
+
+def score_all(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    """Return the log-probabilities of all sequences, one after the other."""
+    return [score(model, sequence) for sequence in sequences]
 
 
 def greedy(model: PreTrainedModel, prompt: Sequence[int], tokens: int, end_ids: Sequence[int]) -> list[int]:

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from faults.case import NOTHING, Case, refused
-from faults.damage import Damage, all_of, cut, directory, edit, remove, tensors, write
+from faults.case import NOTHING, Case, Right, refused
+from faults.damage import Damage, all_of, cut, directory, remove, tensors, write
 
 CONFIG, WEIGHTS = "lora/adapter_config.json", "lora/adapter_model.safetensors"
 RANK = 4
+ADAPTED = ("--adapter=lora",)
 STEM = "base_model.model.model.layers.1.self_attn.q_proj"
 
 
@@ -30,7 +31,7 @@ def adapter(**config: Any) -> Damage:
 
 def case(name: str, damage: Damage, *words: str) -> Case:
     """Return a case of a refused adapter."""
-    return Case(f"adapter: {name}", "training", "export", damage, refused(*words), ("--adapter=lora",))
+    return Case(f"adapter: {name}", "training", "export", damage, refused(*words), ADAPTED)
 
 
 def poisoned(value: float) -> Damage:
@@ -64,7 +65,7 @@ CASES = [
                 ),
             ),
             "adapter_config.json|lora",
-            "lora_alpha|alpha",
+            "lora_alpha|alpha|JSON|number",
         )
         for value in ("NaN", "Infinity", "-8", '"eight"', "null", "1e400", "[]")
     ),
@@ -77,7 +78,7 @@ CASES = [
         "adapter_config.json|lora",
         "alpha_pattern",
     ),
-    case("alpha_pattern is a list", adapter(alpha_pattern=[1]), "adapter_config.json|lora", "alpha_pattern"),
+    case("alpha_pattern is a list", adapter(alpha_pattern=[1]), "adapter_config.json|lora", "alpha_pattern|JSON"),
     case("NaN in a matrix", poisoned(float("nan")), "lora", "q_proj"),
     case("infinity in a matrix", poisoned(float("inf")), "lora", "q_proj"),
     case("of another base: a layer more", renamed("layers.1.", "layers.9."), "layers.9."),
@@ -114,10 +115,13 @@ CASES = [
     ),
     case("missing", NOTHING, "lora"),
     case("an empty folder", directory("lora"), "adapter_config.json"),
-    case(
-        "target_modules that are not in the base",
-        all_of(adapter(base_model_name_or_path="other"), edit(CONFIG, {"layers_to_transform": "x"})),
-        "layers_to_transform|lora",
+    Case(
+        "adapter: settings that do not change what its matrices say",
+        "training",
+        "export",
+        adapter(base_model_name_or_path="other", layers_to_transform="x"),
+        (Right(damage=adapter(), words=ADAPTED), refused("lora")),
+        ADAPTED,
     ),
     Case(
         "export: missing run of the card",

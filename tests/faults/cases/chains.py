@@ -98,16 +98,16 @@ CASES = [
         "library|experts",
     ),
     *(
-        case("search", f"scores with {label}", of_kl(value), "scores.json|runs/score", "kl")
+        case("search", f"scores with {label}", of_kl(value), "scores.json|runs/score", "kl|JSON")
         for label, value in (("NaN", float("nan")), ("infinity", float("inf")), ("a text", "low"), ("null", None))
     ),
     case("search", "scores with a negative KL", of_kl(-0.5), "scores.json|runs/score", "kl"),
-    case(
+    Case(
+        "search: scores with a count of 400 digits, which the search does not read",
+        "lead",
         "search",
-        "scores with a number of 400 digits",
         replace(SCORES, '"samples": 6', '"samples": ' + "9" * 400),
-        "scores.json|runs/score",
-        "samples",
+        (Right(), refused("scores.json|runs/score", "samples")),
     ),
     case(
         "search",
@@ -170,7 +170,7 @@ CASES = [
         "lead",
         "search",
         NOTHING,
-        Right(words=(), only=()),
+        Right(words=()),
         ("--library=runs/library/library.json", "--scores=runs/score/scores.json"),
     ),
     Case(

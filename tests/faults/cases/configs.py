@@ -27,7 +27,13 @@ def value(key: str, wrong: object, stage: str = "evaluate") -> Case:
     """Return a case of one wrong value, whose key must be named."""
     folder = READERS[stage]
     damage = edit(f"{folder}/config.json", {key: wrong})
-    return case(f"{key} is {str(wrong)[:30]!r}: {stage}", damage, "config.json", key.split(".")[0], stage=stage)
+    return case(
+        f"{key} is {str(wrong)[:30]!r}: {stage}",
+        damage,
+        "config",
+        f"{key.split('.')[0]}|the config implies",
+        stage=stage,
+    )
 
 
 CASES = [
@@ -83,7 +89,13 @@ CASES = [
     value("head_dim", 31),
     value("vocab_size", 64),
     value("rms_norm_eps", -1.0),
-    value("hidden_act", "no_such_act"),
+    Case(
+        "config: hidden_act, which the model does not read: evaluate",
+        "reader",
+        "evaluate",
+        edit(CONFIG, {"hidden_act": "no_such_act"}),
+        (Right(), refused("config.json", "hidden_act")),
+    ),
     value("layer_types", ["full_attention"], "generate"),
     value("layer_types", ["chunked_attention"] * 6, "generate"),
     value("sliding_window", -4, "generate"),

@@ -92,7 +92,7 @@ CASES = [
         (Right(damage=write("p.jsonl", TEXT), words=words("p.jsonl"), only=DOCUMENTS), refused("p.jsonl.gz")),
         "p.jsonl.gz",
     ),
-    case("gzip under a plain name", write(FILE, zipped(TEXT)), refused(FILE)),
+    case("gzip under a plain name", write(FILE, zipped(TEXT)), (SAME, refused(FILE))),
     case("cut gzip", write("p.jsonl.gz", zipped(TEXT)[:-20]), refused("p.jsonl.gz"), "p.jsonl.gz"),
     case("gzip bomb", write("p.jsonl.gz", zipped(" " * 300_000_000)), refused("p.jsonl.gz"), "p.jsonl.gz", seconds=60),
     case("Parquet", table("prompts.parquet", NAMED), SAME, "prompts.parquet"),
@@ -111,11 +111,11 @@ CASES = [
         (SAME, refused("prompts")),
         "prompts",
     ),
-    case("Parquet under the name of JSON lines", table(FILE, NAMED), refused(FILE)),
+    case("Parquet under the name of JSON lines", table(FILE, NAMED), (SAME, refused(FILE))),
     case(
         "JSON lines under the name of Parquet",
         write("prompts.parquet", TEXT),
-        refused("prompts.parquet"),
+        (SAME, refused("prompts.parquet")),
         "prompts.parquet",
     ),
     case(

@@ -10,9 +10,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
 EVALUATE = "command: evaluate\nrun_dir: out\n"
 FAMILIES = "held_out: {prompts_per_effort: 2, environments: [{class_path: lit_puzzle.tiny.world.Chains}]}\n"
 SCENARIO = "gpu: %s, num_gpus: 1, prompt_tokens: 9, generated_tokens: 9, kv_dtype: bfloat16, expert_dtype: bfloat16"
-SMALL = (
-    "checkpoint: child\nheld_out: {prompts_per_effort: 2}\nsampling: {max_new_tokens: 16}\nengine: {batch_size: 8}\n"
-)
+SMALL = "checkpoint: child\nsampling: {max_new_tokens: 16}\nengine: {batch_size: 8}\n"
 
 
 def file(name: str, text: str | bytes, *words: str, seconds: float = 30.0) -> Case:

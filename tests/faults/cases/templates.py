@@ -112,7 +112,7 @@ CASES = [
     tokenizer("unknown model type", edit("child/tokenizer.json", {"model.type": "NoSuchModel"}), "tokenizer.json"),
     tokenizer(
         "wrong type of the vocabulary",
-        edit("child/tokenizer.json", {"model.vocab": 7}),
+        edit("parent/tokenizer.json", {"model.vocab": 7}),
         "tokenizer.json",
         stage="generate",
     ),

@@ -2,7 +2,7 @@
 
 import json
 
-from faults.case import NOTHING, Case, Refused, refused
+from faults.case import NOTHING, Case, Refused, Right, refused
 from faults.damage import Damage, write
 
 MODULE = "my_rewards.py"
@@ -57,6 +57,8 @@ def problems(name: str, rows: list[object], verification: str, *words: str) -> C
     )
 
 
+ACCUMULATE = "--trainer.accumulate_grad_batches=%d"
+BATCHES = 7  # of an epoch of the small world
 LORA = "--model.init_args.training.lora={rank: 2, alpha: 4, target_modules: [%s]}"
 GOOD: list[object] = [{"prompt": f"What is {number} + 2?", "answer": str(number + 2)} for number in range(60)]
 CASES = [
@@ -93,17 +95,18 @@ CASES = [
         keeps=True,
     ),
     setting("negative learning rate", "rl_recover", "--model.init_args.optimizer.init_args.lr=-1", "lr|learning rate"),
-    setting(
-        "accumulation of 64 that an epoch cannot hold",
-        "distill",
-        "--trainer.accumulate_grad_batches=64",
-        "accumulate_grad_batches",
-    ),
-    setting(
-        "accumulation of 64 that an epoch cannot hold",
-        "distill_blocks",
-        "--trainer.accumulate_grad_batches=64",
-        "accumulate_grad_batches",
+    *(
+        Case(
+            f"training: accumulation of 64 where an epoch has fewer batches: {stage}",
+            "training",
+            stage,
+            NOTHING,
+            (Right(words=(ACCUMULATE % BATCHES,)), refused("accumulate_grad_batches")),
+            (ACCUMULATE % 64,),
+            seconds=60,
+            words_are_wrong=True,
+        )
+        for stage in ("distill", "distill_blocks")
     ),
     setting("accumulation of 0", "rl_recover", "--trainer.accumulate_grad_batches=0", "accumulate_grad_batches"),
     setting(
@@ -139,7 +142,6 @@ CASES = [
     setting("NaN weight of a loss", "distill", "--model.init_args.loss.hidden=.nan", "hidden"),
     reward("raises", "raise RuntimeError('no network')", "no network"),
     reward("raises KeyError", "return columns['no_such_column']", "no_such_column"),
-    reward("exits", "raise SystemExit('bye')", "bye|reward"),
     reward("one number too few", "return [0.0] * (len(completion_ids) - 1)"),
     reward("one number", "return 1.0"),
     reward("nothing", "return None"),
@@ -161,7 +163,7 @@ CASES = [
         "training",
         "rl_recover",
         write(MODULE, "raise RuntimeError('half written')\n"),
-        refused("my_rewards"),
+        refused("my_rewards|extra_rewards"),
         (EXTRA,),
     ),
     Case(

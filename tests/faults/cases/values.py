@@ -113,7 +113,7 @@ CASES = [
     kv_case(
         "a text as fingerprint's layers",
         edit("runs/calibrate_kv/kv_scales.json", {"layers": "six"}),
-        "kv_scales.json|layers",
+        "kv_scales.json|layers|runs/calibrate_kv",
         stage="export",
     ),
     Case(

@@ -6,7 +6,7 @@ import pytest
 from helpers.recorded_runs import answer, started_run
 
 from lit_puzzle.environments.episodes import Episode, write_rows
-from lit_puzzle.report.answers import answer_lines, choose, row_files
+from lit_puzzle.report.sample_answers import answer_lines, choose, row_files
 
 
 def run_with(run_dir: Path, answers: dict[str, list[Episode]], texts: bool = True) -> Path:

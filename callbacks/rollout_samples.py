@@ -1,0 +1,106 @@
+"""Writes some completions of reinforcement learning with their grades, so that a wrong grader or a trick is noticed.
+
+Writes `samples.jsonl` into the run folder, rows of the form of `lit_puzzle.environments.episodes`; `row` is a running
+number, `problem` the crc32 of the prompt. Every `every_rollouts`-th rollout adds its first `completions`, of the first
+process. A resumed run takes out the rows that were written after its training checkpoint, and writes them again.
+
+Disk: the texts of completions / every_rollouts a rollout.
+"""
+
+import zlib
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from lightning import Callback, LightningModule, Trainer
+
+from lit_puzzle.data.rl_prompts import PromptData
+from lit_puzzle.environments.episodes import Episode, Finish, Texts, append_rows, cut_rows, grade
+
+SAMPLES_FILE = "samples.jsonl"
+KEYS = ("completion_ids", "prompt", "answer", "truncated", "effort", "environment")
+
+
+@runtime_checkable
+class WithTokenizer(Protocol):
+    """A module with the tokenizer of its policy."""
+
+    tokenizer: Any
+
+
+class RolloutSamples(Callback):
+    """Writes completions of rollouts into `samples.jsonl`.
+
+    The RL module's `training_step` returns, on the steps that generated and only there, beside `loss`:
+    `completion_ids` (lists of token ids), `prompt`, `answer`, `effort`, `environment` (lists of texts) and `truncated`
+    (bool [B]: cut off at the cap).
+
+    Args:
+        every_rollouts: one rollout in so many is sampled, the first one too.
+        completions: completions of a sampled rollout.
+
+    Raises:
+        ValueError: a number below 1, or data that is not `PromptData`.
+    """
+
+    def __init__(self, every_rollouts: int = 10, completions: int = 4) -> None:
+        if min(every_rollouts, completions) < 1:
+            raise ValueError(f"every_rollouts {every_rollouts}, completions {completions}: each must be at least 1.")
+        self.every_rollouts, self.completions = every_rollouts, completions
+        self._rollouts = 0
+        self._rows = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take out what an attempt wrote after the training checkpoint from which this one continues."""
+        if trainer.is_global_zero:
+            cut_rows(self._file(trainer), self._rows)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write the first completions of a rollout, if the step had one and it is sampled."""
+        if not isinstance(outputs, dict) or "completion_ids" not in outputs:
+            return
+        sampled = self._rollouts % self.every_rollouts == 0
+        self._rollouts += 1
+        if not sampled:
+            return
+        episodes = self._episodes(trainer, pl_module, outputs)
+        self._rows += len(episodes)
+        if trainer.is_global_zero:
+            append_rows(self._file(trainer), episodes)
+
+    def _episodes(self, trainer: Trainer, pl_module: LightningModule, outputs: dict[str, Any]) -> list[Episode]:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, PromptData) or not isinstance(pl_module, WithTokenizer):
+            raise ValueError("RolloutSamples needs PromptData and a module with a tokenizer, as RLRecovery is one.")
+        tokenizer: Any = pl_module.tokenizer
+        by_name = {environment.name: environment for environment in data.environments}
+        columns = {key: list(outputs[key])[: self.completions] for key in KEYS}
+        episodes = []
+        for number, ids in enumerate(columns["completion_ids"]):
+            prompt, answer, name = (str(columns[key][number]) for key in ("prompt", "answer", "environment"))
+            text = str(tokenizer.decode(list(ids), skip_special_tokens=False))
+            finish: Finish = "length" if bool(columns["truncated"][number]) else "stop"
+            episode = Episode(
+                environment=name,
+                effort=str(columns["effort"][number]),
+                problem=zlib.crc32(prompt.encode()),
+                verdict=grade(by_name[name], text, answer, finish),
+                generated_tokens=len(ids),
+                finish=finish,
+                row=self._rows + number,
+                texts=Texts(prompt, text, answer),
+            )
+            episodes.append(episode)
+        return episodes
+
+    def _file(self, trainer: Trainer) -> Path:
+        return Path(trainer.default_root_dir) / SAMPLES_FILE
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was counted so far."""
+        return {"rollouts": self._rollouts, "rows": self._rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue counting."""
+        self._rollouts, self._rows = state_dict["rollouts"], state_dict["rows"]

@@ -36,7 +36,6 @@ from lit_puzzle.model.layout import layer_prefix
 from lit_puzzle.model.modules import model_family
 from lit_puzzle.rl.module import RLRecovery
 from lit_puzzle.run.inputs import Identity
-from lit_puzzle.training.settings import check_not_null
 from lit_puzzle.training.sharding import load_for, shard
 
 
@@ -58,7 +57,6 @@ class FP8KVScales(Callback):
         scales: ScaleSettings = ScaleSettings(),  # noqa: B008  (frozen)
         watch: bool = True,
     ) -> None:
-        check_not_null("FP8KVScales", scales=scales)
         self.data, self.scales, self.watch = data, scales, watch
         self._start: dict[str, Tensor] = {}  # scales of the initial weights, by their names in a checkpoint
 

@@ -153,5 +153,5 @@ def check_saved(folder: Path, settings: TrainingSettings) -> None:
         ValueError: settings of adapters or of `freeze` that do not fit the model, or the reasons of `check_trained`.
     """
     with RandomStream(torch.device("cpu")).fork():
-        model = adapted(without_weights(folder), settings)
+        model = adapted(without_weights(folder, settings), settings)
     check_trained(without_adapters(model), Checkpoint(folder))

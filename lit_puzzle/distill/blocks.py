@@ -51,7 +51,6 @@ from lit_puzzle.model.surgery import prune_layer
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import Identity, record_output
 from lit_puzzle.training.finite import check_weights
-from lit_puzzle.training.settings import check_not_null
 from lit_puzzle.training.sharding import full, load_for
 from lit_puzzle.training.trainer_validation import check_trainer
 
@@ -83,7 +82,6 @@ class BlockwiseDistillation(LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__()
-        check_not_null("BlockwiseDistillation", training=training)
         self.automatic_optimization = False
         if clip_norm is not None and not 0 < clip_norm < math.inf:
             raise ValueError(f"clip_norm={clip_norm} was given; it is above 0 and finite, or null for no clipping.")

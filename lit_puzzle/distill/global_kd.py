@@ -53,7 +53,7 @@ from lit_puzzle.training.ema import WeightAverage
 from lit_puzzle.training.finite import check_weights
 from lit_puzzle.training.load_child import load_child, reload_child
 from lit_puzzle.training.random_state import RandomState, get_random_state, of_all_processes, set_random_state
-from lit_puzzle.training.settings import TrainingSettings, check_not_null
+from lit_puzzle.training.settings import TrainingSettings
 from lit_puzzle.training.sharding import load_for, shard
 from lit_puzzle.training.trainable import optimize_trainable, release_optimizers, without_adapters
 from lit_puzzle.training.trainer_validation import check_trainer
@@ -90,7 +90,7 @@ class GlobalDistillation(LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__()
-        check_not_null("GlobalDistillation", loss=loss, training=training)
+        _check_head(training)
         if ema_decay is not None and not 0 < ema_decay < 1:
             raise ValueError(f"ema_decay={ema_decay} was given; it lies between 0 and 1, or is null for no average.")
         self.child_folder = require_input(child, "child", "config.json")
@@ -304,3 +304,14 @@ class GlobalDistillation(LightningModule):
         self._losses, self._val_losses = (list(values) for values in checkpoint["losses"])
         if len(checkpoint["random"]) == self.trainer.world_size:
             self._resumed_random = checkpoint["random"][self.trainer.global_rank]
+
+
+def _check_head(training: TrainingSettings) -> None:
+    """Refuse adapters on the head, whose weight the loss reads chunk by chunk: they would not be trained."""
+    targets = [] if training.lora is None else training.lora.target_modules + training.lora.target_parameters
+    found = [target for target in targets if "lm_head" in target.split(".")]
+    if found:
+        raise ValueError(
+            f"training.lora: distillation trains no adapter on the head ({found[0]!r}); leave it out, or train all of "
+            "its weights without lora."
+        )

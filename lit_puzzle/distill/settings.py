@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from lit_puzzle.environments.environment import EFFORTS, Environment, effort_weights
-from lit_puzzle.training.settings import check_not_null
 
 DivergenceName = Literal["forward_kl", "reverse_kl", "jsd"]
 SubBlocks = Literal["apart", "together"]
@@ -111,7 +110,6 @@ class DistillationEvaluation:
     validation_efforts: list[str] | None = None
 
     def __post_init__(self) -> None:
-        check_not_null("evaluation", environments=self.environments, efforts=self.efforts)
         effort_weights(self.efforts)
         if self.validation_efforts is not None:
             effort_weights(self.validation_efforts)

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from lit_puzzle.data.batches import PackedBatch
 from lit_puzzle.data.document_files import DocumentFolder
@@ -147,7 +147,7 @@ class TopLogits:
         record: content of its `top_logits.json`: fingerprint (of the parent), documents, top_k, precision.
 
     Raises:
-        ValueError: a folder that is missing, incomplete, or computed for other documents.
+        ValueError: a folder that is missing, incomplete or damaged, or computed for other documents.
     """
 
     def __init__(self, folder: Path, documents: DocumentFolder) -> None:
@@ -157,13 +157,16 @@ class TopLogits:
                 f"{folder} contains no {RECORD_FILE}. `lightning run recipes/precompute_logits.yaml` makes one."
             )
         self.record = read_json(folder / RECORD_FILE)
+        for key in ("fingerprint", "documents", "top_k"):
+            if key not in self.record:
+                raise ValueError(f"{folder / RECORD_FILE} has no {key}. Compute the logits again.")
         if self.record["documents"] != documents.identity:
             raise ValueError(
                 f"{folder} was computed for other documents than {documents.folder}. Compute it for these."
             )
         self.folder = folder
         self._first_document = documents.first
-        self._files = [safe_open(folder / file_name(n), framework="pt") for n in range(documents.num_shards)]
+        self._files = [_opened(folder / file_name(n), self.record["top_k"]) for n in range(documents.num_shards)]
         self._first_row = [file.get_tensor("first") for file in self._files]
 
     def check_parent(self, fingerprint: str) -> None:
@@ -205,3 +208,21 @@ class TopLogits:
         shard = bisect_right(self._first_document, number) - 1
         begin = int(self._first_row[shard][number - self._first_document[shard]])
         return shard, begin, begin + targets
+
+
+def _opened(path: Path, top_k: object) -> Any:
+    """Return an open file of logits, whose header has been checked.
+
+    Raises:
+        ValueError: it is missing or damaged, or has another number of logits than its record says.
+    """
+    try:
+        file = safe_open(path, framework="pt")
+        rows, found = file.get_slice("token_ids").get_shape()
+        shapes = [file.get_slice(name).get_shape() for name in ("log_probs", "log_rest")]
+        file.get_slice("first")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{path} is missing or damaged ({error}). Compute the logits again.") from error
+    if found != top_k or shapes != [[rows, found], [rows]]:
+        raise ValueError(f"{path} has {found} logits a target, {RECORD_FILE} says top_k {top_k!r}. Compute them again.")
+    return file

@@ -35,7 +35,6 @@ from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import Identity, record_output
-from lit_puzzle.training.settings import check_not_null
 from lit_puzzle.training.sharding import load_for, shard
 
 
@@ -53,7 +52,7 @@ class KVCalibration(LightningModule):
         results: after the pass: tokens, layers, layers left in bf16, saturated values, least headroom, largest amax.
 
     Raises:
-        ValueError: the checkpoint does not exist, `scales` is null, or `save_every_batches` is below 1.
+        ValueError: the checkpoint does not exist, or `save_every_batches` is below 1.
     """
 
     def __init__(
@@ -65,7 +64,6 @@ class KVCalibration(LightningModule):
         save_every_batches: int = 32,
     ) -> None:
         super().__init__()
-        check_not_null("KVCalibration", scales=scales)
         if save_every_batches < 1:
             raise ValueError(f"save_every_batches={save_every_batches} was given; it must be at least 1.")
         self.checkpoint = require_input(checkpoint, "checkpoint", "config.json")

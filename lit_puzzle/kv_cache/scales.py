@@ -138,7 +138,10 @@ class KVScales:
             if unknown:
                 raise ValueError(f"{SCALES_FILE} contains {unknown[0]}, which is not in {META_FILE}")
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError, OSError, SafetensorError) as error:
-            raise ValueError(f"The KV scales in {folder} are damaged ({error}); run the recipe again.") from error
+            files = f"{META_FILE}, {SCALES_FILE}"
+            raise ValueError(
+                f"The KV scales in {folder} ({files}) are damaged ({error}); run the recipe again."
+            ) from error
         return loaded
 
     def check_checkpoint(self, fingerprint: str) -> None:
@@ -149,8 +152,8 @@ class KVScales:
         """
         if fingerprint != self.fingerprint:
             raise ValueError(
-                f"The KV scales are of checkpoint {self.fingerprint}, not of {fingerprint}: different weights have "
-                "different keys and values. Run recipes/calibrate_kv.yaml with this checkpoint as "
+                f"The KV scales are of checkpoint {self.fingerprint}, not of {fingerprint} (fingerprints): different "
+                "weights have different keys and values. Run recipes/calibrate_kv.yaml with this checkpoint as "
                 "--model.init_args.checkpoint."
             )
 

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from lit_puzzle.model.config import essentials, read_config
 from lit_puzzle.model.family import family_of
-from lit_puzzle.model.layout import layer_blocks, layer_prefix, tensor_shapes, whole
+from lit_puzzle.model.layout import Shape, layer_blocks, layer_prefix, tensor_shapes, whole
 from lit_puzzle.model.safetensors_file import SafetensorsFile, TensorInfo
 from lit_puzzle.run.checksums import check_files, read_checksums
 from lit_puzzle.run.files import read_json
@@ -240,18 +240,23 @@ def check_tensors(
         ValueError: a tensor is missing, unknown, mis-shaped or of a wrong kind of dtype; the message names it.
     """
     expected = tensor_shapes(config, mxfp4_layers)
-    for name in expected:
-        if name not in tensors:
-            raise ValueError(f"{folder}: missing tensor {name} of shape {expected[name]}")
+    missing = [name for name in expected if name not in tensors]
+    if missing:
+        file = folder / (SINGLE_FILE if (folder / SINGLE_FILE).exists() else INDEX_FILE)
+        more = f", and {len(missing) - 1} more: {', '.join(missing[1:6])}" if missing[1:] else ""
+        raise ValueError(f"{file}: missing tensor {missing[0]} of shape {expected[missing[0]]}{more}")
     scale_shapes = ((), (1,), (whole(config, "num_key_value_heads"),))
     kv_scales = family_of(config).layer.kv_scales
     scale_names = {layer_prefix(layer) + name for layer in range(len(layer_blocks(config))) for name in kv_scales}
     for name, info in tensors.items():
         allowed = (expected[name],) if name in expected else scale_shapes if name in scale_names else ()
         if not allowed:
-            raise ValueError(f"{info.file}: unknown tensor {name} of shape {info.shape}; the config implies none")
+            raise ValueError(f"{info.file}: unknown tensor {name} of shape {info.shape}; config.json implies none")
         if info.shape not in allowed:
-            raise ValueError(f"{info.file}: {name} has shape {info.shape}, the config implies {allowed[0]}")
+            sizes = _sizes_behind(config, allowed[0], info.shape)
+            raise ValueError(
+                f"{info.file}: {name} has shape {info.shape}, {folder / 'config.json'} implies {allowed[0]}{sizes}"
+            )
         kind = "U8" if name.endswith(("_blocks", "_scales")) else "floating point"
         if (kind == "U8") != (info.dtype == "U8"):
             raise ValueError(f"{info.file}: {name} has dtype {info.dtype}; allowed: {kind}")
@@ -259,6 +264,15 @@ def check_tensors(
         partner = name[: -len("k_scale")] + ("v_scale" if name.endswith("k_scale") else "k_scale")
         if partner not in tensors:
             raise ValueError(f"{tensors[name].file}: {name} is there, but {partner} is missing")
+
+
+def _sizes_behind(config: Mapping[str, Any], implied: Shape, stored: Shape) -> str:
+    """Return the entries of a configuration that may be behind the dimensions in which two shapes differ."""
+    differing = {size for axis, size in enumerate(implied) if axis >= len(stored) or stored[axis] != size}
+    keys = [key for key, value in config.items() if type(value) is int and value in differing]
+    if any(experts in differing for experts, _ in layer_blocks(config)) and "block_configs" in config:
+        keys.append("block_configs")
+    return f" ({', '.join(keys)})" if keys else ""
 
 
 def fingerprint(folder: Path) -> str:

@@ -19,6 +19,7 @@ from lit_puzzle.model.family import family_of, is_child
 
 Shape = tuple[int, ...]
 
+MAX_WHOLE, MAX_LAYERS = 2**31 - 1, 10_000  # larger ones are mistakes, which would fill the memory
 MXFP4_BLOCK = 32  # values that share one scale; a block is 16 bytes
 
 
@@ -28,14 +29,14 @@ def layer_prefix(layer: int) -> str:
 
 
 def whole(config: Mapping[str, Any], key: str) -> int:
-    """Return a positive whole number of the configuration.
+    """Return a positive whole number of the configuration, below 2^31.
 
     Raises:
         ValueError: it is missing or no such number.
     """
     value = config.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"config.json: {key} must be a positive whole number, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_WHOLE:
+        raise ValueError(f"config.json: {key} must be a positive whole number below 2^31, got {repr(value)[:40]}")
     return value
 
 
@@ -49,15 +50,20 @@ def layer_blocks(config: Mapping[str, Any]) -> list[tuple[int, int | None]]:
         ValueError: the model type belongs to no family, or a list does not have one entry per layer.
     """
     layers, keys = whole(config, "num_hidden_layers"), family_of(config).config
+    if layers > MAX_LAYERS:
+        raise ValueError(f"config.json: num_hidden_layers must be at most {MAX_LAYERS:,}, got {layers}")
     if is_child(config):
         blocks = config.get("block_configs")
         if not isinstance(blocks, list) or len(blocks) != layers:
-            raise ValueError(f"config.json: block_configs must list {layers} layers, got {blocks!r}")
+            raise ValueError(
+                f"config.json: block_configs must list {layers} layers (num_hidden_layers), got {blocks!r}"
+            )
         return [_puzzle_block(layer, block) for layer, block in enumerate(blocks)]
     kinds = config.get("layer_types") or [keys.layer_types[i % len(keys.layer_types)] for i in range(layers)]
     if len(kinds) != layers or not set(kinds) <= {"full_attention", "sliding_attention"}:
         raise ValueError(
-            f"config.json: layer_types must list {layers} times full_attention or sliding_attention, got {kinds!r}"
+            f"config.json: layer_types must list {layers} times (num_hidden_layers) full_attention or "
+            f"sliding_attention, got {kinds!r}"
         )
     experts = whole(config, keys.num_experts)
     window = whole(config, keys.window) if "sliding_attention" in kinds else None

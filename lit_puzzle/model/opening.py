@@ -80,6 +80,8 @@ def load_tokenizer(folder: Path, **settings: Any) -> PreTrainedTokenizerBase:
     """
     path = _in_folder(folder, TOKENIZER_FILE)
     read_json(path)
+    if (folder / CONFIG_FILE).exists():  # transformers reads it, too
+        read_config(folder)
     for name in SETTINGS_FILES:
         if (folder / name).exists() and "auto_map" in read_json(folder / name):
             raise ValueError(

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from lit_puzzle.report.sample_answers import answer_lines
 from lit_puzzle.report.lineage_tree import lineage_lines, made_lines
 from lit_puzzle.report.run_summary import change_lines, head_lines, read_run, result_lines
+from lit_puzzle.report.sample_answers import answer_lines
 from lit_puzzle.report.terminal_text import print_lines
 
 SAMPLES = 3

@@ -55,7 +55,7 @@ from lit_puzzle.run.inputs import Identity, run_date
 from lit_puzzle.training.best_weights import load_best
 from lit_puzzle.training.finite import check_loss, check_weights
 from lit_puzzle.training.load_child import load_child, reload_child
-from lit_puzzle.training.settings import TrainingSettings, check_not_null
+from lit_puzzle.training.settings import TrainingSettings
 from lit_puzzle.training.sharding import unsharded
 from lit_puzzle.training.trainable import optimize_trainable, release_optimizers, without_adapters
 from lit_puzzle.training.trainer_validation import check_trainer
@@ -90,7 +90,6 @@ class RLRecovery(LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__()
-        check_not_null("RLRecovery", grpo=grpo, rewards=rewards, training=training, evaluation=evaluation)
         child = require_input(child, "child", "config.json")
         if not (child / "config.json").is_file():
             raise ValueError(

@@ -46,9 +46,9 @@ class Faults:
 
 
 class _Caught:
-    """Keeps the exception of the user's code, which may be of any class, instead of raising it."""
+    """Keeps the exception of the user's code, which may be of any class, or its exit, instead of raising it."""
 
-    error: Exception | None = None
+    error: Exception | SystemExit | None = None
 
     def __enter__(self) -> "_Caught":
         return self
@@ -56,7 +56,7 @@ class _Caught:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        self.error = error if isinstance(error, Exception) else None
+        self.error = error if isinstance(error, Exception | SystemExit) else None
         return self.error is not None
 
 
@@ -91,7 +91,7 @@ class CheckedReward:
             self.function(**given)
         return caught.error is not None
 
-    def failed(self, error: Exception, row: int | None, given: dict[str, Any]) -> list[float]:
+    def failed(self, error: Exception | SystemExit, row: int | None, given: dict[str, Any]) -> list[float]:
         """Record an exception and return zeros."""
         said = " ".join(str(error).split())
         self.faults.add(self.__name__, f"raised {type(error).__name__}: {said[:300]}", row, given)

@@ -9,8 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from lit_puzzle.training.settings import check_not_null
-
 LossType = Literal["grpo", "dr_grpo", "dapo", "bnpo"]
 RatioLevel = Literal["token", "sequence"]
 RewardScale = Literal["group", "batch", "none"]
@@ -122,7 +120,6 @@ class GRPOSettings:
     loss: GRPOLossSettings = GRPOLossSettings()
 
     def __post_init__(self) -> None:
-        check_not_null("grpo", sampling=self.sampling, loss=self.loss)
         slices = 1 if self.steps_per_generation is None else self.steps_per_generation
         if self.num_generations < 2 or min(self.completions_per_device, slices, self.num_iterations) < 1:
             raise ValueError(
@@ -212,6 +209,5 @@ class ExtraReward:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        check_not_null("extra_rewards", function=self.function)
         if not math.isfinite(self.weight):
             raise ValueError(f"extra_rewards: weight {self.weight} was given; it must be finite.")

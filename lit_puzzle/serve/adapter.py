@@ -15,14 +15,13 @@ import math
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from lit_puzzle.model.layout import whole
 from lit_puzzle.model.safetensors_file import DTYPES, SafetensorsFile
 from lit_puzzle.run.files import read_json
 from lit_puzzle.serve.weights import Weight, Weights, converted
@@ -40,6 +39,7 @@ print(json.dumps([next((pattern for pattern, found in compiled if found.match(st
 """
 PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")  # of A and B; others (PiSSA, OLoRA) also change the base
 MUST_BE_UNSET = (
+    "modules_to_save",
     *("alora_invocation_tokens", "layer_replication", "use_qalora", "use_bdlora"),
     *("monteclora_config", "kasa_config", "arrow_config"),
 )
@@ -100,6 +100,18 @@ class Adapter:
                 names.append(stem.removeprefix(PREFIX) + ".weight")
         return names
 
+    def check_targets(self, names: Sequence[str]) -> None:
+        """Check that there are tensors for every module that the configuration names.
+
+        Raises:
+            ValueError: a module has none.
+        """
+        targets = self.config.get("target_modules")
+        stems = [name.removesuffix(".weight") for name in names]
+        for target in targets if isinstance(targets, list) else ():
+            if not any(stem == target or stem.endswith(f".{target}") for stem in stems):
+                raise ValueError(f"{self._config_path}: target_modules has {target!r}, for which there are no tensors")
+
     def scales(self, names: Iterable[str]) -> dict[str, tuple[int, float]]:
         """Return the rank and the factor of B A of each weight, by its full name.
 
@@ -108,20 +120,23 @@ class Adapter:
         """
         stems = [name.removesuffix(".weight") for name in names]
         ranks, alphas = (self._by_pattern(key, stems) for key in ("rank_pattern", "alpha_pattern"))
-        rank = whole(self.config, "r")
+        rank = self._rank("r", self.config.get("r"))
         alpha = self._number("lora_alpha", self.config.get("lora_alpha", rank))
         found: dict[str, tuple[int, float]] = {}
         for stem in stems:
-            own = self._number("rank_pattern", ranks.get(stem, rank))
-            if own != int(own):
-                raise ValueError(f"{self._config_path}: rank_pattern has {own!r}; a rank is a whole number")
+            own = self._rank("rank_pattern", ranks.get(stem, rank))
             divisor = math.sqrt(own) if self.config.get("use_rslora") else own
-            found[f"{stem}.weight"] = int(own), self._number("alpha_pattern", alphas.get(stem, alpha)) / divisor
+            found[f"{stem}.weight"] = own, self._number("alpha_pattern", alphas.get(stem, alpha)) / divisor
         return found
 
     @property
     def _config_path(self) -> Path:
         return self.folder / "adapter_config.json"
+
+    def _rank(self, key: str, value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{self._config_path}: {key} has {value!r}; a rank is a positive whole number")
+        return value
 
     def _number(self, key: str, value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
@@ -189,9 +204,11 @@ def merged(weights: Weights, adapter: Adapter, rounded: bool) -> Weights:
         ValueError: the adapter is damaged, or changes a weight that the checkpoint does not have or of another shape.
     """
     result = dict(weights)
-    scales = adapter.scales(adapter.names())
-    if not scales:
+    names = adapter.names()
+    if not names:
         raise ValueError(f"{adapter.file.path} contains no adapter: it has no tensors")
+    adapter.check_targets(names)
+    scales = adapter.scales(names)
     for name, (rank, factor) in scales.items():
         if name not in weights:
             raise ValueError(f"{adapter.file.path} changes {name}, which the checkpoint does not have")

@@ -2,7 +2,8 @@
 
 Freezing comes before sharding, so that each shard knows what trains; sharding comes before the optimizer, so that its
 state exists for local shards only. Reads the child's folder; writes nothing.
-Memory: `lit_puzzle.training.sharding`; of a model without weights, its modules.
+Memory: `lit_puzzle.training.sharding`; with adapters on parameters, experts that must be converted are whole on each
+process until they are sharded. Of a model without weights, its modules.
 """
 
 from pathlib import Path
@@ -36,6 +37,8 @@ def load_child(mesh: DeviceMesh | None, folder: Path, settings: TrainingSettings
         ValueError: the reasons of `adapted`.
     """
     loaded, waiting = load_for(mesh, folder, settings.dtype, settings.attention, settings.experts)
+    if waiting is not None and settings.lora is not None and settings.lora.target_parameters:
+        waiting.fill(loaded)  # PEFT puts adapters where their parameters are: on the meta device they would be lost
     child = adapted(loaded, settings)
     model = without_adapters(child)
     if settings.gradient_checkpointing:
@@ -74,12 +77,21 @@ def adapted(model: "PreTrainedModel", settings: TrainingSettings) -> "PreTrained
     return model
 
 
-def without_weights(folder: Path) -> "PreTrainedModel":
-    """Return the model of a checkpoint folder on the meta device: modules, names and shapes."""
+def without_weights(folder: Path, settings: TrainingSettings) -> "PreTrainedModel":
+    """Return the model of a checkpoint folder on the meta device: modules, names and shapes.
+
+    Raises:
+        ValueError: an implementation of attention or experts that transformers does not have here.
+    """
     config = AutoConfig.from_pretrained(folder)
     if config.to_dict().get("quantization_config") is not None:
         del config.quantization_config
-    with init_empty_weights(include_buffers=False):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    how = {"attn_implementation": settings.attention, "experts_implementation": settings.experts}
+    try:
+        with init_empty_weights(include_buffers=False):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, **how)
+    except (ValueError, ImportError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise ValueError(f"training: attention {settings.attention}, experts {settings.experts}: {said}") from error
     model.tie_weights()
     return model

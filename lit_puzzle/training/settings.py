@@ -8,21 +8,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 
-def check_not_null(owner: str, **settings: object) -> None:
-    """Check that settings were not set to null in a recipe.
-
-    Args:
-        owner: the object that has them, for the message.
-        settings: its settings by name.
-
-    Raises:
-        ValueError: one is None; the message names it.
-    """
-    for name, value in settings.items():
-        if value is None:
-            raise ValueError(f"{owner}: {name} is null; give its settings, or leave it out for the defaults.")
-
-
 @dataclass(frozen=True)
 class LoraSettings:
     """Low-rank adapters instead of full fine-tuning.
@@ -45,7 +30,6 @@ class LoraSettings:
     target_parameters: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        check_not_null("lora", target_modules=self.target_modules, target_parameters=self.target_parameters)
         if self.rank < 1 or not 0 < self.alpha < math.inf or not 0 <= self.dropout < 1:
             raise ValueError(
                 f"lora.rank={self.rank}, alpha={self.alpha}, dropout={self.dropout} were given; rank >= 1, alpha > 0 "

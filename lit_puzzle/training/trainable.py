@@ -133,8 +133,14 @@ def optimize_trainable(
         module: the LightningModule.
         optimizer: builds the optimizer on parameters.
         lr_scheduler: builds the schedule on the optimizer; None: a constant learning rate.
+
+    Raises:
+        ValueError: the optimizer refuses its settings.
     """
-    built = optimizer([parameter for parameter in module.parameters() if parameter.requires_grad])
+    try:
+        built = optimizer([parameter for parameter in module.parameters() if parameter.requires_grad])
+    except ValueError as error:
+        raise ValueError(f"optimizer: {error}") from error
     if lr_scheduler is None:
         return built
     return {"optimizer": built, "lr_scheduler": {"scheduler": lr_scheduler(built), "interval": "step"}}

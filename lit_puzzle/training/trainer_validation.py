@@ -23,6 +23,10 @@ def check_trainer(trainer: Trainer, dtype: str) -> None:
         ValueError: settings with which gradients would not be averaged, data would be divided twice among processes,
             trained weights would be rounded, or checkpoints would lose accumulated gradients.
     """
+    if trainer.accumulate_grad_batches < 1:
+        raise ValueError(
+            f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches} was given; it must be at least 1."
+        )
     if trainer.world_size > 1 and not isinstance(trainer.strategy, Sharded):
         raise ValueError(
             f"{trainer.world_size} processes with the strategy {type(trainer.strategy).__name__}: gradients would "

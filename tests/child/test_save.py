@@ -120,7 +120,7 @@ class Doubled(torch.nn.Module):
 
 
 def test_what_the_checkpoint_has_no_tensor_for_is_refused(parent: Path) -> None:
-    model: Any = adapted(without_weights(parent), TrainingSettings())
+    model: Any = adapted(without_weights(parent, TrainingSettings()), TrainingSettings())
     model.model.layers[1].extra = Doubled()
     with pytest.raises(ValueError, match=r"model\.layers\.1\.extra\.gain would train, but .* has no tensor"):
         check_trained(model, Checkpoint(parent))
@@ -153,6 +153,7 @@ def test_values_that_are_not_finite_are_not_saved(parent: Path) -> None:
 
 def test_every_trained_parameter_belongs_to_one_tensor(parent: Path) -> None:
     """The parameters of all adapters are covered; nothing trains that no tensor gets."""
-    model: Any = without_adapters(adapted(without_weights(parent), lora(**LORA["everything"])))
+    settings = lora(**LORA["everything"])
+    model: Any = without_adapters(adapted(without_weights(parent, settings), settings))
     names = set(trained_tensors(model))
     assert len(names) == ADAPTED["everything"] and names <= set(Checkpoint(parent).tensors)

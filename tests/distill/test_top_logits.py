@@ -259,3 +259,25 @@ def test_two_launched_sharded_processes_agree_with_one(parent, documents, expect
         log_p_NK, ids_NK = log_p_NV.topk(5, dim=-1)
         assert torch.equal(found.ids_NK, ids_NK)
         torch.testing.assert_close(found.log_p_NK.double(), log_p_NK, atol=1e-5, rtol=1e-5)
+
+
+def test_missing_and_damaged_files_are_refused_by_name(parent, documents, tmp_path):
+    run(tmp_path, parent, documents)
+    folder, opened = tmp_path / "top_logits", DocumentFolder(documents)
+    record, shard = folder / "top_logits.json", folder / "shard-00001.safetensors"
+    whole, stated = shard.read_bytes(), json.loads(record.read_text())
+
+    def refused(message: str) -> None:
+        with pytest.raises(ValueError, match=message) as raised:
+            TopLogits(folder, opened)
+        assert "\n" not in str(raised.value)
+
+    shard.write_bytes(whole[: len(whole) // 2])
+    refused(r"shard-00001\.safetensors is missing or damaged")
+    shard.unlink()
+    refused(r"shard-00001\.safetensors is missing or damaged")
+    shard.write_bytes(whole)
+    record.write_text(json.dumps(stated | {"top_k": -1}))
+    refused(r"says top_k -1\. Compute them again")
+    record.write_text(json.dumps({key: stated[key] for key in stated if key != "top_k"}))
+    refused(r"top_logits\.json has no top_k")

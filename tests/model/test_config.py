@@ -108,7 +108,7 @@ def test_what_changes_the_model_changes_its_essentials(change: dict[str, Any]) -
             "num_attention_heads is 4, which num_key_value_heads, 3, does not divide",
         ),
         (CONFIG | {"head_dim": 7}, "head_dim must be even"),
-        (CONFIG | {"hidden_size": True}, "hidden_size must be a positive whole number, got True"),
+        (CONFIG | {"hidden_size": True}, "hidden_size must be a positive whole number below 2.31, got True"),
         (CONFIG | {"hidden_act": "gelu"}, "hidden_act must be silu, got 'gelu'"),
         (CONFIG | {"rms_norm_eps": 0}, "rms_norm_eps must be a finite number above 0"),
         (CONFIG | {"tie_word_embeddings": "no"}, "tie_word_embeddings must be true or false"),

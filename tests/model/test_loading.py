@@ -4,18 +4,21 @@ import json
 import shutil
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.released_twin import write_released_twin
+from safetensors.torch import load_file, save_file
 from torch import multiprocessing
 from torch.distributed.device_mesh import init_device_mesh
-from transformers import GptOssConfig, GptOssForCausalLM
+from transformers import AutoModelForCausalLM, GptOssConfig, GptOssForCausalLM
 
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.loading import load_mapped, load_model
 from lit_puzzle.model.mxfp4 import expert_weight
+from lit_puzzle.serve.checksums import checksums
 from lit_puzzle.training.sharding import full, load_for, shard
 
 ASSETS = Path(__file__).parents[2] / "lit_puzzle" / "assets"
@@ -77,6 +80,92 @@ def test_a_mapped_mxfp4_model_is_the_loaded_one(tmp_path):
     for layer in mapped.model.layers:
         waiting.fill(layer)
     assert_same(mapped, load_model(folder, "bfloat16"))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float16"])
+@pytest.mark.parametrize("name", ["tiny_parent", "tiny_child"])
+def test_a_loaded_model_is_that_of_transformers(name, dtype):
+    ours = load_model(ASSETS / name, dtype)
+    load = partial(AutoModelForCausalLM.from_pretrained, dtype=getattr(torch, dtype), attn_implementation="eager")
+    theirs = load(ASSETS / name, experts_implementation="grouped_mm")
+    assert_same(ours, theirs)
+    assert [buffer.dtype for buffer in ours.buffers()] == [buffer.dtype for buffer in theirs.buffers()]
+    ids = torch.arange(8, 40)[None]
+    assert torch.equal(ours(input_ids=ids).logits, theirs(input_ids=ids).logits)
+
+
+def test_weights_of_a_loaded_model_are_its_own(tmp_path):
+    folder = shutil.copytree(ASSETS / "tiny_parent", tmp_path / "parent")
+    model, before = load_model(folder, "bfloat16"), (folder / "model.safetensors").read_bytes()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert load_model(folder, "bfloat16").lm_head.weight.any()
+
+
+def test_double_precision_agrees_with_single():
+    ids = torch.arange(8, 40)[None]
+    double, single = (
+        load_model(ASSETS / "tiny_parent", dtype)(input_ids=ids).logits for dtype in ("float64", "float32")
+    )
+    assert double.dtype == torch.float64 and 0 < (double - single).abs().max() < 1e-4
+
+
+def spoil(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+EXPERTS = "model.layers.3.mlp.experts.down_proj"
+
+
+@pytest.mark.parametrize("load", [load_model, load_mapped])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("name", ["lm_head.weight", EXPERTS, "model.layers.2.self_attn.sinks"])
+def test_a_missing_tensor_is_never_drawn_and_nan_never_loaded(tmp_path, load, dtype, name):
+    def loaded():
+        model, waiting = loaded_pair if isinstance(loaded_pair := load(folder, dtype), tuple) else (loaded_pair, None)
+        if waiting is not None:
+            waiting.fill(model)
+
+    folder = shutil.copytree(ASSETS / "tiny_parent", tmp_path / "parent")
+    spoil(folder, lambda tensors: tensors[name].view(-1)[-1].fill_(float("nan")))
+    with pytest.raises(ValueError, match=rf"model\.safetensors: {name} has 1 of \d+ values that are not finite"):
+        loaded()
+    spoil(folder, lambda tensors: tensors.pop(name))
+    with pytest.raises(ValueError, match=rf"model\.safetensors: missing tensor {name} of shape"):
+        loaded()
+
+
+@pytest.mark.parametrize("load", [load_model, load_mapped])
+def test_files_are_compared_with_recorded_checksums(tmp_path, load):
+    folder = shutil.copytree(ASSETS / "tiny_parent", tmp_path / "parent")
+    with checksums() as sums:
+        sums.write(folder)
+    load(folder, "bfloat16")
+    spoil(folder, lambda tensors: tensors["lm_head.weight"].neg_())
+    with pytest.raises(ValueError, match=r"model\.safetensors is not the file of .*SHA256SUMS"):
+        load(folder, "bfloat16")
+
+
+@pytest.mark.slow
+def test_what_one_of_two_processes_finds_all_refuse(tmp_path):
+    """The rows of the last expert are read by the second process only."""
+    folder = shutil.copytree(ASSETS / "tiny_parent", tmp_path / "parent")
+    spoil(folder, lambda tensors: tensors[EXPERTS].view(-1)[-1].fill_(float("nan")))
+    multiprocessing.spawn(load_broken, (tmp_path,), nprocs=2)
+    messages = [(tmp_path / f"said{rank}").read_text() for rank in range(2)]
+    assert messages[0] == messages[1] and f"{EXPERTS} has 1 of 49152 values that are not finite" in messages[0]
+
+
+def load_broken(rank, folder):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    with pytest.raises(ValueError, match="not finite") as refused:
+        load_mapped(folder / "parent", "bfloat16")
+    (folder / f"said{rank}").write_text(str(refused.value))
+    torch.distributed.destroy_process_group()
 
 
 def assert_same(mapped, loaded):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from helpers.released_twin import TWIN_CONFIG, twin_tensors
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lit_puzzle.model.checkpoint import Checkpoint
@@ -40,6 +40,40 @@ def test_the_library_reads_what_we_wrote_in_any_order(tmp_path: Path) -> None:
     assert all(torch.equal(read[name], MIXED[name]) and read[name].dtype == MIXED[name].dtype for name in MIXED)
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_not_written(tmp_path: Path, value: float) -> None:
+    spoiled = MIXED | {"wide": torch.tensor([1.0, value, 1.0, 1.0, 1.0])}
+    with pytest.raises(ValueError, match="wide would be written with values that are NaN or infinite"):
+        write_checkpoint(tmp_path, layout_of(spoiled), spoiled.items())
+
+
+def test_stored_rows_are_checked_before_they_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the rows that are kept count; a buffer of any size finds the value."""
+    values = torch.ones(4, 3, 5, dtype=torch.bfloat16)
+    values[2, 1, 4] = float("nan")
+    scales = torch.tensor([[7, 9], [255, 7]], dtype=torch.uint8)
+    save_file({"experts": values, "a_scales": scales}, tmp_path / "source.safetensors")
+    source = read_header(tmp_path / "source.safetensors")
+    refusals = {
+        "experts": ((0, 2), "experts has 1 of .* not finite"),
+        "a_scales": ((1,), "a_scales has a scale byte of 255"),
+    }
+    for size in (1 << 24, 16, 6):
+        monkeypatch.setattr("lit_puzzle.model.writer.BUFFER_BYTES", size)
+        for name, (rows, message) in refusals.items():
+            stored = StoredRows(source[name], rows)
+            folder = tmp_path / f"{name}{size}"
+            folder.mkdir()
+            with pytest.raises(ValueError, match=rf"source\.safetensors: {message}"):
+                write_checkpoint(folder, {name: (stored.info.dtype, stored.shape)}, [(name, stored)])
+    kept = {"experts": StoredRows(source["experts"], (3, 0, 1)), "a_scales": StoredRows(source["a_scales"], (0,))}
+    (tmp_path / "child").mkdir()
+    write_checkpoint(
+        tmp_path / "child", {name: (rows.info.dtype, rows.shape) for name, rows in kept.items()}, kept.items()
+    )
+    assert torch.equal(load_file(tmp_path / "child" / "model.safetensors")["experts"], values[[3, 0, 1]])
 
 
 def test_shards_and_index(tmp_path: Path) -> None:

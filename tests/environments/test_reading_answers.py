@@ -1,4 +1,4 @@
-"""answers.py: texts that broke or stopped graders: numbers without end, blanks without end, nested braces."""
+"""environments/answers.py: texts that broke or stopped graders: numbers and blanks without end, nested braces."""
 
 import time
 from fractions import Fraction

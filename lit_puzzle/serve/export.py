@@ -92,8 +92,11 @@ def export(
     config = _with_storage(source, config, weights, storage)
     settings = generation_settings(source.folder, tokenizer, config)
     exported = Export(storage.format, source, tokenizer, config, settings, weights, plan, scales_from, rounding)
-    check_ancestors(checkpoint_identity(source), card.training, "card.training")
-    claim_inputs(run_dir, _inputs(source, kv_scales, adapter, tokenizer, storage, card))
+    identity = checkpoint_identity(source)
+    check_ancestors(identity, card.training, "card.training")
+    claim_inputs(
+        run_dir, {"checkpoint": identity} | _other_inputs(source, kv_scales, adapter, tokenizer, storage, card)
+    )
     own_and_interrupted = (run_dir / CONFIG).is_file() and not is_complete(run_dir)
     with atomic_folder(run_dir / FOLDER, replace=own_and_interrupted) as scratch:
         facts = write_folder(scratch, exported, card)
@@ -102,10 +105,10 @@ def export(
     return results_of(run_dir / FOLDER, facts)
 
 
-def _inputs(
+def _other_inputs(
     source: Checkpoint, kv_scales: Path | None, adapter: Path | None, tokenizer: Path, storage: Storage, card: Card
 ) -> dict[str, Identity]:
-    found = {"checkpoint": checkpoint_identity(source)}
+    found = dict[str, Identity]()
     if kv_scales is not None:
         found["kv_scales"] = scales_identity(require_input(kv_scales, "folder of KV scales", META_FILE))
     if adapter is not None:

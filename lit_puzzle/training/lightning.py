@@ -142,15 +142,23 @@ def sound_checkpoint(run_dir: Path) -> Path | None:
     """Return the newest training checkpoint that is complete and undamaged, or None.
 
     A damaged one is named in a warning and left out. Every process reads all of it, so that all choose the same.
+
+    Raises:
+        ValueError: there are checkpoints, and all are damaged: starting anew is not for this command to decide.
     """
+    damaged: list[str] = []
     found = sorted((run_dir / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     for path in found:
         try:
             check_checkpoint(path)
         except ValueError as error:
-            print(f"warning: {error}; the checkpoint before it is used.", flush=True)
+            damaged.append(str(error))
         else:
+            for message in damaged:
+                print(f"warning: {message}; the checkpoint before it is used.", flush=True)
             return path
+    if damaged:
+        raise ValueError(f"{damaged[0]}; no other is sound. Restore one, or give --overwrite to start anew.")
     return None
 
 

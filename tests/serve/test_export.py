@@ -58,6 +58,7 @@ def test_every_checkpoint_is_opened_once(tmp_path: Path, monkeypatch: pytest.Mon
     export(tmp_path, CHILD)
     opened = {path.parent.name: count for path, count in reads.items() if path.name == "model.safetensors"}
     assert opened == {CHILD.name: 1, ".model.partial": 1}
+    assert reads[CHILD / "plan.json"] == 2  # once for its identity
 
 
 def test_checksums_are_those_of_coreutils(tmp_path: Path) -> None:
@@ -232,7 +233,10 @@ def test_recipe_runs_and_a_finished_run_is_not_overwritten(tmp_path: Path, capsy
     with pytest.raises(SystemExit):
         main(words)
     assert "is complete; give --overwrite" in capsys.readouterr().err
-    (tmp_path / "run" / "model" / "stray.txt").write_text("from another export")
+    (tmp_path / "run" / "model" / "stray.txt").write_text("mine")
+    with pytest.raises(SystemExit):
+        main([*words, "--overwrite"])
+    assert "contains model/stray.txt, which this run has not made" in capsys.readouterr().err
+    (tmp_path / "run" / "model" / "stray.txt").unlink()
     main([*words, "--overwrite"])
-    assert not (tmp_path / "run" / "model" / "stray.txt").exists()
     assert (tmp_path / "run" / "model" / "SHA256SUMS").read_bytes() == before  # the plot too

@@ -80,7 +80,7 @@ def load_tokenizer(folder: Path, **settings: Any) -> PreTrainedTokenizerBase:
             has tokens that the model of the folder does not have.
     """
     path = _in_folder(folder, TOKENIZER_FILE)
-    read_json(path)
+    content = read_json(path)
     vocabulary = None
     if (folder / CONFIG_FILE).exists():  # transformers reads it, too
         vocabulary = read_config(folder)["vocab_size"]
@@ -93,7 +93,15 @@ def load_tokenizer(folder: Path, **settings: Any) -> PreTrainedTokenizerBase:
         read_text(folder / TEMPLATE, MAX_TEMPLATE_BYTES)
     with library_errors(path):
         tokenizer = AutoTokenizer.from_pretrained(folder, **OFFLINE, **settings)
-    largest = max(tokenizer.get_vocab().values(), default=-1)
+    with library_errors(path):
+        stated = {entry["content"]: entry["id"] for entry in content.get("added_tokens") or ()}
+    ids = tokenizer.get_vocab()
+    for token, number in stated.items():
+        if ids.get(token) != number:  # tokenizers keeps the id of a token that it knows, whatever the file says
+            raise ValueError(
+                f"{path}: the added token {token!r} has the id {number}, but it is read as {ids.get(token)}"
+            )
+    largest = max(ids.values(), default=-1)
     if vocabulary is not None and largest >= vocabulary:
         raise ValueError(f"{path} has the token {largest}, but {folder / CONFIG_FILE} has a vocab_size of {vocabulary}")
     place = f"the chat template of {folder}"

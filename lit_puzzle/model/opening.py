@@ -76,12 +76,14 @@ def load_tokenizer(folder: Path, **settings: Any) -> PreTrainedTokenizerBase:
         **settings: of the tokenizer, such as `padding_side="left"`.
 
     Raises:
-        ValueError: there is no tokenizer.json, a file is damaged, or the tokenizer's class is code in the folder.
+        ValueError: there is no tokenizer.json, a file is damaged, the tokenizer's class is code in the folder, or it
+            has tokens that the model of the folder does not have.
     """
     path = _in_folder(folder, TOKENIZER_FILE)
     read_json(path)
+    vocabulary = None
     if (folder / CONFIG_FILE).exists():  # transformers reads it, too
-        read_config(folder)
+        vocabulary = read_config(folder)["vocab_size"]
     for name in SETTINGS_FILES:
         if (folder / name).exists() and "auto_map" in read_json(folder / name):
             raise ValueError(
@@ -91,6 +93,9 @@ def load_tokenizer(folder: Path, **settings: Any) -> PreTrainedTokenizerBase:
         read_text(folder / TEMPLATE, MAX_TEMPLATE_BYTES)
     with library_errors(path):
         tokenizer = AutoTokenizer.from_pretrained(folder, **OFFLINE, **settings)
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if vocabulary is not None and largest >= vocabulary:
+        raise ValueError(f"{path} has the token {largest}, but {folder / CONFIG_FILE} has a vocab_size of {vocabulary}")
     place = f"the chat template of {folder}"
     for template in _templates(tokenizer.chat_template):
         check_template(template, place)

@@ -83,6 +83,10 @@ def doubled_token(folder: Path) -> None:
     (folder / "tokenizer.json").write_text('{"version": "1.0", "version": "1.0"}')
 
 
+def more_tokens_than_the_model(folder: Path) -> None:
+    change(folder / "config.json", vocab_size=64)
+
+
 def half_a_tokenizer(folder: Path) -> None:
     content = (folder / "tokenizer.json").read_text()
     (folder / "tokenizer.json").write_text(content[: len(content) // 2])
@@ -114,6 +118,10 @@ def template_that_never_compiles(folder: Path) -> None:
         (no_tokenizer, r"child/tokenizer\.json is missing"),
         (broken_tokenizer, r"child/tokenizer\.json cannot be used"),
         (doubled_token, r"child/tokenizer\.json: the key 'version' is given twice"),
+        (
+            more_tokens_than_the_model,
+            r"child/tokenizer\.json has the token 100, but .*config\.json has a vocab_size of 64",
+        ),
         (half_a_tokenizer, r"child/tokenizer\.json is not JSON"),
         (code_in_the_folder, r"child/tokenizer_config\.json names code in the folder"),
         (settings_that_are_a_list, r"child/tokenizer_config\.json must hold a JSON object, got list"),

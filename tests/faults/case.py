@@ -14,7 +14,7 @@ MODULE = """
 def nothing(run_dir):
     return {}
 """
-SECONDS = re.compile(rb'seconds": [0-9.e+-]+')
+VARYING = re.compile(rb'"(seconds": [0-9.e+-]+|library": "[^"]*")')  # times, and where an input was found
 PROBE = "command: nothing_module.nothing\nrun_dir: out\n"
 
 
@@ -194,15 +194,15 @@ def remove_and_copy(source: Path, target: Path) -> None:
 
 
 def results(folder: Path, patterns: tuple[str, ...]) -> dict[str, bytes]:
-    """Return the result files of a run folder, by name; times in JSON, which differ from run to run, are left out."""
+    """Return the result files of a run folder, by name; without what differs from run to run."""
     paths = [path for pattern in patterns for path in folder.glob(pattern) if path.is_file()]
-    return {path.relative_to(folder).as_posix(): without_times(path) for path in paths}
+    return {path.relative_to(folder).as_posix(): without_varying(path) for path in paths}
 
 
-def without_times(path: Path) -> bytes:
-    """Return the content of a file without the values of `seconds`."""
+def without_varying(path: Path) -> bytes:
+    """Return the content of a file; of JSON without times and without where an input was found."""
     content = path.read_bytes()
-    return SECONDS.sub(b"seconds", content) if path.suffix in (".json", ".jsonl") else content
+    return VARYING.sub(b"", content) if path.suffix in (".json", ".jsonl") else content
 
 
 def last_line(said: str) -> str:

@@ -26,9 +26,10 @@ import numpy as np
 import pyarrow
 from pyarrow import parquet
 
+from lit_puzzle.data.document_record import read_record
 from lit_puzzle.data.provenance import Provenance, read_limits
 from lit_puzzle.data.shards import SCHEMA, Shard, read_shard
-from lit_puzzle.run.files import read_json, write_json
+from lit_puzzle.run.files import write_json
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import Identity, file_identity
 
@@ -145,17 +146,17 @@ class DocumentFolder:
         """Open the folder.
 
         Raises:
-            ValueError: It is missing, its run has not finished, or shards are missing.
+            ValueError: It is missing, its run has not finished, its record is damaged, or shards are missing.
         """
         self.folder = require_input(folder, "folder of documents", DOCUMENTS_FILE)
         if not (self.folder / DOCUMENTS_FILE).is_file():
             raise ValueError(
                 f"{self.folder} holds no {DOCUMENTS_FILE}. `lightning run recipes/generate.yaml` makes one."
             )
-        self.record = read_json(self.folder / DOCUMENTS_FILE)
+        self.record = read_record(self.folder / DOCUMENTS_FILE)
         self.identity = hashlib.sha256((self.folder / DOCUMENTS_FILE).read_bytes()).hexdigest()
         self.writer = Provenance(**{key: self.record[key] for key in Provenance.__dataclass_fields__})
-        self.first = [0, *accumulate(int(row["documents"]) for row in self.record["shards"])]
+        self.first = [0, *accumulate(row["documents"] for row in self.record["shards"])]
         missing = [shard_name(n) for n in range(self.num_shards) if not (self.folder / shard_name(n)).is_file()]
         if missing:
             raise ValueError(f"{self.folder}: {missing[0]} is missing ({len(missing)} in all). Make the folder again.")
@@ -173,14 +174,31 @@ class DocumentFolder:
         return documents_identity(self.folder, self.num_shards)
 
     def shard(self, number: int) -> Shard:
-        """Return the documents of one shard, checked."""
-        path = self.folder / shard_name(number)
-        shard, expected = read_shard(path, self.writer.vocab_size, self.writer.context_tokens), self.record["shards"]
-        if len(shard) != expected[number]["documents"]:
+        """Return the documents of one shard, checked.
+
+        Raises:
+            ValueError: It cannot be read, or is not the shard that `documents.json` was written for.
+        """
+        path, expected = self.folder / shard_name(number), self.record["shards"][number]
+        shard = read_shard(path, self.writer.vocab_size, self.writer.context_tokens)
+        if len(shard) != expected["documents"]:
+            raise ValueError(f"{path} has {len(shard)} documents, {DOCUMENTS_FILE} says {expected['documents']}.")
+        found = _count(shard)["sha256"]
+        if found != expected.get("sha256", found):  # older records have none
             raise ValueError(
-                f"{path} has {len(shard)} documents, {DOCUMENTS_FILE} says {expected[number]['documents']}."
+                f"{path} is not the shard of {DOCUMENTS_FILE}: the SHA-256 of its tokens is {found[:12]}, recorded is "
+                f"{expected['sha256'][:12]}. Put the former shard back, or make the folder again."
             )
         return shard
+
+    def check_shards(self, numbers: Iterable[int]) -> None:
+        """Read some shards and keep none.
+
+        Raises:
+            ValueError: One of them cannot be read, or is not the one that was written.
+        """
+        for number in numbers:
+            self.shard(number)
 
     def check_reader(self, parent: Path, sequence_tokens: int) -> None:
         """Refuses a parent (or child) to which these token ids mean something else, or sequences it cannot hold.

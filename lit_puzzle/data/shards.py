@@ -14,6 +14,8 @@ import pyarrow
 from numpy.typing import NDArray
 from pyarrow import parquet
 
+from lit_puzzle.environments.environment import EFFORTS
+
 SCHEMA = pyarrow.schema(
     {
         "input_ids": pyarrow.list_(pyarrow.int32()),
@@ -43,8 +45,8 @@ def read_shard(path: Path, vocab_size: int, context_tokens: int) -> Shard:
     """Read one shard; the first token of a document is never a target, whatever its mask says.
 
     Raises:
-        ValueError: Another schema, token ids outside the vocabulary, a mask that does not fit, or a document that is
-            longer than the context; names the document.
+        ValueError: Another schema, an unknown effort, token ids outside the vocabulary, a mask that does not fit, or a
+            document that is longer than the context; names the document.
     """
     try:
         table = parquet.read_table(path)
@@ -56,6 +58,7 @@ def read_shard(path: Path, vocab_size: int, context_tokens: int) -> Shard:
     offsets, mask_offsets = (column.offsets.to_numpy().astype(np.int64) for column in (ids, mask))
     ids_N, mask_N = (column.values.to_numpy(zero_copy_only=False) for column in (ids, mask))
     columns = [_column(path, table[name], name) for name in SCHEMA.names[2:]]
+    _check_efforts(path, columns[1])
     shard = Shard(ids_N, mask_N.copy(), offsets, *columns)
     if not np.array_equal(offsets, mask_offsets):
         raise ValueError(f"{path}: document {_first(offsets != mask_offsets) - 1} has a loss_mask of another length.")
@@ -95,6 +98,9 @@ def _whole_numbers(path: Path, lists: Any, name: str) -> Any:
 def _column(path: Path, column: Any, name: str) -> list[Any]:
     """Return a column as Python values; only `correct` may be null."""
     kind = SCHEMA.field(name).type
+    is_text = pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)
+    if pyarrow.types.is_string(kind) and not (is_text or pyarrow.types.is_dictionary(column.type)):
+        raise ValueError(f"{path}: {name} has the type {column.type}; {kind} is needed.")
     try:
         values: list[Any] = column.cast(kind).to_pylist()
     except pyarrow.ArrowException as error:
@@ -102,6 +108,12 @@ def _column(path: Path, column: Any, name: str) -> list[Any]:
     if name != "correct" and column.null_count:
         raise ValueError(f"{path}: document {values.index(None)} has no {name} (null).")
     return values
+
+
+def _check_efforts(path: Path, efforts: list[str]) -> None:
+    for document, effort in enumerate(efforts):
+        if effort not in EFFORTS:
+            raise ValueError(f"{path}: document {document} has the effort {effort!r}; efforts are {list(EFFORTS)}.")
 
 
 def _check_tokens(path: Path, shard: Shard, vocab_size: int, context_tokens: int) -> None:

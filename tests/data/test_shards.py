@@ -49,6 +49,8 @@ def test_other_types_of_whole_numbers_are_read(tmp_path: Path, kind: Any) -> Non
         ({"input_ids": pyarrow.list_(pyarrow.float64())}, {}, r"input_ids has the type list<.*double>"),
         ({"input_ids": pyarrow.string()}, {"input_ids": ["1", "2"]}, "input_ids has the type string"),
         ({}, {"effort": ["low", None]}, r"document 1 has no effort \(null\)"),
+        ({}, {"effort": ["low", "extreme"]}, "document 1 has the effort 'extreme'"),
+        ({"effort": pyarrow.int64()}, {"effort": [0, 1]}, "effort has the type int64; string is needed"),
         ({"correct": pyarrow.string()}, {"correct": ["yes", "no"]}, "correct has the type string; double is needed"),
     ],
 )

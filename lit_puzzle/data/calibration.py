@@ -138,10 +138,7 @@ class CalibrationData(LightningDataModule):
             ValueError: Not fewer than the sequence has.
         """
         file = self._file(folder)
-        prompts, rows = read_prompt_lengths(file), read_sequences(file, self.parent)
-        for number, (prompt, row) in enumerate(zip(prompts, rows, strict=True), 1):
-            if not 0 <= prompt < len(row):
-                raise ValueError(f"{file}: sequence {number} has {len(row)} tokens, prompt_tokens is {prompt}.")
+        rows, prompts = read_sequences(file, self.parent), read_prompt_lengths(file)
         order = sorted(range(len(rows)), key=lambda place: len(rows[place]), reverse=True)  # stable, as `read_batches`
         ordered = [prompts[place] for place in order]
         return [ordered[start : start + self.batch_size] for start in range(0, len(ordered), self.batch_size)]
@@ -189,7 +186,8 @@ def read_sequences(file: Path, parent: Path) -> list[list[int]]:
     """Token lists of a JSON lines file; texts are tokenized as they stand (no special tokens added).
 
     Raises:
-        ValueError: The file cannot be read, a line is not of either form, or there is none.
+        ValueError: The file cannot be read, a line is not of either form, a prompt is not shorter than its sequence, or
+            there is none.
     """
     rows: list[list[int]] = []
     tokenizer: PreTrainedTokenizerBase | None = None
@@ -198,6 +196,11 @@ def read_sequences(file: Path, parent: Path) -> list[list[int]]:
         if isinstance(row, str):
             tokenizer = tokenizer or load_tokenizer(parent)
             row = list(tokenizer(row, add_special_tokens=False)["input_ids"])
+        prompt = _prompt_tokens(value, place)
+        if row and not 0 <= prompt < len(row):
+            raise ValueError(
+                f"{place}: the sequence has {len(row)} tokens, prompt_tokens is {prompt}; it must be below that."
+            )
         rows.append(row)
     if not rows:
         raise ValueError(f'{file} holds no sequence. Give one {{"input_ids": [...]}} or {{"text": "..."}} per line.')
@@ -213,11 +216,15 @@ def read_prompt_lengths(file: Path) -> list[int]:
     lengths = []
     for place, value in read_json_lines(file):
         _checked(value, place)
-        length = value.get("prompt_tokens", 0)
-        if type(length) is not int:
-            raise ValueError(f"{place}: prompt_tokens must be a whole number, got {length!r}.")
-        lengths.append(length)
+        lengths.append(_prompt_tokens(value, place))
     return lengths
+
+
+def _prompt_tokens(data: Mapping[str, Any], place: str) -> int:
+    length = data.get("prompt_tokens", 0)
+    if type(length) is not int:
+        raise ValueError(f"{place}: prompt_tokens must be a whole number, got {length!r}.")
+    return length
 
 
 def _checked(data: Any, place: str) -> list[int] | str:

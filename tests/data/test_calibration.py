@@ -140,6 +140,13 @@ def test_padding_is_on_the_right():
         ('{"input_ids": [1, 128]}', r"sequence 1 has token ids 1\.\.128; the parent knows 0\.\.127"),
         ('{"input_ids": [1, -1]}', r"token ids -1\.\.1"),
         ('{"ids": [1]}', "not of the form"),
+        (
+            '{"input_ids": [1, 2]}\n{"input_ids": [1, 2], "prompt_tokens": 2}',
+            r"bad\.jsonl:2: .* 2 tokens, prompt_tokens",
+        ),
+        ('{"input_ids": [1, 2], "prompt_tokens": -1}', r"bad\.jsonl:1: .*prompt_tokens is -1"),
+        ('{"text": "a", "prompt_tokens": 9}', r"bad\.jsonl:1: .*prompt_tokens is 9"),
+        ('{"input_ids": [1, 2], "prompt_tokens": "1"}', "must be a whole number"),
         ('{"input_ids": [1], "text": "a"}', "not of the form"),
         ('{"text": ""}', "non-empty text"),
         ('{"input_ids": [1]}\n[1, 2', r"bad\.jsonl:2 is not JSON"),

@@ -29,7 +29,7 @@ from lit_puzzle.environments.chat_template import render_prompt
 from lit_puzzle.environments.environment import EFFORTS, Environment, PromptAtEffort
 from lit_puzzle.environments.episodes import Episode, Texts, failures, grade, problem_number, read_rows, write_rows
 from lit_puzzle.environments.problem_identity import names_of, problems_identity
-from lit_puzzle.evaluate.baseline import take_baseline
+from lit_puzzle.evaluate.baseline import check_problems, take_baseline
 from lit_puzzle.evaluate.held_out import HeldOut
 from lit_puzzle.generation.engine import Engine
 from lit_puzzle.generation.lengths import length_statistics, write_lengths
@@ -247,7 +247,8 @@ def evaluate(
     before = None if baseline is None else read_episodes(baseline)
     problems = held_out.problems()
     identity = checkpoint_identity(checkpoint)
-    if baseline is not None:
+    if baseline is not None and before is not None:
+        check_problems(before, problems, baseline / EPISODES_FILE)
         take_baseline(run_dir, identity, baseline)
     tokenizer = load_tokenizer(checkpoint)
     fix_date(tokenizer, run_date(run_dir))

@@ -6,10 +6,34 @@ writes the date into that of this run.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from lit_puzzle.environments.environment import PromptAtEffort
+from lit_puzzle.environments.episodes import Episode, problem_number
 from lit_puzzle.model.identity import reads_clock
 from lit_puzzle.run.inputs import Identity, enclosing_run, recorded_inputs, run_date, take_date
+
+
+def check_problems(episodes: Sequence[Episode], problems: Sequence[PromptAtEffort], baseline: Path) -> None:
+    """Check that a baseline is of the problems of this run, before anything is generated.
+
+    Args:
+        episodes: those of the baseline.
+        problems: problems of this run, at their efforts.
+        baseline: where the episodes were read.
+
+    Raises:
+        ValueError: they are other problems, or in another order.
+    """
+    before = [(episode.environment, episode.effort, episode.problem) for episode in episodes]
+    now = [(problem.environment, effort, problem_number(problem)) for problem, effort in problems]
+    if before != now:
+        raise ValueError(
+            f"baseline {baseline}: its {len(before)} episodes and the {len(now)} problems of this run are not the same "
+            "problems in the same order. Evaluate both with the same environments, efforts, prompts_per_effort and "
+            "seed."
+        )
 
 
 def take_baseline(run_dir: Path, checkpoint: Identity, baseline: Path) -> None:

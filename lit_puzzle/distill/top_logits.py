@@ -103,9 +103,10 @@ def precompute_logits(
     needed = disk_bytes(targets, len(folder), len(shards), top_k, precision)
     check_disk(run_dir, needed)
     target, processes = run_dir / FOLDER, launch(fabric)
-    if processes.is_global_zero:
-        claim_inputs(run_dir, {"parent": checkpoint_identity(parent), "documents": folder.input_identity()})
     missing = [number for number in range(len(shards)) if not (target / file_name(number)).is_file()]
+    if processes.is_global_zero:
+        folder.check_shards(missing)  # before they are claimed: repaired ones would be others
+        claim_inputs(run_dir, {"parent": checkpoint_identity(parent), "documents": folder.input_identity()})
     missing = processes.broadcast(missing)  # as seen by the first process
     if missing:  # else the run was stopped after the last file
         model = load_parent(processes, fabric, parent)

@@ -215,8 +215,13 @@ def test_stage_evaluates_a_folder_and_compares_with_another_run(
     assert {key: again[key] for key in results} == results
     assert "+0.000 ± 0.000" in capsys.readouterr().out
     assert again["accuracy_gain/high"] == again["tokens_gain/low"] == again["tokens_gain_se/low"] == 0.0
-    with pytest.raises(ValueError, match="same environments, efforts"):
-        evaluate(tmp_path / "third", checkpoint, replace(held_out, seed=2), **settings, baseline=first)  # type: ignore[arg-type]
+    third = tmp_path / "third"
+    with pytest.raises(ValueError, match=r"first/episodes\.jsonl: its 12 episodes.*same environments, efforts"):
+        evaluate(third, checkpoint, replace(held_out, seed=2), **settings, baseline=first)  # type: ignore[arg-type]
+    (first / "episodes.jsonl").write_text("")
+    with pytest.raises(ValueError, match="its 0 episodes and the 12 problems"):
+        evaluate(third, checkpoint, held_out, **settings, baseline=first)  # type: ignore[arg-type]
+    assert not list(third.iterdir())
 
 
 def test_stage_refuses_bad_input_before_anything_slow(checkpoint: Path, tmp_path: Path) -> None:

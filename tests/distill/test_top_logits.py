@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import GptOssForCausalLM
 
-from lit_puzzle.data.document_files import Document, DocumentFolder, write_documents
+from lit_puzzle.data.document_files import Document, DocumentFolder, shard_name, write_documents
 from lit_puzzle.data.documents import PackedDocuments
 from lit_puzzle.data.packing_settings import PackingSettings
 from lit_puzzle.distill import top_logits
@@ -205,6 +206,17 @@ def test_a_killed_run_resumes_with_the_missing_shard(parent, documents, tmp_path
         ({"parent": Path("nowhere")}, "parent checkpoint 'nowhere' does not exist"),
     ],
 )
+def test_damaged_documents_are_refused_before_they_are_claimed(parent, documents, tmp_path, monkeypatch):
+    copy = shutil.copytree(documents, tmp_path / "documents")
+    (copy / shard_name(1)).write_bytes((documents / shard_name(1)).read_bytes()[:-40])
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match=r"shard-00001\.parquet is no Parquet file"):
+        patch.setattr(top_logits, "load_parent", lambda *_, **__: pytest.fail("the parent was loaded"))
+        run(tmp_path / "run", parent, copy)
+    assert not any((tmp_path / "run").iterdir())
+    shutil.copy(documents / shard_name(1), copy)
+    assert run(tmp_path / "run", parent, copy)[0]["documents"] == len(DocumentFolder(documents))
+
+
 def test_bad_arguments_are_refused_before_the_parent_is_loaded(
     settings, message, parent, documents, tmp_path, monkeypatch
 ):

@@ -14,6 +14,7 @@ Shapes: D documents of a shard, N their tokens laid end to end.
 """
 
 import hashlib
+import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -117,12 +118,14 @@ def _count(shard: Shard) -> dict[str, Any]:
     content = hashlib.sha256()
     for array in (shard.offsets, shard.ids_N, shard.mask_N):
         content.update(np.ascontiguousarray(array).data)
+    labels = json.dumps([shard.environments, shard.efforts, shard.correct])
     return {
         "documents": len(shard),
         "tokens": len(shard.ids_N),
         "targets": int(shard.mask_N.sum()),
         "longest": int(np.diff(shard.offsets).max(initial=0)),
         "sha256": content.hexdigest(),
+        "labels_sha256": hashlib.sha256(labels.encode()).hexdigest(),
     }
 
 
@@ -183,12 +186,13 @@ class DocumentFolder:
         shard = read_shard(path, self.writer.vocab_size, self.writer.context_tokens)
         if len(shard) != expected["documents"]:
             raise ValueError(f"{path} has {len(shard)} documents, {DOCUMENTS_FILE} says {expected['documents']}.")
-        found = _count(shard)["sha256"]
-        if found != expected.get("sha256", found):  # older records have none
-            raise ValueError(
-                f"{path} is not the shard of {DOCUMENTS_FILE}: the SHA-256 of its tokens is {found[:12]}, recorded is "
-                f"{expected['sha256'][:12]}. Put the former shard back, or make the folder again."
-            )
+        found = _count(shard)
+        for key, what in (("sha256", "tokens"), ("labels_sha256", "labels")):
+            if found[key] != expected.get(key, found[key]):  # older records have none
+                raise ValueError(
+                    f"{path} is not the shard of {DOCUMENTS_FILE}: the SHA-256 of its {what} is {found[key][:12]}, "
+                    f"recorded is {expected[key][:12]}. Put the former shard back, or make the folder again."
+                )
         return shard
 
     def check_shards(self, numbers: Iterable[int]) -> None:

@@ -11,14 +11,14 @@ from lit_puzzle.run.strict_json import check_whole, checked_keys
 
 TEXTS, WHOLE = ("fingerprint", "tokenizer"), ("vocab_size", "context_tokens", "documents", "tokens", "targets")
 OF_SHARD = ("documents", "tokens", "targets", "longest")
-SUMMED = ("documents", "tokens", "targets")
+SUMMED, CHECKSUMS = ("documents", "tokens", "targets"), ("sha256", "labels_sha256")
 
 
 def read_record(path: Path) -> dict[str, Any]:
     """Return the content of a `documents.json`.
 
     Args:
-        path: the file; records without `sha256` of the shards or `settings` are read, too.
+        path: the file; records without checksums of the shards or `settings` are read, too.
 
     Raises:
         ValueError: a key is missing, unknown or of another type, or the counts of the shards do not add up.
@@ -43,8 +43,9 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def _check_shard(owner: str, row: object) -> None:
-    counts = checked_keys(owner, row, OF_SHARD, ("sha256",))
+    counts = checked_keys(owner, row, OF_SHARD, CHECKSUMS)
     for key in OF_SHARD:
         check_whole(owner, key, counts[key], 0)
-    if not isinstance(counts.get("sha256", ""), str):
-        raise ValueError(f"{owner}: sha256 must be a text, got {counts['sha256']!r}")
+    for key in CHECKSUMS:
+        if not isinstance(counts.get(key, ""), str):
+            raise ValueError(f"{owner}: {key} must be a text, got {counts[key]!r}")

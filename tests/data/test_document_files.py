@@ -112,10 +112,16 @@ def test_a_shard_that_was_exchanged_is_refused(written):
     write_shard(written, 0, [DOCUMENTS[0], Document([8, 10], [0, 1], "prompts", "high")])
     with pytest.raises(ValueError, match=r"shard-00000\.parquet is not the shard of documents\.json: the SHA-256"):
         DocumentFolder(written).shard(0)
-    with pytest.raises(ValueError, match="is not the shard"):
+    with pytest.raises(ValueError, match="SHA-256 of its tokens"):
         DocumentFolder(written).check_shards([1, 0])
     record = json.loads((written / "documents.json").read_text())
     del record["shards"][0]["sha256"]  # as older records
+    (written / "documents.json").write_text(json.dumps(record))
+    assert len(DocumentFolder(written).shard(0)) == 2
+    write_shard(written, 0, [DOCUMENTS[0], Document([8, 10], [0, 1], "prompts", "low")])
+    with pytest.raises(ValueError, match="SHA-256 of its labels"):
+        DocumentFolder(written).shard(0)
+    del record["shards"][0]["labels_sha256"]
     (written / "documents.json").write_text(json.dumps(record))
     assert len(DocumentFolder(written).shard(0)) == 2
 

@@ -196,6 +196,19 @@ def test_a_killed_run_resumes_with_the_missing_shard(parent, documents, tmp_path
     assert whole.record == TopLogits(made, DocumentFolder(documents)).record
 
 
+def test_damaged_documents_are_refused_before_they_are_claimed(parent, documents, tmp_path, monkeypatch):
+    copy = shutil.copytree(documents, tmp_path / "documents")
+    (copy / shard_name(1)).write_bytes((documents / shard_name(1)).read_bytes()[:-40])
+    load = top_logits.load_parent
+    monkeypatch.setattr(top_logits, "load_parent", lambda *_, **__: pytest.fail("the parent was loaded"))
+    with pytest.raises(ValueError, match=r"shard-00001\.parquet is no Parquet file"):
+        run(tmp_path / "run", parent, copy)
+    monkeypatch.setattr(top_logits, "load_parent", load)
+    assert not any((tmp_path / "run").iterdir())
+    shutil.copy(documents / shard_name(1), copy)
+    assert run(tmp_path / "run", parent, copy)[0]["documents"] == len(DocumentFolder(documents))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -206,17 +219,6 @@ def test_a_killed_run_resumes_with_the_missing_shard(parent, documents, tmp_path
         ({"parent": Path("nowhere")}, "parent checkpoint 'nowhere' does not exist"),
     ],
 )
-def test_damaged_documents_are_refused_before_they_are_claimed(parent, documents, tmp_path, monkeypatch):
-    copy = shutil.copytree(documents, tmp_path / "documents")
-    (copy / shard_name(1)).write_bytes((documents / shard_name(1)).read_bytes()[:-40])
-    with monkeypatch.context() as patch, pytest.raises(ValueError, match=r"shard-00001\.parquet is no Parquet file"):
-        patch.setattr(top_logits, "load_parent", lambda *_, **__: pytest.fail("the parent was loaded"))
-        run(tmp_path / "run", parent, copy)
-    assert not any((tmp_path / "run").iterdir())
-    shutil.copy(documents / shard_name(1), copy)
-    assert run(tmp_path / "run", parent, copy)[0]["documents"] == len(DocumentFolder(documents))
-
-
 def test_bad_arguments_are_refused_before_the_parent_is_loaded(
     settings, message, parent, documents, tmp_path, monkeypatch
 ):

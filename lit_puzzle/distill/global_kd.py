@@ -38,7 +38,7 @@ from lit_puzzle.data.documents import PackedDocuments
 from lit_puzzle.data.hidden_states import release
 from lit_puzzle.distill.distillation_loss import LossTerms, distillation_loss, no_terms
 from lit_puzzle.distill.evaluation import HeldOutEvaluation
-from lit_puzzle.distill.settings import DistillationEvaluation, LossSettings
+from lit_puzzle.distill.settings import DistillationEvaluation, LossSettings, check_no_head_adapter
 from lit_puzzle.distill.top_logits_files import RECORD_FILE, TopLogits
 from lit_puzzle.evaluate.before_after import validation_values
 from lit_puzzle.model.chat import fix_date
@@ -90,7 +90,7 @@ class GlobalDistillation(LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__()
-        _check_head(training)
+        check_no_head_adapter(training)
         if ema_decay is not None and not 0 < ema_decay < 1:
             raise ValueError(f"ema_decay={ema_decay} was given; it lies between 0 and 1, or is null for no average.")
         self.child_folder = require_input(child, "child", "config.json")
@@ -100,13 +100,8 @@ class GlobalDistillation(LightningModule):
         self.has_top_logits = (self.parent_folder / RECORD_FILE).is_file()
         if self.has_top_logits:
             loss.check_top_k()
-        elif (self.parent_folder / "config.json").is_file():
-            check_same_tokens(self.parent_folder, self.child_folder)
         else:
-            raise ValueError(
-                f"parent: {self.parent_folder} contains neither a checkpoint (config.json) nor complete top-k logits "
-                f"({RECORD_FILE}), which `lightning run recipes/precompute_logits.yaml` makes."
-            )
+            check_same_tokens(self.parent_folder, self.child_folder)
         self.loss, self.training_settings, self.ema_decay, self.evaluation = loss, training, ema_decay, evaluation
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.strict_loading = False  # checkpoints contain trainable parameters and averages only
@@ -157,7 +152,7 @@ class GlobalDistillation(LightningModule):
             return
         if not isinstance(data, PackedDocuments):
             raise ValueError(
-                f"Top-k logits belong to documents: give the data PackedDocuments, not {type(data).__name__}."
+                f"Top-k logits belong to documents: data must be PackedDocuments, not {type(data).__name__}."
             )
         data.folder.check_reader(self.child_folder, data.sequence_tokens)
         self.parent = TopLogits(self.parent_folder, data.folder)
@@ -304,14 +299,3 @@ class GlobalDistillation(LightningModule):
         self._losses, self._val_losses = (list(values) for values in checkpoint["losses"])
         if len(checkpoint["random"]) == self.trainer.world_size:
             self._resumed_random = checkpoint["random"][self.trainer.global_rank]
-
-
-def _check_head(training: TrainingSettings) -> None:
-    """Refuse adapters on the head, whose weight the loss reads chunk by chunk: they would not be trained."""
-    targets = [] if training.lora is None else training.lora.target_modules + training.lora.target_parameters
-    found = [target for target in targets if "lm_head" in target.split(".")]
-    if found:
-        raise ValueError(
-            f"training.lora: distillation trains no adapter on the head ({found[0]!r}); leave it out, or train all of "
-            "its weights without lora."
-        )

@@ -100,6 +100,9 @@ class GlobalDistillation(LightningModule):
         self.has_top_logits = (self.parent_folder / RECORD_FILE).is_file()
         if self.has_top_logits:
             loss.check_top_k()
+        elif not (self.parent_folder / "config.json").is_file():
+            found = f"neither a checkpoint (config.json) nor complete top-k logits ({RECORD_FILE})"
+            raise ValueError(f"parent: {self.parent_folder} contains {found}.")
         else:
             check_same_tokens(self.parent_folder, self.child_folder)
         self.loss, self.training_settings, self.ema_decay, self.evaluation = loss, training, ema_decay, evaluation
@@ -128,11 +131,9 @@ class GlobalDistillation(LightningModule):
 
     def input_identities(self) -> dict[str, Identity]:
         """Return the identities of child and parent, or of the parent's top-k logits."""
-        has_logits, parent = self.has_top_logits, self.parent_folder
-        return {
-            "child": checkpoint_identity(self.child_folder),
-            "parent": file_identity(parent) if has_logits else checkpoint_identity(parent),
-        }
+        parent, folder = self.parent_folder, self.child_folder
+        known = file_identity(parent) if self.has_top_logits else checkpoint_identity(parent)
+        return {"child": checkpoint_identity(folder), "parent": known}
 
     def setup(self, stage: str) -> None:
         """Check trainer and data, and draw the problems of the evaluation, before anything slow.
@@ -251,8 +252,7 @@ class GlobalDistillation(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the loss per target over all processes, and accuracy and tokens if there are validation problems."""
         release(self.model)
-        total = self._validated.over_processes(self.trainer)
-        values = {f"val/{name}": value for name, value in total.per_target().items()}
+        values = {f"val/{k}": v for k, v in self._validated.over_processes(self.trainer).per_target().items()}
         if self.held_out is not None and self.held_out.validation_problems:
             pairs = self.held_out.validation_problems
             values |= validation_values(self.held_out.solve(pairs, self.model, self.tokenizer, self.trainer))
@@ -267,8 +267,7 @@ class GlobalDistillation(LightningModule):
         load_best(self)
         if self.average is not None:
             self.average.swap()
-        is_writer, tenth = self.trainer.is_global_zero, max(1, len(self._losses) // 10)
-        target = self.run_dir / "child"
+        is_writer, target, tenth = self.trainer.is_global_zero, self.run_dir / "child", max(1, len(self._losses) // 10)
         save_child(self.child_folder, target, self.model, is_writer)
         self.results = {"loss/first": fmean(self._losses[:tenth]), "loss/last": fmean(self._losses[-tenth:])}
         if self._val_losses:

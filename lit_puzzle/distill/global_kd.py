@@ -38,7 +38,7 @@ from lit_puzzle.data.documents import PackedDocuments
 from lit_puzzle.data.hidden_states import release
 from lit_puzzle.distill.distillation_loss import LossTerms, distillation_loss, no_terms
 from lit_puzzle.distill.evaluation import HeldOutEvaluation
-from lit_puzzle.distill.settings import DistillationEvaluation, LossSettings
+from lit_puzzle.distill.settings import DistillationEvaluation, LossSettings, check_no_head_adapter
 from lit_puzzle.distill.top_logits_files import RECORD_FILE, TopLogits
 from lit_puzzle.evaluate.before_after import validation_values
 from lit_puzzle.model.chat import fix_date
@@ -90,7 +90,7 @@ class GlobalDistillation(LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__()
-        _check_head(training)
+        check_no_head_adapter(training)
         if ema_decay is not None and not 0 < ema_decay < 1:
             raise ValueError(f"ema_decay={ema_decay} was given; it lies between 0 and 1, or is null for no average.")
         self.child_folder = require_input(child, "child", "config.json")
@@ -100,13 +100,11 @@ class GlobalDistillation(LightningModule):
         self.has_top_logits = (self.parent_folder / RECORD_FILE).is_file()
         if self.has_top_logits:
             loss.check_top_k()
-        elif (self.parent_folder / "config.json").is_file():
-            check_same_tokens(self.parent_folder, self.child_folder)
+        elif not (self.parent_folder / "config.json").is_file():
+            found = f"neither a checkpoint (config.json) nor complete top-k logits ({RECORD_FILE})"
+            raise ValueError(f"parent: {self.parent_folder} contains {found}.")
         else:
-            raise ValueError(
-                f"parent: {self.parent_folder} contains neither a checkpoint (config.json) nor complete top-k logits "
-                f"({RECORD_FILE}), which `lightning run recipes/precompute_logits.yaml` makes."
-            )
+            check_same_tokens(self.parent_folder, self.child_folder)
         self.loss, self.training_settings, self.ema_decay, self.evaluation = loss, training, ema_decay, evaluation
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.strict_loading = False  # checkpoints contain trainable parameters and averages only
@@ -133,11 +131,9 @@ class GlobalDistillation(LightningModule):
 
     def input_identities(self) -> dict[str, Identity]:
         """Return the identities of child and parent, or of the parent's top-k logits."""
-        has_logits, parent = self.has_top_logits, self.parent_folder
-        return {
-            "child": checkpoint_identity(self.child_folder),
-            "parent": file_identity(parent) if has_logits else checkpoint_identity(parent),
-        }
+        parent, folder = self.parent_folder, self.child_folder
+        known = file_identity(parent) if self.has_top_logits else checkpoint_identity(parent)
+        return {"child": checkpoint_identity(folder), "parent": known}
 
     def setup(self, stage: str) -> None:
         """Check trainer and data, and draw the problems of the evaluation, before anything slow.
@@ -157,7 +153,7 @@ class GlobalDistillation(LightningModule):
             return
         if not isinstance(data, PackedDocuments):
             raise ValueError(
-                f"Top-k logits belong to documents: give the data PackedDocuments, not {type(data).__name__}."
+                f"Top-k logits belong to documents: data must be PackedDocuments, not {type(data).__name__}."
             )
         data.folder.check_reader(self.child_folder, data.sequence_tokens)
         self.parent = TopLogits(self.parent_folder, data.folder)
@@ -256,8 +252,7 @@ class GlobalDistillation(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the loss per target over all processes, and accuracy and tokens if there are validation problems."""
         release(self.model)
-        total = self._validated.over_processes(self.trainer)
-        values = {f"val/{name}": value for name, value in total.per_target().items()}
+        values = {f"val/{k}": v for k, v in self._validated.over_processes(self.trainer).per_target().items()}
         if self.held_out is not None and self.held_out.validation_problems:
             pairs = self.held_out.validation_problems
             values |= validation_values(self.held_out.solve(pairs, self.model, self.tokenizer, self.trainer))
@@ -272,8 +267,7 @@ class GlobalDistillation(LightningModule):
         load_best(self)
         if self.average is not None:
             self.average.swap()
-        is_writer, tenth = self.trainer.is_global_zero, max(1, len(self._losses) // 10)
-        target = self.run_dir / "child"
+        is_writer, target, tenth = self.trainer.is_global_zero, self.run_dir / "child", max(1, len(self._losses) // 10)
         save_child(self.child_folder, target, self.model, is_writer)
         self.results = {"loss/first": fmean(self._losses[:tenth]), "loss/last": fmean(self._losses[-tenth:])}
         if self._val_losses:
@@ -304,14 +298,3 @@ class GlobalDistillation(LightningModule):
         self._losses, self._val_losses = (list(values) for values in checkpoint["losses"])
         if len(checkpoint["random"]) == self.trainer.world_size:
             self._resumed_random = checkpoint["random"][self.trainer.global_rank]
-
-
-def _check_head(training: TrainingSettings) -> None:
-    """Refuse adapters on the head, whose weight the loss reads chunk by chunk: they would not be trained."""
-    targets = [] if training.lora is None else training.lora.target_modules + training.lora.target_parameters
-    found = [target for target in targets if "lm_head" in target.split(".")]
-    if found:
-        raise ValueError(
-            f"training.lora: distillation trains no adapter on the head ({found[0]!r}); leave it out, or train all of "
-            "its weights without lora."
-        )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from lit_puzzle.environments.environment import EFFORTS, Environment, effort_weights
+from lit_puzzle.training.settings import TrainingSettings
 
 DivergenceName = Literal["forward_kl", "reverse_kl", "jsd"]
 SubBlocks = Literal["apart", "together"]
@@ -149,3 +150,18 @@ class BlockTrainingSettings:
     def __post_init__(self) -> None:
         if self.sub_blocks not in get_args(SubBlocks):
             raise ValueError(f"training.sub_blocks is {self.sub_blocks!r}; allowed: {list(get_args(SubBlocks))}.")
+
+
+def check_no_head_adapter(training: TrainingSettings) -> None:
+    """Check that no adapter is on the head, whose weight the loss reads chunk by chunk: it would not be trained.
+
+    Raises:
+        ValueError: one is.
+    """
+    targets = [] if training.lora is None else training.lora.target_modules + training.lora.target_parameters
+    found = [target for target in targets if "lm_head" in target.split(".")]
+    if found:
+        raise ValueError(
+            f"training.lora: distillation trains no adapter on the head ({found[0]!r}); leave it out, or train all of "
+            "its weights without lora."
+        )

@@ -99,8 +99,11 @@ def effort_weights(efforts: Mapping[str, float] | Sequence[str]) -> dict[str, fl
     """Return the weight of each effort; a plain sequence of efforts weighs them equally.
 
     Raises:
-        ValueError: there is no effort, an unknown one or a negative weight, or the weights sum to zero.
+        ValueError: there is no effort, an unknown one, one that is named twice or a negative weight, or the weights
+            sum to zero.
     """
+    if len(efforts) != len(set(efforts)):
+        raise ValueError(f"Efforts {list(efforts)} were given; name each of them once.")
     weights = dict(efforts) if isinstance(efforts, Mapping) else dict.fromkeys(efforts, 1.0)
     unknown = [effort for effort in weights if effort not in EFFORTS]
     if unknown or not weights:

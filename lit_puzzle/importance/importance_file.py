@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lit_puzzle.run.files import read_json, write_json
 from lit_puzzle.run.inputs import Identity, file_identity
+from lit_puzzle.run.strict_json import check_whole
 
 META_FILE, SCORES_FILE = "importance.json", "importance.safetensors"
 
@@ -70,6 +71,7 @@ class Importance:
             lengths = [len(scores_E) for scores_E in scores]
             if len(tensors) != len(scores) or lengths != meta["num_experts"]:
                 raise ValueError(f"{META_FILE} names experts {meta['num_experts']}, {SCORES_FILE} holds {lengths}")
+            check_whole(META_FILE, "tokens", meta["tokens"], 1)
             return cls(meta["fingerprint"], meta["method"], meta["tokens"], scores)
         except (KeyError, TypeError, ValueError, SafetensorError) as error:
             raise ValueError(
@@ -88,15 +90,17 @@ class Importance:
                 "mean other experts. Run recipes/importance.yaml on this parent."
             )
 
-    def check_finite(self) -> None:
-        """Check that every score is a finite number.
+    def check_values(self) -> None:
+        """Check that every score is a finite number of at least 0.
 
         Raises:
             ValueError: one is not; names the layer.
         """
         for layer, scores_E in enumerate(self.scores):
-            if not bool(scores_E.isfinite().all()):
-                raise ValueError(f"the importance scores of layer {layer} are not all finite: {scores_E.tolist()}")
+            if not bool((scores_E.isfinite() & (scores_E >= 0)).all()):
+                raise ValueError(
+                    f"the importance scores of layer {layer} are not all finite and at least 0: {scores_E.tolist()}"
+                )
 
     def keep(self, counts: Sequence[int]) -> tuple[tuple[int, ...], ...]:
         """Return the best `counts[layer]` experts of every layer, ascending, as a plan lists them.

@@ -49,7 +49,7 @@ def library(run_dir: Path, parent: Path, importance: Path, experts: list[int], w
     scores = Importance.load(importance)
     fingerprint = source.fingerprint()
     scores.check_parent(fingerprint)
-    scores.check_finite()
+    scores.check_values()
     own_blocks = parent_blocks(source.config)
     claim_inputs(run_dir, {"parent": checkpoint_identity(source), "importance": scores_identity(importance)})
     layers = tuple(

@@ -208,12 +208,8 @@ class RLRecovery(LightningModule):
             return
         if self.trainer.global_step > 0:
             raise ValueError(f"{folder} is missing: there is nothing to compare with. Use --overwrite.")
-        write_evaluation(
-            self.run_dir / "before",
-            self._solve(self._evaluation_prompts),
-            self.trainer.is_global_zero,
-            self.evaluation.texts,
-        )
+        episodes = self._solve(self._evaluation_prompts)
+        write_evaluation(folder, episodes, self.trainer.is_global_zero, self.evaluation.texts)
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Return the loss of a slice (times the accumulation: TRL and Lightning both divide) and any new rollout.

@@ -69,10 +69,15 @@ class Recipe:
 
         Args:
             words: overrides from the command line.
+
+        Raises:
+            ValueError: an override without a value.
         """
         arguments = self.config_arguments(words)
         for word in words:
-            key, _, value = word.partition("=")
+            key, given, value = word.partition("=")
+            if given and not value:
+                raise ValueError(f"{word} has no value. Give one, or leave the word out; {word}null stands for null.")
             if key == "--config":
                 arguments += [key, yaml.safe_dump(_read_mapping(Path(value)), sort_keys=False)]
                 continue

@@ -39,6 +39,9 @@ from lit_puzzle.run.strict_json import checked_keys
 SCORES_FILE = "scores.json"
 _KEYS, _COUNTS = {"parent_fingerprint", "entries"}, ("samples", "tokens")
 _ENTRY_KEYS = {"layer", "candidate", "metrics"}
+# An increase of the cross-entropy, or of an evaluation's errors, can be below 0; these cannot, but for rounding.
+NEVER_NEGATIVE = frozenset({"hidden_mse", "hidden_cosine", "kl", "js", "top1_disagreement", "mean_rank"})
+ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -187,13 +190,17 @@ def _entry(data: object) -> tuple[tuple[int, str], Metrics]:
     where = f"layer {layer}, candidate {name!r}"
     if not isinstance(name, str) or not isinstance(metrics, Mapping):
         raise ValueError(f"{where}: candidate must be a text and metrics an object")
-    return (layer, name), {key: _measurement(f"{where}, {key}", value) for key, value in metrics.items()}
+    return (layer, name), {key: _measurement(f"{where}, {key}", key, value) for key, value in metrics.items()}
 
 
-def _measurement(where: str, data: object) -> Measurement:
+def _measurement(where: str, metric: str, data: object) -> Measurement:
     values = checked_keys(where, data, {"mean"}, {"standard_error"})
     if any(isinstance(value, bool) or not isinstance(value, int | float) for value in values.values()):
         raise ValueError(f"{where}: mean and standard_error must be numbers, got {values}")
+    if values.get("standard_error", 0.0) < 0:
+        raise ValueError(f"{where}: standard_error must be at least 0, got {values['standard_error']}")
+    if metric in NEVER_NEGATIVE and values["mean"] < -ROUNDING:
+        raise ValueError(f"{where}: mean must be at least 0, as {metric} is, got {values['mean']}")
     return Measurement(float(values["mean"]), float(values.get("standard_error", 0.0)))
 
 

@@ -200,7 +200,7 @@ def test_top_k_logits_need_documents_on_disk(models: Models, top_logits: Path, t
     def work(rank: int) -> None:
         module = make_module(models, parent=top_logits, loss=LossSettings())
         trainer = make_trainer(tmp_path, 1, 1, [], enable_checkpointing=False)
-        with pytest.raises(ValueError, match="give the data PackedDocuments, not PromptData"):
+        with pytest.raises(ValueError, match="data must be PackedDocuments, not PromptData"):
             trainer.fit(module, datamodule=PromptData([Chains()], {"low": 1.0}))
 
     run(work)  # a fit opens a process group

@@ -76,7 +76,8 @@ def test_held_out_problems_are_all_different_and_training_starts_over() -> None:
 
 
 @pytest.mark.parametrize(
-    "efforts", [[], ["extreme"], {"low": -1.0}, {"low": 0.0}, {"low": float("nan")}, {"low": float("inf")}]
+    "efforts",
+    [[], ["extreme"], ["low", "low"], {"low": -1.0}, {"low": 0.0}, {"low": float("nan")}, {"low": float("inf")}],
 )
 def test_bad_effort_mixes_are_refused(efforts: Any) -> None:
     with pytest.raises(ValueError, match=r"[Ee]ffort"):

@@ -78,6 +78,9 @@ def test_importance_of_another_parent_or_of_nan_is_refused(tmp_path, parent, imp
     tiny_model.save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="The importance scores are of parent"):
         library(tmp_path, tmp_path / "other", importance, [4], [])
+    save_importance(importance, parent, [[-1.0] * 8] * 4)
+    with pytest.raises(ValueError, match="importance scores of layer 0 are not all finite and at least 0"):
+        library(tmp_path, parent, importance, [4], [])
     save_importance(importance, parent, [[float("nan")] * 8] * 4)
     with pytest.raises(ValueError, match="importance scores of layer 0 are not all finite"):
         library(tmp_path, parent, importance, [4], [])

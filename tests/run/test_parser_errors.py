@@ -220,3 +220,10 @@ def test_null_stays_where_the_type_or_the_default_is_null(tmp_path: Path) -> Non
     parser.add_function_arguments(stage, skip={"run_dir"})
     parsed = parser.parse_args(parser.recipe.arguments(["--settings.rate=null", "--weights=null"]))
     assert parsed.settings.rate is None and parsed.weights is None and parsed.mode == "slow"
+
+
+def test_an_override_without_a_value_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("source: here\n")
+    with pytest.raises(ValueError, match="--source= has no value"):
+        load_recipe(str(file)).arguments(["--source="])

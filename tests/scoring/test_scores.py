@@ -16,7 +16,7 @@ GOOD = Scores(
     50,
     {
         (0, "experts=4"): {"kl": Measurement(0.1, 1 / 3), "hidden_mse": Measurement(1e-300, 0.0)},
-        (2, "window=16"): {"kl": Measurement(-0.25, 0.5)},
+        (2, "window=16"): {"kl": Measurement(0.25, 0.5)},
     },
 )
 
@@ -103,6 +103,8 @@ def change(path: list[Any], value: object) -> dict[str, Any]:
             "layer 0, candidate 'experts=4', kl: expected a JSON object",
         ),
         (change(["entries", 0, "metrics", "kl", "mean"], "0.5"), "must be numbers"),
+        (change(["entries", 0, "metrics", "kl", "mean"], -0.5), "kl: mean must be at least 0, as kl is, got -0.5"),
+        (change(["entries", 0, "metrics", "kl", "standard_error"], -0.5), "kl: standard_error must be at least 0"),
         (change(["entries", 1], GOOD.to_json()["entries"][0]), "layer 0, candidate 'experts=4' comes twice"),
         ([], "must hold a JSON object, got list"),
     ],

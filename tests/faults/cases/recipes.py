@@ -159,7 +159,6 @@ CASES = [
     word("unknown budget", "search", "--constraints.limits={parameters: 3}", "parameters"),
     word("impossible budget", "search", "--constraints.limits={total_parameters: 3}", "total_parameters"),
     word("more experts than there are", "library", "--experts=[17]", "17"),
-    word("fewer experts than are routed to", "library", "--experts=[1]", "1"),
     word("negative window", "library", "--windows=[-16]", "-16"),
     word("empty word", "evaluate", "--checkpoint=", "checkpoint|config.json"),
     word("a word without dashes", "evaluate", "checkpoint=child", "checkpoint=child"),

@@ -253,7 +253,10 @@ def test_bad_input_is_refused_before_anything_slow(inputs, tmp_path, tiny_model)
         (tmp_path / "inputs.json").unlink(missing_ok=True)  # as the door does after a refusal
         with pytest.raises(ValueError, match=message):
             run(small_data(inputs, sequences=tmp_path / "rows.jsonl"))
-    for prompt, message in ((2, "sequence 1 has 2 tokens, prompt_tokens is 2"), ("x", "must be a whole number")):
+    for prompt, message in (
+        (2, r"jsonl:1: the sequence has 2 tokens, prompt_tokens is 2"),
+        ("x", "must be a whole number"),
+    ):
         (tmp_path / "rows.jsonl").write_text(json.dumps({"input_ids": [5, 6], "prompt_tokens": prompt}) + "\n")
         (tmp_path / "inputs.json").unlink()
         with pytest.raises(ValueError, match=message):

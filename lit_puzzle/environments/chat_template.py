@@ -1,6 +1,6 @@
 """Renders prompts of problems by a tokenizer's chat template, and refuses what would not arrive at the model.
 
-  control tokens  a message that contains the text of one (`<|start|>`) is refused: it would be read as one;
+  control tokens  a message that contains the text of one is refused: it would be read as one;
   dropped parts   a message, or a key of one, that changes nothing in the text is refused: templates skip roles and keys
                   that they do not know without a word.
 

@@ -26,9 +26,11 @@ def _send_peak(work: Callable[[], object], answer: Connection) -> None:
 
     thread = threading.Thread(target=watch)
     thread.start()
-    work()
-    stop.set()
-    thread.join()
+    try:
+        work()
+    finally:
+        stop.set()
+        thread.join()
     answer.send(max(samples) - samples[0])
 
 

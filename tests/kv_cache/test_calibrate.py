@@ -67,7 +67,14 @@ def test_files_hold_amax_and_scales_of_all_sequences(checkpoint, sequences, tmp_
             torch.testing.assert_close(one.scale * 448, one.amax, rtol=1e-6, atol=0)
             assert one.overflow == 0
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    assert names == {"kv_scales.safetensors", "kv_scales.json", "kv_scales.md", "kv_amax.png", "kv_amax.svg"}
+    assert names == {
+        "kv_scales.safetensors",
+        "kv_scales.json",
+        "kv_scales.md",
+        "kv_amax.png",
+        "kv_amax.svg",
+        "outputs.json",
+    }
 
 
 def test_metrics_and_table(checkpoint, sequences, tmp_path):
@@ -164,8 +171,8 @@ def test_two_sharded_processes_equal_one(checkpoint, sequences, tmp_path):
         assert torch.equal(both.k.scale, expected.k.scale) and torch.equal(both.v.scale, expected.v.scale)
 
 
-def test_nan_weights_and_dead_layers_are_named(tiny_model, tmp_path, sequences):
-    tiny_model.model.layers[1].self_attn.v_proj.weight.data.fill_(float("nan"))
+def test_weights_that_overflow_and_dead_layers_are_named(tiny_model, tmp_path, sequences):
+    tiny_model.model.layers[1].self_attn.v_proj.weight.data.fill_(3e38)
     tiny_model.save_pretrained(tmp_path / "broken")
     with pytest.raises(ValueError, match="Values of layer 1 are not finite after batch 0"):
         run(tmp_path / "a", tmp_path / "broken", sequences)

@@ -83,6 +83,7 @@ def test_frozen_experts_get_the_parents_bytes_and_trained_ones_are_rounded(
     trained = tensors["model.layers.1.mlp.experts.down_proj"]
     trained[3] += 0.01 * torch.randn(trained[3].shape, generator=torch.Generator().manual_seed(1)).bfloat16()
     save_file(tensors, plain / "model.safetensors")
+    (plain / "SHA256SUMS").unlink()
     results = export(tmp_path / "run", plain, storage=Storage(experts="mxfp4", mxfp4_parent=twin))
     assert results["copied_experts"] == 2 * sum(len(kept) for kept in KEPT) - 1 and results["rounded_experts"] == 1
     for name, tensor in experts_of(tmp_path / "run" / "model").items():
@@ -152,6 +153,7 @@ def test_wrong_mxfp4_parents_are_refused(tmp_path: Path, twin: Path, plain: Path
     with pytest.raises(ValueError, match="expert indices would mean other experts"):
         export(tmp_path / "run", plain, storage=Storage(experts="mxfp4", mxfp4_parent=other))
     (plain / "plan.json").unlink()
+    (plain / "SHA256SUMS").unlink()
     with pytest.raises(ValueError, match=r"which lists the experts that were kept \(missing\)"):
         export(tmp_path / "run", plain, storage=Storage(experts="mxfp4", mxfp4_parent=twin))
     blocks = tuple(BlockSpec(tuple(range(len(kept))), window) for kept, window in zip(KEPT, WINDOWS, strict=True))

@@ -27,8 +27,11 @@ def write_checkpoint_of(folder: Path, layers: int, inner: int, packed: bool) -> 
     config: dict[str, Any] = {"model_type": "gpt_oss", "num_hidden_layers": layers, "num_local_experts": EXPERTS}
     config |= {"hidden_size": 256, "intermediate_size": inner, "head_dim": 8, "num_attention_heads": 2}
     config |= {"vocab_size": 64, "num_key_value_heads": 1, "num_experts_per_tok": 2, "sliding_window": 8}
+    config |= {"max_position_embeddings": 64, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
+    if packed:
+        config["quantization_config"] = {"quant_method": "mxfp4"}
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 64}))
+    (folder / "config.json").write_text(json.dumps(config))
     shapes = tensor_shapes(config, range(layers) if packed else ())
     layout = {n: ("U8" if n.endswith(("_blocks", "_scales")) else "BF16", shape) for n, shape in shapes.items()}
     kinds = {"U8": torch.uint8, "BF16": torch.bfloat16}

@@ -107,7 +107,7 @@ def test_a_second_run_replaces_the_child(tmp_path: Path, parent: Path) -> None:
 
 
 def test_every_file_is_read_once(tmp_path: Path, parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights are opened once, the child's to check it; JSON is read once, and once more for the identity of the input."""
+    """Weights are opened once, the child's to check it; JSON is read once more for the identity of the input."""
     checkpoint = Checkpoint(parent)
     own, library = parent_blocks(checkpoint.config), tmp_path / "library"
     block = BlockSpec((0, 2), 8)

@@ -1,8 +1,9 @@
 """Writes some completions of reinforcement learning with their grades, so that a wrong grader or a trick is noticed.
 
-Writes `samples.jsonl` into the run folder, rows of the form of `lit_puzzle.environments.episodes`; `row` is a running
-number, `problem` the crc32 of the prompt. Every `every_rollouts`-th rollout adds its first `completions`, of the first
-process. A resumed run takes out the rows that were written after its training checkpoint, and writes them again.
+Writes `rollouts/episodes.jsonl` into the run folder, rows of the form of `lit_puzzle.environments.episodes`; `row` is a
+running number, `problem` the crc32 of the prompt. Every `every_rollouts`-th rollout adds its first `completions`,
+of the first process. A resumed run takes out the rows that were written after its training checkpoint, and writes them
+again.
 
 Disk: the texts of completions / every_rollouts a rollout.
 """
@@ -16,7 +17,7 @@ from lightning import Callback, LightningModule, Trainer
 from lit_puzzle.data.rl_prompts import PromptData
 from lit_puzzle.environments.episodes import Episode, Finish, Texts, append_rows, cut_rows, grade
 
-SAMPLES_FILE = "samples.jsonl"
+SAMPLES_FILE = Path("rollouts", "episodes.jsonl")
 KEYS = ("completion_ids", "prompt", "answer", "truncated", "effort", "environment")
 
 
@@ -28,7 +29,7 @@ class WithTokenizer(Protocol):
 
 
 class RolloutSamples(Callback):
-    """Writes completions of rollouts into `samples.jsonl`.
+    """Writes completions of rollouts into `rollouts/episodes.jsonl`.
 
     The RL module's `training_step` returns, on the steps that generated and only there, beside `loss`:
     `completion_ids` (lists of token ids), `prompt`, `answer`, `effort`, `environment` (lists of texts) and `truncated`
@@ -52,6 +53,7 @@ class RolloutSamples(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take out what an attempt wrote after the training checkpoint from which this one continues."""
         if trainer.is_global_zero:
+            self._file(trainer).parent.mkdir(exist_ok=True)
             cut_rows(self._file(trainer), self._rows)
 
     def on_train_batch_end(

@@ -26,7 +26,7 @@ from faults.case import Trials
 from faults.cases import TABLES
 from faults.commands import Server
 from faults.interruptions import Interruptions, kill_points
-from faults.world import STAGES, build
+from faults.world import STAGES, World
 
 Outcome = tuple[str, str, str]  # table or stage; what was tried; what is wrong, or ""
 
@@ -80,7 +80,7 @@ def main() -> None:
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="faults_") as scratch, Server() as server:
         (Path(scratch) / "world").mkdir()
-        trials = Trials(server, build(server, Path(scratch) / "world"), Path(scratch))
+        trials = Trials(server, World(server, Path(scratch) / "world"), Path(scratch))
         stages = given.stages.split(",")
         tried = {"kills": kills, "writes": writes, "disk": disk}
         if given.what == "corpus":

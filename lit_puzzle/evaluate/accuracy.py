@@ -43,7 +43,7 @@ from lit_puzzle.model.chat import fix_date
 from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.run.folder import require_input
-from lit_puzzle.run.inputs import Identity, claim_inputs, file_identity, run_date
+from lit_puzzle.run.inputs import Identity, claim_inputs, file_identity, record_output, run_date
 
 EPISODES_FILE = "episodes.jsonl"
 
@@ -257,6 +257,7 @@ def evaluate(
     loaded = load_engine(engine, checkpoint) if scales is None else load_with_fp8_cache(engine, checkpoint, scales)
     episodes = solve_problems(loaded, tokenizer, problems, held_out.environments, sampling)
     write_episodes(run_dir, episodes, held_out.texts)
+    record_output(run_dir, "episodes", file_identity(run_dir, [EPISODES_FILE]))
     lengths = {
         effort: length_statistics([e.generated_tokens for e in group])
         for effort, group in split_by_effort(episodes).items()

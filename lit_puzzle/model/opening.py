@@ -76,12 +76,14 @@ def load_tokenizer(folder: Path, **settings: Any) -> PreTrainedTokenizerBase:
         **settings: of the tokenizer, such as `padding_side="left"`.
 
     Raises:
-        ValueError: there is no tokenizer.json, a file is damaged, or the tokenizer's class is code in the folder.
+        ValueError: there is no tokenizer.json, a file is damaged, the tokenizer's class is code in the folder, or it
+            has tokens that the model of the folder does not have.
     """
     path = _in_folder(folder, TOKENIZER_FILE)
-    read_json(path)
+    content = read_json(path)
+    vocabulary = None
     if (folder / CONFIG_FILE).exists():  # transformers reads it, too
-        read_config(folder)
+        vocabulary = read_config(folder)["vocab_size"]
     for name in SETTINGS_FILES:
         if (folder / name).exists() and "auto_map" in read_json(folder / name):
             raise ValueError(
@@ -91,6 +93,17 @@ def load_tokenizer(folder: Path, **settings: Any) -> PreTrainedTokenizerBase:
         read_text(folder / TEMPLATE, MAX_TEMPLATE_BYTES)
     with library_errors(path):
         tokenizer = AutoTokenizer.from_pretrained(folder, **OFFLINE, **settings)
+    with library_errors(path):
+        stated = {entry["content"]: entry["id"] for entry in content.get("added_tokens") or ()}
+    ids = tokenizer.get_vocab()
+    for token, number in stated.items():
+        if ids.get(token) != number:  # tokenizers keeps the id of a token that it knows, whatever the file says
+            raise ValueError(
+                f"{path}: the added token {token!r} has the id {number}, but it is read as {ids.get(token)}"
+            )
+    largest = max(ids.values(), default=-1)
+    if vocabulary is not None and largest >= vocabulary:
+        raise ValueError(f"{path} has the token {largest}, but {folder / CONFIG_FILE} has a vocab_size of {vocabulary}")
     place = f"the chat template of {folder}"
     for template in _templates(tokenizer.chat_template):
         check_template(template, place)

@@ -132,13 +132,18 @@ def _not_a_run(folder: Path) -> str:
 
 
 def head_lines(run: RunSummary) -> list[str]:
-    """Return the lines about the run itself: state, recipe, command, commit with time and hardware."""
+    """Return the lines about the run itself: state, recipe, command, commit with time and hardware.
+
+    An incomplete run has no record yet: its lines are the stage and the newest training checkpoint.
+    """
     record = run.record or {}
     lines = [f"{run.folder}: {run.state}"]
     if record:
         lines += [f"  recipe   {record.get('recipe')}", f"  command  {record.get('command')}"]
     if not record:
         lines.append(f"  stage    {run.command}")
+        saved = sorted((run.folder / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+        lines += [f"  reached  checkpoints/{path.name}" for path in saved[-1:]]
     details = [run.commit, *_costs(record)] if record else []
     details += [f"seed {record['seed']}"] if record.get("seed") is not None else []
     details += [f"date {run.claims['date']}"] if "date" in run.claims else []

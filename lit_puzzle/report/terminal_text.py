@@ -5,8 +5,8 @@ other than blank and line break, and lone surrogates appear as Python escapes: `
 to the standard output.
 """
 
-import os
 import sys
+from contextlib import suppress
 
 SHOWN_CHARACTERS = 600  # of a text that is cut
 SHOWN_LINES = 16
@@ -64,7 +64,5 @@ def print_lines(lines: list[str]) -> None:
     """Print lines; characters that the output's encoding lacks are escaped, and a closed pipe ends the printing."""
     encoding = sys.stdout.encoding or "utf-8"
     text = "\n".join(escaped(line) for line in lines).encode(encoding, "backslashreplace").decode(encoding)
-    try:
+    with suppress(BrokenPipeError):  # `| head`
         print(text, flush=True)
-    except BrokenPipeError:  # `| head`: what Python still flushes at its end goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

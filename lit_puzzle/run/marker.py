@@ -29,7 +29,8 @@ DERIVED = frozenset({"packed"})  # found to fit, or made again, by whoever reads
 REMADE = frozenset({"calibration.jsonl", "kv_calibration", "generation_lengths.json"})  # made again by every attempt
 TEMPORARY = re.compile(r"\..+\.(\d+|partial|old)")  # of atomic writing: .NAME.PROCESS, and of folders and shards
 WRITTEN = (  # by stages
-    *("checkpoints", "best", "before", "after", "child", "model", "library", "documents", "top_logits", "packed"),
+    *("checkpoints", "best", "before", "after", "rollouts", "child", "model"),
+    *("library", "documents", "top_logits", "packed"),
     *("candidates", "evaluations", "progress", "kv_calibration", "kv_scales", "hidden_states.*", "broken_batch_*.pt"),
     *("calibration.jsonl", "episodes.jsonl", "generation_lengths.json", "importance.*", "kv_scales.*", "scores.json"),
     *(

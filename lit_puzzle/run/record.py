@@ -7,6 +7,7 @@ and `outputs` (`lit_puzzle.run.inputs`), and `results`, a flat dict of the run's
 import os
 import platform
 import resource
+import shlex
 import subprocess
 import sys
 import time
@@ -46,7 +47,7 @@ class RunClock:
         """
         record = {
             "recipe": str(recipe),
-            "command": " ".join(["lightning", *sys.argv[1:]]),
+            "command": shlex.join(["lightning", *sys.argv[1:]]),
             "git_commit": git_commit(),
             "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
             "seed": seed,

@@ -72,7 +72,7 @@ def train(folder: Path, steps: int, checkpoint: Path | None = None) -> Path:
         enable_model_summary=False,
     )
     trainer.fit(Policy(), datamodule=Data(), ckpt_path=checkpoint)
-    return folder / "samples.jsonl"
+    return folder / "rollouts" / "episodes.jsonl"
 
 
 def test_every_second_rollout_is_written_with_its_grades(tmp_path: Path) -> None:

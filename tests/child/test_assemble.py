@@ -107,7 +107,7 @@ def test_a_second_run_replaces_the_child(tmp_path: Path, parent: Path) -> None:
 
 
 def test_every_file_is_read_once(tmp_path: Path, parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights are opened once, the child's to check it; JSON is read once more for the identity of the input."""
+    """Weights are opened once, the child's to check it; JSON is read, and once more for the identity of an input."""
     checkpoint = Checkpoint(parent)
     own, library = parent_blocks(checkpoint.config), tmp_path / "library"
     block = BlockSpec((0, 2), 8)
@@ -198,7 +198,8 @@ def write_plain_parent(folder: Path, layers: int, inner: int) -> Path:
     """A bf16 parent of 8 experts, and a plan that keeps every other one, so that its rows have to be copied."""
     stock = {"model_type": "gpt_oss", "num_hidden_layers": layers, "num_local_experts": 8, "sliding_window": 8}
     sizes = {"hidden_size": 256, "intermediate_size": inner, "head_dim": 8, "num_attention_heads": 2, "vocab_size": 64}
-    config = stock | sizes | {"num_key_value_heads": 1, "num_experts_per_tok": 2}
+    config: dict[str, Any] = stock | sizes | {"num_key_value_heads": 1, "num_experts_per_tok": 2}
+    config |= {"max_position_embeddings": 64, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
     shapes = tensor_shapes(config)
@@ -226,7 +227,7 @@ def test_memory_is_a_buffer_whatever_the_depth(
         work = partial(assemble, parent / "run", parent, plan=parent / "plan.json")
         peaks[name] = peak_bytes(work)
     print(f"anonymous bytes above the start: {peaks}")
-    row, slack = 0 if by_kernel else 1 << 20, 1_500_000
+    row, slack = 1 << 20, 1_500_000  # values are checked in a buffer, whoever copies
     assert peaks["shallow"] <= row + slack and peaks["deep"] <= row + slack
     assert peaks["wide"] <= 4 * row + slack
     assert peaks["wide"] >= 2 * row  # the measurement sees the buffer

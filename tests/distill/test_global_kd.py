@@ -221,9 +221,12 @@ def test_sequences_longer_than_the_parents_context(models: Models, tmp_path: Pat
 
 
 def test_an_adapter_on_the_head_is_refused(models: Models) -> None:
-    for targets in ({"target_modules": ["q_proj", "lm_head"]}, {"target_parameters": ["lm_head.weight"]}):
+    for lora in (
+        LoraSettings(target_modules=["q_proj", "lm_head"]),
+        LoraSettings(target_parameters=["lm_head.weight"]),
+    ):
         with pytest.raises(ValueError, match=r"distillation trains no adapter on the head \('lm_head"):
-            make_module(models, training=TrainingSettings(lora=LoraSettings(**targets)))
+            make_module(models, training=TrainingSettings(lora=lora))
 
 
 def test_validation_has_the_efforts_of_the_documents_unless_told(models: Models, tmp_path: Path) -> None:

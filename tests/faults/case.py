@@ -7,14 +7,14 @@ from pathlib import Path
 
 from faults.commands import End, Run, Server
 from faults.damage import Damage, all_of, write
-from faults.world import OUT, STAGES, copy_inputs
+from faults.world import OUT, STAGES, World
 
 NOTHING: Damage = all_of()
 MODULE = """
 def nothing(run_dir):
     return {}
 """
-SECONDS = re.compile(rb'seconds": [0-9.e+-]+')
+VARYING = re.compile(rb'"(seconds": [0-9.e+-]+|library": "[^"]*")')  # times, and where an input was found
 PROBE = "command: nothing_module.nothing\nrun_dir: out\n"
 
 
@@ -89,11 +89,11 @@ class Trials:
 
     Args:
         server: runs the commands.
-        world: folder of the small world.
+        world: the small world.
         scratch: gets the folders of the trials.
     """
 
-    def __init__(self, server: Server, world: Path, scratch: Path) -> None:
+    def __init__(self, server: Server, world: World, scratch: Path) -> None:
         self.server = server
         self.world = world
         self.scratch = scratch
@@ -113,7 +113,7 @@ class Trials:
         """Return a new folder with the inputs of a stage, damaged."""
         self.count += 1
         inputs = STAGES[stage].inputs if stage in STAGES else ()
-        folder = copy_inputs(self.world, self.scratch / f"{self.count:04}", tuple(dict.fromkeys((*inputs, *needs))))
+        folder = self.world.copy(dict.fromkeys((*inputs, *needs)), self.scratch / f"{self.count:04}")
         damage(folder)
         return folder
 
@@ -160,7 +160,7 @@ class Trials:
             return None
         if case.stage in STAGES and (case.words_are_wrong or not case.words):
             for name in (*STAGES[case.stage].inputs, *case.needs):
-                remove_and_copy(self.world / name, folder / name)
+                remove_and_copy(self.world.require(name), folder / name)
             command = STAGES[case.stage].command()
         else:
             all_of(write("nothing_module.py", MODULE), write("probe.yaml", PROBE))(folder)
@@ -194,15 +194,15 @@ def remove_and_copy(source: Path, target: Path) -> None:
 
 
 def results(folder: Path, patterns: tuple[str, ...]) -> dict[str, bytes]:
-    """Return the result files of a run folder, by name; times in JSON, which differ from run to run, are left out."""
+    """Return the result files of a run folder, by name; without what differs from run to run."""
     paths = [path for pattern in patterns for path in folder.glob(pattern) if path.is_file()]
-    return {path.relative_to(folder).as_posix(): without_times(path) for path in paths}
+    return {path.relative_to(folder).as_posix(): without_varying(path) for path in paths}
 
 
-def without_times(path: Path) -> bytes:
-    """Return the content of a file without the values of `seconds`."""
+def without_varying(path: Path) -> bytes:
+    """Return the content of a file; of JSON without times and without where an input was found."""
     content = path.read_bytes()
-    return SECONDS.sub(b"seconds", content) if path.suffix in (".json", ".jsonl") else content
+    return VARYING.sub(b"", content) if path.suffix in (".json", ".jsonl") else content
 
 
 def last_line(said: str) -> str:

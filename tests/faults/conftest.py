@@ -1,13 +1,12 @@
 """One server and one small world for the tests of faults."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from faults.case import Trials
 from faults.commands import Server
-from faults.world import build
+from faults.world import World
 
 
 @pytest.fixture(scope="session")
@@ -18,12 +17,12 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def world(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small world: parent, child, and a run of each stage of the chain."""
-    return build(server, tmp_path_factory.mktemp("world"))
+def world(server: Server, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """The small world: parent, child, and runs of stages as they are needed."""
+    return World(server, tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="session")
-def trials(server: Server, world: Path, tmp_path_factory: pytest.TempPathFactory) -> Trials:
+def trials(server: Server, world: World, tmp_path_factory: pytest.TempPathFactory) -> Trials:
     """What runs cases."""
     return Trials(server, world, tmp_path_factory.mktemp("trials"))

@@ -77,7 +77,8 @@ class Interruptions:
         Returns:
             What was killed where, and what is wrong, or "".
         """
-        changes, folder, where = self.whole(stage).changes, self.folder(stage), []
+        changes, folder = self.whole(stage).changes, self.folder(stage)
+        where: list[str] = []
         for number in before:
             if (folder / OUT / "run.json").is_file():  # only the lock was left to remove
                 break

@@ -19,7 +19,7 @@ QUICK = tuple(
         (TABLES["templates"], "template: does not compile: evaluate"),
         (TABLES["recipes"], "recipe: a key twice"),
         (TABLES["prompts"], "prompts: not JSON"),
-        (TABLES["chains"], "search: scores with NaN"),
+        (TABLES["chains"], "library: importance with NaN"),
         (TABLES["adapters"], "adapter: alpha is NaN"),
         (TABLES["folders"], "run folder: foreign, with a config.yaml, --overwrite"),
     )

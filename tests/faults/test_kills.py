@@ -1,13 +1,12 @@
 """Kills: before a random change of the file system, or in the middle of a write; then the same command again."""
 
 import random
-from pathlib import Path
 
 import pytest
 
 from faults.case import Trials
 from faults.interruptions import Interruptions, kill_points
-from faults.world import STAGES
+from faults.world import STAGES, World
 
 SEED = 11
 LONG_STAGES = ("distill", "distill_blocks", "rl_recover")
@@ -18,9 +17,9 @@ def interruptions(trials: Trials) -> Interruptions:
     return Interruptions(trials)
 
 
-def test_a_killed_assembly_ends_the_same(interruptions: Interruptions) -> None:
-    [number] = kill_points(SEED, "assemble", len(interruptions.whole("assemble").changes), 1)
-    assert interruptions.killed("assemble", number)[1] == ""
+def test_a_killed_run_ends_the_same(interruptions: Interruptions) -> None:
+    [number] = kill_points(SEED, "library", len(interruptions.whole("library").changes), 1)
+    assert interruptions.killed("library", number)[1] == ""
 
 
 @pytest.mark.slow
@@ -35,10 +34,10 @@ def test_a_killed_stage_ends_the_same(interruptions: Interruptions, stage: str) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["distill", "rl_recover"])
-def test_the_small_trainings_train(interruptions: Interruptions, world: Path, stage: str) -> None:
+def test_the_small_trainings_train(interruptions: Interruptions, world: World, stage: str) -> None:
     """Else the comparison of their results would compare copies of the input."""
     trained = interruptions.whole(stage).files["child/model.safetensors"]
-    assert trained != (world / "child" / "model.safetensors").read_bytes()
+    assert trained != (world.folder / "child" / "model.safetensors").read_bytes()
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ def interruptions(trials: Trials) -> Interruptions:
 
 
 def test_two_starts_of_one_run_folder(interruptions: Interruptions) -> None:
-    assert interruptions.at_once("assemble") == ""
+    assert interruptions.at_once("library") == ""
 
 
 @pytest.mark.slow

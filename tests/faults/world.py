@@ -1,10 +1,11 @@
 """A small world for faults: every stage of the chain on the embedded tiny models, in settings that take about a second.
 
-`Stage` says how a stage is run there, what it reads and which of its files are results. `build` runs the chain once;
-a trial gets copies of what its stage reads.
+`Stage` says how a stage is run there, what it reads and which of its files are results. `World` runs each stage once,
+when its results are first needed; a trial gets copies of what its stage reads.
 """
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -196,34 +197,36 @@ STAGES = {
         ("episodes.jsonl", "generation_lengths.json"),
     ),
 }
-CHAIN = (
-    "generate",
-    "importance",
-    "library",
-    "score",
-    "search",
-    "assemble",
-    "calibrate_kv",
-    "evaluate",
-    "export",
-    "precompute_logits",
-)
 
 
-def build(server: Server, folder: Path) -> Path:
-    """Run the chain in a new folder and return it: `parent`, `child` and `runs/STAGE`."""
-    for name in ("parent", "child"):
-        shutil.copytree(ASSETS / f"tiny_{name}", folder / name)
-    for name in CHAIN:
-        command = STAGES[name].command(run_dir=f"runs/{name}")
-        [end] = server.run(Run(command, str(folder), str(folder / f"{name}.txt"), limit_seconds=300))
-        assert end.status == 0, end.said
-    return folder
+class World:
+    """The folders that stages read: `parent`, `child` and `runs/STAGE`, each made when a trial first needs it.
 
+    Args:
+        server: runs the stages.
+        folder: an empty folder.
+    """
 
-def copy_inputs(world: Path, folder: Path, inputs: tuple[str, ...]) -> Path:
-    """Copy folders of the world to a new folder."""
-    for name in inputs:
-        shutil.copytree(world / name, folder / name)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    def __init__(self, server: Server, folder: Path) -> None:
+        self.server = server
+        self.folder = folder
+        for name in ("parent", "child"):
+            shutil.copytree(ASSETS / f"tiny_{name}", folder / name)
+
+    def require(self, name: str) -> Path:
+        """Return a folder of the world, after the run of the stage that makes it."""
+        if not (self.folder / name).is_dir():
+            stage = STAGES[name.removeprefix("runs/")]
+            for read in stage.inputs:
+                self.require(read)
+            output = str(self.folder / f"{stage.recipe}.txt")
+            [end] = self.server.run(Run(stage.command(run_dir=name), str(self.folder), output, limit_seconds=300))
+            assert end.status == 0, end.said
+        return self.folder / name
+
+    def copy(self, names: Iterable[str], folder: Path) -> Path:
+        """Copy folders of the world to a new folder."""
+        folder.mkdir(parents=True)
+        for name in names:
+            shutil.copytree(self.require(name), folder / name)
+        return folder

@@ -83,6 +83,15 @@ def doubled_token(folder: Path) -> None:
     (folder / "tokenizer.json").write_text('{"version": "1.0", "version": "1.0"}')
 
 
+def more_tokens_than_the_model(folder: Path) -> None:
+    change(folder / "config.json", vocab_size=64)
+
+
+def added_token_of_another_id(folder: Path) -> None:
+    added = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+    change(folder / "tokenizer.json", added_tokens=[added[0] | {"id": 100_000}, *added[1:]])
+
+
 def half_a_tokenizer(folder: Path) -> None:
     content = (folder / "tokenizer.json").read_text()
     (folder / "tokenizer.json").write_text(content[: len(content) // 2])
@@ -114,6 +123,11 @@ def template_that_never_compiles(folder: Path) -> None:
         (no_tokenizer, r"child/tokenizer\.json is missing"),
         (broken_tokenizer, r"child/tokenizer\.json cannot be used"),
         (doubled_token, r"child/tokenizer\.json: the key 'version' is given twice"),
+        (
+            more_tokens_than_the_model,
+            r"child/tokenizer\.json has the token 100, but .*config\.json has a vocab_size of 64",
+        ),
+        (added_token_of_another_id, r"child/tokenizer\.json: the added token .* has the id 100000, but it is read as"),
         (half_a_tokenizer, r"child/tokenizer\.json is not JSON"),
         (code_in_the_folder, r"child/tokenizer_config\.json names code in the folder"),
         (settings_that_are_a_list, r"child/tokenizer_config\.json must hold a JSON object, got list"),

@@ -1,6 +1,7 @@
 """What a run folder says about its run, and what is no run folder."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,11 @@ def test_an_incomplete_run_says_what_completes_it_and_who_is_at_work(tmp_path: P
         "  stage    generate",
     ]
     assert result_lines(read_run(run)) == ["", "results: none yet"]
+    (run / "checkpoints").mkdir()
+    for step in (9, 10):
+        (run / "checkpoints" / f"step={step}.ckpt").touch()
+        os.utime(run / "checkpoints" / f"step={step}.ckpt", (step, step))
+    assert head_lines(read_run(run))[2] == "  reached  checkpoints/step=10.ckpt"
     with locked(run):
         assert read_run(run).state.startswith("incomplete; at work: process ")
     (run / ".lit_puzzle_lock").write_text("{}")

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lit_puzzle.cli import main
 from lit_puzzle.model.checkpoint import Checkpoint, fingerprint
 from lit_puzzle.model.family import GPT_OSS
-from lit_puzzle.serve.configs import puzzle_config, rope_parameters
+from lit_puzzle.serve.configs import puzzle_config
 from lit_puzzle.serve.export import export
 from lit_puzzle.serve.exported_folder import write_folder
 from lit_puzzle.serve.settings import Storage
@@ -213,19 +213,6 @@ def test_stop_tokens_are_the_tokenizers_own(tmp_path: Path) -> None:
     (words / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match=r"are \[\]; at least one is needed"):
         generation_settings(tmp_path, words, small)
-
-
-def test_rope_parameters_from_old_and_new_keys() -> None:
-    yarn = {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096}
-    expected = yarn | {"rope_theta": 150000}
-    assert rope_parameters({"rope_scaling": yarn, "rope_theta": 150000}) == expected
-    old = {"type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096}
-    assert rope_parameters({"rope_scaling": old, "rope_theta": 150000}) == expected
-    assert rope_parameters({"rope_parameters": expected, "rope_theta": 1}) == expected
-    assert rope_parameters({"model_type": "gpt_oss"}) == {"rope_type": "default", "rope_theta": 150000.0}
-    for broken in ({"factor": None}, {"factor": float("inf")}, {"original_max_position_embeddings": 0}):
-        with pytest.raises(ValueError, match=f"YaRN needs {next(iter(broken))} above 0"):
-            rope_parameters({"rope_parameters": expected | broken})
 
 
 def test_parent_itself_becomes_a_child_of_its_own_blocks(tmp_path: Path) -> None:

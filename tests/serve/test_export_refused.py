@@ -39,9 +39,35 @@ def edit_json(path: Path, **changes: object) -> None:
 
 def test_pickles_are_refused(tmp_path: Path, child: Path) -> None:
     (child / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch pickled'\ntR.")
-    with pytest.raises(ValueError, match=r"contains pickles \['pytorch_model\.bin'\]: loading one runs code"):
+    with pytest.warns(UserWarning, match=r"pytorch_model\.bin is ignored"):
+        export(tmp_path / "beside", child)
+    assert not (tmp_path / "beside" / "model" / "pytorch_model.bin").exists()
+    (child / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"pickles only \(pytorch_model\.bin\): loading one runs code"):
         export(tmp_path / "run", child)
     assert not (tmp_path / "run").exists() and not Path("pickled").exists()
+
+
+def test_weights_with_nan_are_refused(tmp_path: Path, child: Path) -> None:
+    tensors = load_file(child / "model.safetensors")
+    tensors["model.layers.2.mlp.router.weight"][1, 2] = float("nan")
+    save_file(tensors, child / "model.safetensors")
+    with pytest.raises(
+        ValueError, match=r"model\.safetensors: model\.layers\.2\.mlp\.router\.weight has 1 of 1152 values"
+    ):
+        export(tmp_path / "run", child)
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_checkpoint_that_is_not_the_exported_one_is_refused(tmp_path: Path, child: Path) -> None:
+    export(tmp_path / "first", child)
+    exported = tmp_path / "first" / "model"
+    export(tmp_path / "second", exported)
+    tensors = load_file(exported / "model.safetensors")
+    tensors["lm_head.weight"][1, 2] += 1
+    save_file(tensors, exported / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"model\.safetensors is not the file of .*SHA256SUMS"):
+        export(tmp_path / "third", exported)
 
 
 def test_code_of_the_checkpoint_is_neither_run_nor_copied(tmp_path: Path, child: Path) -> None:
@@ -100,7 +126,7 @@ def test_values_that_a_dtype_cannot_hold_are_refused(tmp_path: Path, child: Path
             lambda folder: edit_json(
                 folder / "config.json", rope_parameters={"rope_type": "yarn", "original_max_position_embeddings": 4096}
             ),
-            "YaRN needs factor above 0",
+            "factor of rope_parameters must be a finite number above 0",
         ),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"short"), "truncated or not a safetensors file"),
         (lambda folder: edit_json(folder / "config.json", model_type="llama"), "model_type 'llama' is not supported"),

@@ -76,7 +76,7 @@ CASES = [
         "alpha_pattern with NaN",
         adapter(alpha_pattern={"q_proj": float("nan")}),
         "adapter_config.json|lora",
-        "alpha_pattern",
+        "alpha_pattern|JSON",
     ),
     case("alpha_pattern is a list", adapter(alpha_pattern=[1]), "adapter_config.json|lora", "alpha_pattern|JSON"),
     case("NaN in a matrix", poisoned(float("nan")), "lora", "q_proj"),

@@ -195,7 +195,7 @@ CASES = [
     compared("other problems", replace(EPISODES, '"problem": ', '"problem": 1'), "runs/evaluate|problems"),
     compared("a row that is a number", write(EPISODES, "7\n"), "episodes.jsonl"),
     compared("an unknown key", replace(EPISODES, '"problem"', '"problme"'), "episodes.jsonl", "problme"),
-    compared("NaN", replace(EPISODES, '"correct": 0.0', '"correct": NaN'), "episodes.jsonl", "correct"),
+    compared("NaN", replace(EPISODES, '"correct": 0.0', '"correct": NaN'), "episodes.jsonl", "correct|JSON"),
     compared("empty", write(EPISODES, ""), "episodes.jsonl|runs/evaluate"),
     compared("an unfinished run", remove("runs/evaluate/run.json"), "runs/evaluate", "complete"),
 ]

@@ -191,7 +191,6 @@ CASES = [
         for stage in ("importance", "calibrate_kv")
         for name, content, said in (
             ("not JSON", '{"input_ids": [1, 2\n', ("s.jsonl:1",)),
-            ("UTF-16", '{"input_ids": [1, 2]}\n'.encode("utf-16"), ("s.jsonl",)),
             ("token outside the vocabulary", '{"input_ids": [1, 999]}\n', ("s.jsonl", "999")),
             ("negative token", '{"input_ids": [1, -1]}\n', ("s.jsonl", "-1")),
             ("token of 30 digits", '{"input_ids": [1, ' + "9" * 30 + "]}\n", ("s.jsonl",)),

@@ -104,10 +104,12 @@ CASES = [
         "tokenizer",
         stage="export",
     ),
-    tokenizer(
-        "vocabulary larger than the embedding",
+    Case(
+        "tokenizer: an end of text that the embedding does not have: evaluate",
+        "prompts",
+        "evaluate",
         edit("child/tokenizer.json", {"added_tokens.0.id": 100_000}),
-        "tokenizer.json|token",
+        (Right(), refused("tokenizer.json|token")),
     ),
     tokenizer("unknown model type", edit("child/tokenizer.json", {"model.type": "NoSuchModel"}), "tokenizer.json"),
     tokenizer(

@@ -172,7 +172,7 @@ class Adapter:
                 "names of the modules instead"
             ) from error
         if done.returncode:
-            said = (done.stderr.strip().splitlines() or ["no message"])[-1][:200]
+            said = (done.stderr.strip().splitlines() or ["no message"])[-1].removeprefix("re.error: ")[:200]
             raise ValueError(f"{self._config_path}: {key} {shown} cannot be matched: {said}")
         return json.loads(done.stdout)
 

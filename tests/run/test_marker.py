@@ -119,6 +119,7 @@ def test_links_are_removed_but_not_what_they_point_to(tmp_path: Path) -> None:
 def test_temporary_files_of_dead_processes_are_removed(tmp_path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
+    write_marker(tmp_path)
     (tmp_path / "candidates").mkdir()
     kept = [tmp_path / f".scores.json.{os.getpid()}", tmp_path / ".hidden", tmp_path / "scores.json"]
     removed = [tmp_path / f".scores.json.{dead.pid}", tmp_path / "candidates" / f".layer=0,window=4.json.{dead.pid}"]

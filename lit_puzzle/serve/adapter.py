@@ -110,7 +110,11 @@ class Adapter:
         stems = [name.removesuffix(".weight") for name in names]
         for target in targets if isinstance(targets, list) else ():
             if not any(stem == target or stem.endswith(f".{target}") for stem in stems):
-                raise ValueError(f"{self._config_path}: target_modules has {target!r}, for which there are no tensors")
+                there = sorted({stem.rpartition(".")[2] for stem in stems})
+                raise ValueError(
+                    f"{self._config_path}: target_modules has {target!r}, for which there are no tensors; there are of "
+                    f"{', '.join(there[:5])}"
+                )
 
     def scales(self, names: Iterable[str]) -> dict[str, tuple[int, float]]:
         """Return the rank and the factor of B A of each weight, by its full name.

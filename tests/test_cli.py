@@ -70,6 +70,13 @@ def refused(capsys, *words: str) -> str:
     return capsys.readouterr().err
 
 
+@pytest.mark.parametrize("seed", ["-1", "4294967296"])
+def test_a_seed_out_of_range_is_one_line(tmp_path, capsys, fit_recipe, seed):
+    said = refused(capsys, "run", fit_recipe, f"--seed_everything={seed}")
+    assert said.endswith(f"fit.yaml: seed_everything is {seed}; a seed is a whole number from 0 to 4294967295.\n")
+    assert not (tmp_path / "fit").exists()
+
+
 def test_help_lists_the_stages_without_heavy_imports():
     code = "import sys; from lit_puzzle.cli import main; main(['run', '--help']); print('torch' in sys.modules)"
     before = os.times()

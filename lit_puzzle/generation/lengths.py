@@ -14,6 +14,7 @@ from pathlib import Path
 from lit_puzzle.run.files import read_json, write_json
 
 LENGTHS_FILE = "generation_lengths.json"
+FORM = 'Its form is {"high": {"mean": 1.0, "p50": 1.0, "p95": 1.0}}.'
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,11 @@ def read_lengths(folder: Path) -> dict[str, LengthStatistics]:
             "`lightning run recipes/evaluate.yaml --checkpoint=PARENT` writes it into its run folder; copy it here."
         )
     try:
-        return {effort: LengthStatistics(**values) for effort, values in read_json(file).items()}
+        lengths = {effort: LengthStatistics(**values) for effort, values in read_json(file).items()}
     except TypeError as error:
-        raise ValueError(
-            f'{file}: {error}. Its form is {{"high": {{"mean": 1.0, "p50": 1.0, "p95": 1.0}}}}.'
-        ) from error
+        raise ValueError(f"{file}: {error}. {FORM}") from error
+    for effort, statistics in lengths.items():
+        for key, value in asdict(statistics).items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+                raise ValueError(f"{file}: {effort}.{key} is {value!r}; a length is a number of tokens. {FORM}")
+    return lengths

@@ -39,7 +39,7 @@ def locked(run_dir: Path) -> Iterator[None]:
     """Hold the lock of a run folder, which is made if it does not exist.
 
     Raises:
-        ValueError: another process holds it; names host, process and start.
+        ValueError: another process holds it (names host, process and start), or the folder cannot be written.
     """
     descriptor = _acquire(run_dir)
     _held.add(descriptor)
@@ -62,8 +62,7 @@ def _acquire(run_dir: Path) -> int:
             raise ValueError(f"{run_dir} cannot be written: {error.strerror}. Choose another --run_dir.") from error
         try:
             if _take(descriptor, file) and _is_still_there(descriptor, file):
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, to_json(_owner(), None).encode() + b"\n", 0)
+                _sign(descriptor, file)
                 return descriptor
         except BaseException:
             os.close(descriptor)
@@ -98,9 +97,24 @@ def _take_by_name(file: Path) -> bool:
         descriptor = os.open(taken, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     except FileExistsError:
         raise ValueError(f"{_refusal(taken)} If that process is dead, remove {taken}.") from None
-    os.write(descriptor, to_json(_owner(), None).encode())
-    os.close(descriptor)
+    try:
+        _sign(descriptor, taken)
+    finally:
+        os.close(descriptor)
     return True
+
+
+def _sign(descriptor: int, file: Path) -> None:
+    """Write the owner into a file of the lock; where that fails, the lock is given up."""
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, to_json(_owner(), None).encode() + b"\n", 0)
+    except OSError as error:  # it does not name the file
+        for name in (TAKEN_FILE, LOCK_FILE):
+            file.with_name(name).unlink(missing_ok=True)
+        raise ValueError(
+            f"{file} cannot be written: {error.strerror}. Make room, or choose another --run_dir."
+        ) from error
 
 
 def _is_still_there(descriptor: int, file: Path) -> bool:

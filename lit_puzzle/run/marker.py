@@ -27,7 +27,7 @@ BOOKKEEPING = frozenset({MARKER, LOCK_FILE, TAKEN_FILE, CONFIG, RECORD, INPUTS_F
 LOGS = frozenset({"lightning_logs", "wandb", "mlruns"})
 DERIVED = frozenset({"packed"})  # found to fit, or made again, by whoever reads it
 REMADE = frozenset({"calibration.jsonl", "kv_calibration", "generation_lengths.json"})  # made again by every attempt
-TEMPORARY = re.compile(r"\..+\.(\d+|partial|old)")  # of atomic writing: .NAME.PROCESS, and of folders and shards
+TEMPORARY = re.compile(r"\.(.+)\.(\d+|partial|old)")  # of atomic writing: .NAME.PROCESS, and of folders and shards
 WRITTEN = (  # by stages
     *("checkpoints", "best", "before", "after", "rollouts", "child", "model"),
     *("library", "documents", "top_logits", "packed"),
@@ -159,10 +159,15 @@ def remove_contents(run_dir: Path, spare: Iterable[str] = (LOCK_FILE, TAKEN_FILE
 
 
 def remove_temporary(run_dir: Path) -> None:
-    """Remove the temporary files of processes that are no longer there (the lock of the folder is held)."""
+    """Remove the temporary files of processes that are no longer there (the lock of the folder is held).
+
+    In a folder without marker these are the ones of bookkeeping only: nothing else was written before the marker.
+    """
+    is_marked = is_run_folder(run_dir)
     for path in run_dir.rglob(".*"):
         match = TEMPORARY.fullmatch(path.name)
-        if match and match[1].isdigit() and path.is_file() and not _is_running(int(match[1])):
+        is_ours = match is not None and (is_marked or match[1] in BOOKKEEPING)
+        if match and is_ours and match[2].isdigit() and path.is_file() and not _is_running(int(match[2])):
             path.unlink(missing_ok=True)
 
 

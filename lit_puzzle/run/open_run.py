@@ -81,8 +81,8 @@ def open_run(run_dir: Path, config: str, overwrite: bool) -> bool:
     if overwrite and not is_unclaimed(run_dir):
         _check_overwrite(run_dir, config)
         remove_contents(run_dir)
+    remove_temporary(run_dir)
     if not is_unclaimed(run_dir):
-        remove_temporary(run_dir)
         if has_results(run_dir) or is_complete(run_dir):
             _resume(run_dir, config)
             return True
@@ -99,7 +99,11 @@ def open_run(run_dir: Path, config: str, overwrite: bool) -> bool:
 
 
 def _check_own(run_dir: Path) -> None:
-    if run_dir.exists() and not run_dir.is_dir():
+    try:
+        is_there = run_dir.exists()
+    except OSError as error:  # a name that is too long, or a folder above that is closed
+        raise ValueError(f"{run_dir} cannot be a run folder: {error.strerror}. Choose another --run_dir.") from error
+    if is_there and not run_dir.is_dir():
         raise ValueError(f"{run_dir} is a file, not a folder; choose another --run_dir.")
     if is_unclaimed(run_dir) or is_run_folder(run_dir):
         return
@@ -172,8 +176,11 @@ def _resume(run_dir: Path, config: str) -> None:
     before = read_text(run_dir / CONFIG)
     if before != config:
         _check_version(run_dir)
+        recorded = read_yaml(run_dir / CONFIG)
+        if not isinstance(recorded, Mapping):
+            raise ValueError(f"{run_dir / CONFIG} has no recipe. Restore the file, or give --overwrite to start anew.")
         inputs = {identity.path for identity in recorded_inputs(run_dir).values()}
-        difference, changes = compare_configs(read_yaml(run_dir / CONFIG), parse_yaml(config, "this recipe"), inputs)
+        difference, changes = compare_configs(recorded, parse_yaml(config, "this recipe"), inputs)
         if difference:
             raise ValueError(
                 f"{run_dir} was started by a different recipe:\n{difference}\nUndo the change, choose another "
@@ -211,12 +218,23 @@ def write_errors(run_dir: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        number = error.errno if isinstance(error, OSError) else None
-        if number not in DISK_ERRORS and not any(words in str(error) for words in DISK_WORDS):
+        refused = _refused_write(error)
+        if refused is None and not any(words in str(error) for words in DISK_WORDS):
             raise
-        file = error.filename if isinstance(error, OSError) and error.filename else run_dir
-        reason = os.strerror(number) if number else " ".join(str(error).split())[:200]
+        file = refused.filename if refused and refused.filename else run_dir
+        said = " ".join(str(error).split())[:200]
+        guess = f"{said} (probably {os.strerror(errno.ENOSPC)})"  # torch.save gives no reason
+        reason = refused.strerror if refused else guess if "unexpected pos" in said else said
         raise ValueError(f"{file} cannot be written: {reason}. Make room; the same command continues.") from error
+
+
+def _refused_write(error: BaseException | None) -> OSError | None:
+    """Return the error of a disk among an error and those before it: `torch.save` raises one of its own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _is_empty(path: Path) -> bool:

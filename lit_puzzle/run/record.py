@@ -66,11 +66,17 @@ class RunClock:
 
 def git_commit() -> str | None:
     """Return the commit of this code, with `+changes` if the tree differs from it; None outside a checkout."""
-    command = ["git", "-C", str(PACKAGE), "describe", "--always", "--abbrev=40", "--dirty=+changes"]
+    # `describe --dirty` would lock the checkout, and the lock would outlive a run that is killed.
+    git = ["git", "--no-optional-locks", "-C", str(PACKAGE)]
+    commands = ["describe", "--always", "--abbrev=40"], ["status", "--porcelain", "--untracked-files=no"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        commit, changes = (
+            subprocess.run([*git, *words], capture_output=True, text=True, check=True).stdout.strip()
+            for words in commands
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
+    return f"{commit}+changes" if changes else commit
 
 
 def hardware() -> dict[str, Any]:

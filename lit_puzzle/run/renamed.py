@@ -33,6 +33,8 @@ def check_names(recipe: Recipe, words: Sequence[str]) -> None:
 def renamed_in_config(config: str) -> list[str]:
     """Return a sentence for every name of an earlier version in the `config.yaml` of a run folder."""
     content = parse_yaml(config, "config.yaml of the run folder")
+    if not isinstance(content, Mapping):  # of somebody else, or of no bytes
+        return []
     return [*_renamed_paths(content), *_renamed_keys(content, content.get("command"))]
 
 

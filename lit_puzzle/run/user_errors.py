@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from types import FrameType
 
 PACKAGE = __name__.partition(".")[0]
 KNOWN = frozenset({PACKAGE, "lightning", "torch", "transformers", ""})  # installed packages that recipes name
@@ -33,10 +34,9 @@ def one_line_errors(stage_package: str | None = None, class_packages: Collection
     try:
         yield
     except ValueError as error:
-        unknown = set(class_packages) - KNOWN
-        installed = metadata.packages_distributions() if unknown else KNOWN  # it takes 0.3 seconds
-        brought = {stage_package, "__main__"} | {name for name in class_packages if name not in installed}
-        cause = users_error(error, brought)
+        asked = (set(class_packages) - KNOWN) & {_module(frame).partition(".")[0] for _, frame in _raised(error)}
+        installed = metadata.packages_distributions() if asked else KNOWN  # it takes 0.3 seconds
+        cause = users_error(error, {stage_package, "__main__"} | {name for name in asked if name not in installed})
         if cause is None:
             raise
         print(f"error: {cause}", file=sys.stderr)
@@ -50,13 +50,23 @@ def users_error(error: BaseException | None, brought: Collection[str | None]) ->
         error: the exception that was raised.
         brought: top-level packages of the user.
     """
-    while error is not None:
-        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1:]
-        for frame in frames if isinstance(error, ValueError) else ():
-            if _is_users(frame.f_globals.get("__name__", ""), Path(frame.f_code.co_filename), brought):
-                return error
-        error = error.__cause__ or error.__context__
+    for cause, frame in _raised(error):
+        if _is_users(_module(frame), Path(frame.f_code.co_filename), brought):
+            return cause
     return None
+
+
+def _raised(error: BaseException | None) -> Iterator[tuple[ValueError, FrameType]]:
+    """Yield every ValueError among an error and those that it wraps, with the frame that raised it."""
+    while error is not None:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        if isinstance(error, ValueError) and frames:
+            yield error, frames[-1]
+        error = error.__cause__ or error.__context__
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", ""))
 
 
 def _is_users(module: str, file: Path, brought: Collection[str | None]) -> bool:

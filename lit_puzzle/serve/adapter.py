@@ -110,7 +110,11 @@ class Adapter:
         stems = [name.removesuffix(".weight") for name in names]
         for target in targets if isinstance(targets, list) else ():
             if not any(stem == target or stem.endswith(f".{target}") for stem in stems):
-                raise ValueError(f"{self._config_path}: target_modules has {target!r}, for which there are no tensors")
+                there = sorted({stem.rpartition(".")[2] for stem in stems})
+                raise ValueError(
+                    f"{self._config_path}: target_modules has {target!r}, for which there are no tensors; there are of "
+                    f"{', '.join(there[:5])}"
+                )
 
     def scales(self, names: Iterable[str]) -> dict[str, tuple[int, float]]:
         """Return the rank and the factor of B A of each weight, by its full name.
@@ -172,7 +176,7 @@ class Adapter:
                 "names of the modules instead"
             ) from error
         if done.returncode:
-            said = (done.stderr.strip().splitlines() or ["no message"])[-1][:200]
+            said = (done.stderr.strip().splitlines() or ["no message"])[-1].removeprefix("re.error: ")[:200]
             raise ValueError(f"{self._config_path}: {key} {shown} cannot be matched: {said}")
         return json.loads(done.stdout)
 

@@ -27,6 +27,8 @@ from lit_puzzle.run.record import RunClock
 from lit_puzzle.run.signals import install_handlers
 from lit_puzzle.training.stored_checkpoints import check_checkpoint
 
+LARGEST_SEED = 2**32 - 1  # of numpy's generator
+
 
 @runtime_checkable
 class ReportsResults(Protocol):
@@ -79,9 +81,18 @@ class RecipeCLI(LightningCLI):
             raise ValueError(f"{self.recipe.path}: trainer: {error}") from error
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse the given words only; Lightning's own version warns about `sys.argv`."""
+        """Parse the given words only; Lightning's own version warns about `sys.argv`.
+
+        Raises:
+            ValueError: an argument that is not accepted, or a seed out of range.
+        """
         assert isinstance(args, list)
         self.config = parser.parse_args(args)
+        seed = self.config.seed_everything
+        if isinstance(seed, int) and not 0 <= seed <= LARGEST_SEED:
+            raise ValueError(
+                f"{self.recipe.path}: seed_everything is {seed}; a seed is a whole number from 0 to {LARGEST_SEED}."
+            )
 
 
 def run_lightning(command: str, recipe: Recipe, words: Sequence[str], overwrite: bool) -> None:

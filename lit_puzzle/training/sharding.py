@@ -24,6 +24,7 @@ from typing import Any
 
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -179,13 +180,23 @@ class Sharded(ModelParallelStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
     ) -> None:
-        """Write under a temporary name, then rename; every process calls it, the first renames and removes."""
+        """Write under a temporary name, then rename; every process calls it, the first renames and removes.
+
+        Raises:
+            OSError: it cannot be written, as the library that writes says it; the checkpoint before it stays.
+        """
         target = Path(self.broadcast(filepath))
         partial = _partial(target)
         if self.is_global_zero:
             shutil.rmtree(partial, ignore_errors=True)
         self.barrier("partial removed")
-        super().save_checkpoint(checkpoint, partial, storage_options)
+        failures: list[BaseException] = []
+        try:
+            super().save_checkpoint(checkpoint, partial, storage_options)
+        except CheckpointException as error:  # of all processes; it is no Exception, so that nobody would explain it
+            failures = [cause for cause, _ in error.failures.values()]
+        if failures:  # raised here, it keeps what it was raised by
+            raise failures[0]
         self.barrier("partial written")
         if self.is_global_zero:
             self.remove_checkpoint(target)

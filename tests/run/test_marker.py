@@ -119,6 +119,7 @@ def test_links_are_removed_but_not_what_they_point_to(tmp_path: Path) -> None:
 def test_temporary_files_of_dead_processes_are_removed(tmp_path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
+    write_marker(tmp_path)
     (tmp_path / "candidates").mkdir()
     kept = [tmp_path / f".scores.json.{os.getpid()}", tmp_path / ".hidden", tmp_path / "scores.json"]
     removed = [tmp_path / f".scores.json.{dead.pid}", tmp_path / "candidates" / f".layer=0,window=4.json.{dead.pid}"]
@@ -126,3 +127,13 @@ def test_temporary_files_of_dead_processes_are_removed(tmp_path: Path) -> None:
         path.write_text("")
     remove_temporary(tmp_path)
     assert [path.exists() for path in (*kept, *removed)] == [True, True, True, False, False]
+
+
+def test_a_folder_without_marker_loses_only_what_bookkeeping_left(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left, other = tmp_path / f".{MARKER}.{dead.pid}", tmp_path / f".notes.{dead.pid}"
+    for path in (left, other):
+        path.write_text("")
+    remove_temporary(tmp_path)
+    assert not left.exists() and other.exists()

@@ -2,6 +2,8 @@
 
 import errno
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -123,3 +125,43 @@ def test_a_full_disk_is_one_error_of_the_user(tmp_path: Path, error: Exception) 
 def test_other_errors_of_libraries_stay_what_they_are(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="shape"), write_errors(tmp_path):
         raise RuntimeError("shape mismatch")
+
+
+def test_the_reason_is_that_of_the_first_error(tmp_path: Path) -> None:
+    """`torch.save` raises another error while that of the disk is on its way."""
+
+    def save() -> None:
+        try:
+            raise OSError(errno.EFBIG, "File too large")
+        finally:
+            raise RuntimeError("unexpected pos 704 vs 598")
+
+    with pytest.raises(ValueError, match=r" cannot be written: File too large\. Make room"), write_errors(tmp_path):
+        save()
+    with pytest.raises(ValueError, match=r"unexpected pos 704 vs 598 \(probably No space"), write_errors(tmp_path):
+        raise RuntimeError("unexpected pos 704 vs 598")
+
+
+def test_the_marker_of_a_killed_attempt_is_finished_by_the_next(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path / f"..lit_puzzle_run.{dead.pid}").write_text("{")  # killed before the rename
+    with opened_run(tmp_path, "a: 1\n", overwrite=False):
+        assert not (tmp_path / f"..lit_puzzle_run.{dead.pid}").exists()
+
+
+def test_a_name_that_is_too_long_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nnn cannot be a run folder: File name too long\. Choose another --run_dir"):
+        open_run(tmp_path / ("n" * 300), "a: 1\n", overwrite=False)
+
+
+def test_an_empty_config_is_one_line_with_and_without_the_marker(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("")
+    with pytest.raises(ValueError, match="is not empty and not a run folder of this version"):
+        open_run(tmp_path, "a: 1\n", overwrite=False)
+    write_marker(tmp_path)
+    (tmp_path / "scores.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"config\.yaml has no recipe\. Restore the file, or give --overwrite"):
+        open_run(tmp_path, "a: 1\n", overwrite=False)
+    (tmp_path / "scores.json").unlink()  # nothing is lost
+    assert open_run(tmp_path, "a: 1\n", overwrite=False) is False

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from lit_puzzle.run.user_errors import users_error
+from lit_puzzle.run import user_errors
+from lit_puzzle.run.files import read_text
+from lit_puzzle.run.user_errors import one_line_errors, users_error
 
 ROOT = Path(__file__).parents[2]
 LIBRARY = "def refuse():\n    raise ValueError('wrong in the library')\n"
@@ -92,3 +94,24 @@ def test_the_users_error_is_found_behind_what_libraries_wrap_around_it() -> None
     assert users_error(caught.value, {"test_user_errors"}) is caught.value.__cause__
     assert users_error(caught.value, set()) is None
     assert users_error(KeyError("x"), {"test_user_errors"}) is None
+
+
+def test_installed_packages_are_looked_up_only_for_names_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The look-up takes 0.3 seconds."""
+    asked: list[str] = []
+
+    def distributions() -> dict[str, list[str]]:
+        asked.append("all")
+        return {"test_user_errors": ["their-package"]}
+
+    monkeypatch.setattr(user_errors.metadata, "packages_distributions", distributions)
+    with pytest.raises(SystemExit), one_line_errors(None, {"their_package", "lightning"}):
+        users_file()
+    assert asked == []
+    with pytest.raises(ValueError, match="wrong"), one_line_errors(None, {__name__}):  # an installed package
+        raise ValueError("wrong")
+    assert asked == ["all"]
+
+
+def users_file() -> None:
+    read_text(Path("no such file"))  # refused by this package

@@ -227,7 +227,7 @@ def test_memory_is_a_buffer_whatever_the_depth(
         work = partial(assemble, parent / "run", parent, plan=parent / "plan.json")
         peaks[name] = peak_bytes(work)
     print(f"anonymous bytes above the start: {peaks}")
-    row, slack = 1 << 20, 1_500_000  # values are checked in a buffer, whoever copies
+    row, slack = 1 << 20, 2_500_000  # values are checked in a buffer, whoever copies
     assert peaks["shallow"] <= row + slack and peaks["deep"] <= row + slack
     assert peaks["wide"] <= 4 * row + slack
     assert peaks["wide"] >= 2 * row  # the measurement sees the buffer

@@ -137,7 +137,8 @@ def test_a_killed_run_is_resumed_bit_for_bit(whole, inputs, tmp_path, pattern):
     assert process.exitcode == -signal.SIGKILL and not (tmp_path / "run" / "scores.json").exists()
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "run").rglob("layer=*.json")}
     main(words)
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["resumed"]
+    # an attempt without results starts anew
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["resumed"] == bool(before)
     assert {file: file.stat().st_mtime_ns for file in before} == before  # nothing that was finished is done again
     for name in ("scores.json", "calibration.jsonl", "candidates/layer=2,window=4.json"):
         assert (tmp_path / "run" / name).read_bytes() == (whole / name).read_bytes()

@@ -19,6 +19,7 @@ def interruptions(trials: Trials) -> Interruptions:
     return Interruptions(trials)
 
 
+@pytest.mark.slow
 def test_a_full_disk(interruptions: Interruptions) -> None:
     assert interruptions.full_disk("library", 1000)[1] == ""
 

@@ -58,6 +58,7 @@ def fresh() -> Iterator[ProcessPoolExecutor]:
         yield pool
 
 
+@pytest.mark.slow
 def test_copying_takes_a_buffer_whatever_the_size(tmp_path: Path, fresh: ProcessPoolExecutor) -> None:
     """An expert has 256 thousand values when shallow or deep, a million when wide."""
     assert max(fresh.submit(peaks, tmp_path, packed=True).result().values()) < 6_000_000

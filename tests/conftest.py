@@ -24,7 +24,7 @@ for _name in list(os.environ):  # before any library reads them
         del os.environ[_name]
 os.environ.update(ENVIRONMENT)
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from typing import Any
 
@@ -95,3 +95,11 @@ def _gpus_for_vllm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 def tiny_model(_tiny_weights: GptOssForCausalLM) -> GptOssForCausalLM:
     """A fresh stock `GptOssForCausalLM` in evaluation mode, float32, eager, the same weights every time."""
     return deepcopy(_tiny_weights)
+
+
+@pytest.fixture(autouse=True)
+def no_process_group_stays() -> Iterator[None]:
+    """A process that a later test forks would take over the group of a Trainer in this one, and wait for ever."""
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

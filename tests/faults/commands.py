@@ -97,7 +97,8 @@ class Server:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        self.process.communicate()
+        self.process.kill()  # the end of its input does not reach it while a fork of this process has the pipe open
+        self.process.wait()
 
 
 def read(path: str) -> str:

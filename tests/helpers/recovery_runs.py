@@ -206,4 +206,6 @@ def forked(processes: int, work: Callable[[int], object]) -> list[int | None]:
         process.start()
     for process in running:
         process.join(300)
+        if process.is_alive():  # what it has open would keep others waiting
+            process.kill()
     return [process.exitcode for process in running]

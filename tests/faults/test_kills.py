@@ -17,6 +17,7 @@ def interruptions(trials: Trials) -> Interruptions:
     return Interruptions(trials)
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_the_same(interruptions: Interruptions) -> None:
     [number] = kill_points(SEED, "library", len(interruptions.whole("library").changes), 1)
     assert interruptions.killed("library", number)[1] == ""

@@ -223,6 +223,7 @@ def test_two_processes_validate_like_one(scripted_runs: dict[str, Path], sharded
         assert json.loads((scripted_runs[sharded] / f"validated{rank}.json").read_text()) == pytest.approx(one)
 
 
+@pytest.mark.slow
 def test_two_processes_train_float32_beside_frozen_bfloat16(scripted_runs: dict[str, Path], child: Path) -> None:
     folder = scripted_runs["two bf16"]
     start = load_file(child / "model.safetensors")

@@ -1,10 +1,9 @@
 """Finds values that no trained weight has: NaN, infinities, and MXFP4 scales that stand for them.
 
 One NaN in a checkpoint makes every answer empty or arbitrary, and nothing fails. A float tensor is checked by its
-smallest and its largest value, which are NaN where any value is: one pass without a copy, 17 GB/s (bfloat16) and 32 GB/s
-(float32) on one core, where copying the same bytes from the page cache into memory takes 2 GB/s
-(`scripts/bench/weight_checks.py`). Of MXFP4 only the
-scales are looked at, 1 byte of 17. Reads and writes nothing.
+smallest and its largest value, which are NaN where any value is: one pass without a copy, 17 GB/s (bfloat16) and
+32 GB/s (float32) on one core, where copying the same bytes from the page cache into memory takes 2 GB/s
+(`scripts/bench/weight_checks.py`). Of MXFP4 only the scales are looked at, 1 byte of 17. Reads and writes nothing.
 
 Source: OCP Microscaling Formats (MX) v1.0, section 5.4 (a scale byte of 255 is NaN).
 """

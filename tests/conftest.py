@@ -99,7 +99,9 @@ def tiny_model(_tiny_weights: GptOssForCausalLM) -> GptOssForCausalLM:
 
 @pytest.fixture(autouse=True)
 def no_process_group_stays() -> Iterator[None]:
-    """A process that a later test forks would take over the group of a Trainer in this one, and wait for ever."""
+    """A process that a later test starts would wait in the group of a Trainer in this one, or want its port again."""
     yield
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+    for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"):  # as Lightning sets them
+        os.environ.pop(name, None)

@@ -85,5 +85,6 @@ def test_a_killed_job_resumes_bit_for_bit(tmp_path, whole, pattern):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     command, run_dir = write_recipe(tmp_path_factory.mktemp("whole"), "whole")
-    subprocess.run(command, check=True, env=environment(), capture_output=True)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
     return run_dir

@@ -68,6 +68,10 @@ class CostModel:
         self.engine = dataclasses.replace(given, max_sequences=self.max_sequences)
         if scenario.generated_tokens == 0:
             raise ValueError("the scenario generates 0 tokens: throughput counts generated tokens; set 1 or more")
+        self._cached = scenario  # the steps over which bytes of KV cache are averaged
+        if self.engine.kv.requests == "in_step":
+            last = scenario.total_tokens - 1
+            self._cached = dataclasses.replace(scenario, prompt_tokens=last, generated_tokens=1)
         self._static_costs: dict[tuple[Block, Deployment], BlockCost] = {}
         self._decode_cache: dict[tuple[Block, Deployment, int], float] = {}
         self._rest_costs: dict[tuple[Deployment, int], BlockCost] = {}
@@ -130,7 +134,7 @@ class CostModel:
                 parameters=layer_parameters(model, block.num_experts, block.num_experts),
                 active_parameters=layer_parameters(model, block.num_experts, model.experts_per_token),
                 weight_bytes=layer_weight_bytes(setting, block.num_experts),
-                kv_bytes=kv_token_bytes * mean_context(scenario, block.window_tokens),
+                kv_bytes=kv_token_bytes * mean_context(self._cached, block.window_tokens),
                 prefill_seconds=self.times.prefill_layer(setting, block, prompt) if prompt else 0.0,
                 decode_seconds=0.0,
             )
@@ -174,14 +178,14 @@ class CostModel:
         """Return the bytes of KV cache on each GPU that layers with these windows take, as the engine allocates it."""
         key = (counts, deployment)
         if key not in self._kv_demands:
-            token_bytes, kv, scenario = self.kv_token_bytes(deployment), self.engine.kv, self.scenario
+            token_bytes, kv, scenario = self.kv_token_bytes(deployment), self.engine.kv, self._cached
             if kv.allocator == "ideal":
                 held = sum(count * mean_context(scenario, window) for window, count in counts)
                 self._kv_demands[key] = KVDemand(token_bytes * held, 0.0)
             else:
                 lengths = scenario.prompt_tokens, scenario.generated_tokens
                 block = kv.block_tokens or self.gpu.kv_block_tokens
-                chunk = self.engine.chunk_tokens * kv.concurrent_batches
+                chunk = min(self.engine.chunk_tokens * kv.concurrent_batches, self.scenario.prompt_tokens)
                 self._kv_demands[key] = vllm_demand(counts, lengths, token_bytes, block, chunk)
         return self._kv_demands[key]
 

@@ -76,7 +76,7 @@ class EngineStep:
         ValueError: a number is negative.
     """
 
-    overhead_seconds: float = 0.002
+    overhead_seconds: float = 0.0002
     sampling_bytes: float = 44.0
     small_kernels: int = 4
     small_kernel_seconds: float = 3e-6

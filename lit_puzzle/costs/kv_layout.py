@@ -16,8 +16,8 @@ A request whose cache holds n tokens has, in each group of its type,
     window of w        ceil(n / block_tokens) - floor(max(0, n - w) / block_tokens)
 
 The window groups also hold the chunk of a prompt that is being read; one block is never given out. `mean_blocks` is
-the mean over a request's decode steps, by which a search counts; `most_blocks` is what vLLM itself reserves, by which
-it states its maximum concurrency.
+the mean over a request's decode steps, by which a search counts (or their last, `in_step`); `most_blocks` is what vLLM
+itself reserves, by which it states its maximum concurrency.
 
 So 10 full / 8 x 8192 / 18 x 128 layers take almost what 18 full / 18 x 128 take: with width 8 the 10 full layers fill
 2 groups of 8. `ideal` counts the bytes of every layer alone, for engines that waste nothing.
@@ -36,6 +36,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 Allocator = Literal["vllm", "ideal"]
+Requests = Literal["staggered", "in_step"]
 WindowCounts = tuple[tuple[int | None, int], ...]  # window (None: full attention) and number of its layers
 
 VERSIONS = ("0.31", "0.32", "0.33")  # whose allocation is modeled
@@ -53,6 +54,8 @@ class KVAllocation:
         block_tokens: tokens of a block (`--block-size`); None: the device's default in gpus.json.
         concurrent_batches: batches that are scheduled at a time: 2 with asynchronous scheduling, vLLM's default on
             GPUs, else 1. Windows keep the tokens of these batches.
+        requests: `staggered` requests start at different times, so that the cache holds their mean lengths; those of a
+            benchmark that starts all at once are `in_step`: all have their longest context at one time, and must fit.
 
     Raises:
         ValueError: an unknown allocator or version, or a count that vLLM refuses.
@@ -62,12 +65,15 @@ class KVAllocation:
     version: str = "0.32"
     block_tokens: int | None = None
     concurrent_batches: int = 2
+    requests: Requests = "staggered"
 
     def __post_init__(self) -> None:
         if self.allocator not in get_args(Allocator):
             raise ValueError(
                 f"KVAllocation: unknown allocator {self.allocator!r}; allowed: {list(get_args(Allocator))}"
             )
+        if self.requests not in get_args(Requests):
+            raise ValueError(f"KVAllocation: requests must be one of {list(get_args(Requests))}, got {self.requests!r}")
         if ".".join(str(self.version).split(".")[:2]) not in VERSIONS:
             raise ValueError(
                 f"KVAllocation: the KV cache of vLLM {self.version!r} is not modeled; allowed: {list(VERSIONS)}. Take "
@@ -215,6 +221,6 @@ def vllm_demand(
     (prompt, generated), groups = lengths, groups_of(counts)
     block_bytes = group_width(counts) * block_tokens * token_bytes
     request = sum(number * mean_blocks(prompt, generated, window, block_tokens) for window, number in groups)
-    chunk = -(-min(chunk_tokens, prompt) // block_tokens)
+    chunk = -(-chunk_tokens // block_tokens)
     fixed = 1 + sum(number * chunk for window, number in groups if window is not None)
     return KVDemand(block_bytes * request, float(block_bytes * fixed))

@@ -18,7 +18,6 @@ import argparse
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -94,7 +93,13 @@ def make_models(folder: Path) -> None:
     from lit_puzzle.model.checkpoint import fingerprint
     from lit_puzzle.spec import BlockSpec, Plan
 
-    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 12, "vocab_size": 256, "head_dim": HEAD_DIM}
+    sizes = {
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 12,
+        "vocab_size": 256,
+        "head_dim": HEAD_DIM,
+    }
     heads = {"num_attention_heads": 4, "num_key_value_heads": SERVED_HEADS, "sliding_window": 128}
     experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
     torch.manual_seed(0)
@@ -174,7 +179,10 @@ def serve(folder: Path) -> tuple[int, int, float]:
 def report(found: dict[str, Any]) -> None:
     """Print predicted against allocated, and the JSON line."""
     print(f"vLLM {found['version']}: {MEMORY // GIB} GiB on each GPU, {BATCHED} batched tokens")
-    print(f"{'pattern @ context':52s} {'blocks':>8s} {'predicted':>9s} {'requests':>9s} {'predicted':>9s}  over parent  bytes")
+    print(
+        f"{'pattern @ context':52s} {'blocks':>8s} {'predicted':>9s} {'requests':>9s} {'predicted':>9s}"
+        "  over parent  bytes"
+    )
     errors: list[float] = []
     for name, (pattern, value_bytes, ranks, block) in PATTERNS.items():
         for context in CONTEXTS:
@@ -185,7 +193,7 @@ def report(found: dict[str, Any]) -> None:
             parent = found["patterns"][f"{next(iter(PATTERNS))} @ {context}"][1]
             print(
                 f"{f'{name} @ {context}':52s} {blocks:8d} {guess.blocks:9d} {requests:9.2f} {guess.requests:9.2f}"
-                f"  {requests / parent:10.2f}x {plain(counts, context, token) :5.2f}x"
+                f"  {requests / parent:10.2f}x {plain(counts, context, token):5.2f}x"
             )
     for name, pattern in SERVED.items():
         in_flight, blocks, requests = found["served"][name]
@@ -216,4 +224,4 @@ def plain(counts: WindowCounts, context: int, token_bytes: int) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from typing import Any
 
 import pytest
 
@@ -9,7 +10,6 @@ from lit_puzzle.costs.cost_model import CostModel
 from lit_puzzle.costs.engine import ServingEngine
 from lit_puzzle.costs.kv_layout import (
     KVAllocation,
-    KVDemand,
     group_width,
     groups_of,
     mean_blocks,
@@ -93,7 +93,8 @@ def test_a_cost_model_counts_as_its_engine_allocates() -> None:
     held = 2 * mean_blocks(65536, 65536, None, 16) + mean_blocks(65536, 65536, 8192, 16)
     held += 3 * mean_blocks(65536, 65536, 128, 16)
     fixed = 1 + (1 + 3) * 2 * 8192 // 16  # the windows' groups hold two batches of prompt tokens
-    assert real.kv_demand(pattern(10, 8), one) == KVDemand(pytest.approx(block * held), block * fixed)
+    demand = real.kv_demand(pattern(10, 8), one)
+    assert demand.request_bytes == pytest.approx(block * held) and demand.fixed_bytes == block * fixed
     blocks = [Block(128, window) for window, count in pattern(10, 8) for _ in range(count)]
     assert ideal.kv_demand(pattern(10, 8), one).request_bytes == pytest.approx(
         sum(ideal.block(each, one, 1).kv_bytes for each in blocks)
@@ -102,6 +103,19 @@ def test_a_cost_model_counts_as_its_engine_allocates() -> None:
     batch = real.largest_batch(blocks, one)
     assert real.predict(blocks, one, batch).fits and not real.predict(blocks, one, batch + 1).fits
     assert real.kv_demand(window_counts([None] * 36), Deployment(1, 1, 8)).fixed_bytes == 36 * 16 * 2 * 8 * 64
+
+
+def test_requests_in_step_are_counted_at_their_longest() -> None:
+    for allocator in ("ideal", "vllm"):
+        model = costs(allocator=allocator, requests="in_step")
+        (one,) = (deployment for deployment in model.deployments() if deployment.tensor_parallel == 8)
+        token = 2 * 1 * 64
+        demand = model.kv_demand(window_counts([None] * 18 + [128] * 18), one)
+        assert demand.request_bytes == 18 * token * (131072 + 128)  # 128 tokens are 8 whole blocks at the end
+        assert (
+            demand.request_bytes
+            > costs(allocator=allocator).kv_demand(window_counts([None] * 18 + [128] * 18), one).request_bytes
+        )
 
 
 @pytest.mark.parametrize(
@@ -113,7 +127,9 @@ def test_a_cost_model_counts_as_its_engine_allocates() -> None:
         ({"concurrent_batches": 3}, "concurrent_batches must be 1 or 2, got 3"),
     ],
 )
-def test_what_is_not_modeled_or_refused_by_vllm_is_refused(setting: dict[str, object], message: str) -> None:
+def test_what_is_not_modeled_or_refused_by_vllm_is_refused(setting: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         KVAllocation(**setting)
+    with pytest.raises(ValueError, match="requests must be one of"):
+        KVAllocation(requests="all")  # type: ignore[arg-type]
     assert KVAllocation(version="0.33.1").version == "0.33.1"

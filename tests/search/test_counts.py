@@ -123,5 +123,5 @@ def test_counts_are_those_of_all_plans_and_not_too_many() -> None:
     assert reachable(kinds) == sorted(
         {tuple(plan.count(kind) for kind in (0, 1, 2)) for plan in itertools.product(*kinds)}
     )
-    with pytest.raises(ValueError, match=rf"more than {MOST_COUNTS:,} different counts of their 8 windows; offer fewer"):
+    with pytest.raises(ValueError, match=rf"more than {MOST_COUNTS:,} different counts of their 8 windows"):
         reachable((tuple(range(8)),) * 36)

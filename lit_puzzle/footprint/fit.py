@@ -5,7 +5,7 @@ A knob is a key of the recipe with other values; the footprint is computed again
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lit_puzzle.run.footprint import GIB, Device, Footprint
@@ -21,10 +21,17 @@ def fits(footprint: Footprint, device: Device) -> bool:
 
 def with_value(values: Values, key: str, value: Any) -> Values:
     """Return the values of a recipe with another one at a dotted key."""
-    first, _, rest = key.partition(".")
-    inside = values.content.get(first, {})
-    changed = with_value(Values(inside), rest, value).content if rest else value
-    return Values({**values.content, first: changed}, values.place)
+    return Values(_changed(values.content, key.split("."), value), values.place)
+
+
+def _changed(node: Any, keys: Sequence[str], value: Any) -> Any:
+    if not keys:
+        return value
+    if isinstance(node, list):
+        place = int(keys[0])
+        return [_changed(item, keys[1:], value) if index == place else item for index, item in enumerate(node)]
+    inside = node if isinstance(node, Mapping) else {}
+    return {**inside, keys[0]: _changed(inside.get(keys[0]), keys[1:], value)}
 
 
 def advice(
@@ -54,7 +61,9 @@ def _knobs(
         for value in knob.values:
             changed = compute(with_value(values, knob.key, value), device)
             if fits(changed, device):
-                yield f"{knob.what.format(knob.now)}: fits at {_shown(value)} (--{knob.key}={_shown(value)})"
+                inside_list = any(part.isdigit() for part in knob.key.split("."))
+                word = f"in the recipe: {knob.key}" if inside_list else f"--{knob.key}={_shown(value)}"
+                yield f"{knob.what.format(_shown(knob.now))}: fits at {_shown(value)} ({word})"
                 break
         else:
             if knob.values:

@@ -134,5 +134,6 @@ def _device(draft: Footprint, values: Values, options: Mapping[str, str]) -> Dev
     name = options.get("gpu") or (here[0] if here else "cpu" if largest < SMALL_MODEL else "H100")
     wanted = _count("gpus", options) if "gpus" in options else recipe_devices(values)
     if wanted is None:
-        wanted = len(here) or (1 if name == "cpu" else 8)
+        nodes = int(values.get("trainer.num_nodes") or values.get("fabric.num_nodes") or 1)
+        wanted = nodes * (len(here) or (1 if name == "cpu" else 8))
     return asked_device(name, wanted)

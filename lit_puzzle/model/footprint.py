@@ -166,6 +166,11 @@ def forward_bytes(size: ModelSize, tokens: float, precision: str) -> float:
     return fullest(size, ACTIVATIONS[precision].forward, tokens)
 
 
+def attention_bytes(size: ModelSize, tokens: float, precision: str) -> float:
+    """Return the bytes of a layer's attention in a forward pass without gradients: its last moment."""
+    return fullest(size, ACTIVATIONS[precision].forward[-1:], tokens)
+
+
 def saved_bytes(size: ModelSize, tokens: float, precision: str) -> float:
     """Return the bytes that all layers keep from their forward to their backward pass, without checkpointing."""
     return sum(held_bytes(size, ACTIVATIONS[precision].saved, tokens, layer.experts) for layer in size.layers)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lit_puzzle.model.family import family_of
 from lit_puzzle.model.layout import layer_blocks
 from lit_puzzle.run.folder import PACKAGE
 from lit_puzzle.run.recipe import load_recipe, recipe_that_makes
@@ -31,8 +32,8 @@ _GPT_OSS = {
     "quantization_config": {"quant_method": "mxfp4"},
 }
 PUBLISHED: Mapping[str, Mapping[str, Any]] = {  # the config.json of openai/gpt-oss-20b and -120b, as far as sizes go
-    "20b": _GPT_OSS | {"num_hidden_layers": 24, "num_local_experts": 32},
     "120b": _GPT_OSS | {"num_hidden_layers": 36, "num_local_experts": 128},
+    "20b": _GPT_OSS | {"num_hidden_layers": 24, "num_local_experts": 32},  # second: "120b" ends like this
 }
 
 
@@ -90,6 +91,16 @@ def _child(
     manual = next((layer["manual"] for layer in reversed(layers) if "manual" in layer), None)
     if not isinstance(manual, Mapping):
         return config, f"{folder} is not there: at most the size of {source} is assumed"
+    return planned_child(config, manual)[0], f"{folder} is not there: the plan of its recipe is assumed"
+
+
+def planned_child(config: Mapping[str, Any], manual: Mapping[str, Any]) -> Planned:
+    """Return the configuration of a child whose plan is numbers.
+
+    Args:
+        config: the parent's.
+        manual: `experts` (of every layer, or a list) and `windows`, as `lit_puzzle.child.settings.ManualPlan` has them.
+    """
     blocks = layer_blocks(config)
     experts, windows = manual.get("experts"), manual.get("windows") or {}
     counts = experts if isinstance(experts, list) else [experts or count for count, _ in blocks]
@@ -98,5 +109,4 @@ def _child(
         for layer, (count, (_, window)) in enumerate(zip(counts, blocks, strict=True))
     ]
     child = {key: value for key, value in config.items() if key not in ("layer_types", "num_local_experts")}
-    named = child | {"model_type": "gpt_oss_puzzle", "block_configs": made}
-    return named, f"{folder} is not there: the plan of its recipe is assumed"
+    return Planned(child | {"model_type": family_of(config).child.model_type, "block_configs": made}, "")

@@ -17,6 +17,7 @@ from math import prod
 from lit_puzzle.model.family import family_of
 from lit_puzzle.model.footprint import BYTES, ModelSize
 from lit_puzzle.model.layout import layer_shapes, tensor_shapes
+from lit_puzzle.run.footprint import GIB
 from lit_puzzle.run.recipe_values import Values
 
 OPTIMIZER_BYTES = {"SGD": 0, "RMSprop": 4, "Adagrad": 4, "Lion": 4}  # of a trained number; all others: two moments
@@ -128,6 +129,14 @@ def _adapter_numbers(size: ModelSize, lora: Values) -> int:
 def frozen_states(size: ModelSize, width: int, processes: int) -> dict[str, float]:
     """Return what a process keeps of a model that does not train."""
     return {"weights": size.parameters * width / processes}
+
+
+def resident(size: ModelSize, width: int, processes: int, budget_gib: object) -> dict[str, float]:
+    """Return what a process keeps of a model that does not train: its share, or a budget for layers from disk."""
+    whole = size.parameters * width / processes
+    if isinstance(budget_gib, int | float) and budget_gib * GIB < whole:
+        return {"budget for layers read from disk (memory_gib)": float(budget_gib * GIB)}
+    return {"weights": whole}
 
 
 def frozen_gathered(size: ModelSize, width: int, processes: int, root: bool = True) -> dict[str, float]:

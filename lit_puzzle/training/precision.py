@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lit_puzzle.model.footprint import BYTES
 from lit_puzzle.run.recipe_values import Values
 
 
@@ -21,3 +22,8 @@ def optimizer_of(values: Values) -> str:
     """Return the class path of a recipe's optimizer."""
     found = values.get("model.init_args.optimizer")
     return str(found.get("class_path", "AdamW")) if isinstance(found, dict) else str(found or "AdamW")
+
+
+def width_of(dtype: object) -> int:
+    """Return the bytes of a number of a dtype."""
+    return BYTES[str(dtype)]

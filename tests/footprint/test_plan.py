@@ -7,19 +7,24 @@ from pathlib import Path
 
 import pytest
 
-from lit_puzzle.cli import main
+from lit_puzzle.cli import LIGHTNING_COMMANDS, STAGES, main
 from lit_puzzle.footprint.fit import fits, with_value
-from lit_puzzle.footprint.plan import make_plan, split_words
+from lit_puzzle.footprint.plan import Plan, make_plan, split_words
+from lit_puzzle.footprint.table import plan_lines, short_line
+from lit_puzzle.model.layout import count_parameters
+from lit_puzzle.model.planned_shape import planned_config
 from lit_puzzle.run.footprint import GIB, Device
-from lit_puzzle.run.recipe import load_recipe
+from lit_puzzle.run.recipe import load_recipe, packaged_recipes
 from lit_puzzle.run.recipe_values import Values
 
 RL, KD = "recipes/gpt_oss_20b/rl_recover.yaml", "recipes/gpt_oss_20b/distill.yaml"
 
 
-def planned(name: str, *words: str):
+def planned(name: str, *words: str) -> Plan:
     recipe = load_recipe(name)
-    return make_plan(recipe, recipe.value("command"), None, ["--plan", *words])
+    plan = make_plan(recipe, recipe.value("command"), None, ["--plan", *words])
+    assert plan is not None
+    return plan
 
 
 def test_a_plan_imports_neither_torch_nor_lightning() -> None:
@@ -60,8 +65,9 @@ def test_advice_is_true_and_the_next_larger_value_does_not_fit() -> None:
 
 def test_overrides_change_the_plan() -> None:
     short = planned(RL, "--gpus=8", "--gpu=H100", "--model.init_args.grpo.sampling.max_new_tokens=1024")
-    assert short.footprint.peak_bytes < planned(RL, "--gpus=8", "--gpu=H100").footprint.peak_bytes / 2
-    assert not short.advice
+    long = planned(RL, "--gpus=8", "--gpu=H100")
+    bytes_of = [next(p for p in plan.footprint.phases if p.name == "update").peak_bytes for plan in (short, long)]
+    assert bytes_of[0] < bytes_of[1] / 2 and not short.advice
 
 
 @pytest.mark.parametrize(
@@ -101,3 +107,21 @@ def test_what_a_device_can_use() -> None:
 def test_a_value_is_replaced_at_its_place_only() -> None:
     values = Values({"a": {"b": 1, "c": 2}})
     assert with_value(values, "a.b", 3).content == {"a": {"b": 3, "c": 2}} and values.at("a.b") == 1
+
+
+def test_every_packaged_recipe_has_a_plan_and_it_is_computed_without_its_inputs() -> None:
+    for relative in packaged_recipes():
+        recipe = load_recipe(str(Path("recipes") / relative))
+        command = recipe.value("command")
+        target = None if command in LIGHTNING_COMMANDS else STAGES[command][0]
+        for words in (["--gpus=8", "--gpu=H100"], ["--gpus=2", "--gpu=cpu"], []):
+            plan = make_plan(recipe, command, target, words)
+            assert plan is not None and plan.footprint.peak_bytes > 0, relative
+            assert all(count >= 0 for phase in plan.footprint.phases for count in phase.parts.values()), relative
+            assert len(plan_lines(plan)) > 5 and short_line(plan).startswith("plan: ")
+
+
+def test_the_larger_parent_is_told_apart_by_its_folder() -> None:
+    layers = [planned_config(Path(f"models/gpt-oss-{name}")).config["num_hidden_layers"] for name in ("20b", "120b")]
+    assert layers == [24, 36]
+    assert count_parameters(planned_config(Path("models/gpt-oss-120b")).config) == 116_829_156_672

@@ -50,7 +50,7 @@ def test_tokens_of_prompts_are_not_counted() -> None:
 def test_tokens_that_are_routed_to_a_pruned_expert(tiny_model, tmp_path: Path) -> None:
     model = with_own_blocks(tiny_model)
     batches = [ROWS[:2], ROWS[2:]]
-    seen = [set() for _ in range(4)]
+    seen: list[set[int]] = [set() for _ in range(4)]
     chosen: dict[int, list[torch.Tensor]] = {layer: [] for layer in range(4)}
     for row in ROWS:
         hooks = [

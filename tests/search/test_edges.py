@@ -19,8 +19,8 @@ def test_few_tokens_longer_contexts_and_the_least_experts_are_named() -> None:
     found = edges(scores, LIBRARY, plan(BlockSpec(HALF, 8), BlockSpec(HALF, 8)), TARGETS)
     assert found == [
         "window=8 was chosen in layers [1], but only 2.0% of the scored tokens could tell its cost",
-        "requests of 1500 tokens are planned for, but the longest sequence that was scored has 1000: what the plan loses"
-        " beyond was not measured",
+        "requests of 1500 tokens are planned for, but the longest sequence that was scored has 1000: what the plan "
+        "loses beyond was not measured",
         "2 of 2 layers keep the fewest experts that the library offers: the best plan may have fewer, which were not"
         " scored",
     ]

@@ -35,6 +35,7 @@ from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.model.chat import fix_date
 from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.model.opening import load_config, load_tokenizer
+from lit_puzzle.model.tokens import token_ids
 from lit_puzzle.run.files import write_atomically
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import Identity, file_identity, run_date
@@ -195,7 +196,7 @@ def read_sequences(file: Path, parent: Path) -> list[list[int]]:
         row = _checked(value, place)
         if isinstance(row, str):
             tokenizer = tokenizer or load_tokenizer(parent)
-            row = list(tokenizer(row, add_special_tokens=False)["input_ids"])
+            row = token_ids(tokenizer, row)
         prompt = _prompt_tokens(value, place)
         if row and not 0 <= prompt < len(row):
             raise ValueError(

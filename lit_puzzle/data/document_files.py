@@ -16,6 +16,7 @@ Shapes: D documents of a shard, N their tokens laid end to end.
 import hashlib
 import json
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -30,6 +31,7 @@ from pyarrow import parquet
 from lit_puzzle.data.document_record import read_record
 from lit_puzzle.data.provenance import Provenance, read_limits
 from lit_puzzle.data.shards import SCHEMA, Shard, read_shard
+from lit_puzzle.model.checkpoint import fingerprint
 from lit_puzzle.run.files import write_json
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import Identity, file_identity
@@ -203,6 +205,21 @@ class DocumentFolder:
         """
         for number in numbers:
             self.shard(number)
+
+    def check_parent(self, parent: Path, sequence_tokens: int) -> None:
+        """Check a parent like any reader, and warn if another model wrote the documents.
+
+        Raises:
+            ValueError: as `check_reader`.
+        """
+        self.check_reader(parent, sequence_tokens)
+        if self.writer.fingerprint != (own := fingerprint(parent)):
+            warnings.warn(
+                f"{self.folder} was written by the model {self.writer.fingerprint[:12]}, not by the parent {parent} "
+                f"({own[:12]}): what is learned is the parent's behavior on texts of another model. That is right for "
+                "worked solutions or a copy of the parent in another precision.",
+                stacklevel=2,
+            )
 
     def check_reader(self, parent: Path, sequence_tokens: int) -> None:
         """Refuses a parent (or child) to which these token ids mean something else, or sequences it cannot hold.

@@ -48,6 +48,7 @@ from lit_puzzle.generation.stop_tokens import end_and_pad
 from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.model.family import AnswerFormat
 from lit_puzzle.model.modules import model_family
+from lit_puzzle.model.tokens import token_ids
 
 
 @runtime_checkable
@@ -144,7 +145,7 @@ class LongContextAccuracy:
         references = []
         if grading.mode == "teacher_forced":
             references = self._references(tokenizer, items, model_family(policy).answer)
-        prompts = [_ids(tokenizer, render_prompt(tokenizer, problem, effort)) for problem, effort in items]
+        prompts = [token_ids(tokenizer, render_prompt(tokenizer, problem, effort)) for problem, effort in items]
         new = [len(head) + len(tail) for head, tail in references] or [self.sampling.max_new_tokens] * len(items)
         self._check_context(policy, max((len(ids) + more for ids, more in zip(prompts, new, strict=True)), default=0))
         if grading.mode == "generated":
@@ -176,11 +177,11 @@ class LongContextAccuracy:
         for problem, effort in items:
             text = reference_answer(by_name[problem.environment], problem, effort, form)
             if self.grading.graded == "completion":
-                references.append(([], _ids(tokenizer, text)))
+                references.append(([], token_ids(tokenizer, text)))
             else:
                 head, _, answer = text.rpartition(form.header)
                 given, graded = head + form.header, answer.removesuffix(form.end)
-                references.append((_ids(tokenizer, given), _ids(tokenizer, graded)))
+                references.append((token_ids(tokenizer, given), token_ids(tokenizer, graded)))
         return references
 
 
@@ -198,7 +199,9 @@ class Length:
 
     def __call__(self, problem: Problem) -> int:
         """Tokens of the prompt."""
-        return max(len(_ids(self.tokenizer, render_prompt(self.tokenizer, problem, effort))) for effort in self.efforts)
+        return max(
+            len(token_ids(self.tokenizer, render_prompt(self.tokenizer, problem, effort))) for effort in self.efforts
+        )
 
 
 def reference_answer(environment: Environment, problem: Problem, effort: str, form: AnswerFormat) -> str:
@@ -241,7 +244,3 @@ def teacher_forced_hits(
             for row, right in zip(batch, right_BR, strict=True):
                 hits[row] = right[graded - len(rows[row][1]) :]
     return hits
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

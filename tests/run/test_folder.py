@@ -61,9 +61,7 @@ def test_an_output_is_named_by_its_run_its_folder_or_its_file(tmp_path: Path, mo
         runs.require_input(tmp_path, "baseline", "episodes.jsonl")
     with pytest.raises(ValueError, match=r"The adapter .* holds no adapter_config\.json\."):
         runs.require_input(tmp_path, "adapter", "adapter_config.json")
-    with pytest.raises(
-        ValueError, match=r"The library .* holds no library\.json\. Make it with: lightning run recipes"
-    ):
-        (tmp_path / "runs" / "library").mkdir(parents=True)
-        monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "library").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"The library .* holds no library\.json\. Make it with: lightning run"):
         runs.require_input(Path("runs/library"), "library", "library.json")

@@ -6,6 +6,7 @@ extends: the files become `--config` arguments, base first, which jsonargparse m
 `define: {NAME: VALUE}` names values that several keys or recipes share: `${NAME}` stands for the value.
 """
 
+import difflib
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -158,8 +159,11 @@ def find_recipe(name: str) -> Path:
     packaged = _packaged(given)
     if packaged is not None:
         return packaged
-    known = "\n  ".join(str(Path("recipes") / path) for path in packaged_recipes())
-    raise ValueError(f"There is no recipe {name!r}, on disk or in the package. Packaged recipes:\n  {known}")
+    known = [str(Path("recipes") / path) for path in packaged_recipes()]
+    nearest = difflib.get_close_matches(str(Path("recipes") / given.with_suffix(".yaml").name), known, n=1)
+    hint = f" Did you mean {nearest[0]}?" if nearest else ""
+    listed = "\n  ".join(known)
+    raise ValueError(f"There is no recipe {name!r}, on disk or in the package.{hint} Packaged recipes:\n  {listed}")
 
 
 def _packaged(given: Path) -> Path | None:

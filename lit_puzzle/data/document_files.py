@@ -154,10 +154,6 @@ class DocumentFolder:
             ValueError: It is missing, its run has not finished, its record is damaged, or shards are missing.
         """
         self.folder = require_input(folder, "folder of documents", DOCUMENTS_FILE)
-        if not (self.folder / DOCUMENTS_FILE).is_file():
-            raise ValueError(
-                f"{self.folder} holds no {DOCUMENTS_FILE}. `lightning run recipes/generate.yaml` makes one."
-            )
         self.record = read_record(self.folder / DOCUMENTS_FILE)
         self.identity = hashlib.sha256((self.folder / DOCUMENTS_FILE).read_bytes()).hexdigest()
         self.writer = Provenance(**{key: self.record[key] for key in Provenance.__dataclass_fields__})

@@ -100,9 +100,6 @@ class GlobalDistillation(LightningModule):
         self.has_top_logits = (self.parent_folder / RECORD_FILE).is_file()
         if self.has_top_logits:
             loss.check_top_k()
-        elif not (self.parent_folder / "config.json").is_file():
-            found = f"neither a checkpoint (config.json) nor complete top-k logits ({RECORD_FILE})"
-            raise ValueError(f"parent: {self.parent_folder} contains {found}.")
         else:
             check_pair(self.parent_folder, self.child_folder)
         self.loss, self.training_settings, self.ema_decay, self.evaluation = loss, training, ema_decay, evaluation

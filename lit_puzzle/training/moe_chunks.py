@@ -34,8 +34,12 @@ def chunk_experts(model: PreTrainedModel, tokens: int) -> None:
     """
     family = model_family(model)
     for decoder in model.model.layers:
-        moe: Any = moe_of(decoder, family)
-        moe.forward = partial(_in_chunks, moe.forward, tokens)
+        chunk_moe(moe_of(decoder, family), tokens)
+
+
+def chunk_moe(moe: Any, tokens: int) -> None:
+    """Let one MoE layer take at most so many tokens at a time."""
+    moe.forward = partial(_in_chunks, moe.forward, tokens)
 
 
 def _in_chunks(forward: Moe, tokens: int, hidden_BTD: Tensor) -> tuple[Tensor, Tensor]:

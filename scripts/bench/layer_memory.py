@@ -12,7 +12,9 @@ Every allocation of torch counts (its profiler reports them), the weights and th
     decoding      one new token behind so many cached ones, for each cached token: the cache, and the rest
 
 `--residual`: dtype of the layer's input; `--math`: PyTorch's unfused attention, what CUDA falls back to for masks and
-heads of another size. Takes 8 GB with 128 experts and 10 minutes on one core; the last line is JSON.
+heads of another size; `--moe-chunk`: tokens that router and experts take at a time (training.moe_chunk_tokens), fewer
+than the shortest length. With `--device cuda` the allocator of CUDA counts. Takes 8 GB with 128 experts and half an
+hour on one core; the last line is JSON.
 """
 
 import argparse
@@ -41,7 +43,7 @@ from lit_puzzle.generation.kv_rows import CompactCache
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def make_layer(experts: int, window: int | None) -> GptOssDecoderLayer:
+def make_layer(experts: int, window: int | None, device: str = "cpu") -> GptOssDecoderLayer:
     """Return a layer of the real shape; all its experts have the same random values."""
     layer_type = "full_attention" if window is None else "sliding_attention"
     config = GptOssConfig(
@@ -67,7 +69,7 @@ def make_layer(experts: int, window: int | None) -> GptOssDecoderLayer:
         frozen = name.startswith("mlp.")
         dtype = torch.bfloat16 if frozen else torch.float32
         shape = parameter.shape[1:] if ".experts." in name else parameter.shape
-        values = torch.randn(shape).mul_(0.02).to(dtype)
+        values = torch.randn(shape).mul_(0.02).to(device, dtype)
         whole = values.expand(parameter.shape).contiguous() if ".experts." in name else values
         layer.get_submodule(module).register_parameter(last, nn.Parameter(whole, requires_grad=not frozen))
     return layer
@@ -75,6 +77,11 @@ def make_layer(experts: int, window: int | None) -> GptOssDecoderLayer:
 
 def held_bytes(work: Callable[[], Any]) -> tuple[int, int, Any]:
     """Return what `work` leaves allocated, the most it holds at once, and its result."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        result = work()
+        return torch.cuda.memory_allocated() - before, torch.cuda.max_memory_allocated() - before, result
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = work()
     changes = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
@@ -84,12 +91,13 @@ def held_bytes(work: Callable[[], Any]) -> tuple[int, int, Any]:
 
 def step(layer: Any, tokens: int, residual: torch.dtype, checkpointing: bool) -> dict[str, int]:
     """Run forward and backward over a row of tokens."""
-    rotary = GptOssRotaryEmbedding(config=layer.self_attn.config)
+    device = layer.self_attn.sinks.device
+    rotary = GptOssRotaryEmbedding(config=layer.self_attn.config).to(device)
 
     def forward() -> tuple[Tensor, Tensor]:
-        hidden = torch.randn(1, tokens, 2880).to(residual).requires_grad_()
-        tables = rotary(hidden, torch.arange(tokens)[None])
-        with torch.autocast("cpu", torch.bfloat16):
+        hidden = torch.randn(1, tokens, 2880, dtype=residual, device=device).requires_grad_()
+        tables = rotary(hidden, torch.arange(tokens, device=device)[None])
+        with torch.autocast(device.type, torch.bfloat16):
             how = {"attention_mask": None, "position_embeddings": tables}
             out = checkpoint(layer, hidden, use_reentrant=False, **how) if checkpointing else layer(hidden, **how)
         return hidden, out
@@ -109,14 +117,17 @@ def step(layer: Any, tokens: int, residual: torch.dtype, checkpointing: bool) ->
 def decode(layer: Any, cached: int, residual: torch.dtype) -> dict[str, int]:
     """Run one new token behind cached ones."""
     config, cache = layer.self_attn.config, CompactCache(config=layer.self_attn.config)
-    rotary = GptOssRotaryEmbedding(config=config)
-    hidden = torch.randn(1, cached + 1, 2880).to(residual)
-    cos, sin = rotary(hidden, torch.arange(cached + 1)[None])
-    with torch.autocast("cpu", torch.bfloat16):
+    device = layer.self_attn.sinks.device
+    rotary = GptOssRotaryEmbedding(config=config).to(device)
+    hidden = torch.randn(1, cached + 1, 2880, dtype=residual, device=device)
+    cos, sin = rotary(hidden, torch.arange(cached + 1, device=device)[None])
+    with torch.autocast(device.type, torch.bfloat16):
         before = hidden[:, :cached]
         layer.self_attn(before, (cos[:, :cached], sin[:, :cached]), None, cache)
         held = sum(x.nbytes for x in (cache.layers[0].keys, cache.layers[0].values))
-        mask = create_causal_mask(config, hidden[:, cached:], torch.ones(1, cached + 1), cache, None, layer_idx=0)
+        mask = create_causal_mask(
+            config, hidden[:, cached:], torch.ones(1, cached + 1, device=device), cache, None, layer_idx=0
+        )
         rest = (cos[:, cached:], sin[:, cached:])
         _, peak, _ = held_bytes(lambda: layer.self_attn(hidden[:, cached:], rest, mask, cache))
     return {"cache": held, "decoding peak": peak}
@@ -128,14 +139,18 @@ def slopes(lengths: list[int], values: list[dict[str, int]]) -> dict[str, list[i
     return {key: [round((to[key] - at[key]) / (b - a)) for (a, b), (at, to) in pairs] for key in values[0]}
 
 
-def main(lengths: list[int], residual: str, math: bool, experts: int, windows: list[int]) -> None:
+def main(options: argparse.Namespace) -> None:
     """Measure and print."""
     torch.set_num_threads(1)
-    start, dtype = time.process_time(), DTYPES[residual]
-    result: dict[str, Any] = {"name": "layer_memory", "lengths": lengths, "residual": residual, "math": math}
-    with sdpa_kernel(SDPBackend.MATH) if math else nullcontext():
-        for window in windows:
-            layer = make_layer(experts, window or None)
+    start, dtype, lengths = time.process_time(), DTYPES[options.residual], options.lengths
+    result: dict[str, Any] = {"name": "layer_memory", **vars(options)}
+    with sdpa_kernel(SDPBackend.MATH) if options.math else nullcontext():
+        for window in options.windows:
+            layer = make_layer(options.experts, window or None, options.device)
+            if options.moe_chunk is not None:
+                from lit_puzzle.training.moe_chunks import chunk_moe
+
+                chunk_moe(layer.mlp, options.moe_chunk)
             name = f"window {window}" if window else "full"
             for checkpointing in (False, True):
                 label = f"{name}, checkpointed" if checkpointing else name
@@ -147,7 +162,7 @@ def main(lengths: list[int], residual: str, math: bool, experts: int, windows: l
                 decode(layer, 64, dtype)
                 result["decoding"] = slopes(lengths, [decode(layer, tokens, dtype) for tokens in lengths])
                 print(f"decoding: {result['decoding']}", flush=True)
-    print(json.dumps({**result, "experts": experts, "cpu_seconds": round(time.process_time() - start)}))
+    print(json.dumps({**result, "cpu_seconds": round(time.process_time() - start)}))
 
 
 if __name__ == "__main__":
@@ -157,5 +172,6 @@ if __name__ == "__main__":
     parser.add_argument("--math", action="store_true")
     parser.add_argument("--experts", type=int, default=128)
     parser.add_argument("--windows", type=int, nargs="+", default=[0, 128], help="0: full attention")
-    options = parser.parse_args()
-    main(options.lengths, options.residual, options.math, options.experts, options.windows)
+    parser.add_argument("--moe-chunk", type=int)
+    parser.add_argument("--device", default="cpu")
+    main(parser.parse_args())

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-PARTS = ["attention", "layer", "importance", "distill", "mxfp4", "cost_model", "rl", "fp8_kv"]
+PARTS = ["attention", "layer", "expert_importance", "distill", "mxfp4", "cost_model", "rl", "fp8_kv"]
 SCRIPT = """
 import sys
 sys.path.insert(0, {folder!r})
@@ -36,7 +36,7 @@ def runner() -> ModuleType:
 
 
 def run(
-    runner: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float = 60, **script: str
+    runner: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: dict[str, str], seconds: float = 60
 ) -> dict[str, Any]:
     text = SCRIPT.format(folder=str(SCRIPTS / "gpu_check"), **{"before": "", "after": "", "right": "True"} | script)
     (tmp_path / "one.py").write_text(text)
@@ -65,7 +65,7 @@ def test_how_a_part_ends(
     status: str,
     reason: str,
 ) -> None:
-    result = run(runner, tmp_path, monkeypatch, **script)
+    result = run(runner, tmp_path, monkeypatch, script)
     assert result["status"] == status
     assert reason in result.get("reason", "")
     assert result["rows"][0]["value"] == 1.5  # what it had is kept
@@ -75,9 +75,9 @@ def test_how_a_part_ends(
 def test_a_missing_package_is_named_and_our_own_is_a_failure(
     runner: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result = run(runner, tmp_path, monkeypatch, before="import nonesuch")
+    result = run(runner, tmp_path, monkeypatch, {"before": "import nonesuch"})
     assert (result["status"], result["reason"]) == ("skipped", "nonesuch is not installed")
-    result = run(runner, tmp_path, monkeypatch, before="import lit_puzzle.nonesuch")
+    result = run(runner, tmp_path, monkeypatch, {"before": "import lit_puzzle.nonesuch"})
     assert result["status"] == "failed"
 
 
@@ -87,7 +87,7 @@ def test_a_part_that_hangs_is_killed_with_what_it_started(
 ) -> None:
     hang = "    import os, subprocess; child = subprocess.Popen(['sleep', '600']); "
     hang += f"open({str(tmp_path / 'pid')!r}, 'w').write(str(child.pid)); child.wait()"
-    result = run(runner, tmp_path, monkeypatch, seconds=30, after=hang)
+    result = run(runner, tmp_path, monkeypatch, {"after": hang}, seconds=30)
     assert result["status"] == "timed out" and result["rows"][0]["value"] == 1.5
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)

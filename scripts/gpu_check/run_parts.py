@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 LIMITS = {  # seconds; together 470
     "attention": 100,
     "layer": 60,
-    "importance": 30,
+    "expert_importance": 30,
     "distill": 40,
     "mxfp4": 30,
     "cost_model": 40,
@@ -69,7 +69,7 @@ def _read(out: Path, log: Path, code: int) -> dict[str, Any]:
 
 def environment(device: str) -> dict[str, Any]:
     """Return date, card and versions."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in ("torch", "transformers", "lightning", "trl", "peft", "kernels", "vllm", "aiconfigurator-core"):
         try:
             versions[package] = importlib.metadata.version(package)

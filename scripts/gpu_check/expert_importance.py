@@ -51,7 +51,8 @@ def work(options: Options) -> Iterator[Row]:
     _, chosen_NK = route(hidden_ND.double() @ router_ED.double().T, TOP_K)
     found = {}
     for dtype in (torch.float32, torch.bfloat16):
-        weights = ExpertWeights(*(x.to(dtype) for x in random), alpha=1.702, limit=7.0)
+        gate_up, gate_up_bias, down, down_bias = (x.to(dtype) for x in random)
+        weights = ExpertWeights(gate_up, gate_up_bias, down, down_bias, alpha=1.702, limit=7.0)
 
         def score(weights: ExpertWeights = weights, dtype: torch.dtype = dtype) -> Tensor:
             return scores(hidden_ND.to(dtype), router_ED, weights, chosen_NK)

@@ -19,6 +19,7 @@ from jsonargparse import ActionConfigFile, Namespace
 from lit_puzzle.report.show import show
 from lit_puzzle.run.open_run import join_run, opened_run
 from lit_puzzle.run.parser import RecipeParser
+from lit_puzzle.run.peers import end_with_starter, failing_together
 from lit_puzzle.run.recipe import PACKAGED_RECIPES, Recipe, load_recipe, packaged_recipes
 from lit_puzzle.run.record import RunClock
 from lit_puzzle.run.renamed import check_names
@@ -118,7 +119,9 @@ def run(name: str, overrides: Sequence[str]) -> None:
     check_names(recipe, words)
     command = _command(recipe, words)
     named = {path.partition(".")[0] for path in recipe.class_paths()}
-    with verifying(verify), one_line_errors(command.partition(".")[0] if "." in command else None, named):
+    end_with_starter(_rank())
+    own = command.partition(".")[0] if "." in command else None
+    with verifying(verify), one_line_errors(own, named), failing_together():
         if command in LIGHTNING_COMMANDS:
             from lit_puzzle.training.lightning import run_lightning  # lightning and torch load here, not for --help
 

@@ -22,6 +22,7 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from lit_puzzle.run.inputs import Identity, ReadsInputs, claim_inputs
 from lit_puzzle.run.open_run import join_run, opened_run
 from lit_puzzle.run.parser import RecipeParser
+from lit_puzzle.run.peers import report_failure
 from lit_puzzle.run.recipe import Recipe
 from lit_puzzle.run.record import RunClock
 from lit_puzzle.run.signals import install_handlers
@@ -132,6 +133,7 @@ def run_lightning(command: str, recipe: Recipe, words: Sequence[str], overwrite:
 class OwnSignals(Callback):
     """Puts the handlers of `lit_puzzle.run.signals` in place of Lightning's, which end a run with exit code 0.
 
+    An error is told to the other processes of the run at once: this is the first of the callbacks.
     Under SLURM, Lightning's stay: they save the state and requeue the job.
     """
 
@@ -142,6 +144,10 @@ class OwnSignals(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Install the handlers for a run of `validate`."""
         self._install(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Tell the other processes, before anything here waits for them in a clean-up."""
+        report_failure(exception)
 
     def _install(self, trainer: Trainer) -> None:
         launcher = trainer.strategy.launcher

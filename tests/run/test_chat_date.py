@@ -1,4 +1,4 @@
-"""The date that a chat template reads is a key of every recipe: recorded, kept on resume, and another one is refused."""
+"""The date that a chat template reads is a key of every recipe: recorded and kept; another one is refused on resume."""
 
 import json
 from pathlib import Path

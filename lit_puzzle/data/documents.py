@@ -32,7 +32,7 @@ from lit_puzzle.data.packed_files import NOTHING, PackedSequences, write_packed
 from lit_puzzle.data.packing import Integers
 from lit_puzzle.data.packing_settings import DocumentFilter, PackingSettings
 from lit_puzzle.data.shards import Shard
-from lit_puzzle.environments.environment import EFFORTS
+from lit_puzzle.environments.environment import LEVELS
 from lit_puzzle.model.writer import atomic_folder
 from lit_puzzle.run.files import read_json, write_json
 from lit_puzzle.run.inputs import Identity
@@ -88,7 +88,7 @@ class PackedDocuments(LightningDataModule):
     def trained_efforts(self) -> list[str]:
         """Return the reasoning efforts of the documents that pass the filter, as their folder counts them."""
         counts, allowed = self.folder.record["efforts"], self.filter.efforts
-        return [effort for effort in EFFORTS if counts.get(effort) and (allowed is None or effort in allowed)]
+        return [effort for effort in LEVELS if counts.get(effort) and (allowed is None or effort in allowed)]
 
     @property
     def _packed(self) -> Path:

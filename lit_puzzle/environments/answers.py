@@ -1,13 +1,10 @@
-"""Finds the answer in a completion: its final text, and the number or the choice that the text states.
+"""Finds the number or the choice that the final text of a completion states.
 
-A completion is text decoded with special tokens. Where its answer stands depends on the model's family
-(`AnswerFormat` of `lit_puzzle.model.family`). Reads and writes nothing.
+The final text comes from `lit_puzzle.environments.answer_formats`. Reads and writes nothing.
 """
 
 import re
 from fractions import Fraction
-
-from lit_puzzle.model.family import FAMILIES
 
 # Every pattern here takes time proportional to the text, whatever the text: no part can give back what it has matched.
 _NUMBER = re.compile(r"[+-]?(?:\d++(?:,\d{3})*+(?:\.\d*+)?|\.\d++)(?:[eE][+-]?\d{1,3}+)?(?:/\d++)?")
@@ -15,12 +12,6 @@ _FRACTION = re.compile(r"\\[dt]?frac\{([+-]?\d++)\}\{(\d++)\}")
 _BOXED = re.compile(r"\\boxed\{([^{}]*+)\}")
 _STATED = re.compile(r"(?i:answer)\s*+(?:(?i:is)|:)?\s*+\(?([A-J])\b")
 MAX_DIGITS = 1000  # Python's int() refuses 4,300 digits
-
-
-def final_text(completion: str) -> str | None:
-    """Return the answer of a finished completion in the format of any known family, or None."""
-    found = (family.answer.final_text(completion) for family in FAMILIES)
-    return next((text for text in found if text is not None), None)
 
 
 def _boxed(text: str) -> str:

@@ -1,9 +1,10 @@
 """Environments: sources of problems whose answers can be verified, for reinforcement learning and evaluation.
 
 An environment draws a `Problem` (messages and the right answer, no effort yet) and verifies a completion (1.0 right,
-0.0 wrong). Training and evaluation use different problems: whether a problem is held out follows from its question
-alone (`is_held_out`), whatever the seed, the system prompt, white space or Unicode form. Prompts are rendered by
-`lit_puzzle.environments.chat_template`; `lit_puzzle.environments.answers` finds the answer in a completion.
+0.0 wrong) by its final text. Training and evaluation use different problems: whether a problem is held out follows from
+its question alone (`is_held_out`), whatever the seed, the system prompt, white space or Unicode form. Prompts are
+rendered by `lit_puzzle.environments.chat_template`; `lit_puzzle.environments.answer_formats` finds the final text of a
+completion.
 
 Reads and writes nothing.
 Source: arXiv 2602.11937, RL recovery on math, coding and general reasoning with checkable answers.
@@ -20,6 +21,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 EFFORTS = ("low", "medium", "high")
+NO_EFFORT = "none"  # of a model whose chat template has no levels of effort
+LEVELS = (*EFFORTS, NO_EFFORT)
 PLAIN_KEYS = ("role", "content")  # of a message
 HELD_OUT_SHARE = 8  # one problem in eight is held out
 MAX_DRAWS = 20_000  # draws without a new problem of the split after which an environment counts as exhausted
@@ -85,8 +88,11 @@ class Environment(Protocol):
         """Draw one problem (of either split) from `rng`."""
         ...
 
-    def verify(self, completion: str, problem_answer: str) -> float:
-        """Return 1.0 if the completion (text with special tokens) ends with the right answer, else 0.0."""
+    def verify(self, final: str, problem_answer: str) -> float:
+        """Return 1.0 if the final text of a completion is the right answer, else 0.0 (or a share).
+
+        What has no final text, because it was cut off or calls a tool, is graded 0 before.
+        """
         ...
 
 
@@ -105,9 +111,12 @@ def effort_weights(efforts: Mapping[str, float] | Sequence[str]) -> dict[str, fl
     if len(efforts) != len(set(efforts)):
         raise ValueError(f"Efforts {list(efforts)} were given; name each of them once.")
     weights = dict(efforts) if isinstance(efforts, Mapping) else dict.fromkeys(efforts, 1.0)
-    unknown = [effort for effort in weights if effort not in EFFORTS]
+    unknown = [effort for effort in weights if effort not in LEVELS]
     if unknown or not weights:
-        raise ValueError(f"Efforts {list(weights)} were given; allowed are {list(EFFORTS)}. Name at least one of them.")
+        raise ValueError(
+            f"Efforts {list(weights)} were given; allowed are {list(EFFORTS)}, or {NO_EFFORT!r} for a model without "
+            "them. Name at least one."
+        )
     if not all(0 <= weight < math.inf for weight in weights.values()) or sum(weights.values()) <= 0:
         raise ValueError(f"The effort mix {weights} needs finite weights >= 0 with a sum > 0, e.g. {{high: 1.0}}.")
     return weights

@@ -5,6 +5,7 @@ A row is a JSON object in a line:
     problem                     crc32 of the messages, by which paired comparisons find the same problem
     seed, row                   of the random numbers that drew the completion
     correct, reason             the grade from 0 to 1, and why (`Verdict`)
+    analysis                    whether thinking stands before the answer; null if the format does not tell them apart
     generated_tokens, finish    length, and whether it ended by itself (`stop`) or at the cap (`length`)
     seconds                     from the call of the engine to the last token, waiting included; null if not measured
     prompt, completion, answer  texts, control tokens included, and the right answer; a file may leave all three out
@@ -21,7 +22,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from lit_puzzle.environments.answers import final_text
+from lit_puzzle.environments.completion import REASONS, ParsedCompletion
 from lit_puzzle.environments.environment import Environment, Problem
 from lit_puzzle.run.files import to_json, write_atomically
 from lit_puzzle.run.json_lines import read_json_lines
@@ -38,7 +39,8 @@ class Verdict:
 
     Attributes:
         correct: 1.0 right, 0.0 wrong, or a share.
-        reason: `right`, `partly right`, `wrong`, `no final answer`, `cut off`, or `grader failed: ...`.
+        reason: `right`, `partly right`, `wrong`; without a final answer `no final answer`, `tool call`, `unfinished`,
+            `malformed` (`lit_puzzle.environments.completion`) or `cut off`; or `grader failed: ...`.
     """
 
     correct: float
@@ -68,6 +70,7 @@ class Episode:
         seed: of the random numbers.
         row: number of the prompt for the random numbers.
         seconds: until its last token; it takes no part in comparisons.
+        analysis: whether thinking stands before the answer; None if the format does not tell them apart.
         texts: prompt, completion and right answer.
     """
 
@@ -80,6 +83,7 @@ class Episode:
     seed: int = 0
     row: int = 0
     seconds: float | None = field(default=None, compare=False)
+    analysis: bool | None = None
     texts: Texts | None = None
 
     @property
@@ -104,31 +108,30 @@ def problem_number(problem: Problem) -> int:
     return zlib.crc32(problem.text().encode())
 
 
-def grade(environment: Environment, completion: str, answer: str, finish: Finish = "stop") -> Verdict:
-    """Verify a completion; a grader that fails on a text gives 0 and says so.
+def grade(environment: Environment, parsed: ParsedCompletion, answer: str, finish: Finish = "stop") -> Verdict:
+    """Verify a completion by its final text; without one it is graded 0, and so it is if the grader fails on the text.
 
     Args:
         environment: whose `verify` is called.
-        completion: text with special tokens.
+        parsed: the completion.
         answer: the right answer.
         finish: how the completion ended.
 
     Raises:
         ValueError: the environment returns something else than a number from 0 to 1.
     """
+    if parsed.final is None:
+        return Verdict(0.0, "cut off" if finish == "length" else REASONS[parsed.status])
     try:
-        correct: Any = environment.verify(completion, answer)
+        correct: Any = environment.verify(parsed.final, answer)
     except GRADER_ERRORS as error:
         return Verdict(0.0, f"{FAILED}: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
     if not isinstance(correct, numbers.Real) or not 0 <= float(correct) <= 1:
         raise ValueError(
             f"Environment {environment.name!r}: verify returned {correct!r}; a number from 0 to 1 is needed."
         )
-    if float(correct) > 0:
-        return Verdict(float(correct), "right" if correct == 1 else "partly right")
-    if finish == "length":
-        return Verdict(0.0, "cut off")
-    return Verdict(0.0, "wrong" if final_text(completion) is not None else "no final answer")
+    reasons = {0.0: "wrong", 1.0: "right"}
+    return Verdict(float(correct), reasons.get(float(correct), "partly right"))
 
 
 def failures(episodes: Iterable[Episode]) -> int:
@@ -195,8 +198,8 @@ def read_rows(path: Path) -> list[Episode]:
 
 def _episode(value: Any, place: str) -> Episode:
     texts = list(Texts.__dataclass_fields__)
-    own = [name for name in Episode.__dataclass_fields__ if name not in ("verdict", "texts")]
-    row = checked_keys(place, value, [*own, "correct", "reason"], texts)
+    own = [name for name in Episode.__dataclass_fields__ if name not in ("verdict", "texts", "analysis")]
+    row = {"analysis": None} | checked_keys(place, value, [*own, "correct", "reason"], [*texts, "analysis"])
     given = [name for name in texts if name in row]
     text_keys = ("environment", "effort", "reason", *given)
     wrong = [name for name in text_keys if not isinstance(row[name], str)]
@@ -204,6 +207,7 @@ def _episode(value: Any, place: str) -> Episode:
     wrong += [] if _is_number(row["correct"]) and 0 <= row["correct"] <= 1 else ["correct"]
     wrong += [] if row["seconds"] is None or _is_number(row["seconds"]) else ["seconds"]
     wrong += [] if row["finish"] in get_args(Finish) else ["finish"]
+    wrong += [] if row["analysis"] in (None, True, False) else ["analysis"]
     if wrong or len(given) not in (0, len(texts)):
         what = f"{wrong[0]} is {str(row[wrong[0]])[:60]!r}" if wrong else f"of {texts} it has {given} only"
         raise ValueError(f"{place}: the row is damaged: {what}. Run the stage that wrote it again.")
@@ -211,6 +215,7 @@ def _episode(value: Any, place: str) -> Episode:
     return Episode(
         **{name: row[name] for name in own},
         verdict=verdict,
+        analysis=row["analysis"],
         texts=Texts(**{name: row[name] for name in texts}) if given else None,
     )
 

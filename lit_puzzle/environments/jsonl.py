@@ -8,7 +8,7 @@ import random
 from pathlib import Path
 from typing import Any, Literal
 
-from lit_puzzle.environments.answers import final_text, parse_choice, parse_number, same_number
+from lit_puzzle.environments.answers import parse_choice, parse_number, same_number
 from lit_puzzle.environments.environment import Problem
 from lit_puzzle.environments.messages import ROW, checked_messages, checked_row, checked_tools
 from lit_puzzle.run.json_lines import read_json_lines
@@ -44,11 +44,8 @@ class JsonlEnvironment:
         """Draw one problem of the file."""
         return rng.choice(self.problems)
 
-    def verify(self, completion: str, problem_answer: str) -> float:
-        """Return 1.0 if the completion's final text is the answer, else 0.0."""
-        final = final_text(completion)
-        if final is None:
-            return 0.0
+    def verify(self, final: str, problem_answer: str) -> float:
+        """Return 1.0 if a completion's final text is the answer, else 0.0."""
         if self.verification == "exact":
             return float(final.split() == problem_answer.split())
         if self.verification == "choice":

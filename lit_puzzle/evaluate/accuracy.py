@@ -25,8 +25,10 @@ from torch import distributed
 from transformers import PreTrainedTokenizerBase
 
 from lit_puzzle.data.prompts import check_lengths
+from lit_puzzle.environments.answer_formats import answer_format, fix_format
 from lit_puzzle.environments.chat_template import render_prompt
-from lit_puzzle.environments.environment import EFFORTS, Environment, PromptAtEffort
+from lit_puzzle.environments.completion import REASONS
+from lit_puzzle.environments.environment import LEVELS, Environment, PromptAtEffort
 from lit_puzzle.environments.episodes import Episode, Texts, failures, grade, problem_number, read_rows, write_rows
 from lit_puzzle.environments.problem_identity import names_of, problems_identity
 from lit_puzzle.evaluate.baseline import check_problems, take_baseline
@@ -46,6 +48,7 @@ from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import Identity, claim_inputs, file_identity, record_output, run_date
 
 EPISODES_FILE = "episodes.jsonl"
+NO_FINAL = (*REASONS.values(), "cut off")
 
 
 def solve_problems(
@@ -79,20 +82,23 @@ def solve_problems(
     prompts = [render_prompt(tokenizer, problem, effort) for problem, effort in problems]
     prompt_ids = [list(tokenizer(prompt, add_special_tokens=False)["input_ids"]) for prompt in prompts]
     numbers = range(len(problems)) if rows is None else rows
+    form = answer_format(tokenizer)
     episodes = []
     completions = engine.generate(prompt_ids, sampling, rows)
     for (problem, effort), prompt, row, completion in zip(problems, prompts, numbers, completions, strict=True):
         text = str(tokenizer.decode(completion.token_ids, skip_special_tokens=False))
+        parsed = form.parse(text)
         episode = Episode(
             environment=problem.environment,
             effort=effort,
             problem=problem_number(problem),
-            verdict=grade(by_name[problem.environment], text, problem.answer, completion.finish),
+            verdict=grade(by_name[problem.environment], parsed, problem.answer, completion.finish),
             generated_tokens=len(completion.token_ids),
             finish=completion.finish,
             seed=sampling.seed,
             row=row,
             seconds=completion.seconds,
+            analysis=parsed.analysis is not None if form.thinks else None,
             texts=Texts(prompt, text, problem.answer),
         )
         episodes.append(episode)
@@ -137,7 +143,9 @@ def summarize(episodes: Sequence[Episode]) -> dict[str, float]:
     Returns:
         `accuracy` and `grader_failures` (completions that a grader failed on) of all episodes; per effort
         `accuracy/<effort>`, `accuracy_se/<effort>`, `tokens/<effort>`, `tokens_se/<effort>` and `finished/<effort>`
-        (share that ended by itself); per effort and environment
+        (share that ended by itself), `no_final/<effort>` and `tool_calls/<effort>` (shares without a final answer, and
+        that end by calling a tool) and, where thinking stands apart, `no_analysis/<effort>` (share without it); per
+        effort and environment
         `accuracy/<effort>/<environment>`, `tokens/<effort>/<environment>`, `finished/<effort>/<environment>`.
     """
     results = {"accuracy": mean_and_error([episode.correct for episode in episodes])[0]}
@@ -147,12 +155,22 @@ def summarize(episodes: Sequence[Episode]) -> dict[str, float]:
         for name, values in numbers.items():
             results[f"{name}/{effort}"], results[f"{name}_se/{effort}"] = mean_and_error(values)
         results[f"finished/{effort}"] = sum(e.finished for e in group) / len(group)
+        results |= {f"{name}/{effort}": share for name, share in _without_answer(group).items()}
         for environment in sorted({e.environment for e in group}):
             part = [e for e in group if e.environment == environment]
             results[f"accuracy/{effort}/{environment}"] = sum(e.correct for e in part) / len(part)
             results[f"tokens/{effort}/{environment}"] = sum(e.generated_tokens for e in part) / len(part)
             results[f"finished/{effort}/{environment}"] = sum(e.finished for e in part) / len(part)
     return results
+
+
+def _without_answer(group: Sequence[Episode]) -> dict[str, float]:
+    """Return shares of completions that have no final answer, that call a tool, and that have no thinking."""
+    reasons = [episode.verdict.reason for episode in group]
+    shares = {"no_final": sum(reason in NO_FINAL for reason in reasons) / len(group)}
+    shares["tool_calls"] = reasons.count(REASONS["tool_call"]) / len(group)
+    thinks = [episode.analysis for episode in group if episode.analysis is not None]
+    return shares | ({"no_analysis": thinks.count(False) / len(thinks)} if thinks else {})
 
 
 def compare(before: Sequence[Episode], after: Sequence[Episode]) -> dict[str, float]:
@@ -183,7 +201,7 @@ def compare(before: Sequence[Episode], after: Sequence[Episode]) -> dict[str, fl
 
 def split_by_effort(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:
     """Episodes of each effort that occurs, low to high, each in the order given."""
-    groups = {effort: [e for e in episodes if e.effort == effort] for effort in EFFORTS}
+    groups = {effort: [e for e in episodes if e.effort == effort] for effort in LEVELS}
     return {effort: group for effort, group in groups.items() if group}
 
 
@@ -252,6 +270,7 @@ def evaluate(
         take_baseline(run_dir, identity, baseline)
     tokenizer = load_tokenizer(checkpoint)
     fix_date(tokenizer, run_date(run_dir))
+    fix_format(tokenizer, held_out.answer_format)
     check_lengths(tokenizer, problems, checkpoint, sampling.max_new_tokens)
     asked = problems_identity(names_of(held_out.environments), problems)
     claim_inputs(run_dir, {"checkpoint": identity, "held_out": asked} | _other_inputs(kv_scales, baseline))

@@ -6,6 +6,7 @@ The problems are the same at each effort, so that efforts, and models, can be co
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from lit_puzzle.environments.answer_formats import FormatChoice
 from lit_puzzle.environments.environment import EFFORTS, Environment, PromptAtEffort, draw, effort_weights
 
 
@@ -15,10 +16,11 @@ class HeldOut:
 
     Args:
         environments: where problems come from; they take turns.
-        efforts: reasoning efforts; the problems of each are the same.
+        efforts: reasoning efforts; the problems of each are the same. [none] for a model without efforts.
         prompts_per_effort: problems at each effort.
         seed: which problems.
         texts: whether the file of episodes holds prompts, completions and right answers.
+        answer_format: of the completions; `auto`: what the tokenizer says.
 
     Raises:
         ValueError: unknown efforts, or fewer than two problems (no standard error exists).
@@ -29,6 +31,7 @@ class HeldOut:
     prompts_per_effort: int = 256
     seed: int = 0
     texts: bool = True
+    answer_format: FormatChoice = "auto"
 
     def __post_init__(self) -> None:
         effort_weights(self.efforts)

@@ -16,7 +16,9 @@ from lightning import Callback, LightningModule, Trainer
 
 from lit_puzzle.data.rl_prompts import PromptData
 from lit_puzzle.environments.answer_formats import answer_format
-from lit_puzzle.environments.episodes import Episode, Finish, Texts, append_rows, cut_rows, grade
+from lit_puzzle.environments.episodes import Episode, Texts, append_rows, cut_rows
+from lit_puzzle.environments.grading import Finish, grade
+from lit_puzzle.environments.looping import is_looping
 
 SAMPLES_FILE = Path("rollouts", "episodes.jsonl")
 KEYS = ("completion_ids", "prompt", "answer", "truncated", "effort", "environment")
@@ -95,6 +97,7 @@ class RolloutSamples(Callback):
                 finish=finish,
                 row=self._rows + number,
                 analysis=parsed.analysis is not None if form.thinks else None,
+                looping=is_looping(ids),
                 texts=Texts(prompt, text, answer),
             )
             episodes.append(episode)

@@ -7,8 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 
-def mixture_weights(names: Sequence[str], weights: Mapping[str, float] | None) -> list[float]:
-    """Return the weight of each environment; without weights all are equal.
+def mixture_weights(names: Sequence[str], weights: Mapping[str, float]) -> list[float]:
+    """Return the weight of each environment.
 
     Args:
         names: of the environments.
@@ -17,8 +17,6 @@ def mixture_weights(names: Sequence[str], weights: Mapping[str, float] | None) -
     Raises:
         ValueError: a name that is no environment's, one that is missing, or a weight that is not a positive number.
     """
-    if weights is None:
-        return [1.0] * len(names)
     unknown, missing = sorted(set(weights) - set(names)), sorted(set(names) - set(weights))
     if unknown or missing:
         raise ValueError(
@@ -27,7 +25,9 @@ def mixture_weights(names: Sequence[str], weights: Mapping[str, float] | None) -
         )
     wrong = [name for name in names if not 0 < weights[name] < math.inf]
     if wrong:
-        raise ValueError(f"weights: {wrong[0]} has {weights[wrong[0]]}. Give a number above 0, or leave it out of both.")
+        raise ValueError(
+            f"weights: {wrong[0]} has {weights[wrong[0]]}. Give a number above 0, or leave it out of both."
+        )
     return [float(weights[name]) for name in names]
 
 

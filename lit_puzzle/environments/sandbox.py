@@ -149,7 +149,7 @@ def command(bubblewrap: Path, temporary_bytes: int = 64 << 20) -> list[str]:
     line += ["--ro-bind", "/usr", "/usr", "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
     if not Path(sys.base_prefix).is_relative_to("/usr"):
         line += ["--ro-bind", sys.base_prefix, str(PYTHON), "--setenv", "LD_LIBRARY_PATH", str(PYTHON / "lib")]
-    line += ["--dev", "/dev", "--size", str(temporary_bytes), "--perms", "1777", "--tmpfs", "/tmp"]  # noqa: S108
+    line += ["--dev", "/dev", "--size", str(temporary_bytes), "--perms", "1777", "--tmpfs", "/tmp"]
     return [*line, "--remount-ro", "/", "--hostname", "sandbox", "--chdir", "/tmp", "--setenv", "HOME", "/tmp", "--"]
 
 

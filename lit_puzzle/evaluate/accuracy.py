@@ -29,7 +29,9 @@ from lit_puzzle.environments.answer_formats import answer_format, fix_format
 from lit_puzzle.environments.chat_template import render_prompt
 from lit_puzzle.environments.completion import REASONS
 from lit_puzzle.environments.environment import LEVELS, Environment, PromptAtEffort
-from lit_puzzle.environments.episodes import Episode, Texts, failures, grade, problem_number, read_rows, write_rows
+from lit_puzzle.environments.episodes import Episode, Texts, failures, problem_number, read_rows, write_rows
+from lit_puzzle.environments.grading import Ungraded, grade_all
+from lit_puzzle.environments.looping import is_looping
 from lit_puzzle.environments.problem_identity import names_of, problems_identity
 from lit_puzzle.evaluate.baseline import check_problems, take_baseline
 from lit_puzzle.evaluate.held_out import HeldOut
@@ -75,31 +77,37 @@ def solve_problems(
     Raises:
         ValueError: a problem of an unknown environment.
     """
-    by_name = {environment.name: environment for environment in environments}
-    unknown = sorted({problem.environment for problem, _ in problems} - set(by_name))
+    known = {environment.name for environment in environments}
+    unknown = sorted({problem.environment for problem, _ in problems} - known)
     if unknown:
-        raise ValueError(f"Problems of environments {unknown} were given; the environments are {sorted(by_name)}.")
+        raise ValueError(f"Problems of environments {unknown} were given; the environments are {sorted(known)}.")
     prompts = [render_prompt(tokenizer, problem, effort) for problem, effort in problems]
     prompt_ids = [list(tokenizer(prompt, add_special_tokens=False)["input_ids"]) for prompt in prompts]
     numbers = range(len(problems)) if rows is None else rows
     form = answer_format(tokenizer)
+    completions = list(engine.generate(prompt_ids, sampling, rows))
+    texts = [str(tokenizer.decode(completion.token_ids, skip_special_tokens=False)) for completion in completions]
+    ungraded = [
+        Ungraded(problem.environment, form.parse(text), problem.answer, completion.finish)
+        for (problem, _), text, completion in zip(problems, texts, completions, strict=True)
+    ]
+    verdicts = grade_all(environments, ungraded)
     episodes = []
-    completions = engine.generate(prompt_ids, sampling, rows)
-    for (problem, effort), prompt, row, completion in zip(problems, prompts, numbers, completions, strict=True):
-        text = str(tokenizer.decode(completion.token_ids, skip_special_tokens=False))
-        parsed = form.parse(text)
+    for index, (problem, effort) in enumerate(problems):
+        completion = completions[index]
         episode = Episode(
             environment=problem.environment,
             effort=effort,
             problem=problem_number(problem),
-            verdict=grade(by_name[problem.environment], parsed, problem.answer, completion.finish),
+            verdict=verdicts[index],
             generated_tokens=len(completion.token_ids),
             finish=completion.finish,
             seed=sampling.seed,
-            row=row,
+            row=numbers[index],
             seconds=completion.seconds,
-            analysis=parsed.analysis is not None if form.thinks else None,
-            texts=Texts(prompt, text, problem.answer),
+            analysis=ungraded[index].parsed.analysis is not None if form.thinks else None,
+            looping=is_looping(completion.token_ids),
+            texts=Texts(prompts[index], texts[index], problem.answer),
         )
         episodes.append(episode)
     return episodes
@@ -144,8 +152,8 @@ def summarize(episodes: Sequence[Episode]) -> dict[str, float]:
         `accuracy` and `grader_failures` (completions that a grader failed on) of all episodes; per effort
         `accuracy/<effort>`, `accuracy_se/<effort>`, `tokens/<effort>`, `tokens_se/<effort>` and `finished/<effort>`
         (share that ended by itself), `no_final/<effort>` and `tool_calls/<effort>` (shares without a final answer, and
-        that end by calling a tool) and, where thinking stands apart, `no_analysis/<effort>` (share without it); per
-        effort and environment
+        that end by calling a tool), `looping/<effort>` (share that ends in a loop, where that is known) and, where
+        thinking stands apart, `no_analysis/<effort>` (share without it); per effort and environment
         `accuracy/<effort>/<environment>`, `tokens/<effort>/<environment>`, `finished/<effort>/<environment>`.
     """
     results = {"accuracy": mean_and_error([episode.correct for episode in episodes])[0]}
@@ -165,10 +173,12 @@ def summarize(episodes: Sequence[Episode]) -> dict[str, float]:
 
 
 def _without_answer(group: Sequence[Episode]) -> dict[str, float]:
-    """Return shares of completions that have no final answer, that call a tool, and that have no thinking."""
+    """Return shares of completions without a final answer, that call a tool, loop, and have no thinking."""
     reasons = [episode.verdict.reason for episode in group]
     shares = {"no_final": sum(reason in NO_FINAL for reason in reasons) / len(group)}
     shares["tool_calls"] = reasons.count(REASONS["tool_call"]) / len(group)
+    loops = [episode.looping for episode in group if episode.looping is not None]
+    shares |= {"looping": loops.count(True) / len(loops)} if loops else {}
     thinks = [episode.analysis for episode in group if episode.analysis is not None]
     return shares | ({"no_analysis": thinks.count(False) / len(thinks)} if thinks else {})
 

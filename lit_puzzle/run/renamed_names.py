@@ -17,6 +17,7 @@ MODULES: dict[str, str] = {
     "distill.sampling": "generation.sampling",
     "distill.vllm_engine": "generation.vllm_engine",
     "distill.written": "data.generate",
+    "data.prompt_files": "environments.row_files",
     "document_files": "data.document_files",
     "documents": "data.documents",
     "evaluate.generate": "generation.transformers_engine",

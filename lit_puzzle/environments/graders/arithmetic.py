@@ -1,4 +1,4 @@
-r"""Computes the exact value of a number as people write it: `1,234.5`, `3\frac{1}{2}`, `3^2+0`, `2 * 10^{5}`, `\sqrt{16}`.
+r"""Computes the exact value of a number as people write it: `1,234.5`, `3\frac{1}{2}`, `3^2+0`, `2 * 10^{5}`.
 
 A parser of its own (recursive descent), so that nothing a model writes is ever evaluated as code. Grammar:
 

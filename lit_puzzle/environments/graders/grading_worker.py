@@ -1,8 +1,8 @@
 r"""A process of its own for graders that a text can hold up: one that computes without end ends only this process.
 
 Started by `lit_puzzle.environments.graders.worker_pool` with the number of an open connection; imports the standard
-library, and math-verify or jsonschema when the first job needs it. A job is JSON: `kind` and what the kind needs. Replies:
-`{"begun": true}` once the library is there, then the result, or `{"failed": why}`.
+library, and math-verify or jsonschema when the first job needs it. A job is JSON: `kind` and what the kind needs.
+Replies: `{"begun": true}` once the library is there, then the result, or `{"failed": why}`.
 
     symbolic    gold, answer: LaTeX           -> {"correct": bool}, or {"unreadable": "gold" | "answer"}
     schema      schema: JSON schema, value    -> {"correct": bool, "why": text}
@@ -77,7 +77,15 @@ def reply_to(job: dict[str, Any], graders: dict[str, Callable[[dict[str, Any]], 
     except RecursionError:
         return {"failed": "it is nested too deeply"}
     # Sympy and the parsers raise whatever a strange expression leads to; the job fails, not the run.
-    except (ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError) as error:
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        NotImplementedError,
+        TypeError,
+        ValueError,
+    ) as error:
         return {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
 
 

@@ -20,11 +20,35 @@ from lit_puzzle.environments.graders.plain_math import plain
 
 LEAD = re.compile(r"^(?:[*_\s]|≈|\\approx|~|(?:about|approximately|exactly|US|USD|EUR)\b|\\?[$€£¥])+")
 UNIT = re.compile(r"^[A-Za-zµμΩ'’$€£\\]{1,30}(?:\^?\{?-?[1-9]\}?)?[.,]?$")
-SHORT_UNITS = frozenset("m g s h l L N J W K C F V A T Ω".split())
+SHORT_UNITS = frozenset("mgshlLNJWKCFVATΩ")
 SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 NO_UNIT = frozenset(
-    "or and to pi sqrt over mod less more times plus minus half not out of by than between through until "
-    "divided factorial infinity".split()
+    [
+        "or",
+        "and",
+        "to",
+        "pi",
+        "sqrt",
+        "over",
+        "mod",
+        "less",
+        "more",
+        "times",
+        "plus",
+        "minus",
+        "half",
+        "not",
+        "out",
+        "of",
+        "by",
+        "than",
+        "between",
+        "through",
+        "until",
+        "divided",
+        "factorial",
+        "infinity",
+    ]
 )
 LENGTHS = {"mm": "mm", "millimeter": "mm", "cm": "cm", "centimeter": "cm", "m": "m", "meter": "m", "metre": "m"} | {
     "km": "km", "kilometer": "km", "inch": "in", "inche": "in", "foot": "ft", "feet": "ft", "ft": "ft", "mile": "mi",

@@ -4,7 +4,8 @@ A job that takes too long, or whose process dies, gets a reply that says so (`{"
 and replaced, and the other jobs go on. Nothing waits for a grader without end. Workers end with the process that
 started them: at once when they are idle, by their CPU time when they compute.
 
-Reads and writes nothing. Needs no torch. Memory: 60 MB a worker with sympy. Measured: 0.5 s to start, then 1-5 ms a job.
+Reads and writes nothing. Needs no torch. Memory: 60 MB a worker with sympy. Measured: 0.5 s to start, then 20 to 80 ms
+of CPU for a comparison by math-verify and 1 ms for a schema.
 """
 
 import atexit
@@ -79,7 +80,9 @@ class _Worker:
         # -P: the folder of the file, which Python would search first, has modules of its own.
         command = [sys.executable, "-P", str(Path(grading_worker.__file__)), str(other.fileno())]
         nothing = subprocess.DEVNULL
-        self._process = subprocess.Popen(command, pass_fds=[other.fileno()], stdin=nothing, stdout=nothing, stderr=nothing)
+        self._process = subprocess.Popen(
+            command, pass_fds=[other.fileno()], stdin=nothing, stdout=nothing, stderr=nothing
+        )
         other.close()
         self.number, self.deadline = -1, 0.0
 

@@ -1,4 +1,4 @@
-"""prompt_files.py: formats of prompts by their content; what cannot be read is refused by name."""
+"""row_files.py: formats of prompts by their content; what cannot be read is refused by name."""
 
 import gzip
 import json
@@ -10,7 +10,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from lit_puzzle.data.prompt_files import read_rows
+from lit_puzzle.environments.row_files import read_rows
 from lit_puzzle.data.prompts import read_prompts
 
 ROWS = [{"prompt": "naïve?"}, {"prompt": "second?"}]

@@ -9,6 +9,7 @@ Disk: the texts of completions / every_rollouts a rollout.
 """
 
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -92,12 +93,14 @@ class RolloutSamples(Callback):
                 environment=name,
                 effort=str(columns["effort"][number]),
                 problem=zlib.crc32(prompt.encode()),
-                verdict=grade(by_name[name], parsed, answer, finish),
+                verdict=replace(
+                    grade(by_name[name], parsed, answer, finish),
+                    analysis=parsed.analysis is not None if form.thinks else None,
+                    looping=is_looping(ids),
+                ),
                 generated_tokens=len(ids),
                 finish=finish,
                 row=self._rows + number,
-                analysis=parsed.analysis is not None if form.thinks else None,
-                looping=is_looping(ids),
                 texts=Texts(prompt, text, answer),
             )
             episodes.append(episode)

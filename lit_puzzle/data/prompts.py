@@ -2,8 +2,8 @@
 
 Reads prompts as JSON lines, Parquet, a folder of Parquet shards, or a folder that Hugging Face `datasets` saved
 (`lit_puzzle.environments.row_files`); each row has `messages` ([{"role": text, "content": text}, ...], without the
-answer) or `prompt` (text of the user), and may have `tools` and `environment` (a name for the counts). Other keys are refused.
-Writes nothing.
+answer) or `prompt` (text of the user), and may have `tools` and `environment` (a name for the counts). Other keys are
+refused. Writes nothing.
 
 Training and evaluation never meet here either: the eighth of all problems that is held out, which
 `lit_puzzle.environments.environment.is_held_out` decides by what they ask, is never a prompt, whatever the file.

@@ -166,8 +166,8 @@ def draw(
     """Draw (problem, effort) pairs of one split; equal arguments give equal pairs.
 
     Environments take turns (in a `Mixture` by their weights); efforts follow their weights. Problems do not depend on
-    the efforts: drawing with ["low"] and with ["high"] gives the same problems. Held-out problems are all different (standard errors assume it);
-    training problems repeat only after all of an environment's have been drawn.
+    the efforts: drawing with ["low"] and with ["high"] gives the same problems. Held-out problems are all different
+    (standard errors assume it); training problems repeat only after all of an environment's have been drawn.
 
     Args:
         environments: sources of problems, with different names; or a `Mixture` of them.

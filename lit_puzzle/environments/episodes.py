@@ -49,14 +49,12 @@ class Episode:
         environment: name of the environment.
         effort: low, medium or high.
         problem: crc32 of its messages.
-        verdict: grade and reason.
+        verdict: grade, reason, and what else was seen.
         generated_tokens: end token included.
         finish: `stop`, or `length` at the cap.
         seed: of the random numbers.
         row: number of the prompt for the random numbers.
         seconds: until its last token; it takes no part in comparisons.
-        analysis: whether thinking stands before the answer; None if the format does not tell them apart.
-        looping: whether it ends in a loop; None if not known.
         texts: prompt, completion and right answer.
     """
 
@@ -69,14 +67,22 @@ class Episode:
     seed: int = 0
     row: int = 0
     seconds: float | None = field(default=None, compare=False)
-    analysis: bool | None = None
-    looping: bool | None = None
     texts: Texts | None = None
 
     @property
     def correct(self) -> float:
         """The grade, from 0 to 1."""
         return self.verdict.correct
+
+    @property
+    def analysis(self) -> bool | None:
+        """Whether thinking stands before the answer; None if that is not known."""
+        return self.verdict.analysis
+
+    @property
+    def looping(self) -> bool | None:
+        """Whether it ends in a loop; None if that is not known."""
+        return self.verdict.looping
 
     @property
     def finished(self) -> bool:
@@ -159,7 +165,7 @@ def read_rows(path: Path) -> list[Episode]:
 
 def _episode(value: Any, place: str) -> Episode:
     texts = list(Texts.__dataclass_fields__)
-    own = [name for name in Episode.__dataclass_fields__ if name not in ("verdict", "texts", *SEEN)]
+    own = [name for name in Episode.__dataclass_fields__ if name not in ("verdict", "texts")]
     row: dict[str, Any] = dict.fromkeys(SEEN) | checked_keys(place, value, [*own, "correct", "reason"], [*texts, *SEEN])
     given = [name for name in texts if name in row]
     text_keys = ("environment", "effort", "reason", *given)
@@ -172,11 +178,10 @@ def _episode(value: Any, place: str) -> Episode:
     if wrong or len(given) not in (0, len(texts)):
         what = f"{wrong[0]} is {str(row[wrong[0]])[:60]!r}" if wrong else f"of {texts} it has {given} only"
         raise ValueError(f"{place}: the row is damaged: {what}. Run the stage that wrote it again.")
-    verdict = Verdict(float(row["correct"]), row["reason"])
+    verdict = Verdict(float(row["correct"]), row["reason"], **{name: row[name] for name in SEEN})
     return Episode(
         **{name: row[name] for name in own},
         verdict=verdict,
-        **{name: row[name] for name in SEEN},
         texts=Texts(**{name: row[name] for name in texts}) if given else None,
     )
 

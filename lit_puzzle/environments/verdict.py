@@ -1,4 +1,4 @@
-"""The verdict on a completion: a grade from 0 to 1 and the reason for it.
+"""The verdict on a completion: a grade from 0 to 1, the reason for it, and what else was seen.
 
 Reads and writes nothing. Needs no torch.
 """
@@ -17,10 +17,14 @@ class Verdict:
         correct: 1.0 right, 0.0 wrong, or a share.
         reason: `right`, `partly right`, `wrong`, `unclear answer`, `no final answer`, `cut off`, or `grader failed:
             ...`; a grader may say more after a colon (`wrong: test 3 of 12: time limit`).
+        analysis: whether thinking stands before the answer; None if the format does not tell them apart.
+        looping: whether the completion ends in a loop (`lit_puzzle.environments.looping`); None if not known.
     """
 
     correct: float
     reason: str
+    analysis: bool | None = None
+    looping: bool | None = None
 
     @property
     def failed(self) -> bool:

@@ -15,6 +15,7 @@ Source: arXiv 2602.11937 (accuracy and tokens at each effort; relative request r
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -99,14 +100,16 @@ def solve_problems(
             environment=problem.environment,
             effort=effort,
             problem=problem_number(problem),
-            verdict=verdicts[index],
+            verdict=replace(
+                verdicts[index],
+                analysis=ungraded[index].parsed.analysis is not None if form.thinks else None,
+                looping=is_looping(completion.token_ids),
+            ),
             generated_tokens=len(completion.token_ids),
             finish=completion.finish,
             seed=sampling.seed,
             row=numbers[index],
             seconds=completion.seconds,
-            analysis=ungraded[index].parsed.analysis is not None if form.thinks else None,
-            looping=is_looping(completion.token_ids),
             texts=Texts(prompts[index], texts[index], problem.answer),
         )
         episodes.append(episode)

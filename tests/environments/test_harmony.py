@@ -36,13 +36,18 @@ CASES: list[tuple[str, str | None, Status, str | None]] = [  # completion, final
         "three and four",
     ),
     (
-        '<|channel|>final<|message|>7<|end|><|start|>assistant<|channel|>commentary to=functions.add <|constrain|>json'
+        "<|channel|>final<|message|>7<|end|><|start|>assistant<|channel|>commentary to=functions.add <|constrain|>json"
         '<|message|>{"a": 7}<|call|>',
         None,
         "tool_call",
         None,
     ),
-    (THOUGHT + '<|channel|>final <|constrain|>json<|message|>{"a": 7}<|return|>', '{"a": 7}', "final", "three and four"),
+    (
+        THOUGHT + '<|channel|>final <|constrain|>json<|message|>{"a": 7}<|return|>',
+        '{"a": 7}',
+        "final",
+        "three and four",
+    ),
     (
         THOUGHT + "<|channel|>final<|message|>6<|end|><|start|>assistant<|channel|>final<|message|>7<|return|>",
         "7",

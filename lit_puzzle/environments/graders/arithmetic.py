@@ -152,6 +152,8 @@ def _inside(text: str, place: int, depth: int) -> tuple[Fraction, int]:
     after = _skip(text, after)
     if not text.startswith({"(": ")", "{": "}"}[text[place]], after):
         raise NoValueError("not closed")
+    if text[place] == "(" and "," in text[place:after]:
+        raise NoValueError("a pair, not a number with a comma")
     return value, after + 1
 
 

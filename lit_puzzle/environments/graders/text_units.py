@@ -32,9 +32,13 @@ def sentences(text: str) -> list[str]:
     """
     found, start, last_place = [], 0, len(text.rstrip())
     for end in END.finditer(text):
-        part = text[start : end.end()].strip()
-        if end[0] == "." and ABBREVIATION.search(part[-12:]) and end.end() < last_place:
+        if (
+            end[0] == "."
+            and ABBREVIATION.search(text[max(start, end.end() - 12) : end.end()])
+            and end.end() < last_place
+        ):
             continue
+        part = text[start : end.end()].strip()
         found += [part] if WORD.search(part) else []
         start = end.end()
     last = text[start:].strip()

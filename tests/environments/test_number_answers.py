@@ -1,4 +1,4 @@
-"""graders/number_answers.py and arithmetic.py: which number a final text states, and that nothing is guessed or evaluated."""
+"""graders/number_answers.py and arithmetic.py: which number a final text states; nothing is guessed or evaluated."""
 
 import random
 from fractions import Fraction

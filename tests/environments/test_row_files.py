@@ -10,8 +10,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from lit_puzzle.environments.row_files import read_rows
 from lit_puzzle.data.prompts import read_prompts
+from lit_puzzle.environments.row_files import read_rows
 
 ROWS = [{"prompt": "naïve?"}, {"prompt": "second?"}]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)

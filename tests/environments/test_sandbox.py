@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from helpers import sandbox_attacks
 from helpers.sandbox_attacks import ATTACKS, LIMITS, SECRET, attack
+from helpers.sandbox_here import needs_sandbox
 
 from lit_puzzle.environments import sandbox
 from lit_puzzle.environments.sandbox import (
@@ -27,17 +28,6 @@ from lit_puzzle.environments.sandbox import (
 PACKAGE = Path(sandbox.__file__).parents[2]
 
 
-def no_sandbox() -> str:
-    """Why this machine makes none; empty if it does."""
-    try:
-        check_sandbox()
-    except SandboxError as error:
-        return str(error)
-    return ""
-
-
-WHY_NOT = no_sandbox()
-needs_sandbox = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 QUICK = (
     "files of the host",
     "links",
@@ -45,6 +35,7 @@ QUICK = (
     "network",
     "environment",
     "becoming root",
+    "namespaces and tracing",
     "signals to the host",
 )
 
@@ -163,8 +154,9 @@ def test_a_sandbox_ends_with_the_process_that_started_it(tmp_path: Path) -> None
         "from lit_puzzle.environments.sandbox import *\nimport os, threading, time\n"
         "run = run_program('import time; time.sleep(60)', [''], SandboxLimits())\n"
         "threading.Thread(target=lambda: next(run), daemon=True).start()\n"
-        "time.sleep(1.5)\nprint(open(f'/proc/{os.getpid()}/task/{os.getpid()}/children').read(), flush=True)\n"
-        "print(*[open(f'/proc/{os.getpid()}/task/{t}/children').read() for t in os.listdir('/proc/self/task')], flush=True)\n"
+        "time.sleep(1.5)\n"
+        "tasks = [f'/proc/self/task/{task}/children' for task in os.listdir('/proc/self/task')]\n"
+        "print(*[open(task).read() for task in tasks], flush=True)\n"
         "os.kill(os.getpid(), 9)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Programs that try to get out of the sandbox, to pass without solving, or to hold it up; run as a script, or by a test.
+"""Programs that try to get out of the sandbox, or to hold it up; run as a script, or by a test.
 
 As a script (`python sandbox_attacks.py`) it needs only the standard library and the two files of the sandbox, so that a
 plain user without this environment runs it too; it prints one line for each attack that succeeds.
@@ -32,15 +32,16 @@ ATTACKS: dict[str, tuple[str, set[str], str, str]] = {
         "",
     ),
     "processes": (
-        "import os\nn = 0\nfor _ in range(50):\n  try:\n    if os.fork() == 0:\n      import time; time.sleep(60)\n    n += 1\n"
-        "  except OSError: pass\nprint('few' if n <= 5 else 'many')",
+        "import os\nn = 0\nfor _ in range(50):\n  try:\n    if os.fork() == 0:\n      import time; time.sleep(60)\n"
+        "    n += 1\n  except OSError: pass\nprint('few' if n <= 5 else 'many')",
         {"ok"},
         "many",
         "few",
     ),
     "threads": (
-        "import threading, time\nn = 0\nfor _ in range(50):\n  try:\n    threading.Thread(target=time.sleep, args=(60,), "
-        "daemon=True).start(); n += 1\n  except RuntimeError: pass\nprint('few' if n <= 5 else 'many', flush=True)\n"
+        "import threading, time\nn = 0\nfor _ in range(50):\n  try:\n    threading.Thread(target=time.sleep, "
+        "args=(60,), daemon=True).start(); n += 1\n  except RuntimeError: pass\n"
+        "print('few' if n <= 5 else 'many', flush=True)\n"
         "import os; os._exit(0)",
         {"ok"},
         "many",
@@ -48,7 +49,8 @@ ATTACKS: dict[str, tuple[str, set[str], str, str]] = {
     ),
     "memory of one process": ("a = bytearray(1 << 30)", {"exit code 1"}, "", ""),
     "memory of many": (
-        "import os, time\nfor _ in range(3):\n  if os.fork() == 0:\n    b = bytearray(120 << 20); time.sleep(60)\ntime.sleep(60)",
+        "import os, time\nfor _ in range(3):\n  if os.fork() == 0:\n    b = bytearray(120 << 20); time.sleep(60)\n"
+        "time.sleep(60)",
         {"memory limit", "time limit"},
         "",
         "",
@@ -102,6 +104,15 @@ ATTACKS: dict[str, tuple[str, set[str], str, str]] = {
         "mounted",
         "closed",
     ),
+    "namespaces and tracing": (
+        "import ctypes, os\nlibc = ctypes.CDLL(None)\nfor flag in (0x10000000, 0x20000, 0x40000000):\n"
+        "  if libc.unshare(flag) == 0: print('namespace')\n"
+        "for call in (lambda: libc.ptrace(16, os.getppid(), 0, 0), lambda: libc.syscall(425, 8, 0)):\n"
+        "  if call() >= 0: print('namespace')\nprint('closed')",
+        {"ok"},
+        "namespace",
+        "closed",
+    ),
     "signals to all": (
         "import os, signal\nos.kill(-1, signal.SIGKILL)\nprint(1)",
         {"sandbox ended", "signal 9"},
@@ -117,7 +128,8 @@ ATTACKS: dict[str, tuple[str, set[str], str, str]] = {
         "closed",
     ),
     "leaving something running": (
-        "import os\nif os.fork() == 0:\n  os.setsid()\n  if os.fork() == 0:\n    import time; time.sleep(3600)\nprint('done')",
+        "import os\nif os.fork() == 0:\n  os.setsid()\n  if os.fork() == 0:\n    import time; time.sleep(3600)\n"
+        "print('done')",
         {"ok", "time limit"},
         "",
         "",

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import yaml
+from lit_puzzle.environments.answers import final_text
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from trl.trainer.utils import get_callable_name
 
-from lit_puzzle.environments.answers import final_text
 from lit_puzzle.environments.environment import Problem
 from lit_puzzle.generation.lengths import LengthStatistics, write_lengths
 from lit_puzzle.rl.rewards import Correctness, Finished, LengthLimit, build_rewards

@@ -12,9 +12,11 @@ from typing import Any
 
 from lit_puzzle.environments.graders.instruction_checks import CHECKS, RELATIONS, parameters
 from lit_puzzle.environments.graders.more_instruction_checks import MORE_CHECKS
+from lit_puzzle.environments.graders.worker_pool import require_library
 from lit_puzzle.environments.verdict import RIGHT, Verdict
 
 KNOWN = CHECKS | MORE_CHECKS
+LANGUAGES = ("language:response_language", "change_case:english_capital", "change_case:english_lowercase")
 MAX_CHARACTERS = 200_000
 FORM = '{"instruction_id_list": [id, ...], "kwargs": [{...}, ...]}'
 
@@ -50,8 +52,9 @@ def _checked(name: Any, kwargs: Any, place: str) -> dict[str, Any]:
     missing = sorted(needed - set(values))
     if missing:
         raise ValueError(f"{place}: the instruction {name} needs {missing}, got {sorted(values)}.")
-    used = {key: _typed(name, key, values[key], place) for key in sorted(needed)}
-    return used
+    if name in LANGUAGES:
+        require_library("language", f"{place}: the instruction {name}")
+    return {key: _typed(name, key, values[key], place) for key in sorted(needed)}
 
 
 def _typed(name: str, key: str, value: Any, place: str) -> Any:

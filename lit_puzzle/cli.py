@@ -16,6 +16,8 @@ from pathlib import Path
 
 from jsonargparse import ActionConfigFile, Namespace
 
+from lit_puzzle.footprint.plan import make_plan
+from lit_puzzle.footprint.table import plan_json, plan_lines
 from lit_puzzle.report.show import show
 from lit_puzzle.run.open_run import join_run, opened_run
 from lit_puzzle.run.parser import RecipeParser
@@ -117,6 +119,9 @@ def run(name: str, overrides: Sequence[str]) -> None:
     overwrite = len(words) < len(rest)
     check_names(recipe, words)
     command = _command(recipe, words)
+    if "--plan" in words:
+        print_plan(recipe, command, words)
+        return
     named = {path.partition(".")[0] for path in recipe.class_paths()}
     with verifying(verify), one_line_errors(command.partition(".")[0] if "." in command else None, named):
         if command in LIGHTNING_COMMANDS:
@@ -125,6 +130,23 @@ def run(name: str, overrides: Sequence[str]) -> None:
             run_lightning(command, recipe, words, overwrite)
         else:
             run_stage(command, recipe, words, overwrite)
+
+
+def print_plan(recipe: Recipe, command: str, words: Sequence[str]) -> None:
+    """Print what a recipe costs, without starting it.
+
+    Raises:
+        ValueError: a wrong key, option or device, or a stage of the user's own.
+    """
+    plan = make_plan(recipe, command, _target(command), words)
+    if plan is None:
+        raise ValueError(f"{recipe.path}: nobody knows what {command} costs: it is code of your own.")
+    print(plan_json(plan) if "--json" in words else "\n".join(plan_lines(plan)))
+
+
+def _target(command: str) -> str | None:
+    """Return the dotted name of the function that a command runs, or None for a command of Lightning."""
+    return None if command in LIGHTNING_COMMANDS else STAGES[command][0] if command in STAGES else command
 
 
 def run_stage(command: str, recipe: Recipe, words: Sequence[str], overwrite: bool) -> None:

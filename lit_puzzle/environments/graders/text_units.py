@@ -9,8 +9,7 @@ WORD = re.compile(r"\w+")  # `don't` counts as two, as IFEval counts
 WHOLE_WORD = re.compile(r"\w+(?:['’-]\w+)*")
 END = re.compile(r"(?<![.!?…])[.!?…]++[\"'”’)\]*_]*+(?=\s|$)|[。！？]++|\n++")
 ABBREVIATION = re.compile(
-    r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|Sr|Jr|Inc|Ltd|Co|Corp|vs|etc|approx|No|Fig|Eq|cf|al|e\.g|i\.e|a\.m|p\.m|U\.S)|\b[A-Z])\.$",
-    re.IGNORECASE,
+    r"\b(?:(?i:Mr|Mrs|Ms|Dr|Prof|St|Sr|Jr|Inc|Ltd|Co|Corp|vs|etc|approx|Fig|Eq|cf|e\.g|i\.e|a\.m|p\.m|U\.S)|[A-Z])\.$"
 )
 DIVIDER = re.compile(r"\s?\*\*\*\s?")
 

@@ -25,7 +25,11 @@ from lit_puzzle.environments.graders import grading_worker
 
 SECONDS = 5.0  # of a job, from when its library is loaded
 START_SECONDS = 60.0  # to start and to load the library
-LIBRARIES = {"symbolic": ("math_verify", "math-verify"), "schema": ("jsonschema", "jsonschema"), "language": ("langdetect", "langdetect")}
+LIBRARIES = {
+    "symbolic": ("math_verify", "math-verify"),
+    "schema": ("jsonschema", "jsonschema"),
+    "language": ("langdetect", "langdetect"),
+}
 
 _idle: dict[int, list["_Worker"]] = {}  # of each process, so that a forked one starts its own
 

@@ -30,6 +30,7 @@ from lit_puzzle.run.strict_json import checked_keys
 
 Finish = Literal["stop", "length"]
 FAILED = "grader failed"
+CUT_OFF = "cut off"
 GRADER_ERRORS = (ValueError, ArithmeticError, LookupError, RecursionError)  # what a grader raises on a strange text
 
 
@@ -121,7 +122,7 @@ def grade(environment: Environment, parsed: ParsedCompletion, answer: str, finis
         ValueError: the environment returns something else than a number from 0 to 1.
     """
     if parsed.final is None:
-        return Verdict(0.0, "cut off" if finish == "length" else REASONS[parsed.status])
+        return Verdict(0.0, CUT_OFF if finish == "length" else REASONS[parsed.status])
     try:
         correct: Any = environment.verify(parsed.final, answer)
     except GRADER_ERRORS as error:
@@ -137,6 +138,15 @@ def grade(environment: Environment, parsed: ParsedCompletion, answer: str, finis
 def failures(episodes: Iterable[Episode]) -> int:
     """Return how many completions a grader failed on."""
     return sum(episode.verdict.reason.startswith(FAILED) for episode in episodes)
+
+
+def shares_without(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Return shares of completions: `no_final` answer, `tool_calls`, and `no_analysis` where the format has one."""
+    reasons = [episode.verdict.reason for episode in episodes]
+    shares = {"no_final": sum(reason in (*REASONS.values(), CUT_OFF) for reason in reasons) / len(reasons)}
+    shares["tool_calls"] = reasons.count(REASONS["tool_call"]) / len(reasons)
+    thinking = [episode.analysis for episode in episodes if episode.analysis is not None]
+    return shares | ({"no_analysis": thinking.count(False) / len(thinking)} if thinking else {})
 
 
 def write_rows(path: Path, episodes: Sequence[Episode], texts: bool = True) -> None:

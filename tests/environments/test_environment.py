@@ -9,12 +9,10 @@ from typing import Any
 
 import pytest
 
-from lit_puzzle.environments.answers import final_text, parse_choice, parse_number
+from lit_puzzle.environments.answers import parse_choice, parse_number
 from lit_puzzle.environments.environment import Environment, Problem, draw, effort_weights, is_held_out
 from lit_puzzle.environments.jsonl import JsonlEnvironment
 from lit_puzzle.tiny.world import Chains, Counting, Sorting
-
-FINAL = "<|channel|>analysis<|message|>think<|end|><|start|>assistant<|channel|>final<|message|>{}<|return|>"
 
 
 class Sums:
@@ -28,8 +26,8 @@ class Sums:
         a, b = rng.randrange(self.limit), rng.randrange(self.limit)
         return Problem(self.name, ({"role": "user", "content": f"{self.name} {a}+{b}"},), str(a + b))
 
-    def verify(self, completion: str, problem_answer: str) -> float:
-        return float(final_text(completion) == problem_answer)
+    def verify(self, final: str, problem_answer: str) -> float:
+        return float(final == problem_answer)
 
 
 def by_hand_held_out(name: str, a: int, b: int) -> bool:
@@ -91,26 +89,6 @@ def test_duplicate_or_no_environments_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("completion", "text"),
-    [
-        (FINAL.format("7"), "7"),
-        ("<|channel|>final<|message|>7<|return|>", "7"),
-        ("<|channel|>final<|message|>7<|return|><|pad|><|pad|>", "7"),
-        ("<|channel|> final<|message|>a b<|return|>", "a b"),
-        ("<|channel|>final<|message|>7", None),  # cut off
-        ("<|channel|>analysis<|message|>7<|return|>", None),  # no final channel
-        ("7<|return|>", None),
-        ("<|channel|>final<|message|>7<|end|><|start|>assistant<|channel|>analysis<|message|>8<|return|>", None),
-        ("<|channel|>final<|message|>7<|end|><|return|>", None),
-        ("<|return|><|channel|>final<|message|>7<|return|>", None),  # what follows the end does not count
-        ("", None),
-    ],
-)
-def test_final_text(completion: str, text: str | None) -> None:
-    assert final_text(completion) == text
-
-
-@pytest.mark.parametrize(
     ("text", "number"),
     [
         ("42", Fraction(42)),
@@ -163,15 +141,14 @@ def jsonl(folder: Path, *rows: object) -> Path:
         ("choice", "B", "The answer is B", "C"),
     ],
 )
-def test_jsonl_environment_verifies_the_final_channel(
+def test_jsonl_environment_verifies_a_final_text(
     tmp_path: Path, verification: Any, answer: str | float, right: str, wrong: str
 ) -> None:
     environment = JsonlEnvironment("file", jsonl(tmp_path, {"prompt": "q?", "answer": answer}), verification)
     problem = environment.problem(random.Random(0))
     assert problem.environment == "file" and problem.messages == ({"role": "user", "content": "q?"},)
-    assert environment.verify(FINAL.format(right), problem.answer) == 1.0
-    assert environment.verify(FINAL.format(wrong), problem.answer) == 0.0
-    assert environment.verify(right, problem.answer) == 0.0  # not in a final channel
+    assert environment.verify(right, problem.answer) == 1.0
+    assert environment.verify(wrong, problem.answer) == 0.0
 
 
 def test_jsonl_environment_takes_messages(tmp_path: Path) -> None:

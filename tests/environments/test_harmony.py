@@ -1,19 +1,13 @@
 """harmony.py: what gpt-oss writes, read by our parser and by OpenAI's with the real vocabulary, case by case."""
 
-import gzip
-import hashlib
 import os
-import random
-import time
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from lit_puzzle.environments import harmony
-from lit_puzzle.environments.answer_formats import answer_format
 from lit_puzzle.environments.completion import ParsedCompletion, Status
 
 THOUGHT = "<|channel|>analysis<|message|>three and four<|end|><|start|>assistant"
@@ -36,13 +30,18 @@ CASES: list[tuple[str, str | None, Status, str | None]] = [  # completion, final
         "three and four",
     ),
     (
-        '<|channel|>final<|message|>7<|end|><|start|>assistant<|channel|>commentary to=functions.add <|constrain|>json'
+        "<|channel|>final<|message|>7<|end|><|start|>assistant<|channel|>commentary to=functions.add <|constrain|>json"
         '<|message|>{"a": 7}<|call|>',
         None,
         "tool_call",
         None,
     ),
-    (THOUGHT + '<|channel|>final <|constrain|>json<|message|>{"a": 7}<|return|>', '{"a": 7}', "final", "three and four"),
+    (
+        THOUGHT + '<|channel|>final <|constrain|>json<|message|>{"a": 7}<|return|>',
+        '{"a": 7}',
+        "final",
+        "three and four",
+    ),
     (
         THOUGHT + "<|channel|>final<|message|>6<|end|><|start|>assistant<|channel|>final<|message|>7<|return|>",
         "7",

@@ -8,8 +8,6 @@ import pytest
 from lit_puzzle.environments.answers import parse_choice, parse_number
 from lit_puzzle.environments.long_context_tasks import RecordCount
 
-FINAL = "<|channel|>final<|message|>{}<|return|>"
-
 
 @pytest.mark.parametrize(
     "text",
@@ -50,7 +48,7 @@ def test_no_text_takes_long(text: str) -> None:
     begun = time.process_time()
     parse_choice(text)
     parse_number(text)
-    RecordCount().verify(FINAL.format(text), "3")
+    RecordCount().verify(text, "3")
     assert time.process_time() - begun < 2
 
 
@@ -62,5 +60,5 @@ def test_blanks_change_no_choice() -> None:
 
 def test_a_count_without_end_is_wrong() -> None:
     for text in ("7" * 5000, "1" + ",234" * 1433, "3 and " + "3" * 5000):
-        assert RecordCount().verify(FINAL.format(text), "3") == 0.0
-    assert RecordCount().verify(FINAL.format("0003"), "3") == 1.0
+        assert RecordCount().verify(text, "3") == 0.0
+    assert RecordCount().verify("0003", "3") == 1.0

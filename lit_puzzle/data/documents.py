@@ -17,7 +17,6 @@ Memory: 160 bytes a document and one shard while packing (one process), then one
 sequences + 32 bytes a document.
 """
 
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 
 from lit_puzzle.data.batches import PackedBatch
 from lit_puzzle.data.document_files import DocumentFolder
+from lit_puzzle.data.held_out_documents import is_held_out_prompt
 from lit_puzzle.data.packed_files import NOTHING, PackedSequences, write_packed
 from lit_puzzle.data.packing import Integers
 from lit_puzzle.data.packing_settings import DocumentFilter, PackingSettings
@@ -154,10 +154,10 @@ class PackedDocuments(LightningDataModule):
                 targets = np.flatnonzero(shard.mask_N[begin : begin + self.sequence_tokens][:length])
                 if len(targets) == 0:  # the completion is empty, or all of it is cut off
                     continue
-                prompt = shard.ids_N[begin : begin + targets[0]].tobytes()
+                prompt = shard.ids_N[begin : begin + targets[0]]
                 numbers.append(number)
                 lengths.append(min(length, self.sequence_tokens))
-                is_validation.append(self.validation_one_in > 0 and zlib.crc32(prompt) % self.validation_one_in == 0)
+                is_validation.append(is_held_out_prompt(prompt, self.validation_one_in))
                 cut_tokens += length - lengths[-1]
         if not numbers:
             raise ValueError(self._empty("train", 0))

@@ -3,6 +3,7 @@
     harmony   messages in channels, as gpt-oss writes them            `lit_puzzle.environments.harmony`
     think     <think>THINKING</think>ANSWER<end of text>              an opening tag may stand in the prompt
     plain     ANSWER<end of text>                                     no thinking is told apart
+    whole     everything, control tokens included, finished or not    for graders that read completions themselves
 
 The format follows from the tokenizer (`answer_format`): harmony where its control tokens are in the vocabulary, think
 where vocabulary or chat template have the tag, plain otherwise. A recipe may name another one (`fix_format`).
@@ -21,8 +22,8 @@ from lit_puzzle.environments.completion import ParsedCompletion, Status
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FormatName = Literal["harmony", "think", "plain"]
-FormatChoice = Literal["auto", "harmony", "think", "plain"]
+FormatName = Literal["harmony", "think", "plain", "whole"]
+FormatChoice = Literal["auto", "harmony", "think", "plain", "whole"]
 THINK, THOUGHT = "<think>", "</think>"
 
 _formats: "WeakKeyDictionary[PreTrainedTokenizerBase, AnswerFormat]" = WeakKeyDictionary()
@@ -33,7 +34,7 @@ class AnswerFormat:
     """A format of completions.
 
     Attributes:
-        name: harmony, think or plain.
+        name: harmony, think, plain or whole.
         end: token that ends a completion.
         control: tokens that no answer contains.
         library: whether `openai-harmony` parses; harmony with the vocabulary of gpt-oss.
@@ -49,13 +50,13 @@ class AnswerFormat:
     @property
     def thinks(self) -> bool:
         """Whether thinking stands apart from the answer."""
-        return self.name != "plain"
+        return self.name in ("harmony", "think")
 
     @property
     def header(self) -> str:
         """Text before the answer where nothing is thought."""
         if self.name == "harmony":
-            return "<|channel|>final<|message|>"
+            return harmony.FINAL_HEADER
         if self.name == "think":
             return f"{'' if self.thinking_in_prompt else THINK}\n{THOUGHT}\n\n"
         return ""
@@ -70,6 +71,8 @@ class AnswerFormat:
         Args:
             completion: text decoded with its special tokens.
         """
+        if self.name == "whole":
+            return ParsedCompletion(completion, None, "final")
         if self.name == "harmony":
             return harmony.parse_with_library(completion) if self.library else harmony.parse_text(completion)
         body, status = self._ended(completion)
@@ -143,11 +146,13 @@ def _format_of(tokenizer: "PreTrainedTokenizerBase", choice: FormatChoice) -> An
                 f"answer_format: harmony was given, but {tokenizer.name_or_path} has no token {missing[0]}. Set "
                 "answer_format: auto."
             )
-        library = harmony.has_gpt_oss_vocabulary(tokenizer)
+        library = harmony.has_library_vocabulary(tokenizer)
         if library:
             harmony.load_vocabulary(tokenizer)
-        return AnswerFormat("harmony", "<|return|>", library=library)
+        return AnswerFormat("harmony", harmony.END, library=library)
     end = tokenizer.eos_token
+    if choice == "whole":
+        return AnswerFormat("whole", str(end or ""))
     if not end:
         raise ValueError(f"{tokenizer.name_or_path} names no end token. Set eos_token in tokenizer_config.json.")
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}

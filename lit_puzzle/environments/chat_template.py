@@ -96,13 +96,13 @@ def _check_effort(tokenizer: "PreTrainedTokenizerBase", effort: str) -> None:
     leveled = has_efforts(tokenizer)
     if effort != NO_EFFORT and not leveled:
         raise ValueError(
-            f"the chat template of {tokenizer.name_or_path} takes no reasoning_effort, but effort {effort} was given: the "
-            f"prompts of all efforts would be equal. Set efforts to {NO_EFFORT!r}."
+            f"effort {effort} was given, but the chat template of {tokenizer.name_or_path} takes no reasoning_effort: "
+            f"all efforts would give the same prompts. Set efforts to {NO_EFFORT!r}."
         )
     if effort == NO_EFFORT and leveled:
         raise ValueError(
-            f"the chat template of {tokenizer.name_or_path} has levels of effort, but effort {NO_EFFORT} was given. Set "
-            f"efforts to some of {', '.join(EFFORTS)}."
+            f"effort {NO_EFFORT} was given, but the chat template of {tokenizer.name_or_path} has levels of effort. "
+            f"Set efforts to some of {', '.join(EFFORTS)}."
         )
 
 

@@ -22,14 +22,16 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from lit_puzzle.environments.completion import REASONS
 from lit_puzzle.environments.environment import Problem
-from lit_puzzle.environments.grading import Finish
+from lit_puzzle.environments.grading import CUT_OFF, Finish
 from lit_puzzle.environments.verdict import Verdict
 from lit_puzzle.run.files import to_json, write_atomically
 from lit_puzzle.run.json_lines import read_json_lines
 from lit_puzzle.run.strict_json import checked_keys
 
 SEEN = ("analysis", "looping")  # keys of a row that older files do not have
+WITHOUT_FINAL = (*REASONS.values(), CUT_OFF)
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,17 @@ def problem_number(problem: Problem) -> int:
 def failures(episodes: Iterable[Episode]) -> int:
     """Return how many completions a grader failed on."""
     return sum(episode.verdict.failed for episode in episodes)
+
+
+def shares_without(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Return shares of completions: `no_final` answer, `tool_calls`, and `looping` and `no_analysis` where known."""
+    reasons = [episode.verdict.reason for episode in episodes]
+    shares = {"no_final": sum(reason in WITHOUT_FINAL for reason in reasons) / len(reasons)}
+    shares["tool_calls"] = reasons.count(REASONS["tool_call"]) / len(reasons)
+    loops = [episode.looping for episode in episodes if episode.looping is not None]
+    shares |= {"looping": loops.count(True) / len(loops)} if loops else {}
+    thinking = [episode.analysis for episode in episodes if episode.analysis is not None]
+    return shares | ({"no_analysis": thinking.count(False) / len(thinking)} if thinking else {})
 
 
 def write_rows(path: Path, episodes: Sequence[Episode], texts: bool = True) -> None:

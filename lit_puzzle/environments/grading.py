@@ -14,6 +14,7 @@ from lit_puzzle.environments.environment import Environment
 from lit_puzzle.environments.verdict import RIGHT, Verdict, grader_failed
 
 Finish = Literal["stop", "length"]
+CUT_OFF = "cut off"  # the reason of a completion that the cap on its length has ended
 GRADER_ERRORS = (ValueError, ArithmeticError, LookupError, RecursionError)  # what a grader raises on a strange text
 
 
@@ -79,8 +80,7 @@ def grade(environment: Environment, parsed: ParsedCompletion, answer: str, finis
 def _without_final(completion: Ungraded) -> Verdict:
     """Return the verdict on a completion without a final answer."""
     status = completion.parsed.status
-    cut = completion.finish == "length"
-    return Verdict(0.0, "cut off" if cut else REASONS.get(status, status))
+    return Verdict(0.0, CUT_OFF if completion.finish == "length" else REASONS.get(status, status))
 
 
 def _verify(environment: Environment, finals: Sequence[str], answers: Sequence[str]) -> list[Verdict]:

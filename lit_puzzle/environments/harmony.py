@@ -35,6 +35,7 @@ VOCABULARY_FILE = "o200k_base.tiktoken"
 VOCABULARY_SIZE = 199_998  # lines of the file
 
 START = "<|start|>assistant"
+FINAL_HEADER, END = "<|channel|>final<|message|>", "<|return|>"
 TURN_ENDS = ("<|return|>", "<|call|>", "<|endoftext|>")
 _END = re.compile(r"<\|(?:end|return|call|endoftext)\|>")
 _CONTROL = re.compile(r"<\|(?:start|message|channel|constrain)\|>")
@@ -103,7 +104,7 @@ def _channel_and_recipient(header: str) -> tuple[str, bool]:
     return (words[0] if well_formed else ""), any(word.startswith("to=") for word in [*before.split(), *words])
 
 
-def has_gpt_oss_vocabulary(tokenizer: "PreTrainedTokenizerBase") -> bool:
+def has_library_vocabulary(tokenizer: "PreTrainedTokenizerBase") -> bool:
     """Return whether the control tokens of a tokenizer have the numbers that they have in gpt-oss."""
     return all(tokenizer.get_added_vocab().get(token) == number for token, number in GPT_OSS_TOKENS.items())
 

@@ -28,9 +28,16 @@ from transformers import PreTrainedTokenizerBase
 from lit_puzzle.data.prompts import check_lengths
 from lit_puzzle.environments.answer_formats import answer_format, fix_format
 from lit_puzzle.environments.chat_template import render_prompt
-from lit_puzzle.environments.completion import REASONS
 from lit_puzzle.environments.environment import LEVELS, Environment, PromptAtEffort
-from lit_puzzle.environments.episodes import Episode, Texts, failures, problem_number, read_rows, write_rows
+from lit_puzzle.environments.episodes import (
+    Episode,
+    Texts,
+    failures,
+    problem_number,
+    read_rows,
+    shares_without,
+    write_rows,
+)
 from lit_puzzle.environments.grading import Ungraded, grade_all
 from lit_puzzle.environments.looping import is_looping
 from lit_puzzle.environments.problem_identity import names_of, problems_identity
@@ -51,7 +58,6 @@ from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import Identity, claim_inputs, file_identity, record_output, run_date
 
 EPISODES_FILE = "episodes.jsonl"
-NO_FINAL = (*REASONS.values(), "cut off")
 
 
 def solve_problems(
@@ -166,24 +172,13 @@ def summarize(episodes: Sequence[Episode]) -> dict[str, float]:
         for name, values in numbers.items():
             results[f"{name}/{effort}"], results[f"{name}_se/{effort}"] = mean_and_error(values)
         results[f"finished/{effort}"] = sum(e.finished for e in group) / len(group)
-        results |= {f"{name}/{effort}": share for name, share in _without_answer(group).items()}
+        results |= {f"{name}/{effort}": share for name, share in shares_without(group).items()}
         for environment in sorted({e.environment for e in group}):
             part = [e for e in group if e.environment == environment]
             results[f"accuracy/{effort}/{environment}"] = sum(e.correct for e in part) / len(part)
             results[f"tokens/{effort}/{environment}"] = sum(e.generated_tokens for e in part) / len(part)
             results[f"finished/{effort}/{environment}"] = sum(e.finished for e in part) / len(part)
     return results
-
-
-def _without_answer(group: Sequence[Episode]) -> dict[str, float]:
-    """Return shares of completions without a final answer, that call a tool, loop, and have no thinking."""
-    reasons = [episode.verdict.reason for episode in group]
-    shares = {"no_final": sum(reason in NO_FINAL for reason in reasons) / len(group)}
-    shares["tool_calls"] = reasons.count(REASONS["tool_call"]) / len(group)
-    loops = [episode.looping for episode in group if episode.looping is not None]
-    shares |= {"looping": loops.count(True) / len(loops)} if loops else {}
-    thinks = [episode.analysis for episode in group if episode.analysis is not None]
-    return shares | ({"no_analysis": thinks.count(False) / len(thinks)} if thinks else {})
 
 
 def compare(before: Sequence[Episode], after: Sequence[Episode]) -> dict[str, float]:

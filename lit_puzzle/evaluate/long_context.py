@@ -36,7 +36,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_puzzle.environments.answer_formats import AnswerFormat, answer_format
+from lit_puzzle.environments.answer_formats import AnswerFormat, answer_format, fix_format
 from lit_puzzle.environments.chat_template import render_prompt
 from lit_puzzle.environments.environment import Environment, Problem, PromptAtEffort, draw
 from lit_puzzle.environments.long_context_text import TextTask, fit
@@ -140,6 +140,8 @@ class LongContextAccuracy:
             ValueError: an item and its completion are longer than the policy's context, or of an unknown environment.
         """
         grading = self.grading
+        if grading.answer_format != "auto":
+            fix_format(tokenizer, grading.answer_format)
         references = []
         if grading.mode == "teacher_forced":
             references = self._references(tokenizer, items, answer_format(tokenizer))

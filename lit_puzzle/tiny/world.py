@@ -90,9 +90,9 @@ class Chains:
         """Return the worked solution at an effort."""
         return completion(self.analysis(problem, effort), problem.answer)
 
-    def verify(self, completion: str, problem_answer: str) -> float:
+    def verify(self, final: str, problem_answer: str) -> float:
         """Return 1.0 if the final channel is exactly the answer, otherwise 0.0."""
-        return verify_exactly(completion, problem_answer)
+        return verify_exactly(final, problem_answer)
 
 
 class Sorting:
@@ -136,9 +136,9 @@ class Sorting:
         """Return the worked solution at an effort."""
         return completion(self.analysis(problem, effort), problem.answer)
 
-    def verify(self, completion: str, problem_answer: str) -> float:
+    def verify(self, final: str, problem_answer: str) -> float:
         """Return 1.0 if the final channel is exactly the answer, otherwise 0.0."""
-        return verify_exactly(completion, problem_answer)
+        return verify_exactly(final, problem_answer)
 
 
 class Counting:
@@ -185,9 +185,9 @@ class Counting:
         """Return the worked solution at an effort."""
         return completion(self.analysis(problem, effort), problem.answer)
 
-    def verify(self, completion: str, problem_answer: str) -> float:
+    def verify(self, final: str, problem_answer: str) -> float:
         """Return 1.0 if the final channel is exactly the answer, otherwise 0.0."""
-        return verify_exactly(completion, problem_answer)
+        return verify_exactly(final, problem_answer)
 
 
 def parse(problem: Problem) -> tuple[Table, str, int]:

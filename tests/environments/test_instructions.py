@@ -1,4 +1,4 @@
-"""graders/instructions.py and its checks: each instruction followed and not, against if-verifiable where that counts alike."""
+"""graders/instructions.py and its checks: each instruction followed and not, and if-verifiable as an oracle."""
 
 import itertools
 import json

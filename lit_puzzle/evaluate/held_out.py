@@ -21,8 +21,8 @@ class HeldOut:
         prompts_per_effort: problems at each effort.
         seed: which problems.
         texts: whether the file of episodes holds prompts, completions and right answers.
-        answer_format: of the completions; `auto`: what the tokenizer says.
         samples_per_prompt: completions of each problem at each effort.
+        answer_format: of the completions; `auto`: what the tokenizer says.
 
     Raises:
         ValueError: unknown efforts, fewer than two problems (no standard error exists), or no sample of each.
@@ -33,8 +33,8 @@ class HeldOut:
     prompts_per_effort: int = 256
     seed: int = 0
     texts: bool = True
-    answer_format: FormatChoice = "auto"
     samples_per_prompt: int = 1
+    answer_format: FormatChoice = "auto"
 
     def __post_init__(self) -> None:
         effort_weights(self.efforts)

@@ -3,9 +3,9 @@
     python scripts/bench/footprint.py [--stages importance distill ...] [--processes 1 2] [--sizes 0 1 2] [--keep DIR]
 
 Makes random parents of 4, 6 and 8 layers, data for them, and runs each stage's own recipe on CPU processes (gloo).
-Measured is anonymous memory (RssAnon): pages of files do not count. A process of its own reads it every 2 ms, above what
-it was when everything was imported; freed memory returns to the system at once (M_MMAP_THRESHOLD), no huge pages.
-Prints a row for each run, and one JSON line at the end.
+Measured is anonymous memory (RssAnon): pages of files do not count. Every run is a fork of a process that has imported
+all; it is read every 2 ms, above what it was then. Freed memory returns to the system at once (M_MMAP_THRESHOLD), and
+there are no huge pages. Prints a row for each run, and one JSON line at the end.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import ctypes
 import importlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -32,7 +33,7 @@ SHAPE = {
 
 def stages(folder: Path, size: int, processes: int) -> dict[str, tuple[str, list[str]]]:
     """Recipe and overrides of every stage at a size; the numbers grow fourfold from the first size to the last."""
-    models, tokens = folder / f"{LAYERS[size]}_layers", 2048 * 2**size
+    models, tokens = folder / f"{LAYERS[size]}_layers", 1024 * 2**size
     parent, library, documents = (str(models / name) for name in ("parent", "library", "documents"))
     devices = [f"--trainer.devices={processes}", "--trainer.accelerator=cpu"]
     fabric = [f"--fabric.devices={processes}", "--fabric.accelerator=cpu"]
@@ -50,7 +51,7 @@ def stages(folder: Path, size: int, processes: int) -> dict[str, tuple[str, list
         "--data.init_args.batch_size=1",
     ]
     short = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.callbacks=[]"]
-    rows = 16 * 2**size
+    rows = 8 * 2**size
     drawn = ["--sampling.max_new_tokens=64", "--engine.name=transformers", f"--engine.batch_size={2 * rows}"]
     model = "--model.init_args"
     return {
@@ -67,36 +68,56 @@ def stages(folder: Path, size: int, processes: int) -> dict[str, tuple[str, list
         ),
         "distill": (
             "distill",
-            [f"{model}.child={parent}", f"{model}.parent={parent}", f"{model}.evaluation=null", *devices, *packed, *short],
+            [
+                f"{model}.child={parent}",
+                f"{model}.parent={parent}",
+                f"{model}.evaluation=null",
+                *devices,
+                *packed,
+                *short,
+            ],
         ),
         "distill_checkpointed": (
             "distill",
-            [f"{model}.child={parent}", f"{model}.parent={parent}", f"{model}.evaluation=null", *devices, *packed, *short]
-            + [f"{model}.training.gradient_checkpointing=true", f"{model}.loss.hidden=0.0"],
+            [
+                f"{model}.child={parent}",
+                f"{model}.parent={parent}",
+                f"{model}.evaluation=null",
+                *devices,
+                *packed,
+                *short,
+                f"{model}.training.gradient_checkpointing=true",
+                f"{model}.loss.hidden=0.0",
+            ],
         ),
         "rl_recover": (
             "rl_recover",
-            [f"{model}.child={parent}", f"{model}.grpo.completions_per_device={rows}", *devices, "--trainer.max_steps=1"]
-            + [f"{model}.grpo.sampling.max_new_tokens=64", f"{model}.evaluation.prompts_per_effort=2"]
-            + ["--trainer.callbacks=[]", "--trainer.val_check_interval=1", "--data.init_args.held_out_per_effort=2"]
-            + [f"{model}.training.lora=null", "--data.init_args.train_prompts=64"],
+            [
+                f"{model}.child={parent}",
+                f"{model}.grpo.completions_per_device={rows}",
+                *devices,
+                "--trainer.max_steps=1",
+                f"{model}.grpo.sampling.max_new_tokens=64",
+                f"{model}.evaluation.prompts_per_effort=2",
+                "--trainer.callbacks=[]",
+                "--trainer.val_check_interval=1",
+                "--data.init_args.held_out_per_effort=2",
+                f"{model}.training.lora=null",
+                "--data.init_args.train_prompts=64",
+            ],
         ),
         "generate": ("generate", [f"--parent={parent}", f"--prompts.num_prompts={2 * rows}", *drawn]),
         "evaluate": ("evaluate", [f"--checkpoint={parent}", f"--held_out.prompts_per_effort={2 * rows}", *drawn]),
     }
 
 
-MODULES = {
-    "rl_recover": ["lit_puzzle.rl.module", "lit_puzzle.rl.trl_engine", "lit_puzzle.data.rl_prompts", "peft"],
-    "distill": ["lit_puzzle.distill.global_kd", "lit_puzzle.data.documents"],
-    "distill_blocks": ["lit_puzzle.distill.blocks", "lit_puzzle.data.documents"],
-    "importance": ["lit_puzzle.importance.importance", "lit_puzzle.data.calibration"],
-    "calibrate_kv": ["lit_puzzle.kv_cache.calibrate", "lit_puzzle.data.calibration", "matplotlib.pyplot"],
-    "score": ["lit_puzzle.scoring.scoring"],
-    "precompute_logits": ["lit_puzzle.distill.top_logits"],
-    "generate": ["lit_puzzle.data.generate"],
-    "evaluate": ["lit_puzzle.evaluate.accuracy"],
-}
+MODULES = (
+    *("peft", "matplotlib.pyplot", "pyarrow.parquet", "lit_puzzle.training.lightning"),
+    *("lit_puzzle.rl.module", "lit_puzzle.rl.trl_engine", "lit_puzzle.data.rl_prompts", "lit_puzzle.data.documents"),
+    *("lit_puzzle.distill.global_kd", "lit_puzzle.distill.blocks", "lit_puzzle.distill.top_logits"),
+    *("lit_puzzle.importance.importance", "lit_puzzle.data.calibration", "lit_puzzle.kv_cache.calibrate"),
+    *("lit_puzzle.scoring.scoring", "lit_puzzle.data.generate", "lit_puzzle.evaluate.accuracy"),
+)
 
 
 def make_models(folder: Path, size: int) -> None:
@@ -110,7 +131,7 @@ def make_models(folder: Path, size: int) -> None:
     from lit_puzzle.model.checkpoint import fingerprint
     from lit_puzzle.tiny.tokenizer import build_tokenizer
 
-    models, layers, tokens = folder / f"{LAYERS[size]}_layers", LAYERS[size], 2048 * 2**size
+    models, layers, tokens = folder / f"{LAYERS[size]}_layers", LAYERS[size], 1024 * 2**size
     tokenizer = build_tokenizer()
     ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
     torch.manual_seed(0)
@@ -130,26 +151,17 @@ def make_models(folder: Path, size: int) -> None:
     library(models / "library", models / "parent", models / "importance", [8], [64])
 
 
-def run_one(stage: str, out: Path, words: list[str]) -> None:
-    """Run a recipe in this process, after everything is imported and this process's number is written."""
+def import_all() -> None:
+    """Import what the stages import, once: every run is a fork of this process."""
     allocator = ctypes.CDLL(None)
     allocator.mallopt(-3, 65536)  # M_MMAP_THRESHOLD
     allocator.prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE
+    for name in MODULES:
+        importlib.import_module(name)
     import torch
 
-    from lit_puzzle.cli import main
-
-    for name in ["lit_puzzle.training.lightning", *MODULES[stage]]:
-        importlib.import_module(name)
     torch.set_num_threads(1)
-    small = torch.nn.Linear(64, 64)
-    small(torch.ones(2, 64)).sum().backward()  # starts the threads of autograd
     allocator.malloc_trim(0)
-    rank = os.environ.get("LOCAL_RANK", "0")
-    (out / f"{rank}.pid.tmp").write_text(str(os.getpid()))
-    (out / f"{rank}.pid.tmp").rename(out / f"{rank}.pid")
-    time.sleep(0.05)  # the observer reads what importing took
-    main(["run", *words])
 
 
 def anonymous(pid: int) -> int:
@@ -161,19 +173,27 @@ def anonymous(pid: int) -> int:
     return 1024 * int(status.split("RssAnon:")[1].split()[0]) if "RssAnon:" in status else 0
 
 
-def observe(process: subprocess.Popen[bytes], out: Path) -> list[int]:
-    """Peak of each process above what it was when it had imported everything."""
-    base: dict[int, int] = {}
-    peak: dict[int, int] = {}
-    while process.poll() is None:
-        if len(base) < 2:
-            for file in out.glob("*.pid"):
-                pid = int(file.read_text())
-                base.setdefault(pid, anonymous(pid))
-        for pid in base:
-            peak[pid] = max(peak.get(pid, 0), anonymous(pid))
-        time.sleep(0.002)
-    return [peak[pid] - base[pid] for pid in base]
+def start(words: list[str], out: Path, rank: int, processes: int, port: int) -> int:
+    """Fork a process that runs a recipe; returns its number."""
+    pid = os.fork()
+    if pid:
+        return pid
+    log = os.open(out / f"log{rank}", os.O_WRONLY | os.O_CREAT)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    if processes > 1:
+        os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    from lit_puzzle.cli import main as run
+
+    code = 1
+    try:
+        run(["run", *words])
+        code = 0
+    except SystemExit as stopped:
+        code = int(stopped.code or 0)
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
 
 
 def measured(folder: Path, stage: str, size: int, processes: int) -> tuple[float, str]:
@@ -181,13 +201,21 @@ def measured(folder: Path, stage: str, size: int, processes: int) -> tuple[float
     recipe, words = stages(folder, size, processes)[stage]
     out = Path(tempfile.mkdtemp(dir=folder))
     run = [f"recipes/{recipe}.yaml", f"--run_dir={out / 'run'}", "--force", *words]
-    command = [sys.executable, str(HERE), "--one", recipe, "--out", str(out), "--", *run]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    log = (out / "log").open("wb")
-    process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-    peaks = observe(process, out)
-    ended = "" if process.returncode == 0 else (out / "log").read_text()[-1500:]
-    return float(max(peaks, default=0)), ended
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    base = anonymous(os.getpid())
+    running = {start(run, out, rank, processes, port): rank for rank in range(processes)}
+    peaks, failed = dict.fromkeys(running, 0), ""
+    while running:
+        for pid in list(running):
+            peaks[pid] = max(peaks[pid], anonymous(pid))
+            done, code = os.waitpid(pid, os.WNOHANG)
+            if done:
+                rank = running.pop(pid)
+                failed = failed or ("" if code == 0 else (out / f"log{rank}").read_text()[-1500:])
+        time.sleep(0.002)
+    return float(max(peaks.values()) - base), failed
 
 
 def predicted(folder: Path, stage: str, size: int, processes: int) -> tuple[float, str]:
@@ -210,11 +238,14 @@ def main(chosen: argparse.Namespace) -> None:
     folder = Path(chosen.keep or tempfile.mkdtemp(prefix="footprint"))
     folder.mkdir(exist_ok=True)
     rows = []
-    print("| stage | processes | layers | predicted MiB | measured MiB | error | fullest |\n|---|---|---|---|---|---|---|")
+    print(
+        "| stage | processes | layers | predicted MiB | measured MiB | error | fullest |\n|---|---|---|---|---|---|---|"
+    )
     for size in chosen.sizes:
         if not (folder / f"{LAYERS[size]}_layers" / "library" / "library.json").is_file():
             make = [sys.executable, str(HERE), "--make", str(size), "--out", str(folder)]
             subprocess.run(make, check=True, stdout=subprocess.DEVNULL)
+    import_all()
     for stage in chosen.stages or list(stages(folder, 0, 1)):
         for processes in chosen.processes:
             if processes == 2 and stage not in TWO_PROCESSES:
@@ -237,14 +268,10 @@ if __name__ == "__main__":
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--sizes", type=int, nargs="+", default=[0, 1, 2], help="of three")
     parser.add_argument("--keep", help="folder for the models, which a second bench finds there")
-    parser.add_argument("--one", help="one run in this process (used by this script)")
     parser.add_argument("--make", type=int, help="models of a size (used by this script)")
     parser.add_argument("--out", type=Path, help="where that writes")
-    parser.add_argument("words", nargs="*")
     given = parser.parse_args()
-    if given.one:
-        run_one(given.one, given.out, given.words)
-    elif given.make is not None:
+    if given.make is not None:
         make_models(given.out, given.make)
     else:
         main(given)

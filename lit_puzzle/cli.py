@@ -21,8 +21,10 @@ from lit_puzzle.footprint.before_run import FORCE, check_fit
 from lit_puzzle.footprint.plan import make_plan
 from lit_puzzle.footprint.table import plan_json, plan_lines
 from lit_puzzle.report.show import show
+from lit_puzzle.run.inputs import dated
 from lit_puzzle.run.open_run import join_run, opened_run
-from lit_puzzle.run.parser import RecipeParser
+from lit_puzzle.run.parser import RecipeParser, without_unset_date
+from lit_puzzle.run.peers import end_with_starter, failing_together
 from lit_puzzle.run.recipe import PACKAGED_RECIPES, Recipe, load_recipe, packaged_recipes
 from lit_puzzle.run.record import RunClock
 from lit_puzzle.run.renamed import check_names
@@ -130,7 +132,9 @@ def run(name: str, overrides: Sequence[str]) -> None:
         return
     check = partial(check_fit, recipe, command, _target(command), words, force) if _rank() == 0 else _no_check
     named = {path.partition(".")[0] for path in recipe.class_paths()}
-    with verifying(verify), one_line_errors(command.partition(".")[0] if "." in command else None, named):
+    end_with_starter(_rank())
+    own = command.partition(".")[0] if "." in command else None
+    with verifying(verify), one_line_errors(own, named), failing_together():
         if command in LIGHTNING_COMMANDS:
             from lit_puzzle.training.lightning import run_lightning  # lightning and torch load here, not for --help
 
@@ -184,10 +188,11 @@ def run_stage(
     parser.add_argument("--config", action=ActionConfigFile, help="one more YAML file")
     parser.add_argument("--command", type=str, help="the stage")
     parser.add_argument("--run_dir", type=str, required=True, help="folder that the stage writes")
+    parser.add_date()
     parser.add_function_arguments(function, skip={"run_dir"})
     config = parser.parse_args(recipe.arguments(words))
     run_dir = Path(config.run_dir)
-    is_first, resolved = _rank() == 0, recipe.on_disk(parser.dump(config, skip_unset=False), words)
+    is_first, resolved = _rank() == 0, recipe.on_disk(parser.dump(without_unset_date(config), skip_unset=False), words)
     _keep_card_references(config, recipe, words)
     if not is_first:
         if command in STAGES and command not in PARALLEL_STAGES:
@@ -195,9 +200,10 @@ def run_stage(
         join_run(run_dir, resolved)
     check()
     clock = RunClock()
-    with opened_run(run_dir, resolved, overwrite, command not in STAGES) if is_first else nullcontext(False) as resumed:
+    opened = opened_run(run_dir, resolved, overwrite, command not in STAGES) if is_first else nullcontext(False)
+    with dated(config.chat_date), opened as resumed:
         arguments = parser.instantiate(Namespace(config.clone()))
-        for key in ("config", "command", "run_dir"):
+        for key in ("config", "command", "run_dir", "chat_date"):
             arguments.pop(key, None)
         results: Mapping[str, float] = function(run_dir=run_dir, **arguments.as_dict())
         if is_first:

@@ -20,7 +20,7 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     """Return the footprint of `evaluate`."""
     planned = planned_config(Path(values.at("checkpoint")))
     size, engine, new = model_size(planned.config), values.inside("engine"), values.whole("sampling.max_new_tokens")
-    samples = int(values.get("held_out.samples") or values.get("samples") or 1)
+    samples = values.whole("held_out.samples_per_prompt")
     problems = values.whole("held_out.prompts_per_effort") * len(values.at("held_out.efforts")) * samples
     held = engine_bytes(size, engine, device, assumed.prompt_tokens, new)
     episodes = {"episodes": float(BYTES_OF_A_TOKEN * problems * (assumed.prompt_tokens + new))}

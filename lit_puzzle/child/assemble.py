@@ -89,8 +89,9 @@ def warn_of_larger_weights(parent: Checkpoint, child: Checkpoint) -> None:
     left = [experts for experts, _ in child.blocks if experts < chosen]
     if left:
         Console().print(
-            f"{len(left)} of {len(child.blocks)} layers keep fewer experts than a token chooses ({chosen}): the "
-            f"weights of those that are left grow, on average {chosen / min(left):.2g} times where {min(left)} are left."
+            f"{len(left)} of {len(child.blocks)} layers keep fewer experts than a token chooses ({chosen}): "
+            f"the weights of those that are left grow, on average {chosen / min(left):.2g} times where {min(left)} are "
+            "left."
         )
 
 

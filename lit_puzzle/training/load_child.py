@@ -12,13 +12,20 @@ from typing import TYPE_CHECKING
 import torch
 from accelerate import init_empty_weights
 from torch.distributed.device_mesh import DeviceMesh
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from lit_puzzle.model.modules import model_family
+from lit_puzzle.model.opening import load_config
+from lit_puzzle.training.moe_chunks import chunk_experts
 from lit_puzzle.training.random_state import RandomStream
 from lit_puzzle.training.settings import TrainingSettings
 from lit_puzzle.training.sharding import load_for, shard
-from lit_puzzle.training.trainable import add_adapters, freeze_parameters, without_adapters
+from lit_puzzle.training.trainable import (
+    add_adapters,
+    compute_in_autocast_dtype,
+    freeze_parameters,
+    without_adapters,
+)
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -43,6 +50,9 @@ def load_child(mesh: DeviceMesh | None, folder: Path, settings: TrainingSettings
     model = without_adapters(child)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    if settings.moe_chunk_tokens is not None:
+        chunk_experts(model, settings.moe_chunk_tokens)
+    compute_in_autocast_dtype(model)
     shard(model, model.model.layers, mesh, waiting, trains=True)
     return child
 
@@ -83,7 +93,7 @@ def without_weights(folder: Path, settings: TrainingSettings) -> "PreTrainedMode
     Raises:
         ValueError: an implementation of attention or experts that transformers does not have here.
     """
-    config = AutoConfig.from_pretrained(folder)
+    config = load_config(folder)
     if config.to_dict().get("quantization_config") is not None:
         del config.quantization_config
     how = {"attn_implementation": settings.attention, "experts_implementation": settings.experts}

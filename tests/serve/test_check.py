@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.serve.vllm.check import plan_engines, require_vllm, run_engines, serve_check
 from lit_puzzle.serve.vllm.check_reference import Reference, make_reference
-from lit_puzzle.serve.vllm.comparisons import allowed_difference, compare
+from lit_puzzle.serve.vllm.comparisons import allowed_difference, compare, compare_allocation
 from lit_puzzle.serve.vllm.report import difference, write_report
 from lit_puzzle.serve.vllm.settings import CheckPrompts, VLLMSettings
 

@@ -6,8 +6,8 @@ vllm.log and server.log.
 
 Checks: greedy tokens and log-probabilities against transformers; a reload of weights into a running engine; stop
 tokens; an FP8 KV cache; predicted against actual capacity of the KV cache; the OpenAI-compatible server. Negative
-controls show that the comparison would notice an error: a window that is off by one, experts of one layer permuted without their router,
-dropped KV scales.
+controls show that the comparison would notice an error: a window that is off by one, experts of one layer permuted
+without their router, dropped KV scales.
 
 Memory, one after the other: transformers, 4 bytes for each parameter (2 in bfloat16 with a tolerance of your own);
 vLLM, 4 or 2 + kv_cache_gib; the server, the same again. Disk: a few hundred KiB. Traffic: these files, and local HTTP.
@@ -81,18 +81,34 @@ def serve_check(
     windows = [window for _, window in opened.blocks]
     cache_bytes = settings["kv_cache_memory_bytes"]
     checks.append(compare_allocation(results["bfloat16"][0], windows, 2 * token_bytes, cache_bytes))
-    if vllm.server and reference.chats:
+    without = why_no_server(opened, vllm, reference)
+    if without is None:
         options = [f"--dtype={vllm.dtype}", f"--max-model-len={length}", "--enforce-eager"]
         options.append(f"--kv-cache-memory-bytes={settings['kv_cache_memory_bytes']}")
         with serving(python, checkpoint, options, run_dir / "server.log", vllm.server_seconds) as port:
             checks += check_server(port, prompts.question, reference, exact)
     else:
-        checks.append(skipped("server", "vllm.server: false" if reference.chats else "the folder has no chat template"))
+        checks.append(skipped("server", without))
     metrics = write_report(run_dir / "report.json", checks, {"vllm": results["main"][-1]["version"]})
     failed = [f"{check.name} ({check.reason})" for check in checks if check.outcome == "failed"]
     if failed:
         raise ValueError(f"vLLM does not serve {checkpoint} as transformers computes it: {'; '.join(failed)}.")
     return metrics
+
+
+def why_no_server(checkpoint: Checkpoint, vllm: VLLMSettings, reference: Reference) -> str | None:
+    """Return why the server is not checked; None if it is."""
+    if not vllm.server:
+        return "vllm.server: false"
+    if not reference.chats:
+        return "the folder has no chat template"
+    vocab_size = int(checkpoint.config["vocab_size"])
+    if not is_child(checkpoint.config) and vocab_size != checkpoint.family.vocab_size:
+        return (
+            f"vLLM renders chats of every stock {checkpoint.family.model_type} folder in the format of the released "
+            f"models, with their vocabulary; this one has {vocab_size} tokens. Children keep their own chat template"
+        )
+    return None
 
 
 def require_vllm(python: Path) -> Path:

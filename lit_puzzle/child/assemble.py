@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.console import Console
+
 from lit_puzzle.child.child import Child
 from lit_puzzle.child.folder import PLAN_FILE
 from lit_puzzle.child.manual_plan import manual_plan
@@ -72,8 +74,25 @@ def assemble(
     with atomic_folder(run_dir / "child", replace=True) as scratch:
         child.write(scratch)
     made = Checkpoint(run_dir / "child")
+    warn_of_larger_weights(source, made)
     record_output(run_dir, "child", weights_identity(made))
     return summarize(source, made)
+
+
+def warn_of_larger_weights(parent: Checkpoint, child: Checkpoint) -> None:
+    """Say where fewer experts are left than the parent chooses for a token: their weights still sum to 1.
+
+    Nothing takes the place of a chosen expert that is gone, so what the others write grows; with a router of zeros,
+    which weighs all alike, by chosen / left.
+    """
+    chosen = int(parent.config[parent.family.config.experts_per_token])
+    left = [experts for experts, _ in child.blocks if experts < chosen]
+    if left:
+        Console().print(
+            f"{len(left)} of {len(child.blocks)} layers keep fewer experts than a token chooses ({chosen}): "
+            f"the weights of those that are left grow, on average {chosen / min(left):.2g} times where {min(left)} are "
+            "left."
+        )
 
 
 def _inputs(parent: Checkpoint, plan: Path | None, library: Path | None, manual: ManualPlan) -> dict[str, Identity]:

@@ -11,6 +11,7 @@ from helpers.recovery_runs import Fingerprint, forked
 from torch.distributed.tensor import DTensor
 from transformers import AutoTokenizer, GptOssForCausalLM
 
+from lit_puzzle.environments.answer_formats import fix_format
 from lit_puzzle.environments.environment import Environment, is_held_out
 from lit_puzzle.evaluate.accuracy import solve_problems
 from lit_puzzle.evaluate.long_context import LongContextAccuracy
@@ -44,7 +45,9 @@ def parent(tiny_config, tmp_path_factory) -> Path:
 
 def make_task(problems: int = 3) -> LongContextAccuracy:
     asked = LongContextProblems(environments=[Fingerprint()], efforts=["low", "high"], problems_per_effort=problems)
-    return LongContextAccuracy(asked, sampling=Sampling(TOKENS, 0.0), batch_size=4, name="print")
+    return LongContextAccuracy(
+        asked, Grading(answer_format="whole"), sampling=Sampling(TOKENS, 0.0), batch_size=4, name="print"
+    )
 
 
 def all_scores(parent: Path, settings: FabricSettings) -> dict[str, list[float]]:
@@ -74,6 +77,7 @@ def test_scores_are_those_of_the_completions(parent):
     tokenizer, model = AutoTokenizer.from_pretrained(parent), GptOssForCausalLM.from_pretrained(parent).eval()
     task = make_task()
     engine, sampling = TransformersEngine(model, tokenizer, 4), Sampling(TOKENS, 0.0)
+    fix_format(tokenizer, "whole")
     episodes = solve_problems(engine, tokenizer, task.items(tokenizer), [Fingerprint()], sampling)
     assert found["parent"] == [episode.correct for episode in episodes]
     lengths = [episode.generated_tokens for episode in episodes]

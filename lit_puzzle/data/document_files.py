@@ -16,6 +16,7 @@ Shapes: D documents of a shard, N their tokens laid end to end.
 import hashlib
 import json
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -30,11 +31,14 @@ from pyarrow import parquet
 from lit_puzzle.data.document_record import read_record
 from lit_puzzle.data.provenance import Provenance, read_limits
 from lit_puzzle.data.shards import SCHEMA, Shard, read_shard
+from lit_puzzle.model.checkpoint import fingerprint
 from lit_puzzle.run.files import write_json
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import Identity, file_identity
+from lit_puzzle.spec import Plan
 
 DOCUMENTS_FILE = "documents.json"
+PLAN_FILE = "plan.json"  # of a child
 NOTE = "lit_puzzle"
 
 
@@ -152,10 +156,6 @@ class DocumentFolder:
             ValueError: It is missing, its run has not finished, its record is damaged, or shards are missing.
         """
         self.folder = require_input(folder, "folder of documents", DOCUMENTS_FILE)
-        if not (self.folder / DOCUMENTS_FILE).is_file():
-            raise ValueError(
-                f"{self.folder} holds no {DOCUMENTS_FILE}. `lightning run recipes/generate.yaml` makes one."
-            )
         self.record = read_record(self.folder / DOCUMENTS_FILE)
         self.identity = hashlib.sha256((self.folder / DOCUMENTS_FILE).read_bytes()).hexdigest()
         self.writer = Provenance(**{key: self.record[key] for key in Provenance.__dataclass_fields__})
@@ -204,6 +204,21 @@ class DocumentFolder:
         for number in numbers:
             self.shard(number)
 
+    def check_parent(self, parent: Path, sequence_tokens: int) -> None:
+        """Check a parent like any reader, and warn if another model wrote the documents.
+
+        Raises:
+            ValueError: as `check_reader`.
+        """
+        self.check_reader(parent, sequence_tokens)
+        if self.writer.fingerprint != (own := fingerprint(parent)):
+            warnings.warn(
+                f"{self.folder} was written by the model {self.writer.fingerprint[:12]}, not by the parent {parent} "
+                f"({own[:12]}): what is learned is the parent's behavior on texts of another model. That is right for "
+                "worked solutions or a copy of the parent in another precision.",
+                stacklevel=2,
+            )
+
     def check_reader(self, parent: Path, sequence_tokens: int) -> None:
         """Refuses a parent (or child) to which these token ids mean something else, or sequences it cannot hold.
 
@@ -224,4 +239,24 @@ class DocumentFolder:
             raise ValueError(
                 f"Sequences of {sequence_tokens} tokens were asked for; the context of {parent} holds "
                 f"{context_tokens}. Ask for shorter ones."
+            )
+
+    def check_writer(self, checkpoint: Path) -> None:
+        """Refuse documents of another parent: a pass over them would measure what this one does not write.
+
+        Args:
+            checkpoint: folder of the parent, or of a child, whose plan.json names its parent.
+
+        Raises:
+            ValueError: another model wrote them.
+        """
+        checkpoint = require_input(checkpoint, "checkpoint", "config.json")
+        own = fingerprint(checkpoint)
+        plan = checkpoint / PLAN_FILE
+        parent = Plan.load(plan).parent_fingerprint if plan.is_file() else own
+        if self.writer.fingerprint not in (own, parent):
+            raise ValueError(
+                f"{self.folder} has documents of another parent (fingerprint {self.writer.fingerprint[:12]}) than "
+                f"{checkpoint} ({parent[:12]}). Generate documents with this parent (recipes/generate.yaml), or take "
+                "those of any model with the same tokenizer: filter.written_by: any."
             )

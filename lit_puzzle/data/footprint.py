@@ -1,6 +1,7 @@
 """How much data a stage runs through, as its recipe says it, and the footprint of `generate`.
 
-    calibration    sequences x tokens: prompts with completions of at most max_new_tokens, or the lines of a file
+    calibration    sequences x tokens: prompts with completions of at most max_new_tokens, the lines of a file, or
+                   documents one by one
     documents      tokens of the folder (its record if it is there, else assumed), in sequences of sequence_tokens
     generate       the engine (`lit_puzzle.generation.footprint`) + 80 bytes a token of one shard
 
@@ -10,11 +11,13 @@ Reads `documents.json` and counts the lines of files that are there; writes noth
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lit_puzzle.generation.footprint import engine_bytes, engine_knobs, engine_name
-from lit_puzzle.model.footprint import BYTES, model_size
+from lit_puzzle.model.footprint import model_size
 from lit_puzzle.model.planned_shape import planned_config
 from lit_puzzle.run.footprint import Assumed, Decoding, Device, Footprint, Phase, Work
 from lit_puzzle.run.recipe_values import Values
@@ -68,18 +71,40 @@ def sequences_of(data: Values, device: Device, assumed: Assumed) -> Sequences:
     raise ValueError(f"{data.key('class_path')}: nobody knows what {data.at('class_path')} costs: it is your own.")
 
 
+def _record(folder: Path) -> dict[str, Any]:
+    """Return the record of a folder of documents, given as itself or by its run folder; empty if it is not there."""
+    found = next(
+        (file for file in (folder / DOCUMENTS_FILE, folder / "documents" / DOCUMENTS_FILE) if file.is_file()), None
+    )
+    return {} if found is None else dict(json.loads(found.read_text()))
+
+
 def _documents(data: Values, assumed: Assumed) -> Sequences:
-    record, tokens = Path(data.at("documents")) / DOCUMENTS_FILE, data.whole("sequence_tokens")
-    note, total = f"{record.parent} is not there: {assumed.documents:.0e} tokens are assumed", assumed.documents
-    if record.is_file():
-        note, total = "", float(json.loads(record.read_text())["tokens"])
+    folder, tokens = Path(data.at("documents")), data.whole("sequence_tokens")
+    record = _record(folder)
+    note = "" if record else f"{folder} is not there: {assumed.documents:.0e} tokens are assumed"
+    total = float(record.get("tokens", assumed.documents))
     return Sequences(max(total / tokens, 1), tokens, data.whole("batch_size"), note, {})
+
+
+def _one_by_one(data: Values, assumed: Assumed) -> Sequences:
+    """Return the batches of documents that are a sequence each, as many in a batch as `batch_tokens` has room for."""
+    folder, source = Path(data.at("documents.folder")), data.inside("documents")
+    record = _record(folder)
+    longest = max((row["longest"] for row in record["shards"]), default=1) if record else SEQUENCE_TOKENS
+    tokens = min(longest, int(source.get("sequence_tokens") or longest))
+    total = min(float(source.get("tokens") or math.inf), float(record.get("tokens", assumed.documents)))
+    room = max(int(data.get("batch_tokens") or tokens * data.whole("batch_size")) // tokens, 1)
+    note = "" if record else f"{folder} is not there: documents of {SEQUENCE_TOKENS:,} tokens are assumed"
+    return Sequences(max(total / tokens, 1), tokens, min(data.whole("batch_size"), room), note, {})
 
 
 def _calibration(data: Values, device: Device, assumed: Assumed) -> Sequences:
     prompts, batch_size = data.get("prompts"), data.whole("batch_size")
-    if prompts is None:
-        file = Path(str(data.get("sequences") or data.get("documents")))
+    if data.get("documents") is not None:
+        return _one_by_one(data, assumed)
+    if prompts is None or data.get("sequences") is not None:
+        file = Path(str(data.get("sequences")))
         note = f"{file} is not there: {SEQUENCES:,} sequences of {SEQUENCE_TOKENS:,} tokens are assumed"
         if file.is_file():
             lines = file.read_text().splitlines()
@@ -120,10 +145,7 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     held = engine_bytes(size, engine, device, assumed.prompt_tokens, new)
     return Footprint(
         "generate",
-        (
-            Phase("load", {"weights": float(size.parameters * BYTES[str(engine.at("dtype"))] / ranks)}),
-            Phase("completions", held | (texts if device.kind == "cpu" else {})),
-        ),
+        (Phase("completions", held | (texts if device.kind == "cpu" else {})),),
         host=texts,
         disk={"documents": 5.0 * work.sequences * tokens},
         works=(work,),

@@ -14,7 +14,8 @@ import pyarrow
 from numpy.typing import NDArray
 from pyarrow import parquet
 
-from lit_puzzle.environments.environment import EFFORTS
+from lit_puzzle.data.packing_settings import DocumentFilter
+from lit_puzzle.environments.environment import LEVELS
 
 SCHEMA = pyarrow.schema(
     {
@@ -67,6 +68,19 @@ def read_shard(path: Path, vocab_size: int, context_tokens: int) -> Shard:
     return shard
 
 
+def passing(filter: DocumentFilter, shard: Shard) -> NDArray[np.bool_]:
+    """Return for each document of a shard whether it passes a filter."""
+    return np.array(
+        [
+            (filter.efforts is None or effort in filter.efforts)
+            and (filter.environments is None or environment in filter.environments)
+            and (not filter.only_correct or correct == 1.0)
+            for environment, effort, correct in zip(shard.environments, shard.efforts, shard.correct, strict=True)
+        ],
+        dtype=np.bool_,
+    )
+
+
 def _whole_numbers(path: Path, lists: Any, name: str) -> Any:
     """Return a column of lists in the type of `SCHEMA`, without nulls.
 
@@ -112,8 +126,8 @@ def _column(path: Path, column: Any, name: str) -> list[Any]:
 
 def _check_efforts(path: Path, efforts: list[str]) -> None:
     for document, effort in enumerate(efforts):
-        if effort not in EFFORTS:
-            raise ValueError(f"{path}: document {document} has the effort {effort!r}; efforts are {list(EFFORTS)}.")
+        if effort not in LEVELS:
+            raise ValueError(f"{path}: document {document} has the effort {effort!r}; efforts are {list(LEVELS)}.")
 
 
 def _check_tokens(path: Path, shard: Shard, vocab_size: int, context_tokens: int) -> None:

@@ -58,7 +58,7 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
             *((Phase("completions of the parent", data.generating),) if data.generating else ()),
             Phase("pass", weights | gathered | held),
         ),
-        host={"calibration sequences": 36.0 * data.count * data.tokens},
+        host={"calibration sequences": 24.0 * data.count},
         disk={"scores": 8.0 * sum(layer.experts for layer in size.layers)},
         network={"gathered layers": network} if device.count > 1 else {},
         works=(Work("pass", planned.config, data.count, data.tokens, expert_share=share, dtype=_arithmetic(dtype)),),

@@ -49,7 +49,7 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
             Phase("pass", resident(size, width, device.count, model.get("memory_gib"))
                   | frozen_gathered(size, width, device.count) | held),
         ),
-        host={"calibration sequences": 36.0 * count * data.tokens},
+        host={"calibration sequences": 24.0 * count},
         disk={"scales and progress": held["statistics"] * device.count},
         network={"gathered layers": count / rows / device.count * share} if device.count > 1 else {},
         works=(Work("pass", planned.config, count, data.tokens, dtype=dtype),),

@@ -107,7 +107,7 @@ def recipe_values(recipe: Recipe, words: Sequence[str], target: str | None) -> V
             key: _object(values, key) if key in LIGHTNING_KEYS else _plain(values) for key, values in found.items()
         }
     else:
-        own = {key: _plain(found.pop(key)) for key in ("command", "run_dir", "verify") if key in found}
+        own = {key: _plain(found.pop(key)) for key in ("command", "run_dir", "verify", "chat_date") if key in found}
         merged = own | _filled(parameters_of(target) or {}, found, "")
     return Values({key: _resolved(value, merged, ()) for key, value in merged.items()})
 

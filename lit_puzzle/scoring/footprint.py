@@ -78,7 +78,7 @@ class _Run:
 
     def kept(self) -> dict[str, float]:
         log_probs = self.own_tokens * self.size.vocab * 4
-        parts = {"final states": self.entering(), "calibration sequences": 36.0 * self.data.count * self.data.tokens}
+        parts = {"final states": self.entering(), "calibration sequences": 17.0 * self.own_tokens}
         if self.entering() <= self.hidden_limit:
             parts["states entering a layer"] = self.entering()
         if log_probs <= self.log_probs_limit:

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lit_puzzle.data.batch_validation import check_rows
-from lit_puzzle.data.calibration import CalibrationData, read_sequences
+from lit_puzzle.data.calibration import CalibrationData
+from lit_puzzle.data.sequence_file import sequences_of
 from lit_puzzle.importance.expert_scores import LeaveOneOut
 from lit_puzzle.importance.importance import ExpertImportance, score_layers, summary
 from lit_puzzle.importance.importance_file import Importance
@@ -80,7 +81,7 @@ def run(folder: Path, parent: Path, sequences: Path, **options) -> Importance:
 
 def test_file_holds_the_brute_force_scores_of_all_sequences(parent, sequences, tmp_path, tiny_model):
     importance = run(tmp_path / "run", parent, sequences, attn_implementation="eager")
-    rows = read_sequences(sequences, parent)
+    rows = [row for row, _ in sequences_of(sequences, parent)]
     assert importance.tokens == sum(map(len, rows)) == 63
     assert (importance.fingerprint, importance.method) == (fingerprint(parent), "leave_one_out")
     inputs: list[Tensor] = []
@@ -182,11 +183,11 @@ def test_weights_that_overflow_are_named(tiny_model, tmp_path, sequences):
     assert not (tmp_path / "run" / "importance.json").exists()
 
 
-def test_bad_arguments_are_refused(tmp_path, sequences):
+def test_bad_arguments_are_refused(tmp_path, parent, sequences):
     with pytest.raises(ValueError, match=r"parent checkpoint .* does not exist"):
         run(tmp_path / "run", tmp_path / "nowhere", sequences)
     with pytest.raises(ValueError, match="chunk_tokens must be at least 1"):
-        ExpertImportance(tmp_path, chunk_tokens=0)
+        ExpertImportance(parent, chunk_tokens=0)
 
 
 def test_summary_counts_and_shares():

@@ -19,8 +19,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 LAYERS, EXPERTS, HIDDEN, INNER, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 4, 8, 64, 32, 4, 2, 16, 288
-SPECIAL = ("<|startoftext|>", "<|endoftext|>", "<|return|>", "<|constrain|>", "<|channel|>", "<|start|>", "<|end|>")
-SPECIAL += ("<|message|>", "<|call|>", "<|endofprompt|>")
+SPECIAL = [
+    *("<|startoftext|>", "<|endoftext|>", "<|return|>", "<|constrain|>", "<|channel|>", "<|start|>", "<|end|>"),
+    *("<|message|>", "<|call|>", "<|endofprompt|>"),
+]
 TEMPLATE = Path(trl.__file__).parent / "chat_templates" / "gptoss.jinja"
 
 
@@ -124,7 +126,7 @@ def write_parent(folder: Path) -> Path:
     (folder / "config.json").write_text(json.dumps(config(stops[0], stops[1]), indent=2))
     generation = {"bos_token_id": 256, "do_sample": True, "eos_token_id": stops, "pad_token_id": stops[1]}
     (folder / "generation_config.json").write_text(json.dumps(generation))
-    names, weight_map = sorted(made), {}
+    names, weight_map = sorted(made), dict[str, str]()
     for number in range(3):
         file = f"model-0000{number}-of-00002.safetensors"
         held = names[number::3]

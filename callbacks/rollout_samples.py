@@ -9,6 +9,7 @@ Disk: the texts of completions / every_rollouts a rollout.
 """
 
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,7 +17,9 @@ from lightning import Callback, LightningModule, Trainer
 
 from lit_puzzle.data.rl_prompts import PromptData
 from lit_puzzle.environments.answer_formats import answer_format
-from lit_puzzle.environments.episodes import Episode, Finish, Texts, append_rows, cut_rows, grade
+from lit_puzzle.environments.episodes import Episode, Texts, append_rows, cut_rows
+from lit_puzzle.environments.grading import Finish, grade
+from lit_puzzle.environments.looping import is_looping
 
 SAMPLES_FILE = Path("rollouts", "episodes.jsonl")
 KEYS = ("completion_ids", "prompt", "answer", "truncated", "effort", "environment")
@@ -90,11 +93,14 @@ class RolloutSamples(Callback):
                 environment=name,
                 effort=str(columns["effort"][number]),
                 problem=zlib.crc32(prompt.encode()),
-                verdict=grade(by_name[name], parsed, answer, finish),
+                verdict=replace(
+                    grade(by_name[name], parsed, answer, finish),
+                    analysis=parsed.analysis is not None if form.thinks else None,
+                    looping=is_looping(ids),
+                ),
                 generated_tokens=len(ids),
                 finish=finish,
                 row=self._rows + number,
-                analysis=parsed.analysis is not None if form.thinks else None,
                 texts=Texts(prompt, text, answer),
             )
             episodes.append(episode)

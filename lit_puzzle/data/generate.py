@@ -37,7 +37,7 @@ from lit_puzzle.data.prompts import check_lengths, choose, encode, prompts_ident
 from lit_puzzle.data.provenance import Provenance
 from lit_puzzle.environments.answer_formats import answer_format, fix_format
 from lit_puzzle.environments.environment import LEVELS, Environment, PromptAtEffort
-from lit_puzzle.environments.episodes import grade
+from lit_puzzle.environments.grading import Ungraded, grade_all
 from lit_puzzle.generation.engine import Engine
 from lit_puzzle.generation.load import load_engine
 from lit_puzzle.generation.sampling import EngineSettings, Sampling
@@ -131,15 +131,19 @@ def complete(
         environments: verify the completions; None: nothing can be verified.
     """
     prompts = encode(tokenizer, pairs)
-    by_name = {environment.name: environment for environment in environments or []}
     form = answer_format(tokenizer)
     documents = []
-    completions = engine.generate(prompts, sampling, rows)
-    for (problem, effort), prompt, completion in zip(pairs, prompts, completions, strict=True):
-        token_ids, correct = completion.token_ids, None
-        if environments is not None:
-            text = str(tokenizer.decode(token_ids, skip_special_tokens=False))
-            correct = grade(by_name[problem.environment], form.parse(text), problem.answer, completion.finish).correct
+    completions = list(engine.generate(prompts, sampling, rows))
+    grades: list[float | None] = [None] * len(completions)
+    if environments is not None:
+        texts = [str(tokenizer.decode(completion.token_ids, skip_special_tokens=False)) for completion in completions]
+        ungraded = [
+            Ungraded(problem.environment, form.parse(text), problem.answer, completion.finish)
+            for (problem, _), text, completion in zip(pairs, texts, completions, strict=True)
+        ]
+        grades = [verdict.correct for verdict in grade_all(environments, ungraded)]
+    for (problem, effort), prompt, completion, correct in zip(pairs, prompts, completions, grades, strict=True):
+        token_ids = completion.token_ids
         mask = [0] * len(prompt) + [1] * len(token_ids)
         document = Document([*prompt, *token_ids], mask, problem.environment, effort, correct)
         documents.append((document, completion.finish == "stop"))

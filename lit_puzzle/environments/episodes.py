@@ -6,6 +6,7 @@ A row is a JSON object in a line:
     seed, row                   of the random numbers that drew the completion
     correct, reason             the grade from 0 to 1, and why (`Verdict`)
     analysis                    whether thinking stands before the answer; null if the format does not tell them apart
+    looping                     whether it ends in a loop (`lit_puzzle.environments.looping`); null if not known
     generated_tokens, finish    length, and whether it ended by itself (`stop`) or at the cap (`length`)
     seconds                     from the call of the engine to the last token, waiting included; null if not measured
     prompt, completion, answer  texts, control tokens included, and the right answer; a file may leave all three out
@@ -14,38 +15,23 @@ Reads and writes files of such rows. Needs no torch. Disk: 200 bytes a row and t
 """
 
 import math
-import numbers
 import os
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-from lit_puzzle.environments.completion import REASONS, ParsedCompletion
-from lit_puzzle.environments.environment import Environment, Problem
+from lit_puzzle.environments.completion import REASONS
+from lit_puzzle.environments.environment import Problem
+from lit_puzzle.environments.grading import CUT_OFF, Finish
+from lit_puzzle.environments.verdict import Verdict
 from lit_puzzle.run.files import to_json, write_atomically
 from lit_puzzle.run.json_lines import read_json_lines
 from lit_puzzle.run.strict_json import checked_keys
 
-Finish = Literal["stop", "length"]
-FAILED = "grader failed"
-CUT_OFF = "cut off"
-GRADER_ERRORS = (ValueError, ArithmeticError, LookupError, RecursionError)  # what a grader raises on a strange text
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The grade of a completion.
-
-    Attributes:
-        correct: 1.0 right, 0.0 wrong, or a share.
-        reason: `right`, `partly right`, `wrong`; without a final answer `no final answer`, `tool call`, `unfinished`,
-            `malformed` (`lit_puzzle.environments.completion`) or `cut off`; or `grader failed: ...`.
-    """
-
-    correct: float
-    reason: str
+SEEN = ("analysis", "looping")  # keys of a row that older files do not have
+WITHOUT_FINAL = (*REASONS.values(), CUT_OFF)
 
 
 @dataclass(frozen=True)
@@ -65,13 +51,12 @@ class Episode:
         environment: name of the environment.
         effort: low, medium or high.
         problem: crc32 of its messages.
-        verdict: grade and reason.
+        verdict: grade, reason, and what else was seen.
         generated_tokens: end token included.
         finish: `stop`, or `length` at the cap.
         seed: of the random numbers.
         row: number of the prompt for the random numbers.
         seconds: until its last token; it takes no part in comparisons.
-        analysis: whether thinking stands before the answer; None if the format does not tell them apart.
         texts: prompt, completion and right answer.
     """
 
@@ -84,13 +69,22 @@ class Episode:
     seed: int = 0
     row: int = 0
     seconds: float | None = field(default=None, compare=False)
-    analysis: bool | None = None
     texts: Texts | None = None
 
     @property
     def correct(self) -> float:
         """The grade, from 0 to 1."""
         return self.verdict.correct
+
+    @property
+    def analysis(self) -> bool | None:
+        """Whether thinking stands before the answer; None if that is not known."""
+        return self.verdict.analysis
+
+    @property
+    def looping(self) -> bool | None:
+        """Whether it ends in a loop; None if that is not known."""
+        return self.verdict.looping
 
     @property
     def finished(self) -> bool:
@@ -109,42 +103,18 @@ def problem_number(problem: Problem) -> int:
     return zlib.crc32(problem.text().encode())
 
 
-def grade(environment: Environment, parsed: ParsedCompletion, answer: str, finish: Finish = "stop") -> Verdict:
-    """Verify a completion by its final text; without one it is graded 0, and so it is if the grader fails on the text.
-
-    Args:
-        environment: whose `verify` is called.
-        parsed: the completion.
-        answer: the right answer.
-        finish: how the completion ended.
-
-    Raises:
-        ValueError: the environment returns something else than a number from 0 to 1.
-    """
-    if parsed.final is None:
-        return Verdict(0.0, CUT_OFF if finish == "length" else REASONS[parsed.status])
-    try:
-        correct: Any = environment.verify(parsed.final, answer)
-    except GRADER_ERRORS as error:
-        return Verdict(0.0, f"{FAILED}: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
-    if not isinstance(correct, numbers.Real) or not 0 <= float(correct) <= 1:
-        raise ValueError(
-            f"Environment {environment.name!r}: verify returned {correct!r}; a number from 0 to 1 is needed."
-        )
-    reasons = {0.0: "wrong", 1.0: "right"}
-    return Verdict(float(correct), reasons.get(float(correct), "partly right"))
-
-
 def failures(episodes: Iterable[Episode]) -> int:
     """Return how many completions a grader failed on."""
-    return sum(episode.verdict.reason.startswith(FAILED) for episode in episodes)
+    return sum(episode.verdict.failed for episode in episodes)
 
 
 def shares_without(episodes: Sequence[Episode]) -> dict[str, float]:
-    """Return shares of completions: `no_final` answer, `tool_calls`, and `no_analysis` where the format has one."""
+    """Return shares of completions: `no_final` answer, `tool_calls`, and `looping` and `no_analysis` where known."""
     reasons = [episode.verdict.reason for episode in episodes]
-    shares = {"no_final": sum(reason in (*REASONS.values(), CUT_OFF) for reason in reasons) / len(reasons)}
+    shares = {"no_final": sum(reason in WITHOUT_FINAL for reason in reasons) / len(reasons)}
     shares["tool_calls"] = reasons.count(REASONS["tool_call"]) / len(reasons)
+    loops = [episode.looping for episode in episodes if episode.looping is not None]
+    shares |= {"looping": loops.count(True) / len(loops)} if loops else {}
     thinking = [episode.analysis for episode in episodes if episode.analysis is not None]
     return shares | ({"no_analysis": thinking.count(False) / len(thinking)} if thinking else {})
 
@@ -208,8 +178,8 @@ def read_rows(path: Path) -> list[Episode]:
 
 def _episode(value: Any, place: str) -> Episode:
     texts = list(Texts.__dataclass_fields__)
-    own = [name for name in Episode.__dataclass_fields__ if name not in ("verdict", "texts", "analysis")]
-    row = {"analysis": None} | checked_keys(place, value, [*own, "correct", "reason"], [*texts, "analysis"])
+    own = [name for name in Episode.__dataclass_fields__ if name not in ("verdict", "texts")]
+    row: dict[str, Any] = dict.fromkeys(SEEN) | checked_keys(place, value, [*own, "correct", "reason"], [*texts, *SEEN])
     given = [name for name in texts if name in row]
     text_keys = ("environment", "effort", "reason", *given)
     wrong = [name for name in text_keys if not isinstance(row[name], str)]
@@ -217,15 +187,14 @@ def _episode(value: Any, place: str) -> Episode:
     wrong += [] if _is_number(row["correct"]) and 0 <= row["correct"] <= 1 else ["correct"]
     wrong += [] if row["seconds"] is None or _is_number(row["seconds"]) else ["seconds"]
     wrong += [] if row["finish"] in get_args(Finish) else ["finish"]
-    wrong += [] if row["analysis"] in (None, True, False) else ["analysis"]
+    wrong += [name for name in SEEN if row[name] not in (None, True, False)]
     if wrong or len(given) not in (0, len(texts)):
         what = f"{wrong[0]} is {str(row[wrong[0]])[:60]!r}" if wrong else f"of {texts} it has {given} only"
         raise ValueError(f"{place}: the row is damaged: {what}. Run the stage that wrote it again.")
-    verdict = Verdict(float(row["correct"]), row["reason"])
+    verdict = Verdict(float(row["correct"]), row["reason"], **{name: row[name] for name in SEEN})
     return Episode(
         **{name: row[name] for name in own},
         verdict=verdict,
-        analysis=row["analysis"],
         texts=Texts(**{name: row[name] for name in texts}) if given else None,
     )
 

@@ -6,7 +6,7 @@ answer scores 1; what a generator gives for others, it decides (a longer text ar
 
     extract   what of a final text is scored
     text      all of it
-    number    the last number that it states (`lit_puzzle.environments.answers`), integers without separators
+    number    the last number in it, integers without separators
     tag       what stands between the last <answer> and </answer>; a sentence asks for that
 
 Nine generators compute what the model writes as Python code in order to score it. They are refused.
@@ -18,14 +18,16 @@ import difflib
 import json
 import random
 import re
+from fractions import Fraction
 from typing import Any, Literal
 
-from lit_puzzle.environments.answers import parse_number
 from lit_puzzle.environments.environment import Problem
 
 Extract = Literal["text", "number", "tag"]
 ROWS = 1_000_000  # problems of a generator
 MAX_CHARACTERS = 20_000  # of an answer that is scored; no generator has longer ones
+NUMBER = re.compile(r"[+-]?(?:\d++(?:,\d{3})*+(?:\.\d++)?|\.\d++)")
+MAX_DIGITS = 1000  # of a number
 TAG_REQUEST = "Write your final answer between <answer> and </answer>."
 EVALUATING = (  # their scoring calls eval() or sympy's parser, which calls it, on the answer
     "binary_matrix",
@@ -92,8 +94,11 @@ def _extracted(final: str, extract: Extract) -> str | None:
     if extract == "text":
         return final.strip()
     if extract == "number":
-        number = parse_number(final)
-        return None if number is None else str(number.numerator) if number.denominator == 1 else repr(float(number))
+        numbers = NUMBER.findall(final[-MAX_CHARACTERS:])
+        if not numbers or len(numbers[-1]) > MAX_DIGITS:
+            return None
+        number = Fraction(numbers[-1].replace(",", ""))
+        return str(number.numerator) if number.denominator == 1 else repr(float(number))
     found = re.findall(r"<answer>([^<]*+)</answer>", final)
     return found[-1].strip() if found else None
 

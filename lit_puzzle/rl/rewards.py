@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_puzzle.environments.answer_formats import AnswerFormat, answer_format
 from lit_puzzle.environments.environment import Environment
-from lit_puzzle.environments.episodes import grade
+from lit_puzzle.environments.grading import Ungraded, grade_all
 from lit_puzzle.generation.lengths import read_lengths
 from lit_puzzle.rl.settings import ExtraReward, RewardFunction, RewardSettings
 
@@ -52,13 +52,14 @@ class Correctness:
         Raises:
             ValueError: a prompt of an unknown environment.
         """
-        by_name = {known.name: known for known in self.environments}
-        unknown = sorted(set(environment) - set(by_name))
+        known = {one.name for one in self.environments}
+        unknown = sorted(set(environment) - known)
         if unknown:
-            raise ValueError(f"Prompts of environments {unknown} were given; the reward knows {sorted(by_name)}.")
+            raise ValueError(f"Prompts of environments {unknown} were given; the reward knows {sorted(known)}.")
         texts = decode(self.tokenizer, completion_ids)
         rows = zip(texts, answer, environment, strict=True)
-        return [grade(by_name[name], self.form.parse(text), right).correct for text, right, name in rows]
+        ungraded = [Ungraded(name, self.form.parse(text), right) for text, right, name in rows]
+        return [verdict.correct for verdict in grade_all(self.environments, ungraded)]
 
 
 @dataclass(frozen=True)

@@ -17,23 +17,22 @@ from lit_puzzle.environments.episodes import (
     Verdict,
     append_rows,
     failures,
-    grade,
     problem_number,
     read_rows,
     write_rows,
 )
+from lit_puzzle.environments.grading import grade
 
 EPISODE = Episode(
     environment="sums",
     effort="high",
     problem=7,
-    verdict=Verdict(0.0, "wrong"),
+    verdict=Verdict(0.0, "wrong", analysis=True, looping=False),
     generated_tokens=12,
     finish="stop",
     seed=2**64 - 1,
     row=3,
     seconds=0.25,
-    analysis=True,
     texts=Texts("What?\u2028", "<|channel|>final<|message|>\ud83d<|return|>".replace("\ud83d", "☃"), "8"),
 )
 FINAL = "<|channel|>final<|message|>{}<|return|>"
@@ -71,6 +70,7 @@ def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
         "row": 3,
         "seconds": 0.25,
         "analysis": True,
+        "looping": False,
         "correct": 0.0,
         "reason": "wrong",
         "prompt": "What?\u2028",

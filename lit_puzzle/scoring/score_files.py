@@ -10,6 +10,7 @@ Disk: about 20 bytes x candidates x (samples x metrics + items). Source: this pr
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,10 +97,33 @@ class ScoreFiles:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / name, values, indent=None)
 
-    def read(self, name: str) -> Values:
-        """Read what `write` wrote."""
-        values: Values = read_json(self.folder / name)
-        return values
+    def read(self, names: Sequence[str]) -> list[Values]:
+        """Read files that `write` wrote, of the same metrics and samples.
+
+        Raises:
+            ValueError: one is damaged, or has other metrics or another number of samples than the first.
+        """
+        read: list[Values] = []
+        for name in names:
+            path, again = self.folder / name, "Remove it; the same command scores this candidate again."
+            try:
+                values = read_json(path)
+            except ValueError as error:
+                raise ValueError(f"{error}. {again}") from error
+            if not values or not all(_are_numbers(numbers) for numbers in values.values()):
+                raise ValueError(f"{path} is damaged: it must have a list of numbers for each metric. {again}")
+            read.append(values)
+            first, own = ({key: len(numbers) for key, numbers in each.items()} for each in (read[0], values))
+            if own != first:
+                raise ValueError(
+                    f"{path} has {own} values, {names[0]} beside it has {first}. Remove the one that is damaged; the "
+                    "same command scores that candidate again."
+                )
+        return read
+
+
+def _are_numbers(values: object) -> bool:
+    return isinstance(values, list) and all(type(value) in (int, float) for value in values)
 
 
 def check_finite(what: str, values: Values) -> None:

@@ -37,7 +37,7 @@ def score_table(
     Returns:
         (layer, name) -> metrics.
     """
-    values = {entry: files.read(entry.file_name) for entry in entries}
+    values = dict(zip(entries, files.read([entry.file_name for entry in entries]), strict=True))
     table: dict[tuple[int, str], Metrics] = {}
     for entry in entries:
         table[entry.layer, entry.name] = {metric: measure(numbers) for metric, numbers in values[entry].items()}
@@ -47,9 +47,10 @@ def score_table(
         for entry, numbers in zip(rivals, ranks, strict=True):
             table[entry.layer, entry.name][MEAN_RANK] = measure(numbers)
     for name, (evaluated, rows) in evaluations.items():
-        before = evaluated.read(parent_file)["score"] if rows else []
-        for entry in rows:
-            after = evaluated.read(entry.file_name)["score"]
+        if not rows:
+            continue
+        before, *others = (each["score"] for each in evaluated.read([parent_file, *(e.file_name for e in rows)]))
+        for entry, after in zip(rows, others, strict=True):
             table[entry.layer, entry.name][name] = measure([b - a for b, a in zip(before, after, strict=True)])
     return table
 

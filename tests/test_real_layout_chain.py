@@ -80,9 +80,8 @@ def test_what_is_exported_is_the_plan_of_the_search(folder: Path) -> None:
     assert [count for count, _ in exported.blocks] == [block.num_experts for block in plan.blocks]
     assert [window for _, window in exported.blocks] == [block.window_tokens for block in plan.blocks]
     assert len(exported.mxfp4_layers) == len(plan.blocks)  # experts are still the parent's
-    assert len({block.num_experts for block in plan.blocks}) > 1 and 64 in {
-        block.window_tokens for block in plan.blocks
-    }
+    assert len({block.num_experts for block in plan.blocks}) > 1  # some were pruned
+    assert 64 in {block.window_tokens for block in plan.blocks}
 
 
 @pytest.mark.slow
@@ -100,11 +99,11 @@ def test_a_training_that_is_not_in_the_weights_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder)
-    words = ["run", "recipes/gpt_oss_20b/export.yaml", "--run_dir=runs/wrong", f"--checkpoint={RUNS}/distill/child"]
+    words = ["run", "recipes/gpt_oss_20b/export.yaml", "--run_dir=runs/wrong", f"--checkpoint={RUNS}/assemble/child"]
     with pytest.raises(SystemExit):
-        main([*words, "--kv_scales=null", f"--card.training=[{RUNS}/distill,{RUNS}/rl_recover]"])
+        main([*words, "--kv_scales=null", f"--card.training=[{RUNS}/distill]"])
     said = capsys.readouterr().err
-    assert "rl_recover, but" in said and "did not come from this run" in said and len(said.splitlines()) == 1
+    assert f"names {RUNS}/distill, but" in said and "did not come from this run" in said
 
 
 @pytest.mark.slow

@@ -47,6 +47,10 @@ STAGES = {
         "documents + parent -> its top-k logits on disk",
     ),
     "evaluate": ("lit_puzzle.evaluate.accuracy.evaluate", "accuracy and generated tokens per reasoning effort"),
+    "text_distance": (
+        "lit_puzzle.evaluate.text_distance.text_distance",
+        "divergence from the parent and perplexity on held-out documents",
+    ),
     "export": ("lit_puzzle.serve.export.export", "child -> a complete folder to serve, with a model card"),
     "serve_check": (
         "lit_puzzle.serve.vllm.check.serve_check",

@@ -1,7 +1,8 @@
 """Finished rows of a scoring run: one small file per candidate, so that an interrupted run loses only one of them.
 
 Reads and writes in a run folder: `candidates/layer=L,NAME.json` (every metric of every sample) and
-`evaluations/EVALUATION/layer=L,NAME.json` (the score of every item; `parent.json` for the parent).
+`evaluations/EVALUATION/layer=L,NAME.json` (the score of every item; `parent.json` for the parent); in both
+`could_tell`, the share of tokens or items that the candidate can change. Where it is 0 there are no values.
 A file appears whole or not at all; numbers are read back bit for bit.
 
 Disk: about 20 bytes x candidates x (samples x metrics + items). Source: this project's own.
@@ -19,6 +20,7 @@ from lit_puzzle.run.files import read_json, write_json
 from lit_puzzle.spec import BlockSpec
 
 Values = dict[str, list[float]]
+COULD_TELL = "could_tell"
 
 
 @dataclass(frozen=True)

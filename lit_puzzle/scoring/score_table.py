@@ -52,8 +52,8 @@ def score_table(
             continue
         parent, *others = evaluated.read([parent_file, *(entry.file_name for entry in rows)])
         before = parent["score"]
-        for entry, numbers in zip(rows, others, strict=True):
-            after = numbers.get("score")
+        for entry, own in zip(rows, others, strict=True):
+            after = own.get("score")
             if after is None:
                 continue  # none of the items could tell
             table[entry.layer, entry.name][name] = measure([b - a for b, a in zip(before, after, strict=True)])
@@ -69,8 +69,8 @@ def shares(
     """
     found: dict[tuple[int, str], dict[str, float]] = {}
     for name, (own, rows) in {"tokens": (files, entries), **evaluations}.items():
-        for entry in rows:
-            for share in own.read(entry.file_name).get(COULD_TELL, []):
+        for entry, values in zip(rows, own.read([entry.file_name for entry in rows]), strict=True):
+            for share in values.get(COULD_TELL, []):
                 found.setdefault((entry.layer, entry.name), {})[name] = share
     return found
 

@@ -33,6 +33,13 @@ def test_text_that_cannot_be_encoded_names_the_file(tmp_path: Path) -> None:
         token_ids(load_tokenizer(folder), "sort ab")
 
 
+def test_regular_expression_that_backtracks_without_end_is_stopped(tmp_path: Path) -> None:
+    split = {"type": "Split", "pattern": {"Regex": "([^Z]+)+\\b\\B"}, "behavior": "Isolated", "invert": False}
+    folder = changed(tmp_path / "child", "tokenizer.json", pre_tokenizer=split)
+    with pytest.raises(ValueError, match=r"child/tokenizer\.json cannot be used: PanicException: .*retry-limit"):
+        token_ids(load_tokenizer(folder), "sort abcdefgh" * 5)
+
+
 @pytest.mark.parametrize("name", ["LlamaTokenizer", "GPT2Tokenizer"])
 def test_class_that_reads_the_file_differently_is_refused(tmp_path: Path, name: str) -> None:
     folder = changed(tmp_path / "child", "tokenizer_config.json", tokenizer_class=name)

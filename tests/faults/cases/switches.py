@@ -30,7 +30,8 @@ TOKENIZER_SETTINGS: list[tuple[str, object]] = [
     ("model_max_length", "x"),
     ("padding_side", "up"),
 ]
-NO_ROUTES = edit("child/tokenizer.json", {"model.vocab": {}})
+BACKTRACKS = {"type": "Split", "pattern": {"Regex": "([^Z]+)+\\b\\B"}, "behavior": "Isolated", "invert": False}
+NO_TOKENS = edit("child/tokenizer.json", {"model.vocab": {}})
 ENTRIES: dict[str, object] = {  # of the first tensor of a header
     "shape": ["128", "96"],
     "shape of many dimensions": [1] * 100 + [128, 96],
@@ -93,7 +94,13 @@ CASES = [
         Case(f"switch: header: {key}", "reader", "evaluate", entry(key.split(" ")[0], value), refused("safetensors"))
         for key, value in ENTRIES.items()
     ),
-    other_file("a vocabulary without the unknown token", NO_ROUTES, "child/tokenizer.json", "UNK"),
+    other_file("a vocabulary without the unknown token", NO_TOKENS, "child/tokenizer.json", "UNK"),
+    other_file(
+        "a splitter that backtracks without end",
+        edit("child/tokenizer.json", {"pre_tokenizer": BACKTRACKS}),
+        "child/tokenizer.json",
+        "retry-limit",
+    ),
     other_file("a number as template", templates(7), "child/tokenizer_config.json", "chat_template"),
     other_file(
         "templates by name, none of them the default",

@@ -1,7 +1,8 @@
 """One decoder layer of gpt-oss's shape on this device: bytes per token, against a CPU's, and time.
 
-Memory by `scripts/bench/layer_memory.py`, whose slopes on a CPU are in `docs/limits.md`; 32 experts, so that the card
-may be small. `plan` is what `--plan` computes for the same bytes. Then the time of forward and backward, as a share of the card's bfloat16 peak where it is known.
+Memory by `scripts/bench/layer_memory.py`, whose slopes on a CPU are in `docs/gpu.md`; 32 experts, so that the card may
+be small. `plan` is what `--plan` computes for the same bytes. Then the time of forward and backward, as a share of the
+card's bfloat16 peak where it is known.
 """
 
 import sys

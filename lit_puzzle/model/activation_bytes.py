@@ -1,9 +1,8 @@
 """Bytes of the tensors that PyTorch holds at the fullest moments of a decoder layer, per token and channel: data.
 
 Counted by `scripts/bench/layer_bytes.py`, storage by storage, with layers that are wide in one size after another; a
-moment is the row that is largest for some shape. Those of `bfloat16` are taken from `bf16-mixed`. On a GPU the kernels of
-attention differ, their tensors do not.
-Imports no torch; reads and writes nothing.
+moment is the row that is largest for some shape. Those of `bfloat16` are taken from `bf16-mixed`. On a GPU the
+kernels of attention differ, their tensors do not. Imports no torch; reads and writes nothing.
 """
 
 from __future__ import annotations

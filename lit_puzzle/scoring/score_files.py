@@ -1,7 +1,8 @@
 """Finished rows of a scoring run: one small file per candidate, so that an interrupted run loses only one of them.
 
 Reads and writes in a run folder: `candidates/layer=L,NAME.json` (every metric of every sample) and
-`evaluations/EVALUATION/layer=L,NAME.json` (the score of every item; `parent.json` for the parent).
+`evaluations/EVALUATION/layer=L,NAME.json` (the score of every item; `parent.json` for the parent); in both
+`could_tell`, the share of tokens or items that the candidate can change. Where it is 0 there are no values.
 A file appears whole or not at all; numbers are read back bit for bit.
 
 Disk: about 20 bytes x candidates x (samples x metrics + items). Source: this project's own.
@@ -19,6 +20,7 @@ from lit_puzzle.run.files import read_json, write_json
 from lit_puzzle.spec import BlockSpec
 
 Values = dict[str, list[float]]
+COULD_TELL = "could_tell"
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class ScoreFiles:
         write_json(self.folder / name, values, indent=None)
 
     def read(self, names: Sequence[str]) -> list[Values]:
-        """Read files that `write` wrote, of the same metrics and samples.
+        """Read files that `write` wrote, of the same metrics and samples but for those without values.
 
         Raises:
             ValueError: one is damaged, or has other metrics or another number of samples than the first.
@@ -113,13 +115,20 @@ class ScoreFiles:
             if not values or not all(_are_numbers(numbers) for numbers in values.values()):
                 raise ValueError(f"{path} is damaged: it must have a list of numbers for each metric. {again}")
             read.append(values)
-            first, own = ({key: len(numbers) for key, numbers in each.items()} for each in (read[0], values))
-            if own != first:
+        sizes = [_sizes(values) for values in read]
+        measured = [(name, size) for name, size in zip(names, sizes, strict=True) if size]
+        for name, size in measured:
+            beside, first = measured[0]
+            if size != first:
                 raise ValueError(
-                    f"{path} has {own} values, {names[0]} beside it has {first}. Remove the one that is damaged; the "
-                    "same command scores that candidate again."
+                    f"{self.folder / name} has {size} values, {beside} beside it has {first}. Remove the one that is "
+                    "damaged; the same command scores that candidate again."
                 )
         return read
+
+
+def _sizes(values: Values) -> dict[str, int]:
+    return {metric: len(numbers) for metric, numbers in values.items() if metric != COULD_TELL}
 
 
 def _are_numbers(values: object) -> bool:

@@ -3,9 +3,9 @@
     python scripts/recipe_headers.py            writes the lines of recipes/gpt_oss_20b and recipes/gpt_oss_120b
     python scripts/recipe_headers.py --check    names the recipes whose line is not what the plan says
 
-Devices are those that the line names already (`# Cost (16 x H200): `, change it there); else 8 H100 a node, or as
-many as the recipe names; one in a folder `one_gpu`. `Cost: lightning run RECIPE --plan` at the end of a line, as
-somebody typed it, is replaced. Reads and writes recipes.
+Devices are those that the line names already (`# Cost (16 x H200): `, change it there); else 8 H100 a node, or as many
+as the recipe names; one in a folder `one_gpu`. `Cost: lightning run RECIPE --plan` at the end of a line, as somebody
+typed it, is replaced. Reads and writes recipes.
 """
 
 import re

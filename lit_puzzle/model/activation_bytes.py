@@ -1,7 +1,7 @@
 """Bytes of the tensors that PyTorch holds at the fullest moments of a decoder layer, per token and channel: data.
 
 Counted by `scripts/bench/layer_bytes.py`, storage by storage, with layers that are wide in one size after another; a
-moment is the row that is largest for some shape. Those of `bfloat16` are taken from `bf16-mixed`. On a GPU the
+moment is the row that is largest for some shape. The rows of `bfloat16` are taken from `bf16-mixed`. On a GPU the
 kernels of attention differ, their tensors do not. Imports no torch; reads and writes nothing.
 """
 
@@ -64,7 +64,7 @@ ACTIVATIONS = {
         backward=(Held(16, 18, 2, 6.1, 4, 0, 120), Held(24, 12, 8, 6.1, 4, 0, 150), Held(19, 0, 0, 16.1, 8)),
         stream=2,
     ),
-    "bfloat16": Activations(  # stream and experts of bf16-mixed; weights are not cast: Q and K are alike
+    "bfloat16": Activations(
         saved=Held(22, 12, 2, 6.1, 4, 0, 50),
         forward=(Held(6, 18, 2, 0, 0, 2, 150), Held(6, 0, 10, 0, 0, 2, 150), Held(5, 0, 0, 6, 8)),
         recorded=(Held(24, 20, 2, 6.1, 4, 2, 170), Held(24, 12, 10, 6.1, 4, 2, 170)),

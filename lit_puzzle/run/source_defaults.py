@@ -178,7 +178,9 @@ def _called(node: ast.Call, module: str) -> Any:
     name = ast.unparse(node.func)
     given = {keyword.arg: keyword.value for keyword in node.keywords if keyword.arg is not None}
     if name == "field":
-        made = given.get("default_factory") or given["default"]
+        made = given.get("default_factory") or given.get("default")
+        if made is None:
+            return REQUIRED
         empty: dict[str, Any] = {"list": [], "dict": {}}
         return empty.get(ast.unparse(made)) if ast.unparse(made) in empty else _value(made, module)
     if name in ("list", "tuple", "dict", "Path") and node.args:

@@ -45,7 +45,7 @@ _SMOLLM2 = {  # SmolLM2-135M-Instruct as scripts/smollm2_parent.py rewrites it
     "layer_types": ["full_attention"] * 30,
     "tie_word_embeddings": False,
 }
-PUBLISHED: Mapping[str, Mapping[str, Any]] = {  # the config.json of openai/gpt-oss-20b and -120b, as far as sizes go
+PUBLISHED: Mapping[str, Mapping[str, Any]] = {  # config.json, as far as sizes go
     "120b": _GPT_OSS | {"num_hidden_layers": 36, "num_local_experts": 128},
     "20b": _GPT_OSS | {"num_hidden_layers": 24, "num_local_experts": 32},  # second: "120b" ends like this
     "smollm2-135m": _SMOLLM2,

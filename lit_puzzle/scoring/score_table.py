@@ -37,7 +37,7 @@ def score_table(
     Returns:
         (layer, name) -> metrics, without those that the data could not tell.
     """
-    values = {entry: files.read(entry.file_name) for entry in entries}
+    values = dict(zip(entries, files.read([entry.file_name for entry in entries]), strict=True))
     table: dict[tuple[int, str], Metrics] = {}
     for entry in entries:
         values[entry].pop(COULD_TELL, None)
@@ -48,9 +48,12 @@ def score_table(
         for entry, numbers in zip(rivals, ranks, strict=True):
             table[entry.layer, entry.name][MEAN_RANK] = measure(numbers)
     for name, (evaluated, rows) in evaluations.items():
-        before = evaluated.read(parent_file)["score"] if rows else []
-        for entry in rows:
-            after = evaluated.read(entry.file_name).get("score")
+        if not rows:
+            continue
+        parent, *others = evaluated.read([parent_file, *(entry.file_name for entry in rows)])
+        before = parent["score"]
+        for entry, own in zip(rows, others, strict=True):
+            after = own.get("score")
             if after is None:
                 continue  # none of the items could tell
             table[entry.layer, entry.name][name] = measure([b - a for b, a in zip(before, after, strict=True)])
@@ -66,8 +69,8 @@ def shares(
     """
     found: dict[tuple[int, str], dict[str, float]] = {}
     for name, (own, rows) in {"tokens": (files, entries), **evaluations}.items():
-        for entry in rows:
-            for share in own.read(entry.file_name).get(COULD_TELL, []):
+        for entry, values in zip(rows, own.read([entry.file_name for entry in rows]), strict=True):
+            for share in values.get(COULD_TELL, []):
                 found.setdefault((entry.layer, entry.name), {})[name] = share
     return found
 

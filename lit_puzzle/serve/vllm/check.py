@@ -73,18 +73,18 @@ def serve_check(
     exact = vllm.dtype == "float32"
     reference = make_reference(checkpoint, vllm.dtype, prompts, seed, not exact and tolerance is None)
     length = max(len(ids) for ids in (*reference.sequences, *reference.chats.values())) + prompts.new_tokens + 1
-    settings = {"dtype": vllm.dtype, "max_model_len": length, "kv_cache_memory_bytes": int(vllm.kv_cache_gib * 2**30)}
+    cache_bytes = int(vllm.kv_cache_gib * 2**30)
+    settings = {"dtype": vllm.dtype, "max_model_len": length, "kv_cache_memory_bytes": cache_bytes}
     engines = plan_engines(opened, reference, settings, prompts.tokens)
     results = dict(zip(engines, run_engines(run_dir, python, list(engines.values())), strict=True))
     checks = compare(reference, results, exact, tolerance)
     token_bytes = 2 * int(opened.config["num_key_value_heads"]) * int(opened.config["head_dim"])
     windows = [window for _, window in opened.blocks]
-    cache_bytes = settings["kv_cache_memory_bytes"]
     checks.append(compare_allocation(results["bfloat16"][0], windows, 2 * token_bytes, cache_bytes))
     without = why_no_server(opened, vllm, reference)
     if without is None:
         options = [f"--dtype={vllm.dtype}", f"--max-model-len={length}", "--enforce-eager"]
-        options.append(f"--kv-cache-memory-bytes={settings['kv_cache_memory_bytes']}")
+        options.append(f"--kv-cache-memory-bytes={cache_bytes}")
         with serving(python, checkpoint, options, run_dir / "server.log", vllm.server_seconds) as port:
             checks += check_server(port, prompts.question, reference, exact)
     else:

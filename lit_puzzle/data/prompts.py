@@ -24,6 +24,7 @@ from lit_puzzle.environments.messages import ROW, checked_messages, checked_row,
 from lit_puzzle.environments.problem_identity import names_of, problems_identity
 from lit_puzzle.environments.row_files import read_rows
 from lit_puzzle.model.opening import load_config
+from lit_puzzle.model.tokens import token_ids
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import Identity
 
@@ -83,7 +84,7 @@ def read_prompts(path: Path) -> list[Problem]:
 def encode(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PromptAtEffort]) -> list[list[int]]:
     """Token ids of the rendered prompts."""
     texts = [render_prompt(tokenizer, problem, effort) for problem, effort in pairs]
-    return [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+    return [token_ids(tokenizer, text) for text in texts]
 
 
 def check_lengths(
@@ -107,7 +108,7 @@ def check_lengths(
         text = render_prompt(tokenizer, problem, effort)
         if len(text.encode()) <= prompt_tokens:
             continue
-        length = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        length = len(token_ids(tokenizer, text))
         if length > prompt_tokens:
             raise ValueError(
                 f"{problem.place()}: the prompt has {length} tokens; context - max_new_tokens leaves {prompt_tokens}. "

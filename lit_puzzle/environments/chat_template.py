@@ -8,7 +8,7 @@
 Time, memory and the date of the run: `lit_puzzle.model.chat`. Reads and writes nothing.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -50,7 +50,7 @@ def render_prompt(tokenizer: "PreTrainedTokenizerBase", problem: Problem, effort
         text = _render(tokenizer, problem.messages, problem.tools, effort)
     except ValueError as error:
         raise ValueError(f"{problem.place()}: {error}") from error
-    for what, part, messages, tools in _parts(problem):
+    for what, part, messages, tools in _parts(problem, _shown(tokenizer, problem, effort)):
         if len(part) >= TELLING_CHARACTERS and part in text:
             continue
         if _unchanged(tokenizer, messages, tools, effort, text):
@@ -59,6 +59,20 @@ def render_prompt(tokenizer: "PreTrainedTokenizerBase", problem: Problem, effort
                 "or give a tokenizer whose template takes it."
             )
     return text
+
+
+def _shown(tokenizer: "PreTrainedTokenizerBase", problem: Problem, effort: str) -> set[int]:
+    """Return the messages whose contents appear in the prompt: all of them are marked, and rendered once."""
+    marks = {place: f"\nmore {place} more" for place, message in enumerate(problem.messages) if message.get("content")}
+    messages = [
+        {**message, "content": message["content"] + marks[place]} if place in marks else message
+        for place, message in enumerate(problem.messages)
+    ]
+    try:
+        text = _render(tokenizer, messages, problem.tools, effort)
+    except ValueError:  # the template refuses one of the marks: each message is looked at by itself
+        return set()
+    return {place for place, mark in marks.items() if mark.strip() in text}
 
 
 def _unchanged(
@@ -75,13 +89,20 @@ def _unchanged(
         return False
 
 
-def _parts(problem: Problem) -> Iterator[tuple[str, str, list[dict[str, Any]], Sequence[dict[str, Any]]]]:
-    """Yield each part of a problem: its name, its text if it is one, and messages and tools with another or none."""
+def _parts(
+    problem: Problem, shown: Collection[int]
+) -> Iterator[tuple[str, str, list[dict[str, Any]], Sequence[dict[str, Any]]]]:
+    """Yield each part of a problem: its name, its text if it is one, and messages and tools with another or none.
+
+    Args:
+        problem: the problem.
+        shown: messages whose contents need no look.
+    """
     messages = [dict(message) for message in problem.messages]
     for place, message in enumerate(messages):
         before, after = messages[:place], messages[place + 1 :]
         content = message.get("content", "").strip()
-        if content:
+        if content and place not in shown:
             other = message | {"content": f"{content}\nmore"}
             yield f"message {place + 1} ({message['role']})", content, [*before, other, *after], problem.tools
         for key in message:

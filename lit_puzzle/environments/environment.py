@@ -28,7 +28,10 @@ LEVELS = (*EFFORTS, NO_EFFORT)
 PLAIN_KEYS = ("role", "content")  # of a message
 HELD_OUT_SHARE = 8  # one problem in eight is held out
 MAX_DRAWS = 20_000  # draws without a new problem of the split after which an environment counts as exhausted
-INVISIBLE = re.compile("[\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]")
+INVISIBLE = re.compile(  # Unicode's Default_Ignorable_Code_Point, and marks of annotations
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
+    "\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Problem:
         """
         turns = [message["content"] for message in self.messages if message["role"] == "user"]
         text = INVISIBLE.sub("", unicodedata.normalize("NFKC", turns[-1] if turns else self.text()))
+        text = unicodedata.normalize("NFKC", text)  # an invisible character keeps a letter and its accent apart
         head, _, last = " ".join(text.split()).rpartition(" ")
         return f"{head}\n{last}" if head else last
 

@@ -102,6 +102,9 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
                 raise ValueError(
                     f"{path} has {file.metadata.num_rows:,} rows; {MAX_LINES:,} are read. Divide the file."
                 )
+            names = file.schema_arrow.names
+            if len(set(names)) < len(names):
+                raise ValueError(f"{path} has two columns of one name: {sorted(names)[:20]}. Take one out.")
             for batch in file.iter_batches(batch_size=BATCH_ROWS):
                 characters += batch.nbytes
                 if characters > MAX_CHARACTERS:

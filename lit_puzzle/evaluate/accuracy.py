@@ -53,6 +53,7 @@ from lit_puzzle.kv_cache.scales import META_FILE, ScalePair, scales_identity
 from lit_puzzle.model.chat import fix_date
 from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.model.opening import load_tokenizer
+from lit_puzzle.model.tokens import token_ids
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import Identity, claim_inputs, file_identity, record_output, run_date
 
@@ -88,7 +89,7 @@ def solve_problems(
     if unknown:
         raise ValueError(f"Problems of environments {unknown} were given; the environments are {sorted(known)}.")
     prompts = [render_prompt(tokenizer, problem, effort) for problem, effort in problems]
-    prompt_ids = [list(tokenizer(prompt, add_special_tokens=False)["input_ids"]) for prompt in prompts]
+    prompt_ids = [token_ids(tokenizer, prompt) for prompt in prompts]
     numbers = range(len(problems)) if rows is None else rows
     form = answer_format(tokenizer)
     completions = list(engine.generate(prompt_ids, sampling, rows))
@@ -240,8 +241,6 @@ def evaluate(
             another checkpoint, a simulated cache in vLLM, or log-probabilities, which an evaluation has no use for.
     """
     checkpoint = require_input(checkpoint, "checkpoint", "config.json")
-    if not (checkpoint / "config.json").is_file():
-        raise ValueError(f"{checkpoint} holds no config.json. Give the folder of a parent or of an assembled child.")
     if kv_cache == "model" and kv_scales is not None:
         raise ValueError(f"kv_scales={kv_scales} was given without an FP8 cache. Set kv_cache: fp8, or leave it out.")
     if kv_cache == "fp8" and engine.name == "vllm":

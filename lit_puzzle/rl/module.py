@@ -92,10 +92,6 @@ class RLRecovery(LightningModule):
     ) -> None:
         super().__init__()
         child = require_input(child, "child", "config.json")
-        if not (child / "config.json").is_file():
-            raise ValueError(
-                f"{child} contains no child (config.json). `lightning run recipes/assemble.yaml` makes one."
-            )
         if grpo.loss.beta > 0 and training.lora is None:
             raise ValueError(f"grpo.loss.beta={grpo.loss.beta} needs `training.lora` (adapter off = reference), or 0.")
         self.child, self.grpo, self.rewards, self.extra_rewards = child, grpo, rewards, extra_rewards or []

@@ -11,7 +11,7 @@ from transformers.utils import chat_template_utils
 
 from lit_puzzle.environments.chat_template import render_prompt
 from lit_puzzle.environments.environment import Problem
-from lit_puzzle.model.chat import fix_date
+from lit_puzzle.model.chat import fix_date, render_chat
 from lit_puzzle.tiny.tokenizer import build_tokenizer
 
 WITH_EFFORTS = ("gptoss",)
@@ -148,3 +148,16 @@ def test_a_template_that_never_ends_is_one_error_and_the_next_prompt_is_rendered
     with pytest.raises(ValueError, match="calls itself without end"):
         render_prompt(tokenizer_with("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"), problem(USER), "high")
     assert USER["content"] in render_prompt(build_tokenizer(), problem(USER), "high")
+
+
+def test_long_chat_is_rendered_a_few_times_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking at each of its messages by itself would take hours for a chat of thousands."""
+    rendered = []
+
+    def counted(*arguments: Any, **keywords: Any) -> str:
+        rendered.append(arguments)
+        return render_chat(*arguments, **keywords)
+
+    monkeypatch.setattr("lit_puzzle.environments.chat_template.render_chat", counted)
+    render_prompt(build_tokenizer(), problem(*({"role": "user", "content": f"a {n}"} for n in range(50))), "low")
+    assert len(rendered) <= 3

@@ -254,7 +254,7 @@ def test_stage_refuses_bad_input_before_anything_slow(checkpoint: Path, tmp_path
         "prompts_per_effort 1": lambda: HeldOut([Parity()], prompts_per_effort=1),
         "extreme": lambda: HeldOut([Parity()], ["extreme"]),
         r"baseline .*missing' does not exist": run(baseline=tmp_path / "missing"),
-        "no finished run": run(baseline=tmp_path / "empty"),
+        r"holds no episodes\.jsonl": run(baseline=tmp_path / "empty"),
         "names must differ": run(held_out=HeldOut([])),
         "no log-probabilities": run(sampling=Sampling(logprobs=True)),
         "without an FP8 cache": run(kv_scales=tmp_path),

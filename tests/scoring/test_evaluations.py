@@ -1,6 +1,7 @@
 """Evaluations: their items and scores, on one process and on two, with gathered weights and in step."""
 
 import json
+import random
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from lit_puzzle.evaluate.long_context_settings import Grading, LongContextProble
 from lit_puzzle.generation.sampling import Sampling
 from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.library.swap import swapped
-from lit_puzzle.scoring.evaluations import evaluation_items, score_items
+from lit_puzzle.scoring.evaluations import evaluation_items, items_identity, score_items
 from lit_puzzle.spec import BlockSpec
 from lit_puzzle.tiny.tokenizer import build_tokenizer
 from lit_puzzle.tiny.world import Chains, Counting
@@ -169,3 +170,9 @@ def test_two_processes_are_teacher_forced_like_one(tmp_path, unshard):
     assert one["parent"] == one["again"] != one["child"] and len(one["parent"]) == 5
     for rank in (0, 1):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == one
+
+
+def test_items_are_identified_by_what_they_say() -> None:
+    task = make_task()
+    first, again, other = ([Chains().problem(random.Random(seed)), object()] for seed in (0, 0, 1))
+    assert items_identity(task, first) == items_identity(task, again) != items_identity(task, other)

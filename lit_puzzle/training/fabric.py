@@ -91,11 +91,11 @@ def load_parent(fabric: Fabric, settings: FabricSettings, folder: Path) -> Puzzl
     loaded, waiting = load_for(mesh, folder, dtype, "sink_attention")
     model = with_own_blocks(loaded).requires_grad_(False).eval()
     for layer in model.model.layers:
-        if waiting is not None:
-            waiting.fill(layer)
         layer.requires_grad_(False)
         # Each group is called by itself, which makes it a root, and by default a root keeps what it gathered.
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+        if waiting is not None:
+            waiting.fill_shares(layer)
     for module in (model.model.embed_tokens, model.model.norm, model.model.rotary_emb, model.lm_head):
         module.to(fabric.device)
     return model

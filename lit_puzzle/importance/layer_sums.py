@@ -64,7 +64,7 @@ def streamed_sums(
         partial = folder / f"sums.{at.layer}.partial"
         save_file({"sums": scored.sums_2E.cpu()}, partial)
         partial.rename(folder / f"sums.{at.layer}")
-    return [load_file(folder / f"sums.{layer}")["sums"] for layer in range(whole_pass.done)]
+    return [load_file(folder / f"sums.{layer}")["sums"] for layer in range(whole_pass.num_layers)]
 
 
 def chunk_bytes(checkpoint: Checkpoint, tokens: int, itemsize: int) -> int:

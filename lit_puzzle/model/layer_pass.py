@@ -4,7 +4,7 @@ The states between two layers are in mapped files (`lit_puzzle.model.state_files
 on with the layer at which it stopped, to the same bits. A stage iterates over the layers and runs every batch through
 each:
 
-    for at in LayerPass(streamed, folder, batches, computing):
+    for at in LayerPass(source, folder, batches, computing):
         for index in range(len(batches)):
             at.run(index)
         (save what was found in layer at.layer; the pass counts the layer as done when the next one is asked for)
@@ -25,9 +25,8 @@ import torch
 from torch import Tensor
 
 from lit_puzzle.model.blocks import PuzzleModel
-from lit_puzzle.model.memory_budget import layer_bytes
 from lit_puzzle.model.state_files import StateFiles, hash_of
-from lit_puzzle.model.streaming import StreamedModel
+from lit_puzzle.model.streaming import LayerSource
 
 Batch = Mapping[str, Tensor]
 PARENT = "parent"  # name of the states of the model itself
@@ -68,7 +67,7 @@ class LayerPass:
     """The layers of a model in turn, each with its weights.
 
     Args:
-        streamed: the model.
+        source: the model, streamed or in memory.
         folder: where the states between layers are kept.
         batches: all batches of this process.
         computing: bytes of activations of the stage, beside those of a layer's forward pass.
@@ -77,51 +76,71 @@ class LayerPass:
         ValueError: the budget is too small for one layer and a batch.
     """
 
-    def __init__(self, streamed: StreamedModel, folder: Path, batches: Sequence[Batch], computing: int = 0) -> None:
-        self.streamed, self.batches = streamed, batches
+    def __init__(self, source: LayerSource, folder: Path, batches: Sequence[Batch], computing: int = 0) -> None:
+        self.source, self.batches = source, batches
         sizes = [batch["input_ids"].numel() for batch in batches]
         self.ends = torch.tensor(sizes).cumsum(0).tolist()
-        self.ahead = streamed.reads_ahead(computing + forward_bytes(streamed, batches))
-        config = streamed.model.config
-        self.states = StateFiles(folder, sum(sizes), config.hidden_size, streamed.model.dtype, hash_of(batches))
+        self.ahead = source.reads_ahead(computing + _forward_bytes(source, batches))
+        config = source.model.config
+        self.num_layers: int = config.num_hidden_layers
+        self.states = StateFiles(folder, sum(sizes), config.hidden_size, source.model.dtype, hash_of(batches))
 
     @property
     def done(self) -> int:
         """Number of layers that are done."""
         return self.states.layer_of(PARENT) or 0
 
+    def restart(self) -> None:
+        """Forget the layers that are done."""
+        self.states.remove(PARENT)
+        self.embed()
+
     def __iter__(self) -> Iterator[LayerAtWork]:
         """Yield the layers that are not done yet."""
-        self._embed()
-        for layer, decoder in self.streamed.layers(self.done, self.streamed.checkpoint.num_layers, self.ahead):
+        self.embed()
+        for layer, decoder in self.source.layers(self.done, self.num_layers, self.ahead):
             with self.states.write(PARENT, layer + 1) as leaving_ND:
                 yield LayerAtWork(self, layer, decoder, self.states.read(PARENT, layer), leaving_ND)
-            self.states.remove(PARENT, before=layer + 1)
+            self.states.remove(PARENT, but=[layer + 1])
 
-    def _embed(self) -> None:
+    def embed(self) -> None:
+        """Write the states that enter the first layer, unless there are states already."""
         if self.states.layer_of(PARENT) is not None:
             return
         with torch.no_grad(), self.states.write(PARENT, 0) as hidden_ND:
             for index, batch in enumerate(self.batches):
-                ids_BT = batch["input_ids"].to(self.streamed.device)
-                hidden_ND[self.tokens(index)] = self.streamed.model.model.embed_tokens(ids_BT).flatten(0, 1).cpu()
+                ids_BT = batch["input_ids"].to(self.source.device)
+                hidden_ND[self.tokens(index)] = self.source.model.model.embed_tokens(ids_BT).flatten(0, 1).cpu()
+
+    @torch.no_grad()
+    def through(self, layer: int, entering_ND: Tensor, index: int) -> Tensor:
+        """Return the states of a batch behind a layer that has its weights, (B, T, D)."""
+        hidden_BTD = self.on_device(entering_ND, index)
+        inputs = layer_inputs(self.source.model, hidden_BTD, self.batches[index])
+        return run_layer(self.source.model, layer, hidden_BTD, inputs)
 
     def tokens(self, index: int) -> slice:
         """Return the rows of a batch in the states."""
         return slice(self.ends[index - 1] if index else 0, self.ends[index])
 
-    def final(self, index: int) -> Tensor:
-        """Return the states of a batch behind the last layer and the last norm, (B, T, D), when all layers are done."""
-        states_ND = self.states.read(PARENT, self.streamed.checkpoint.num_layers)
-        norm: Any = self.streamed.model.model.norm
-        with torch.no_grad():
-            result: Tensor = norm(self.on_device(states_ND, index))
+    @torch.no_grad()
+    def final(self, index: int, name: str = PARENT, mask_BT: Tensor | None = None) -> Tensor:
+        """Return the states of a batch behind the last layer and the last norm.
+
+        Args:
+            index: index of the batch; all layers must be done.
+            name: name of the states.
+            mask_BT: boolean, the tokens that are returned, as (N, D); None: all, as (B, T, D).
+        """
+        hidden_BTD = self.on_device(self.states.read(name, self.num_layers), index)
+        norm: Any = self.source.model.model.norm
+        result: Tensor = norm(hidden_BTD if mask_BT is None else hidden_BTD[mask_BT.to(hidden_BTD.device)])
         return result
 
     def on_device(self, states_ND: Tensor, index: int) -> Tensor:
         """Return the states of a batch, (B, T, D), copied to the device."""
         shape = (*self.batches[index]["input_ids"].shape, -1)
-        return states_ND[self.tokens(index)].view(shape).to(self.streamed.device, copy=True)
+        return states_ND[self.tokens(index)].view(shape).to(self.source.device, copy=True)
 
 
 class LayerAtWork:
@@ -136,21 +155,21 @@ class LayerAtWork:
         self.layer, self.decoder = layer, decoder
         self._whole, self._entering_ND, self._leaving_ND = whole, entering_ND, leaving_ND
 
-    @torch.no_grad()
     def run(self, index: int) -> None:
         """Run one batch through the layer and keep its states."""
-        model = self._whole.streamed.model
-        hidden_BTD = self.entering(index)
-        inputs = layer_inputs(model, hidden_BTD, self._whole.batches[index])
-        leaving_BTD = run_layer(model, self.layer, hidden_BTD, inputs)
-        self._leaving_ND[self._whole.tokens(index)] = leaving_BTD.flatten(0, 1).cpu()
+        self._leaving_ND[self._whole.tokens(index)] = self.through(index).flatten(0, 1).cpu()
 
-    def entering(self, index: int) -> Tensor:
-        """Return the states of a batch that enter the layer, (B, T, D)."""
-        return self._whole.on_device(self._entering_ND, index)
+    @torch.no_grad()
+    def through(self, index: int) -> Tensor:
+        """Return the states of a batch that leave the layer as it is now, (B, T, D)."""
+        return self._whole.through(self.layer, self._entering_ND, index)
+
+    def leaving(self, index: int) -> Tensor:
+        """Return the states of a batch that `run` has kept, (B, T, D)."""
+        return self._whole.on_device(self._leaving_ND, index)
 
 
-def forward_bytes(streamed: StreamedModel, batches: Sequence[Batch]) -> int:
+def _forward_bytes(source: LayerSource, batches: Sequence[Batch]) -> int:
     """Return the bytes of the activations of the forward pass of the largest batch through a layer."""
     sizes = [(batch["input_ids"].numel(), batch["input_ids"].shape[-1]) for batch in batches]
-    return max((layer_bytes(streamed.checkpoint, *size, streamed.model.dtype) for size in sizes), default=0)
+    return max((source.forward_bytes(*size) for size in sizes), default=0)

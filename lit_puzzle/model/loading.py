@@ -233,9 +233,7 @@ def stored_bytes(checkpoint: Checkpoint, full_name: str) -> int:
     return sum(checkpoint.tensors[name].num_bytes for name in stored_names(checkpoint, full_name))
 
 
-def loaded(
-    checkpoint: Checkpoint, full_name: str, dtype: torch.dtype, device: torch.device | str = "cpu"
-) -> Tensor:
+def loaded(checkpoint: Checkpoint, full_name: str, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
     """Return a checked parameter in memory of its own, dequantized on the device if it is stored as MXFP4."""
     parts = [checkpoint.read(name) for name in stored_names(checkpoint, full_name)]
     if len(parts) == 1:

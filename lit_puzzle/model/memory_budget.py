@@ -66,11 +66,14 @@ def check_budget(memory_gib: float, need: Need, folder: Path) -> bool:
         ValueError: the budget is not positive, or smaller than what one layer needs; names the number needed.
     """
     if not 0 < memory_gib < math.inf:
-        raise ValueError(f"memory_gib={memory_gib} was given; it is above 0, or null to keep the whole model in memory.")
-    if memory_gib * GIB < need.smallest:
         raise ValueError(
-            f"memory_gib={memory_gib:g} was given; {folder} needs at least {math.ceil(need.smallest / GIB * 100) / 100:.2f} "
-            f"GiB with one layer in memory ({need.describe()} GiB). Raise memory_gib, or make batches smaller."
+            f"memory_gib={memory_gib} was given; it is above 0, or null to keep the whole model in memory."
+        )
+    if memory_gib * GIB < need.smallest:
+        needed = math.ceil(need.smallest / GIB * 100) / 100
+        raise ValueError(
+            f"memory_gib={memory_gib:g} was given; {folder} needs at least {needed:.2f} GiB with one layer in memory "
+            f"({need.describe()} GiB). Raise memory_gib, or make batches smaller."
         )
     return memory_gib * GIB >= need.ahead
 
@@ -130,7 +133,7 @@ def layer_bytes(checkpoint: Checkpoint, tokens: int, row_tokens: int, dtype: tor
     heads, kv_heads = whole(config, "num_attention_heads"), whole(config, "num_key_value_heads")
     channels = config.get("head_dim") or hidden // heads
     chosen = whole(config, keys.experts_per_token)
-    attention = channels * (5 * heads + 4 * kv_heads)  # queries, keys, values before and after rotation, padded; output
-    experts = chosen * (2 * hidden + 4 * width)  # inputs and outputs of every choice, both halves of gate and up, product
+    attention = channels * (5 * heads + 4 * kv_heads)  # queries, keys, values: projected, rotated, padded; the output
+    experts = chosen * (2 * hidden + 4 * width)  # of every choice: input, output, gate and up, their product
     per_token = dtype.itemsize * (5 * hidden + max(attention, experts))
     return int(TEMPORARIES * tokens * (per_token + 2 * row_tokens // MXFP4_BLOCK))

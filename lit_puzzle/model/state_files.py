@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,8 +47,15 @@ class StateFiles:
 
     def layer_of(self, name: str) -> int | None:
         """Return the last layer whose entering states are complete; None if there are none."""
-        layers = [int(path.suffix[1:]) for path in self._files(name)]
-        return max(layers, default=None)
+        return max(self.layers(name), default=None)
+
+    def has(self, name: str, layer: int) -> bool:
+        """Return whether the states that enter a layer are complete."""
+        return (self.folder / f"{name}.{layer}").is_file()
+
+    def layers(self, name: str) -> list[int]:
+        """Return the layers whose entering states are complete, ascending."""
+        return sorted(int(path.suffix[1:]) for path in self._files(name))
 
     def read(self, name: str, layer: int) -> Tensor:
         """Return the states that enter a layer, (tokens, channels), mapped: they must not be written to."""
@@ -68,10 +75,10 @@ class StateFiles:
             os.close(descriptor)
         partial.rename(path)
 
-    def remove(self, name: str, before: int | None = None) -> None:
-        """Remove the states of a name that enter layers below `before`; None: all."""
+    def remove(self, name: str, but: Collection[int] = ()) -> None:
+        """Remove the states of a name, but those that enter certain layers."""
         for path in self._files(name):
-            if before is None or int(path.suffix[1:]) < before:
+            if int(path.suffix[1:]) not in but:
                 path.unlink()
 
     def close(self) -> None:

@@ -25,7 +25,7 @@ from lit_puzzle.model.blocks import PuzzleModel, with_own_blocks
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.layout import layer_prefix
 from lit_puzzle.model.loading import DtypeName, empty_model, is_tied, loaded, put, stored_bytes, stored_names
-from lit_puzzle.model.memory_budget import check_budget, outside_bytes, streaming_need
+from lit_puzzle.model.memory_budget import check_budget, layer_bytes, outside_bytes, streaming_need
 
 Values = list[Tensor]  # of the parameters of a layer, in the order of its slots
 
@@ -64,6 +64,10 @@ class StreamedModel:
             ]
             for layer, decoder in enumerate(model.model.layers)
         ]
+
+    def forward_bytes(self, tokens: int, row_tokens: int) -> int:
+        """Return the bytes of the activations of one layer, for a batch and its longest row."""
+        return layer_bytes(self.checkpoint, tokens, row_tokens, self.model.dtype)
 
     def reads_ahead(self, computing: int) -> bool:
         """Return whether the budget has room for two layers beside `computing` bytes of activations.
@@ -120,6 +124,33 @@ class StreamedModel:
     def _empty(self, layer: int) -> None:
         for slot in self._slots[layer]:
             put(slot.module, slot.name, slot.empty, requires_grad=False)
+
+
+class ResidentModel:
+    """A model that is in memory, or sharded over processes, with the interface of `StreamedModel`.
+
+    Attributes:
+        model: the model, frozen, in evaluation mode, with a block of its own for each layer.
+        device: where it computes.
+    """
+
+    def __init__(self, model: PuzzleModel, device: torch.device) -> None:
+        self.model, self.device = model, device
+
+    def forward_bytes(self, tokens: int, row_tokens: int) -> int:
+        """Return 0: no budget is kept."""
+        return 0
+
+    def reads_ahead(self, computing: int) -> bool:
+        """Return False: there is nothing to read."""
+        return False
+
+    def layers(self, first: int, end: int, ahead: bool) -> Iterator[tuple[int, Any]]:
+        """Yield each layer's index and the layer."""
+        yield from list(enumerate(self.model.model.layers))[first:end]
+
+
+LayerSource = StreamedModel | ResidentModel
 
 
 def load_streamed(

@@ -23,6 +23,7 @@ import random
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 from lightning.fabric import Fabric
@@ -40,19 +41,22 @@ from lit_puzzle.model.chat import fix_date
 from lit_puzzle.model.checkpoint import fingerprint
 from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.model.opening import load_tokenizer
+from lit_puzzle.model.streaming import LayerSource
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import Identity, claim_inputs, file_identity, record_output, run_date, text_hash
 from lit_puzzle.scoring.block_quality import METRICS
 from lit_puzzle.scoring.evaluations import Evaluation, evaluation_items, score_items
-from lit_puzzle.scoring.replace_block import ReplaceOneBlock, lay_out
+from lit_puzzle.scoring.layer_errors import LAYER_ERROR
+from lit_puzzle.scoring.methods import candidate_values
+from lit_puzzle.scoring.replace_block import lay_out
 from lit_puzzle.scoring.score_files import Entry, ScoreFiles, check_finite, entries_of
 from lit_puzzle.scoring.score_table import MEAN_RANK, score_table
 from lit_puzzle.scoring.scores import SCORES_FILE, Scores
-from lit_puzzle.scoring.settings import Memory, ScoringSettings
-from lit_puzzle.training.fabric import FabricSettings, launch, load_parent, sum_over_processes
+from lit_puzzle.scoring.settings import ScoringSettings
+from lit_puzzle.training.fabric import FabricSettings, launch, open_parent, sum_over_processes
 
 PARENT_FILE = "parent.json"
-SCRATCH_FILE = "hidden_states"
+SCRATCH = "hidden_states"  # folder of each process
 
 
 def score(
@@ -88,6 +92,11 @@ def score(
     library = require_input(library, "block library", LIBRARY_FILE)
     candidates, evaluations = Library.load(library), evaluations or []
     _check(parent, candidates, library, data, evaluations)
+    if evaluations and fabric.memory_gib is not None:
+        raise ValueError(
+            f"fabric.memory_gib={fabric.memory_gib:g} reads the parent layer by layer, but {evaluations[0].name!r} "
+            "generates with the whole parent. Set evaluations: [], or fabric.memory_gib: null."
+        )
     entries = entries_of(candidates, scoring.pairs)
     windows = [entry for entry in entries if entry.name.startswith("window=")]
     evaluated = entries if scoring.evaluate == "all" else windows
@@ -99,12 +108,12 @@ def score(
     remaining = [(task, run.items(task)) for task in evaluations if unevaluated[task.name]]
     batches, prompt_lengths = run.sequences(data, scoring.score_prompts)
     if unscored or remaining:
-        model = load_parent(run.processes, fabric, parent)
+        source = open_parent(run.processes, fabric, parent, head=scoring.depth == "end")
         for task, items in remaining:
-            run.evaluate_parent(model, task, items)
-        run.score_blocks(model, batches, prompt_lengths, unscored, scoring.memory)
+            run.evaluate_parent(source.model, task, items)
+        run.score_blocks(source, batches, prompt_lengths, unscored, scoring)
         for task, items in remaining:
-            run.evaluate(model, task, items, unevaluated[task.name])
+            run.evaluate(source.model, task, items, unevaluated[task.name])
     if not run.processes.is_global_zero:
         return {}
     samples = sum(len(batch) for batch in batches)
@@ -116,7 +125,7 @@ def score(
     scores.check_library(candidates)
     scores.save(run_dir)
     record_output(run_dir, "scores", file_identity(run_dir / SCORES_FILE))
-    print_scores(scores, ["kl", *finished])
+    print_scores(scores, ["kl", LAYER_ERROR, *finished])
     return _summary(scores)
 
 
@@ -175,30 +184,29 @@ class _Run:
 
     def score_blocks(
         self,
-        model: PuzzleModel,
+        source: LayerSource,
         batches: Sequence[Sequence[Sequence[int]]],
         prompt_lengths: Sequence[Sequence[int]],
         entries: Sequence[Entry],
-        memory: Memory,
+        scoring: ScoringSettings,
     ) -> None:
         """Score the entries, which are in the order of the layers."""
-        rank, world_size = self.processes.global_rank, self.processes.world_size
-        scratch = self.run_dir / f"{SCRATCH_FILE}.{rank}"
-        scratch.unlink(missing_ok=True)  # left by an interrupted run
+        scratch = self.run_dir / f"{SCRATCH}.{self.processes.global_rank}"
         if not entries:
+            rmtree(scratch, ignore_errors=True)
             return
-        parts, samples = lay_out(batches, rank, world_size, prompt_lengths), sum(len(batch) for batch in batches)
-        scorer = ReplaceOneBlock(model, parts, samples, memory, scratch, partial(sum_over_processes, self.processes))
-        scorer.start(entries[0].layer)
-        for number, entry in enumerate(entries, 1):
-            scorer.advance(entry.layer)
-            values = scorer.quality_loss(entry.block, self._trained(entry))
+        parts = lay_out(batches, self.processes.global_rank, self.processes.world_size, prompt_lengths)
+        samples = sum(len(batch) for batch in batches)
+        add = partial(sum_over_processes, self.processes)
+        scored = candidate_values(source, scratch, parts, samples, entries, scoring, self._trained, add)
+        for number, (entry, values) in enumerate(scored, 1):
             check_finite(f"layer {entry.layer}, candidate {entry.name!r}", values)
             if self.processes.is_global_zero:
                 self.blocks.write(entry.file_name, values)
-            kl = sum(values["kl"]) / samples
-            self.processes.print(f"{number}/{len(entries)}: layer {entry.layer}, {entry.name}: kl {kl:.3g}", flush=True)
-        scratch.unlink(missing_ok=True)
+            name = "kl" if scoring.depth == "end" else LAYER_ERROR
+            found = f"{name} {sum(values[name]) / samples:.3g}"
+            self.processes.print(f"{number}/{len(entries)}: layer {entry.layer}, {entry.name}: {found}", flush=True)
+        rmtree(scratch, ignore_errors=True)
 
     def items(self, evaluation: Evaluation) -> Sequence[Any]:
         """Return the items of an evaluation."""
@@ -244,7 +252,7 @@ def _check(
     if data.parent.resolve() != parent.resolve():
         raise ValueError(f"the data is of the parent {data.parent}, the scores of {parent}: name the same folder")
     names = [evaluation.name for evaluation in evaluations]
-    taken = {*METRICS, MEAN_RANK}
+    taken = {*METRICS, LAYER_ERROR, MEAN_RANK}
     if len(set(names)) < len(names) or taken & set(names) or not all(name.isidentifier() for name in names):
         raise ValueError(
             f"evaluations are named {names}; names must be identifiers, differ, and be none of {sorted(taken)}"

@@ -20,7 +20,7 @@ Every metric is a quality loss: 0 for the parent itself, larger is worse. An eva
 | lm_loss | increase of the cross-entropy of the next token, in nats |
 | top1_disagreement | share of tokens whose most likely next token differs |
 | layer_error | squared difference of the states that leave the replaced layer / their square (with `depth: layer`) |
-| mean_rank | rank of hidden_mse (or layer_error) among all candidates of the same kind / their number, over a random subset of samples |
+| mean_rank | rank of hidden_mse (or layer_error) among all candidates of a kind / their number, over random samples |
 
 Source: arXiv 2602.11937 (hidden_mse, ranks, accuracy drop for windows), arXiv 2411.19146 (KL, LM loss).
 """

@@ -111,26 +111,29 @@ def make_sequences(file: Path, tokens: int) -> None:
 
 def command(stage: str, folder: Path, experts: int, gib: float) -> list[str]:
     """Return the command line of a stage."""
-    parent, data = folder / "parent", ("--data.init_args.prompts=null", f"--data.init_args.sequences={folder}/sequences.jsonl")
+    parent, kept = folder / "parent", [experts // 4, experts // 2, experts * 3 // 4]
+    data = ("prompts=null", f"sequences={folder}/sequences.jsonl", "batch_size=4")
+    data = tuple(f"--data.init_args.{setting}" for setting in data)
     given = {
         "importance": (
-            f"--model.init_args.parent={parent}", f"--data.init_args.parent={parent}", *data, "--trainer.accelerator=cpu",
-            "--trainer.devices=1", "--data.init_args.batch_size=4", f"--model.init_args.memory_gib={gib}",
+            f"--model.init_args.parent={parent}", f"--data.init_args.parent={parent}", *data,
+            "--trainer.accelerator=cpu", "--trainer.devices=1", f"--model.init_args.memory_gib={gib}",
         ),
         "library": (
-            f"--parent={parent}", f"--importance={folder}/importance", f"--experts=[{experts // 4},{experts // 2},{experts * 3 // 4}]",
-            "--windows=[8192]",
+            f"--parent={parent}", f"--importance={folder}/importance", f"--experts={kept}", "--windows=[8192]",
         ),
         "score": (
-            f"--parent={parent}", f"--library={folder}/library", *data, "--data.init_args.batch_size=4", "--evaluations=[]",
-            "--scoring.depth=layer", "--fabric.accelerator=cpu", "--fabric.devices=1", f"--fabric.memory_gib={gib}",
+            f"--parent={parent}", f"--library={folder}/library", *data, "--evaluations=[]", "--scoring.depth=layer",
+            "--fabric.accelerator=cpu", "--fabric.devices=1", f"--fabric.memory_gib={gib}",
         ),
         "search": (
             f"--library={folder}/library", f"--scores={folder}/score", "--objective.metric=layer_error",
             "--objective.window_metric=null",
         ),
         "assemble": (f"--parent={parent}", f"--plan={folder}/search/plan.json"),
-        "export": (f"--checkpoint={folder}/assemble/child", f"--tokenizer={PACKAGE}/assets/tiny_parent", "--kv_scales=null"),
+        "export": (
+            f"--checkpoint={folder}/assemble/child", f"--tokenizer={PACKAGE}/assets/tiny_parent", "--kv_scales=null",
+        ),
     }[stage]  # fmt: skip
     recipe = RECIPES / ("" if stage in ("assemble", "export") else "gpt_oss_20b") / f"{stage}.yaml"
     return [sys.executable, "-m", "lit_puzzle", "run", str(recipe), f"--run_dir={folder}/{stage}", *given]

@@ -64,9 +64,10 @@ def test_a_child_in_mxfp4(tmp_path, sequences):
 @pytest.mark.parametrize("layer", [0, 2, 3])
 def test_a_killed_pass_goes_on_with_its_layer(parent, sequences, tmp_path, monkeypatch, layer):
     run(tmp_path / "whole", parent, sequences, memory_gib=ENOUGH_GIB)
-    with monkeypatch.context() as patched, pytest.raises(Killed):
+    with monkeypatch.context() as patched:
         stop_at(patched, layer)
-        run(tmp_path / "killed", parent, sequences, memory_gib=ENOUGH_GIB)
+        with pytest.raises(Killed):
+            run(tmp_path / "killed", parent, sequences, memory_gib=ENOUGH_GIB)
     assert not (tmp_path / "killed" / FILES[0]).exists()
     seen = layers_run(monkeypatch)
     run(tmp_path / "killed", parent, sequences, memory_gib=ENOUGH_GIB)
@@ -76,9 +77,10 @@ def test_a_killed_pass_goes_on_with_its_layer(parent, sequences, tmp_path, monke
 
 
 def test_states_of_other_batches_are_not_gone_on_with(parent, sequences, tmp_path, monkeypatch):
-    with monkeypatch.context() as patched, pytest.raises(Killed):
+    with monkeypatch.context() as patched:
         stop_at(patched, 2)
-        run(tmp_path / "killed", parent, sequences, memory_gib=ENOUGH_GIB)
+        with pytest.raises(Killed):
+            run(tmp_path / "killed", parent, sequences, memory_gib=ENOUGH_GIB)
     other = tmp_path / "other.jsonl"
     other.write_text(sequences.read_text().replace("[", "[7, ", 1))
     seen = layers_run(monkeypatch)

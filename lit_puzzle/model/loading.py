@@ -201,8 +201,8 @@ class WaitingExperts:
                     mesh = empty.device_mesh
                     values = self._rows(full_name, len(empty), mesh.get_local_rank(), mesh.size())
                     local = values.to(mesh.device_type, empty.dtype, copy=full_name in self._checkpoint.tensors)
-                    size = {"shape": empty.shape, "stride": empty.stride()}
-                    put(module, name, DTensor.from_local(local, mesh, empty.placements, **size), empty.requires_grad)
+                    share = DTensor.from_local(local, mesh, empty.placements, shape=empty.shape, stride=empty.stride())
+                    put(module, name, share, empty.requires_grad)
 
     def _rows(self, full_name: str, rows: int, rank: int, processes: int) -> Tensor:
         """Return the rows of a tensor that FSDP2 gives to a process: those of torch.chunk."""
@@ -213,7 +213,7 @@ class WaitingExperts:
             if has_values(name, self._checkpoint.tensors[name].dtype):
                 check_values(name, part, self._checkpoint.tensors[name].file)
             self.bytes_read += part.nbytes
-        return parts[0] if len(parts) == 1 else expert_weight(*parts)
+        return parts[0] if len(parts) == 1 else expert_weight(parts[0], parts[1])
 
 
 def is_tied(checkpoint: Checkpoint, full_name: str) -> bool:
@@ -238,7 +238,7 @@ def loaded(checkpoint: Checkpoint, full_name: str, dtype: torch.dtype, device: t
     parts = [checkpoint.read(name) for name in stored_names(checkpoint, full_name)]
     if len(parts) == 1:
         return parts[0].to(device, dtype, copy=True)
-    return expert_weight(*(part.to(device) for part in parts)).to(dtype)
+    return expert_weight(parts[0].to(device), parts[1].to(device)).to(dtype)
 
 
 def put(module: nn.Module, name: str, values: Tensor, requires_grad: bool) -> None:

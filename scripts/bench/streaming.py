@@ -112,8 +112,8 @@ def make_sequences(file: Path, tokens: int) -> None:
 def command(stage: str, folder: Path, experts: int, gib: float) -> list[str]:
     """Return the command line of a stage."""
     parent, kept = folder / "parent", [experts // 4, experts // 2, experts * 3 // 4]
-    data = ("prompts=null", f"sequences={folder}/sequences.jsonl", "batch_size=4")
-    data = tuple(f"--data.init_args.{setting}" for setting in data)
+    settings = ("prompts=null", f"sequences={folder}/sequences.jsonl", "batch_size=4")
+    data = tuple(f"--data.init_args.{setting}" for setting in settings)
     given = {
         "importance": (
             f"--model.init_args.parent={parent}", f"--data.init_args.parent={parent}", *data,

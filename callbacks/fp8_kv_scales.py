@@ -22,7 +22,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lit_puzzle.data.calibration import CALIBRATION_FILE, CalibrationData, RankBatches
+from lit_puzzle.data.calibration import CalibrationData, RankBatches
 from lit_puzzle.data.documents import PackedDocuments
 from lit_puzzle.distill.global_kd import GlobalDistillation
 from lit_puzzle.generation.policy import evaluation_mode
@@ -84,9 +84,9 @@ class FP8KVScales(Callback):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Generate the calibration sequences unless they are there, then compute the initial scales."""
+        """Write the calibration sequences (generated unless they are there), then compute the initial scales."""
         folder = Path(trainer.default_root_dir) / "kv_calibration"
-        if self.data is not None and trainer.is_global_zero and not (folder / CALIBRATION_FILE).is_file():
+        if self.data is not None and trainer.is_global_zero:
             folder.mkdir(exist_ok=True)
             self.data.write_sequences(folder, str(trainer.strategy.root_device))
         trainer.strategy.barrier("calibration sequences written")

@@ -16,9 +16,13 @@ from pathlib import Path
 
 from jsonargparse import ActionConfigFile, Namespace
 
+from lit_puzzle.footprint.plan import make_plan
+from lit_puzzle.footprint.table import plan_json, plan_lines
 from lit_puzzle.report.show import show
+from lit_puzzle.run.inputs import dated
 from lit_puzzle.run.open_run import join_run, opened_run
-from lit_puzzle.run.parser import RecipeParser
+from lit_puzzle.run.parser import RecipeParser, without_unset_date
+from lit_puzzle.run.peers import end_with_starter, failing_together
 from lit_puzzle.run.recipe import PACKAGED_RECIPES, Recipe, load_recipe, packaged_recipes
 from lit_puzzle.run.record import RunClock
 from lit_puzzle.run.renamed import check_names
@@ -117,14 +121,36 @@ def run(name: str, overrides: Sequence[str]) -> None:
     overwrite = len(words) < len(rest)
     check_names(recipe, words)
     command = _command(recipe, words)
+    if "--plan" in words:
+        print_plan(recipe, command, words)
+        return
     named = {path.partition(".")[0] for path in recipe.class_paths()}
-    with verifying(verify), one_line_errors(command.partition(".")[0] if "." in command else None, named):
+    end_with_starter(_rank())
+    own = command.partition(".")[0] if "." in command else None
+    with verifying(verify), one_line_errors(own, named), failing_together():
         if command in LIGHTNING_COMMANDS:
             from lit_puzzle.training.lightning import run_lightning  # lightning and torch load here, not for --help
 
             run_lightning(command, recipe, words, overwrite)
         else:
             run_stage(command, recipe, words, overwrite)
+
+
+def print_plan(recipe: Recipe, command: str, words: Sequence[str]) -> None:
+    """Print what a recipe costs, without starting it.
+
+    Raises:
+        ValueError: a wrong key, option or device, or a stage of the user's own.
+    """
+    plan = make_plan(recipe, command, _target(command), words)
+    if plan is None:
+        raise ValueError(f"{recipe.path}: nobody knows what {command} costs: it is code of your own.")
+    print(plan_json(plan) if "--json" in words else "\n".join(plan_lines(plan)))
+
+
+def _target(command: str) -> str | None:
+    """Return the dotted name of the function that a command runs, or None for a command of Lightning."""
+    return None if command in LIGHTNING_COMMANDS else STAGES[command][0] if command in STAGES else command
 
 
 def run_stage(command: str, recipe: Recipe, words: Sequence[str], overwrite: bool) -> None:
@@ -148,19 +174,21 @@ def run_stage(command: str, recipe: Recipe, words: Sequence[str], overwrite: boo
     parser.add_argument("--config", action=ActionConfigFile, help="one more YAML file")
     parser.add_argument("--command", type=str, help="the stage")
     parser.add_argument("--run_dir", type=str, required=True, help="folder that the stage writes")
+    parser.add_date()
     parser.add_function_arguments(function, skip={"run_dir"})
     config = parser.parse_args(recipe.arguments(words))
     run_dir = Path(config.run_dir)
-    is_first, resolved = _rank() == 0, recipe.on_disk(parser.dump(config, skip_unset=False), words)
+    is_first, resolved = _rank() == 0, recipe.on_disk(parser.dump(without_unset_date(config), skip_unset=False), words)
     _keep_card_references(config, recipe, words)
     if not is_first:
         if command in STAGES and command not in PARALLEL_STAGES:
             raise ValueError(f"{command} runs in one process; this one was started as number {_rank()} of several.")
         join_run(run_dir, resolved)
     clock = RunClock()
-    with opened_run(run_dir, resolved, overwrite, command not in STAGES) if is_first else nullcontext(False) as resumed:
+    opened = opened_run(run_dir, resolved, overwrite, command not in STAGES) if is_first else nullcontext(False)
+    with dated(config.chat_date), opened as resumed:
         arguments = parser.instantiate(Namespace(config.clone()))
-        for key in ("config", "command", "run_dir"):
+        for key in ("config", "command", "run_dir", "chat_date"):
             arguments.pop(key, None)
         results: Mapping[str, float] = function(run_dir=run_dir, **arguments.as_dict())
         if is_first:

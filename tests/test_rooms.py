@@ -26,6 +26,7 @@ ROOMS = (  # the ground floor first; `spec` and `cli` are files, all others fold
         "tiny",
         "callbacks",
         "report",
+        "footprint",
         "cli",
     ),
 )

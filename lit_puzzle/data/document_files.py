@@ -30,11 +30,14 @@ from pyarrow import parquet
 from lit_puzzle.data.document_record import read_record
 from lit_puzzle.data.provenance import Provenance, read_limits
 from lit_puzzle.data.shards import SCHEMA, Shard, read_shard
+from lit_puzzle.model.checkpoint import fingerprint
 from lit_puzzle.run.files import write_json
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import Identity, file_identity
+from lit_puzzle.spec import Plan
 
 DOCUMENTS_FILE = "documents.json"
+PLAN_FILE = "plan.json"  # of a child
 NOTE = "lit_puzzle"
 
 
@@ -224,4 +227,24 @@ class DocumentFolder:
             raise ValueError(
                 f"Sequences of {sequence_tokens} tokens were asked for; the context of {parent} holds "
                 f"{context_tokens}. Ask for shorter ones."
+            )
+
+    def check_writer(self, checkpoint: Path) -> None:
+        """Refuse documents of another parent: a pass over them would measure what this one does not write.
+
+        Args:
+            checkpoint: folder of the parent, or of a child, whose plan.json names its parent.
+
+        Raises:
+            ValueError: another model wrote them.
+        """
+        checkpoint = require_input(checkpoint, "checkpoint", "config.json")
+        own = fingerprint(checkpoint)
+        plan = checkpoint / PLAN_FILE
+        parent = Plan.load(plan).parent_fingerprint if plan.is_file() else own
+        if self.writer.fingerprint not in (own, parent):
+            raise ValueError(
+                f"{self.folder} has documents of another parent (fingerprint {self.writer.fingerprint[:12]}) than "
+                f"{checkpoint} ({parent[:12]}). Generate documents with this parent (recipes/generate.yaml), or take "
+                "those of any model with the same tokenizer: filter.written_by: any."
             )

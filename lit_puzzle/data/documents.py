@@ -31,7 +31,7 @@ from lit_puzzle.data.document_files import DocumentFolder
 from lit_puzzle.data.packed_files import NOTHING, PackedSequences, write_packed
 from lit_puzzle.data.packing import Integers
 from lit_puzzle.data.packing_settings import DocumentFilter, PackingSettings
-from lit_puzzle.data.shards import Shard
+from lit_puzzle.data.shards import passing
 from lit_puzzle.environments.environment import EFFORTS
 from lit_puzzle.model.writer import atomic_folder
 from lit_puzzle.run.files import read_json, write_json
@@ -80,6 +80,8 @@ class PackedDocuments(LightningDataModule):
             )
         self.folder = DocumentFolder(documents)
         self.folder.check_reader(parent, sequence_tokens)
+        if filter.written_by == "parent":
+            self.folder.check_writer(parent)
         self.sequence_tokens, self.batch_size, self.packing, self.filter = sequence_tokens, batch_size, packing, filter
         self.validation_one_in, self.seed = validation_one_in, seed
         self.statistics: dict[str, float] = {}
@@ -198,19 +200,6 @@ class PackedDocuments(LightningDataModule):
         if self._validation is None:
             return []
         return ValidationBatches(self._validation, self.batch_size, self.trainer.global_rank, self.trainer.world_size)
-
-
-def passing(filter: DocumentFilter, shard: Shard) -> NDArray[np.bool_]:
-    """Return for each document of a shard whether it passes a filter."""
-    return np.array(
-        [
-            (filter.efforts is None or effort in filter.efforts)
-            and (filter.environments is None or environment in filter.environments)
-            and (not filter.only_correct or correct == 1.0)
-            for environment, effort, correct in zip(shard.environments, shard.efforts, shard.correct, strict=True)
-        ],
-        dtype=np.bool_,
-    )
 
 
 class TrainBatches:

@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 PackingMethod = Literal["first_fit", "sequential"]
 LongDocuments = Literal["refuse", "cut"]
+WrittenBy = Literal["parent", "any"]
 
 
 @dataclass(frozen=True)
@@ -15,11 +16,21 @@ class DocumentFilter:
         efforts: only documents of these reasoning efforts; None: all.
         environments: only documents of these environments; None: all.
         only_correct: only documents with a verified right answer.
+        written_by: `parent` refuses documents of another model than the parent, or the one that a child was made from;
+            `any` takes those of any model with the same tokenizer.
+
+    Raises:
+        ValueError: another value of `written_by`.
     """
 
     efforts: list[str] | None = None
     environments: list[str] | None = None
     only_correct: bool = False
+    written_by: WrittenBy = "parent"
+
+    def __post_init__(self) -> None:
+        if self.written_by not in get_args(WrittenBy):
+            raise ValueError(f"filter.written_by is {self.written_by!r}; allowed: {list(get_args(WrittenBy))}.")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import pyarrow
 from numpy.typing import NDArray
 from pyarrow import parquet
 
+from lit_puzzle.data.packing_settings import DocumentFilter
 from lit_puzzle.environments.environment import EFFORTS
 
 SCHEMA = pyarrow.schema(
@@ -65,6 +66,19 @@ def read_shard(path: Path, vocab_size: int, context_tokens: int) -> Shard:
     _check_tokens(path, shard, vocab_size, context_tokens)
     shard.mask_N[offsets[:-1][np.diff(offsets) > 0]] = 0
     return shard
+
+
+def passing(filter: DocumentFilter, shard: Shard) -> NDArray[np.bool_]:
+    """Return for each document of a shard whether it passes a filter."""
+    return np.array(
+        [
+            (filter.efforts is None or effort in filter.efforts)
+            and (filter.environments is None or environment in filter.environments)
+            and (not filter.only_correct or correct == 1.0)
+            for environment, effort, correct in zip(shard.environments, shard.efforts, shard.correct, strict=True)
+        ],
+        dtype=np.bool_,
+    )
 
 
 def _whole_numbers(path: Path, lists: Any, name: str) -> Any:

@@ -1,8 +1,7 @@
 """Accuracy and generated length of a policy on held-out problems, per reasoning effort, with standard errors.
 
-accuracy = mean(c), standard error = s(c) / sqrt(n); paired change = mean(d), standard error = s(d) / sqrt(n)
-    c = 1 for a completion with the right answer, else 0; d = after - before on the same problem;
-    s = sample standard deviation (n - 1); n = number of problems.
+accuracy = mean(c); paired change = mean(d); standard errors as in `lit_puzzle.evaluate.standard_errors`
+    c = 1 for a completion with the right answer, else 0; d = after - before on the same problem and sample.
 Request efficiency (paper: token throughput / mean generated tokens of a request, relative to the parent at high effort)
 needs `tokens/<effort>` from here and a throughput from elsewhere.
 
@@ -13,7 +12,6 @@ Disk: about 200 bytes a problem and its texts. Traffic: one gather of the episod
 Source: arXiv 2602.11937 (accuracy and tokens at each effort; relative request rate).
 """
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -31,6 +29,7 @@ from lit_puzzle.environments.episodes import Episode, Texts, failures, grade, pr
 from lit_puzzle.environments.problem_identity import names_of, problems_identity
 from lit_puzzle.evaluate.baseline import check_problems, take_baseline
 from lit_puzzle.evaluate.held_out import HeldOut
+from lit_puzzle.evaluate.standard_errors import mean_and_error, prompts_of
 from lit_puzzle.generation.engine import Engine
 from lit_puzzle.generation.lengths import length_statistics, write_lengths
 from lit_puzzle.generation.load import load_engine
@@ -116,21 +115,6 @@ def gather_episodes(episodes: Sequence[Episode]) -> list[Episode]:
     return [shares[index % world][index // world] for index in range(sum(len(share) for share in shares))]
 
 
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and its standard error.
-
-    Raises:
-        ValueError: fewer than two values (no standard error exists).
-    """
-    if len(values) < 2:
-        raise ValueError(
-            f"{len(values)} completions at one effort: a standard error needs two. Ask more prompts per effort."
-        )
-    mean = math.fsum(values) / len(values)
-    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    return mean, math.sqrt(variance / len(values))
-
-
 def summarize(episodes: Sequence[Episode]) -> dict[str, float]:
     """Headline numbers of a set of episodes.
 
@@ -140,12 +124,12 @@ def summarize(episodes: Sequence[Episode]) -> dict[str, float]:
         (share that ended by itself); per effort and environment
         `accuracy/<effort>/<environment>`, `tokens/<effort>/<environment>`, `finished/<effort>/<environment>`.
     """
-    results = {"accuracy": mean_and_error([episode.correct for episode in episodes])[0]}
+    results = {"accuracy": mean_and_error([e.correct for e in episodes], prompts_of(episodes))[0]}
     results["grader_failures"] = float(failures(episodes))
     for effort, group in split_by_effort(episodes).items():
         numbers = {"accuracy": [e.correct for e in group], "tokens": [float(e.generated_tokens) for e in group]}
         for name, values in numbers.items():
-            results[f"{name}/{effort}"], results[f"{name}_se/{effort}"] = mean_and_error(values)
+            results[f"{name}/{effort}"], results[f"{name}_se/{effort}"] = mean_and_error(values, prompts_of(group))
         results[f"finished/{effort}"] = sum(e.finished for e in group) / len(group)
         for environment in sorted({e.environment for e in group}):
             part = [e for e in group if e.environment == environment]
@@ -174,8 +158,8 @@ def compare(before: Sequence[Episode], after: Sequence[Episode]) -> dict[str, fl
     after_by_effort = split_by_effort(after)
     for effort, old in split_by_effort(before).items():
         pairs = list(zip(old, after_by_effort[effort], strict=True))
-        correct = mean_and_error([b.correct - a.correct for a, b in pairs])
-        tokens = mean_and_error([float(b.generated_tokens - a.generated_tokens) for a, b in pairs])
+        correct = mean_and_error([b.correct - a.correct for a, b in pairs], prompts_of(old))
+        tokens = mean_and_error([float(b.generated_tokens - a.generated_tokens) for a, b in pairs], prompts_of(old))
         results[f"accuracy_gain/{effort}"], results[f"accuracy_gain_se/{effort}"] = correct
         results[f"tokens_gain/{effort}"], results[f"tokens_gain_se/{effort}"] = tokens
     return results
@@ -239,6 +223,11 @@ def evaluate(
             "kv_cache: fp8 is simulated with transformers; vLLM has one of its own. Set engine.name: auto."
         )
     sampling.refuse_logprobs("An evaluation")
+    if sampling.temperature == 0 and held_out.samples_per_prompt > 1:
+        raise ValueError(
+            f"held_out.samples_per_prompt {held_out.samples_per_prompt} was given with sampling.temperature 0: all "
+            "samples of a prompt would be the same. Set a temperature above 0, or one sample per prompt."
+        )
     if kv_scales is not None:
         kv_scales = require_input(kv_scales, "folder of KV scales", META_FILE)
     if baseline is not None:

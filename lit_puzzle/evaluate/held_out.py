@@ -1,6 +1,7 @@
 """Settings: which held-out problems a model is measured on. Imports no torch.
 
-The problems are the same at each effort, so that efforts, and models, can be compared problem by problem.
+The problems are the same at each effort, so that efforts, and models, can be compared problem by problem. Samples of a
+problem follow one another; each is drawn with random numbers of its own.
 """
 
 from collections.abc import Sequence
@@ -19,9 +20,10 @@ class HeldOut:
         prompts_per_effort: problems at each effort.
         seed: which problems.
         texts: whether the file of episodes holds prompts, completions and right answers.
+        samples_per_prompt: completions of each problem at each effort.
 
     Raises:
-        ValueError: unknown efforts, or fewer than two problems (no standard error exists).
+        ValueError: unknown efforts, fewer than two problems (no standard error exists), or no sample of each.
     """
 
     environments: list[Environment]
@@ -29,15 +31,19 @@ class HeldOut:
     prompts_per_effort: int = 256
     seed: int = 0
     texts: bool = True
+    samples_per_prompt: int = 1
 
     def __post_init__(self) -> None:
         effort_weights(self.efforts)
         if self.prompts_per_effort < 2:
             raise ValueError(f"prompts_per_effort {self.prompts_per_effort} was given; 2 or more are needed.")
+        if self.samples_per_prompt < 1:
+            raise ValueError(f"samples_per_prompt {self.samples_per_prompt} was given; 1 or more is needed.")
 
     def problems(self) -> list[PromptAtEffort]:
-        """Return the problems, one effort after the other."""
-        return held_out_problems(self.environments, self.efforts, self.prompts_per_effort, self.seed)
+        """Return the problems, one effort after the other, each as often as it is sampled."""
+        problems = held_out_problems(self.environments, self.efforts, self.prompts_per_effort, self.seed)
+        return [problem for problem in problems for _ in range(self.samples_per_prompt)]
 
 
 def held_out_problems(

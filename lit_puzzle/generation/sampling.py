@@ -59,17 +59,22 @@ class EngineSettings:
         dtype: of the weights.
         batch_size: completions decoded together by transformers; vLLM chooses for itself.
         tensor_parallel: GPUs that share the weights, with vLLM.
+        data_parallel: engines that share the prompts, each in a process of its own with its own GPUs
+            (`tensor_parallel` of them); `auto`: as many as there are GPUs for, one on a CPU.
     """
 
     name: EngineName = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
     batch_size: int = 128
     tensor_parallel: int = 1
+    data_parallel: int | Literal["auto"] = 1
 
     def __post_init__(self) -> None:
-        if min(self.batch_size, self.tensor_parallel) < 1:
+        engines = 1 if self.data_parallel == "auto" else self.data_parallel
+        if min(self.batch_size, self.tensor_parallel, engines) < 1:
             raise ValueError(
-                f"batch_size {self.batch_size}, tensor_parallel {self.tensor_parallel} were given; 1 or more is needed."
+                f"batch_size {self.batch_size}, tensor_parallel {self.tensor_parallel}, data_parallel "
+                f"{self.data_parallel} were given; 1 or more is needed."
             )
 
     def refuse_tensor_parallel(self) -> None:

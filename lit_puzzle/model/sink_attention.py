@@ -1,15 +1,19 @@
 """Exact attention with sinks, windows and padding in linear memory: `attn_implementation="sink_attention"`.
 
-For training and scoring with any gpt-oss model, stock or child; importing this module registers it. The eager
-attention of transformers, the reference, is quadratic, and its SDPA has no sinks. With cached keys (decoding) this is
-the eager computation. Source of the sinks: the gpt-oss model card, arXiv 2508.10925.
+For training, scoring and decoding with any gpt-oss model, stock or child; importing this module registers it. The eager
+attention of transformers, the reference, is quadratic, and its SDPA has no sinks.
 
-A head's sink enters its softmax as one more key before the first: its value is 0, and an extra channel, 1 in this key
-and 0 in all others, is sink / scale in every query. A dummy query in front keeps the diagonal of the causal kernel
-aligned. A window is computed by blocks of queries over the blocks of keys that they see.
+How it is computed depends on the tensors alone, as `choose_kernel` and this table say:
+
+    tokens of whole documents   a fused kernel, with the sink folded in by the log-sum-exp (`sink_folding`)
+    with cached keys            heads grouped over their keys (`cached_attention`)
+    both, on a CPU in float32   the sink as one more key (`sink_key`), and transformers' eager attention: the numbers
+                                that this project publishes, to the last bit
+
+A mask is never made: documents are cut out of the batch, and a kernel gets their bounds or computes them side by side.
 
 Shapes: B batch, T tokens of a row, N = B * T, H query heads, G key/value heads, C channels of a head; D documents side
-by side, L tokens of the longest of them; Q queries and K keys of one block.
+by side, L tokens of the longest of them, M tokens of all documents.
 """
 
 from collections.abc import Callable
@@ -17,13 +21,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, scaled_dot_product_attention
-from torch.utils.checkpoint import checkpoint
+from torch.nn.functional import pad
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
-BLOCK_TOKENS = (256, 1024)  # queries of a block: as many as the window, within these limits
+from lit_puzzle.model.attention_kernels import Kernel, Span, choose_kernel
+from lit_puzzle.model.cached_attention import attend_cached
+from lit_puzzle.model.sink_folding import attend
+from lit_puzzle.model.sink_key import attend_with_key
 
 
 class Documents(NamedTuple):
@@ -33,10 +39,19 @@ class Documents(NamedTuple):
         groups: for each group of documents of similar length, the positions (row * T + column) of their tokens, (D, L);
             shorter documents are filled with their last token, and the output there is ignored.
         slots_N: index of each token of the batch in the concatenation of all `groups`; padding has the next index.
+        tokens_M: positions of the tokens of all documents, one document after the other.
+        bounds: where documents begin in `tokens_M`, and the end: (documents + 1), int32.
+        longest: tokens of the longest document.
     """
 
     groups: tuple[Tensor, ...]
     slots_N: Tensor
+    tokens_M: Tensor
+    bounds: Tensor
+    longest: int
+
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # of documents side by side: q, k, v -> output like q
 
 
 def sink_attention(
@@ -57,64 +72,73 @@ def sink_attention(
         module: the attention layer; its `sliding_window` is the number of tokens that a query sees, or None.
         query: queries (B, H, T, C).
         key: keys (B, G, T, C).
-        value: values (B, G, T, C).
-        attention_mask: from `sink_attention_mask`; a tensor (cached keys, or a user's own mask) means eager.
+        value: values (B, G, T, C); their dtype is that of the computation.
+        attention_mask: from `sink_attention_mask`; a tensor for cached keys, or a user's own mask.
         scaling: factor on the query-key products.
-        dropout: on the attention weights; above 0 torch has no linear-memory kernel on CPU.
+        dropout: on the attention weights; gpt-oss has none.
         s_aux: the sinks (H).
         **kwargs: arguments that only other attention functions use.
 
     Returns:
         The output (B, T, H, C), 0 for padding, and None instead of the attention weights, which are not materialized.
+
+    Raises:
+        ValueError: a dropout above 0, which no kernel here has.
     """
+    if dropout > 0:
+        raise ValueError(f"sink_attention has no dropout, attention_dropout is {dropout}: set it to 0, or use eager.")
+    query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast the rotary tables may be float32
+    kernel = choose_kernel(query.device, query.dtype, query.shape[-1])
     if isinstance(attention_mask, Tensor):
-        return eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout, **kwargs)
-    settings = (s_aux, scaling, dropout, module.sliding_window)
-    if attention_mask is None:
-        return _attend(query, key, value, *settings).transpose(1, 2).contiguous(), None
-    B, H, T, C = query.shape
-    flat = [x.transpose(1, 2).reshape(B * T, -1, C) for x in (query, key, value)]
-    outputs = []
-    for tokens_DL in attention_mask.groups:
-        q, k, v = (x.index_select(0, tokens_DL.flatten()).unflatten(0, tokens_DL.shape).transpose(1, 2) for x in flat)
-        outputs.append(_attend(q, k, v, *settings).transpose(1, 2).flatten(0, 1))
-    outputs.append(query.new_zeros(1, H, C))
-    return torch.cat(outputs).index_select(0, attention_mask.slots_N).view(B, T, H, C), None
+        if kernel is None:
+            return eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout, **kwargs)
+        return attend_cached(query, key, value, attention_mask, s_aux, scaling), None
+    window, longest = module.sliding_window, query.shape[2] if attention_mask is None else attention_mask.longest
+    span = Span(scaling, None if window is None or window >= longest else window)
+    if kernel is not None and kernel.layout == "varlen":
+        return _one_after_another(query, key, value, s_aux, attention_mask, kernel, span), None
+
+    def side_by_side(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if kernel is None:
+            return attend_with_key(q, k, v, s_aux, scaling, dropout, window)
+        return attend(q, k, v, s_aux, kernel, span)
+
+    return _in_groups(query, key, value, attention_mask, side_by_side), None
 
 
-def _attend(
-    q: Tensor, k: Tensor, v: Tensor, sinks_H: Tensor, scale: float, dropout: float, window: int | None
+def _one_after_another(
+    q: Tensor, k: Tensor, v: Tensor, sinks_H: Tensor, documents: Documents | None, kernel: Kernel, span: Span
 ) -> Tensor:
-    """Compute causal attention of left-aligned documents (D, H, L, C), keys and values (D, G, L, C); result like q."""
-    length, channels = q.shape[2:]
-    # Values get the channel too: torch's linear-memory kernel on CPU needs as many channels as the keys have.
-    q, k, v = pad(q, (0, 1, 1, 0)), pad(k, (0, 1, 1, 0)), pad(v, (0, 1, 1, 0))
-    q[..., -1] = (sinks_H / scale)[:, None]
-    k[:, :, 0, -1] = 1
-    if window is None or window >= length:
-        out = scaled_dot_product_attention(q, k, v, None, dropout, is_causal=True, scale=scale, enable_gqa=True)
-        return out[:, :, 1:, :channels]
-    size = min(max(window, BLOCK_TOKENS[0]), BLOCK_TOKENS[1])
-    (sink_key, k), (sink_value, v) = k.split([1, length], dim=2), v.split([1, length], dim=2)
-    ks, vs, outputs = k.split(size, dim=2), v.split(size, dim=2), []
-    for i, block in enumerate(q[:, :, 1:].split(size, dim=2)):
-        seen = slice(max(0, i * size - window + 1) // size, i + 1)
-        arguments = block, [sink_key, *ks[seen]], [sink_value, *vs[seen]], window, scale, dropout
-        # A window of many blocks would keep many copies of each key for the backward pass: recompute them there.
-        again = window > size
-        outputs.append(
-            checkpoint(_attend_block, *arguments, use_reentrant=False) if again else _attend_block(*arguments)
-        )
-    return torch.cat(outputs, dim=2)[..., :channels]
+    """Compute all documents in one call of a kernel that takes their bounds."""
+    B, H, T, C = q.shape
+    if documents is None:
+        tokens_M, longest = None, T
+        bounds = torch.arange(0, B * T + 1, T, dtype=torch.int32, device=q.device)
+    else:
+        whole = len(documents.tokens_M) == B * T  # then they are in their order: nothing is cut out
+        tokens_M, bounds, longest = None if whole else documents.tokens_M, documents.bounds, documents.longest
+    flat = [x.transpose(1, 2).flatten(0, 1) for x in (q, k, v)]
+    if tokens_M is not None:
+        flat = [x.index_select(0, tokens_M) for x in flat]
+    q, k, v = (x.transpose(0, 1) for x in flat)
+    out = attend(q, k, v, sinks_H, kernel, span._replace(bounds=bounds, longest=longest)).transpose(0, 1)
+    if tokens_M is not None:
+        out = out.new_zeros(B * T, H, C).index_copy(0, tokens_M, out)
+    return out.reshape(B, T, H, C)
 
 
-def _attend_block(q: Tensor, ks: list[Tensor], vs: list[Tensor], window: int, scale: float, dropout: float) -> Tensor:
-    """Compute attention of one block of queries to the sink (first of `ks`) and the blocks they see, their own last."""
-    k, v = torch.cat(ks, dim=2), torch.cat(vs, dim=2)
-    place_K = torch.arange(k.shape[2], device=q.device)
-    age_QK = place_K[-q.shape[2] :, None] - place_K
-    seen_QK = (age_QK >= 0) & (age_QK < window) | (place_K == 0)
-    return scaled_dot_product_attention(q, k, v, seen_QK, dropout, scale=scale, enable_gqa=True)
+def _in_groups(q: Tensor, k: Tensor, v: Tensor, documents: Documents | None, side_by_side: Attend) -> Tensor:
+    """Compute documents of similar length side by side, group after group."""
+    if documents is None:
+        return side_by_side(q, k, v).transpose(1, 2).contiguous()
+    B, H, T, C = q.shape
+    flat = [x.transpose(1, 2).reshape(B * T, -1, C) for x in (q, k, v)]
+    outputs = []
+    for tokens_DL in documents.groups:
+        cut = (x.index_select(0, tokens_DL.flatten()).unflatten(0, tokens_DL.shape).transpose(1, 2) for x in flat)
+        outputs.append(side_by_side(*cut).transpose(1, 2).flatten(0, 1))
+    outputs.append(q.new_zeros(1, H, C))
+    return torch.cat(outputs).index_select(0, documents.slots_N).view(B, T, H, C)
 
 
 def sink_attention_mask(
@@ -165,6 +189,8 @@ def _locate_documents(ids_BT: Tensor) -> Documents:
         raise ValueError(
             "attention_mask has padding between tokens; sink_attention allows it at the ends of a row only: use eager."
         )
+    tokens_M = (ids_BT > 0).flatten().nonzero().flatten()
+    bounds, longest = pad(counts.cumsum(0), (1, 0)).to(torch.int32), int(counts.max()) if len(counts) else 0
     bits, groups, used, slots_N = counts.float().frexp().exponent, [], 0, ids_BT.new_full((B * T,), -1)
     for group in bits.unique():
         start_D1, count_D1 = starts[bits == group, None], counts[bits == group, None]
@@ -173,7 +199,7 @@ def _locate_documents(ids_BT: Tensor) -> Documents:
         slots_N[tokens_DL[real_DL]] = used + real_DL.flatten().nonzero().flatten()
         groups.append(tokens_DL)
         used += tokens_DL.numel()
-    return Documents(tuple(groups), slots_N.where(slots_N >= 0, used))
+    return Documents(tuple(groups), slots_N.where(slots_N >= 0, used), tokens_M, bounds, longest)
 
 
 AttentionInterface.register("sink_attention", sink_attention)

@@ -16,7 +16,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -182,10 +183,33 @@ def _part(identity: Identity, part: str) -> str:
     return identity.content.get(part, "none")[:SHOWN]
 
 
+_given_dates: list[str | None] = [None]  # by the recipes that are running
+
+
+@contextmanager
+def dated(day: str | None) -> Iterator[None]:
+    """Give the runs inside a date: the key `chat_date` of a recipe; None: that of the day on which they start.
+
+    Raises:
+        ValueError: it is no ISO date.
+    """
+    if day is not None:
+        try:
+            date.fromisoformat(day)
+        except ValueError as error:
+            raise ValueError(f"chat_date is {day!r}; an ISO date is needed, such as 2026-01-31.") from error
+    _given_dates.append(day)
+    try:
+        yield
+    finally:
+        _given_dates.pop()
+
+
 def run_date(run_dir: Path) -> str:
     """Return the date of a run, which a chat template that reads the clock is given, as an ISO text.
 
-    The date is that of the first call and is recorded: a resumed run asks the same prompts. Every process may call it.
+    The date is that of the recipe, or else of the first call, and is recorded: a resumed run asks the same prompts.
+    Every process may call it.
 
     Raises:
         ValueError: `inputs.json` is damaged.
@@ -193,7 +217,8 @@ def run_date(run_dir: Path) -> str:
     file = run_dir / INPUTS_FILE
     if not file.is_file():
         run_dir.mkdir(parents=True, exist_ok=True)
-        content = {"format": FORMAT, "date": date.today().isoformat(), "inputs": {}}
+        day = _given_dates[-1] or date.today().isoformat()
+        content = {"format": FORMAT, "date": day, "inputs": {}}
         _create_once(file, to_json(content) + "\n")
     return str(_read(file)["date"])
 
@@ -206,11 +231,11 @@ def take_date(run_dir: Path, other: Path) -> str:
         other: folder of the other run.
 
     Returns:
-        The date of this run, which differs from the other's where it was started before.
+        The date of this run, which differs from the other's where it was started before, or its recipe gives one.
     """
     own, taken = run_date(run_dir), run_date(other)
     record = _read(run_dir / INPUTS_FILE)
-    if own == taken or record["inputs"]:
+    if own == taken or record["inputs"] or _given_dates[-1] is not None:
         return own
     record["date"] = taken
     write_json(run_dir / INPUTS_FILE, record)

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lit_puzzle.run.folder import RECORD
+from lit_puzzle.run.files import read_yaml
+from lit_puzzle.run.folder import CONFIG, RECORD
 from lit_puzzle.run.inputs import SHOWN, Identity, enclosing_run, recorded_inputs, recorded_outputs
 
 
@@ -75,6 +76,39 @@ def ancestors(of: Identity, named: Iterable[Path] = ()) -> list[Step]:
         inputs = [identity for step in new for identity in step.inputs.values()]
         wanted += inputs
         paths = [identity.path for identity in inputs]
+
+
+def training_runs(of: Identity) -> list[Path]:
+    """Return the folders of the training runs that the weights of a checkpoint went through, the first one first.
+
+    Weights pass from a parent to a child, from one child to the next, and from a library with trained blocks; a parent
+    that a child was only distilled from gives it none.
+
+    Raises:
+        ValueError: a record of a run is damaged.
+    """
+    found, waiting = dict[Path, Step](), [of]
+    while waiting:
+        identity = waiting.pop()
+        run = enclosing_run(Path(identity.path).resolve())
+        if run is None or run in found:
+            continue
+        step = Step.read(run)
+        if step.made([identity]):
+            found[run] = step
+            waiting += [step.inputs[name] for name in _sources(step.inputs)]
+    return [folder for folder in reversed(found) if _trains(folder)]
+
+
+def _sources(inputs: Mapping[str, Identity]) -> list[str]:
+    """Return the names of the inputs that a run took weights from."""
+    weights = next((name for name in ("child", "checkpoint", "parent") if name in inputs), None)
+    return [name for name in ("library", weights) if name in inputs and name is not None]
+
+
+def _trains(folder: Path) -> bool:
+    recipe = read_yaml(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    return isinstance(recipe, Mapping) and recipe.get("command") == "fit"
 
 
 def check_ancestors(of: Identity, named: Iterable[Path], claimed_by: str) -> None:

@@ -26,11 +26,13 @@ FORMAT = 1
 BOOKKEEPING = frozenset({MARKER, LOCK_FILE, TAKEN_FILE, CONFIG, RECORD, INPUTS_FILE, OUTPUTS_FILE})
 LOGS = frozenset({"lightning_logs", "wandb", "mlruns"})
 DERIVED = frozenset({"packed"})  # found to fit, or made again, by whoever reads it
-REMADE = frozenset({"calibration.jsonl", "kv_calibration", "generation_lengths.json"})  # made again by every attempt
+REMADE = frozenset(  # made again by every attempt
+    {"calibration.jsonl", "calibration_tokens", "kv_calibration", "generation_lengths.json"}
+)
 TEMPORARY = re.compile(r"\.(.+)\.(\d+|partial|old)")  # of atomic writing: .NAME.PROCESS, and of folders and shards
 WRITTEN = (  # by stages
     *("checkpoints", "best", "before", "after", "rollouts", "child", "model"),
-    *("library", "documents", "top_logits", "packed"),
+    *("library", "documents", "top_logits", "packed", "calibration_tokens"),
     *("candidates", "evaluations", "progress", "kv_calibration", "kv_scales", "hidden_states.*", "broken_batch_*.pt"),
     *("calibration.jsonl", "episodes.jsonl", "generation_lengths.json", "importance.*", "kv_scales.*", "scores.json"),
     *(

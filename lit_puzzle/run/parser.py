@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, NoReturn, get_args, get_type_hints
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from lit_puzzle.run.nulls import nulls
 from lit_puzzle.run.parser_errors import one_line
 from lit_puzzle.run.recipe import Recipe
+
+CHAT_DATE = "chat_date"
 
 
 class RecipeParser(ArgumentParser):
@@ -52,12 +54,29 @@ class RecipeParser(ArgumentParser):
                 raise ValueError(f"{self.recipe.path}: {wrong}")
         return parsed
 
+    def add_date(self) -> None:
+        """Add the key of the date that a chat template may read."""
+        self.add_argument(
+            f"--{CHAT_DATE}",
+            type=str,
+            default=None,
+            help="date that a chat template which reads the clock is given (2026-01-31); default: the run's first day",
+        )
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise ValueError with the message, the file that holds the key and the nearest valid one."""
         if self.recipe is None:  # jsonargparse made this one for a nested class: its error reaches the outer one
             super().error(message, ex)
         keys = [action.dest for action in self._actions]
         raise ValueError(f"{self.recipe.path}: {explain(message, self.recipe, keys, self.words)}")
+
+
+def without_unset_date(config: Namespace) -> Namespace:
+    """Return a parsed recipe without its key `chat_date` where that is null: `inputs.json` records the date then."""
+    if config[CHAT_DATE] is None:
+        config = config.clone()
+        config.pop(CHAT_DATE)
+    return config
 
 
 def explain(message: str, recipe: Recipe, parser_keys: Sequence[str], words: Sequence[str] = ()) -> str:

@@ -19,9 +19,11 @@ Shapes: B sequences of a batch, T tokens of the longest, D hidden, N scored toke
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from lit_puzzle.data.batches import PaddedBatch
@@ -68,7 +70,7 @@ class Part:
 
 
 def lay_out(
-    batches: Sequence[Sequence[Sequence[int]]],
+    batches: Sequence[Sequence[ArrayLike]],
     rank: int,
     world_size: int,
     prompt_lengths: Sequence[Sequence[int]] | None = None,
@@ -76,13 +78,13 @@ def lay_out(
     """Return this process's batches, as many as every other process has; in a repeated one nothing is scored.
 
     Args:
-        batches: token lists of all processes.
+        batches: token ids of all processes.
         rank: rank of this process.
         world_size: number of processes.
         prompt_lengths: number of prompt tokens of each sequence. Only tokens whose next token was generated are scored;
             of a sequence with 0, and without `prompt_lengths`, all tokens are.
     """
-    firsts = [sum(len(batch) for batch in batches[:index]) for index in range(len(batches))]
+    firsts = [0, *accumulate(len(batch) for batch in batches)]
     parts: list[Part] = []
     tokens = scored = 0
     for turn, batch in enumerate(RankBatches(batches, rank, world_size)):

@@ -18,7 +18,6 @@ forward passes of the data, l of L the layer; + 1 generation per evaluation and 
 arXiv 2411.19146.
 """
 
-import json
 import random
 from collections.abc import Sequence
 from functools import cached_property, partial
@@ -32,7 +31,8 @@ from rich.table import Table
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lit_puzzle.data.calibration import CALIBRATION_FILE, CalibrationData
+from lit_puzzle.data.calibration import TOKENS_FOLDER, CalibrationData
+from lit_puzzle.data.token_rows import RowBatches
 from lit_puzzle.library.library import LIBRARY_FILE, Library
 from lit_puzzle.library.swap import swapped
 from lit_puzzle.library.trained_blocks import block_tensors, check_trained
@@ -43,7 +43,7 @@ from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.model.streaming import LayerSource
 from lit_puzzle.run.folder import require_input
-from lit_puzzle.run.inputs import Identity, claim_inputs, file_identity, record_output, run_date, text_hash
+from lit_puzzle.run.inputs import Identity, claim_inputs, file_identity, record_output, run_date
 from lit_puzzle.scoring.block_quality import METRICS
 from lit_puzzle.scoring.evaluations import Evaluation, evaluation_items, score_items
 from lit_puzzle.scoring.layer_errors import LAYER_ERROR
@@ -116,7 +116,7 @@ def score(
             run.evaluate(source.model, task, items, unevaluated[task.name])
     if not run.processes.is_global_zero:
         return {}
-    samples = sum(len(batch) for batch in batches)
+    samples = len(batches.rows)
     ranked = sorted(random.Random(seed).sample(range(samples), min(scoring.rank_samples, samples)))
     finished = {task.name: (run.evaluation_files(task), evaluated) for task in evaluations}
     table = score_table(run.blocks, entries, ranked, finished, PARENT_FILE)
@@ -160,22 +160,22 @@ class _Run:
         """Return the files of one evaluation."""
         return ScoreFiles(self.run_dir / "evaluations" / evaluation.name)
 
-    def sequences(self, data: CalibrationData, score_prompts: bool) -> tuple[list[list[list[int]]], list[list[int]]]:
+    def sequences(self, data: CalibrationData, score_prompts: bool) -> tuple[RowBatches, list[list[int]]]:
         """Return the batches of all processes and their prompt lengths (0 to score all), the same in a resumed run.
 
         Raises:
             ValueError: there are fewer than two sequences, or the inputs differ from those the run was started with.
         """
-        if self.processes.is_global_zero and not (self.run_dir / CALIBRATION_FILE).is_file():
+        if self.processes.is_global_zero:
             data.write_sequences(self.run_dir, str(self.processes.device))
         self.processes.barrier()
         batches = data.read_batches(self.run_dir)
-        lengths = [[0] * len(batch) for batch in batches] if score_prompts else data.prompt_lengths(self.run_dir)
-        if sum(len(batch) for batch in batches) < 2:
+        lengths = [[0] * len(batch) for batch in batches] if score_prompts else batches.prompt_lengths()
+        if len(batches.rows) < 2:
             raise ValueError("one sequence was given; a standard error needs two. Give more calibration data.")
         if self.processes.is_global_zero:
-            tokens = {"tokens": text_hash(json.dumps([batches, lengths]))}
-            claim_inputs(self.run_dir, {"sequences": Identity(str(self.run_dir / CALIBRATION_FILE), tokens)})
+            tokens = {"tokens": batches.rows.sha256()}
+            claim_inputs(self.run_dir, {"sequences": Identity(str(self.run_dir / TOKENS_FOLDER), tokens)})
         return batches, lengths
 
     def unfinished(self, files: ScoreFiles, entries: Sequence[Entry]) -> list[Entry]:
@@ -185,7 +185,7 @@ class _Run:
     def score_blocks(
         self,
         source: LayerSource,
-        batches: Sequence[Sequence[Sequence[int]]],
+        batches: RowBatches,
         prompt_lengths: Sequence[Sequence[int]],
         entries: Sequence[Entry],
         scoring: ScoringSettings,
@@ -196,7 +196,7 @@ class _Run:
             rmtree(scratch, ignore_errors=True)
             return
         parts = lay_out(batches, self.processes.global_rank, self.processes.world_size, prompt_lengths)
-        samples = sum(len(batch) for batch in batches)
+        samples = len(batches.rows)
         add = partial(sum_over_processes, self.processes)
         scored = candidate_values(source, scratch, parts, samples, entries, scoring, self._trained, add)
         for number, (entry, values) in enumerate(scored, 1):

@@ -17,6 +17,7 @@ Source: format of the released gpt-oss-puzzle-88B, with the stop tokens and YaRN
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from lit_puzzle.model.safetensors_file import DTYPES
 from lit_puzzle.model.writer import atomic_folder
 from lit_puzzle.run.folder import CONFIG, RECORD, is_complete, require_input
 from lit_puzzle.run.inputs import Identity, claim_inputs, file_identity, record_output
-from lit_puzzle.run.lineage import check_ancestors
+from lit_puzzle.run.lineage import check_ancestors, training_runs
 from lit_puzzle.serve import experts, stock
 from lit_puzzle.serve import weights as steps
 from lit_puzzle.serve.adapter import Adapter, merged
@@ -79,7 +80,7 @@ def export(
             the folder already exists.
     """
     check_upload(upload)
-    for path in (*card.training, *card.evaluations.values()):
+    for path in (*(card.training or ()), *card.evaluations.values()):
         read_run(path)
     child = ChildFolder.open(require_input(checkpoint, "checkpoint", "config.json"))
     source, plan = child.checkpoint, child.plan
@@ -93,7 +94,8 @@ def export(
     settings = generation_settings(source.folder, tokenizer, config)
     exported = Export(storage.format, source, tokenizer, config, settings, weights, plan, scales_from, rounding)
     identity = checkpoint_identity(source)
-    check_ancestors(identity, card.training, "card.training")
+    card = replace(card, training=training_runs(identity) if card.training is None else card.training)
+    check_ancestors(identity, card.training or (), "card.training")
     claim_inputs(
         run_dir, {"checkpoint": identity} | _other_inputs(source, kv_scales, adapter, tokenizer, storage, card)
     )
@@ -119,7 +121,7 @@ def _other_inputs(
         found["storage.mxfp4_parent"] = weights_identity(
             require_input(storage.mxfp4_parent, "MXFP4 parent", "config.json")
         )
-    runs = {f"card.training.{number}": path for number, path in enumerate(card.training)}
+    runs = {f"card.training.{number}": path for number, path in enumerate(card.training or ())}
     runs |= {f"card.evaluations.{title}": path for title, path in card.evaluations.items()}
     return found | {name: file_identity(path, [RECORD] if path.is_dir() else None) for name, path in runs.items()}
 

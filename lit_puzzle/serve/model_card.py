@@ -95,7 +95,10 @@ def card_text(card: Card, facts: Facts) -> str:
     """Return the text of the card."""
     sections = [_front_matter(card, facts), f"# {card.name}", _opening(card, facts), *_plan(facts)]
     sections += (
-        _training(card.training) + _evaluation(card.evaluations, facts.sizes) + _serving(facts) + _limits(card, facts)
+        _training(card.training or [])
+        + _evaluation(card.evaluations, facts.sizes)
+        + _serving(facts)
+        + _limits(card, facts)
     )
     return "\n\n".join(sections) + "\n"
 
@@ -132,7 +135,7 @@ def _plan(facts: Facts) -> list[str]:
 
 def _training(runs: Sequence[Path]) -> list[str]:
     if not runs:
-        return ["## Training", "No training run was named in the export."]
+        return ["## Training", "No training run has led to these weights, as far as the run folders say."]
     sections = ["## Training"]
     for path in runs:
         record = read_run(path)

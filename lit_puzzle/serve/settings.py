@@ -36,7 +36,8 @@ class Card:
         name: title of the card.
         parent: the model that was pruned; a name on the Hugging Face hub (OWNER/NAME) becomes `base_model`.
         license: license of the parent, as the hub abbreviates it (`apache-2.0`); it applies to the child.
-        training: run folders of the training runs, in order.
+        training: run folders of the training runs, in order; None: those that have led to the weights, as the run
+            folders say.
         evaluations: column title -> run folder of an evaluation.
         remarks: sentences for the section on limits.
     """
@@ -44,7 +45,7 @@ class Card:
     name: str = "A child of gpt-oss"
     parent: str = "unknown"
     license: str = "unknown"
-    training: list[Path] = field(default_factory=list)
+    training: list[Path] | None = None
     evaluations: dict[str, Path] = field(default_factory=dict)
     remarks: str = ""
 

@@ -25,6 +25,7 @@ from torch.distributed.fsdp import fully_shard
 from lit_puzzle.model.blocks import PuzzleModel, with_own_blocks
 from lit_puzzle.model.loading import DtypeName, load_model
 from lit_puzzle.model.streaming import LayerSource, ResidentModel, load_streamed
+from lit_puzzle.run.peers import connect
 from lit_puzzle.training.sharding import load_for
 
 DTYPES: dict[str, DtypeName] = {
@@ -79,6 +80,7 @@ def launch(settings: FabricSettings) -> Fabric:
     if not isinstance(fabric.strategy, SingleDeviceStrategy):  # how many "auto" devices are is known only now
         fabric = make(strategy=DDPStrategy(timeout=timedelta(hours=settings.timeout_hours)))
     fabric.launch()
+    connect(fabric.global_rank, fabric.world_size, fabric.broadcast)
     return fabric
 
 

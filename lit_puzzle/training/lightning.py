@@ -19,9 +19,10 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.states import TrainerStatus
 
-from lit_puzzle.run.inputs import Identity, ReadsInputs, claim_inputs
+from lit_puzzle.run.inputs import Identity, ReadsInputs, claim_inputs, dated
 from lit_puzzle.run.open_run import join_run, opened_run
-from lit_puzzle.run.parser import RecipeParser
+from lit_puzzle.run.parser import RecipeParser, without_unset_date
+from lit_puzzle.run.peers import report_failure
 from lit_puzzle.run.recipe import Recipe
 from lit_puzzle.run.record import RunClock
 from lit_puzzle.run.signals import install_handlers
@@ -71,6 +72,7 @@ class RecipeCLI(LightningCLI):
         parser.recipe = self.recipe
         parser.add_argument("--command", type=str, help="fit or validate")
         parser.add_argument("--run_dir", type=str, required=True, help="folder that the run writes")
+        parser.add_date()
         parser.link_arguments("run_dir", "trainer.default_root_dir")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -109,13 +111,14 @@ def run_lightning(command: str, recipe: Recipe, words: Sequence[str], overwrite:
     """
     cli = RecipeCLI(recipe, words)
     run_dir = Path(cli.config.run_dir)
-    config = recipe.on_disk(cli.parser.dump(cli.config, skip_unset=False), words)
+    config = recipe.on_disk(cli.parser.dump(without_unset_date(cli.config), skip_unset=False), words)
     is_first = _get_rank() in (None, 0)
     if not is_first:
         join_run(run_dir, config)
     cli.trainer.callbacks.insert(0, OwnSignals())  # type: ignore[attr-defined]
     clock = RunClock()
-    with opened_run(run_dir, config, overwrite, _has_own_code(recipe)) if is_first else nullcontext(False) as resumed:
+    opened = opened_run(run_dir, config, overwrite, _has_own_code(recipe)) if is_first else nullcontext(False)
+    with dated(cli.config.chat_date), opened as resumed:
         if is_first:
             claim_inputs(run_dir, _inputs(cli))
         try:
@@ -132,6 +135,7 @@ def run_lightning(command: str, recipe: Recipe, words: Sequence[str], overwrite:
 class OwnSignals(Callback):
     """Puts the handlers of `lit_puzzle.run.signals` in place of Lightning's, which end a run with exit code 0.
 
+    An error is told to the other processes of the run at once: this is the first of the callbacks.
     Under SLURM, Lightning's stay: they save the state and requeue the job.
     """
 
@@ -142,6 +146,10 @@ class OwnSignals(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Install the handlers for a run of `validate`."""
         self._install(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Tell the other processes, before anything here waits for them in a clean-up."""
+        report_failure(exception)
 
     def _install(self, trainer: Trainer) -> None:
         launcher = trainer.strategy.launcher

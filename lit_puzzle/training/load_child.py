@@ -15,10 +15,16 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lit_puzzle.model.modules import model_family
+from lit_puzzle.training.moe_chunks import chunk_experts
 from lit_puzzle.training.random_state import RandomStream
 from lit_puzzle.training.settings import TrainingSettings
 from lit_puzzle.training.sharding import load_for, shard
-from lit_puzzle.training.trainable import add_adapters, freeze_parameters, without_adapters
+from lit_puzzle.training.trainable import (
+    add_adapters,
+    compute_in_autocast_dtype,
+    freeze_parameters,
+    without_adapters,
+)
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -43,6 +49,9 @@ def load_child(mesh: DeviceMesh | None, folder: Path, settings: TrainingSettings
     model = without_adapters(child)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    if settings.moe_chunk_tokens is not None:
+        chunk_experts(model, settings.moe_chunk_tokens)
+    compute_in_autocast_dtype(model)
     shard(model, model.model.layers, mesh, waiting, trains=True)
     return child
 

@@ -51,15 +51,25 @@ class TrainingSettings:
         freeze: patterns of parameters that are not trained; default: experts and router. Without effect with `lora`.
         lora: trains low-rank adapters instead; everything else is then frozen.
         gradient_checkpointing: recomputes the child's activations in backward.
+        moe_chunk_tokens: tokens that router and experts of a layer take at a time, recomputed in backward; None: all.
+            For long sequences: a layer of gpt-oss's shape keeps 0.2 MB less for each token of the others.
         dtype: dtype in which weights are loaded; those that train are kept in float32, because bfloat16 rounds away
             the steps of a small learning rate.
-        attention: implementation of attention in forward and backward; decoding uses the eager one.
+        attention: implementation of attention, by its name in transformers; `sink_attention` is linear in memory.
         experts: implementation of the experts.
+
+    Raises:
+        ValueError: chunks of no token.
     """
 
     freeze: list[str] | None = None
     lora: LoraSettings | None = None
     gradient_checkpointing: bool = False
+    moe_chunk_tokens: int | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     attention: str = "sink_attention"
     experts: str = "grouped_mm"
+
+    def __post_init__(self) -> None:
+        if self.moe_chunk_tokens is not None and self.moe_chunk_tokens < 1:
+            raise ValueError(f"training.moe_chunk_tokens={self.moe_chunk_tokens} was given; 1 or more is needed.")

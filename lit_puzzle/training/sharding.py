@@ -16,9 +16,11 @@ if unsharded, else P b for each token. Disk of a checkpoint: trainable parameter
 Reads and writes checkpoint folders. Source: PyTorch FSDP2 (`torch.distributed.fsdp.fully_shard`), arXiv 2304.11277.
 """
 
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from lit_puzzle.model.loading import DtypeName, WaitingExperts, load_mapped, load_model
+from lit_puzzle.run.peers import connect
 from lit_puzzle.training.stored_checkpoints import METADATA, load_plain, load_sharded
 from lit_puzzle.training.trainable import keep_master_weights
 
@@ -161,15 +164,29 @@ class Sharded(ModelParallelStrategy):
 
     Args:
         process_group_backend: communication backend; by default nccl on GPUs and gloo on CPU.
+        timeout_hours: how long a process waits for another one in a collective. Rollouts are of unequal length, and the
+            first process alone packs data: PyTorch's default of 10 to 30 minutes would stop the run there. A process
+            that fails ends the others at once, whatever the timeout (`lit_puzzle.run.peers`).
+
+    Raises:
+        ValueError: a timeout that is not positive.
     """
 
-    def __init__(self, process_group_backend: str | None = None) -> None:
-        super().__init__(data_parallel_size="auto", tensor_parallel_size=1, process_group_backend=process_group_backend)
+    def __init__(self, process_group_backend: str | None = None, timeout_hours: float = 24.0) -> None:
+        if not 0 < timeout_hours < math.inf:
+            raise ValueError(f"strategy: timeout_hours must be more than 0, got {timeout_hours}")
+        super().__init__(
+            data_parallel_size="auto",
+            tensor_parallel_size=1,
+            process_group_backend=process_group_backend,
+            timeout=timedelta(hours=timeout_hours),
+        )
 
     def setup_environment(self) -> None:
-        """Size the mesh; Lightning's own "auto" would use all devices of a node for tensor parallelism."""
+        """Size the mesh, and connect the processes; Lightning's "auto" would make all devices tensor-parallel."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+        connect(self.global_rank, self.world_size, self.broadcast)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Return the trainable parameters and persistent buffers as sharded tensors on the CPU."""

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_puzzle.training.settings import LoraSettings
@@ -120,6 +120,21 @@ def keep_master_weights(model: nn.Module) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             parameter.data = parameter.data.float()
+
+
+def compute_in_autocast_dtype(model: "PreTrainedModel") -> None:
+    """Under autocast, turn what the embedding returns into autocast's dtype.
+
+    All that follows has it then: the residual stream, the rotary tables, the KV cache, and the inputs of layers that
+    activation checkpointing keeps. Without it a trained float32 embedding makes them float32. Norms compute in float32
+    all the same. Without autocast nothing changes.
+    """
+    model.get_input_embeddings().register_forward_hook(_in_autocast_dtype)
+
+
+def _in_autocast_dtype(_module: nn.Module, _inputs: Any, embedded: Tensor) -> Tensor:
+    device = embedded.device.type
+    return embedded.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else embedded
 
 
 def optimize_trainable(

@@ -16,9 +16,10 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lit_puzzle.callbacks.fp8_kv_scales import FP8KVScales
 from lit_puzzle.cli import main
-from lit_puzzle.data.calibration import CalibrationData, read_sequences
+from lit_puzzle.data.calibration import CalibrationData
 from lit_puzzle.data.packed_files import PackedSequences
 from lit_puzzle.data.prompt_source import PromptSource
+from lit_puzzle.data.sequence_file import sequences_of
 from lit_puzzle.generation.sampling import Sampling
 from lit_puzzle.kv_cache.calibrate import KVCalibration
 from lit_puzzle.kv_cache.scales import KVScales
@@ -142,7 +143,7 @@ def test_reinforcement_learning_calibrates_on_what_its_child_generated(tiny_conf
     assert forked(1, lambda _: recovery_runs.fit(tmp_path / "without", child, 4)) == [0]
     with_it, without = (torch.load(path / "weights.pt", weights_only=True) for path in (folder, tmp_path / "without"))
     assert all(torch.equal(tensor, without[name]) for name, tensor in with_it.items())
-    rows = read_sequences(folder / "kv_calibration" / "calibration.jsonl", child)
+    rows = [row for row, _ in sequences_of(folder / "kv_calibration" / "calibration.jsonl", child)]
     assert len(rows) == 6
     check_scales(folder, [torch.tensor(row) for row in rows])
     assert json.loads((folder / "results.json").read_text())["kv/layers"] == 2

@@ -163,7 +163,7 @@ def test_bad_sequences_are_refused_before_the_parent_is_loaded(text, message, pa
 
 
 def test_bad_arguments_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="Give CalibrationData prompts"):
+    with pytest.raises(ValueError, match="Give CalibrationData documents"):
         CalibrationData(tmp_path)
     with pytest.raises(ValueError, match="batch_size 0"):
         CalibrationData(tmp_path, SOURCE, batch_size=0)

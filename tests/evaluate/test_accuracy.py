@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,12 +21,12 @@ from lit_puzzle.evaluate.accuracy import (
     evaluate,
     gather_episodes,
     local_rows,
-    mean_and_error,
     read_episodes,
     solve_problems,
     summarize,
 )
 from lit_puzzle.evaluate.held_out import HeldOut, held_out_problems
+from lit_puzzle.evaluate.standard_errors import mean_and_error
 from lit_puzzle.generation.lengths import LengthStatistics, length_statistics, read_lengths
 from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.generation.transformers_engine import TransformersEngine
@@ -224,6 +225,18 @@ def test_stage_evaluates_a_folder_and_compares_with_another_run(
     assert not list(third.iterdir())
 
 
+def test_samples_of_a_prompt_are_drawn_apart_and_clustered(checkpoint: Path, tmp_path: Path) -> None:
+    held_out = HeldOut([Parity()], ["low"], 6, seed=1, samples_per_prompt=3)
+    results = evaluate(tmp_path, checkpoint, held_out, Sampling(8, 1.0), EngineSettings("transformers"))
+    episodes = read_episodes(tmp_path)
+    groups = [episodes[start : start + 3] for start in range(0, 18, 3)]
+    assert len(episodes) == 18 and all(len({e.problem for e in group}) == 1 for group in groups)
+    assert len({group[0].problem for group in groups}) == 6 and [e.row for e in episodes] == list(range(18))
+    means = [sum(e.generated_tokens for e in group) / 3 for group in groups]
+    assert results["tokens_se/low"] == pytest.approx(statistics.stdev(means) / math.sqrt(6))
+    assert any(len({e.texts.completion for e in group if e.texts}) > 1 for group in groups)
+
+
 def test_stage_refuses_bad_input_before_anything_slow(checkpoint: Path, tmp_path: Path) -> None:
     def run(**overrides: object) -> Callable[[], object]:
         arguments = {"run_dir": tmp_path, "checkpoint": checkpoint, "held_out": HeldOut([Parity()], ["low"])}
@@ -232,6 +245,10 @@ def test_stage_refuses_bad_input_before_anything_slow(checkpoint: Path, tmp_path
     (tmp_path / "empty").mkdir()
     cases = {
         r"holds no config\.json": run(checkpoint=tmp_path / "empty"),
+        "samples_per_prompt 2 was given with sampling.temperature 0": run(
+            held_out=HeldOut([Parity()], ["low"], samples_per_prompt=2)
+        ),
+        "samples_per_prompt 0": lambda: HeldOut([Parity()], samples_per_prompt=0),
         "prompts_per_effort 1": lambda: HeldOut([Parity()], prompts_per_effort=1),
         "extreme": lambda: HeldOut([Parity()], ["extreme"]),
         r"baseline .*missing' does not exist": run(baseline=tmp_path / "missing"),

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lit_puzzle.data.batch_validation import check_rows
-from lit_puzzle.data.calibration import CalibrationData, read_sequences
+from lit_puzzle.data.calibration import CalibrationData
+from lit_puzzle.data.sequence_file import sequences_of
 from lit_puzzle.importance.expert_scores import LeaveOneOut
 from lit_puzzle.importance.importance import ExpertImportance, summary
 from lit_puzzle.importance.importance_file import Importance
@@ -81,7 +82,7 @@ def run(folder: Path, parent: Path, sequences: Path, **options) -> Importance:
 
 def test_file_holds_the_brute_force_scores_of_all_sequences(parent, sequences, tmp_path, tiny_model):
     importance = run(tmp_path / "run", parent, sequences, attn_implementation="eager")
-    rows = read_sequences(sequences, parent)
+    rows = [row for row, _ in sequences_of(sequences, parent)]
     assert importance.tokens == sum(map(len, rows)) == 63
     assert (importance.fingerprint, importance.method) == (fingerprint(parent), "leave_one_out")
     inputs: list[Tensor] = []

@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader
 
 from lit_puzzle.cli import main
 from lit_puzzle.data.batch_validation import check_packed
-from lit_puzzle.data.calibration import CalibrationData, read_sequences
+from lit_puzzle.data.calibration import CalibrationData
 from lit_puzzle.data.document_files import Document, write_documents
 from lit_puzzle.data.documents import PackedDocuments
+from lit_puzzle.data.sequence_file import sequences_of
 from lit_puzzle.kv_cache.calibrate import KVCalibration
 from lit_puzzle.kv_cache.report import per_layer, table, totals
 from lit_puzzle.kv_cache.scales import KVScales
@@ -61,7 +62,7 @@ def run(folder: Path, checkpoint: Path, sequences: Path, **options) -> KVScales:
 
 def test_files_hold_amax_and_scales_of_all_sequences(checkpoint, sequences, tmp_path, tiny_model):
     scales = run(tmp_path / "run", checkpoint, sequences, scales=ScaleSettings(rounding="none", per_head=True))
-    rows = [torch.tensor(row) for row in read_sequences(sequences, checkpoint)]
+    rows = [torch.tensor(row) for row, _ in sequences_of(sequences, checkpoint)]
     assert (scales.tokens, scales.fingerprint) == (79, fingerprint(checkpoint))
     for both, (k, v) in zip(all_present(scales.layers), keys_and_values(tiny_model, rows), strict=True):
         for one, x_NGC in ((both.k, k), (both.v, v)):
@@ -76,6 +77,7 @@ def test_files_hold_amax_and_scales_of_all_sequences(checkpoint, sequences, tmp_
         "kv_amax.png",
         "kv_amax.svg",
         "outputs.json",
+        "calibration_tokens",
     }
 
 

@@ -13,6 +13,7 @@ from transformers.masking_utils import causal_mask_function, sliding_window_caus
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 
 from lit_puzzle.model import sink_attention as ours
+from lit_puzzle.model import sink_key
 
 
 def both(window: int | None, real_BT: Tensor, dtype: torch.dtype = torch.float32) -> list[list[Tensor]]:
@@ -50,7 +51,7 @@ def padding(kind: str, rows: int, tokens: int) -> Tensor:
 @pytest.mark.parametrize("kind", ["none", "left", "right", "both"])
 @pytest.mark.parametrize("window", [None, 2, 7, 16, 33, 90, 97, 500])
 def test_equals_eager(window: int | None, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ours, "BLOCK_TOKENS", (8, 32))  # 97 tokens are 4 to 13 blocks; windows above 32 span several
+    monkeypatch.setattr(sink_key, "BLOCK_TOKENS", (8, 32))  # 97 tokens: 4 to 13 blocks; windows above 32 span several
     eager, sink = both(window, padding(kind, 4, 97))
     for expected, value in zip(eager, sink, strict=True):
         torch.testing.assert_close(value, expected, atol=2e-5, rtol=2e-5)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lit_puzzle.run.inputs import Identity, claim_inputs, record_output
-from lit_puzzle.run.lineage import ancestors, check_ancestors
+from lit_puzzle.run.lineage import ancestors, check_ancestors, training_runs
 
 
 def weights(path: object, name: str) -> Identity:
@@ -54,3 +54,25 @@ def test_a_run_without_a_record_is_no_ancestor(tmp_path: Path) -> None:
     (tmp_path / "old" / "run.json").write_text(json.dumps({"results": {}}))
     with pytest.raises(ValueError, match="it has no record of what it made"):
         check_ancestors(weights("x", "a"), [tmp_path / "old" / "run.json"], "card")
+
+
+def trained(folder: Path, inputs: dict[str, Identity], made: str, command: str = "fit") -> Identity:
+    claim_inputs(folder, inputs)
+    record_output(folder, "child", Identity(str(folder / "child"), {"weights": made * 64}))
+    (folder / "config.yaml").write_text(f"command: {command}\n")
+    return weights(folder / "child", made)
+
+
+def test_training_is_read_from_the_runs_that_the_weights_went_through(tmp_path: Path) -> None:
+    teacher = trained(tmp_path / "teacher", {"child": weights("a stock model", "t")}, "u")
+    library = trained(tmp_path / "blocks", {"parent": weights("parent", "a")}, "l")
+    parent = {"parent": weights("parent", "a"), "library": library}
+    assembled = trained(tmp_path / "assemble", parent, "b", "assemble")
+    distilled = trained(tmp_path / "distill", {"child": assembled, "parent": teacher}, "c")
+    other = trained(tmp_path / "other_rl", {"child": distilled}, "o")
+    recovered = trained(tmp_path / "rl", {"child": distilled}, "d")
+    names = [folder.name for folder in training_runs(recovered)]
+    assert names == ["blocks", "distill", "rl"]  # neither the teacher's nor the other recovery
+    assert [folder.name for folder in training_runs(other)] == ["blocks", "distill", "other_rl"]
+    assert training_runs(assembled) == [tmp_path / "blocks"]
+    assert training_runs(weights(tmp_path / "rl" / "child", "x")) == []  # these weights are not what the run made

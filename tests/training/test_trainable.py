@@ -5,16 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers.recovery_runs import forked
-from transformers import GptOssForCausalLM
+from transformers import DynamicCache, GptOssForCausalLM
 
 from lit_puzzle.cli import main
 from lit_puzzle.distill.settings import LossSettings
 from lit_puzzle.kv_cache.settings import ScaleSettings
 from lit_puzzle.rl.settings import GRPOLossSettings, RewardSettings, RolloutSampling
 from lit_puzzle.run.folder import PACKAGE
-from lit_puzzle.training.settings import LoraSettings
-from lit_puzzle.training.trainable import add_adapters
+from lit_puzzle.training.load_child import load_child
+from lit_puzzle.training.settings import LoraSettings, TrainingSettings
+from lit_puzzle.training.trainable import add_adapters, without_adapters
 
 CHILD = PACKAGE / "assets" / "tiny_child"
 SUITABLE = "embed_tokens, k_proj, lm_head, o_proj, q_proj, v_proj"
@@ -116,3 +118,30 @@ def documents(folder: Path) -> Path:
 
     write_documents(folder / "documents", random_documents(), PACKAGE / "assets" / "tiny_parent", shard_documents=64)
     return folder / "documents"
+
+
+@pytest.mark.parametrize("lora", [None, LoraSettings(target_modules=["embed_tokens", "q_proj"])])
+def test_under_mixed_precision_nothing_that_is_kept_for_a_token_is_float32(lora: LoraSettings | None) -> None:
+    """The inputs of layers, which activation checkpointing keeps, the rotary tables and the KV cache."""
+    settings = TrainingSettings(lora=lora, dtype="float32" if lora is None else "bfloat16")
+    child = load_child(None, CHILD, settings).train()
+    model = without_adapters(child)
+    assert model.get_input_embeddings().weight.dtype == (torch.float32 if lora is None else torch.bfloat16)
+    seen: list[torch.dtype] = []
+
+    def note(_layer: object, args: tuple[torch.Tensor, ...], given: dict[str, Any]) -> None:
+        seen.extend(x.dtype for x in (*args, *given["position_embeddings"]))
+
+    for layer in model.model.layers:
+        layer.register_forward_pre_hook(note, with_kwargs=True)
+    cache = DynamicCache(config=model.config)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = child(torch.arange(3, 23)[None], past_key_values=cache, use_cache=True, output_hidden_states=True)
+    kept = [x.dtype for layer in cache.layers for x in (layer.keys, layer.values)]
+    assert set(seen) == set(kept) == {x.dtype for x in output.hidden_states} == {torch.bfloat16}
+    output.logits.float().logsumexp(-1).sum().backward()
+    assert {x.grad.dtype for x in child.parameters() if x.requires_grad and x.grad is not None} == {torch.float32}
+    seen.clear()
+    if lora is None:
+        child(torch.arange(3, 23)[None])
+        assert set(seen) == {torch.float32}

@@ -1,0 +1,60 @@
+"""Bytes, traffic and arithmetic of the parent's top-k logits on disk, of one process.
+
+    weights P b / R, whole embedding and head and two gathered layers when sharded, one layer's activations of
+    `batch_tokens`, or 12 V C bytes of the logits of a chunk of C targets; one shard of documents on the host
+    disk  K (4 + b) + b bytes a target
+
+Pure functions; imports no torch; reads `config.json` and `documents.json`. `lit_puzzle.distill.top_logits` is counted.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from lit_puzzle.model.footprint import BYTES, forward_bytes, model_size, stream_bytes
+from lit_puzzle.model.planned_shape import planned_config
+from lit_puzzle.run.footprint import Assumed, Device, Footprint, Knob, Phase, Work, smaller
+from lit_puzzle.run.recipe_values import Values
+from lit_puzzle.training.footprint import frozen_gathered, load_bytes, resident
+
+DOCUMENTS_FILE = "documents.json"  # of lit_puzzle.data.document_files
+CHUNK_COPIES = 3  # logits in float32, their copies for the k largest and for the rest
+SHARD_TOKENS = 4e6  # of a shard that is not there
+
+
+def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
+    """Return the footprint of `precompute_logits`."""
+    planned = planned_config(Path(values.at("parent")))
+    size, processes = model_size(planned.config), device.count
+    precision = {"32-true": "float32"}.get(str(values.at("fabric.precision")), "bfloat16")
+    width, tokens, chunk = BYTES[precision], values.whole("batch_tokens"), values.whole("chunk_tokens")
+    record, targets, note = Path(values.at("documents")) / DOCUMENTS_FILE, assumed.documents, ""
+    if record.is_file():
+        targets = float(json.loads(record.read_text())["targets"])
+    else:
+        note = f"{record.parent} is not there: {targets:.0e} targets are assumed"
+    held = resident(size, width, processes, values.get("fabric.memory_gib"))
+    if processes > 1:
+        held["embedding and head, whole"] = float(size.ends * width)
+        held |= frozen_gathered(size, width, processes, root=False)
+    layer = forward_bytes(size, tokens, precision)
+    logits = 4.0 * CHUNK_COPIES * size.vocab * chunk + 2 * stream_bytes(size, tokens, precision)
+    held |= {"activations of one layer": layer} if layer > logits else {"logits of a chunk, and states": logits}
+    documents = {"a shard of documents": 5.0 * min(targets, SHARD_TOKENS)}
+    share, rounds = (processes - 1) / processes, targets / tokens / processes
+    top_k, number = values.whole("top_k"), BYTES[str(values.at("precision"))]
+    return Footprint(
+        "top-k logits",
+        (Phase("load", load_bytes(size, width, processes)),
+         Phase("pass", held | (documents if device.kind == "cpu" else {}))),
+        host=documents,
+        disk={"logits": targets * (top_k * (4 + number) + number)},
+        network={"gathered layers": rounds * share * size.parameters * width} if processes > 1 else {},
+        works=(Work("pass", planned.config, targets / tokens, tokens, head_tokens=tokens, dtype=precision),),
+        knobs=(
+            Knob("chunk_tokens", chunk, smaller(chunk), "logits of {} targets at a time"),
+            Knob("batch_tokens", tokens, [tokens // 2**power for power in range(1, 6)], "sequences of {} tokens"),
+        ),
+        notes=(planned.assumed, note),
+    )  # fmt: skip

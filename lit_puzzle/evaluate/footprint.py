@@ -1,0 +1,42 @@
+"""Bytes and arithmetic of `evaluate`: the engine of `lit_puzzle.generation.footprint`, and the episodes.
+
+Pure functions; imports no torch; reads `config.json`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lit_puzzle.generation.footprint import engine_bytes, engine_knobs, engine_name
+from lit_puzzle.model.footprint import BYTES, model_size
+from lit_puzzle.model.planned_shape import planned_config
+from lit_puzzle.run.footprint import Assumed, Decoding, Device, Footprint, Phase, Work
+from lit_puzzle.run.recipe_values import Values
+
+BYTES_OF_A_TOKEN = 50  # of an episode in memory: token ids as Python integers, and its text
+
+
+def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
+    """Return the footprint of `evaluate`."""
+    planned = planned_config(Path(values.at("checkpoint")))
+    size, engine, new = model_size(planned.config), values.inside("engine"), values.whole("sampling.max_new_tokens")
+    samples = values.whole("held_out.samples_per_prompt")
+    problems = values.whole("held_out.prompts_per_effort") * len(values.at("held_out.efforts")) * samples
+    held = engine_bytes(size, engine, device, assumed.prompt_tokens, new)
+    episodes = {"episodes": float(BYTES_OF_A_TOKEN * problems * (assumed.prompt_tokens + new))}
+    decoding = Decoding(
+        new, engine.whole("batch_size"), engine_name(engine, device), int(engine.get("tensor_parallel", 1))
+    )
+    dtype = str(engine.at("dtype"))
+    return Footprint(
+        "evaluate",
+        (
+            Phase("load", {"weights": float(size.parameters * BYTES[dtype]) / decoding.tensor_parallel}),
+            Phase("completions", held | (episodes if device.kind == "cpu" else {})),
+        ),
+        host=episodes,
+        disk={"episodes": 6.0 * problems * (assumed.prompt_tokens + new)},
+        works=(Work("completions", planned.config, problems, assumed.prompt_tokens, dtype=dtype, decoding=decoding),),
+        knobs=engine_knobs(engine, device),
+        notes=(planned.assumed, f"prompts of {assumed.prompt_tokens:,} tokens", "completions as long as allowed"),
+    )

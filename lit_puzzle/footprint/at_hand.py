@@ -1,0 +1,67 @@
+"""The device that a plan is for: the one that was asked for, or the one at hand. Imports no torch.
+
+Reads /proc (memory, NVIDIA's driver) and the recipe's number of devices; writes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from lit_puzzle.costs.gpus import find_gpu, gpus
+from lit_puzzle.run.footprint import GIB, Device
+from lit_puzzle.run.recipe_values import Values
+
+NVIDIA = Path("/proc/driver/nvidia/gpus")
+MEMORY = Path("/proc/meminfo")
+CGROUP = Path("/sys/fs/cgroup/memory.max")
+SMALL_MODEL = 2e9  # parameters; a plan of a smaller model without a GPU at hand is for the CPU
+
+
+def asked_device(name: str, count: int) -> Device:
+    """Return devices by their name in gpus.json.
+
+    Raises:
+        ValueError: gpus.json has no such device, or there is none of them.
+    """
+    if count < 1:
+        raise ValueError(f"--gpus={count} was given; 1 or more is needed.")
+    if name == "cpu":
+        return Device(name, "cpu", count, available_bytes())
+    return Device(name, "cuda", count, find_gpu(name).memory_gib * GIB)
+
+
+def gpus_at_hand() -> list[str]:
+    """Return the names, as gpus.json has them, of the NVIDIA GPUs of this machine; `other` where it has none."""
+    found = []
+    for folder in sorted(NVIDIA.iterdir()) if NVIDIA.is_dir() else ():
+        lines = (folder / "information").read_text().splitlines()
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("Model")), "")
+        found.append(next((name for name in gpus() if name in model), "other"))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return found if visible is None else found[: len([part for part in visible.split(",") if part.strip()])]
+
+
+def available_bytes() -> float:
+    """Return the memory that processes can still get on this machine, or in its container."""
+    lines = dict(line.split(":", 1) for line in MEMORY.read_text().splitlines())
+    free = 1024.0 * int(lines["MemAvailable"].split()[0])
+    limit = CGROUP.read_text().strip() if CGROUP.is_file() else "max"
+    used = CGROUP.with_name("memory.current")
+    if limit.isdigit() and used.is_file():
+        free = min(free, float(limit) - float(used.read_text()))
+    return free
+
+
+def recipe_devices(values: Values) -> int | None:
+    """Return the number of processes that a recipe asks for, or None where it takes what there is."""
+    if isinstance(values.get("trainer"), dict):
+        devices, nodes = values.get("trainer.devices", 1), values.get("trainer.num_nodes", 1)
+    elif isinstance(values.get("fabric"), dict):
+        devices, nodes = values.get("fabric.devices", 1), values.get("fabric.num_nodes", 1)
+    else:
+        return 1
+    if isinstance(devices, list):
+        return len(devices) * int(nodes)
+    text = str(devices)
+    return int(text) * int(nodes) if text.lstrip("-").isdigit() and int(text) > 0 else None

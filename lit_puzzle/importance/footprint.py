@@ -1,0 +1,74 @@
+"""Bytes, traffic and arithmetic of expert importance, of one process.
+
+    weights P b / N, two gathered layers with embedding and head when sharded; attention of a batch; or, of a chunk of
+    n tokens of the MoE layer:  4 n D (2 k + 1) + 8 n (4 E + 4 k (k + 1)) + 4 m (2 D + 6 I),  m tokens of the busiest
+    expert (twice its fair share is assumed), beside the layer's input, normed input and output.
+
+Pure functions; imports no torch; reads `config.json`. `lit_puzzle.importance.expert_scores` is what is counted.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lit_puzzle.data.footprint import sequences_of
+from lit_puzzle.model.footprint import BYTES, ModelSize, attention_bytes, model_size, stream_bytes
+from lit_puzzle.model.planned_shape import planned_config
+from lit_puzzle.run.footprint import Assumed, Device, Footprint, Knob, Phase, Work, smaller
+from lit_puzzle.run.recipe_values import Values
+from lit_puzzle.training.footprint import frozen_gathered, load_bytes, resident
+
+BUSIEST = 2.0  # tokens of the busiest expert over its fair share
+
+
+def chunk_bytes(size: ModelSize, tokens: float, entrant: bool = True) -> float:
+    """Return what scoring a chunk of tokens holds in one layer, whose errors are computed in float32."""
+    evaluated = size.top_k + entrant
+    experts = max(layer.experts for layer in size.layers)
+    busiest = min(tokens, BUSIEST * tokens * evaluated / experts)
+    return (
+        4 * tokens * size.hidden * (2 * size.top_k + 1)
+        + 8 * tokens * (4 * experts + 4 * size.top_k * evaluated)
+        + 4 * busiest * (2 * size.hidden + 6 * size.inner)
+    )
+
+
+def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
+    """Return the footprint of expert importance."""
+    planned, model = planned_config(Path(values.at("model.init_args.parent"))), values.inside("model.init_args")
+    size, dtype = model_size(planned.config), str(model.at("dtype"))
+    width, data = BYTES[dtype], sequences_of(values.inside("data"), device, assumed)
+    chunk = min(model.whole("chunk_tokens"), data.batch_tokens)
+    held = {
+        "states around a layer": 3 * stream_bytes(size, data.batch_tokens, dtype),
+        "experts of a chunk": chunk_bytes(size, chunk),
+    }
+    attention = attention_bytes(size, data.batch_tokens, dtype)
+    if attention > sum(held.values()):
+        held = {"attention of a batch": attention}
+    weights = resident(size, width, device.count, model.get("memory_gib"))
+    gathered = frozen_gathered(size, width, device.count)
+    share = (size.top_k + 1) / size.top_k
+    batches = data.count / data.batch_size
+    network = batches / device.count * (device.count - 1) / device.count * size.parameters * width
+    return Footprint(
+        "expert importance",
+        (
+            Phase("load", load_bytes(size, width, device.count)),
+            *((Phase("completions of the parent", data.generating),) if data.generating else ()),
+            Phase("pass", weights | gathered | held),
+        ),
+        host={"calibration sequences": 24.0 * data.count},
+        disk={"scores": 8.0 * sum(layer.experts for layer in size.layers)},
+        network={"gathered layers": network} if device.count > 1 else {},
+        works=(Work("pass", planned.config, data.count, data.tokens, expert_share=share, dtype=_arithmetic(dtype)),),
+        knobs=(
+            Knob("data.init_args.batch_size", data.batch_size, smaller(data.batch_size), "batches of {} sequences"),
+            Knob(model.key("chunk_tokens"), int(chunk), smaller(int(chunk), 64), "chunks of {} tokens"),
+        ),
+        notes=(planned.assumed, data.assumed),
+    )
+
+
+def _arithmetic(dtype: str) -> str:
+    return "float32" if dtype == "float32" else "bfloat16"

@@ -1,0 +1,58 @@
+"""Bytes, traffic and arithmetic of the calibration of an FP8 KV cache, of one process.
+
+    weights P b / N, two gathered layers when sharded, one layer's activations of a batch
+    statistics  8 L (2 G + 2 x 65536 h) bytes for G key/value heads, h = G with a scale for each head, else 1
+    20 bytes for each key or value of one layer in the batch
+
+Pure functions; imports no torch; reads `config.json`. `lit_puzzle.kv_cache.statistics` is what is counted.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lit_puzzle.data.footprint import sequences_of
+from lit_puzzle.model.footprint import BYTES, forward_bytes, model_size
+from lit_puzzle.model.layout import whole
+from lit_puzzle.model.planned_shape import planned_config
+from lit_puzzle.run.footprint import Assumed, Device, Footprint, Knob, Phase, Work, smaller
+from lit_puzzle.run.recipe_values import Values
+from lit_puzzle.training.footprint import frozen_gathered, load_bytes, resident
+
+MAGNITUDES = 65536  # of lit_puzzle.kv_cache.fp8: magnitudes of a bfloat16 number, and overflow
+BYTES_OF_A_VALUE = 20
+
+
+def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
+    """Return the footprint of `calibrate_kv`."""
+    model = values.inside("model.init_args")
+    planned = planned_config(Path(model.at("checkpoint")))
+    size, dtype = model_size(planned.config), str(model.at("dtype"))
+    data, width = sequences_of(values.inside("data"), device, assumed), BYTES[dtype]
+    heads = whole(planned.config, "num_key_value_heads")
+    sets = heads if model.at("scales.per_head") else 1
+    one_in = int(values.get("data.init_args.validation_one_in", 1))
+    count = data.count / one_in
+    held = {
+        "statistics": 8.0 * len(size.layers) * (heads + MAGNITUDES * 2 * sets),
+        "activations of one layer": max(
+            forward_bytes(size, data.batch_tokens, dtype), BYTES_OF_A_VALUE * size.keys * data.batch_tokens
+        ),
+    }
+    share = (device.count - 1) / device.count * size.parameters * width
+    rows = data.batch_size
+    return Footprint(
+        "KV calibration",
+        (
+            Phase("load", load_bytes(size, width, device.count)),
+            *((Phase("completions", data.generating),) if data.generating else ()),
+            Phase("pass", resident(size, width, device.count, model.get("memory_gib"))
+                  | frozen_gathered(size, width, device.count) | held),
+        ),
+        host={"calibration sequences": 24.0 * count},
+        disk={"scales and progress": held["statistics"] * device.count},
+        network={"gathered layers": count / rows / device.count * share} if device.count > 1 else {},
+        works=(Work("pass", planned.config, count, data.tokens, dtype=dtype),),
+        knobs=(Knob("data.init_args.batch_size", rows, smaller(rows), "batches of {} sequences"),),
+        notes=(planned.assumed, data.assumed),
+    )  # fmt: skip

@@ -1,0 +1,155 @@
+"""Bytes, traffic and arithmetic of reinforcement learning: evaluations, rollouts and updates of one process.
+
+    always       weights (P - T) b / N, master weights 4 T / N, and from the first update on optimizer states
+    rollouts     the model gathered once (or two layers of it) + KV cache of completions_per_device x slices rows
+    update       activations of completions_per_device rows + log-probabilities in tiles of 4096 x 32768 logits
+    evaluation   the model gathered once + KV cache of evaluation.batch_size rows
+
+No reference model: its KL term needs LoRA, where the reference is the model with the adapter off. Pure functions;
+imports no torch; reads `config.json` of the child. `lit_puzzle.rl.module` and TRL 1.16 are what is counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from lit_puzzle.generation.footprint import decoding_bytes
+from lit_puzzle.model.footprint import ModelSize, inside_bytes, model_size, saved_bytes, stream_bytes
+from lit_puzzle.model.planned_shape import planned_config
+from lit_puzzle.run.footprint import Assumed, Decoding, Device, Footprint, Knob, Phase, Work, smaller
+from lit_puzzle.run.recipe_values import Values
+from lit_puzzle.training.footprint import Trained, load_bytes, trained
+from lit_puzzle.training.precision import cache_width, layer_precision, optimizer_of
+
+LOGPROB_TILE = (4096, 32768)  # tokens x vocabulary of the logits that TRL computes at a time, in float32
+TILE_COPIES = 3  # logits, their exponentials, their gradient
+
+
+def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
+    """Return the footprint of RL recovery."""
+    planned = planned_config(Path(values.at("model.init_args.child")))
+    size, model = model_size(planned.config), values.inside("model.init_args")
+    made = trained(size, model.inside("training"), optimizer_of(values))
+    run = _Run(values, size, made, device.count, assumed.prompt_tokens)
+    phases = (
+        Phase("load", load_bytes(size, made.width, device.count)),
+        Phase("evaluation", run.held(optimizer=False) | run.decoding(run.evaluated_rows, run.evaluated_tokens)),
+        Phase("rollouts", run.held() | run.decoding(run.rollout_rows, run.new_tokens)),
+        Phase("update", run.held() | {"gradients": made.states(device.count)["gradients"]} | run.update()),
+    )
+    return Footprint(
+        "RL recovery",
+        phases,
+        disk=run.disk(),
+        network=run.network(),
+        works=run.works(device.count),
+        knobs=run.knobs(),
+        notes=(planned.assumed, f"prompts of {assumed.prompt_tokens:,} tokens", "every completion as long as allowed"),
+    )
+
+
+class _Run:
+    """The numbers of a run, read from its recipe."""
+
+    def __init__(self, values: Values, size: ModelSize, made: Trained, processes: int, prompt_tokens: int) -> None:
+        model = values.inside("model.init_args")
+        self.values, self.model, self.size, self.made, self.processes = values, model, size, made, processes
+        self.prompt_tokens = prompt_tokens
+        self.new_tokens = model.whole("grpo.sampling.max_new_tokens")
+        self.accumulated = int(values.get("trainer.accumulate_grad_batches", 1))
+        self.slices = int(model.get("grpo.steps_per_generation") or self.accumulated)
+        self.rows = model.whole("grpo.completions_per_device")
+        self.rollout_rows = self.rows * self.slices
+        self.evaluated_rows = min(model.whole("evaluation.batch_size"), self.evaluated_problems)
+        self.evaluated_tokens = int(model.get("evaluation.max_new_tokens") or self.new_tokens)
+        self.updates = max(int(values.get("trainer.max_steps", -1)), 1)
+        self.precision = layer_precision(values.get("trainer.precision"), model.at("training.dtype"))
+        self.width = cache_width(values.get("trainer.precision"), model.at("training.dtype"))
+        self.whole = bool(model.at("grpo.unshard_rollouts"))
+
+    @property
+    def evaluated_problems(self) -> int:
+        efforts = sum(weight > 0 for weight in (self.values.get("data.init_args.efforts") or {"all": 1}).values())
+        return -(-self.model.whole("evaluation.prompts_per_effort") * efforts // self.processes)
+
+    def held(self, optimizer: bool = True) -> dict[str, float]:
+        states = self.made.states(self.processes)
+        left_out = {"gradients"} if optimizer else {"gradients", "optimizer"}
+        return {name: count for name, count in states.items() if name not in left_out}
+
+    def decoding(self, rows: int, new_tokens: int) -> dict[str, float]:
+        parts = decoding_bytes(self.size, rows, self.prompt_tokens, new_tokens, self.width, eager=False)
+        if self.processes == 1:
+            return parts
+        if self.whole:
+            return parts | {"weights, gathered whole": self.made.all_bytes}
+        return parts | self.made.gathered(self.processes, backward=False)
+
+    def update(self) -> dict[str, float]:
+        tokens = self.rows * (self.prompt_tokens + self.new_tokens)
+        tile = min(tokens, LOGPROB_TILE[0]) * min(self.size.vocab, LOGPROB_TILE[1]) * 4
+        parts = {"log-probabilities of a tile": float(TILE_COPIES * tile)}
+        inside = inside_bytes(self.size, tokens, self.precision)
+        if self.model.at("training.gradient_checkpointing"):
+            inputs = len(self.size.layers) * stream_bytes(self.size, tokens, self.precision)
+            parts |= {"inputs of layers": inputs, "inside of one layer": inside}
+        else:
+            saved = saved_bytes(self.size, tokens, self.precision)
+            parts |= {"activations": saved, "one layer at work": inside - saved / len(self.size.layers)}
+        return parts | self.made.gathered(self.processes, backward=True)
+
+    def disk(self) -> dict[str, float]:
+        kept = 2
+        return {
+            "child": self.size.parameters * self.made.width,
+            f"{kept} checkpoints": kept * self.made.numbers * (4.0 + self.made.optimizer),
+            "best weights": 4.0 * self.made.numbers,
+        }
+
+    def network(self) -> dict[str, float]:
+        if self.processes == 1:
+            return {}
+        rollouts = self.updates * self.accumulated / self.slices
+        share = (self.processes - 1) / self.processes * self.made.all_bytes
+        steps = 1 if self.whole else self.new_tokens
+        return {
+            "updates": self.updates * self.accumulated * self.made.step_traffic(self.processes, self._passes - 1),
+            "rollouts": rollouts * share * steps,
+        }
+
+    @property
+    def _passes(self) -> int:
+        return 4 if self.model.at("training.gradient_checkpointing") else 3
+
+    def works(self, processes: int) -> tuple[Work, ...]:
+        completions = self.updates * self.accumulated * self.rows * processes
+        dtype = "float32" if self.precision == "float32" else "bfloat16"
+        tokens, prompt = self.prompt_tokens + self.new_tokens, self.prompt_tokens
+        work = Work("rollouts", self.size.config, completions, prompt, dtype=dtype)
+        evaluated = Decoding(self.evaluated_tokens, self.evaluated_rows)
+        return (
+            replace(work, decoding=Decoding(self.new_tokens, self.rollout_rows)),
+            replace(work, name="updates", read_tokens=tokens, passes=self._passes, head_tokens=tokens),
+            replace(
+                work,
+                name="evaluation, before and after",
+                sequences=2 * self.evaluated_problems * processes,
+                decoding=evaluated,
+            ),
+        )
+
+    def knobs(self) -> tuple[Knob, ...]:
+        grpo, evaluation = self.model.key("grpo"), self.model.key("evaluation.batch_size")
+        found = [Knob(evaluation, self.evaluated_rows, smaller(self.evaluated_rows), "evaluation of {} rows together")]
+        if self.slices > 1:
+            values = [slices for slices in smaller(self.slices) if self.accumulated % slices == 0]
+            found.append(Knob(f"{grpo}.steps_per_generation", self.slices, values, "rollouts of {} slices"))
+        found.append(Knob(f"{grpo}.completions_per_device", self.rows, smaller(self.rows), "slices of {} rows"))
+        if not self.model.at("training.gradient_checkpointing"):
+            found.append(Knob(self.model.key("training.gradient_checkpointing"), False, [True], "checkpointing {}"))
+        if self.processes > 1 and self.whole:
+            found.append(Knob(f"{grpo}.unshard_rollouts", True, [False], "weights gathered whole for rollouts: {}"))
+        values = [self.new_tokens // 2**power for power in range(1, 6)]
+        found.append(Knob(f"{grpo}.sampling.max_new_tokens", self.new_tokens, values, "completions of {} tokens"))
+        return tuple(found)

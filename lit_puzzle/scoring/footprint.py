@@ -1,0 +1,163 @@
+"""Bytes, traffic and arithmetic of replace-1-block scoring, of one process.
+
+    device   weights P b / R, two gathered layers and whole embedding and head when sharded, one layer's activations of
+             a batch, or the metrics of a chunk of n tokens, 7 x 4 n V
+    host     T D b / R entering a layer (in a file above memory.hidden_gib), N D b / R final, and 4 N V / R of
+             log-probabilities where they are kept (memory.log_probs_gib); on a CPU all this is the same memory
+
+A candidate of layer l of L runs through L - l layers. Evaluations gather the model whole, or layer by layer. Pure
+functions; imports no torch; reads `config.json` and `library.json`. `lit_puzzle.scoring.replace_block` is counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from lit_puzzle.data.footprint import Sequences, sequences_of
+from lit_puzzle.generation.footprint import decoding_bytes
+from lit_puzzle.library.footprint import Candidates, planned_candidates
+from lit_puzzle.model.footprint import BYTES, ModelSize, forward_bytes, model_size, stream_bytes
+from lit_puzzle.model.planned_shape import planned_config
+from lit_puzzle.run.footprint import GIB, Assumed, Decoding, Device, Footprint, Knob, Phase, Work, smaller
+from lit_puzzle.run.recipe_values import Values
+from lit_puzzle.scoring.settings import FEWEST_TOKENS
+from lit_puzzle.training.footprint import frozen_gathered, load_bytes, resident
+
+METRIC_COPIES = 7  # of lit_puzzle.scoring.block_quality
+SHORT_ANSWER = 64  # tokens of a reference answer that is teacher-forced
+
+
+def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
+    """Return the footprint of `score`."""
+    planned = planned_config(Path(values.at("parent")))
+    run = _Run(values, device, assumed, model_size(planned.config))
+    phases = [Phase("load", load_bytes(run.size, run.width, device.count))]
+    if run.data.generating:
+        phases.append(Phase("completions of the parent", run.data.generating))
+    phases.append(Phase("candidates", run.held() | run.scoring()))
+    for evaluation in values.get("evaluations") or ():
+        phases.append(Phase("evaluations", run.held() | run.evaluation(Values(evaluation, "evaluations"))))
+    return Footprint(
+        "replace-1-block scores",
+        tuple(phases),
+        host=run.kept(),
+        disk={"scores": 8.0 * 6 * run.data.count * run.found.rows} | run.file(),
+        network=run.network(),
+        works=run.works(planned.config),
+        knobs=run.knobs(),
+        notes=(planned.assumed, run.data.assumed, run.found.assumed),
+    )
+
+
+class _Run:
+    """The numbers of a run, read from its recipe."""
+
+    def __init__(self, values: Values, device: Device, assumed: Assumed, size: ModelSize) -> None:
+        self.values, self.device, self.assumed, self.size = values, device, assumed, size
+        self.precision = {"32-true": "float32"}.get(str(values.at("fabric.precision")), "bfloat16")
+        self.width = BYTES[self.precision]
+        self.processes = 1 if values.at("fabric.strategy") == "replicated" else device.count
+        self.data: Sequences = sequences_of(values.inside("data"), device, assumed)
+        self.found: Candidates = planned_candidates(Path(values.at("library")), size)
+        self.own_tokens = self.data.count * self.data.tokens / device.count
+        memory = values.inside("scoring.memory")
+        self.hidden_limit, self.log_probs_limit = (memory.number(key) * GIB for key in ("hidden_gib", "log_probs_gib"))
+        logits = int(memory.get("chunk_logits") or (2**19 if device.kind == "cpu" else 2**26))
+        self.chunk = max(FEWEST_TOKENS, logits // size.vocab)
+
+    def held(self) -> dict[str, float]:
+        parts = resident(self.size, self.width, self.processes, self.values.get("fabric.memory_gib"))
+        if self.processes > 1:
+            parts["embedding and head, whole"] = float(self.size.ends * self.width)
+            parts |= frozen_gathered(self.size, self.width, self.processes, root=False)
+        return parts | (self.kept() if self.device.kind == "cpu" else {})
+
+    def entering(self) -> float:
+        return self.own_tokens * self.size.hidden * self.width
+
+    def kept(self) -> dict[str, float]:
+        log_probs = self.own_tokens * self.size.vocab * 4
+        parts = {"final states": self.entering(), "calibration sequences": 17.0 * self.own_tokens}
+        if self.entering() <= self.hidden_limit:
+            parts["states entering a layer"] = self.entering()
+        if log_probs <= self.log_probs_limit:
+            parts["log-probabilities of the parent"] = log_probs
+        return parts
+
+    def file(self) -> dict[str, float]:
+        too_large = self.entering() > self.hidden_limit
+        return {"states entering a layer": self.entering() * self.device.count} if too_large else {}
+
+    def scoring(self) -> dict[str, float]:
+        layer = forward_bytes(self.size, self.data.batch_tokens, self.precision)
+        scored = min(self.chunk, self.data.batch_tokens)
+        metrics = METRIC_COPIES * 4 * scored * self.size.vocab
+        states = 3 * stream_bytes(self.size, self.data.batch_tokens, self.precision)
+        return {"activations of one layer": layer} if layer > metrics + states else {
+            "metrics of a chunk": metrics, "states of a batch": states}  # fmt: skip
+
+    def evaluation(self, evaluation: Values) -> dict[str, float]:
+        settings, size = evaluation.inside("init_args"), self.size
+        rows, new = settings.whole("batch_size"), settings.whole("sampling.max_new_tokens")
+        prompt = int(settings.get("problems.context_tokens") or self.assumed.prompt_tokens)
+        gathered: dict[str, float] = {}
+        if self.processes > 1 and self.values.at("fabric.unshard_evaluations"):
+            gathered = {"weights, gathered whole": float(size.parameters * self.width)}
+        if settings.at("grading.mode") == "teacher_forced":
+            tokens = rows * (prompt + SHORT_ANSWER)
+            logits = rows * SHORT_ANSWER * size.vocab * (self.width + 4.0)
+            return gathered | {"activations of one layer": forward_bytes(size, tokens, self.precision),
+                               "logits of the answers": logits}  # fmt: skip
+        return gathered | decoding_bytes(size, rows, prompt, new, self.width, eager=False)
+
+    @property
+    def layers_run(self) -> float:
+        """Layers that all candidates run through, over those of one forward pass."""
+        total = len(self.size.layers)
+        halves = [len(e) + len(w) for e, w in zip(self.found.experts, self.found.windows, strict=True)]
+        return sum(count * (total - layer) for layer, count in enumerate(halves)) / total + 2
+
+    def network(self) -> dict[str, float]:
+        if self.processes == 1:
+            return {}
+        share = (self.processes - 1) / self.processes * self.size.parameters * self.width
+        batches = self.data.count / self.data.batch_size / self.device.count
+        return {"gathered layers": batches * self.layers_run * share}
+
+    def works(self, config: object) -> tuple[Work, ...]:
+        dtype = "float32" if self.precision == "float32" else "bfloat16"
+        count, tokens = self.data.count, self.data.tokens
+        work = Work("candidates", self.size.config, count, tokens, self.layers_run, tokens, dtype=dtype)
+        works = [work]
+        windows = sum(map(len, self.found.windows)) + 1
+        rows = windows if self.values.at("scoring.evaluate") == "windows" else self.found.rows + 1
+        for number, content in enumerate(self.values.get("evaluations") or ()):
+            settings = Values(content["init_args"])
+            problems = settings.whole("problems.problems_per_effort") * len(settings.at("problems.efforts"))
+            prompt = int(settings.get("problems.context_tokens") or self.assumed.prompt_tokens)
+            forced = settings.at("grading.mode") == "teacher_forced"
+            decoding = Decoding(settings.whole("sampling.max_new_tokens"), settings.whole("batch_size"))
+            works.append(
+                replace(
+                    work,
+                    name="evaluations" if number == 0 else f"evaluations {number + 1}",
+                    sequences=rows * problems,
+                    read_tokens=prompt,
+                    passes=1,
+                    head_tokens=0,
+                    decoding=None if forced else decoding,
+                )
+            )
+        return tuple(works)
+
+    def knobs(self) -> tuple[Knob, ...]:
+        rows = self.data.batch_size
+        found = [Knob("data.init_args.batch_size", rows, smaller(rows), "batches of {} sequences")]
+        for number, content in enumerate(self.values.get("evaluations") or ()):
+            now = int(content["init_args"]["batch_size"])
+            key = f"evaluations.{number}.init_args.batch_size"
+            found.append(Knob(key, now, smaller(now), "evaluations of {} rows together"))
+        if self.processes > 1 and self.values.at("fabric.unshard_evaluations"):
+            found.append(Knob("fabric.unshard_evaluations", True, [False], "weights gathered whole in evaluations: {}"))
+        return tuple(found)

@@ -1,0 +1,52 @@
+"""Bytes of `export` and of `serve_check`.
+
+    export        headers and a buffer; with plain or mxfp4 experts, one expert matrix of a layer in both forms
+    serve_check   transformers with 4 bytes a parameter (2 in bfloat16), then vLLM the same + vllm.kv_cache_gib
+
+Pure functions; imports no torch; reads `config.json`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lit_puzzle.child.footprint import copying_bytes
+from lit_puzzle.model.footprint import BYTES, forward_bytes, model_size, stored_bytes
+from lit_puzzle.model.planned_shape import planned_config
+from lit_puzzle.run.footprint import GIB, Assumed, Device, Footprint, Phase
+from lit_puzzle.run.recipe_values import Values
+
+
+def export_footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
+    """Return the footprint of `export`."""
+    planned = planned_config(Path(values.at("checkpoint")))
+    size = model_size(planned.config)
+    held, experts = copying_bytes(len(size.layers)), str(values.at("storage.experts"))
+    largest = max(layer.experts for layer in size.layers) * 2 * size.inner * size.hidden
+    disk = stored_bytes(size)
+    if experts != "stored":
+        held["one expert matrix of a layer, in both forms"] = largest * (4 + 2 + 4.25 / 8)
+        width = 2.0 if experts == "plain" else 4.25 / 8
+        disk = (size.parameters - size.expert_parameters) * 2 + size.expert_parameters * width
+    return Footprint("export", (Phase("copy", held),), disk={"model": disk}, notes=(planned.assumed,))
+
+
+def check_footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
+    """Return the footprint of `serve_check`."""
+    planned = planned_config(Path(values.at("checkpoint")))
+    size, width = model_size(planned.config), BYTES[str(values.at("vllm.dtype"))]
+    tokens = values.whole("prompts.tokens") + values.whole("prompts.new_tokens")
+    precision = "float32" if width == 4 else "bfloat16"
+    weights = {"weights": float(size.parameters * width)}
+    reading = forward_bytes(size, values.whole("prompts.count") * tokens, precision)
+    cache = {"KV cache": values.number("vllm.kv_cache_gib") * GIB}
+    return Footprint(
+        "serve_check",
+        (
+            Phase("transformers", weights | {"activations of one layer": reading}),
+            Phase("vLLM", {"weights, the checked and a reloaded layer": weights["weights"] + size.largest_layer * width}
+                  | cache),
+        ),
+        disk={"report": 1e6},
+        notes=(planned.assumed,),
+    )  # fmt: skip

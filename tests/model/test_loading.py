@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from transformers import AutoModelForCausalLM, GptOssConfig, GptOssForCausalLM
 
 from lit_puzzle.model.checkpoint import Checkpoint
-from lit_puzzle.model.loading import load_mapped, load_model
+from lit_puzzle.model.loading import DtypeName, load_mapped, load_model
 from lit_puzzle.model.mxfp4 import expert_weight
 from lit_puzzle.serve.checksums import checksums
 from lit_puzzle.training.sharding import full, load_for, shard
@@ -248,9 +248,10 @@ def test_each_process_converts_its_own_rows_only(tmp_path, kind):
 def load_rows(rank, folder, checkpoint, kind):
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=3)
     mesh = init_device_mesh("cpu", (3, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
-    dtype = "bfloat16" if kind == "mxfp4" else "float32"
+    dtype: DtypeName = "bfloat16" if kind == "mxfp4" else "float32"
     model, waiting = load_for(mesh, checkpoint, dtype, "sink_attention")
     shard(model.requires_grad_(False), model.model.layers, mesh, waiting)
+    assert waiting is not None
     expected = load_model(checkpoint, dtype, "sink_attention")
     with torch.no_grad():
         ids = torch.arange(8, 40)[None]

@@ -1,16 +1,15 @@
 """Bench: the search for a child of a real-shape gpt-oss on one CPU core under a budget of memory, stage by stage.
 
-    python scripts/bench/streaming.py --folder /scratch [--layers 24] [--experts 32] [--tokens 1024] [--gib 6]
-                                      [--stages importance library score search assemble export] [--top-k-logits]
+    python scripts/bench/streaming.py --folder /scratch [--layers 24] [--experts 32] [--tokens 256] [--gib 6]
+                                      [--stages importance library score search assemble export] [--keep]
 
 Makes a gpt-oss in the shapes of the 20B model (hidden 2,880, vocabulary 201,088, MXFP4 experts; 13 GB at 24 layers) of
 random weights: MXFP4 codes with scales near 2^-7, so that all values are finite. Then runs the packaged recipes of
 gpt-oss-20B on it, each in a process of its own, with `memory_gib`, on sequences of random tokens. Of each stage: CPU
-seconds, the largest anonymous memory of the whole process (RssAnon, sampled every 10 ms), GiB read (from page cache or
-disk: bytes of the layers times passes, of the run's own count) and hours for 10,000 tokens, which are the stage's CPU
-seconds scaled by the tokens; parts that do not depend on the tokens are scaled with them, so this is an upper bound.
-Scores are local (`scoring.depth=layer`). Everything below the folder is removed at the end unless `--keep` is given.
-Ends with one JSON line for each stage.
+seconds, the largest anonymous memory of the whole process (RssAnon, sampled every 10 ms) and GiB read from the disk.
+Importance and scores run once for each number of tokens; with two or more, the CPU seconds for 1,000 tokens are the
+slope between the first and the last, and the rest does not depend on tokens. Scores are local (`scoring.depth=layer`).
+Everything below the folder is removed at the end unless `--keep` is given. Prints one JSON line for each run.
 """
 
 import argparse
@@ -46,7 +45,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--experts", type=int, default=32)
-    parser.add_argument("--tokens", type=int, default=1024)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[256])
     parser.add_argument("--gib", type=float, default=6.0)
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--keep", action="store_true")
@@ -57,13 +56,20 @@ def main() -> None:
         seconds = time.process_time()
         make_parent(folder / "parent", arguments.layers, arguments.experts)
         print(f"parent made in {time.process_time() - seconds:.0f} CPU s", flush=True)
-    make_sequences(folder / "sequences.jsonl", arguments.tokens)
     for stage in arguments.stages:
-        shutil.rmtree(folder / stage, ignore_errors=True)
-        row = measured(command(stage, folder, arguments.experts, arguments.gib))
-        hours = row["cpu_seconds"] / arguments.tokens * 10_000 / 3600
-        tokens = {"tokens": arguments.tokens, "hours_per_10k_tokens": round(hours, 2)}
-        print(json.dumps({"stage": stage} | row | (tokens if stage in ("importance", "score") else {})), flush=True)
+        counts = arguments.tokens if stage in ("importance", "score") else arguments.tokens[-1:]
+        seconds = []
+        for tokens in counts:
+            make_sequences(folder / "sequences.jsonl", tokens)
+            shutil.rmtree(folder / stage, ignore_errors=True)
+            row = measured(command(stage, folder, arguments.experts, arguments.gib))
+            seconds.append(row["cpu_seconds"])
+            print(json.dumps({"stage": stage, "tokens": tokens} | row), flush=True)
+        if len(counts) > 1:
+            slope = (seconds[-1] - seconds[0]) / (counts[-1] - counts[0])
+            fixed = seconds[0] - slope * counts[0]
+            found = {"cpu_seconds_per_1k_tokens": round(1000 * slope, 2), "cpu_seconds_fixed": round(fixed, 2)}
+            print(json.dumps({"stage": stage} | found), flush=True)
     if not arguments.keep:
         shutil.rmtree(folder)
 

@@ -9,13 +9,17 @@ Disk: the texts of completions / every_rollouts a rollout.
 """
 
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from lightning import Callback, LightningModule, Trainer
 
 from lit_puzzle.data.rl_prompts import PromptData
-from lit_puzzle.environments.episodes import Episode, Finish, Texts, append_rows, cut_rows, grade
+from lit_puzzle.environments.answer_formats import answer_format
+from lit_puzzle.environments.episodes import Episode, Texts, append_rows, cut_rows
+from lit_puzzle.environments.grading import Finish, grade
+from lit_puzzle.environments.looping import is_looping
 
 SAMPLES_FILE = Path("rollouts", "episodes.jsonl")
 KEYS = ("completion_ids", "prompt", "answer", "truncated", "effort", "environment")
@@ -78,16 +82,22 @@ class RolloutSamples(Callback):
         tokenizer: Any = pl_module.tokenizer
         by_name = {environment.name: environment for environment in data.environments}
         columns = {key: list(outputs[key])[: self.completions] for key in KEYS}
+        form = answer_format(tokenizer)
         episodes = []
         for number, ids in enumerate(columns["completion_ids"]):
             prompt, answer, name = (str(columns[key][number]) for key in ("prompt", "answer", "environment"))
             text = str(tokenizer.decode(list(ids), skip_special_tokens=False))
+            parsed = form.parse(text)
             finish: Finish = "length" if bool(columns["truncated"][number]) else "stop"
             episode = Episode(
                 environment=name,
                 effort=str(columns["effort"][number]),
                 problem=zlib.crc32(prompt.encode()),
-                verdict=grade(by_name[name], text, answer, finish),
+                verdict=replace(
+                    grade(by_name[name], parsed, answer, finish),
+                    analysis=parsed.analysis is not None if form.thinks else None,
+                    looping=is_looping(ids),
+                ),
                 generated_tokens=len(ids),
                 finish=finish,
                 row=self._rows + number,

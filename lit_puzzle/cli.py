@@ -11,11 +11,13 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
 from jsonargparse import ActionConfigFile, Namespace
 
+from lit_puzzle.footprint.before_run import FORCE, check_fit
 from lit_puzzle.footprint.plan import make_plan
 from lit_puzzle.footprint.table import plan_json, plan_lines
 from lit_puzzle.report.show import show
@@ -45,6 +47,10 @@ STAGES = {
         "documents + parent -> its top-k logits on disk",
     ),
     "evaluate": ("lit_puzzle.evaluate.accuracy.evaluate", "accuracy and generated tokens per reasoning effort"),
+    "text_distance": (
+        "lit_puzzle.evaluate.text_distance.text_distance",
+        "divergence from the parent and perplexity on held-out documents",
+    ),
     "export": ("lit_puzzle.serve.export.export", "child -> a complete folder to serve, with a model card"),
     "serve_check": (
         "lit_puzzle.serve.vllm.check.serve_check",
@@ -54,7 +60,8 @@ STAGES = {
 # Stages that divide their work among processes; the others would repeat it in every process.
 PARALLEL_STAGES = frozenset({"score", "precompute_logits"})
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "NODE_RANK")  # the first that is set is the rank
-USAGE = """usage: lightning run RECIPE [--KEY=VALUE ...] [--overwrite] [--verify=fast|full] [--print_config]
+USAGE = """usage: lightning run RECIPE [--KEY=VALUE ...] [--overwrite] [--verify=fast|full] [--force] [--print_config]
+       lightning run RECIPE --plan [--gpus=8 --gpu=H100] [--prompt_tokens=N] [--json] [--KEY=VALUE ...]
        lightning show RUN [--samples=N] [--rows=before|after] [--full]
        lightning recipes [--copy DIR]
 
@@ -67,6 +74,9 @@ An incomplete run is resumed by the same command; a complete one needs --overwri
 The names, shapes and dtypes of a checkpoint's tensors are checked before anything slow. With --verify=fast, the
 default, values (NaN, infinities) and checksums (SHA256SUMS) are checked when weights are first read; with --verify=full
 all of them are checked first. A recipe can say `verify: full`, too.
+`--plan` prints what a recipe costs and starts nothing: memory of every device, disk, network, hours, and what to change
+where it does not fit. Inputs need not be there. A run prints its plan in one line first, and is refused if it cannot
+fit the device at hand; --force starts it all the same.
 `lightning show RUN` prints state, lineage, results and sample answers of a run folder.
 `lightning run RECIPE --help` lists the keys of the recipe's command, and `--model.help=CLASS` (likewise --data.help,
 --trainer.callbacks.help, ...) those of a class that it names."""
@@ -117,13 +127,14 @@ def run(name: str, overrides: Sequence[str]) -> None:
     for folder in (Path.cwd(), recipe.path.resolve().parent):  # a recipe can name modules there; installed ones first
         if str(folder) not in sys.path:
             sys.path.append(str(folder))
-    words = [word for word in rest if word != "--overwrite"]
-    overwrite = len(words) < len(rest)
+    words = [word for word in rest if word not in ("--overwrite", FORCE)]
+    overwrite, force = "--overwrite" in rest, FORCE in rest
     check_names(recipe, words)
     command = _command(recipe, words)
     if "--plan" in words:
         print_plan(recipe, command, words)
         return
+    check = partial(check_fit, recipe, command, _target(command), words, force) if _rank() == 0 else _no_check
     named = {path.partition(".")[0] for path in recipe.class_paths()}
     end_with_starter(_rank())
     own = command.partition(".")[0] if "." in command else None
@@ -131,9 +142,9 @@ def run(name: str, overrides: Sequence[str]) -> None:
         if command in LIGHTNING_COMMANDS:
             from lit_puzzle.training.lightning import run_lightning  # lightning and torch load here, not for --help
 
-            run_lightning(command, recipe, words, overwrite)
+            run_lightning(command, recipe, words, overwrite, check)
         else:
-            run_stage(command, recipe, words, overwrite)
+            run_stage(command, recipe, words, overwrite, check)
 
 
 def print_plan(recipe: Recipe, command: str, words: Sequence[str]) -> None:
@@ -153,7 +164,13 @@ def _target(command: str) -> str | None:
     return None if command in LIGHTNING_COMMANDS else STAGES[command][0] if command in STAGES else command
 
 
-def run_stage(command: str, recipe: Recipe, words: Sequence[str], overwrite: bool) -> None:
+def _no_check() -> None:
+    """Check nothing: the first process has."""
+
+
+def run_stage(
+    command: str, recipe: Recipe, words: Sequence[str], overwrite: bool, check: Callable[[], None] = _no_check
+) -> None:
     """Run a stage function with the recipe's keys as its arguments.
 
     A stage may start further processes, which run the same command line: they join the run folder that the first
@@ -164,6 +181,7 @@ def run_stage(command: str, recipe: Recipe, words: Sequence[str], overwrite: boo
         recipe: the loaded recipe.
         words: overrides from the command line.
         overwrite: whether to remove the run that is there.
+        check: is called before the run folder is claimed, and may refuse the run.
 
     Raises:
         ValueError: the recipe, an input or the run folder is refused.
@@ -184,6 +202,7 @@ def run_stage(command: str, recipe: Recipe, words: Sequence[str], overwrite: boo
         if command in STAGES and command not in PARALLEL_STAGES:
             raise ValueError(f"{command} runs in one process; this one was started as number {_rank()} of several.")
         join_run(run_dir, resolved)
+    check()
     clock = RunClock()
     opened = opened_run(run_dir, resolved, overwrite, command not in STAGES) if is_first else nullcontext(False)
     with dated(config.chat_date), opened as resumed:

@@ -12,18 +12,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.console import Console
+
 from lit_puzzle.child.child import Child
 from lit_puzzle.child.folder import PLAN_FILE
 from lit_puzzle.child.manual_plan import manual_plan
 from lit_puzzle.child.settings import ManualPlan
 from lit_puzzle.importance.importance_file import META_FILE, scores_identity
-from lit_puzzle.library.library import LIBRARY_FILE
+from lit_puzzle.library.library import LIBRARY_FILE, Library
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.identity import checkpoint_identity, weights_identity
 from lit_puzzle.model.layout import count_parameters, kv_values
 from lit_puzzle.model.writer import atomic_folder
+from lit_puzzle.run.files import resolved
 from lit_puzzle.run.folder import require_file, require_input
 from lit_puzzle.run.inputs import Identity, claim_inputs, file_identity, record_output
+from lit_puzzle.run.lineage import check_made_with
 from lit_puzzle.spec import Plan, read_plan
 
 CONTEXT_TOKENS = 131072  # at which the KV caches of parent and child are compared
@@ -61,14 +65,34 @@ def assemble(
     chosen = _searched(plan, library) if plan is not None else manual_plan(source, manual)
     folder = None if library is None else require_input(library, "block library", LIBRARY_FILE)
     child = Child(source, chosen, rope_factor, folder)
-    if (run_dir / "child").resolve() == source.folder.resolve():
+    if resolved(run_dir / "child") == resolved(source.folder):
         raise ValueError(f"{source.folder} would be replaced by its own child; choose another run_dir")
-    claim_inputs(run_dir, _inputs(source, plan, folder, manual))
+    inputs = _inputs(source, plan, folder, manual)
+    if plan is not None and folder is not None:
+        check_made_with(plan, "library", inputs["library"], "Name the library that the plan was searched in.")
+    claim_inputs(run_dir, inputs)
     with atomic_folder(run_dir / "child", replace=True) as scratch:
         child.write(scratch)
     made = Checkpoint(run_dir / "child")
+    warn_of_larger_weights(source, made)
     record_output(run_dir, "child", weights_identity(made))
     return summarize(source, made)
+
+
+def warn_of_larger_weights(parent: Checkpoint, child: Checkpoint) -> None:
+    """Say where fewer experts are left than the parent chooses for a token: their weights still sum to 1.
+
+    Nothing takes the place of a chosen expert that is gone, so what the others write grows; with a router of zeros,
+    which weighs all alike, by chosen / left.
+    """
+    chosen = int(parent.config[parent.family.config.experts_per_token])
+    left = [experts for experts, _ in child.blocks if experts < chosen]
+    if left:
+        Console().print(
+            f"{len(left)} of {len(child.blocks)} layers keep fewer experts than a token chooses ({chosen}): "
+            f"the weights of those that are left grow, on average {chosen / min(left):.2g} times where {min(left)} are "
+            "left."
+        )
 
 
 def _inputs(parent: Checkpoint, plan: Path | None, library: Path | None, manual: ManualPlan) -> dict[str, Identity]:
@@ -76,7 +100,7 @@ def _inputs(parent: Checkpoint, plan: Path | None, library: Path | None, manual:
     if plan is not None:
         found["plan"] = file_identity(require_file(plan, "plan", PLAN_FILE))
     if library is not None:
-        found["library"] = file_identity(library)
+        found["library"] = Library.load(library).identity(library)
     if manual.importance is not None:
         found["importance"] = scores_identity(require_input(manual.importance, "expert importance", META_FILE))
     return found

@@ -11,7 +11,9 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lit_puzzle.data.batches import PackedBatch, PaddedBatch
+from lit_puzzle.model.checkpoint import fingerprint
 from lit_puzzle.model.opening import load_config, load_tokenizer
+from lit_puzzle.spec import Plan
 
 
 def check_same_tokens(parent: Path, child: Path) -> None:
@@ -33,6 +35,21 @@ def check_same_tokens(parent: Path, child: Path) -> None:
                 f"The token {token!r} has the id {ours.get(token)} in the parent {parent} and {theirs.get(token)} "
                 f"in the child {child}. Give the parent that the child was made from."
             )
+
+
+def check_pair(parent: Path, child: Path) -> None:
+    """Check that a child was made from a parent, if its plan.json says from which, and that they have the same tokens.
+
+    Raises:
+        ValueError: another parent, or `check_same_tokens` refuses them.
+    """
+    check_same_tokens(parent, child)
+    plan, found = child / "plan.json", fingerprint(parent)
+    if plan.is_file() and (planned := Plan.load(plan).parent_fingerprint) != found:
+        raise ValueError(
+            f"{plan} is of the parent {planned}, but {parent} is {found}. Give the parent that the child was made "
+            "from, or remove plan.json to distill from this model."
+        )
 
 
 def check_packed(batch: PackedBatch, context_tokens: int, vocab_size: int) -> None:

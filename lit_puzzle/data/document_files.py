@@ -16,6 +16,7 @@ Shapes: D documents of a shard, N their tokens laid end to end.
 import hashlib
 import json
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -155,10 +156,6 @@ class DocumentFolder:
             ValueError: It is missing, its run has not finished, its record is damaged, or shards are missing.
         """
         self.folder = require_input(folder, "folder of documents", DOCUMENTS_FILE)
-        if not (self.folder / DOCUMENTS_FILE).is_file():
-            raise ValueError(
-                f"{self.folder} holds no {DOCUMENTS_FILE}. `lightning run recipes/generate.yaml` makes one."
-            )
         self.record = read_record(self.folder / DOCUMENTS_FILE)
         self.identity = hashlib.sha256((self.folder / DOCUMENTS_FILE).read_bytes()).hexdigest()
         self.writer = Provenance(**{key: self.record[key] for key in Provenance.__dataclass_fields__})
@@ -206,6 +203,21 @@ class DocumentFolder:
         """
         for number in numbers:
             self.shard(number)
+
+    def check_parent(self, parent: Path, sequence_tokens: int) -> None:
+        """Check a parent like any reader, and warn if another model wrote the documents.
+
+        Raises:
+            ValueError: as `check_reader`.
+        """
+        self.check_reader(parent, sequence_tokens)
+        if self.writer.fingerprint != (own := fingerprint(parent)):
+            warnings.warn(
+                f"{self.folder} was written by the model {self.writer.fingerprint[:12]}, not by the parent {parent} "
+                f"({own[:12]}): what is learned is the parent's behavior on texts of another model. That is right for "
+                "worked solutions or a copy of the parent in another precision.",
+                stacklevel=2,
+            )
 
     def check_reader(self, parent: Path, sequence_tokens: int) -> None:
         """Refuses a parent (or child) to which these token ids mean something else, or sequences it cannot hold.

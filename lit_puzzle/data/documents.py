@@ -17,7 +17,6 @@ Memory: 160 bytes a document and one shard while packing (one process), then one
 sequences + 32 bytes a document.
 """
 
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,11 +27,12 @@ from numpy.typing import NDArray
 
 from lit_puzzle.data.batches import PackedBatch
 from lit_puzzle.data.document_files import DocumentFolder
+from lit_puzzle.data.held_out_documents import is_held_out_prompt
 from lit_puzzle.data.packed_files import NOTHING, PackedSequences, write_packed
 from lit_puzzle.data.packing import Integers
 from lit_puzzle.data.packing_settings import DocumentFilter, PackingSettings
 from lit_puzzle.data.shards import passing
-from lit_puzzle.environments.environment import EFFORTS
+from lit_puzzle.environments.environment import LEVELS
 from lit_puzzle.model.writer import atomic_folder
 from lit_puzzle.run.files import read_json, write_json
 from lit_puzzle.run.inputs import Identity
@@ -90,7 +90,7 @@ class PackedDocuments(LightningDataModule):
     def trained_efforts(self) -> list[str]:
         """Return the reasoning efforts of the documents that pass the filter, as their folder counts them."""
         counts, allowed = self.folder.record["efforts"], self.filter.efforts
-        return [effort for effort in EFFORTS if counts.get(effort) and (allowed is None or effort in allowed)]
+        return [effort for effort in LEVELS if counts.get(effort) and (allowed is None or effort in allowed)]
 
     @property
     def _packed(self) -> Path:
@@ -156,10 +156,10 @@ class PackedDocuments(LightningDataModule):
                 targets = np.flatnonzero(shard.mask_N[begin : begin + self.sequence_tokens][:length])
                 if len(targets) == 0:  # the completion is empty, or all of it is cut off
                     continue
-                prompt = shard.ids_N[begin : begin + targets[0]].tobytes()
+                prompt = shard.ids_N[begin : begin + targets[0]]
                 numbers.append(number)
                 lengths.append(min(length, self.sequence_tokens))
-                is_validation.append(self.validation_one_in > 0 and zlib.crc32(prompt) % self.validation_one_in == 0)
+                is_validation.append(is_held_out_prompt(prompt, self.validation_one_in))
                 cut_tokens += length - lengths[-1]
         if not numbers:
             raise ValueError(self._empty("train", 0))

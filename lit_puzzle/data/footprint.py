@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_puzzle.generation.footprint import engine_bytes, engine_knobs, engine_name
-from lit_puzzle.model.footprint import BYTES, model_size
+from lit_puzzle.model.footprint import model_size
 from lit_puzzle.model.planned_shape import planned_config
 from lit_puzzle.run.footprint import Assumed, Decoding, Device, Footprint, Phase, Work
 from lit_puzzle.run.recipe_values import Values
@@ -145,10 +145,7 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     held = engine_bytes(size, engine, device, assumed.prompt_tokens, new)
     return Footprint(
         "generate",
-        (
-            Phase("load", {"weights": float(size.parameters * BYTES[str(engine.at("dtype"))] / ranks)}),
-            Phase("completions", held | (texts if device.kind == "cpu" else {})),
-        ),
+        (Phase("completions", held | (texts if device.kind == "cpu" else {})),),
         host=texts,
         disk={"documents": 5.0 * work.sequences * tokens},
         works=(work,),

@@ -1,9 +1,9 @@
 """Prompts: problems of environments, or messages of yours from a file, each at its own reasoning effort.
 
 Reads prompts as JSON lines, Parquet, a folder of Parquet shards, or a folder that Hugging Face `datasets` saved
-(`lit_puzzle.data.prompt_files`); each row has `messages` ([{"role": text, "content": text}, ...], without the answer)
-or `prompt` (text of the user), and may have `tools` and `environment` (a name for the counts). Other keys are refused.
-Writes nothing.
+(`lit_puzzle.environments.row_files`); each row has `messages` ([{"role": text, "content": text}, ...], without the
+answer) or `prompt` (text of the user), and may have `tools` and `environment` (a name for the counts). Other keys are
+refused. Writes nothing.
 
 Training and evaluation never meet here either: the eighth of all problems that is held out, which
 `lit_puzzle.environments.environment.is_held_out` decides by what they ask, is never a prompt, whatever the file.
@@ -17,13 +17,14 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from lit_puzzle.data.prompt_files import read_rows
 from lit_puzzle.data.prompt_source import PromptSource
 from lit_puzzle.environments.chat_template import render_prompt
 from lit_puzzle.environments.environment import EFFORTS, Problem, PromptAtEffort, draw, effort_weights, is_held_out
 from lit_puzzle.environments.messages import ROW, checked_messages, checked_row, checked_tools
 from lit_puzzle.environments.problem_identity import names_of, problems_identity
+from lit_puzzle.environments.row_files import read_rows
 from lit_puzzle.model.opening import load_config
+from lit_puzzle.model.tokens import token_ids
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import Identity
 
@@ -83,7 +84,7 @@ def read_prompts(path: Path) -> list[Problem]:
 def encode(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PromptAtEffort]) -> list[list[int]]:
     """Token ids of the rendered prompts."""
     texts = [render_prompt(tokenizer, problem, effort) for problem, effort in pairs]
-    return [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+    return [token_ids(tokenizer, text) for text in texts]
 
 
 def check_lengths(
@@ -107,7 +108,7 @@ def check_lengths(
         text = render_prompt(tokenizer, problem, effort)
         if len(text.encode()) <= prompt_tokens:
             continue
-        length = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        length = len(token_ids(tokenizer, text))
         if length > prompt_tokens:
             raise ValueError(
                 f"{problem.place()}: the prompt has {length} tokens; context - max_new_tokens leaves {prompt_tokens}. "

@@ -13,7 +13,7 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from lit_puzzle.environments.chat_template import render_prompt
-from lit_puzzle.environments.environment import Environment, Problem, PromptAtEffort, draw, effort_weights
+from lit_puzzle.environments.environment import Environment, Mixture, Problem, PromptAtEffort, draw, effort_weights
 from lit_puzzle.environments.problem_identity import names_of, problems_identity
 from lit_puzzle.run.inputs import Identity
 
@@ -26,7 +26,8 @@ class PromptData(LightningDataModule):
     """Training prompts and held-out problems of environments.
 
     Args:
-        environments: where problems come from; they take turns.
+        environments: where problems come from; they take turns, in a `Mixture` by their weights. Held-out problems of
+            a mixture follow its weights, too.
         efforts: weight of each reasoning effort among the training prompts, e.g. ``{medium: 1.0, high: 1.0}``; an
             effort of weight 0 is measured before and after, but neither trained nor validated on.
         train_prompts: number of training prompts.
@@ -42,7 +43,7 @@ class PromptData(LightningDataModule):
 
     def __init__(
         self,
-        environments: list[Environment],
+        environments: list[Environment] | Mixture,
         efforts: dict[str, float],
         train_prompts: int = 1024,
         held_out_per_effort: int = 64,

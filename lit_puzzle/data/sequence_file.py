@@ -11,6 +11,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from lit_puzzle.model.opening import load_config, load_tokenizer
+from lit_puzzle.model.tokens import token_ids
 from lit_puzzle.run.json_lines import read_json_lines
 
 
@@ -50,7 +51,7 @@ class _Tokenizer:
 
     def __call__(self, text: str) -> list[int]:
         self.loaded = self.loaded or load_tokenizer(self.parent)
-        return list(self.loaded(text, add_special_tokens=False)["input_ids"])
+        return token_ids(self.loaded, text)
 
 
 def _prompt_tokens(data: Mapping[str, Any], place: str) -> int:

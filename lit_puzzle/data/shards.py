@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from lit_puzzle.data.packing_settings import DocumentFilter
-from lit_puzzle.environments.environment import EFFORTS
+from lit_puzzle.environments.environment import LEVELS
 
 SCHEMA = pyarrow.schema(
     {
@@ -126,8 +126,8 @@ def _column(path: Path, column: Any, name: str) -> list[Any]:
 
 def _check_efforts(path: Path, efforts: list[str]) -> None:
     for document, effort in enumerate(efforts):
-        if effort not in EFFORTS:
-            raise ValueError(f"{path}: document {document} has the effort {effort!r}; efforts are {list(EFFORTS)}.")
+        if effort not in LEVELS:
+            raise ValueError(f"{path}: document {document} has the effort {effort!r}; efforts are {list(LEVELS)}.")
 
 
 def _check_tokens(path: Path, shard: Shard, vocab_size: int, context_tokens: int) -> None:

@@ -36,6 +36,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from lit_puzzle.data.batch_validation import check_packed
 from lit_puzzle.data.batches import PackedBatch
+from lit_puzzle.data.documents import PackedDocuments
 from lit_puzzle.data.hidden_states import release
 from lit_puzzle.distill.block_losses import BlockError, TrainableBlock, block_errors, counted_tokens
 from lit_puzzle.distill.block_selection import SelectedBlock, check_blocks, select_blocks, write_library
@@ -122,8 +123,11 @@ class BlockwiseDistillation(LightningModule):
         }
 
     def setup(self, stage: str) -> None:
-        """Check the Trainer's settings before anything slow."""
+        """Check the Trainer's settings, and that the documents are of the parent's vocabulary, before anything slow."""
         check_trainer(self.trainer, self.training_settings.dtype)
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, PackedDocuments):
+            data.folder.check_parent(self.parent_folder, data.sequence_tokens)
 
     def configure_model(self) -> None:
         """Load the parent, make the blocks of each layer from it, and shard each layer and block by itself."""

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_puzzle.data.prompts import check_lengths
 from lit_puzzle.distill.settings import DistillationEvaluation
+from lit_puzzle.environments.answer_formats import fix_format
 from lit_puzzle.environments.environment import PromptAtEffort, draw
 from lit_puzzle.environments.episodes import Episode
 from lit_puzzle.evaluate.accuracy import read_episodes
@@ -49,11 +50,12 @@ class HeldOutEvaluation:
         ]
 
     def check(self, tokenizer: PreTrainedTokenizerBase, checkpoint: Path) -> None:
-        """Render all prompts before anything slow.
+        """Choose the format of completions and render all prompts before anything slow.
 
         Raises:
             ValueError: one cannot be rendered, or leaves no room for a completion.
         """
+        fix_format(tokenizer, self.settings.answer_format)
         check_lengths(tokenizer, self.problems + self.validation_problems, checkpoint, self.settings.max_new_tokens)
 
     def solve(

@@ -16,16 +16,15 @@ from pathlib import Path
 from lit_puzzle.generation.footprint import decoding_bytes
 from lit_puzzle.model.footprint import (
     ModelSize,
-    inside_bytes,
     model_size,
-    saved_bytes,
+    step_bytes,
     stream_bytes,
 )
 from lit_puzzle.model.planned_shape import planned_config
 from lit_puzzle.run.footprint import Assumed, Device, Footprint, Knob, Phase, Work, smaller
 from lit_puzzle.run.recipe_values import Values
 from lit_puzzle.training.footprint import Trained, frozen_gathered, frozen_states, load_bytes, trained
-from lit_puzzle.training.precision import cache_width, layer_precision, optimizer_of
+from lit_puzzle.training.precision import cache_width, layer_precision, moe_chunk, optimizer_of
 
 RECORD_FILE = "top_logits.json"  # of lit_puzzle.distill.top_logits_files: a folder of logits, not of a model
 
@@ -92,19 +91,14 @@ class _Run:
 
     def update(self) -> dict[str, float]:
         size, tokens = self.size, self.tokens
-        parts: dict[str, float] = {}
-        inside = inside_bytes(size, tokens, self.precision)
-        stream = stream_bytes(size, tokens, self.precision)
-        if self.checkpointed:
-            parts |= {"inputs of layers": len(size.layers) * stream, "inside of one layer": inside}
-        else:
-            saved = saved_bytes(size, tokens, self.precision)
-            parts |= {"activations": saved, "one layer at work": inside - saved / len(size.layers)}
+        parts = step_bytes(size, tokens, self.precision, self.checkpointed, moe_chunk(self.model))
         if self.parent is not None:
             kept = len(self.parent.layers) if self.compares_states else 1
             parts["states of the parent"] = kept * stream_bytes(self.parent, tokens, self.precision)
         loss = self._loss_bytes()
-        if sum(loss.values()) > inside:  # the loss runs between forward and backward, when no layer is at work
+        if (
+            sum(loss.values()) > parts["inside of one layer"]
+        ):  # the loss runs between forward and backward, when no layer is at work
             parts = {name: count for name, count in parts.items() if name != "inside of one layer"} | loss
         gathered = self.made.gathered(self.processes, backward=True)
         if self.parent is not None:
@@ -161,6 +155,11 @@ class _Run:
             found.append(Knob("data.init_args.batch_size", self.rows, smaller(self.rows), "batches of {} sequences"))
         if not self.checkpointed:
             found.append(Knob(self.model.key("training.gradient_checkpointing"), False, [True], "checkpointing {}"))
+        if self.model.get("training.moe_chunk_tokens", 0) is None:
+            sizes = [2**power for power in range(16, 9, -1)]
+            found.append(
+                Knob(self.model.key("training.moe_chunk_tokens"), None, sizes, "experts of {} tokens at a time")
+            )
         chunk = self.model.whole("loss.chunk_tokens")
         halves = [chunk // 2**power for power in range(1, 5) if chunk >= 2**power]
         found.append(Knob(self.model.key("loss.chunk_tokens"), chunk, halves, "logits of {} targets at a time"))

@@ -32,7 +32,7 @@ from transformers import PreTrainedModel
 
 from lit_puzzle.child.save import save_child
 from lit_puzzle.child.trained import check_saved
-from lit_puzzle.data.batch_validation import check_finite, check_packed, check_same_tokens
+from lit_puzzle.data.batch_validation import check_finite, check_packed, check_pair
 from lit_puzzle.data.batches import PackedBatch
 from lit_puzzle.data.documents import PackedDocuments
 from lit_puzzle.data.hidden_states import release
@@ -100,11 +100,8 @@ class GlobalDistillation(LightningModule):
         self.has_top_logits = (self.parent_folder / RECORD_FILE).is_file()
         if self.has_top_logits:
             loss.check_top_k()
-        elif not (self.parent_folder / "config.json").is_file():
-            found = f"neither a checkpoint (config.json) nor complete top-k logits ({RECORD_FILE})"
-            raise ValueError(f"parent: {self.parent_folder} contains {found}.")
         else:
-            check_same_tokens(self.parent_folder, self.child_folder)
+            check_pair(self.parent_folder, self.child_folder)
         self.loss, self.training_settings, self.ema_decay, self.evaluation = loss, training, ema_decay, evaluation
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.strict_loading = False  # checkpoints contain trainable parameters and averages only
@@ -149,7 +146,7 @@ class GlobalDistillation(LightningModule):
             self.held_out = HeldOutEvaluation(self.evaluation, trained or self.evaluation.efforts)
         if not self.has_top_logits:
             if isinstance(data, PackedDocuments):
-                data.folder.check_reader(self.parent_folder, data.sequence_tokens)
+                data.folder.check_parent(self.parent_folder, data.sequence_tokens)
             return
         if not isinstance(data, PackedDocuments):
             raise ValueError(

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from lit_puzzle.environments.answer_formats import FormatChoice
 from lit_puzzle.environments.environment import EFFORTS, Environment, effort_weights
 from lit_puzzle.training.settings import TrainingSettings
 
@@ -95,6 +96,7 @@ class DistillationEvaluation:
         validation_prompts: problems per effort in each validation; 0: none. They differ from those before and after.
         texts: whether the files of episodes hold prompts, completions and right answers.
         validation_efforts: their efforts; None: those of the documents that are trained on.
+        answer_format: of completions; `auto`: what the tokenizer says.
 
     Raises:
         ValueError: unknown efforts, or numbers out of range.
@@ -109,6 +111,7 @@ class DistillationEvaluation:
     validation_prompts: int = 0
     texts: bool = True
     validation_efforts: list[str] | None = None
+    answer_format: FormatChoice = "auto"
 
     def __post_init__(self) -> None:
         effort_weights(self.efforts)

@@ -100,7 +100,7 @@ def precompute_logits(
     """
     parent, folder = require_input(parent, "parent checkpoint", "config.json"), DocumentFolder(documents)
     shards = folder.record["shards"]
-    folder.check_reader(parent, max((row["longest"] for row in shards), default=0))
+    folder.check_parent(parent, max((row["longest"] for row in shards), default=0))
     if not 1 <= top_k <= folder.writer.vocab_size or min(batch_tokens, chunk_tokens) < 1:
         raise ValueError(
             f"top_k {top_k}, batch_tokens {batch_tokens}, chunk_tokens {chunk_tokens} were given; needed are "

@@ -152,10 +152,6 @@ class TopLogits:
 
     def __init__(self, folder: Path, documents: DocumentFolder) -> None:
         folder = require_input(folder, "folder of the parent's top-k logits", RECORD_FILE)
-        if not (folder / RECORD_FILE).is_file():
-            raise ValueError(
-                f"{folder} contains no {RECORD_FILE}. `lightning run recipes/precompute_logits.yaml` makes one."
-            )
         self.record = read_json(folder / RECORD_FILE)
         for key in ("fingerprint", "documents", "top_k"):
             if key not in self.record:

@@ -1,9 +1,10 @@
 """Environments: sources of problems whose answers can be verified, for reinforcement learning and evaluation.
 
 An environment draws a `Problem` (messages and the right answer, no effort yet) and verifies a completion (1.0 right,
-0.0 wrong). Training and evaluation use different problems: whether a problem is held out follows from its question
-alone (`is_held_out`), whatever the seed, the system prompt, white space or Unicode form. Prompts are rendered by
-`lit_puzzle.environments.chat_template`; `lit_puzzle.environments.answers` finds the answer in a completion.
+0.0 wrong) by its final text. Training and evaluation use different problems: whether a problem is held out follows from
+its question alone (`is_held_out`), whatever the seed, the system prompt, white space or Unicode form. Prompts are
+rendered by `lit_puzzle.environments.chat_template`; `lit_puzzle.environments.answer_formats` finds the final text of a
+completion.
 
 Reads and writes nothing.
 Source: arXiv 2602.11937, RL recovery on math, coding and general reasoning with checkable answers.
@@ -17,13 +18,20 @@ import unicodedata
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
+
+from lit_puzzle.environments.mixture import mixture_weights, turns
 
 EFFORTS = ("low", "medium", "high")
+NO_EFFORT = "none"  # of a model whose chat template has no levels of effort
+LEVELS = (*EFFORTS, NO_EFFORT)
 PLAIN_KEYS = ("role", "content")  # of a message
 HELD_OUT_SHARE = 8  # one problem in eight is held out
 MAX_DRAWS = 20_000  # draws without a new problem of the split after which an environment counts as exhausted
-INVISIBLE = re.compile("[\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]")
+INVISIBLE = re.compile(  # Unicode's Default_Ignorable_Code_Point, and marks of annotations
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
+    "\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,7 @@ class Problem:
         """
         turns = [message["content"] for message in self.messages if message["role"] == "user"]
         text = INVISIBLE.sub("", unicodedata.normalize("NFKC", turns[-1] if turns else self.text()))
+        text = unicodedata.normalize("NFKC", text)  # an invisible character keeps a letter and its accent apart
         head, _, last = " ".join(text.split()).rpartition(" ")
         return f"{head}\n{last}" if head else last
 
@@ -85,9 +94,44 @@ class Environment(Protocol):
         """Draw one problem (of either split) from `rng`."""
         ...
 
-    def verify(self, completion: str, problem_answer: str) -> float:
-        """Return 1.0 if the completion (text with special tokens) ends with the right answer, else 0.0."""
+    def verify(self, final: str, problem_answer: str) -> float:
+        """Return 1.0 if the final text of a completion is the right answer, else 0.0 (or a share).
+
+        What has no final text, because it was cut off or calls a tool, is graded 0 before.
+        """
         ...
+
+
+class Mixture(Sequence[Environment]):
+    """Environments with weights: by how much more often than others each of them is drawn.
+
+    Args:
+        environments: sources of problems.
+        weights: weight of each by its name.
+
+    Raises:
+        ValueError: an environment without a weight, a weight of none of them, or one that is not positive.
+    """
+
+    def __init__(self, environments: list[Environment], weights: dict[str, float]) -> None:
+        self._environments = environments
+        self._shares = mixture_weights([environment.name for environment in environments], weights)
+
+    def shares(self) -> list[float]:
+        """Return the weight of each environment, in their order."""
+        return self._shares
+
+    def __len__(self) -> int:
+        return len(self._environments)
+
+    @overload
+    def __getitem__(self, index: int) -> Environment: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Environment]: ...
+
+    def __getitem__(self, index: int | slice) -> Environment | Sequence[Environment]:
+        return self._environments[index]
 
 
 def is_held_out(problem: Problem) -> bool:
@@ -105,9 +149,12 @@ def effort_weights(efforts: Mapping[str, float] | Sequence[str]) -> dict[str, fl
     if len(efforts) != len(set(efforts)):
         raise ValueError(f"Efforts {list(efforts)} were given; name each of them once.")
     weights = dict(efforts) if isinstance(efforts, Mapping) else dict.fromkeys(efforts, 1.0)
-    unknown = [effort for effort in weights if effort not in EFFORTS]
+    unknown = [effort for effort in weights if effort not in LEVELS]
     if unknown or not weights:
-        raise ValueError(f"Efforts {list(weights)} were given; allowed are {list(EFFORTS)}. Name at least one of them.")
+        raise ValueError(
+            f"Efforts {list(weights)} were given; allowed are {list(EFFORTS)}, or {NO_EFFORT!r} for a model without "
+            "them. Name at least one."
+        )
     if not all(0 <= weight < math.inf for weight in weights.values()) or sum(weights.values()) <= 0:
         raise ValueError(f"The effort mix {weights} needs finite weights >= 0 with a sum > 0, e.g. {{high: 1.0}}.")
     return weights
@@ -122,12 +169,12 @@ def draw(
 ) -> list[PromptAtEffort]:
     """Draw (problem, effort) pairs of one split; equal arguments give equal pairs.
 
-    Environments take turns; efforts follow their weights. Problems do not depend on the efforts: drawing with ["low"]
-    and with ["high"] gives the same problems. Held-out problems are all different (standard errors assume it);
-    training problems repeat only after all of an environment's have been drawn.
+    Environments take turns (in a `Mixture` by their weights); efforts follow their weights. Problems do not depend on
+    the efforts: drawing with ["low"] and with ["high"] gives the same problems. Held-out problems are all different
+    (standard errors assume it); training problems repeat only after all of an environment's have been drawn.
 
     Args:
-        environments: sources of problems, with different names.
+        environments: sources of problems, with different names; or a `Mixture` of them.
         efforts: weights of the efforts, or efforts of equal weight.
         count: number of pairs.
         seed: of problems and efforts.
@@ -145,8 +192,9 @@ def draw(
     chosen = effort_rng.choices(list(weights), list(weights.values()), k=count)
     seen: dict[str, set[str]] = {name: set() for name in names}
     pairs = []
-    for index in range(count):
-        environment = environments[index % len(environments)]
+    shares = environments.shares() if isinstance(environments, Mixture) else [1.0] * len(names)
+    for index, turn in enumerate(turns(shares, count)):
+        environment = environments[turn]
         pairs.append((_draw_new(environment, problem_rng, held_out, seen[environment.name]), chosen[index]))
     return pairs
 

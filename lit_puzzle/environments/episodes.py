@@ -5,6 +5,8 @@ A row is a JSON object in a line:
     problem                     crc32 of the messages, by which paired comparisons find the same problem
     seed, row                   of the random numbers that drew the completion
     correct, reason             the grade from 0 to 1, and why (`Verdict`)
+    analysis                    whether thinking stands before the answer; null if the format does not tell them apart
+    looping                     whether it ends in a loop (`lit_puzzle.environments.looping`); null if not known
     generated_tokens, finish    length, and whether it ended by itself (`stop`) or at the cap (`length`)
     seconds                     from the call of the engine to the last token, waiting included; null if not measured
     prompt, completion, answer  texts, control tokens included, and the right answer; a file may leave all three out
@@ -13,36 +15,23 @@ Reads and writes files of such rows. Needs no torch. Disk: 200 bytes a row and t
 """
 
 import math
-import numbers
 import os
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-from lit_puzzle.environments.answers import final_text
-from lit_puzzle.environments.environment import Environment, Problem
+from lit_puzzle.environments.completion import REASONS
+from lit_puzzle.environments.environment import Problem
+from lit_puzzle.environments.grading import CUT_OFF, Finish
+from lit_puzzle.environments.verdict import Verdict
 from lit_puzzle.run.files import to_json, write_atomically
 from lit_puzzle.run.json_lines import read_json_lines
 from lit_puzzle.run.strict_json import checked_keys
 
-Finish = Literal["stop", "length"]
-FAILED = "grader failed"
-GRADER_ERRORS = (ValueError, ArithmeticError, LookupError, RecursionError)  # what a grader raises on a strange text
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The grade of a completion.
-
-    Attributes:
-        correct: 1.0 right, 0.0 wrong, or a share.
-        reason: `right`, `partly right`, `wrong`, `no final answer`, `cut off`, or `grader failed: ...`.
-    """
-
-    correct: float
-    reason: str
+SEEN = ("analysis", "looping")  # keys of a row that older files do not have
+WITHOUT_FINAL = (*REASONS.values(), CUT_OFF)
 
 
 @dataclass(frozen=True)
@@ -62,7 +51,7 @@ class Episode:
         environment: name of the environment.
         effort: low, medium or high.
         problem: crc32 of its messages.
-        verdict: grade and reason.
+        verdict: grade, reason, and what else was seen.
         generated_tokens: end token included.
         finish: `stop`, or `length` at the cap.
         seed: of the random numbers.
@@ -88,6 +77,16 @@ class Episode:
         return self.verdict.correct
 
     @property
+    def analysis(self) -> bool | None:
+        """Whether thinking stands before the answer; None if that is not known."""
+        return self.verdict.analysis
+
+    @property
+    def looping(self) -> bool | None:
+        """Whether it ends in a loop; None if that is not known."""
+        return self.verdict.looping
+
+    @property
     def finished(self) -> bool:
         """Whether the completion ended by itself."""
         return self.finish == "stop"
@@ -104,36 +103,20 @@ def problem_number(problem: Problem) -> int:
     return zlib.crc32(problem.text().encode())
 
 
-def grade(environment: Environment, completion: str, answer: str, finish: Finish = "stop") -> Verdict:
-    """Verify a completion; a grader that fails on a text gives 0 and says so.
-
-    Args:
-        environment: whose `verify` is called.
-        completion: text with special tokens.
-        answer: the right answer.
-        finish: how the completion ended.
-
-    Raises:
-        ValueError: the environment returns something else than a number from 0 to 1.
-    """
-    try:
-        correct: Any = environment.verify(completion, answer)
-    except GRADER_ERRORS as error:
-        return Verdict(0.0, f"{FAILED}: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
-    if not isinstance(correct, numbers.Real) or not 0 <= float(correct) <= 1:
-        raise ValueError(
-            f"Environment {environment.name!r}: verify returned {correct!r}; a number from 0 to 1 is needed."
-        )
-    if float(correct) > 0:
-        return Verdict(float(correct), "right" if correct == 1 else "partly right")
-    if finish == "length":
-        return Verdict(0.0, "cut off")
-    return Verdict(0.0, "wrong" if final_text(completion) is not None else "no final answer")
-
-
 def failures(episodes: Iterable[Episode]) -> int:
     """Return how many completions a grader failed on."""
-    return sum(episode.verdict.reason.startswith(FAILED) for episode in episodes)
+    return sum(episode.verdict.failed for episode in episodes)
+
+
+def shares_without(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Return shares of completions: `no_final` answer, `tool_calls`, and `looping` and `no_analysis` where known."""
+    reasons = [episode.verdict.reason for episode in episodes]
+    shares = {"no_final": sum(reason in WITHOUT_FINAL for reason in reasons) / len(reasons)}
+    shares["tool_calls"] = reasons.count(REASONS["tool_call"]) / len(reasons)
+    loops = [episode.looping for episode in episodes if episode.looping is not None]
+    shares |= {"looping": loops.count(True) / len(loops)} if loops else {}
+    thinking = [episode.analysis for episode in episodes if episode.analysis is not None]
+    return shares | ({"no_analysis": thinking.count(False) / len(thinking)} if thinking else {})
 
 
 def write_rows(path: Path, episodes: Sequence[Episode], texts: bool = True) -> None:
@@ -196,7 +179,7 @@ def read_rows(path: Path) -> list[Episode]:
 def _episode(value: Any, place: str) -> Episode:
     texts = list(Texts.__dataclass_fields__)
     own = [name for name in Episode.__dataclass_fields__ if name not in ("verdict", "texts")]
-    row = checked_keys(place, value, [*own, "correct", "reason"], texts)
+    row: dict[str, Any] = dict.fromkeys(SEEN) | checked_keys(place, value, [*own, "correct", "reason"], [*texts, *SEEN])
     given = [name for name in texts if name in row]
     text_keys = ("environment", "effort", "reason", *given)
     wrong = [name for name in text_keys if not isinstance(row[name], str)]
@@ -204,10 +187,11 @@ def _episode(value: Any, place: str) -> Episode:
     wrong += [] if _is_number(row["correct"]) and 0 <= row["correct"] <= 1 else ["correct"]
     wrong += [] if row["seconds"] is None or _is_number(row["seconds"]) else ["seconds"]
     wrong += [] if row["finish"] in get_args(Finish) else ["finish"]
+    wrong += [name for name in SEEN if row[name] not in (None, True, False)]
     if wrong or len(given) not in (0, len(texts)):
         what = f"{wrong[0]} is {str(row[wrong[0]])[:60]!r}" if wrong else f"of {texts} it has {given} only"
         raise ValueError(f"{place}: the row is damaged: {what}. Run the stage that wrote it again.")
-    verdict = Verdict(float(row["correct"]), row["reason"])
+    verdict = Verdict(float(row["correct"]), row["reason"], **{name: row[name] for name in SEEN})
     return Episode(
         **{name: row[name] for name in own},
         verdict=verdict,

@@ -1,42 +1,50 @@
-"""Reads problems from a file of JSON lines and checks them.
+"""Reads problems from files of rows in the project's own form and checks them.
 
-Reads: the file, plain or compressed by gzip, UTF-8 or UTF-16 (`lit_puzzle.run.json_lines`). Writes: nothing. Memory:
-the whole file.
+Reads: JSON lines, plain or compressed by gzip, Parquet, or a folder of shards (`lit_puzzle.environments.row_files`).
+Writes: nothing. Memory: all problems, and the unit tests of code.
 """
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from lit_puzzle.environments.answers import final_text, parse_choice, parse_number, same_number
 from lit_puzzle.environments.environment import Problem
+from lit_puzzle.environments.graders.verifier import Verification, Verifier
 from lit_puzzle.environments.messages import ROW, checked_messages, checked_row, checked_tools
-from lit_puzzle.run.json_lines import read_json_lines
+from lit_puzzle.environments.row_files import read_rows
+from lit_puzzle.environments.sandbox import SandboxLimits
+from lit_puzzle.environments.verdict import Verdict
 
-FORM = f'{ROW}; and "answer": text or number'
+FORM = f'{ROW}; and "answer": text, number or object'
 
 
 class JsonlEnvironment:
-    r"""Problems from a file of JSON lines, each ``{"prompt": str | "messages": [...], "answer": str | number}``.
+    r"""Problems from a file of rows, each ``{"prompt": str | "messages": [...], "answer": ...}``.
 
     Args:
         name: under which problems, metrics and rewards appear.
-        path: the file; it is read and checked completely at construction.
-        verification: how the completion's final text is compared with the answer. ``exact``: equal text up to white
-            space. ``numeric``: equal numbers (the last one counts; ``\boxed{}``, thousands commas, fractions, ``$``
-            and ``%`` are understood). ``choice``: equal letter A-J.
+        path: the file or folder; it is read and checked completely at construction.
+        verification: how a completion's final text is compared with the answer: ``exact`` (equal text), ``numeric``
+            (equal numbers), ``choice`` (equal letter), ``math`` (numbers, else math-verify), ``instructions`` (every
+            instruction followed), ``schema`` (JSON that a schema allows) or ``code`` (every unit test passed).
+        limits: of programs; only for ``code``.
 
     Raises:
-        ValueError: the file is missing, empty or cannot be read, a line is not such an object (the message says which),
-            or the verification cannot read an answer.
+        ValueError: the file is missing, empty or cannot be read, a row is not such an object (the message says which),
+            the verification cannot read an answer, or a library or the sandbox that it needs is missing.
     """
 
     def __init__(
-        self, name: str, path: str | Path, verification: Literal["exact", "numeric", "choice"] = "exact"
+        self,
+        name: str,
+        path: str | Path,
+        verification: Verification = "exact",
+        limits: SandboxLimits | None = None,
     ) -> None:
         self.name = name
-        self.verification = verification
-        self.problems = [self._problem(row, place) for place, row in read_json_lines(Path(path))]
+        self._verifier = Verifier(verification, limits)
+        self.problems = [self._problem(row, place) for place, row in read_rows(Path(path))]
         if not self.problems:
             raise ValueError(f"Environment {name!r}: {path} contains no problem. Write one JSON object per line.")
 
@@ -44,28 +52,16 @@ class JsonlEnvironment:
         """Draw one problem of the file."""
         return rng.choice(self.problems)
 
-    def verify(self, completion: str, problem_answer: str) -> float:
-        """Return 1.0 if the completion's final text is the answer, else 0.0."""
-        final = final_text(completion)
-        if final is None:
-            return 0.0
-        if self.verification == "exact":
-            return float(final.split() == problem_answer.split())
-        if self.verification == "choice":
-            return float(parse_choice(final) == parse_choice(problem_answer))
-        return float(same_number(parse_number(final), parse_number(problem_answer)))
+    def verify(self, final: str, problem_answer: str) -> float:
+        """Return the grade of one final text."""
+        return self.verify_all([final], [problem_answer])[0].correct
+
+    def verify_all(self, finals: Sequence[str], problem_answers: Sequence[str]) -> list[Verdict]:
+        """Return the verdict on each final text."""
+        return self._verifier.verdicts(finals, problem_answers)
 
     def _problem(self, value: Any, place: str) -> Problem:
-        """Return the problem of one line; `place` (file:line) goes into every error."""
+        """Return the problem of one row; `place` (file:row) goes into every error."""
         row = checked_row(value, place, ["answer"], FORM)
-        messages, tools, answer = checked_messages(row, place), checked_tools(row, place), row.get("answer")
-        if isinstance(answer, bool) or not isinstance(answer, str | int | float):
-            raise ValueError(f"{place}: answer {answer!r} must be a text or a number.")
-        if not self._readable(str(answer)):
-            raise ValueError(f"{place}: {self.verification} verification cannot read the answer {str(answer)[:80]!r}.")
-        return Problem(self.name, messages, str(answer), tools, place)
-
-    def _readable(self, answer: str) -> bool:
-        if self.verification == "numeric":
-            return parse_number(answer) is not None
-        return bool(answer.split() if self.verification == "exact" else parse_choice(answer))
+        messages, tools = checked_messages(row, place), checked_tools(row, place)
+        return Problem(self.name, messages, self._verifier.gold(row.get("answer"), place), tools, place)

@@ -16,7 +16,6 @@ Reads and writes nothing. Source: this project's own; the kinds of problems foll
 import random
 import re
 
-from lit_puzzle.environments.answers import final_text
 from lit_puzzle.environments.environment import Problem
 from lit_puzzle.environments.long_context_text import NOUNS, Draft, Names, TextTask, filler, problem_of, spread
 
@@ -77,9 +76,9 @@ class Retrieval:
         """Return the notes among notes on other keys and prose."""
         return spread(draft.needles, filler(draft, count, self.record_share, _other_note), draft.offset)
 
-    def verify(self, completion: str, problem_answer: str) -> float:
+    def verify(self, final: str, problem_answer: str) -> float:
         """Return 1.0 if the final text names exactly these numbers, key by key; repetitions do not matter."""
-        found, right = list(dict.fromkeys(_codes(completion))), _CODE.findall(problem_answer)
+        found, right = list(dict.fromkeys(_codes(final))), _CODE.findall(problem_answer)
         return float(self._by_key(found) == self._by_key(right))
 
     def _by_key(self, codes: list[str]) -> list[set[str]]:
@@ -131,9 +130,9 @@ class VariableChain:
         random.Random(draft.seed).shuffle(others)
         return spread(draft.needles, others, draft.offset)
 
-    def verify(self, completion: str, problem_answer: str) -> float:
+    def verify(self, final: str, problem_answer: str) -> float:
         """Return 1.0 if the final text names this number of six digits and no other."""
-        return float(set(_codes(completion)) == {problem_answer})
+        return float(set(_codes(final)) == {problem_answer})
 
 
 class RecordCount:
@@ -173,10 +172,11 @@ class RecordCount:
         others = filler(draft, count, self.record_share, lambda names: _crate(names.key(), names.rng.choice(goods)))
         return spread(draft.needles, others, draft.offset)
 
-    def verify(self, completion: str, problem_answer: str) -> float:
+    def verify(self, final: str, problem_answer: str) -> float:
         """Return 1.0 if the final text names this number and no other; digits inside keys do not count."""
-        final = _COMMA.sub("", final_text(completion) or "")
-        named = {int(digits) if len(digits) < MOST_DIGITS else digits for digits in _WHOLE.findall(final)}
+        named = {
+            int(digits) if len(digits) < MOST_DIGITS else digits for digits in _WHOLE.findall(_COMMA.sub("", final))
+        }
         return float(named == {int(problem_answer)})
 
 
@@ -219,9 +219,9 @@ class FrequentWord:
             rows.append(" ".join(rng.sample(words, len(words))))
         return rows
 
-    def verify(self, completion: str, problem_answer: str) -> float:
+    def verify(self, final: str, problem_answer: str) -> float:
         """Return 1.0 if the final text names this word of the list and no other, in any case."""
-        named = set(re.findall(r"[a-z]+", (final_text(completion) or "").lower())) & set(NOUNS)
+        named = set(re.findall(r"[a-z]+", final.lower())) & set(NOUNS)
         return float(named == {problem_answer})
 
 
@@ -249,9 +249,9 @@ def _crate(key: str, good: str) -> str:
     return f"Crate {key} holds {good}."
 
 
-def _codes(completion: str) -> list[str]:
-    """Return the numbers of six digits in the final text; none if the completion is not finished."""
-    return _CODE.findall(_COMMA.sub("", final_text(completion) or ""))
+def _codes(final: str) -> list[str]:
+    """Return the numbers of six digits in the final text."""
+    return _CODE.findall(_COMMA.sub("", final))
 
 
 def _share(name: str, share: float) -> float:

@@ -10,6 +10,8 @@ Reads and writes nothing.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lit_puzzle.environments.environment import INVISIBLE
+
 ROLES = ("system", "developer", "user", "assistant", "tool")
 OTHER_NAMES = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant", "function": "tool"}
 ROW = '{"prompt": text} or {"messages": [{"role": ..., "content": ...}]}, and optionally "tools": [...]'
@@ -62,7 +64,7 @@ def checked_messages(row: Mapping[str, Any], place: str) -> tuple[dict[str, Any]
             f"{place}: the last message is the {checked[-1]['role']}'s; a model answers a user or a tool. Take it out."
         )
     asked = [message["content"] for message in checked if message["role"] == "user"]
-    if not asked or not asked[-1].strip():
+    if not asked or not INVISIBLE.sub("", asked[-1]).strip():
         raise ValueError(f"{place}: the user asks nothing: the last user message is {'empty' if asked else 'missing'}.")
     return checked
 

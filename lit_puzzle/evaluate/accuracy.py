@@ -13,6 +13,7 @@ Source: arXiv 2602.11937 (accuracy and tokens at each effort; relative request r
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -23,9 +24,20 @@ from torch import distributed
 from transformers import PreTrainedTokenizerBase
 
 from lit_puzzle.data.prompts import check_lengths
+from lit_puzzle.environments.answer_formats import answer_format, fix_format
 from lit_puzzle.environments.chat_template import render_prompt
-from lit_puzzle.environments.environment import EFFORTS, Environment, PromptAtEffort
-from lit_puzzle.environments.episodes import Episode, Texts, failures, grade, problem_number, read_rows, write_rows
+from lit_puzzle.environments.environment import LEVELS, Environment, PromptAtEffort
+from lit_puzzle.environments.episodes import (
+    Episode,
+    Texts,
+    failures,
+    problem_number,
+    read_rows,
+    shares_without,
+    write_rows,
+)
+from lit_puzzle.environments.grading import Ungraded, grade_all
+from lit_puzzle.environments.looping import is_looping
 from lit_puzzle.environments.problem_identity import names_of, problems_identity
 from lit_puzzle.evaluate.baseline import check_problems, take_baseline
 from lit_puzzle.evaluate.held_out import HeldOut
@@ -41,6 +53,7 @@ from lit_puzzle.kv_cache.scales import META_FILE, ScalePair, scales_identity
 from lit_puzzle.model.chat import fix_date
 from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.model.opening import load_tokenizer
+from lit_puzzle.model.tokens import token_ids
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import Identity, claim_inputs, file_identity, record_output, run_date
 
@@ -71,28 +84,39 @@ def solve_problems(
     Raises:
         ValueError: a problem of an unknown environment.
     """
-    by_name = {environment.name: environment for environment in environments}
-    unknown = sorted({problem.environment for problem, _ in problems} - set(by_name))
+    known = {environment.name for environment in environments}
+    unknown = sorted({problem.environment for problem, _ in problems} - known)
     if unknown:
-        raise ValueError(f"Problems of environments {unknown} were given; the environments are {sorted(by_name)}.")
+        raise ValueError(f"Problems of environments {unknown} were given; the environments are {sorted(known)}.")
     prompts = [render_prompt(tokenizer, problem, effort) for problem, effort in problems]
-    prompt_ids = [list(tokenizer(prompt, add_special_tokens=False)["input_ids"]) for prompt in prompts]
+    prompt_ids = [token_ids(tokenizer, prompt) for prompt in prompts]
     numbers = range(len(problems)) if rows is None else rows
+    form = answer_format(tokenizer)
+    completions = list(engine.generate(prompt_ids, sampling, rows))
+    texts = [str(tokenizer.decode(completion.token_ids, skip_special_tokens=False)) for completion in completions]
+    ungraded = [
+        Ungraded(problem.environment, form.parse(text), problem.answer, completion.finish)
+        for (problem, _), text, completion in zip(problems, texts, completions, strict=True)
+    ]
+    verdicts = grade_all(environments, ungraded)
     episodes = []
-    completions = engine.generate(prompt_ids, sampling, rows)
-    for (problem, effort), prompt, row, completion in zip(problems, prompts, numbers, completions, strict=True):
-        text = str(tokenizer.decode(completion.token_ids, skip_special_tokens=False))
+    for index, (problem, effort) in enumerate(problems):
+        completion = completions[index]
         episode = Episode(
             environment=problem.environment,
             effort=effort,
             problem=problem_number(problem),
-            verdict=grade(by_name[problem.environment], text, problem.answer, completion.finish),
+            verdict=replace(
+                verdicts[index],
+                analysis=ungraded[index].parsed.analysis is not None if form.thinks else None,
+                looping=is_looping(completion.token_ids),
+            ),
             generated_tokens=len(completion.token_ids),
             finish=completion.finish,
             seed=sampling.seed,
-            row=row,
+            row=numbers[index],
             seconds=completion.seconds,
-            texts=Texts(prompt, text, problem.answer),
+            texts=Texts(prompts[index], texts[index], problem.answer),
         )
         episodes.append(episode)
     return episodes
@@ -121,7 +145,9 @@ def summarize(episodes: Sequence[Episode]) -> dict[str, float]:
     Returns:
         `accuracy` and `grader_failures` (completions that a grader failed on) of all episodes; per effort
         `accuracy/<effort>`, `accuracy_se/<effort>`, `tokens/<effort>`, `tokens_se/<effort>` and `finished/<effort>`
-        (share that ended by itself); per effort and environment
+        (share that ended by itself), `no_final/<effort>` and `tool_calls/<effort>` (shares without a final answer, and
+        that end by calling a tool), `looping/<effort>` (share that ends in a loop, where that is known) and, where
+        thinking stands apart, `no_analysis/<effort>` (share without it); per effort and environment
         `accuracy/<effort>/<environment>`, `tokens/<effort>/<environment>`, `finished/<effort>/<environment>`.
     """
     results = {"accuracy": mean_and_error([e.correct for e in episodes], prompts_of(episodes))[0]}
@@ -131,6 +157,7 @@ def summarize(episodes: Sequence[Episode]) -> dict[str, float]:
         for name, values in numbers.items():
             results[f"{name}/{effort}"], results[f"{name}_se/{effort}"] = mean_and_error(values, prompts_of(group))
         results[f"finished/{effort}"] = sum(e.finished for e in group) / len(group)
+        results |= {f"{name}/{effort}": share for name, share in shares_without(group).items()}
         for environment in sorted({e.environment for e in group}):
             part = [e for e in group if e.environment == environment]
             results[f"accuracy/{effort}/{environment}"] = sum(e.correct for e in part) / len(part)
@@ -167,7 +194,7 @@ def compare(before: Sequence[Episode], after: Sequence[Episode]) -> dict[str, fl
 
 def split_by_effort(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:
     """Episodes of each effort that occurs, low to high, each in the order given."""
-    groups = {effort: [e for e in episodes if e.effort == effort] for effort in EFFORTS}
+    groups = {effort: [e for e in episodes if e.effort == effort] for effort in LEVELS}
     return {effort: group for effort, group in groups.items() if group}
 
 
@@ -214,8 +241,6 @@ def evaluate(
             another checkpoint, a simulated cache in vLLM, or log-probabilities, which an evaluation has no use for.
     """
     checkpoint = require_input(checkpoint, "checkpoint", "config.json")
-    if not (checkpoint / "config.json").is_file():
-        raise ValueError(f"{checkpoint} holds no config.json. Give the folder of a parent or of an assembled child.")
     if kv_cache == "model" and kv_scales is not None:
         raise ValueError(f"kv_scales={kv_scales} was given without an FP8 cache. Set kv_cache: fp8, or leave it out.")
     if kv_cache == "fp8" and engine.name == "vllm":
@@ -241,6 +266,7 @@ def evaluate(
         take_baseline(run_dir, identity, baseline)
     tokenizer = load_tokenizer(checkpoint)
     fix_date(tokenizer, run_date(run_dir))
+    fix_format(tokenizer, held_out.answer_format)
     check_lengths(tokenizer, problems, checkpoint, sampling.max_new_tokens)
     asked = problems_identity(names_of(held_out.environments), problems)
     claim_inputs(run_dir, {"checkpoint": identity, "held_out": asked} | _other_inputs(kv_scales, baseline))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lit_puzzle.generation.footprint import engine_bytes, engine_knobs, engine_name
-from lit_puzzle.model.footprint import BYTES, model_size
+from lit_puzzle.model.footprint import model_size
 from lit_puzzle.model.planned_shape import planned_config
 from lit_puzzle.run.footprint import Assumed, Decoding, Device, Footprint, Phase, Work
 from lit_puzzle.run.recipe_values import Values
@@ -30,10 +30,7 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     dtype = str(engine.at("dtype"))
     return Footprint(
         "evaluate",
-        (
-            Phase("load", {"weights": float(size.parameters * BYTES[dtype]) / decoding.tensor_parallel}),
-            Phase("completions", held | (episodes if device.kind == "cpu" else {})),
-        ),
+        (Phase("completions", held | (episodes if device.kind == "cpu" else {})),),
         host=episodes,
         disk={"episodes": 6.0 * problems * (assumed.prompt_tokens + new)},
         works=(Work("completions", planned.config, problems, assumed.prompt_tokens, dtype=dtype, decoding=decoding),),

@@ -7,6 +7,7 @@ problem follow one another; each is drawn with random numbers of its own.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from lit_puzzle.environments.answer_formats import FormatChoice
 from lit_puzzle.environments.environment import EFFORTS, Environment, PromptAtEffort, draw, effort_weights
 
 
@@ -16,11 +17,12 @@ class HeldOut:
 
     Args:
         environments: where problems come from; they take turns.
-        efforts: reasoning efforts; the problems of each are the same.
+        efforts: reasoning efforts; the problems of each are the same. [none] for a model without efforts.
         prompts_per_effort: problems at each effort.
         seed: which problems.
         texts: whether the file of episodes holds prompts, completions and right answers.
         samples_per_prompt: completions of each problem at each effort.
+        answer_format: of the completions; `auto`: what the tokenizer says.
 
     Raises:
         ValueError: unknown efforts, fewer than two problems (no standard error exists), or no sample of each.
@@ -32,6 +34,7 @@ class HeldOut:
     seed: int = 0
     texts: bool = True
     samples_per_prompt: int = 1
+    answer_format: FormatChoice = "auto"
 
     def __post_init__(self) -> None:
         effort_weights(self.efforts)

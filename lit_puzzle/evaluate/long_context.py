@@ -36,6 +36,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lit_puzzle.environments.answer_formats import AnswerFormat, answer_format, fix_format
 from lit_puzzle.environments.chat_template import render_prompt
 from lit_puzzle.environments.environment import Environment, Problem, PromptAtEffort, draw
 from lit_puzzle.environments.long_context_text import TextTask, fit
@@ -46,8 +47,7 @@ from lit_puzzle.generation.policy import evaluation_mode
 from lit_puzzle.generation.sampling import Sampling
 from lit_puzzle.generation.stop_tokens import end_and_pad
 from lit_puzzle.generation.transformers_engine import TransformersEngine
-from lit_puzzle.model.family import AnswerFormat
-from lit_puzzle.model.modules import model_family
+from lit_puzzle.model.tokens import token_ids
 
 
 @runtime_checkable
@@ -141,10 +141,12 @@ class LongContextAccuracy:
             ValueError: an item and its completion are longer than the policy's context, or of an unknown environment.
         """
         grading = self.grading
+        if grading.answer_format != "auto":
+            fix_format(tokenizer, grading.answer_format)
         references = []
         if grading.mode == "teacher_forced":
-            references = self._references(tokenizer, items, model_family(policy).answer)
-        prompts = [_ids(tokenizer, render_prompt(tokenizer, problem, effort)) for problem, effort in items]
+            references = self._references(tokenizer, items, answer_format(tokenizer))
+        prompts = [token_ids(tokenizer, render_prompt(tokenizer, problem, effort)) for problem, effort in items]
         new = [len(head) + len(tail) for head, tail in references] or [self.sampling.max_new_tokens] * len(items)
         self._check_context(policy, max((len(ids) + more for ids, more in zip(prompts, new, strict=True)), default=0))
         if grading.mode == "generated":
@@ -176,11 +178,11 @@ class LongContextAccuracy:
         for problem, effort in items:
             text = reference_answer(by_name[problem.environment], problem, effort, form)
             if self.grading.graded == "completion":
-                references.append(([], _ids(tokenizer, text)))
+                references.append(([], token_ids(tokenizer, text)))
             else:
-                head, _, answer = text.rpartition(form.header)
-                given, graded = head + form.header, answer.removesuffix(form.end)
-                references.append((_ids(tokenizer, given), _ids(tokenizer, graded)))
+                graded = form.parse(text).final or ""
+                given = text.removesuffix(form.end).removesuffix(graded)
+                references.append((token_ids(tokenizer, given), token_ids(tokenizer, graded)))
         return references
 
 
@@ -198,7 +200,9 @@ class Length:
 
     def __call__(self, problem: Problem) -> int:
         """Tokens of the prompt."""
-        return max(len(_ids(self.tokenizer, render_prompt(self.tokenizer, problem, effort))) for effort in self.efforts)
+        return max(
+            len(token_ids(self.tokenizer, render_prompt(self.tokenizer, problem, effort))) for effort in self.efforts
+        )
 
 
 def reference_answer(environment: Environment, problem: Problem, effort: str, form: AnswerFormat) -> str:
@@ -241,7 +245,3 @@ def teacher_forced_hits(
             for row, right in zip(batch, right_BR, strict=True):
                 hits[row] = right[graded - len(rows[row][1]) :]
     return hits
-
-
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,8 +1,9 @@
 """Settings of long-context accuracy: which problems, and how they are graded. Imports no torch."""
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+from lit_puzzle.environments.answer_formats import FormatChoice
 from lit_puzzle.environments.environment import Environment, effort_weights
 from lit_puzzle.environments.long_context_tasks import default_tasks
 from lit_puzzle.environments.long_context_text import TextTask
@@ -61,6 +62,7 @@ class Grading:
         mode: `generated` completions, or `teacher_forced` reference answers.
         graded: teacher-forced: the `answer` in the final channel, or the whole `completion`.
         credit: teacher-forced: the `share` of right tokens, or 1 if the match is `exact`.
+        answer_format: of completions; `auto`: what the tokenizer says.
 
     Raises:
         ValueError: another value.
@@ -69,9 +71,11 @@ class Grading:
     mode: Mode = "generated"
     graded: Graded = "answer"
     credit: Credit = "share"
+    answer_format: FormatChoice = "auto"
 
     def __post_init__(self) -> None:
-        choices = (("mode", self.mode, Mode), ("graded", self.graded, Graded), ("credit", self.credit, Credit))
+        choices: list[tuple[str, str, Any]] = [("mode", self.mode, Mode), ("graded", self.graded, Graded)]
+        choices += [("credit", self.credit, Credit), ("answer_format", self.answer_format, FormatChoice)]
         for name, given, allowed in choices:
             if given not in get_args(allowed):
                 raise ValueError(f"{name} is {given!r}; allowed: {list(get_args(allowed))}.")

@@ -12,7 +12,7 @@ from typing import Any
 
 from lit_puzzle.costs.gpus import gpus
 from lit_puzzle.footprint.at_hand import SMALL_MODEL, asked_device, gpus_at_hand, recipe_devices
-from lit_puzzle.footprint.collect import formula_of
+from lit_puzzle.footprint.collect import Formula, formula_of
 from lit_puzzle.footprint.fit import advice, fits
 from lit_puzzle.footprint.hours import efforts, network_seconds, total_seconds
 from lit_puzzle.model.layout import count_parameters
@@ -87,12 +87,11 @@ def make_plan(recipe: Recipe, command: str, target: str | None, words: Sequence[
     Raises:
         ValueError: a wrong key, option or device.
     """
-    options, rest = split_words(words)
-    values = recipe_values(recipe, rest, target)
-    formula = formula_of(command, values)
-    if formula is None:
+    options, _ = split_words(words)
+    found = formula_and_values(recipe, command, target, words)
+    if found is None:
         return None
-    assumed = _assumed(values, options)
+    formula, values, assumed = found
     device = _device(formula(values, Device("cpu", "cpu", 1, 0.0), assumed), values, options)
 
     def compute(changed: Values, where: Device) -> Footprint:
@@ -101,8 +100,22 @@ def make_plan(recipe: Recipe, command: str, target: str | None, words: Sequence[
     made = compute(values, device)
     if "gpus" not in options and recipe_devices(values) is None:
         made = replace(made, notes=(*made.notes, f"devices: auto, of which {device.count} are assumed"))
-    found = () if fits(made, device) else tuple(advice(made, values, device, compute))
-    return Plan(str(recipe.path), made, device, found)
+    helps = () if fits(made, device) else tuple(advice(made, values, device, compute))
+    return Plan(str(recipe.path), made, device, helps)
+
+
+def formula_and_values(
+    recipe: Recipe, command: str, target: str | None, words: Sequence[str]
+) -> tuple[Formula, Values, Assumed] | None:
+    """Return what computes a recipe's footprint, and its arguments; None where its stage is code of the user.
+
+    Raises:
+        ValueError: a wrong key or option.
+    """
+    options, rest = split_words(words)
+    values = recipe_values(recipe, rest, target)
+    formula = formula_of(command, values)
+    return None if formula is None else (formula, values, _assumed(values, options))
 
 
 def _assumed(values: Values, options: Mapping[str, str]) -> Assumed:

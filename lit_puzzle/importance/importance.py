@@ -29,6 +29,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_puzzle.data.batch_validation import check_rows
+from lit_puzzle.data.calibration import CalibrationData
 from lit_puzzle.importance.expert_scores import ImportanceMethod, LeaveOneOut, mean_scores
 from lit_puzzle.importance.importance_file import Importance, scores_identity
 from lit_puzzle.importance.layer_sums import FOLDER, streamed_sums
@@ -36,6 +37,7 @@ from lit_puzzle.importance.scored_layers import ScoredMoE, check_finite, score_l
 from lit_puzzle.model.checkpoint import fingerprint
 from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.model.streaming import StreamedModel, load_streamed
+from lit_puzzle.run.files import resolved
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import Identity, record_output
 from lit_puzzle.training.sharding import load_for, shard
@@ -100,6 +102,11 @@ class ExpertImportance(LightningModule):
         """
         if stage != "validate":
             raise ValueError(f"Importance is one pass over data: run it with `command: validate`, not {stage!r}.")
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, CalibrationData) and resolved(data.parent) != resolved(self.parent):
+            raise ValueError(
+                f"the data is of the parent {data.parent}, the importance of {self.parent}: name the same folder"
+            )
         self.fingerprint = fingerprint(self.parent)
 
     def configure_model(self) -> None:

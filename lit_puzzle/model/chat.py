@@ -65,7 +65,10 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[s
     place = f"the chat template of {tokenizer.name_or_path}"
     if tokenizer.chat_template is None:
         raise ValueError(f"{place} is missing: add {TEMPLATE} to the folder")
-    template = tokenizer.get_chat_template(tools=values.get("tools"))
+    try:
+        template = tokenizer.get_chat_template(tools=values.get("tools"))
+    except ValueError as error:  # several templates by name, none of them the default
+        raise ValueError(f"{place} cannot be used: {error}") from error
     defaults = {**tokenizer.special_tokens_map, "tools": None, "documents": None, "add_generation_prompt": True}
     variables = {**defaults, **values, "messages": list(messages)}
     return _reply(place, template, {"variables": variables, "date": _dates.get(tokenizer)})

@@ -3,31 +3,41 @@
 Every stage opens a checkpoint through `read_config`. What a configuration leaves open, or says twice in different
 words, is refused, so that the content of the file is what transformers computes with:
 
-- rotary embeddings: `rope_parameters` (transformers 5), or `rope_scaling` with `rope_theta` (before). transformers
-  prefers `rope_scaling`, engines do not all, and without either transformers assumes YaRN with factor 32;
+- rotary embeddings, which have two dialects (`lit_puzzle.model.rope`);
 - a number under two names: `experts_per_token` and `num_experts_per_tok`;
-- `quantization_config`: MXFP4 or none. `lit_puzzle.model.checkpoint` compares it with the stored tensors.
+- `quantization_config`: MXFP4 or none. `lit_puzzle.model.checkpoint` compares it with the stored tensors;
+- keys by which transformers would return or compute something else than the stages expect (`NEUTRAL`).
 
 Does not need torch. Reads config.json; writes nothing.
 """
 
 from __future__ import annotations
 
-import math
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lit_puzzle.model.family import family_of, is_child
 from lit_puzzle.model.layout import layer_blocks, whole
+from lit_puzzle.model.rope import check_positive, rope_parameters
 from lit_puzzle.run.files import read_json
 
 CONFIG_FILE = "config.json"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-ROPE_TYPES = ("default", "yarn", "linear", "dynamic", "llama3", "longrope")
 SIZES = ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size")
-ORIGINAL_LENGTH = "original_max_position_embeddings"
 FLAGS = ("attention_bias", "tie_word_embeddings")
+NEUTRAL: dict[str, bool | int] = {  # the only value of each key with which a model computes what the stages expect
+    "return_dict": True,
+    "output_hidden_states": False,
+    "output_attentions": False,
+    "output_router_logits": False,
+    "is_encoder_decoder": False,
+    "chunk_size_feed_forward": 0,
+    "attention_dropout": 0,  # training would use it: what trains how is said by the recipe
+    "partial_rotary_factor": 1,
+}
+MAX_LABELS = 1 << 16  # transformers makes a name for each
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -65,6 +75,7 @@ def check_config(config: Mapping[str, Any]) -> None:
         raise ValueError(f"{CONFIG_FILE}: {keys.experts_per_token} is {chosen}, but the layers have {fewest} experts")
     _check_heads(config)
     _check_numbers(config)
+    _check_neutral(config)
     _check_dtypes(config)
     _check_derived(config, blocks)
     rope_parameters(config)
@@ -84,9 +95,9 @@ def essentials(config: Mapping[str, Any]) -> dict[str, Any]:
         "tie_word_embeddings": _stated(config, "tie_word_embeddings", False),
         "blocks": [list(block) for block in layer_blocks(config)],
         "rope_parameters": {
-            key: value if isinstance(value, str | bool) else float(value)
+            key: value if isinstance(value, str | bool | list) else float(value)
             for key, value in rope_parameters(config).items()
-            if isinstance(value, str | bool | int | float)
+            if isinstance(value, str | bool | int | float | list)
         },
     }
 
@@ -108,7 +119,7 @@ def _check_heads(config: Mapping[str, Any]) -> None:
 def _check_numbers(config: Mapping[str, Any]) -> None:
     for key in family_of(config).config.constants:
         if config.get(key) is not None:
-            _positive(key, config[key])
+            check_positive(key, config[key])
     for key in FLAGS:
         if not isinstance(config.get(key, False), bool):
             raise ValueError(f"{CONFIG_FILE}: {key} must be true or false, got {config[key]!r}")
@@ -117,9 +128,20 @@ def _check_numbers(config: Mapping[str, Any]) -> None:
         raise ValueError(f"{CONFIG_FILE}: hidden_act must be {activation}, got {config['hidden_act']!r}")
 
 
-def _positive(key: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"{CONFIG_FILE}: {key} must be a finite number above 0, got {value!r}")
+def _check_neutral(config: Mapping[str, Any]) -> None:
+    for key, allowed in NEUTRAL.items():
+        if config.get(key) is not None and config[key] != allowed:
+            raise ValueError(
+                f"{CONFIG_FILE}: {key} must be {json.dumps(allowed)}, got {config[key]!r}: models of this family are "
+                "computed with that value. Remove the key"
+            )
+    if config.get("num_labels") is not None and whole(config, "num_labels") > MAX_LABELS:
+        raise ValueError(f"{CONFIG_FILE}: num_labels is {config['num_labels']}; at most {MAX_LABELS} are read")
+    padding = config.get("pad_token_id")
+    if padding is not None and not (type(padding) is int and 0 <= padding < config["vocab_size"]):
+        raise ValueError(
+            f"{CONFIG_FILE}: pad_token_id must be a token of the vocabulary of {config['vocab_size']}, got {padding!r}"
+        )
 
 
 def _check_dtypes(config: Mapping[str, Any]) -> None:
@@ -144,43 +166,3 @@ def _check_derived(config: Mapping[str, Any], blocks: list[tuple[int, int | None
     derived = ["full_attention" if window is None else "sliding_attention" for _, window in blocks]
     if is_child(config) and stated not in (None, derived):
         raise ValueError(f"{CONFIG_FILE}: layer_types is {stated!r}, but block_configs means {derived}")
-
-
-def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters of rotary embeddings as one mapping, from old or new entries of a config.json.
-
-    Raises:
-        ValueError: there are none, they contradict each other, or a value is not allowed.
-    """
-    given = {key: _rope(config, key) for key in ("rope_parameters", "rope_scaling") if config.get(key)}
-    if not given:
-        raise ValueError(
-            f"{CONFIG_FILE}: rope_parameters is missing (as is rope_scaling): runtimes would assume different ones. "
-            'Give {"rope_type": "default", "rope_theta": ...} if positions are not scaled'
-        )
-    first = next(iter(given.values()))
-    if any(rope != first for rope in given.values()):
-        raise ValueError(
-            f"{CONFIG_FILE}: rope_scaling means {given['rope_scaling']}, but rope_parameters means "
-            f"{given['rope_parameters']}; remove one of them"
-        )
-    return first
-
-
-def _rope(config: Mapping[str, Any], key: str) -> dict[str, Any]:
-    if not isinstance(config[key], Mapping) or any(isinstance(value, Mapping) for value in config[key].values()):
-        raise ValueError(f"{CONFIG_FILE}: {key} must be one object of values, got {str(config[key])[:80]}")
-    rope = dict(config[key])
-    kind = rope.pop("type", None)  # the name of `rope_type` before transformers 4.43
-    rope.setdefault("rope_type", kind or "default")
-    if kind not in (None, rope["rope_type"]) or rope["rope_type"] not in ROPE_TYPES:
-        raise ValueError(f"{CONFIG_FILE}: rope_type of {key} must be one of {', '.join(ROPE_TYPES)}, got {config[key]}")
-    theta = config.get("rope_theta")
-    rope.setdefault("rope_theta", family_of(config).config.rope_theta if theta is None else theta)
-    for name in ("rope_theta", ORIGINAL_LENGTH):  # transformers prefers the former inside, the latter beside
-        if name in rope and config.get(name) not in (None, rope[name]):
-            raise ValueError(f"{CONFIG_FILE}: {name} is {config[name]!r}, but {key} has {rope[name]!r}")
-    required = ("factor", ORIGINAL_LENGTH) if rope["rope_type"] == "yarn" else ()
-    for name in ("rope_theta", *required, *({"factor"} & rope.keys())):
-        _positive(f"{name} of {key}", rope.get(name))
-    return rope

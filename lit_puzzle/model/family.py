@@ -1,4 +1,4 @@
-"""What is specific to a family of MoE models, as data: names of tensors, keys of configurations, format of answers.
+"""What is specific to a family of MoE models, as data: names of tensors, keys of configurations.
 
 Other rooms look it up with `family_of(config)` (a `config.json`) or `family_named(model_type)` (`config.model_type` of
 a loaded model). To add a family: an entry in `FAMILIES`, one file in `lit_puzzle/model` with the modeling classes of
@@ -11,12 +11,11 @@ Not part of a family, because all have it in common: `model.layers`, `model.embe
 configuration, one `{"num_local_experts", "sliding_window"}` for each layer.
 
 Source: transformers' `modeling_gpt_oss.py` (names, router, activation), the released gpt-oss checkpoints and
-gpt-oss-puzzle-88B (MXFP4 tensors, KV scales), the harmony response format of gpt-oss (answers, stop tokens).
+gpt-oss-puzzle-88B (MXFP4 tensors, KV scales), stop tokens of the harmony response format.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,35 +138,6 @@ class ChildFormat:
 
 
 @dataclass(frozen=True)
-class AnswerFormat:
-    """The place of the answer in a completion that was decoded with its special tokens.
-
-    Attributes:
-        header: text before the answer.
-        end: text after the answer, at the end of a finished completion.
-        header_pattern: regular expression of `header`, with the spaces that models sometimes generate.
-        control_pattern: regular expression of special tokens that no answer contains.
-    """
-
-    header: str
-    end: str
-    header_pattern: str
-    control_pattern: str
-
-    def final_text(self, completion: str) -> str | None:
-        """Return the answer of a completion, or None if it is not finished or contains none."""
-        body, ended, _ = completion.partition(self.end)
-        answer = re.split(self.header_pattern, body)[-1]
-        if not ended or answer == body or re.search(self.control_pattern, answer):
-            return None
-        return answer
-
-    def wrap(self, answer: str) -> str:
-        """Return the last part of a finished completion with this answer."""
-        return f"{self.header}{answer}{self.end}"
-
-
-@dataclass(frozen=True)
 class Family:
     """A family of MoE models.
 
@@ -176,7 +146,6 @@ class Family:
         child: format of its children.
         layer: names inside a decoder layer.
         config: keys of a stock configuration.
-        answer: format of completions.
         vocab_size: size of the vocabulary of the released models, whose stop tokens are known.
         stop_tokens: ids at which generation with that vocabulary must stop.
     """
@@ -185,7 +154,6 @@ class Family:
     child: ChildFormat
     layer: LayerNames
     config: ConfigKeys
-    answer: AnswerFormat
     vocab_size: int
     stop_tokens: tuple[int, ...]
 
@@ -220,12 +188,6 @@ GPT_OSS = Family(
         rope_theta=150_000.0,
         aliases=(("experts_per_token", "num_experts_per_tok"), ("num_experts", "num_local_experts")),
         constants={"rms_norm_eps": 1e-5, "swiglu_alpha": 1.702, "swiglu_limit": 7.0},
-    ),
-    answer=AnswerFormat(
-        header="<|channel|>final<|message|>",
-        end="<|return|>",
-        header_pattern=r"<\|channel\|>\s*final\s*<\|message\|>",
-        control_pattern=r"<\|(start|end|message|channel|call|constrain)\|>",
     ),
     vocab_size=201_088,
     stop_tokens=(200_002, 199_999, 200_012),  # <|return|>, <|endoftext|>, <|call|>

@@ -150,15 +150,25 @@ def largest_kv_layer(size: ModelSize, rows: float, tokens: float, width: float) 
     return rows * 2 * size.keys * width * max(min(tokens, layer.window or tokens) for layer in size.layers)
 
 
-def held_bytes(size: ModelSize, held: Held, tokens: float, experts: int) -> float:
-    """Return the bytes that one layer holds at a moment, for that many tokens."""
-    channels = (size.hidden, size.top_k * size.inner, size.top_k * size.hidden, size.queries, size.keys, experts, 1)
-    return tokens * sum(number * count for number, count in zip(held, channels, strict=True))
+def held_bytes(size: ModelSize, held: Held, tokens: float, experts: int, chunk: float | None = None) -> float:
+    """Return the bytes that one layer holds at a moment.
+
+    Args:
+        size: the model.
+        held: the moment.
+        tokens: that the layer runs on.
+        experts: of the layer.
+        chunk: tokens that router and experts take at a time; None: all.
+    """
+    shared = held.hidden * size.hidden + held.queries * size.queries + held.keys * size.keys + held.constant
+    inside = size.top_k * (held.inner * size.inner + held.outputs * size.hidden) + held.experts * experts
+    return tokens * shared + min(tokens, tokens if chunk is None else chunk) * inside
 
 
-def fullest(size: ModelSize, moments: Sequence[Held], tokens: float) -> float:
+def fullest(size: ModelSize, moments: Sequence[Held], tokens: float, chunk: float | None = None) -> float:
     """Return the bytes of one layer at the fullest of some moments, for the layer where that is most."""
-    return max(held_bytes(size, held, tokens, layer.experts) for held in moments for layer in size.layers)
+    counts = {layer.experts for layer in size.layers}
+    return max(held_bytes(size, held, tokens, experts, chunk) for held in moments for experts in counts)
 
 
 def forward_bytes(size: ModelSize, tokens: float, precision: str) -> float:
@@ -171,17 +181,30 @@ def attention_bytes(size: ModelSize, tokens: float, precision: str) -> float:
     return fullest(size, ACTIVATIONS[precision].forward[-1:], tokens)
 
 
-def saved_bytes(size: ModelSize, tokens: float, precision: str) -> float:
-    """Return the bytes that all layers keep from their forward to their backward pass, without checkpointing."""
-    return sum(held_bytes(size, ACTIVATIONS[precision].saved, tokens, layer.experts) for layer in size.layers)
+def saved_bytes(size: ModelSize, tokens: float, precision: str, chunk: float | None = None) -> float:
+    """Return the bytes that all layers keep from forward to backward without checkpointing; chunks keep nothing."""
+    held, kept = ACTIVATIONS[precision].saved, None if chunk is None or chunk >= tokens else 0.0
+    return sum(held_bytes(size, held, tokens, layer.experts, kept) for layer in size.layers)
 
 
-def inside_bytes(size: ModelSize, tokens: float, precision: str) -> float:
+def inside_bytes(size: ModelSize, tokens: float, precision: str, chunk: float | None = None) -> float:
     """Return the bytes of one layer at the fullest moment of forward with gradients, or of backward."""
     found = ACTIVATIONS[precision]
-    return fullest(size, (*found.recorded, *found.backward), tokens)
+    return fullest(size, (*found.recorded, *found.backward), tokens, chunk)
 
 
 def stream_bytes(size: ModelSize, tokens: float, precision: str) -> float:
     """Return the bytes of the states that one layer hands on to the next."""
     return tokens * size.hidden * ACTIVATIONS[precision].stream
+
+
+def step_bytes(
+    size: ModelSize, tokens: float, precision: str, checkpointed: bool, chunk: float | None
+) -> dict[str, float]:
+    """Return what the layers hold in a forward and backward pass, all of them together."""
+    inside = inside_bytes(size, tokens, precision, chunk)
+    if checkpointed:
+        inputs = len(size.layers) * stream_bytes(size, tokens, precision)
+        return {"inputs of layers": inputs, "inside of one layer": inside}
+    saved = saved_bytes(size, tokens, precision, chunk)
+    return {"activations": saved, "inside of one layer": max(inside - saved / len(size.layers), 0.0)}

@@ -16,11 +16,11 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 import lit_puzzle.model.blocks  # noqa: F401  (registers the configurations of children)
 from lit_puzzle.model.chat import TEMPLATE, check_template
 from lit_puzzle.model.config import CONFIG_FILE, read_config
+from lit_puzzle.model.tokens import TOKENIZER_CONFIG, TOKENIZER_FILE, check_read_as_stored
 from lit_puzzle.run.files import check_regular, read_json, read_text
 from lit_puzzle.run.library_calls import library_errors
 
 GENERATION_FILE = "generation_config.json"
-TOKENIZER_FILE, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 SETTINGS_FILES = (TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json")
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 MAX_TEMPLATE_BYTES = 1 << 20
@@ -83,7 +83,7 @@ def load_tokenizer(folder: Path, **settings: Any) -> PreTrainedTokenizerBase:
     content = read_json(path)
     vocabulary = None
     if (folder / CONFIG_FILE).exists():  # transformers reads it, too
-        vocabulary = read_config(folder)["vocab_size"]
+        vocabulary = int(load_config(folder).vocab_size)
     for name in SETTINGS_FILES:
         if (folder / name).exists() and "auto_map" in read_json(folder / name):
             raise ValueError(
@@ -93,10 +93,8 @@ def load_tokenizer(folder: Path, **settings: Any) -> PreTrainedTokenizerBase:
         read_text(folder / TEMPLATE, MAX_TEMPLATE_BYTES)
     with library_errors(path):
         tokenizer = AutoTokenizer.from_pretrained(folder, **OFFLINE, **settings)
-    with library_errors(path):
-        stated = {entry["content"]: entry["id"] for entry in content.get("added_tokens") or ()}
     ids = tokenizer.get_vocab()
-    for token, number in stated.items():
+    for token, number in _added_tokens(path, content.get("added_tokens") or []):
         if ids.get(token) != number:  # tokenizers keeps the id of a token that it knows, whatever the file says
             raise ValueError(
                 f"{path}: the added token {token!r} has the id {number}, but it is read as {ids.get(token)}"
@@ -104,16 +102,24 @@ def load_tokenizer(folder: Path, **settings: Any) -> PreTrainedTokenizerBase:
     largest = max(ids.values(), default=-1)
     if vocabulary is not None and largest >= vocabulary:
         raise ValueError(f"{path} has the token {largest}, but {folder / CONFIG_FILE} has a vocab_size of {vocabulary}")
-    place = f"the chat template of {folder}"
-    for template in _templates(tokenizer.chat_template):
-        check_template(template, place)
+    check_read_as_stored(folder, content, tokenizer)
+    for template in _templates(folder, tokenizer.chat_template):
+        check_template(template, f"the chat template of {folder}")
     return tokenizer
 
 
-def _templates(template: str | Mapping[str, str] | None) -> Sequence[str]:
-    if template is None or isinstance(template, str):
-        return [] if template is None else [template]
-    return list(template.values())
+def _added_tokens(path: Path, entries: object) -> list[tuple[object, object]]:
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError(f"{path}: added_tokens must be a list of objects, got {str(entries)[:80]}")
+    return [(entry.get("content"), entry.get("id")) for entry in entries]
+
+
+def _templates(folder: Path, template: object) -> Sequence[str]:
+    found = list(template.values()) if isinstance(template, Mapping) else [] if template is None else [template]
+    texts = [text for text in found if isinstance(text, str)]
+    if len(texts) < len(found):
+        raise ValueError(f"{folder / TOKENIZER_CONFIG}: chat_template must be a text, got {str(template)[:80]}")
+    return texts
 
 
 def _in_folder(folder: Path, name: str) -> Path:

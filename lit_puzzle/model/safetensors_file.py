@@ -35,6 +35,7 @@ DTYPES: dict[str, torch.dtype] = {
 }
 DTYPE_CODES = {dtype: code for code, dtype in DTYPES.items()}
 MAX_HEADER_BYTES = 100_000_000
+MAX_DIMENSIONS = 8
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,16 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
 
 def _tensor_info(path: Path, name: str, entry: Mapping[str, Any], data_begin: int, size: int) -> TensorInfo:
-    if entry["dtype"] not in DTYPES:
+    if str(entry["dtype"]) not in DTYPES:
         raise ValueError(f"{path}: {name} has dtype {entry['dtype']}; allowed: {sorted(DTYPES)}")
-    begin, end = (data_begin + int(offset) for offset in entry["data_offsets"])
-    info = TensorInfo(entry["dtype"], tuple(int(length) for length in entry["shape"]), path, begin)
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if not (_wholes(shape) and len(shape) <= MAX_DIMENSIONS and _wholes(offsets) and len(offsets) == 2):
+        raise ValueError(
+            f"{path}: the safetensors header has the shape {str(shape)[:80]} and the data_offsets {str(offsets)[:80]} "
+            f"for {name}; a list of whole numbers, and two of them, are needed"
+        )
+    begin, end = (data_begin + offset for offset in offsets)
+    info = TensorInfo(entry["dtype"], tuple(shape), path, begin)
     if end - begin != info.num_bytes or begin < data_begin:
         raise ValueError(
             f"{path}: {name} of shape {info.shape} needs {info.num_bytes} bytes, the header gives {end - begin}"
@@ -91,6 +98,10 @@ def _tensor_info(path: Path, name: str, entry: Mapping[str, Any], data_begin: in
             f"{path} is truncated: {name} ends at byte {end}, the file at {size}; copy or download it again"
         )
     return info
+
+
+def _wholes(value: object) -> bool:
+    return isinstance(value, list) and all(type(number) is int for number in value)
 
 
 def _check_covered(path: Path, infos: Mapping[str, TensorInfo], begin: int, size: int) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lit_puzzle.report.run_summary import RunSummary, enclosing_folder, read_run
+from lit_puzzle.run.files import resolved
 from lit_puzzle.run.folder import PACKAGE
 from lit_puzzle.run.inputs import SHOWN, Identity, recorded_inputs, recorded_outputs
 from lit_puzzle.run.lineage import is_part_of
@@ -67,12 +68,12 @@ class _Tree:
 
     def add(self, run: RunSummary, margin: str) -> None:
         """Add the inputs of a run, each with the run that made it."""
-        self.seen.add(run.folder.resolve())
+        self.seen.add(resolved(run.folder))
         for name, identity in recorded_inputs(run.folder).items():
             self.lines.append(f"{margin}{name}: {identity_text(identity, self.full)}")
             try:
                 place = run.located(identity.path)
-                if not place.is_relative_to(run.folder.resolve()):  # else the run made it for itself
+                if not place.is_relative_to(resolved(run.folder)):  # else the run made it for itself
                     self._add_maker(place, identity, margin + "    ")
             except UNREADABLE as error:
                 self.lines.append(f"{margin}    its origin cannot be read: {error}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_puzzle.report.results_table import number_text, results_text
-from lit_puzzle.run.files import read_json, read_yaml
+from lit_puzzle.run.files import read_json, read_yaml, resolved
 from lit_puzzle.run.folder import CONFIG, RECORD
 from lit_puzzle.run.inputs import INPUTS_FILE
 from lit_puzzle.run.lock import working_process
@@ -64,7 +64,7 @@ class RunSummary:
         It is found by the recipe's `run_dir`, also after all folders have moved together; else it is the current
         folder.
         """
-        run_dir, folder = Path(str(self.config.get("run_dir", ""))), self.folder.resolve()
+        run_dir, folder = Path(str(self.config.get("run_dir", ""))), resolved(self.folder)
         parts = run_dir.parts
         if not run_dir.is_absolute() and parts and ".." not in parts and folder.parts[-len(parts) :] == parts:
             return folder.parents[len(parts) - 1]
@@ -74,8 +74,8 @@ class RunSummary:
         """Return where a recorded path leads now; one inside this run's folder does so after the folder has moved."""
         run_dir = str(self.config.get("run_dir", ""))
         if run_dir and Path(path).is_relative_to(run_dir):
-            return (self.folder / Path(path).relative_to(run_dir)).resolve()
-        return (self.root() / path).resolve()
+            return resolved(self.folder / Path(path).relative_to(run_dir))
+        return resolved(self.root() / path)
 
 
 def enclosing_folder(path: Path) -> Path | None:
@@ -121,7 +121,7 @@ def _check_kind(file: Path, key: str, value: object, kind: type) -> None:
 def _not_a_run(folder: Path) -> str:
     if not folder.exists():
         return f"{folder} does not exist."
-    enclosing = enclosing_folder(folder.resolve())
+    enclosing = enclosing_folder(resolved(folder))
     if enclosing is not None:
         return f"{folder} is not a run folder, but lies in one: lightning show {enclosing}"
     inside = sorted(path.name for path in folder.iterdir() if is_run(path)) if folder.is_dir() else []

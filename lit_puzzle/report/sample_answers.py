@@ -12,12 +12,13 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from lit_puzzle.environments.episodes import FAILED, Episode, read_rows
+from lit_puzzle.environments.episodes import Episode, read_rows
+from lit_puzzle.environments.verdict import FAILED, UNCLEAR
 from lit_puzzle.report.run_summary import is_run
 from lit_puzzle.report.terminal_text import indented
 
 EPISODES = "episodes*.jsonl"
-REASONS = (FAILED, "wrong", "partly right", "no final answer", "cut off")  # the most suspicious first
+REASONS = (FAILED, UNCLEAR, "wrong", "partly right", "no final answer", "cut off")  # the most suspicious first
 
 
 def row_files(run_dir: Path) -> list[Path]:
@@ -107,8 +108,8 @@ def _spaced(episodes: Sequence[Episode], count: int) -> list[Episode]:
 
 
 def _kind(episode: Episode) -> str:
-    """Return the reason of a verdict without what a failed grader said."""
-    return FAILED if episode.verdict.reason.startswith(FAILED) else episode.verdict.reason
+    """Return the reason of a verdict without what the grader says further."""
+    return episode.verdict.reason.partition(":")[0]
 
 
 def _episode_lines(episode: Episode, full: bool) -> list[str]:

@@ -15,12 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from lit_puzzle.generation.footprint import decoding_bytes
-from lit_puzzle.model.footprint import ModelSize, inside_bytes, model_size, saved_bytes, stream_bytes
+from lit_puzzle.model.footprint import ModelSize, model_size, step_bytes
 from lit_puzzle.model.planned_shape import planned_config
 from lit_puzzle.run.footprint import Assumed, Decoding, Device, Footprint, Knob, Phase, Work, smaller
 from lit_puzzle.run.recipe_values import Values
 from lit_puzzle.training.footprint import Trained, load_bytes, trained
-from lit_puzzle.training.precision import cache_width, layer_precision, optimizer_of
+from lit_puzzle.training.precision import cache_width, layer_precision, moe_chunk, optimizer_of
 
 LOGPROB_TILE = (4096, 32768)  # tokens x vocabulary of the logits that TRL computes at a time, in float32
 TILE_COPIES = 3  # logits, their exponentials, their gradient
@@ -90,13 +90,8 @@ class _Run:
         tokens = self.rows * (self.prompt_tokens + self.new_tokens)
         tile = min(tokens, LOGPROB_TILE[0]) * min(self.size.vocab, LOGPROB_TILE[1]) * 4
         parts = {"log-probabilities of a tile": float(TILE_COPIES * tile)}
-        inside = inside_bytes(self.size, tokens, self.precision)
-        if self.model.at("training.gradient_checkpointing"):
-            inputs = len(self.size.layers) * stream_bytes(self.size, tokens, self.precision)
-            parts |= {"inputs of layers": inputs, "inside of one layer": inside}
-        else:
-            saved = saved_bytes(self.size, tokens, self.precision)
-            parts |= {"activations": saved, "one layer at work": inside - saved / len(self.size.layers)}
+        checkpointed, chunk = self.model.at("training.gradient_checkpointing"), moe_chunk(self.model)
+        parts |= step_bytes(self.size, tokens, self.precision, bool(checkpointed), chunk)
         return parts | self.made.gathered(self.processes, backward=True)
 
     def disk(self) -> dict[str, float]:
@@ -148,6 +143,11 @@ class _Run:
         found.append(Knob(f"{grpo}.completions_per_device", self.rows, smaller(self.rows), "slices of {} rows"))
         if not self.model.at("training.gradient_checkpointing"):
             found.append(Knob(self.model.key("training.gradient_checkpointing"), False, [True], "checkpointing {}"))
+        if self.model.get("training.moe_chunk_tokens", 0) is None:
+            values = [2**power for power in range(16, 9, -1)]
+            found.append(
+                Knob(self.model.key("training.moe_chunk_tokens"), None, values, "experts of {} tokens at a time")
+            )
         if self.processes > 1 and self.whole:
             found.append(Knob(f"{grpo}.unshard_rollouts", True, [False], "weights gathered whole for rollouts: {}"))
         values = [self.new_tokens // 2**power for power in range(1, 6)]

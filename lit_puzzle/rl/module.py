@@ -32,6 +32,7 @@ from lit_puzzle.child.save import save_child
 from lit_puzzle.child.trained import check_saved
 from lit_puzzle.data.prompts import check_lengths
 from lit_puzzle.data.rl_prompts import PromptData
+from lit_puzzle.environments.answer_formats import fix_format
 from lit_puzzle.environments.environment import PromptAtEffort
 from lit_puzzle.environments.episodes import Episode
 from lit_puzzle.evaluate.accuracy import read_episodes
@@ -91,10 +92,6 @@ class RLRecovery(LightningModule):
     ) -> None:
         super().__init__()
         child = require_input(child, "child", "config.json")
-        if not (child / "config.json").is_file():
-            raise ValueError(
-                f"{child} contains no child (config.json). `lightning run recipes/assemble.yaml` makes one."
-            )
         if grpo.loss.beta > 0 and training.lora is None:
             raise ValueError(f"grpo.loss.beta={grpo.loss.beta} needs `training.lora` (adapter off = reference), or 0.")
         self.child, self.grpo, self.rewards, self.extra_rewards = child, grpo, rewards, extra_rewards or []
@@ -145,6 +142,7 @@ class RLRecovery(LightningModule):
             return
         self.tokenizer = load_tokenizer(self.child, padding_side="left")
         fix_date(self.tokenizer, run_date(self.run_dir))
+        fix_format(self.tokenizer, self.rewards.answer_format)
         tokens = max(self.grpo.sampling.max_new_tokens, self.evaluation.max_new_tokens or 1)
         check_lengths(self.tokenizer, self._evaluation_prompts + self.data.training_pairs(), self.child, tokens)
         self._set_policy(load_child(self.device_mesh, self.child, self.training_settings))

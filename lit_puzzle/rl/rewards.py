@@ -5,7 +5,7 @@ decode `completion_ids` (token lists without padding) themselves. Every other ar
 `answer`, `environment`, `effort`. The completions of one prompt may be on several processes, so a reward depends on one
 completion only. TRL logs a reward under the callable's `__name__`.
 
-Correctness  r = verify(completion, answer) in {0, 1}
+Correctness  r = verify(final text, answer) in [0, 1]
 Finished     r = 1 if the completion ends after its final answer, else 0
 LengthLimit  r = -clip((n - start * m) / ((end - start) * m), 0, 1)
              n = generated tokens, m = the parent's mean generated tokens at that effort
@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_puzzle.environments.answers import final_text
+from lit_puzzle.environments.answer_formats import AnswerFormat, answer_format
 from lit_puzzle.environments.environment import Environment
-from lit_puzzle.environments.episodes import grade
+from lit_puzzle.environments.grading import Ungraded, grade_all
 from lit_puzzle.generation.lengths import read_lengths
 from lit_puzzle.rl.settings import ExtraReward, RewardFunction, RewardSettings
 
@@ -36,6 +36,7 @@ class Correctness:
 
     environments: tuple[Environment, ...]
     tokenizer: "PreTrainedTokenizerBase"
+    form: AnswerFormat
     __name__ = "correctness"
 
     def __call__(
@@ -51,13 +52,14 @@ class Correctness:
         Raises:
             ValueError: a prompt of an unknown environment.
         """
-        by_name = {known.name: known for known in self.environments}
-        unknown = sorted(set(environment) - set(by_name))
+        known = {one.name for one in self.environments}
+        unknown = sorted(set(environment) - known)
         if unknown:
-            raise ValueError(f"Prompts of environments {unknown} were given; the reward knows {sorted(by_name)}.")
+            raise ValueError(f"Prompts of environments {unknown} were given; the reward knows {sorted(known)}.")
         texts = decode(self.tokenizer, completion_ids)
         rows = zip(texts, answer, environment, strict=True)
-        return [grade(by_name[name], text, right).correct for text, right, name in rows]
+        ungraded = [Ungraded(name, self.form.parse(text), right) for text, right, name in rows]
+        return [verdict.correct for verdict in grade_all(self.environments, ungraded)]
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,12 @@ class Finished:
     """1.0 for a completion that ends by itself after its final answer."""
 
     tokenizer: "PreTrainedTokenizerBase"
+    form: AnswerFormat
     __name__ = "finished"
 
     def __call__(self, *, completion_ids: list[list[int]], **columns: Any) -> list[float]:
         """Return whether each completion is finished."""
-        return [float(final_text(text) is not None) for text in decode(self.tokenizer, completion_ids)]
+        return [float(self.form.parse(text).final is not None) for text in decode(self.tokenizer, completion_ids)]
 
 
 @dataclass(frozen=True)
@@ -115,9 +118,10 @@ def build_rewards(
     Raises:
         ValueError: length is limited and the folder does not give the parent's lengths at every effort.
     """
+    form = answer_format(tokenizer)
     weighted: list[tuple[RewardFunction, float]] = [
-        (Correctness(tuple(environments), tokenizer), settings.correctness),
-        (Finished(tokenizer), settings.finished),
+        (Correctness(tuple(environments), tokenizer, form), settings.correctness),
+        (Finished(tokenizer, form), settings.finished),
     ]
     if settings.length > 0:
         weighted.append((length_limit(settings, efforts, child), settings.length))

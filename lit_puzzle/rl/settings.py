@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from lit_puzzle.environments.answer_formats import FormatChoice
+
 LossType = Literal["grpo", "dr_grpo", "dapo", "bnpo"]
 RatioLevel = Literal["token", "sequence"]
 RewardScale = Literal["group", "batch", "none"]
@@ -168,6 +170,7 @@ class RewardSettings:
         length: weight of the length limit.
         length_start: multiple of the parent's mean length at which the length limit starts to cost.
         length_end: multiple at which it costs its full weight.
+        answer_format: of the completions; `auto`: what the tokenizer says.
 
     Raises:
         ValueError: negative weights, no positive one, or limits out of order.
@@ -178,6 +181,7 @@ class RewardSettings:
     length: float = 0.0
     length_start: float = 1.0
     length_end: float = 2.0
+    answer_format: FormatChoice = "auto"
 
     def __post_init__(self) -> None:
         weights = {"correctness": self.correctness, "finished": self.finished, "length": self.length}

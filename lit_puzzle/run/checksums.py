@@ -29,7 +29,7 @@ def read_checksums(folder: Path) -> dict[str, str]:
     """Return the checksums of a folder's files that stages read, by name; none if it has no SHA256SUMS.
 
     Raises:
-        ValueError: SHA256SUMS is damaged, or a file that it lists is missing.
+        ValueError: SHA256SUMS is damaged, a file that it lists is missing, or it lists not all weights.
     """
     path = folder / CHECKSUMS
     if not path.exists():
@@ -41,6 +41,12 @@ def read_checksums(folder: Path) -> dict[str, str]:
             raise ValueError(f"{path}, line {number}: expected a checksum and a name in this folder, got {line[:80]!r}")
         if Path(matched[2]).suffix in READ_SUFFIXES:
             sums[matched[2]] = matched[1]
+    unlisted = sorted(file.name for file in folder.glob("*.safetensors") if file.name not in sums)
+    if unlisted:
+        raise ValueError(
+            f"{path} does not list {', '.join(unlisted[:3])}: it was cut, or the weights are not its own; copy or "
+            f"download the folder again, or remove {CHECKSUMS} if you changed the folder on purpose"
+        )
     for name in sums:
         if not (folder / name).exists():
             raise ValueError(f"{folder / name} is missing, but {path} lists it; copy or download the folder again")

@@ -53,6 +53,11 @@ def read_text(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
+def resolved(path: Path) -> Path:
+    """Return an absolute path without links; `Path.resolve` raises a RuntimeError where links lead in a circle."""
+    return Path(os.path.realpath(path))
+
+
 def check_regular(path: Path) -> None:
     """Check that a path is a regular file, or a link to one: reading a device or a pipe might never end.
 

@@ -33,8 +33,8 @@ def require_input(path: Path, purpose: str, holds: str | tuple[str, ...] = ()) -
         The path to read: the folder that has the file, if `holds` names one.
 
     Raises:
-        ValueError: it does not exist, or the run that makes it is incomplete; the message names the command that makes
-            it.
+        ValueError: it does not exist, a folder has none of the files, or the run that makes it is incomplete; the
+            message names the command that makes it.
     """
     given = path
     if not path.exists() and path.parts[:1] == (PACKAGE.name,):
@@ -59,9 +59,11 @@ def _folder_with(names: tuple[str, ...], path: Path, purpose: str) -> Path:
         return path.parent
     if not path.is_dir() or any((path / name).is_file() for name in names):
         return path
-    found = sorted({file.parent for name in names for file in path.glob(f"*/{name}")})
+    found = sorted({file.parent for name in names for file in path.glob(f"*/{name}") if file.is_file()})
     if len(found) > 1:
         raise ValueError(f"The {purpose} {str(path)!r} may be {', '.join(map(str, found))}; name one of them.")
+    if names and not found:
+        raise ValueError(f"The {purpose} {str(path)!r} holds no {' or '.join(names)}.{_how_to_make(path)}")
     return found[0] if found else path
 
 

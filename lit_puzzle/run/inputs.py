@@ -286,12 +286,20 @@ def recorded_outputs(run_dir: Path) -> dict[str, Identity]:
 
 def _read(file: Path) -> dict[str, Any]:
     record = _object(file)
-    if record.get("format") != FORMAT or not isinstance(record.get("date"), str):
+    if record.get("format") != FORMAT or not _is_date(record.get("date")) or "inputs" not in record:
         raise ValueError(
-            f"{file} has format {record.get('format')!r}, this version reads {FORMAT}. Finish the run with the version "
-            "that started it, or give --overwrite to start anew."
+            f"{file} has format {str(record.get('format'))[:20]} and the date {str(record.get('date'))[:20]}; read is "
+            f"format {FORMAT} with a date and inputs. Finish the run with the version that started it, or give "
+            "--overwrite to start anew."
         )
     return record
+
+
+def _is_date(text: object) -> bool:
+    try:
+        return isinstance(text, str) and bool(date.fromisoformat(text))
+    except ValueError:
+        return False
 
 
 def _object(file: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lit_puzzle.run.files import read_yaml
+from lit_puzzle.run.files import read_yaml, resolved
 from lit_puzzle.run.folder import CONFIG, RECORD
 from lit_puzzle.run.inputs import SHOWN, Identity, enclosing_run, recorded_inputs, recorded_outputs
 
@@ -60,11 +60,11 @@ def ancestors(of: Identity, named: Iterable[Path] = ()) -> list[Step]:
         ValueError: a record of a run is damaged.
     """
     wanted, found = [of], list[Step]()
-    waiting = {step.folder.resolve(): step for step in map(Step.read, named)}
+    waiting = {resolved(step.folder): step for step in map(Step.read, named)}
     known = set(waiting)
     paths = [of.path]
     while True:
-        for run in filter(None, (enclosing_run(Path(path).resolve()) for path in paths)):
+        for run in filter(None, (enclosing_run(resolved(Path(path))) for path in paths)):
             if run not in known:
                 known.add(run)
                 waiting[run] = Step.read(run)
@@ -90,7 +90,7 @@ def training_runs(of: Identity) -> list[Path]:
     found, waiting = dict[Path, Step](), [of]
     while waiting:
         identity = waiting.pop()
-        run = enclosing_run(Path(identity.path).resolve())
+        run = enclosing_run(resolved(Path(identity.path)))
         if run is None or run in found:
             continue
         step = Step.read(run)
@@ -123,15 +123,39 @@ def check_ancestors(of: Identity, named: Iterable[Path], claimed_by: str) -> Non
         ValueError: one has not, or has not recorded what it made.
     """
     named = list(named)
-    reached = {step.folder.resolve() for step in ancestors(of, named)}
+    reached = {resolved(step.folder) for step in ancestors(of, named)}
     for step in map(Step.read, named):
-        if step.folder.resolve() in reached:
+        if resolved(step.folder) in reached:
             continue
         made = ", ".join(f"{name} ({_short(identity)})" for name, identity in step.outputs.items())
         what = f"it made {made}" if made else "it has no record of what it made"
         raise ValueError(
             f"{claimed_by} names {step.folder}, but {of.path} ({_short(of)}) did not come from this run: {what}. Name "
             "the runs that led to these weights, or leave it out."
+        )
+
+
+def check_made_with(made: Path, name: str, given: Identity, remedy: str) -> None:
+    """Check that what a run has made is paired with the very input that the run had.
+
+    Scores name blocks by numbers of experts, and plans by their experts: those of another library fit by name. What
+    lies in no run folder, such as a file written by hand, is not judged.
+
+    Args:
+        made: what a run has made: its folder, or a file in it.
+        name: name of the input in that run.
+        given: what it is paired with now.
+        remedy: what to do, for the message.
+
+    Raises:
+        ValueError: the run had another input of that name.
+    """
+    run = enclosing_run(resolved(made))
+    had = None if run is None else recorded_inputs(run).get(name)
+    if had is not None and had.content != given.content:
+        raise ValueError(
+            f"{made} was made with another {name}: {run} had {had.path} ({_short(had)}), now {given.path} "
+            f"({_short(given)}) is given. {remedy}"
         )
 
 

@@ -145,20 +145,21 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _may_be_alive(owner: dict[str, Any]) -> bool:
-    if owner.get("host") != socket.gethostname():  # or one that has not written its name yet
-        return True
+    pid = owner.get("pid")
+    if owner.get("host") != socket.gethostname() or type(pid) is not int or not 0 < pid < 1 << 31:
+        return True  # of another host, or one that has not written its name yet
     try:
-        os.kill(int(owner["pid"]), 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         pass
-    return bool(owner.get("ticks") == _start_ticks(int(owner["pid"])))
+    return bool(owner.get("ticks") == _start_ticks(pid))
 
 
 def _refusal(file: Path) -> str:
     owner = _read(file)
-    who = f"process {owner['pid']} on {owner['host']}, since {owner['started']}" if owner else "another process"
+    who = _process(owner) if owner else "another process"
     return f"{file.parent} is in use by {who}. Wait for it, stop it, or choose another --run_dir."
 
 
@@ -167,4 +168,8 @@ def working_process(run_dir: Path) -> str | None:
     owner = _read(run_dir / LOCK_FILE)
     if not isinstance(owner.get("pid"), int) or not _may_be_alive(owner):
         return None
-    return f"process {owner['pid']} on {owner.get('host')}, since {owner.get('started')}"
+    return _process(owner)
+
+
+def _process(owner: dict[str, Any]) -> str:
+    return f"process {owner.get('pid')} on {owner.get('host')}, since {owner.get('started')}"

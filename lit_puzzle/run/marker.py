@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from lit_puzzle.run.files import read_json, write_json
 from lit_puzzle.run.folder import CONFIG, RECORD
@@ -85,7 +86,29 @@ def _files(run_dir: Path) -> set[str]:
 
 
 def _noted(run_dir: Path) -> set[str]:
-    return {str(name) for name in read_json(run_dir / MARKER).get("files", ())}
+    return set(_read(run_dir)["files"])
+
+
+def _read(run_dir: Path) -> dict[str, Any]:
+    """Return the content of the marker.
+
+    Raises:
+        ValueError: it is damaged, or of another version.
+    """
+    file, remedy = run_dir / MARKER, f"Remove {run_dir} yourself, or choose another --run_dir."
+    try:
+        content = read_json(file)
+    except ValueError as error:
+        raise ValueError(f"{error}. {remedy}") from error
+    if content.get("format") != FORMAT:
+        raise ValueError(
+            f"{file} has format {str(content.get('format'))[:20]}, this version reads {FORMAT}. Finish the run with "
+            f"version {str(content.get('version'))[:20]} of lit_puzzle, or choose another --run_dir."
+        )
+    files = content.get("files")
+    if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
+        raise ValueError(f"{file} is damaged: files must be a list of names, got {str(files)[:60]}. {remedy}")
+    return content
 
 
 def noted_before(run_dir: Path) -> set[str]:
@@ -133,7 +156,7 @@ def check_removable(run_dir: Path) -> None:
             f"{run_dir} has no {MARKER}: it is not a run folder of this version, so that --overwrite leaves it alone. "
             "Remove it yourself, or choose another --run_dir."
         )
-    noted, was_killed = _noted(run_dir), bool(read_json(run_dir / MARKER).get("running"))
+    noted, was_killed = _noted(run_dir), bool(_read(run_dir).get("running"))
     foreign = [
         name
         for name in sorted(_files(run_dir) - noted - BOOKKEEPING)

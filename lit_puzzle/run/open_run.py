@@ -16,7 +16,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from lit_puzzle.run.config_changes import compare_configs
-from lit_puzzle.run.files import parse_yaml, read_text, read_yaml, write_atomically
+from lit_puzzle.run.files import parse_yaml, read_text, read_yaml, resolved, write_atomically
 from lit_puzzle.run.folder import CONFIG, is_complete
 from lit_puzzle.run.inputs import INPUTS_FILE, forget_inputs, record_changes, recorded_inputs, run_date
 from lit_puzzle.run.lock import LOCK_FILE, TAKEN_FILE, locked
@@ -135,7 +135,7 @@ def _check_overwrite(run_dir: Path, config: str) -> None:
             "Remove the folder first."
         )
     for value in _inputs(parse_yaml(config, CONFIG)):
-        if run_dir.resolve() in Path(value).resolve().parents and Path(value).exists():
+        if resolved(run_dir) in resolved(Path(value)).parents and Path(value).exists():
             raise ValueError(
                 f"--overwrite would remove {value}, which this recipe names, with all of {run_dir}. Move it, or "
                 "choose another --run_dir."

@@ -143,6 +143,10 @@ def _worded(text: str) -> str:
         return f"{MISSING} {required[1]}"
     if unreadable := re.match(r"Unable to load config ['\"](.*?)['\"]", text):
         return f"expected a mapping of keys to values, got {unreadable[1]}"
+    if protocol := re.search(r"does not implement protocol (\w+)$", text):
+        return f"{text}: its methods need the names, arguments and annotations that {protocol[1]} has"
+    if word := re.fullmatch(r"unrecognized arguments: (?!-)(\w[\w.]*=.*)", text):
+        return f"{text}. Did you mean --{word[1]}?"
     return text
 
 

@@ -6,6 +6,7 @@ extends: the files become `--config` arguments, base first, which jsonargparse m
 `define: {NAME: VALUE}` names values that several keys or recipes share: `${NAME}` stands for the value.
 """
 
+import difflib
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from lit_puzzle.run.files import parse_yaml, read_yaml
+from lit_puzzle.run.files import parse_yaml, read_yaml, resolved
 from lit_puzzle.run.references import References
 
 PACKAGED_RECIPES = Path(__file__).parents[1] / "recipes"
@@ -158,8 +159,11 @@ def find_recipe(name: str) -> Path:
     packaged = _packaged(given)
     if packaged is not None:
         return packaged
-    known = "\n  ".join(str(Path("recipes") / path) for path in packaged_recipes())
-    raise ValueError(f"There is no recipe {name!r}, on disk or in the package. Packaged recipes:\n  {known}")
+    known = [str(Path("recipes") / path) for path in packaged_recipes()]
+    nearest = difflib.get_close_matches(str(Path("recipes") / given.with_suffix(".yaml").name), known, n=1)
+    hint = f" Did you mean {nearest[0]}?" if nearest else ""
+    listed = "\n  ".join(known)
+    raise ValueError(f"There is no recipe {name!r}, on disk or in the package.{hint} Packaged recipes:\n  {listed}")
 
 
 def _packaged(given: Path) -> Path | None:
@@ -206,9 +210,9 @@ def _with_values(node: Any, defined: Mapping[str, Any]) -> Any:
 
 
 def _expand(path: Path, above: tuple[Path, ...], found: list[tuple[Path, dict[str, Any]]]) -> None:
-    resolved = path.resolve()
-    if resolved in above:
-        chain = " -> ".join(file.name for file in (*above[above.index(resolved) :], resolved))
+    real = resolved(path)
+    if real in above:
+        chain = " -> ".join(file.name for file in (*above[above.index(real) :], real))
         raise ValueError(f"`base:` runs in a loop: {chain}. Remove one of these lines.")
     layer = _read_mapping(path)
     bases = layer.pop("base", [])
@@ -221,7 +225,7 @@ def _expand(path: Path, above: tuple[Path, ...], found: list[tuple[Path, dict[st
                     f"{path} says `base: {base}`, but {base_path} does not exist, and no packaged recipe has this name."
                 )
             base_path = packaged
-        _expand(base_path, (*above, resolved), found)
+        _expand(base_path, (*above, real), found)
     found.append((path, layer))
 
 
@@ -234,9 +238,9 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 
 def recipe_that_makes(folder: Path) -> str | None:
     """Return the packaged recipe whose run folder contains `folder`, as typed on the command line, or None."""
-    folders = (folder.resolve(), *folder.resolve().parents)
+    folders = (resolved(folder), *resolved(folder).parents)
     for path in sorted(PACKAGED_RECIPES.rglob("*.yaml")):
         found = re.search(r"^run_dir: *(\S+)", path.read_text(), re.MULTILINE)  # parsing all of them takes 0.3 seconds
-        if found and Path(found[1]).resolve() in folders:
+        if found and resolved(Path(found[1])) in folders:
             return str(Path("recipes") / path.relative_to(PACKAGED_RECIPES))
     return None

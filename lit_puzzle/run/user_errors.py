@@ -17,6 +17,7 @@ from types import FrameType
 
 PACKAGE = __name__.partition(".")[0]
 KNOWN = frozenset({PACKAGE, "lightning", "torch", "transformers", ""})  # installed packages that recipes name
+SHOWN_CHARACTERS = 4000  # of a message
 INSTALLED = ("site-packages", "dist-packages")
 
 
@@ -39,8 +40,30 @@ def one_line_errors(stage_package: str | None = None, class_packages: Collection
         cause = users_error(error, {stage_package, "__main__"} | {name for name in asked if name not in installed})
         if cause is None:
             raise
-        print(f"error: {cause}", file=sys.stderr)
+        print(f"error: {printable(str(cause))}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def raised_by_this_package(error: BaseException) -> bool:
+    """Return whether the code that raised an error is this package's."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and _module(frames[-1]).partition(".")[0] == PACKAGE
+
+
+def printable(message: str) -> str:
+    """Return a message without what a terminal would obey, and without its middle if it is long.
+
+    Names and values in it come from files: a tensor can be called by an escape sequence, or by a megabyte.
+    """
+    text = "".join(
+        letter if letter.isprintable() or letter == "\n" else letter.encode("unicode_escape").decode()
+        for letter in message
+    )
+    left_out = len(text) - SHOWN_CHARACTERS
+    if left_out <= 0:
+        return text
+    head = SHOWN_CHARACTERS * 3 // 4
+    return f"{text[:head]} [... {left_out:,} characters ...] {text[head + left_out :]}"
 
 
 def users_error(error: BaseException | None, brought: Collection[str | None]) -> BaseException | None:

@@ -12,6 +12,7 @@ model (whole on each process while it generates, see `lit_puzzle.training.shardi
 batch. Traffic: one gather of the weights per candidate, 8 bytes per item.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -21,8 +22,11 @@ from lightning.fabric import Fabric
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lit_puzzle.run.inputs import Identity, text_hash
 from lit_puzzle.training.fabric import sum_over_processes
 from lit_puzzle.training.sharding import unsharded
+
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of an object that has no text of its own
 
 
 class Evaluation(Protocol):
@@ -66,6 +70,12 @@ def evaluation_items(evaluation: Evaluation, tokenizer: PreTrainedTokenizerBase)
     if len(items) < 2:
         raise ValueError(f"evaluation {evaluation.name!r} has {len(items)} items; a standard error needs two")
     return items
+
+
+def items_identity(evaluation: Evaluation, items: Sequence[Any]) -> Identity:
+    """Return the identity of the items of an evaluation: of their texts as Python shows them, without addresses."""
+    texts = (ADDRESS.sub("", repr(item)) for item in items)
+    return Identity(f"items of {evaluation.name}", {"items": text_hash(*texts)})
 
 
 def score_items(

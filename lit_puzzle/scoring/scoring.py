@@ -45,7 +45,7 @@ from lit_puzzle.model.streaming import LayerSource
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import Identity, claim_inputs, file_identity, record_output, run_date
 from lit_puzzle.scoring.block_quality import METRICS
-from lit_puzzle.scoring.evaluations import Evaluation, evaluation_items, score_items
+from lit_puzzle.scoring.evaluations import Evaluation, evaluation_items, items_identity, score_items
 from lit_puzzle.scoring.layer_errors import LAYER_ERROR
 from lit_puzzle.scoring.methods import candidate_values
 from lit_puzzle.scoring.replace_block import lay_out
@@ -209,8 +209,15 @@ class _Run:
         rmtree(scratch, ignore_errors=True)
 
     def items(self, evaluation: Evaluation) -> Sequence[Any]:
-        """Return the items of an evaluation."""
-        return evaluation_items(evaluation, self.tokenizer)
+        """Return the items of an evaluation, the same in a resumed run.
+
+        Raises:
+            ValueError: the items are not those that the run was started with.
+        """
+        items = evaluation_items(evaluation, self.tokenizer)
+        if self.processes.is_global_zero:
+            claim_inputs(self.run_dir, {f"evaluations.{evaluation.name}": items_identity(evaluation, items)})
+        return items
 
     def evaluate_parent(self, model: PuzzleModel, evaluation: Evaluation, items: Sequence[Any]) -> None:
         """Run an evaluation on the parent, unless its file is there."""

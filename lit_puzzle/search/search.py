@@ -40,6 +40,7 @@ from lit_puzzle.library.library import LIBRARY_FILE, Library
 from lit_puzzle.run.files import write_json
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import Identity, claim_inputs, file_identity, record_output
+from lit_puzzle.run.lineage import check_made_with
 from lit_puzzle.scoring.scores import SCORES_FILE, Scores
 from lit_puzzle.search import refine
 from lit_puzzle.search.batches import DeployedBatch
@@ -113,6 +114,7 @@ def _identities(library: Path, scores: Path, costs: Costs) -> dict[str, Identity
     library = require_input(library, "block library", LIBRARY_FILE)
     scores = require_input(scores, "scores of the blocks", SCORES_FILE)
     found = {"library": Library.load(library).identity(library)}
+    check_made_with(scores, "library", found["library"], "Score this very library with recipes/score.yaml.")
     found["scores"] = file_identity(scores / SCORES_FILE if scores.is_dir() else scores)
     if isinstance(costs.times, TimedBlocks):
         found["costs.times.table"] = file_identity(costs.times.table)

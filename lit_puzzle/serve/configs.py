@@ -14,10 +14,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from lit_puzzle.child.child import child_config
 from lit_puzzle.model.checkpoint import Checkpoint
-from lit_puzzle.model.config import rope_parameters
 from lit_puzzle.model.family import family_of, is_child
 from lit_puzzle.model.layout import layer_prefix
 from lit_puzzle.model.opening import load_config
+from lit_puzzle.model.rope import rope_parameters
 
 Blocks = Sequence[tuple[int, int | None]]  # number of experts and window of every layer
 

@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Protocol
 
-from lit_puzzle.environments.answers import final_text
 from lit_puzzle.environments.environment import Environment, Problem
 
 LETTERS = "abcdefghijklmnopqrst"
@@ -91,9 +90,9 @@ class Chains:
         """Return the worked solution at an effort."""
         return completion(self.analysis(problem, effort), problem.answer)
 
-    def verify(self, completion: str, problem_answer: str) -> float:
+    def verify(self, final: str, problem_answer: str) -> float:
         """Return 1.0 if the final channel is exactly the answer, otherwise 0.0."""
-        return verify_exactly(completion, problem_answer)
+        return verify_exactly(final, problem_answer)
 
 
 class Sorting:
@@ -137,9 +136,9 @@ class Sorting:
         """Return the worked solution at an effort."""
         return completion(self.analysis(problem, effort), problem.answer)
 
-    def verify(self, completion: str, problem_answer: str) -> float:
+    def verify(self, final: str, problem_answer: str) -> float:
         """Return 1.0 if the final channel is exactly the answer, otherwise 0.0."""
-        return verify_exactly(completion, problem_answer)
+        return verify_exactly(final, problem_answer)
 
 
 class Counting:
@@ -186,9 +185,9 @@ class Counting:
         """Return the worked solution at an effort."""
         return completion(self.analysis(problem, effort), problem.answer)
 
-    def verify(self, completion: str, problem_answer: str) -> float:
+    def verify(self, final: str, problem_answer: str) -> float:
         """Return 1.0 if the final channel is exactly the answer, otherwise 0.0."""
-        return verify_exactly(completion, problem_answer)
+        return verify_exactly(final, problem_answer)
 
 
 def parse(problem: Problem) -> tuple[Table, str, int]:
@@ -223,9 +222,9 @@ def completion(analysis: str, answer: str) -> str:
     return f"{thinking}<|channel|>final<|message|>{answer}<|return|>"
 
 
-def verify_exactly(completion: str, problem_answer: str) -> float:
-    """Return 1.0 if the final channel is exactly the answer, otherwise 0.0."""
-    return float(final_text(completion) == problem_answer)
+def verify_exactly(final: str, problem_answer: str) -> float:
+    """Return 1.0 if the final text is exactly the answer, otherwise 0.0."""
+    return float(final == problem_answer)
 
 
 def _problem(name: str, table: Table, question: str, answer: str) -> Problem:

@@ -5,7 +5,7 @@ given by `class_path` and `init_args`; optimizers and schedules are arguments of
 trainable parameters.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -97,7 +97,9 @@ class RecipeCLI(LightningCLI):
             )
 
 
-def run_lightning(command: str, recipe: Recipe, words: Sequence[str], overwrite: bool) -> None:
+def run_lightning(
+    command: str, recipe: Recipe, words: Sequence[str], overwrite: bool, check: Callable[[], None]
+) -> None:
     """Run fit or validate of a recipe, resuming an unfinished run.
 
     Args:
@@ -105,6 +107,7 @@ def run_lightning(command: str, recipe: Recipe, words: Sequence[str], overwrite:
         recipe: the loaded recipe.
         words: overrides from the command line.
         overwrite: starts anew whatever the run folder contains.
+        check: is called before the run folder is claimed, and may refuse the run.
 
     Raises:
         ValueError: a wrong recipe, a wrong input folder, or a run folder of another recipe.
@@ -115,6 +118,7 @@ def run_lightning(command: str, recipe: Recipe, words: Sequence[str], overwrite:
     is_first = _get_rank() in (None, 0)
     if not is_first:
         join_run(run_dir, config)
+    check()
     cli.trainer.callbacks.insert(0, OwnSignals())  # type: ignore[attr-defined]
     clock = RunClock()
     opened = opened_run(run_dir, config, overwrite, _has_own_code(recipe)) if is_first else nullcontext(False)

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import torch
 from accelerate import init_empty_weights
 from torch.distributed.device_mesh import DeviceMesh
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from lit_puzzle.model.modules import model_family
+from lit_puzzle.model.opening import load_config
 from lit_puzzle.training.moe_chunks import chunk_experts
 from lit_puzzle.training.random_state import RandomStream
 from lit_puzzle.training.settings import TrainingSettings
@@ -92,7 +93,7 @@ def without_weights(folder: Path, settings: TrainingSettings) -> "PreTrainedMode
     Raises:
         ValueError: an implementation of attention or experts that transformers does not have here.
     """
-    config = AutoConfig.from_pretrained(folder)
+    config = load_config(folder)
     if config.to_dict().get("quantization_config") is not None:
         del config.quantization_config
     how = {"attn_implementation": settings.attention, "experts_implementation": settings.experts}

@@ -24,6 +24,12 @@ def optimizer_of(values: Values) -> str:
     return str(found.get("class_path", "AdamW")) if isinstance(found, dict) else str(found or "AdamW")
 
 
+def moe_chunk(model: Values) -> float | None:
+    """Return the tokens that experts take at a time in training (`training.moe_chunk_tokens`); None: all."""
+    found = model.get("training.moe_chunk_tokens")
+    return None if found is None else float(found)
+
+
 def width_of(dtype: object) -> int:
     """Return the bytes of a number of a dtype."""
     return BYTES[str(dtype)]

@@ -27,6 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOTrainer
 
 from lit_puzzle.data.rl_prompts import PromptData
+from lit_puzzle.environments.answer_formats import answer_format
 from lit_puzzle.environments.environment import Environment
 from lit_puzzle.evaluate.before_after import EvaluationSettings
 from lit_puzzle.model.modules import model_family
@@ -112,7 +113,7 @@ def reference(updates: int, folder: Path) -> float:
     clock, data = TrlClock(), prompts()
     GRPOTrainer(
         model=policy,
-        reward_funcs=[Correctness(tuple(data.environments), tokenizer)],
+        reward_funcs=[Correctness(tuple(data.environments), tokenizer, answer_format(tokenizer))],
         args=config,
         train_dataset=data.train_prompts(tokenizer),
         processing_class=tokenizer,

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from lit_puzzle.callbacks.rollout_samples import RolloutSamples
 from lit_puzzle.data.rl_prompts import PromptData
-from lit_puzzle.environments.episodes import Verdict, read_rows
+from lit_puzzle.environments.episodes import read_rows
 from lit_puzzle.tiny.tokenizer import build_tokenizer
 from lit_puzzle.tiny.world import Chains
 
@@ -80,7 +80,8 @@ def test_every_second_rollout_is_written_with_its_grades(tmp_path: Path) -> None
     assert [row.row for row in rows] == list(range(12))  # rollouts 0, 2 and 4, at steps 0, 4 and 8
     assert [row.texts.prompt for row in rows if row.texts] == [f"step {step}" for step in (0, 4, 8) for _ in range(4)]
     reasons = ["right", "wrong", "no final answer", "cut off"]
-    assert [row.verdict for row in rows[:4]] == [Verdict(float(reason == "right"), reason) for reason in reasons]
+    assert [(row.correct, row.verdict.reason) for row in rows[:4]] == [(float(why == "right"), why) for why in reasons]
+    assert [row.looping for row in rows[:4]] == [False] * 4
     assert rows[0].texts is not None and rows[0].texts.completion == RIGHT and rows[0].texts.answer == "7"
     assert [row.finish for row in rows[:4]] == ["stop", "stop", "stop", "length"]
     assert rows[0].generated_tokens == len(TOKENIZER(RIGHT, add_special_tokens=False)["input_ids"])

@@ -6,7 +6,9 @@ import shutil
 import pytest
 from helpers.distillation_runs import Models, make_models
 
-from lit_puzzle.data.batch_validation import check_same_tokens
+from lit_puzzle.data.batch_validation import check_pair, check_same_tokens
+from lit_puzzle.model.checkpoint import fingerprint
+from lit_puzzle.spec import BlockSpec, Plan
 
 
 @pytest.fixture
@@ -35,3 +37,13 @@ def test_another_tokenizer_of_the_same_size(models, tmp_path):
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(ValueError, match=r"The token .* has the id \d+ in the parent"):
         check_same_tokens(models.parent, other)
+
+
+def test_a_child_of_another_parent(models):
+    check_pair(models.parent, models.child)
+    plan = Plan(fingerprint(models.parent), 8, (BlockSpec((0, 1), None),))
+    (models.child / "plan.json").write_text(json.dumps(plan.to_json()))
+    check_pair(models.parent, models.child)
+    (models.child / "plan.json").write_text(json.dumps(plan.to_json() | {"parent_fingerprint": "0" * 64}))
+    with pytest.raises(ValueError, match=r"plan\.json is of the parent 0{64}, but .* is [0-9a-f]{64}\."):
+        check_pair(models.parent, models.child)

@@ -140,13 +140,14 @@ def test_settings_are_noted(parent, tmp_path):
 class Lucky(Chains):
     """Calls a completion right when its length is even."""
 
-    def verify(self, completion: str, problem_answer: str) -> float:
-        return float(len(build_tokenizer()(completion, add_special_tokens=False)["input_ids"]) % 2 == 0)
+    def verify(self, final: str, problem_answer: str) -> float:
+        return float(len(build_tokenizer()(final, add_special_tokens=False)["input_ids"]) % 2 == 0)
 
 
 def test_only_right_completions_are_kept(parent, tmp_path):
-    everything, all_documents = run(tmp_path / "a", parent, source([Lucky()]))
-    results, folder = run(tmp_path / "b", parent, source([Lucky()]), keep="correct")
+    lucky = source([Lucky()], answer_format="whole")
+    everything, all_documents = run(tmp_path / "a", parent, lucky)
+    results, folder = run(tmp_path / "b", parent, lucky, keep="correct")
     right = [row for row in rows(all_documents) if row["correct"] == 1.0]
     assert rows(folder) == right and 0 < len(right) < 20
     for effort in ("low", "medium", "high"):

@@ -29,8 +29,8 @@ class Digits:
         number = str(rng.randrange(10**6))
         return Problem(self.name, ({"role": "user", "content": f"{self.name} {number}"},), number)
 
-    def verify(self, completion: str, problem_answer: str) -> float:
-        return float(completion == problem_answer)
+    def verify(self, final: str, problem_answer: str) -> float:
+        return float(final == problem_answer)
 
 
 @pytest.fixture(scope="module")

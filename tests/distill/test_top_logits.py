@@ -189,7 +189,7 @@ def test_a_killed_run_resumes_with_the_missing_shard(parent, documents, tmp_path
     assert sorted(path.name for path in made.iterdir()) == [
         ".shard-00002.safetensors.partial", "shard-00000.safetensors", "shard-00001.safetensors"
     ]  # fmt: skip
-    with pytest.raises(ValueError, match=r"contains no top_logits\.json"):
+    with pytest.raises(ValueError, match=r"holds no top_logits\.json"):
         TopLogits(made, DocumentFolder(documents))
     run(tmp_path / "killed", parent, documents)
     assert len(calls) == 2  # the two that were missing

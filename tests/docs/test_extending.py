@@ -87,8 +87,7 @@ def test_environment(project: Path) -> None:
     )
     from my_environments import Sums  # type: ignore[import-not-found]
 
-    told = "<|channel|>final<|message|>1234<|return|>"
-    assert (Sums().verify(told, "1234"), Sums().verify(told, "1235"), Sums().verify("1234", "1234")) == (1.0, 0.0, 0.0)
+    assert (Sums().verify("1234", "1234"), Sums().verify("1234", "1235")) == (1.0, 0.0)
 
 
 @pytest.mark.slow

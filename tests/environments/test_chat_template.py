@@ -11,9 +11,10 @@ from transformers.utils import chat_template_utils
 
 from lit_puzzle.environments.chat_template import render_prompt
 from lit_puzzle.environments.environment import Problem
-from lit_puzzle.model.chat import fix_date
+from lit_puzzle.model.chat import fix_date, render_chat
 from lit_puzzle.tiny.tokenizer import build_tokenizer
 
+WITH_EFFORTS = ("gptoss",)
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 USER = {"role": "user", "content": "What is 3 + 4? Answer with a number."}
 SYSTEM = {"role": "system", "content": "You are a calculator of few words."}
@@ -55,10 +56,19 @@ def test_prompts_are_those_of_transformers(name: str, monkeypatch: pytest.Monkey
     tokenizer = tokenizer_with((TEMPLATES / f"{name}.jinja").read_text())
     fix_date(tokenizer, "2025-03-09")
     for messages in ([USER], [SYSTEM, USER], [USER, {"role": "assistant", "content": "Seven, I think."}, USER]):
-        expected = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, reasoning_effort="high"
-        )
-        assert render_prompt(tokenizer, problem(*messages), "high") == expected
+        levels = {"reasoning_effort": "high"} if name in WITH_EFFORTS else {}
+        expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **levels)
+        assert render_prompt(tokenizer, problem(*messages), "high" if levels else "none") == expected
+
+
+def test_levels_of_effort_are_those_of_the_template() -> None:
+    tokenizer = tokenizer_with((TEMPLATES / "qwen3.jinja").read_text())
+    with pytest.raises(ValueError, match=r"rows\.jsonl:7: effort low .* takes no reasoning_effort") as said:
+        render_prompt(tokenizer, problem(USER), "low")
+    assert "\n" not in str(said.value) and "Set efforts to 'none'" in str(said.value)
+    assert USER["content"] in render_prompt(tokenizer, problem(USER), "none")
+    with pytest.raises(ValueError, match=r"effort none was given, but .* has levels of effort"):
+        render_prompt(build_tokenizer(), problem(USER), "none")
 
 
 def test_the_date_is_that_of_the_run_and_no_clock() -> None:
@@ -105,7 +115,7 @@ def test_tools_that_a_template_drops_are_refused() -> None:
     with pytest.raises(ValueError, match=r"rows\.jsonl:7: the chat template drops the tools"):
         render_prompt(build_tokenizer(), problem(USER, tools=(TOOL,)), "high")
     with pytest.raises(ValueError, match=r"rows\.jsonl:7: the chat template drops message 1 \(user\)"):
-        render_prompt(tokenizer_with("Hi"), problem({"role": "user", "content": "Hi"}), "high")
+        render_prompt(tokenizer_with("Hi"), problem({"role": "user", "content": "Hi"}), "none")
     with pytest.raises(ValueError, match=r"rows\.jsonl:7: the chat template .*message roles are system, user"):
         render_prompt(build_tokenizer(), problem(USER, CALL | {"content": "I call it."}, RESULT), "high")
 
@@ -138,3 +148,16 @@ def test_a_template_that_never_ends_is_one_error_and_the_next_prompt_is_rendered
     with pytest.raises(ValueError, match="calls itself without end"):
         render_prompt(tokenizer_with("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"), problem(USER), "high")
     assert USER["content"] in render_prompt(build_tokenizer(), problem(USER), "high")
+
+
+def test_long_chat_is_rendered_a_few_times_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking at each of its messages by itself would take hours for a chat of thousands."""
+    rendered = []
+
+    def counted(*arguments: Any, **keywords: Any) -> str:
+        rendered.append(arguments)
+        return render_chat(*arguments, **keywords)
+
+    monkeypatch.setattr("lit_puzzle.environments.chat_template.render_chat", counted)
+    render_prompt(build_tokenizer(), problem(*({"role": "user", "content": f"a {n}"} for n in range(50))), "low")
+    assert len(rendered) <= 3

@@ -1,20 +1,13 @@
 """environments.py: the split by content, drawing, the final channel, and verification of users' own files."""
 
-import json
 import random
 import zlib
-from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lit_puzzle.environments.answers import final_text, parse_choice, parse_number
 from lit_puzzle.environments.environment import Environment, Problem, draw, effort_weights, is_held_out
-from lit_puzzle.environments.jsonl import JsonlEnvironment
 from lit_puzzle.tiny.world import Chains, Counting, Sorting
-
-FINAL = "<|channel|>analysis<|message|>think<|end|><|start|>assistant<|channel|>final<|message|>{}<|return|>"
 
 
 class Sums:
@@ -28,8 +21,8 @@ class Sums:
         a, b = rng.randrange(self.limit), rng.randrange(self.limit)
         return Problem(self.name, ({"role": "user", "content": f"{self.name} {a}+{b}"},), str(a + b))
 
-    def verify(self, completion: str, problem_answer: str) -> float:
-        return float(final_text(completion) == problem_answer)
+    def verify(self, final: str, problem_answer: str) -> float:
+        return float(final == problem_answer)
 
 
 def by_hand_held_out(name: str, a: int, b: int) -> bool:
@@ -90,132 +83,13 @@ def test_duplicate_or_no_environments_are_refused() -> None:
             draw(environments, ["low"], 1, 0, held_out=False)
 
 
-@pytest.mark.parametrize(
-    ("completion", "text"),
-    [
-        (FINAL.format("7"), "7"),
-        ("<|channel|>final<|message|>7<|return|>", "7"),
-        ("<|channel|>final<|message|>7<|return|><|pad|><|pad|>", "7"),
-        ("<|channel|> final<|message|>a b<|return|>", "a b"),
-        ("<|channel|>final<|message|>7", None),  # cut off
-        ("<|channel|>analysis<|message|>7<|return|>", None),  # no final channel
-        ("7<|return|>", None),
-        ("<|channel|>final<|message|>7<|end|><|start|>assistant<|channel|>analysis<|message|>8<|return|>", None),
-        ("<|channel|>final<|message|>7<|end|><|return|>", None),
-        ("<|return|><|channel|>final<|message|>7<|return|>", None),  # what follows the end does not count
-        ("", None),
-    ],
-)
-def test_final_text(completion: str, text: str | None) -> None:
-    assert final_text(completion) == text
-
-
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        ("42", Fraction(42)),
-        ("The answer is $1,234.50.", Fraction(2469, 2)),
-        (r"so \boxed{\frac{1}{2}} holds", Fraction(1, 2)),
-        (r"\boxed{3} is not 4", Fraction(3)),
-        ("x = -3/4", Fraction(-3, 4)),
-        (".5", Fraction(1, 2)),
-        ("1e3", Fraction(1000)),
-        ("5.", Fraction(5)),
-        ("1/0", None),
-        ("none", None),
-    ],
-)
-def test_parse_number(text: str, number: Fraction | None) -> None:
-    assert parse_number(text) == number
-
-
-@pytest.mark.parametrize(
-    ("text", "letter"),
-    [
-        ("B", "B"),
-        ("(C) because A is wrong", "C"),
-        ("B. Paris", "B"),
-        ("I say the answer is (D), not A", "D"),
-        ("Only F fits", "F"),
-        ("A or B", None),
-        ("Paris", None),
-        (r"\boxed{E}", "E"),
-    ],
-)
-def test_parse_choice(text: str, letter: str | None) -> None:
-    assert parse_choice(text) == letter
-
-
-def jsonl(folder: Path, *rows: object) -> Path:
-    """A file with one JSON object a line."""
-    file = folder / "problems.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return file
-
-
-@pytest.mark.parametrize(
-    ("verification", "answer", "right", "wrong"),
-    [
-        ("exact", "to be", "  to  be\n", "to be or"),
-        ("numeric", "0.5", r"\boxed{\frac{1}{2}}", "0.51"),
-        ("numeric", 1 / 3, "1/3", "0.33"),
-        ("numeric", 10**20, "100000000000000000000", "100000000000000000001"),
-        ("choice", "B", "The answer is B", "C"),
-    ],
-)
-def test_jsonl_environment_verifies_the_final_channel(
-    tmp_path: Path, verification: Any, answer: str | float, right: str, wrong: str
-) -> None:
-    environment = JsonlEnvironment("file", jsonl(tmp_path, {"prompt": "q?", "answer": answer}), verification)
-    problem = environment.problem(random.Random(0))
-    assert problem.environment == "file" and problem.messages == ({"role": "user", "content": "q?"},)
-    assert environment.verify(FINAL.format(right), problem.answer) == 1.0
-    assert environment.verify(FINAL.format(wrong), problem.answer) == 0.0
-    assert environment.verify(right, problem.answer) == 0.0  # not in a final channel
-
-
-def test_jsonl_environment_takes_messages(tmp_path: Path) -> None:
-    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
-    environment = JsonlEnvironment("file", jsonl(tmp_path, {"messages": messages, "answer": "x"}))
-    assert environment.problem(random.Random(0)).text() == "system: s\nuser: q"
-
-
-@pytest.mark.parametrize(
-    ("row", "verification", "message"),
-    [
-        ({"prompt": "q"}, "exact", "problems.jsonl:2"),
-        ({"answer": "a"}, "exact", "problems.jsonl:2"),
-        ([1], "exact", "problems.jsonl:2"),
-        ({"messages": [{"role": "user"}], "answer": "a"}, "exact", "message 1: content must be a text, got 'None'"),
-        ({"messages": [], "answer": "a"}, "exact", "a list of objects with role and content"),
-        ({"prompt": "q", "answer": None}, "exact", "must be a text or a number"),
-        ({"prompt": "q", "answer": "many"}, "numeric", "numeric verification"),
-        ({"prompt": "q", "answer": "Z"}, "choice", "choice verification"),
-        ({"prompt": "q", "answer": " "}, "exact", "exact verification"),
-    ],
-)
-def test_jsonl_environment_names_the_bad_line(tmp_path: Path, row: object, verification: Any, message: str) -> None:
-    good = {"prompt": "q", "answer": {"exact": "a", "numeric": 1, "choice": "A"}[verification]}
-    with pytest.raises(ValueError, match=message):
-        JsonlEnvironment("file", jsonl(tmp_path, good, row), verification)
-
-
-def test_jsonl_environment_without_problems_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"missing\.jsonl is missing"):
-        JsonlEnvironment("file", tmp_path / "missing.jsonl")
-    with pytest.raises(ValueError, match="contains no problem"):
-        JsonlEnvironment("file", jsonl(tmp_path))
-    (tmp_path / "broken.jsonl").write_text("{")
-    with pytest.raises(ValueError, match=r"broken\.jsonl:1 is not JSON"):
-        JsonlEnvironment("file", tmp_path / "broken.jsonl")
-
-
 VARIANTS = (
     "Was ist 3 + 4 ?",
     "  Was\tist  3\n+\r\n4 ? \n",
     "Was\u00a0ist 3 +\u20034\u3000?",
     "W\uff41s ist \uff13 + \u2074 \uff1f",  # full width and superscript: NFKC
     "Was\u200b ist\ufeff 3 + 4\u00ad ?",
+    "Was\u3164 ist\U000e0041 3 + 4\U000e0101\u17b4 ?",  # a filler, a tag, a variation selector, an inherent vowel
 )
 
 
@@ -238,8 +112,9 @@ def test_the_split_does_not_see_how_a_question_is_written(number: int) -> None:
 
 
 def test_accents_are_the_same_composed_and_not() -> None:
-    one, other = (Problem("a", ({"role": "user", "content": text},), "") for text in ("caf\u00e9", "cafe\u0301"))
-    assert one.question() == other.question() and one.text() != other.text()
+    forms = ("caf\u00e9", "cafe\u0301", "cafe\u200d\u0301")  # the last with a joiner, which keeps them apart
+    one, *others = (Problem("a", ({"role": "user", "content": text},), "") for text in forms)
+    assert all(one.question() == other.question() and one.text() != other.text() for other in others)
 
 
 def test_different_questions_stay_different() -> None:

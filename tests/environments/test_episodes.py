@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from lit_puzzle.environments.completion import ParsedCompletion
 from lit_puzzle.environments.environment import Problem
 from lit_puzzle.environments.episodes import (
     Episode,
@@ -16,17 +17,17 @@ from lit_puzzle.environments.episodes import (
     Verdict,
     append_rows,
     failures,
-    grade,
     problem_number,
     read_rows,
     write_rows,
 )
+from lit_puzzle.environments.grading import grade
 
 EPISODE = Episode(
     environment="sums",
     effort="high",
     problem=7,
-    verdict=Verdict(0.0, "wrong"),
+    verdict=Verdict(0.0, "wrong", analysis=True, looping=False),
     generated_tokens=12,
     finish="stop",
     seed=2**64 - 1,
@@ -48,7 +49,7 @@ class Grader:
     def problem(self, rng: random.Random) -> Problem:
         raise NotImplementedError
 
-    def verify(self, completion: str, problem_answer: str) -> float:
+    def verify(self, final: str, problem_answer: str) -> float:
         if isinstance(self.result, Exception):
             raise self.result
         return self.result
@@ -68,6 +69,8 @@ def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
         "seed": 2**64 - 1,
         "row": 3,
         "seconds": 0.25,
+        "analysis": True,
+        "looping": False,
         "correct": 0.0,
         "reason": "wrong",
         "prompt": "What?\u2028",
@@ -130,22 +133,28 @@ def test_cut_and_old_files_are_refused_by_line(tmp_path: Path) -> None:
             read_rows(tmp_path / "rows.jsonl")
 
 
+SEVEN = ParsedCompletion("7", None, "final")
+
+
 @pytest.mark.parametrize(
-    ("result", "completion", "finish", "verdict"),
+    ("result", "parsed", "finish", "verdict"),
     [
-        (1.0, FINAL.format(8), "stop", Verdict(1.0, "right")),
-        (True, FINAL.format(8), "stop", Verdict(1.0, "right")),
-        (0.5, FINAL.format(8), "stop", Verdict(0.5, "partly right")),
-        (0.0, FINAL.format(7), "stop", Verdict(0.0, "wrong")),
-        (0.0, "8<|return|>", "stop", Verdict(0.0, "no final answer")),
-        (0.0, "thinking", "length", Verdict(0.0, "cut off")),
-        (ValueError("no\nnumber"), FINAL.format(7), "stop", Verdict(0.0, "grader failed: ValueError: no number")),
-        (OverflowError("big"), "", "length", Verdict(0.0, "grader failed: OverflowError: big")),
-        (RecursionError("deep"), "", "stop", Verdict(0.0, "grader failed: RecursionError: deep")),
+        (1.0, SEVEN, "stop", Verdict(1.0, "right")),
+        (True, SEVEN, "length", Verdict(1.0, "right")),
+        (0.5, SEVEN, "stop", Verdict(0.5, "partly right")),
+        (0.0, SEVEN, "stop", Verdict(0.0, "wrong")),
+        (1.0, ParsedCompletion(None, "7", "no_final"), "stop", Verdict(0.0, "no final answer")),
+        (1.0, ParsedCompletion(None, None, "tool_call"), "stop", Verdict(0.0, "tool call")),
+        (1.0, ParsedCompletion(None, None, "malformed"), "stop", Verdict(0.0, "malformed")),
+        (1.0, ParsedCompletion(None, None, "unfinished"), "stop", Verdict(0.0, "unfinished")),
+        (1.0, ParsedCompletion(None, None, "unfinished"), "length", Verdict(0.0, "cut off")),
+        (ValueError("no\nnumber"), SEVEN, "stop", Verdict(0.0, "grader failed: ValueError: no number")),
+        (OverflowError("big"), SEVEN, "length", Verdict(0.0, "grader failed: OverflowError: big")),
+        (RecursionError("deep"), SEVEN, "stop", Verdict(0.0, "grader failed: RecursionError: deep")),
     ],
 )
-def test_verdicts_say_why(result: Any, completion: str, finish: Any, verdict: Verdict) -> None:
-    assert grade(Grader(result), completion, "8", finish) == verdict
+def test_verdicts_say_why(result: Any, parsed: ParsedCompletion, finish: Any, verdict: Verdict) -> None:
+    assert grade(Grader(result), parsed, "8", finish) == verdict
     episode = replace(EPISODE, verdict=verdict)
     assert failures([episode, EPISODE]) == isinstance(result, Exception)
 
@@ -153,7 +162,7 @@ def test_verdicts_say_why(result: Any, completion: str, finish: Any, verdict: Ve
 @pytest.mark.parametrize("result", [None, math.nan, math.inf, -1.0, 2.0, "1"])
 def test_what_is_no_grade_stops_the_run(result: Any) -> None:
     with pytest.raises(ValueError, match=f"Environment 'mine': verify returned {result!r}; a number from 0 to 1"):
-        grade(Grader(result), "", "8")
+        grade(Grader(result), SEVEN, "8")
 
 
 def test_problems_are_told_apart_by_all_messages() -> None:

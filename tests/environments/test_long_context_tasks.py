@@ -26,10 +26,6 @@ TASKS: list[TextTask] = [
 IDS = [task.name for task in TASKS]
 
 
-def answered(text: str) -> str:
-    return f"<|channel|>final<|message|>{text}<|return|>"
-
-
 def draw(task: TextTask, seed: int, count: int = 60) -> Problem:
     return problem_of(task, task.draft(random.Random(seed)), count)
 
@@ -41,7 +37,7 @@ def test_answer_is_what_an_independent_solver_finds(task: TextTask, count: int) 
         problem = draw(task, seed, count)
         solved = solve(problem.messages[0]["content"])
         assert sorted(solved) == sorted(re.split(", ", problem.answer))
-        assert task.verify(answered(", ".join(solved)), problem.answer) == 1.0
+        assert task.verify(", ".join(solved), problem.answer) == 1.0
         assert problem.environment == task.name and problem.messages[0]["role"] == "user"
 
 
@@ -53,13 +49,9 @@ def test_problems_follow_from_the_seed(task: TextTask) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS, ids=IDS)
-def test_only_a_finished_final_channel_counts(task: TextTask) -> None:
+def test_the_answer_is_right_and_nothing_is_wrong(task: TextTask) -> None:
     answer = draw(task, 0).answer
-    assert task.verify(answered(answer), answer) == 1.0
-    assert task.verify(f"<|channel|>analysis<|message|>x<|end|><|start|>assistant{answered(answer)}", answer) == 1.0
-    assert task.verify(f"<|channel|>final<|message|>{answer}", answer) == 0.0
-    assert task.verify(f"<|channel|>analysis<|message|>{answer}<|return|>", answer) == 0.0
-    assert task.verify("", answer) == 0.0 and task.verify(answered(""), answer) == 0.0
+    assert task.verify(answer, answer) == 1.0 and task.verify("", answer) == 0.0
 
 
 CASES = [
@@ -84,12 +76,12 @@ MISSES = [
 
 @pytest.mark.parametrize(("task", "answer", "texts"), CASES)
 def test_tolerated_forms(task: TextTask, answer: str, texts: list[str]) -> None:
-    assert {text: task.verify(answered(text), answer) for text in texts} == dict.fromkeys(texts, 1.0)
+    assert {text: task.verify(text, answer) for text in texts} == dict.fromkeys(texts, 1.0)
 
 
 @pytest.mark.parametrize(("task", "answer", "texts"), MISSES)
 def test_near_misses_are_wrong(task: TextTask, answer: str, texts: list[str]) -> None:
-    assert {text: task.verify(answered(text), answer) for text in texts} == dict.fromkeys(texts, 0.0)
+    assert {text: task.verify(text, answer) for text in texts} == dict.fromkeys(texts, 0.0)
 
 
 def test_the_question_alone_and_a_guess_at_the_distractors_fail() -> None:
@@ -97,7 +89,7 @@ def test_the_question_alone_and_a_guess_at_the_distractors_fail() -> None:
         problem = draw(task, 3)
         others = set(re.findall(r"\b\d{6}\b", problem.messages[0]["content"])) - {problem.answer}
         assert len(others) > 3  # there is something to confuse it with
-        assert all(task.verify(answered(other), problem.answer) == 0.0 for other in others)
+        assert all(task.verify(other, problem.answer) == 0.0 for other in others)
 
 
 def test_following_needs_every_hop() -> None:

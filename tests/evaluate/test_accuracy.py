@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import multiprocessing
 from transformers import GptOssForCausalLM, PreTrainedTokenizerFast
 
+from lit_puzzle.environments.answer_formats import fix_format
 from lit_puzzle.environments.environment import Problem, is_held_out
 from lit_puzzle.environments.episodes import Episode, Verdict
 from lit_puzzle.evaluate.accuracy import (
@@ -47,8 +48,8 @@ class Parity:
         words = " ".join(f"w{rng.randrange(3, 128)}" for _ in range(rng.randrange(3, 13)))
         return Problem(self.name, ({"role": "user", "content": words},), "even")
 
-    def verify(self, completion: str, problem_answer: str) -> float:
-        return float(len(completion) % 2 == 0)
+    def verify(self, final: str, problem_answer: str) -> float:
+        return float(len(final) % 2 == 0)
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,7 @@ def test_completions_equal_unbatched_uncached_decoding(
     problems = held_out_problems([environment], ["low", "high"], 9, seed=3)
     for batch_size in (1, 4, 64):
         engine = TransformersEngine(stopping_model, tokenizer, batch_size)
+        fix_format(tokenizer, "whole")
         episodes = solve_problems(engine, tokenizer, problems, [environment], Sampling(10, 0.0))
         for (problem, effort), episode in zip(problems, episodes, strict=True):
             prompt = f"{problem.messages[0]['content']} {'w5 w6' if effort == 'high' else 'w7'}".split()
@@ -206,7 +208,7 @@ def test_stage_evaluates_a_folder_and_compares_with_another_run(
     for folder in (first, second, tmp_path / "third"):
         folder.mkdir()
     settings = {"sampling": Sampling(8, 0.0), "engine": EngineSettings("transformers", batch_size=4)}
-    held_out = HeldOut([Parity()], ["low", "high"], 6, seed=1)
+    held_out = HeldOut([Parity()], ["low", "high"], 6, seed=1, answer_format="whole")
     results = evaluate(first, checkpoint, held_out, **settings)  # type: ignore[arg-type]
     episodes = read_episodes(first)
     assert results == summarize(episodes) and len(episodes) == 12
@@ -252,7 +254,7 @@ def test_stage_refuses_bad_input_before_anything_slow(checkpoint: Path, tmp_path
         "prompts_per_effort 1": lambda: HeldOut([Parity()], prompts_per_effort=1),
         "extreme": lambda: HeldOut([Parity()], ["extreme"]),
         r"baseline .*missing' does not exist": run(baseline=tmp_path / "missing"),
-        "no finished run": run(baseline=tmp_path / "empty"),
+        r"holds no episodes\.jsonl": run(baseline=tmp_path / "empty"),
         "names must differ": run(held_out=HeldOut([])),
         "no log-probabilities": run(sampling=Sampling(logprobs=True)),
         "without an FP8 cache": run(kv_scales=tmp_path),
@@ -265,7 +267,7 @@ def test_stage_refuses_bad_input_before_anything_slow(checkpoint: Path, tmp_path
 
 def test_rows_show_what_was_asked_answered_and_why(checkpoint: Path, tmp_path: Path) -> None:
     settings = {"sampling": Sampling(8, 0.0), "engine": EngineSettings("transformers", batch_size=4)}
-    held_out = HeldOut([Parity()], ["low", "high"], 6, seed=1)
+    held_out = HeldOut([Parity()], ["low", "high"], 6, seed=1, answer_format="whole")
     for name, texts in (("with", True), ("without", False)):
         (tmp_path / name).mkdir()
         evaluate(tmp_path / name, checkpoint, replace(held_out, texts=texts), **settings)  # type: ignore[arg-type]
@@ -276,8 +278,7 @@ def test_rows_show_what_was_asked_answered_and_why(checkpoint: Path, tmp_path: P
         assert episode.texts is not None and episode.seconds is not None
         assert episode.texts.prompt == f"{problem.messages[0]['content']} {'w5 w6' if effort == 'high' else 'w7'}"
         assert episode.texts.answer == "even" and len(episode.texts.completion) % 2 == 1 - episode.correct
-        wrong = "no final answer" if episode.finished else "cut off"
-        assert episode.verdict.reason == ("right" if episode.correct else wrong)
+        assert episode.verdict.reason == ("right" if episode.correct else "wrong") and episode.analysis is None
 
 
 def test_a_damaged_file_of_episodes_is_one_error(checkpoint: Path, tmp_path: Path) -> None:
@@ -295,10 +296,10 @@ def test_a_grader_that_fails_is_counted_and_gives_nothing(checkpoint: Path, tmp_
     class Fragile(Parity):
         """Reads a number where there may be none."""
 
-        def verify(self, completion: str, problem_answer: str) -> float:
-            return float(int(completion.removeprefix("w")) > 0) if "w" in completion else 0.0
+        def verify(self, final: str, problem_answer: str) -> float:
+            return float(int(final.removeprefix("w")) > 0) if "w" in final else 0.0
 
-    held_out = HeldOut([Fragile()], ["low"], 6)
+    held_out = HeldOut([Fragile()], ["low"], 6, answer_format="whole")
     results = evaluate(tmp_path, checkpoint, held_out, Sampling(4, 0.0), EngineSettings("transformers"))
     reasons = [episode.verdict.reason for episode in read_episodes(tmp_path)]
     failed = [reason.startswith("grader failed: ValueError: invalid literal for int()") for reason in reasons]

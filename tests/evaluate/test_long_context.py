@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import AutoTokenizer, GptOssForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from lit_puzzle.environments.answer_formats import answer_format
 from lit_puzzle.environments.chat_template import render_prompt
 from lit_puzzle.environments.environment import Environment, PromptAtEffort, is_held_out
 from lit_puzzle.environments.long_context_tasks import Retrieval, VariableChain, default_tasks
@@ -24,7 +25,6 @@ from lit_puzzle.evaluate.long_context import LongContextAccuracy, reference_answ
 from lit_puzzle.evaluate.long_context_settings import Grading, LongContextProblems
 from lit_puzzle.generation.sampling import Sampling
 from lit_puzzle.generation.transformers_engine import TransformersEngine
-from lit_puzzle.model.family import GPT_OSS
 from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig, GptOssPuzzleForCausalLM
 from lit_puzzle.model.loading import load_model
 from lit_puzzle.scoring.evaluations import Evaluation
@@ -173,7 +173,7 @@ def test_exact_completion_is_greedy_decoding_of_the_reference(models_by_name: di
     written = [tokenizer.decode(done.token_ids) for done in by_generate(model, prompts, 96)]
     by_name = {environment.name: environment for environment in WORLD}
     expected = [
-        float(text == reference_answer(by_name[problem.environment], problem, effort, GPT_OSS.answer))
+        float(text == reference_answer(by_name[problem.environment], problem, effort, answer_format(tokenizer)))
         for text, (problem, effort) in zip(written, items, strict=True)
     ]
     assert forced.scores(model, tokenizer, items) == expected

@@ -143,7 +143,7 @@ class Trials:
             return "SILENT: exit code 0"
         if end.status != 2:
             return f"exit code {end.status}, not 2: {last_line(end.said)}"
-        message = end.said[end.said.rfind("error: ") :]
+        message = ("\n" + end.said).rpartition("\nerror: ")[2]
         missing = [word for word in expected.words if not any(part in message for part in word.split("|"))]
         if missing or "error: " not in end.said:
             return f"message without {missing}: {message.strip()[:400]}"

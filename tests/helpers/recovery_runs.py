@@ -59,8 +59,8 @@ def make_child(folder: Path, config: Any, experts: tuple[int, int] = (4, 3)) -> 
 class Fingerprint(Chains):
     """Grades a completion by a number between 0 and 1 that any other text would change."""
 
-    def verify(self, completion: str, problem_answer: str) -> float:
-        return zlib.crc32(completion.encode()) % 1000 / 1000
+    def verify(self, final: str, problem_answer: str) -> float:
+        return zlib.crc32(final.encode()) % 1000 / 1000
 
 
 def many_even_tokens(*, completion_ids: list[list[int]], **columns: Any) -> list[float]:

@@ -184,11 +184,11 @@ def test_weights_that_overflow_are_named(tiny_model, tmp_path, sequences):
     assert not (tmp_path / "run" / "importance.json").exists()
 
 
-def test_bad_arguments_are_refused(tmp_path, sequences):
+def test_bad_arguments_are_refused(tmp_path, parent, sequences):
     with pytest.raises(ValueError, match=r"parent checkpoint .* does not exist"):
         run(tmp_path / "run", tmp_path / "nowhere", sequences)
     with pytest.raises(ValueError, match="chunk_tokens must be at least 1"):
-        ExpertImportance(tmp_path, chunk_tokens=0)
+        ExpertImportance(parent, chunk_tokens=0)
 
 
 def test_summary_counts_and_shares():

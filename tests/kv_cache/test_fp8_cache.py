@@ -249,7 +249,7 @@ def test_evaluation_under_an_fp8_cache(child, tmp_path):
     )
     scales.save(tmp_path / "scales")
     settings = {"kv_cache": "fp8", "kv_scales": tmp_path / "scales"}
-    held_out = HeldOut([environment], ["low"], 5)
+    held_out = HeldOut([environment], ["low"], 5, answer_format="whole")
     small = Sampling(40, temperature=0.0), EngineSettings(batch_size=3)
     results = evaluate(tmp_path, tmp_path / "model", held_out, *small, **settings)
     problems = held_out.problems()

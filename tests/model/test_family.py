@@ -94,22 +94,12 @@ def test_an_unknown_model_type_names_the_known_ones() -> None:
         family_of({"model_type": "llama"})
 
 
-def test_final_text_is_read_from_the_final_channel_of_a_finished_completion() -> None:
-    answer = GPT_OSS.answer
-    analysis = "<|channel|>analysis<|message|>6 * 7<|end|><|start|>assistant"
-    assert answer.final_text(analysis + answer.wrap("42")) == "42"
-    assert answer.final_text(f"{analysis}<|channel|> final <|message|>42<|return|>") == "42"
-    assert answer.final_text(analysis + answer.header + "42") is None  # cut off
-    assert answer.final_text(f"{analysis}<|return|>") is None
-    assert answer.final_text(f"{answer.header}4<|end|>2{answer.end}") is None
-
-
 def test_families_have_model_types_of_their_own() -> None:
     types = [name for family in FAMILIES for name in (family.model_type, family.child.model_type)]
     assert len(set(types)) == len(types)
 
 
-KNOWS_GPT_OSS = ("model/", "serve/", "tiny/", "assets/")
+KNOWS_GPT_OSS = ("model/", "serve/", "tiny/", "assets/", "environments/harmony.py")
 
 
 def test_no_other_room_names_the_types_of_gpt_oss() -> None:

@@ -56,7 +56,7 @@ def test_tokenizer_is_that_of_the_folder(folder: Path) -> None:
         ({"model_type": "llama"}, r"child/config\.json: model_type 'llama' is not supported"),
         ({"num_attention_heads": "four"}, r"child/config\.json: num_attention_heads must be a positive whole number"),
         ({"block_configs": [1, 2]}, r"child/config\.json: block_configs must list 6 layers"),
-        ({"pad_token_id": "zero"}, r"child/config\.json cannot be used: StrictDataclass"),
+        ({"eos_token_id": "zero"}, r"child/config\.json cannot be used: StrictDataclass"),
     ],
 )
 def test_config_that_transformers_cannot_open_is_one_error(folder: Path, entries: Any, message: str) -> None:

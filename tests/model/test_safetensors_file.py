@@ -17,6 +17,25 @@ def write_raw(path: Path, header: object, data: bytes) -> Path:
     return path
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"shape": ["1"]},
+        {"shape": [1.0]},
+        {"shape": [True]},
+        {"shape": [1] * 9},
+        {"shape": None},
+        {"data_offsets": [0, 4, 8]},
+        {"data_offsets": ["a", "b"]},
+        {"data_offsets": 4},
+    ],
+)
+def test_entry_of_other_types_is_refused_by_file_and_tensor(tmp_path: Path, entry: dict[str, object]) -> None:
+    header = {"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} | entry}
+    with pytest.raises(ValueError, match=r"a\.safetensors: the safetensors header has the shape .* for w; a list"):
+        read_header(write_raw(tmp_path / "a.safetensors", header, bytes(4)))
+
+
 def test_reads_what_the_library_wrote(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     written = {code: torch.randint(0, 200, (3, 5), generator=generator).to(dtype) for code, dtype in DTYPES.items()} | {

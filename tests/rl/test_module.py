@@ -31,6 +31,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOTrainer
 
 from lit_puzzle.child.save import save_child
+from lit_puzzle.environments.answer_formats import answer_format
 from lit_puzzle.environments.episodes import Episode, Verdict
 from lit_puzzle.evaluate.accuracy import read_episodes, solve_problems
 from lit_puzzle.evaluate.before_after import recovery_results
@@ -41,6 +42,7 @@ from lit_puzzle.model.checkpoint import fingerprint
 from lit_puzzle.model.loading import load_model
 from lit_puzzle.rl.module import RLRecovery
 from lit_puzzle.rl.rewards import Correctness
+from lit_puzzle.rl.settings import RewardSettings
 from lit_puzzle.rl.trl_engine import grpo_config
 from lit_puzzle.run.folder import newest_checkpoint
 from lit_puzzle.tiny.world import Counting
@@ -83,7 +85,7 @@ def test_final_weights_equal_grpo_trainer(whole_run: Path, child: Path, tmp_path
         data = make_data()
         GRPOTrainer(
             model=policy,
-            reward_funcs=[Correctness(tuple(data.environments), tokenizer), many_even_tokens],
+            reward_funcs=[Correctness(tuple(data.environments), tokenizer, answer_format(tokenizer)), many_even_tokens],
             args=config,
             train_dataset=data.train_prompts(tokenizer),
             processing_class=tokenizer,
@@ -221,7 +223,7 @@ def test_evaluates_the_saved_weights_on_other_prompts_than_validation(
 
     def run(_: int) -> None:
         module, data = (
-            make_module(child, training=TrainingSettings(lora=lora)),
+            make_module(child, training=TrainingSettings(lora=lora), rewards=RewardSettings(answer_format="whole")),
             make_data(environments=[Fingerprint(), Counting()]),
         )
         ids, trained = torch.arange(20).reshape(2, 10) + 8, []
@@ -313,7 +315,7 @@ def test_lora_trains_adapters_and_saves_them_merged(child: Path, tmp_path: Path)
 
 
 def test_impossible_settings_are_refused(child: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="contains no child"):
+    with pytest.raises(ValueError, match=r"The child .* holds no config\.json"):
         make_module(tmp_path)
     with pytest.raises(ValueError, match=r"needs `training\.lora`"):
         make_module(child, grpo=change(GRPO, beta=0.1))

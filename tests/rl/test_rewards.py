@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from trl.trainer.utils import get_callable_name
 
-from lit_puzzle.environments.answers import final_text
+from lit_puzzle.environments.answer_formats import AnswerFormat
 from lit_puzzle.environments.environment import Problem
 from lit_puzzle.generation.lengths import LengthStatistics, write_lengths
 from lit_puzzle.rl.rewards import Correctness, Finished, LengthLimit, build_rewards
@@ -22,6 +22,7 @@ from lit_puzzle.run.recipe import PACKAGED_RECIPES, load_recipe
 from lit_puzzle.training.lightning import RecipeCLI
 
 SPECIALS = ["<|pad|>", "<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|return|>"]
+HARMONY = AnswerFormat("harmony", "<|return|>")
 RIGHT = ["<|channel|>", "final", "<|message|>", "7", "<|return|>"]
 
 
@@ -35,8 +36,8 @@ class Fixed:
     def problem(self, rng: random.Random) -> Problem:
         return Problem(self.name, ({"role": "user", "content": str(rng.random())},), "7")
 
-    def verify(self, completion: str, problem_answer: str) -> float:
-        return float((final_text(completion) == problem_answer) != self.negated)
+    def verify(self, final: str, problem_answer: str) -> float:
+        return float((final == problem_answer) != self.negated)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def called_as_trl_does(reward: Callable[..., list[float]], tokenizer: Any, *answ
 
 
 def test_correctness_sees_special_tokens_and_uses_the_right_environment(tokenizer: PreTrainedTokenizerFast) -> None:
-    reward = Correctness((Fixed("a"), Fixed("b", negated=True)), tokenizer)
+    reward = Correctness((Fixed("a"), Fixed("b", negated=True)), tokenizer, HARMONY)
     cut = RIGHT[:-1]
     thought = ["<|channel|>", "analysis", "<|message|>", "7", "<|return|>"]
     wrong = [*RIGHT[:3], "8", "<|return|>"]
@@ -78,12 +79,12 @@ def test_correctness_sees_special_tokens_and_uses_the_right_environment(tokenize
 
 def test_unknown_environment_is_an_error(tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(ValueError, match=r"environments \['c'\] were given; the reward knows \['a'\]"):
-        called_as_trl_does(Correctness((Fixed("a"),), tokenizer), tokenizer, RIGHT, environment=["c"])
+        called_as_trl_does(Correctness((Fixed("a"),), tokenizer, HARMONY), tokenizer, RIGHT, environment=["c"])
 
 
 def test_finished_is_about_form_not_about_being_right(tokenizer: PreTrainedTokenizerFast) -> None:
     wrong = [*RIGHT[:3], "8", "<|return|>"]
-    assert called_as_trl_does(Finished(tokenizer), tokenizer, RIGHT, wrong, RIGHT[:-1]) == [1.0, 1.0, 0.0]
+    assert called_as_trl_does(Finished(tokenizer, HARMONY), tokenizer, RIGHT, wrong, RIGHT[:-1]) == [1.0, 1.0, 0.0]
 
 
 def test_length_limit_by_hand(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -95,7 +96,11 @@ def test_length_limit_by_hand(tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def test_rewards_pickle_and_carry_the_names_trl_logs(tokenizer: PreTrainedTokenizerFast) -> None:
-    rewards = [Correctness((Fixed("a"),), tokenizer), Finished(tokenizer), LengthLimit({"high": 3.0}, {"high": 7.0})]
+    rewards = [
+        Correctness((Fixed("a"),), tokenizer, HARMONY),
+        Finished(tokenizer, HARMONY),
+        LengthLimit({"high": 3.0}, {"high": 7.0}),
+    ]
     assert [get_callable_name(reward) for reward in rewards] == ["correctness", "finished", "length_limit"]
     for reward, value in zip(rewards, [1.0, 1.0, -0.5], strict=True):
         assert called_as_trl_does(pickle.loads(pickle.dumps(reward)), tokenizer, RIGHT) == [value]
@@ -132,7 +137,7 @@ def test_length_limit_needs_the_parents_lengths(tokenizer: PreTrainedTokenizerFa
         {"length_start": -0.5},
     ],
 )
-def test_bad_settings_are_refused(bad: dict[str, float]) -> None:
+def test_bad_settings_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="were given"):
         RewardSettings(**bad)
 

@@ -55,3 +55,9 @@ def test_damaged_list_is_refused(folder: Path, line: str, message: str) -> None:
     (folder / CHECKSUMS).write_text(line + "\n")
     with pytest.raises(ValueError, match=message):
         read_checksums(folder)
+
+
+def test_list_without_the_weights_is_refused(folder: Path) -> None:
+    (folder / "model.safetensors").write_text("")
+    with pytest.raises(ValueError, match=r"SHA256SUMS does not list model\.safetensors: it was cut"):
+        read_checksums(folder)

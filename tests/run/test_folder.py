@@ -41,7 +41,7 @@ def test_only_complete_checkpoints_are_resumed_from(tmp_path):
     assert runs.newest_checkpoint(tmp_path) == folder / "step=3.ckpt"
 
 
-def test_an_output_is_named_by_its_run_its_folder_or_its_file(tmp_path: Path) -> None:
+def test_an_output_is_named_by_its_run_its_folder_or_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (
         "child/config.json",
         "child/plan.json",
@@ -59,4 +59,9 @@ def test_an_output_is_named_by_its_run_its_folder_or_its_file(tmp_path: Path) ->
     assert runs.require_input(tmp_path, "parent", ("config.json", "top_logits.json")) == tmp_path / "child"
     with pytest.raises(ValueError, match=r"The baseline .* may be .*after, .*before; name one of them"):
         runs.require_input(tmp_path, "baseline", "episodes.jsonl")
-    assert runs.require_input(tmp_path, "adapter", "adapter_config.json") == tmp_path  # its reader says what is missing
+    with pytest.raises(ValueError, match=r"The adapter .* holds no adapter_config\.json\."):
+        runs.require_input(tmp_path, "adapter", "adapter_config.json")
+    (tmp_path / "runs" / "library").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"The library .* holds no library\.json\. Make it with: lightning run"):
+        runs.require_input(Path("runs/library"), "library", "library.json")

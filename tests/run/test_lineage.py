@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lit_puzzle.run.inputs import Identity, claim_inputs, record_output
-from lit_puzzle.run.lineage import ancestors, check_ancestors, training_runs
+from lit_puzzle.run.lineage import ancestors, check_ancestors, check_made_with, training_runs
 
 
 def weights(path: object, name: str) -> Identity:
@@ -54,6 +54,15 @@ def test_a_run_without_a_record_is_no_ancestor(tmp_path: Path) -> None:
     (tmp_path / "old" / "run.json").write_text(json.dumps({"results": {}}))
     with pytest.raises(ValueError, match="it has no record of what it made"):
         check_ancestors(weights("x", "a"), [tmp_path / "old" / "run.json"], "card")
+
+
+def test_results_are_paired_with_the_input_that_they_were_made_with(chain: list[Path], tmp_path: Path) -> None:
+    made = chain[1] / "child" / "plan.json"
+    check_made_with(made, "child", weights("moved", "b"), "Name it.")
+    check_made_with(made, "no such input", weights("moved", "e"), "Name it.")
+    check_made_with(tmp_path / "by_hand.json", "child", weights("moved", "e"), "Name it.")
+    with pytest.raises(ValueError, match=r"plan\.json was made with another child: .*distill had .*Name it\."):
+        check_made_with(made, "child", weights("moved", "e"), "Name it.")
 
 
 def trained(folder: Path, inputs: dict[str, Identity], made: str, command: str = "fit") -> Identity:

@@ -12,6 +12,7 @@ from lit_puzzle.run.marker import (
     check_removable,
     has_results,
     is_unclaimed,
+    noted_before,
     noted_files,
     remove_contents,
     remove_temporary,
@@ -137,3 +138,18 @@ def test_a_folder_without_marker_loses_only_what_bookkeeping_left(tmp_path: Path
         path.write_text("")
     remove_temporary(tmp_path)
     assert not left.exists() and other.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", r"is not JSON.* Remove .* yourself, or choose another --run_dir"),
+        ('{"format": 1, "files": 3}', "files must be a list of names, got 3"),
+        ('{"format": 2, "version": "9.0", "files": []}', "has format 2, this version reads 1.* with version 9.0"),
+    ],
+)
+def test_damaged_marker_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / MARKER).write_text(content)
+    for read in (noted_before, check_removable):
+        with pytest.raises(ValueError, match=message):
+            read(tmp_path)

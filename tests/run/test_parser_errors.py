@@ -152,7 +152,11 @@ CASES = [
     ({"tool": {"class_path": "no_such.Tool"}}, "tool: No module named 'no_such'"),
     ({"tool": SQUARES}, f"tool: import path {SQUARES} does not correspond to a subclass of Tool"),
     ({"tool": 3}, "tool: expected Tool or null, got 3"),
-    ({"scores": TOOL}, f"scores: import path {TOOL} does not implement protocol Scores"),
+    (
+        {"scores": TOOL},
+        f"scores: import path {TOOL} does not implement protocol Scores: its methods need the names, arguments and "
+        "annotations that Scores has",
+    ),
     ({"scores": {"class_path": SQUARES, "init_args": {"power": "x"}}}, "scores.init_args.power: expected int, got x"),
     ({"build": {"class_path": BUILT, "init_args": {"power": "x"}}}, "build.init_args.power: expected int, got x"),
     ({"build": f"{HERE}.Nothing"}, f"build: module '{HERE}' has no attribute 'Nothing'"),
@@ -197,6 +201,7 @@ def test_a_wrong_value_in_a_file(tmp_path: Path, content: dict[str, Any], expect
         ("--tool.init_args.count=null", "tool.init_args.count: expected int, got null"),
         ("--mode=null", "mode: expected slow or fast, got None"),
         ("--sise.rows=3", "unknown key 'sise'. Did you mean 'size'?"),
+        ("mode=slow", "unrecognized arguments: mode=slow. Did you mean --mode=slow?"),
         ("stray", "unrecognized arguments: stray"),
         ("--mode", "argument --mode: expected one argument"),
     ],

@@ -48,6 +48,7 @@ def parsed(recipe: Recipe, words: list[str]) -> dict[str, Any]:
     parser.add_argument("--config", action=ActionConfigFile)
     parser.add_argument("--command", type=str)
     parser.add_argument("--run_dir", type=str, required=True)
+    parser.add_date()
     parser.add_function_arguments(function, skip={"run_dir"})
     return yaml.safe_load(parser.dump(parser.parse_args(recipe.arguments(words)), skip_unset=False))
 
@@ -89,7 +90,7 @@ def test_values_are_those_of_the_parser(relative: Path, monkeypatch: pytest.Monk
             assert given == {key: real["trainer"][key] for key in given}
             missing = {key for part in parts for key in real[part]["init_args"] if key not in values[part]["init_args"]}
         else:
-            missing = {key for key in real if key not in values and key not in ("config", "verify")}
+            missing = {key for key in real if key not in values and key not in ("config", "verify", "chat_date")}
         assert missing == set(), "keys that the plan does not know"
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from lit_puzzle.run import user_errors
 from lit_puzzle.run.files import read_text
-from lit_puzzle.run.user_errors import one_line_errors, users_error
+from lit_puzzle.run.user_errors import one_line_errors, printable, users_error
 
 ROOT = Path(__file__).parents[2]
 LIBRARY = "def refuse():\n    raise ValueError('wrong in the library')\n"
@@ -115,3 +115,9 @@ def test_installed_packages_are_looked_up_only_for_names_in_the_error(monkeypatc
 
 def users_file() -> None:
     read_text(Path("no such file"))  # refused by this package
+
+
+def test_message_cannot_command_the_terminal_and_is_not_endless() -> None:
+    assert printable("unknown tensor \x1b[2J\u202e of a\nb") == "unknown tensor \\x1b[2J\\u202e of a\nb"
+    shown = printable("a" * 9000 + "the end")
+    assert shown.endswith("the end") and "[... 5,007 characters ...]" in shown and len(shown) < 4100

@@ -1,6 +1,7 @@
 """Evaluations: their items and scores, on one process and on two, with gathered weights and in step."""
 
 import json
+import random
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from helpers.recovery_runs import Fingerprint, forked
 from torch.distributed.tensor import DTensor
 from transformers import AutoTokenizer, GptOssForCausalLM
 
+from lit_puzzle.environments.answer_formats import fix_format
 from lit_puzzle.environments.environment import Environment, is_held_out
 from lit_puzzle.evaluate.accuracy import solve_problems
 from lit_puzzle.evaluate.long_context import LongContextAccuracy
@@ -17,7 +19,7 @@ from lit_puzzle.evaluate.long_context_settings import Grading, LongContextProble
 from lit_puzzle.generation.sampling import Sampling
 from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.library.swap import swapped
-from lit_puzzle.scoring.evaluations import evaluation_items, score_items
+from lit_puzzle.scoring.evaluations import evaluation_items, items_identity, score_items
 from lit_puzzle.spec import BlockSpec
 from lit_puzzle.tiny.tokenizer import build_tokenizer
 from lit_puzzle.tiny.world import Chains, Counting
@@ -43,7 +45,9 @@ def parent(tiny_config, tmp_path_factory) -> Path:
 
 def make_task(problems: int = 3) -> LongContextAccuracy:
     asked = LongContextProblems(environments=[Fingerprint()], efforts=["low", "high"], problems_per_effort=problems)
-    return LongContextAccuracy(asked, sampling=Sampling(TOKENS, 0.0), batch_size=4, name="print")
+    return LongContextAccuracy(
+        asked, Grading(answer_format="whole"), sampling=Sampling(TOKENS, 0.0), batch_size=4, name="print"
+    )
 
 
 def all_scores(parent: Path, settings: FabricSettings) -> dict[str, list[float]]:
@@ -73,6 +77,7 @@ def test_scores_are_those_of_the_completions(parent):
     tokenizer, model = AutoTokenizer.from_pretrained(parent), GptOssForCausalLM.from_pretrained(parent).eval()
     task = make_task()
     engine, sampling = TransformersEngine(model, tokenizer, 4), Sampling(TOKENS, 0.0)
+    fix_format(tokenizer, "whole")
     episodes = solve_problems(engine, tokenizer, task.items(tokenizer), [Fingerprint()], sampling)
     assert found["parent"] == [episode.correct for episode in episodes]
     lengths = [episode.generated_tokens for episode in episodes]
@@ -165,3 +170,9 @@ def test_two_processes_are_teacher_forced_like_one(tmp_path, unshard):
     assert one["parent"] == one["again"] != one["child"] and len(one["parent"]) == 5
     for rank in (0, 1):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == one
+
+
+def test_items_are_identified_by_what_they_say() -> None:
+    task = make_task()
+    first, again, other = ([Chains().problem(random.Random(seed)), object()] for seed in (0, 0, 1))
+    assert items_identity(task, first) == items_identity(task, again) != items_identity(task, other)

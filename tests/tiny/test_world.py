@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lit_puzzle.environments.chat_template import render_prompt
 from lit_puzzle.environments.environment import EFFORTS, Problem, draw, is_held_out
+from lit_puzzle.environments.harmony import parse_text
 from lit_puzzle.tiny.tokenizer import SPECIAL_TOKENS, WORDS, build_tokenizer
 from lit_puzzle.tiny.world import Chains, Counting, Family, Sorting, parse
 
@@ -57,9 +58,10 @@ def test_traces_verify_at_every_effort_and_only_with_the_right_answer(family: Fa
     for problem in drawn(family, 40):
         for effort in EFFORTS:
             trace = family.trace(problem, effort)
-            assert family.verify(trace, problem.answer) == 1.0
-            assert family.verify(trace, problem.answer + "1") == 0.0
-            assert family.verify(trace.removesuffix("<|return|>"), problem.answer) == 0.0
+            final = parse_text(trace).final
+            assert final is not None and family.verify(final, problem.answer) == 1.0
+            assert family.verify(final, problem.answer + "1") == 0.0
+            assert parse_text(trace.removesuffix("<|return|>")).final is None
 
 
 def test_analyses_of_a_problem_worked_by_hand() -> None:

@@ -35,7 +35,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from lit_puzzle.rl.settings import ExtraReward, GRPOSettings
+from lit_puzzle.rl.settings import ExtraReward, GRPOSettings, RewardSettings
 from lit_puzzle.run.folder import newest_checkpoint
 from lit_puzzle.tiny.world import Counting
 from lit_puzzle.training.fabric import FabricSettings, launch
@@ -174,6 +174,7 @@ def scripted_run(folder: Path, child: Path, run: Scripted, rank: int) -> None:
         child,
         grpo=grpo,
         training=TrainingSettings(lora=run.lora, dtype="bfloat16" if run.bf16 else "float32"),
+        rewards=RewardSettings(answer_format="whole"),
         extra_rewards=[ExtraReward(reward_sum)],
         optimizer=adam,
         lr_scheduler=None,

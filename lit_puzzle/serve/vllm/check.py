@@ -76,18 +76,34 @@ def serve_check(
     engines = plan_engines(opened, reference, settings, prompts.tokens)
     results = dict(zip(engines, run_engines(run_dir, python, list(engines.values())), strict=True))
     checks = compare(reference, results, exact, tolerance)
-    if vllm.server and reference.chats:
+    without = why_no_server(opened, vllm, reference)
+    if without is None:
         options = [f"--dtype={vllm.dtype}", f"--max-model-len={length}", "--enforce-eager"]
         options.append(f"--kv-cache-memory-bytes={settings['kv_cache_memory_bytes']}")
         with serving(python, checkpoint, options, run_dir / "server.log", vllm.server_seconds) as port:
             checks += check_server(port, prompts.question, reference, exact)
     else:
-        checks.append(skipped("server", "vllm.server: false" if reference.chats else "the folder has no chat template"))
+        checks.append(skipped("server", without))
     metrics = write_report(run_dir / "report.json", checks, {"vllm": results["main"][-1]["version"]})
     failed = [f"{check.name} ({check.reason})" for check in checks if check.outcome == "failed"]
     if failed:
         raise ValueError(f"vLLM does not serve {checkpoint} as transformers computes it: {'; '.join(failed)}.")
     return metrics
+
+
+def why_no_server(checkpoint: Checkpoint, vllm: VLLMSettings, reference: Reference) -> str | None:
+    """Return why the server is not checked; None if it is."""
+    if not vllm.server:
+        return "vllm.server: false"
+    if not reference.chats:
+        return "the folder has no chat template"
+    vocab_size = int(checkpoint.config["vocab_size"])
+    if not is_child(checkpoint.config) and vocab_size != checkpoint.family.vocab_size:
+        return (
+            f"vLLM renders chats of every stock {checkpoint.family.model_type} folder in the format of the released "
+            f"models, with their vocabulary; this one has {vocab_size} tokens. Children keep their own chat template"
+        )
+    return None
 
 
 def require_vllm(python: Path) -> Path:

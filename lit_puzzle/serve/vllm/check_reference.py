@@ -1,7 +1,8 @@
 """Compute what vLLM is compared with: greedy tokens and log-probabilities of a folder in transformers.
 
 Reads a checkpoint folder. Prompts are random tokens without special ones, which fit every tokenizer and are in no
-cache; and, if the folder has a chat template, a question at each reasoning effort.
+cache; and, if the folder has a chat template, a question at each reasoning effort, or without one (`none`) where the
+template has no levels of effort.
 
 In bfloat16 the same sequences are also scored in float32: how far rounding alone moves the log-probabilities of
 transformers is what an engine is judged by. And they are scored with the experts of one layer permuted without their
@@ -19,7 +20,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from lit_puzzle.environments.environment import EFFORTS
+from lit_puzzle.environments.chat_template import has_efforts
+from lit_puzzle.environments.environment import EFFORTS, NO_EFFORT
 from lit_puzzle.generation.stop_tokens import end_and_pad
 from lit_puzzle.model.chat import fix_date, render_chat
 from lit_puzzle.model.checkpoint import Checkpoint
@@ -84,9 +86,9 @@ def make_reference(
     random_prompts = [[ordinary[i] for i in row] for row in drawn.tolist()]
     chats = {}
     if tokenizer.chat_template is not None:
-        for effort in EFFORTS:
-            messages = [{"role": "user", "content": prompts.question}]
-            text = render_chat(tokenizer, messages, reasoning_effort=effort)
+        messages = [{"role": "user", "content": prompts.question}]
+        for effort in EFFORTS if has_efforts(tokenizer) else (NO_EFFORT,):
+            text = render_chat(tokenizer, messages, **({} if effort == NO_EFFORT else {"reasoning_effort": effort}))
             chats[effort] = tokenizer.encode(text, add_special_tokens=False)
     with torch.inference_mode():
         completions = [greedy(model, ids, prompts.new_tokens, []) for ids in random_prompts]

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lit_puzzle.environments.environment import NO_EFFORT
 from lit_puzzle.serve.vllm.check_reference import Reference
 from lit_puzzle.serve.vllm.driver import ENVIRONMENT
 from lit_puzzle.serve.vllm.report import Check, checked
@@ -124,11 +125,16 @@ def _chat(port: int, request: dict[str, Any]) -> dict[str, Any]:
     return json.loads(text)
 
 
+def _at(effort: str) -> dict[str, str]:
+    """Return what a request says of its reasoning effort."""
+    return {} if effort == NO_EFFORT else {"reasoning_effort": effort}
+
+
 def _check_completions(port: int, request: dict[str, Any], reference: Reference, exact: bool) -> Check:
     """Compare prompts and completions at each effort with those of the tokenizer and transformers."""
     same_prompt = same_completion = 0
     for effort, prompt in reference.chats.items():
-        response = _chat(port, request | {"reasoning_effort": effort, "return_token_ids": True})
+        response = _chat(port, request | _at(effort) | {"return_token_ids": True})
         same_prompt += response["prompt_token_ids"] == prompt
         same_completion += response["choices"][0]["token_ids"] == reference.chat_completions[effort]
     efforts = len(reference.chats)
@@ -144,7 +150,7 @@ def _check_completions(port: int, request: dict[str, Any], reference: Reference,
 def _check_streaming(port: int, request: dict[str, Any], reference: Reference) -> Check:
     """Compare a streamed completion with the same completion in one response."""
     effort = max(reference.chat_completions, key=lambda effort: len(reference.chat_completions[effort]))
-    request = request | {"reasoning_effort": effort}
+    request = request | _at(effort)
     whole = _chat(port, request)["choices"][0]
     status, text = send(port, "POST", "/v1/chat/completions", request | {"stream": True})
     events = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]

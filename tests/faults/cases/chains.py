@@ -1,9 +1,12 @@
 """Results of one stage that the next reads: importance, library, scores, plans, evaluations."""
 
+import json
+from pathlib import Path
+
 import torch
 
 from faults.case import NOTHING, Case, Right, refused
-from faults.damage import DROP, Damage, cut, edit, remove, replace, tensors, write
+from faults.damage import DROP, Damage, copy, cut, edit, remove, replace, tensors, write
 
 IMPORTANCE = "runs/importance/importance"
 LIBRARY, SCORES, PLAN = "runs/library/library.json", "runs/score/scores.json", "runs/search/plan.json"
@@ -25,6 +28,16 @@ def case(stage: str, name: str, damage: Damage, *words: str, needs: tuple[str, .
     return Case(f"{stage}: {name}", "lead", stage, damage, refused(*words), needs=needs)
 
 
+def other_experts(folder: Path) -> None:
+    """Keep other experts in every candidate of the library, under the same names."""
+    content = json.loads((folder / LIBRARY).read_text())
+    for layer in content["layers"]:
+        for candidate in layer[1:]:
+            count = len(candidate["block"]["experts"])
+            candidate["block"]["experts"] = list(range(16 - count, 16))
+    write(LIBRARY, json.dumps(content))(folder)
+
+
 def compared(name: str, damage: Damage, *words: str) -> Case:
     """Return a case of a refused evaluation to compare with."""
     return Case(
@@ -44,6 +57,48 @@ def of_kl(value: object) -> Damage:
 
 
 CASES = [
+    case("search", "scores of another library with the same names", other_experts, "runs/score", "another library"),
+    Case(
+        "assemble: plan of another library with the same names",
+        "lead",
+        "assemble",
+        other_experts,
+        refused("runs/library", "the plan was searched in"),
+        ("--library=runs/library",),
+        ("runs/library",),
+    ),
+    case(
+        "distill",
+        "a child that was made from another parent",
+        edit("child/plan.json", {"parent_fingerprint": "0" * 64}),
+        "child/plan.json",
+        "parent",
+    ),
+    case("distill", "a cut plan of the child", cut("child/plan.json", 0.5), "child/plan.json"),
+    Case(
+        "importance: data of another folder than the parent's",
+        "lead",
+        "importance",
+        copy("parent", "other"),
+        refused("name the same folder"),
+        ("--model.init_args.parent=other",),
+        words_are_wrong=True,
+    ),
+    *(
+        Case(
+            f"{stage}: {word}", "lead", stage, NOTHING, refused(folder, said), (word,), (folder,), words_are_wrong=True
+        )
+        for stage, word, folder, said in (
+            ("evaluate", "--checkpoint=runs/search", "runs/search", "config.json"),
+            ("search", "--library=runs/importance", "runs/importance", "library.json"),
+            ("library", "--importance=runs/generate", "runs/generate", "importance.json"),
+            ("assemble", "--plan=runs/importance", "runs/importance", "plan"),
+            ("distill", "--data.init_args.documents=runs/importance", "runs/importance", "documents.json"),
+            ("export", "--kv_scales=runs/generate", "runs/generate", "kv_scales.json"),
+            ("export", "--adapter=runs/generate", "runs/generate", "adapter_config.json"),
+            ("evaluate", "--baseline=runs/generate", "runs/generate", "episodes.jsonl"),
+        )
+    ),
     *(
         case("library", f"importance with {label}", of_importance(value), "importance")
         for label, value in (("NaN", float("nan")), ("a negative score", -1.0), ("infinity", float("inf")))

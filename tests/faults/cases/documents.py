@@ -12,6 +12,8 @@ from faults.damage import DROP, Damage, cut, directory, edit, remove, write
 
 FOLDER = "runs/generate/documents"
 SHARD, RECORD = f"{FOLDER}/shard-00001.parquet", f"{FOLDER}/documents.json"
+OF_ANOTHER = edit(f"{FOLDER}/documents.json", {"fingerprint": "0" * 64})
+ANY = "--data.init_args.filter.written_by=any"
 READERS = ("distill", "precompute_logits", "distill_blocks")
 
 
@@ -49,14 +51,23 @@ CASES = [
     *(case("cut shard", cut(SHARD, 0.6), "shard-00001.parquet", stage=stage) for stage in READERS),
     *(case("missing shard", remove(SHARD), "shard-00001.parquet", stage=stage) for stage in READERS),
     *(
+        case("of another parent", OF_ANOTHER, "documents", "filter.written_by", stage=stage)
+        for stage in ("distill", "distill_blocks")
+    ),
+    *(
         Case(
-            f"documents: of another parent: {stage}",
+            f"documents: of another parent, by a key: {stage}",
             "prompts",
             stage,
-            edit(RECORD, {"fingerprint": "0" * 64}),
-            Right(only=computed),  # any model may write them: docs/reliability.md
+            OF_ANOTHER,
+            Right(only=computed),
+            words,
         )
-        for stage, computed in zip(READERS, (("child/*",), ("top_logits/*.safetensors",), ("library/*",)), strict=True)
+        for stage, computed, words in (
+            ("distill", ("child/*",), (ANY,)),
+            ("distill_blocks", ("library/*",), (ANY,)),
+            ("precompute_logits", ("top_logits/*.safetensors",), ()),  # has no filter and says whose they are
+        )
     ),
     case("another tokenizer", edit(RECORD, {"tokenizer": "0" * 64}), "documents", "tokenizer"),
     case(

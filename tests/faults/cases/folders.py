@@ -33,6 +33,18 @@ def read_only(folder: Path) -> None:
 KEEPS = refused(OUT, keeps=True)
 AS_ROOT = os.geteuid() == 0
 CASES = [
+    *(
+        case(f"marker: {name}", write(f"{OUT}/.lit_puzzle_run", content), refused(".lit_puzzle_run", said, keeps=True))
+        for name, content, said in (
+            ("empty", "", "choose another --run_dir"),
+            ("a list", "[]", "choose another --run_dir"),
+            ("files are a number", '{"format": 1, "files": 3}', "files must be a list"),
+            ("files are missing", '{"format": 1}', "files must be a list"),
+            ("of a later version", '{"format": 99, "version": "9.0", "files": []}', "version 9.0"),
+            ("nested 100,000 deep", '{"files": ' + "[" * 100_000, "nested too deeply"),
+        )
+    ),
+    case("a link to itself", link(OUT, OUT), refused(OUT, keeps=True)),
     case("foreign, with a config.yaml", FOREIGN, KEEPS),
     case("foreign, with a config.yaml, --overwrite", FOREIGN, KEEPS, "--overwrite"),
     case(

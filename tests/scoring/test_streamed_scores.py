@@ -87,7 +87,7 @@ def test_a_local_error_is_that_of_the_layers_output(inputs, tmp_path):
 @pytest.mark.parametrize("at_once", [1, 3, 5])
 def test_a_small_disk_takes_several_passes_to_the_same_scores(inputs, tmp_path, at_once, monkeypatch):
     resident = run(tmp_path / "resident", inputs, DEPTHS["end"], None)
-    tokens, entries = padded_tokens(inputs), len(resident.entries)
+    tokens, entries = padded_tokens(inputs, tmp_path / "resident"), len(resident.entries)
     gib = (at_once + OF_THE_PARENT) * tokens * 32 * 4 / 2**30
     passes = count_passes(monkeypatch)
     scoring = ScoringSettings(rank_samples=4, memory=Memory(disk_gib=gib * 1.0001))
@@ -95,9 +95,9 @@ def test_a_small_disk_takes_several_passes_to_the_same_scores(inputs, tmp_path, 
     assert len(passes) == -(-entries // at_once)
 
 
-def padded_tokens(inputs: Path) -> int:
+def padded_tokens(inputs: Path, run_dir: Path) -> int:
     data = CalibrationData(inputs / "parent", sequences=inputs / "sequences.jsonl", batch_size=2)
-    return sum(len(batch) * len(batch[0]) for batch in data.read_batches(inputs))
+    return sum(len(batch) * len(batch[0]) for batch in data.read_batches(run_dir))
 
 
 def count_passes(monkeypatch) -> list[int]:

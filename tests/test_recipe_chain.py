@@ -81,7 +81,7 @@ def maker(folder: str) -> tuple[Path, str] | None:
 
 
 @pytest.mark.parametrize("path", list(RECIPES), ids=str)
-def test_every_input_is_made_by_another_recipe_of_the_same_parent(path):
+def test_every_input_is_made_by_another_recipe_of_the_same_parent(path: Path) -> None:
     for folder in inputs(path):
         made = maker(folder)
         assert made is not None, f"no recipe makes {folder}"
@@ -90,14 +90,14 @@ def test_every_input_is_made_by_another_recipe_of_the_same_parent(path):
         assert not inside or inside in OUTPUTS.get(kind(other), set()), f"{kind(other)} makes no {inside}"
 
 
-def test_no_recipe_waits_for_itself():
+def test_no_recipe_waits_for_itself() -> None:
     graph = {path: {made[0] for folder in inputs(path) if (made := maker(folder))} for path in RECIPES}
     order = list(TopologicalSorter(graph).static_order())
     assert len(order) == len(RECIPES)
 
 
 @pytest.mark.parametrize("name", ["gpt_oss_20b", "gpt_oss_120b"])
-def test_one_parent_and_one_date_in_a_family(name):
+def test_one_parent_and_one_date_in_a_family(name: str) -> None:
     values = [pair for path, recipe in RECIPES.items() if family(path) == name for pair in texts(recipe)]
     assert {text for _, text in values if text.startswith("models/")} == {f"models/{name.replace('_', '-')}"}
     others = [text for _, text in values if "/" in text and text.split("/")[0] in ("runs", "models", "prompts")]
@@ -119,7 +119,7 @@ def ancestors(path: Path) -> set[Path]:
 @pytest.mark.parametrize(
     "export", [path for path in RECIPES if path.name == "export.yaml" and family(path) != "tiny"], ids=str
 )
-def test_what_is_exported_was_searched_distilled_and_recovered(export):
+def test_what_is_exported_was_searched_distilled_and_recovered(export: Path) -> None:
     assert {"generate", "ExpertImportance", "library", "score", "search", "assemble", "KVCalibration"} <= {
         kind(path) for path in ancestors(export)
     }
@@ -132,7 +132,7 @@ def test_what_is_exported_was_searched_distilled_and_recovered(export):
 
 
 @pytest.mark.parametrize("name", ["gpt_oss_20b", "gpt_oss_120b"])
-def test_real_parents_are_ranked_sampled_and_served_as_documented(name):
+def test_real_parents_are_ranked_sampled_and_served_as_documented(name: str) -> None:
     own = {path: recipe for path, recipe in RECIPES.items() if family(path) == name}
     (search,) = [recipe for path, recipe in own.items() if kind(path) == "search"]
     assert search["objective"] == {"metric": "mean_rank", "window_metric": "long_context", "balance": 0.5}

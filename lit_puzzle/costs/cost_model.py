@@ -127,7 +127,9 @@ class CostModel:
             prompt = scenario.prompt_tokens
             self._static_costs[key] = BlockCost(
                 parameters=layer_parameters(model, block.num_experts, block.num_experts),
-                active_parameters=layer_parameters(model, block.num_experts, model.experts_per_token),
+                active_parameters=layer_parameters(
+                    model, block.num_experts, min(block.num_experts, model.experts_per_token)
+                ),
                 weight_bytes=layer_weight_bytes(setting, block.num_experts),
                 kv_bytes=kv_token_bytes * mean_context(scenario, block.window_tokens),
                 prefill_seconds=self.times.prefill_layer(setting, block, prompt) if prompt else 0.0,
@@ -136,11 +138,6 @@ class CostModel:
         return self._static_costs[key]
 
     def _check_block(self, block: Block, deployment: Deployment) -> None:
-        if block.num_experts < self.model.experts_per_token:
-            raise ValueError(
-                f"a layer of {block.num_experts} experts cannot route each token to {self.model.experts_per_token}; "
-                "keep at least that many"
-            )
         if block.num_experts % deployment.expert_parallel:
             raise ValueError(
                 f"a layer of {block.num_experts} experts cannot be split over {deployment.expert_parallel} groups of "

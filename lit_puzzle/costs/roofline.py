@@ -126,7 +126,7 @@ class Roofline:
         seconds += max(
             distinct * matrices * WEIGHT_BITS[setting.scenario.expert_dtype] / 8
             / (self.expert_bandwidth * gpu.memory_bytes_per_second),
-            2 * tokens * model.experts_per_token * matrices
+            2 * tokens * min(block.num_experts, model.experts_per_token) * matrices
             / (self.expert_arithmetic * _flops(gpu, setting.scenario.expert_dtype)),
         )  # fmt: skip
         seconds += self.kernels_per_layer * self.launch_seconds

@@ -12,6 +12,7 @@ from lit_puzzle.data import footprint as data
 from lit_puzzle.distill import blocks_footprint, logits_footprint
 from lit_puzzle.distill import footprint as distill
 from lit_puzzle.evaluate import footprint as evaluate
+from lit_puzzle.evaluate import text_footprint
 from lit_puzzle.importance import footprint as importance
 from lit_puzzle.kv_cache import footprint as kv_cache
 from lit_puzzle.library import footprint as library
@@ -40,6 +41,7 @@ OF_STAGES: dict[str, Formula] = {
     "generate": data.footprint,
     "precompute_logits": logits_footprint.footprint,
     "evaluate": evaluate.footprint,
+    "text_distance": text_footprint.footprint,
     "export": serve.export_footprint,
     "serve_check": serve.check_footprint,
 }

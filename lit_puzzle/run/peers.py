@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 PATIENCE_SECONDS = 2.0  # in which a main thread that still can ends by itself
 HINT = "This process stops, too; the same command continues the run."
@@ -48,7 +49,7 @@ class _State:
     peers: _Peers | None = None
 
 
-def connect(rank: int, world_size: int, broadcast: Callable[[object], object]) -> None:
+def connect(rank: int, world_size: int, broadcast: Callable[[Any], Any]) -> None:
     """Connect the processes of a run, right after they have formed their process group; all of them call it.
 
     Args:
@@ -68,7 +69,7 @@ def connect(rank: int, world_size: int, broadcast: Callable[[object], object]) -
         with server:
             connections = _accept(server, world_size - 1, token)
     else:
-        host, port, token = broadcast(None)  # type: ignore[misc]
+        host, port, token = broadcast(None)
         connection = socket.create_connection((host, port), timeout=60)
         _send(connection, {"token": token, "rank": rank})
         connections = {0: connection}
@@ -110,12 +111,12 @@ def _keep_alive(connection: socket.socket) -> None:
             connection.setsockopt(socket.IPPROTO_TCP, vars(socket)[option], value)
 
 
-def _send(connection: socket.socket, message: dict[str, object]) -> None:
+def _send(connection: socket.socket, message: dict[str, Any]) -> None:
     with suppress(OSError):
         connection.sendall(json.dumps(message).encode() + b"\n")
 
 
-def _receive(connection: socket.socket) -> dict[str, object] | None:
+def _receive(connection: socket.socket) -> dict[str, Any] | None:
     """Return the next line of a connection; None at its end."""
     line = b""
     try:
@@ -124,7 +125,7 @@ def _receive(connection: socket.socket) -> dict[str, object] | None:
             if not byte:
                 return None
             line += byte
-        message: dict[str, object] = json.loads(line)
+        message: dict[str, Any] = json.loads(line)
     except (OSError, ValueError):
         return None
     return message
@@ -146,7 +147,7 @@ def _watch(peers: _Peers, other: int, connection: socket.socket) -> None:
     os._exit(FAILED)
 
 
-def _failure(message: dict[str, object] | None, other: int, world_size: int) -> str:
+def _failure(message: dict[str, Any] | None, other: int, world_size: int) -> str:
     if message is None:
         return f"process {other} of {world_size} was killed"
     return str(message.get("passed_on") or f"process {other} of {world_size} failed: {message.get('failed')}")

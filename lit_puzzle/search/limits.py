@@ -95,10 +95,10 @@ def grid(
         batch: requests in flight in each replica.
         value: which number of a block's cost to return.
     """
-    ranks, active = model.scenario.expert_parallel or 1, model.model.experts_per_token
+    ranks = model.scenario.expert_parallel or 1
 
     def cost(block: Block) -> float:
-        if block.num_experts % ranks or block.num_experts < active:
+        if block.num_experts % ranks:
             return math.inf
         return value(model.block(block, deployment, batch))
 
@@ -111,9 +111,8 @@ def servable(layers: Layers, models: Sequence[CostModel]) -> list[Limit]:
     """Return the limits that forbid candidates which cannot be served at all."""
     rules: dict[str, Callable[[int], bool]] = {}
     for model in models:
-        ranks, active = model.scenario.expert_parallel or 1, model.model.experts_per_token
+        ranks = model.scenario.expert_parallel or 1
         rules[f"experts divisible by expert_parallel {ranks}"] = partial(_divides, ranks)
-        rules[f"at least {active} experts, as many as a token is routed to"] = partial(operator.le, active)
     grids = {
         name: tuple(tuple(0.0 if rule(c.block.num_experts) else math.inf for c in row) for row in layers)
         for name, rule in rules.items()

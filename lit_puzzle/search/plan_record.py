@@ -49,12 +49,12 @@ def check_totals(program: SearchProgram, solution: Solution) -> None:
 def _check_servable(program: SearchProgram, blocks: Sequence[Block]) -> None:
     """Check what costs do not show: experts that can be split and routed to, and uniform counts where required."""
     for model in program.models:
-        ranks, active = model.scenario.expert_parallel or 1, model.model.experts_per_token
+        ranks = model.scenario.expert_parallel or 1
         for layer, block in enumerate(blocks):
-            if block.num_experts % ranks or block.num_experts < active:
+            if block.num_experts % ranks:
                 raise DisagreementError(
                     f"layer {layer} of the plan has {block.num_experts} experts: expert_parallel {ranks} must divide "
-                    f"them, and a token is routed to {active}"
+                    "them"
                 )
     counts = {block.num_experts for block in blocks}
     if program.problem.labels is not None and len(counts) > 1:

@@ -11,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 from threading import Timer
+from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
@@ -32,7 +33,7 @@ def main(checkpoint: str, found_path: str) -> None:
     os.environ.update(ENVIRONMENT)
     settings, sampling = EngineSettings("vllm"), Sampling(24, seed=3)
     two = DataParallelEngine(settings, Path(checkpoint), 2, OPTIONS)
-    found = {"two": [done.token_ids for done in two.generate(PROMPTS, sampling)]}
+    found: dict[str, Any] = {"two": [done.token_ids for done in two.generate(PROMPTS, sampling)]}
     Timer(2.0, kill_second_engine).start()
     try:
         two.generate([[5, 9, 11, 40, 30]] * 4000, Sampling(4000))

@@ -111,7 +111,7 @@ def spoiled(limit, chosen):
 @pytest.fixture(scope="module")
 def with_everything():
     limits = Budget(total_parameters=9_000_000_000, active_parameters=4_900_000_000, full_attention_layers=2)
-    scenario = replace(SCENARIO, tensor_parallel=2, expert_parallel=2)
+    scenario = replace(SCENARIO, num_gpus=4, tensor_parallel=4, expert_parallel=4)
     targets = [Target(scenario, EVERYTHING), Target(scenario, Budget(throughput_tokens_per_second=10.0))]
     model = CostModel(ModelShape.from_config(CONFIG), scenario, Roofline())
     quality_loss = [[float(index) for index in range(len(row))] for row in library().layers]
@@ -175,7 +175,7 @@ def test_budgets_that_the_problem_lacks_are_checked(with_everything):
 
 def test_experts_that_cannot_be_split_or_are_not_uniform_are_caught(with_everything):
     program, solution = with_everything
-    few = replace(solution, chosen=(*solution.chosen[:3], 3))  # 2 experts, where a token is routed to 4
+    few = replace(solution, chosen=(*solution.chosen[:3], 3))  # 2 experts, which 4 ranks cannot share
     assert program.layers[3][3].block.num_experts == 2
     with pytest.raises(DisagreementError, match="layer 3 of the plan has 2 experts"):
         check_totals(program, few)

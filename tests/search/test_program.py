@@ -11,6 +11,7 @@ from lit_puzzle.costs.cost_model import CostModel
 from lit_puzzle.costs.engine import GIB
 from lit_puzzle.costs.model_shape import ModelShape
 from lit_puzzle.costs.roofline import Roofline
+from lit_puzzle.costs.serving import Block
 from lit_puzzle.search.program import build_program, offered
 from lit_puzzle.search.settings import Constraints, SearchSpace
 from lit_puzzle.search.solver import mip
@@ -87,17 +88,27 @@ def test_batches_come_from_the_scenario_then_the_list_then_a_ladder():
     assert min(batch for _, batch in program(replace(long, budget=Budget(latency_seconds=9.0))).deployed[0]) == 1
 
 
-def test_experts_that_cannot_be_split_or_routed_to_are_forbidden():
+def test_experts_that_cannot_be_split_are_forbidden():
     search = program(Target(replace(SCENARIO, tensor_parallel=2, expert_parallel=2), NOTHING), layers=library().layers)
     (solution,) = mip.solve(search.problem)
     assert solution.quality_loss == 0
-    forbidden = [limit for limit in search.problem.limits if "experts" in limit.name]
-    assert [limit.name for limit in forbidden] == ["at least 4 experts, as many as a token is routed to"]
+    assert not [limit for limit in search.problem.limits if "experts" in limit.name]  # all counts are even
     four = Scenario("H100", 4, 4096, 1024, tensor_parallel=4, expert_parallel=4)
     search = program(Target(four, NOTHING))
     (limit,) = (limit for limit in search.problem.limits if "expert_parallel 4" in limit.name)
     for row, coefficients in zip(LAYERS, limit.coefficients):
         assert [value == math.inf for value in coefficients] == [c.block.num_experts == 30 for c in row]
+
+
+def test_fewer_experts_than_a_token_is_routed_to_are_a_candidate_that_costs_less():
+    """The token is then routed to all that are left, as in a parent that chooses all of its experts."""
+    search = program(Target(SCENARIO, NOTHING), layers=library().layers)
+    counts = [candidate.block.num_experts for candidate in search.layers[0]]
+    assert min(counts) < search.models[0].model.experts_per_token
+    (deployment, batch), *_ = search.deployed[0]
+    blocks = [Block(count, None) for count in (min(counts), search.models[0].model.experts_per_token)]
+    few, enough = (search.models[0].block(block, deployment, batch) for block in blocks)
+    assert few.active_parameters < enough.active_parameters and few.decode_seconds < enough.decode_seconds
 
 
 def test_uniform_experts_and_unchanged_windows():

@@ -58,16 +58,16 @@ def main() -> None:
         print(f"parent made in {time.process_time() - seconds:.0f} CPU s", flush=True)
     for stage in arguments.stages:
         counts = arguments.tokens if stage in ("importance", "score") else arguments.tokens[-1:]
-        seconds = []
+        cpu: list[float] = []
         for tokens in counts:
             make_sequences(folder / "sequences.jsonl", tokens)
             shutil.rmtree(folder / stage, ignore_errors=True)
             row = measured(command(stage, folder, arguments.experts, arguments.gib))
-            seconds.append(row["cpu_seconds"])
+            cpu.append(row["cpu_seconds"])
             print(json.dumps({"stage": stage, "tokens": tokens} | row), flush=True)
         if len(counts) > 1:
-            slope = (seconds[-1] - seconds[0]) / (counts[-1] - counts[0])
-            fixed = seconds[0] - slope * counts[0]
+            slope = (cpu[-1] - cpu[0]) / (counts[-1] - counts[0])
+            fixed = cpu[0] - slope * counts[0]
             found = {"cpu_seconds_per_1k_tokens": round(1000 * slope, 2), "cpu_seconds_fixed": round(fixed, 2)}
             print(json.dumps({"stage": stage} | found), flush=True)
     if not arguments.keep:
@@ -118,7 +118,7 @@ def make_sequences(file: Path, tokens: int) -> None:
 def command(stage: str, folder: Path, experts: int, gib: float) -> list[str]:
     """Return the command line of a stage."""
     parent, kept = folder / "parent", [experts // 4, experts // 2, experts * 3 // 4]
-    settings = ("prompts=null", f"sequences={folder}/sequences.jsonl", "batch_size=4")
+    settings = ("prompts=null", "documents=null", f"sequences={folder}/sequences.jsonl", "batch_size=4")
     data = tuple(f"--data.init_args.{setting}" for setting in settings)
     given = {
         "importance": (

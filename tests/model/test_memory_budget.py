@@ -1,6 +1,7 @@
 """The budget of a streamed pass: its parts, and anonymous memory measured on a model of 1 GB that never exceeds it."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,7 @@ def test_a_pass_keeps_its_budget(tmp_path):
     held = {}
     for name, gib in (("one", smallest), ("two", smallest + 1.1 * layer / GIB)):
         start = anonymous_bytes()
-        held[name] = peak_bytes(lambda gib=gib, name=name: run(gib, name))
+        held[name] = peak_bytes(partial(run, gib, name))
         assert start + held[name] < gib * GIB, f"{name}: {(start + held[name]) / GIB:.3f} of {gib:.3f} GiB"
     assert layer < held["one"] < 3 * layer and held["one"] + layer / 2 < held["two"] < LAYERS / 2 * layer
 

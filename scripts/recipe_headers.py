@@ -3,8 +3,9 @@
     python scripts/recipe_headers.py            writes the lines of recipes/gpt_oss_20b and recipes/gpt_oss_120b
     python scripts/recipe_headers.py --check    names the recipes whose line is not what the plan says
 
-Devices are 8 H100 a node, or as many as the recipe names; one in a folder `one_gpu`. A line with `Cost: lightning run
-RECIPE --plan` at its end, as somebody typed it, is replaced. Reads and writes recipes.
+Devices are those that the line names already (`# Cost (16 x H200): `, change it there); else 8 H100 a node, or as many
+as the recipe names; one in a folder `one_gpu`. `Cost: lightning run RECIPE --plan` at the end of a line, as somebody
+typed it, is replaced. Reads and writes recipes.
 """
 
 import re
@@ -20,9 +21,10 @@ from lit_puzzle.run.recipe import Recipe, load_recipe
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("gpt_oss_20b", "gpt_oss_120b")
-TYPED = re.compile(r"\s*Cost: lightning run \S+ --plan\.?$")
+TYPED = re.compile(r"\s*Cost: lightning run \S+ --plan(?: --gpus=(?P<count>\d+))?(?: --gpu=(?P<gpu>\w+))?\.?$")
+WRITTEN = re.compile(r"# Cost \((?P<count>\d+) x (?P<gpu>\w+)\)")
 LINE = "# Cost"
-NODE = 8
+NODE, GPU = 8, "H100"
 
 
 def target_of(recipe: Recipe) -> tuple[str, str | None] | None:
@@ -33,15 +35,19 @@ def target_of(recipe: Recipe) -> tuple[str, str | None] | None:
     return command, None if command in LIGHTNING_COMMANDS else STAGES[command][0]
 
 
-def devices_of(recipe: Recipe, path: Path) -> int:
-    """Return the number of GPUs that the line is for."""
+def devices_of(recipe: Recipe, path: Path) -> tuple[int, str]:
+    """Return the devices that the line is for: those that it names already, else those of the recipe."""
+    for row in path.read_text().split("\n"):
+        found = WRITTEN.match(row) or (TYPED.search(row) if row.startswith("#") else None)
+        if found and found["count"]:
+            return int(found["count"]), found["gpu"] or GPU
     made = target_of(recipe)
     assert made is not None
-    found = formula_and_values(recipe, made[0], made[1], [])
-    assert found is not None
-    values = found[1]
+    planned = formula_and_values(recipe, made[0], made[1], [])
+    assert planned is not None
+    values = planned[1]
     nodes = int(values.get("trainer.num_nodes") or values.get("fabric.num_nodes") or 1)
-    return 1 if "one_gpu" in path.parts else recipe_devices(values) or NODE * nodes
+    return (1 if "one_gpu" in path.parts else recipe_devices(values) or NODE * nodes), GPU
 
 
 def cost_line(path: Path) -> str | None:
@@ -50,10 +56,10 @@ def cost_line(path: Path) -> str | None:
     made = target_of(recipe)
     if made is None:
         return None
-    count = devices_of(recipe, path)
-    plan = make_plan(recipe, made[0], made[1], [f"--gpus={count}", "--gpu=H100"])
+    count, gpu = devices_of(recipe, path)
+    plan = make_plan(recipe, made[0], made[1], [f"--gpus={count}", f"--gpu={gpu}"])
     assert plan is not None
-    return f"{LINE} ({count} x H100): {_numbers(plan)}" if plan.footprint.works else f"{LINE}: {_light(plan)}"
+    return f"{LINE} ({count} x {gpu}): {_numbers(plan)}" if plan.footprint.works else f"{LINE}: {_light(plan)}"
 
 
 def _numbers(plan: Plan) -> str:

@@ -59,6 +59,9 @@ def recipe_devices(values: Values) -> int | None:
         devices, nodes = values.get("trainer.devices", 1), values.get("trainer.num_nodes", 1)
     elif isinstance(values.get("fabric"), dict):
         devices, nodes = values.get("fabric.devices", 1), values.get("fabric.num_nodes", 1)
+    elif isinstance(values.get("engine"), dict):  # engines with GPUs of their own
+        engines, ranks = values.get("engine.data_parallel", 1), int(values.get("engine.tensor_parallel", 1))
+        return None if engines == "auto" else int(engines) * ranks
     else:
         return 1
     if isinstance(devices, list):

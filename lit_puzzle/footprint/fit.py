@@ -74,7 +74,7 @@ def _knobs(
 
 
 def _shown(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return "all" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def refusal(footprint: Footprint, device: Device, found: list[str]) -> str:

@@ -15,6 +15,8 @@ from lit_puzzle.run.footprint import Device, Knob, smaller
 from lit_puzzle.run.recipe_values import Values
 
 PREFILL_PAIRS = 2**24  # of lit_puzzle.generation.decoding: rows x tokens x tokens of prompts that are read together
+STEP_SCORES = 6  # copies of the scores of a new token, half of them in float32
+LOGIT_COPIES = 3
 EAGER_SCORES = 4  # copies of the scores that eager attention holds: products, with sinks, shifted, softmax
 VLLM_SHARE = 0.92  # gpu_memory_utilization of vLLM
 
@@ -43,10 +45,13 @@ def decoding_bytes(
     scores = EAGER_SCORES * read * size.heads * prompt_tokens**2 * width if eager else 0.0
     precision = "float32" if width == 4 else "bfloat16"
     prefill = scores + forward_bytes(size, read * prompt_tokens, precision) + kv_bytes(size, read, prompt_tokens, width)
+    repeated = 2 * size.queries * width if width == 4 else 0.0  # float32 on a CPU repeats keys and values
+    attention = rows * tokens * (repeated + STEP_SCORES * size.heads * width)
+    growing = largest_kv_layer(size, rows, tokens, width) / 2  # keys, then values, beside their longer copy
     grown = {
         "KV cache": kv_bytes(size, rows, tokens, width),
-        "one layer of it, as it grows": largest_kv_layer(size, rows, tokens, width),
-        "scores and logits of a step": rows * (3 * size.heads * tokens * width + 3 * size.vocab * 4),
+        "attention of a step": max(attention, growing),
+        "logits of a step": rows * LOGIT_COPIES * size.vocab * 4.0,
     }
     if prefill > sum(grown.values()):
         return {"prompts while they are read": prefill}

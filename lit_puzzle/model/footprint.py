@@ -24,6 +24,7 @@ from lit_puzzle.model.family import family_of
 from lit_puzzle.model.layout import layer_blocks, layer_shapes, whole
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8, "32-true": 4, "bf16-true": 2, "16-true": 2}
+CHECKPOINT_STATES = 6  # states of a layer more than without checkpointing, while its forward pass is run again
 
 
 @dataclass(frozen=True)
@@ -183,8 +184,10 @@ def attention_bytes(size: ModelSize, tokens: float, precision: str) -> float:
 
 def saved_bytes(size: ModelSize, tokens: float, precision: str, chunk: float | None = None) -> float:
     """Return the bytes that all layers keep from forward to backward without checkpointing; chunks keep nothing."""
-    held, kept = ACTIVATIONS[precision].saved, None if chunk is None or chunk >= tokens else 0.0
-    return sum(held_bytes(size, held, tokens, layer.experts, kept) for layer in size.layers)
+    held, in_chunks = ACTIVATIONS[precision].saved, chunk is not None and chunk < tokens
+    inputs = len(size.layers) * stream_bytes(size, tokens, precision) if in_chunks else 0.0
+    kept = 0.0 if in_chunks else None
+    return inputs + sum(held_bytes(size, held, tokens, layer.experts, kept) for layer in size.layers)
 
 
 def inside_bytes(size: ModelSize, tokens: float, precision: str, chunk: float | None = None) -> float:
@@ -205,6 +208,7 @@ def step_bytes(
     inside = inside_bytes(size, tokens, precision, chunk)
     if checkpointed:
         inputs = len(size.layers) * stream_bytes(size, tokens, precision)
-        return {"inputs of layers": inputs, "inside of one layer": inside}
+        again = CHECKPOINT_STATES * stream_bytes(size, tokens, precision)
+        return {"inputs of layers": inputs, "inside of one layer": inside + again}
     saved = saved_bytes(size, tokens, precision, chunk)
     return {"activations": saved, "inside of one layer": max(inside - saved / len(size.layers), 0.0)}

@@ -129,6 +129,7 @@ def _fields(node: ast.ClassDef, dotted: str) -> dict[str, Parameter]:
         found |= dict(parameters_of(_dotted(base, module)) or {})
     for field in node.body:
         is_field = isinstance(field, ast.AnnAssign) and "ClassVar" not in ast.unparse(field.annotation)
+        is_field &= "init=False" not in ast.unparse(field)  # what the class computes itself
         if is_field and isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
             default = REQUIRED if field.value is None else _value(field.value, module)
             found[field.target.id] = _parameter(field.annotation, default, module)
@@ -177,7 +178,9 @@ def _called(node: ast.Call, module: str) -> Any:
     name = ast.unparse(node.func)
     given = {keyword.arg: keyword.value for keyword in node.keywords if keyword.arg is not None}
     if name == "field":
-        made = given.get("default_factory") or given["default"]
+        made = given.get("default_factory") or given.get("default")
+        if made is None:
+            return REQUIRED
         empty: dict[str, Any] = {"list": [], "dict": {}}
         return empty.get(ast.unparse(made)) if ast.unparse(made) in empty else _value(made, module)
     if name in ("list", "tuple", "dict", "Path") and node.args:

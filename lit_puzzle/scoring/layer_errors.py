@@ -14,6 +14,7 @@ Shapes: B sequences of a batch, T tokens, D hidden, N scored tokens, S samples.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,8 +24,9 @@ from lit_puzzle.library.swap import swapped
 from lit_puzzle.model.layer_pass import LayerAtWork, LayerPass
 from lit_puzzle.model.streaming import LayerSource
 from lit_puzzle.scoring.block_quality import exact
+from lit_puzzle.scoring.evidence import Routed, changes_experts
 from lit_puzzle.scoring.replace_block import Part
-from lit_puzzle.scoring.score_files import Entry, Values
+from lit_puzzle.scoring.score_files import Entry, Scored, Values
 
 LAYER_ERROR = "layer_error"
 FLOATS_PER_CHANNEL = 4  # of the squared differences, in float32, with their factors
@@ -38,8 +40,8 @@ def layer_errors(
     entries: Sequence[Entry],
     trained: Callable[[Entry], Mapping[str, Tensor]],
     sum_over_processes: Callable[[Tensor], Tensor],
-) -> Iterator[tuple[Entry, Values]]:
-    """Yield each entry with its error in every sample, the same on all processes.
+) -> Iterator[Scored]:
+    """Yield each entry with the share of tokens routed otherwise, and how its error in every sample is computed.
 
     Args:
         source: the parent.
@@ -58,14 +60,22 @@ def layer_errors(
     layers = LayerPass(source, folder, [part.batch for part in parts], computing)
     if layers.done > entries[0].layer:  # the files of finished candidates were removed since
         layers.restart()
+    routed = Routed(source.model, [entry for entry in entries if changes_experts(entry)])
+    routed.counts[-1] = sum(int(part.batch["attention_mask"].sum()) for part in parts)
+
+    def values_of(at: LayerAtWork, entry: Entry) -> Values:
+        with swapped(source.model, at.layer, entry.block, trained(entry)):
+            sums_2S = _sums(at, parts, num_samples)
+        error_S, norm_S = sum_over_processes(sums_2S)
+        return {LAYER_ERROR: (error_S / norm_S.clamp(min=torch.finfo(norm_S.dtype).tiny)).tolist()}
+
     for at in layers:
-        for index in range(len(parts)):
-            at.run(index)
+        for index, part in enumerate(parts):
+            with routed.counting_layer(at.layer, part.batch["attention_mask"]):
+                at.run(index)
+        counted = routed.shares(sum_over_processes)
         for entry in (one for one in entries if one.layer == at.layer):
-            with swapped(source.model, at.layer, entry.block, trained(entry)):
-                sums_2S = _sums(at, parts, num_samples)
-            error_S, norm_S = sum_over_processes(sums_2S)
-            yield entry, {LAYER_ERROR: (error_S / norm_S.clamp(min=torch.finfo(norm_S.dtype).tiny)).tolist()}
+            yield entry, counted.get(entry, 0.0), partial(values_of, at, entry)
         if at.layer == entries[-1].layer:
             return
 

@@ -10,9 +10,10 @@ from shutil import rmtree
 from torch import Tensor
 
 from lit_puzzle.model.streaming import LayerSource, StreamedModel
+from lit_puzzle.scoring.evidence import Routed, changes_experts
 from lit_puzzle.scoring.layer_errors import layer_errors
 from lit_puzzle.scoring.replace_block import Part, ReplaceOneBlock
-from lit_puzzle.scoring.score_files import Entry, Values
+from lit_puzzle.scoring.score_files import Entry, Scored
 from lit_puzzle.scoring.settings import ScoringSettings
 from lit_puzzle.scoring.streamed_scores import StreamedScores
 
@@ -26,8 +27,8 @@ def candidate_values(
     scoring: ScoringSettings,
     trained: Callable[[Entry], Mapping[str, Tensor]],
     sum_over_processes: Callable[[Tensor], Tensor],
-) -> Iterator[tuple[Entry, Values]]:
-    """Yield each entry with every metric of every sample.
+) -> Iterator[Scored]:
+    """Yield each entry with its share of tokens routed otherwise, and how every metric of every sample is computed.
 
     Args:
         source: the parent.
@@ -51,7 +52,9 @@ def candidate_values(
         rmtree(scratch, ignore_errors=True)  # left by an interrupted run
         file = scratch / "entering"
         scorer = ReplaceOneBlock(source.model, parts, num_samples, scoring.memory, file, sum_over_processes)
-        scorer.start(entries[0].layer)
+        routed = Routed(source.model, [entry for entry in entries if changes_experts(entry)])
+        scorer.start(entries[0].layer, routed)
+        counted = routed.shares(sum_over_processes)
         for entry in entries:
             scorer.advance(entry.layer)
-            yield entry, scorer.quality_loss(entry.block, trained(entry))
+            yield entry, counted.get(entry, 0.0), lambda one=entry: scorer.quality_loss(one.block, trained(one))

@@ -16,6 +16,7 @@ Source: arXiv 2602.11937 section 4.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -23,13 +24,16 @@ from torch import Tensor
 from lit_puzzle.library.swap import swapped
 from lit_puzzle.model.layer_pass import PARENT, LayerPass
 from lit_puzzle.model.streaming import LayerSource
+from lit_puzzle.run.files import read_json, write_json
 from lit_puzzle.scoring.block_quality import ScoredTokens
+from lit_puzzle.scoring.evidence import Routed, changes_experts
 from lit_puzzle.scoring.hidden_states import bytes_of
 from lit_puzzle.scoring.replace_block import Part, sample_values, scored_tokens
-from lit_puzzle.scoring.score_files import Entry, Values
+from lit_puzzle.scoring.score_files import Entry, Scored, Values
 from lit_puzzle.scoring.settings import Memory
 
 GIB = 2**30
+COUNTS_FILE = "routed.json"  # in the folder of the states
 OF_THE_PARENT = 5  # entering and leaving a layer, final, entering the next pass, and one file that is being written
 LOGIT_BYTES = 7 * 4
 
@@ -74,16 +78,40 @@ class StreamedScores:
                 f"{(OF_THE_PARENT + 1) * one / GIB:.2f} GiB. Raise it, or give fewer tokens."
             )
 
-    def values(self, entries: Sequence[Entry]) -> Iterator[tuple[Entry, Values]]:
-        """Yield each entry with every metric of every sample; entries are in the order of their layers."""
+    def values(self, entries: Sequence[Entry]) -> Iterator[Scored]:
+        """Yield each entry with its share of tokens routed otherwise, and how every metric of every sample is computed.
+
+        Args:
+            entries: in the order of their layers.
+        """
+        self.routed = Routed(self.source.model, [entry for entry in entries if changes_experts(entry)])
+        self._restore_counts()
         for first in range(0, len(entries), self.at_once):
             group, later = entries[first : first + self.at_once], entries[first + self.at_once :]
             self._run(group, later[0].layer if later else None)
+            counted = self.routed.shares(self.sum_over_processes)
             for entry in group:
-                head, chunk = self.source.model.lm_head, self.chunk_tokens
-                results = (self._results(_name(entry), index) for index in range(len(self.parts)))
-                yield entry, sample_values(results, self.num_samples, head, chunk, self.sum_over_processes)
+                yield entry, counted.get(entry, 0.0), partial(self._values_of, entry)
                 self.layers.states.remove(_name(entry))
+
+    def _values_of(self, entry: Entry) -> Values:
+        head, chunk = self.source.model.lm_head, self.chunk_tokens
+        results = (self._results(_name(entry), index) for index in range(len(self.parts)))
+        return sample_values(results, self.num_samples, head, chunk, self.sum_over_processes)
+
+    def _restore_counts(self) -> None:
+        """Set the counts of layers that the parent has passed in an interrupted run, and that of all tokens."""
+        self.routed.counts[-1] = sum(int(part.batch["attention_mask"].sum()) for part in self.parts)
+        file = self.layers.states.folder / COUNTS_FILE
+        counts = read_json(file) if file.is_file() else {}
+        for place, entry in enumerate(self.routed.removed):
+            self.routed.counts[place] = counts.get(_name(entry), 0)
+
+    def _save_counts(self) -> None:
+        file = self.layers.states.folder / COUNTS_FILE
+        counts = read_json(file) if file.is_file() else {}
+        own = zip(map(_name, self.routed.removed), self.routed.counts.tolist()[:-1], strict=True)
+        write_json(file, counts | dict(own))
 
     def _run(self, group: Sequence[Entry], next_layer: int | None) -> None:
         """Run the parent and the entries to the end, each from where it is.
@@ -98,10 +126,14 @@ class StreamedScores:
         if not any(layer <= needed for layer in states.layers(PARENT)):
             self.layers.restart()
         keep = {end} | ({next_layer} if next_layer is not None else set())
-        last = max([*waiting, *(keep - {end})], default=0) if states.has(PARENT, end) else end  # that the parent enters
+        last = (
+            max([*(layer + 1 for layer in waiting), *(keep - {end})], default=0) if states.has(PARENT, end) else end
+        )  # that the parent enters
         begins = [max(layer for layer in states.layers(PARENT) if layer <= needed)]
         begins += [layer for entry in group if (layer := states.layer_of(_name(entry))) is not None]
         for layer, _ in self.source.layers(min(begins), end, self.layers.ahead):
+            if states.has(PARENT, layer) and layer < last and not states.has(PARENT, layer + 1):
+                self._parent_through(layer)
             for entry in group:
                 name = _name(entry)
                 if entry.layer == layer and states.layer_of(name) is None:
@@ -110,9 +142,21 @@ class StreamedScores:
                     self._through(layer, name)
                     states.remove(name, but=[layer + 1])
             if states.has(PARENT, layer) and layer < last:
-                if not states.has(PARENT, layer + 1):
-                    self._through(layer, PARENT)
                 states.remove(PARENT, but=keep | {layer + 1})
+
+    def _parent_through(self, layer: int) -> None:
+        """Run all batches of the parent's states through its own layer, and keep the counts of its routing."""
+        states = self.layers.states
+        for place, entry in enumerate(self.routed.removed):
+            if entry.layer == layer:
+                self.routed.counts[place] = 0
+        entering_ND = states.read(PARENT, layer)
+        with states.write(PARENT, layer + 1) as leaving_ND:
+            for index, part in enumerate(self.parts):
+                with self.routed.counting_layer(layer, part.batch["attention_mask"]):
+                    leaving_BTD = self.layers.through(layer, entering_ND, index)
+                leaving_ND[self.layers.tokens(index)] = leaving_BTD.flatten(0, 1).cpu()
+            self._save_counts()
 
     def _through(self, layer: int, name: str, branches: Entry | None = None) -> None:
         """Run all batches of one state through a layer, with an entry's block in its place if one branches off."""

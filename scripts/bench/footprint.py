@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 HERE = Path(__file__).resolve()
@@ -50,62 +51,26 @@ def stages(folder: Path, size: int, processes: int) -> dict[str, tuple[str, list
         "--data.init_args.validation_one_in=4",
         "--data.init_args.batch_size=1",
     ]
-    short = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.callbacks=[]"]
+    short = ["--trainer.max_steps=2", "--trainer.val_check_interval=1", "--trainer.callbacks=[]"]
     rows = 8 * 2**size
     drawn = ["--sampling.max_new_tokens=64", "--engine.name=transformers", f"--engine.batch_size={2 * rows}"]
+    wide = [f"--batch_tokens={2 * tokens}"]
     model = "--model.init_args"
+    child = [f"{model}.child={parent}", f"{model}.parent={parent}", f"{model}.evaluation=null", *devices, *packed]
+    checkpointed = [f"{model}.training.gradient_checkpointing=true", f"{model}.loss.hidden=0.0"]
+    rollouts = [f"{model}.grpo.completions_per_device={rows}", f"{model}.grpo.sampling.max_new_tokens=64"]
+    prompts = [f"{model}.evaluation.prompts_per_effort=2", "--data.init_args.held_out_per_effort=2"]
+    whole = [f"{model}.child={parent}", f"{model}.training.lora=null", "--data.init_args.train_prompts=64"]
+    blocks = [f"{model}.parent={parent}", f"{model}.library={library}"]
     return {
         "importance": ("importance", [f"{model}.parent={parent}", *devices, *data]),
         "calibrate_kv": ("calibrate_kv", [f"{model}.checkpoint={parent}", *devices, *data]),
         "score": ("score", [f"--parent={parent}", f"--library={library}", "--evaluations=[]", *fabric, *data]),
-        "precompute_logits": (
-            "precompute_logits",
-            [f"--parent={parent}", f"--documents={documents}", f"--batch_tokens={2 * tokens}", *fabric],
-        ),
-        "distill_blocks": (
-            "distill_blocks",
-            [f"{model}.parent={parent}", f"{model}.library={library}", *devices, *packed, *short],
-        ),
-        "distill": (
-            "distill",
-            [
-                f"{model}.child={parent}",
-                f"{model}.parent={parent}",
-                f"{model}.evaluation=null",
-                *devices,
-                *packed,
-                *short,
-            ],
-        ),
-        "distill_checkpointed": (
-            "distill",
-            [
-                f"{model}.child={parent}",
-                f"{model}.parent={parent}",
-                f"{model}.evaluation=null",
-                *devices,
-                *packed,
-                *short,
-                f"{model}.training.gradient_checkpointing=true",
-                f"{model}.loss.hidden=0.0",
-            ],
-        ),
-        "rl_recover": (
-            "rl_recover",
-            [
-                f"{model}.child={parent}",
-                f"{model}.grpo.completions_per_device={rows}",
-                *devices,
-                "--trainer.max_steps=1",
-                f"{model}.grpo.sampling.max_new_tokens=64",
-                f"{model}.evaluation.prompts_per_effort=2",
-                "--trainer.callbacks=[]",
-                "--trainer.val_check_interval=1",
-                "--data.init_args.held_out_per_effort=2",
-                f"{model}.training.lora=null",
-                "--data.init_args.train_prompts=64",
-            ],
-        ),
+        "precompute_logits": ("precompute_logits", [f"--parent={parent}", f"--documents={documents}", *wide, *fabric]),
+        "distill_blocks": ("distill_blocks", [*blocks, *devices, *packed, *short]),
+        "distill": ("distill", [*child, *short]),
+        "distill_checkpointed": ("distill", [*child, *short, *checkpointed]),
+        "rl_recover": ("rl_recover", [*whole, *rollouts, *prompts, *devices, *short, "--trainer.max_steps=1"]),
         "generate": ("generate", [f"--parent={parent}", f"--prompts.num_prompts={2 * rows}", *drawn]),
         "evaluate": ("evaluate", [f"--checkpoint={parent}", f"--held_out.prompts_per_effort={2 * rows}", *drawn]),
     }
@@ -191,6 +156,9 @@ def start(words: list[str], out: Path, rank: int, processes: int, port: int) -> 
         code = 0
     except SystemExit as stopped:
         code = int(stopped.code or 0)
+    except BaseException:
+        traceback.print_exc()  # the process ends below, before Python would print it
+        raise
     finally:
         sys.stdout.flush()
         os._exit(code)

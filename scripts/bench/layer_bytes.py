@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import GptOssConfig
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssDecoderLayer, GptOssRotaryEmbedding
 
@@ -37,7 +36,7 @@ MODES = {
 LENGTHS = (1024, 2048)
 
 
-def make_layer(sizes: dict[str, int], mode: str) -> tuple[nn.Module, GptOssRotaryEmbedding]:
+def make_layer(sizes: dict[str, int], mode: str) -> tuple[Any, GptOssRotaryEmbedding]:
     """Return a layer with frozen experts and router; what trains has the first dtype of the mode."""
     config = GptOssConfig(
         hidden_size=sizes["D"],
@@ -60,10 +59,10 @@ def make_layer(sizes: dict[str, int], mode: str) -> tuple[nn.Module, GptOssRotar
     return layer, GptOssRotaryEmbedding(config=config)
 
 
-def held(layer: nn.Module, rotary: Any, tokens: int, mode: str) -> dict[str, int]:
-    """Return the bytes at the fullest moment without gradients, between the passes, and at the fullest moments of both."""
+def held(layer: Any, rotary: Any, tokens: int, mode: str) -> dict[str, int]:
+    """Return the bytes at the fullest moments without gradients and of both passes, and those between the passes."""
     _, stream, mixed = MODES[mode]
-    hidden = torch.randn(1, tokens, layer.hidden_size, dtype=stream)
+    hidden = torch.randn(1, tokens, int(layer.input_layernorm.weight.numel()), dtype=stream)
     tables = rotary(hidden, torch.arange(tokens)[None])
     found = {}
     for grad in (False, True):

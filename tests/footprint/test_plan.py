@@ -67,7 +67,7 @@ def test_overrides_change_the_plan() -> None:
     short = planned(RL, "--gpus=8", "--gpu=H100", "--model.init_args.grpo.sampling.max_new_tokens=1024")
     long = planned(RL, "--gpus=8", "--gpu=H100")
     bytes_of = [next(p for p in plan.footprint.phases if p.name == "update").peak_bytes for plan in (short, long)]
-    assert bytes_of[0] < bytes_of[1] / 2 and not short.advice
+    assert bytes_of[0] < 0.7 * bytes_of[1] and not short.advice
 
 
 @pytest.mark.parametrize(

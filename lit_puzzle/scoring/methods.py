@@ -4,6 +4,7 @@ Writes scratch files below a folder; nothing else. Memory and disk: those of the
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from shutil import rmtree
 
@@ -13,7 +14,7 @@ from lit_puzzle.model.streaming import LayerSource, StreamedModel
 from lit_puzzle.scoring.evidence import Routed, changes_experts
 from lit_puzzle.scoring.layer_errors import layer_errors
 from lit_puzzle.scoring.replace_block import Part, ReplaceOneBlock
-from lit_puzzle.scoring.score_files import Entry, Scored
+from lit_puzzle.scoring.score_files import Entry, Scored, Values
 from lit_puzzle.scoring.settings import ScoringSettings
 from lit_puzzle.scoring.streamed_scores import StreamedScores
 
@@ -57,4 +58,8 @@ def candidate_values(
         counted = routed.shares(sum_over_processes)
         for entry in entries:
             scorer.advance(entry.layer)
-            yield entry, counted.get(entry, 0.0), lambda one=entry: scorer.quality_loss(one.block, trained(one))
+            yield entry, counted.get(entry, 0.0), partial(_values_of, scorer, entry, trained)
+
+
+def _values_of(scorer: ReplaceOneBlock, entry: Entry, trained: Callable[[Entry], Mapping[str, Tensor]]) -> Values:
+    return scorer.quality_loss(entry.block, trained(entry))

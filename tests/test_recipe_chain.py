@@ -9,6 +9,7 @@ import pytest
 
 from lit_puzzle.run.recipe import PACKAGED_RECIPES, load_recipe, packaged_recipes
 
+BY_SCRIPTS = ("runs/smollm2/blocks.json",)  # scripts/measure_blocks.py, as the recipe says
 FROM_THE_USER = ("models/", "prompts/", "lit_puzzle/")
 OWN_KEYS = ("run_dir", "save_dir", "dirpath", "default_root_dir")
 OUTPUTS = {  # what may be named inside a run folder, by command or class of the model; else the folder is named
@@ -66,8 +67,8 @@ def texts(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 def inputs(path: Path) -> list[str]:
     """The run folders, and folders inside them, that a recipe reads."""
-    found = [text for key, text in texts(RECIPES[path]) if key not in OWN_KEYS and text.startswith("runs/")]
-    return sorted(set(found))
+    found = {text for key, text in texts(RECIPES[path]) if key not in OWN_KEYS and text.startswith("runs/")}
+    return sorted(found.difference(BY_SCRIPTS))
 
 
 def maker(folder: str) -> tuple[Path, str] | None:
@@ -117,7 +118,7 @@ def ancestors(path: Path) -> set[Path]:
 
 
 @pytest.mark.parametrize(
-    "export", [path for path in RECIPES if path.name == "export.yaml" and family(path) != "tiny"], ids=str
+    "export", [path for path in RECIPES if path.name == "export.yaml" and family(path).startswith("gpt_oss")], ids=str
 )
 def test_what_is_exported_was_searched_distilled_and_recovered(export: Path) -> None:
     assert {"generate", "ExpertImportance", "library", "score", "search", "assemble", "KVCalibration"} <= {

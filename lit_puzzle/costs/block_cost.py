@@ -20,7 +20,8 @@ class BlockCost:
         parameters: number of parameters, however they are stored.
         active_parameters: parameters that one token uses.
         weight_bytes: bytes of weights on each GPU.
-        kv_bytes: bytes of KV cache on each GPU for each request in flight, mean over the request's steps.
+        kv_bytes: bytes of keys and values on each GPU for each request in flight, mean over the request's steps, before
+            an engine's padding (`CostModel.kv_demand`).
         prefill_seconds: time to read one prompt.
         decode_seconds: time of one decode step, mean over the request's steps.
     """

@@ -1,9 +1,10 @@
 """The cost model: parameters, bytes, seconds and throughput of every block, and of a whole child, in a deployment.
 
 Reads and writes nothing. Costs are additive: the model's totals are `rest` (embedding, last norm, head, the engine's
-step) plus one `block` per layer, so that a linear program can choose the blocks.
+step) plus one `block` per layer, so that a linear program can choose the blocks. The KV cache alone is not: it depends
+on how many layers have each window (`kv_demand`, `lit_puzzle.costs.kv_layout`), which the program has a table of.
 
-    bytes per GPU        weights + batch x KV <= usable
+    bytes per GPU        weights + KV cache of `batch` requests <= usable
     request seconds      batch x prefill + G x decode
     tokens per second    replicas x batch x G / request seconds
 
@@ -33,6 +34,7 @@ from lit_puzzle.costs.accounting import (
 from lit_puzzle.costs.block_cost import BlockCost, Prediction
 from lit_puzzle.costs.engine import GIB, ServingEngine
 from lit_puzzle.costs.gpus import find_gpu
+from lit_puzzle.costs.kv_layout import KVDemand, WindowCounts, vllm_demand, window_counts
 from lit_puzzle.costs.model_shape import ModelShape
 from lit_puzzle.costs.serving import Block, Deployment, KernelTimes, Setting
 from lit_puzzle.spec import KV_DTYPE_BYTES, Scenario
@@ -66,9 +68,14 @@ class CostModel:
         self.engine = dataclasses.replace(given, max_sequences=self.max_sequences)
         if scenario.generated_tokens == 0:
             raise ValueError("the scenario generates 0 tokens: throughput counts generated tokens; set 1 or more")
+        self._cached = scenario  # the steps over which bytes of KV cache are averaged
+        if self.engine.kv.requests == "in_step":
+            last = scenario.total_tokens - 1
+            self._cached = dataclasses.replace(scenario, prompt_tokens=last, generated_tokens=1)
         self._static_costs: dict[tuple[Block, Deployment], BlockCost] = {}
         self._decode_cache: dict[tuple[Block, Deployment, int], float] = {}
         self._rest_costs: dict[tuple[Deployment, int], BlockCost] = {}
+        self._kv_demands: dict[tuple[WindowCounts, Deployment], KVDemand] = {}
         self._settings = {chosen: Setting(model, scenario, chosen, self.engine) for chosen in self._deployments()}
         for setting in self._settings.values():
             times.check(setting)
@@ -122,16 +129,14 @@ class CostModel:
         if key not in self._static_costs:
             self._check_block(block, deployment)
             model, scenario, setting = self.model, self.scenario, self._settings[deployment]
-            heads = -(-model.num_kv_heads // deployment.tensor_parallel)  # where ranks outnumber heads: one on each
-            kv_token_bytes = 2 * heads * model.head_dim * KV_DTYPE_BYTES[scenario.kv_dtype]
-            prompt = scenario.prompt_tokens
+            kv_token_bytes, prompt = self.kv_token_bytes(deployment), scenario.prompt_tokens
             self._static_costs[key] = BlockCost(
                 parameters=layer_parameters(model, block.num_experts, block.num_experts),
                 active_parameters=layer_parameters(
                     model, block.num_experts, min(block.num_experts, model.experts_per_token)
                 ),
                 weight_bytes=layer_weight_bytes(setting, block.num_experts),
-                kv_bytes=kv_token_bytes * mean_context(scenario, block.window_tokens),
+                kv_bytes=kv_token_bytes * mean_context(self._cached, block.window_tokens),
                 prefill_seconds=self.times.prefill_layer(setting, block, prompt) if prompt else 0.0,
                 decode_seconds=0.0,
             )
@@ -161,6 +166,29 @@ class CostModel:
             )
         return self._rest_costs[key]
 
+    def kv_token_bytes(self, deployment: Deployment) -> int:
+        """Return the bytes of one token's keys and values in one layer on each GPU."""
+        heads = -(-self.model.num_kv_heads // deployment.tensor_parallel)  # where ranks outnumber heads: one on each
+        return 2 * heads * self.model.head_dim * KV_DTYPE_BYTES[self.scenario.kv_dtype]
+
+    def kv_demand(self, counts: WindowCounts, deployment: Deployment) -> KVDemand:
+        """Return the bytes of KV cache on each GPU that layers with these windows take, as the engine allocates it."""
+        key = (counts, deployment)
+        if key not in self._kv_demands:
+            token_bytes, kv, scenario = self.kv_token_bytes(deployment), self.engine.kv, self._cached
+            if kv.allocator == "ideal":
+                held = sum(count * mean_context(scenario, window) for window, count in counts)
+                self._kv_demands[key] = KVDemand(token_bytes * held, 0.0)
+            else:
+                lengths = scenario.prompt_tokens, scenario.generated_tokens
+                block = kv.block_tokens or self.gpu.kv_block_tokens
+                chunk = min(self.engine.chunk_tokens * kv.concurrent_batches, self.scenario.prompt_tokens)
+                self._kv_demands[key] = vllm_demand(counts, lengths, token_bytes, block, chunk)
+        return self._kv_demands[key]
+
+    def _demand_of(self, blocks: Iterable[Block], deployment: Deployment) -> KVDemand:
+        return self.kv_demand(window_counts(block.window_tokens for block in blocks), deployment)
+
     def usable_bytes(self, deployment: Deployment) -> float:
         """Return the bytes of one GPU that weights and KV cache may use."""
         channels = self.model.num_query_heads * self.model.head_dim
@@ -172,7 +200,7 @@ class CostModel:
         for block, count in Counter(blocks).items():
             total += self.block(block, deployment, batch_size).times(count)
         request_seconds = self._request_seconds(total, batch_size)
-        gpu_bytes = total.weight_bytes + batch_size * total.kv_bytes
+        gpu_bytes = total.weight_bytes + self._demand_of(blocks, deployment).total(batch_size)
         return Prediction(
             tokens_per_second=deployment.replicas * batch_size * self.scenario.generated_tokens / request_seconds,
             latency_seconds=request_seconds,
@@ -192,7 +220,7 @@ class CostModel:
         """Return the number of requests that fit one replica, at most `max_sequences`; 0 when none does."""
         total = self._weights_and_cache(Counter(blocks), deployment)
         free = self.usable_bytes(deployment) - total.weight_bytes
-        return 0 if free < total.kv_bytes else min(self.max_sequences, int(free / total.kv_bytes))
+        return min(self.max_sequences, self._demand_of(blocks, deployment).requests(free))
 
     def _weights_and_cache(self, counts: Counter[Block], deployment: Deployment) -> BlockCost:
         total = self.rest(deployment, 1)

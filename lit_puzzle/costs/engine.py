@@ -14,6 +14,8 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 
+from lit_puzzle.costs.kv_layout import KVAllocation
+
 GIB = 2**30
 
 
@@ -74,7 +76,7 @@ class EngineStep:
         ValueError: a number is negative.
     """
 
-    overhead_seconds: float = 0.002
+    overhead_seconds: float = 0.0002
     sampling_bytes: float = 44.0
     small_kernels: int = 4
     small_kernel_seconds: float = 3e-6
@@ -95,6 +97,7 @@ class ServingEngine:
             (`EngineArgs.get_batch_defaults`).
         graph_sequences: most sequences that a CUDA graph decodes (`max_cudagraph_capture_size`): vLLM captures 512.
         memory: memory that weights and KV cache may not use.
+        kv: how the KV cache is allocated.
         step: time of a step beside the large kernels.
 
     Raises:
@@ -105,6 +108,7 @@ class ServingEngine:
     chunk_tokens: int = 8192
     graph_sequences: int = 512
     memory: EngineMemory = field(default_factory=EngineMemory)
+    kv: KVAllocation = field(default_factory=KVAllocation)
     step: EngineStep = field(default_factory=EngineStep)
 
     def __post_init__(self) -> None:

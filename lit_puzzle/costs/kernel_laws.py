@@ -4,10 +4,12 @@ Reads through `lit_puzzle.costs.kernel_tables`. Where no law is stated, a size o
 ValueError.
 
     decode attention    is bound by reading the cache, so its time is linear in cached tokens. Beyond the longest
-                        measured context: the slope of the last two contexts, up to 131072 tokens. A window that was
-                        not measured: full attention at min(context, window).
+                        measured context, up to 131072 tokens: seconds per sequence and token, the median over the
+                        measured batches of the slope of their last two contexts (one batch alone scatters by 10%). A
+                        window that was not measured: full attention at min(context, window).
     prefill attention   is bound by arithmetic, counted in pairs of query and key. The chunks of a prompt add up to the
-                        prompt read at once. Full attention beyond the longest measured prompt p: seconds(p) (n / p)^2.
+                        prompt read at once. Full attention beyond the longest measured prompt: a n + b n^2 through the
+                        last two measured prompts.
                         A measured window: its last slope. Any other window w: full attention up to w, then
                         seconds(w) (1 + 2 (n - w) / w), as w more tokens have twice the pairs of the first w.
     experts             decode is bound by reading the distinct experts that its tokens are routed to. Between two
@@ -26,6 +28,7 @@ from __future__ import annotations
 
 import functools
 import math
+import statistics
 from bisect import bisect_left
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -39,6 +42,7 @@ LONGEST_CONTEXT = 131072  # the longest that was measured for any number of head
 KV_DTYPES = {"bfloat16": "bfloat16", "fp8": "fp8"}
 WEIGHT_DTYPES = {"bfloat16": "bfloat16", "fp8": "fp8"}
 EXPERT_DTYPES = {"mxfp4": "w4a16_mxfp4", "bfloat16": "bfloat16", "fp8": "fp8"}
+MXFP8_INPUTS = "w4a8_mxfp4_mxfp8"
 
 
 def measured_dtype(known: dict[str, str], what: str, dtype: str) -> str:
@@ -64,10 +68,12 @@ class DecodeAttention:
     Attributes:
         windows: for each window and number of sequences, seconds by context.
         sizes: for each window, the measured numbers of sequences, ascending.
+        slope: seconds per sequence and token of its context, beyond the measured contexts of full attention.
     """
 
     windows: dict[int, dict[int, Curve]]
     sizes: dict[int, list[int]]
+    slope: float
 
     @classmethod
     def load(cls, system: System, model: ModelShape, ranks: int, kv_dtype: str) -> DecodeAttention:
@@ -83,7 +89,8 @@ class DecodeAttention:
             window: {batch: Curve.of(path, "context", points) for batch, points in sorted(batches.items())}
             for window, batches in windows.items()
         }
-        return cls(curves, {window: list(batches) for window, batches in curves.items()})
+        slope = statistics.median(curve.last_slope() / batch for batch, curve in curves[0].items())
+        return cls(curves, {window: list(batches) for window, batches in curves.items()}, slope)
 
     def at(self, window_tokens: int | None, batch_size: int, context_tokens: float) -> float:
         """Return the seconds for `batch_size` sequences that attend to `context_tokens` each, or to their window.
@@ -98,24 +105,27 @@ class DecodeAttention:
             context_tokens, window = min(context_tokens, float(window)), 0
         batches = self.windows[window]
         if batch_size in batches:
-            return _extrapolate(batches[batch_size], context_tokens, window)
+            return self._one(window, batch_size, context_tokens)
         sizes = self.sizes[window]
         if not sizes[0] <= batch_size <= sizes[-1]:
             raise ValueError(f"{batches[sizes[0]].table}: {batch_size} sequences; measured {sizes[0]}..{sizes[-1]}")
         right = bisect_left(sizes, batch_size)
         low, high = sizes[right - 1], sizes[right]
-        below, above = (_extrapolate(batches[size], context_tokens, window) for size in (low, high))
+        below, above = (self._one(window, size, context_tokens) for size in (low, high))
         return below + (batch_size - low) / (high - low) * (above - below)
 
+    def _one(self, window: int, batch: int, context_tokens: float) -> float:
+        return _extrapolate(self.windows[window][batch], context_tokens, window, batch * self.slope)
 
-def _extrapolate(curve: Curve, context_tokens: float, window: int) -> float:
+
+def _extrapolate(curve: Curve, context_tokens: float, window: int, slope: float) -> float:
     """Return the seconds of one measured batch at any context: linear beyond its longest, constant beyond a window."""
     last = curve.sizes[-1]
     if context_tokens <= last:
         return curve.at(max(context_tokens, curve.sizes[0]))  # 1 token costs what the 2 of the first row do
     if window:
         return curve.seconds[-1] if last >= window else curve.at(context_tokens)
-    return curve.seconds[-1] + curve.last_slope() * (context_tokens - last)
+    return curve.seconds[-1] + slope * (context_tokens - last)
 
 
 @dataclass(frozen=True)
@@ -145,8 +155,14 @@ class PrefillAttention:
             return curve.at(min(prompt_tokens, last)) + curve.last_slope() * max(0.0, prompt_tokens - last)
         if window and prompt_tokens > window:
             return self.at(None, window) * (1 + 2 * (prompt_tokens - window) / window)
-        last = full.sizes[-1]
-        return full.at(prompt_tokens) if prompt_tokens <= last else full.seconds[-1] * (prompt_tokens / last) ** 2
+        return full.at(prompt_tokens) if prompt_tokens <= full.sizes[-1] else quadratic(full, prompt_tokens)
+
+
+def quadratic(curve: Curve, size: float) -> float:
+    """Return a n + b n^2 at a size n, through the last two points of a curve."""
+    (first, last), (before, after) = curve.sizes[-2:], curve.seconds[-2:]
+    square = (after / last - before / first) / (last - first)
+    return size * (after / last + square * (size - last))
 
 
 def _heads(model: ModelShape, ranks: int, kv_dtype: str) -> tuple[tuple[str, str, object], ...]:
@@ -168,18 +184,37 @@ class Experts:
 
     @classmethod
     def load(
-        cls, system: System, model: ModelShape, deployment: Deployment, expert_dtype: str, distribution: str
+        cls, system: System, model: ModelShape, deployment: Deployment, dtypes: tuple[str, str], distribution: str
     ) -> Experts:
-        """Read the rows of this model's experts, split as the deployment says, for one distribution of the routing."""
-        path = f"{system.folder}/moe/vllm/{system.vllm}/moe_perf.parquet"
-        groups = deployment.expert_parallel
+        """Read the rows of this model's experts, split as the deployment says, for one distribution of the routing.
+
+        Args:
+            system: where the tables are.
+            model: sizes of the model.
+            deployment: how the GPUs share it.
+            dtypes: number formats of the experts and of their inputs.
+            distribution: how tokens are spread over experts.
+        """
+        (expert_dtype, inputs), groups = dtypes, deployment.expert_parallel
+        path, kernel = (
+            f"{system.folder}/moe/vllm/{system.vllm}",
+            measured_dtype(EXPERT_DTYPES, "expert_dtype", expert_dtype),
+        )
+        if inputs == "mxfp8":
+            if system.mxfp8_experts is None or expert_dtype != "mxfp4":
+                raise ValueError(
+                    f"no measured kernels of {expert_dtype} experts with expert_inputs: mxfp8 in {system.folder}; it "
+                    "needs MXFP4 experts on a B200. Set expert_inputs: bfloat16"
+                )
+            path, kernel = f"{system.folder}/moe/{system.mxfp8_experts}", MXFP8_INPUTS
+        path += "/moe_perf.parquet"
         filters = (
             ("hidden_size", "=", model.hidden),
             ("inter_size", "=", model.intermediate),
             ("topk", "=", model.experts_per_token),
             ("moe_tp_size", "=", deployment.tensor_parallel // groups),
             ("moe_ep_size", "=", groups),
-            ("moe_dtype", "=", measured_dtype(EXPERT_DTYPES, "expert_dtype", expert_dtype)),
+            ("moe_dtype", "=", kernel),
             ("distribution", "=", distribution),
         )
         counts: dict[int, dict[float, float]] = defaultdict(dict)

@@ -32,17 +32,20 @@ class System:
         folder: folder of its system.
         vllm: version of vLLM that was measured.
         nccl: version of NCCL that was measured.
+        mxfp8_experts: engine and version in which FlashInfer's product of MXFP4 experts with MXFP8 inputs was measured;
+            vLLM uses that kernel with `VLLM_USE_FLASHINFER_MOE_MXFP4_MXFP8=1`, where it has no table of its own.
     """
 
     folder: str
     vllm: str
     nccl: str
+    mxfp8_experts: str | None = None
 
 
 SYSTEMS = {
     "H100": System("h100_sxm", "0.24.0", "2.29.2"),
     "H200": System("h200_sxm", "0.24.0", "2.29.2"),
-    "B200": System("b200_sxm", "0.24.0", "2.29.2"),
+    "B200": System("b200_sxm", "0.24.0", "2.29.2", "sglang/0.5.14"),
     "A100": System("a100_sxm", "0.14.0", "2.27.3"),
 }
 

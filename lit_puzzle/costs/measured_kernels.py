@@ -101,10 +101,20 @@ class MeasuredKernels:
     Args:
         distribution: how the tokens of the measurement were spread over experts: balanced, power_law_1.01 or
             power_law_1.2. The default is aiconfigurator-core's own.
+        expert_inputs: number format that the experts multiply: bfloat16, vLLM's default, or mxfp8, which a B200 has and
+            `VLLM_USE_FLASHINFER_MOE_MXFP4_MXFP8=1` turns on.
+
+    Raises:
+        ValueError: `expert_inputs` is neither.
     """
 
     name: ClassVar[str] = "measured kernels"
     distribution: str = "power_law_1.01"
+    expert_inputs: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        if self.expert_inputs not in ("bfloat16", "mxfp8"):
+            raise ValueError(f"MeasuredKernels: expert_inputs must be bfloat16 or mxfp8, got {self.expert_inputs!r}")
 
     def check(self, setting: Setting) -> None:
         """Read the tables that the setting needs.
@@ -112,11 +122,11 @@ class MeasuredKernels:
         Raises:
             ValueError: a kernel was not measured in this setting.
         """
-        _kernels(setting, self.distribution)
+        _kernels(setting, self.distribution, self.expert_inputs)
 
     def decode_layer(self, setting: Setting, block: Block, batch_size: int, context_tokens: float) -> float:
         """Return the seconds of one decode step of one layer."""
-        kernels = _kernels(setting, self.distribution)
+        kernels = _kernels(setting, self.distribution, self.expert_inputs)
         attention = kernels.decode_attention.at(block.window_tokens, batch_size, context_tokens)
         return attention + _besides_attention(
             kernels, setting, block.num_experts, batch_size, _in_graph(setting, batch_size)
@@ -124,7 +134,7 @@ class MeasuredKernels:
 
     def prefill_layer(self, setting: Setting, block: Block, prompt_tokens: int) -> float:
         """Return the seconds to read one prompt through one layer, chunk by chunk."""
-        kernels = _kernels(setting, self.distribution)
+        kernels = _kernels(setting, self.distribution, self.expert_inputs)
         seconds = kernels.prefill_attention.at(block.window_tokens, prompt_tokens)
         for tokens in _chunks(setting, prompt_tokens):
             seconds += _besides_attention(kernels, setting, block.num_experts, tokens, graph=False)
@@ -132,18 +142,21 @@ class MeasuredKernels:
 
     def decode_rest(self, setting: Setting, batch_size: int) -> float:
         """Return the seconds of the head, sampling and the engine's overhead."""
-        collectives, graph = _kernels(setting, self.distribution).collectives, _in_graph(setting, batch_size)
+        collectives, graph = (
+            _kernels(setting, self.distribution, self.expert_inputs).collectives,
+            _in_graph(setting, batch_size),
+        )
         reduce = collectives.reduce(batch_size * setting.model.hidden, graph)
         return reduce + self._head(setting, batch_size) + setting.engine.step.overhead_seconds
 
     def prefill_rest(self, setting: Setting, prompt_tokens: int) -> float:
         """Return the seconds outside the layers; the head sees the last token only, overhead is counted in decode."""
-        collectives, hidden = _kernels(setting, self.distribution).collectives, setting.model.hidden
+        collectives, hidden = _kernels(setting, self.distribution, self.expert_inputs).collectives, setting.model.hidden
         reduce = sum(collectives.reduce(tokens * hidden, graph=False) for tokens in _chunks(setting, prompt_tokens))
         return reduce + self._head(setting, 1)
 
     def _head(self, setting: Setting, sequences: int) -> float:
-        kernels, model = _kernels(setting, self.distribution), setting.model
+        kernels, model = _kernels(setting, self.distribution, self.expert_inputs), setting.model
         logits = sequences * model.vocab
         seconds = kernels.products.at(model.vocab / setting.deployment.tensor_parallel, model.hidden, sequences)
         seconds += kernels.collectives.gather(logits)
@@ -160,23 +173,23 @@ def _chunks(setting: Setting, prompt_tokens: int) -> list[int]:
 
 
 @functools.lru_cache(maxsize=64)
-def _kernels(setting: Setting, distribution: str) -> Kernels:
+def _kernels(setting: Setting, distribution: str, inputs: str) -> Kernels:
     scenario = setting.scenario
-    dtypes = (scenario.kv_dtype, scenario.weight_dtype, scenario.expert_dtype)
+    dtypes = (scenario.kv_dtype, scenario.weight_dtype, scenario.expert_dtype, inputs)
     tables = _load(find_system(scenario.gpu), setting.model, setting.deployment, dtypes, distribution)
     return dataclasses.replace(tables, layers={})
 
 
 @functools.lru_cache(maxsize=256)
 def _load(
-    system: System, model: ModelShape, deployment: Deployment, dtypes: tuple[str, str, str], distribution: str
+    system: System, model: ModelShape, deployment: Deployment, dtypes: tuple[str, str, str, str], distribution: str
 ) -> Kernels:
     """Read the tables, which do not depend on prompt, batch and engine: once per process."""
-    ranks, (kv_dtype, weight_dtype, expert_dtype) = deployment.tensor_parallel, dtypes
+    ranks, (kv_dtype, weight_dtype, *expert_dtypes) = deployment.tensor_parallel, dtypes
     return Kernels(
         DecodeAttention.load(system, model, ranks, kv_dtype),
         PrefillAttention.load(system, model, ranks, kv_dtype),
-        Experts.load(system, model, deployment, expert_dtype, distribution),
+        Experts.load(system, model, deployment, (expert_dtypes[0], expert_dtypes[1]), distribution),
         load_products(system, weight_dtype),
         Collectives.load(system, ranks),
     )

@@ -118,6 +118,11 @@ class LongContextAccuracy:
         turns = [group[turn] for turn in range(max(shares)) for group in problems if turn < len(group)]
         return [(problem, effort) for effort in wanted.efforts for problem in turns]
 
+    def tokens(self, tokenizer: PreTrainedTokenizerBase, items: Sequence[PromptAtEffort]) -> list[int]:
+        """Return the most tokens that prompt and completion of each item have."""
+        lengths = {effort: Length(tokenizer, [effort]) for effort in self.problems.efforts}
+        return [lengths[effort](problem) + self.sampling.max_new_tokens for problem, effort in items]
+
     def _texts(self, tokenizer: PreTrainedTokenizerBase, task: TextTask, count: int) -> list[Problem]:
         """Return problems of one task of the wanted length, their needles stepping evenly through all depths."""
         wanted = self.problems

@@ -188,6 +188,11 @@ def _resume(run_dir: Path, config: str) -> None:
             )
     if is_complete(run_dir):
         raise ValueError(f"{run_dir} is complete; give --overwrite to run it again, or choose another --run_dir.")
+    if not (run_dir / INPUTS_FILE).is_file():
+        raise ValueError(
+            f"{run_dir} has results, but no {INPUTS_FILE}, which says of what; restore it, or give --overwrite to "
+            "start anew."
+        )
     if before != config:
         record_changes(run_dir, [vars(change) for change in changes])
         write_atomically(run_dir / CONFIG, config)

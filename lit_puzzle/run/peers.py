@@ -30,6 +30,7 @@ PATIENCE_SECONDS = 2.0  # in which a main thread that still can ends by itself
 HINT = "This process stops, too; the same command continues the run."
 STARTED_BY = "LIT_PUZZLE_STARTED_BY"
 FAILED = 1  # exit code
+JOIN_SECONDS = 300.0  # in which all processes connect
 
 
 @dataclass
@@ -70,7 +71,7 @@ def connect(rank: int, world_size: int, broadcast: Callable[[Any], Any]) -> None
             connections = _accept(server, world_size - 1, token)
     else:
         host, port, token = broadcast(None)
-        connection = socket.create_connection((host, port), timeout=60)
+        connection = socket.create_connection((host, port), timeout=JOIN_SECONDS)
         _send(connection, {"token": token, "rank": rank})
         connections = {0: connection}
     for connection in connections.values():
@@ -90,10 +91,10 @@ def _listen(address: str) -> socket.socket:
 
 def _accept(server: socket.socket, count: int, token: str) -> dict[int, socket.socket]:
     connections: dict[int, socket.socket] = {}
-    server.settimeout(60)
+    server.settimeout(JOIN_SECONDS)
     while len(connections) < count:
         connection, _ = server.accept()
-        connection.settimeout(60)
+        connection.settimeout(JOIN_SECONDS)
         greeting = _receive(connection)
         if greeting is None or greeting.get("token") != token:  # somebody else
             connection.close()

@@ -129,6 +129,7 @@ def _fields(node: ast.ClassDef, dotted: str) -> dict[str, Parameter]:
         found |= dict(parameters_of(_dotted(base, module)) or {})
     for field in node.body:
         is_field = isinstance(field, ast.AnnAssign) and "ClassVar" not in ast.unparse(field.annotation)
+        is_field &= "init=False" not in ast.unparse(field)  # what the class computes itself
         if is_field and isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
             default = REQUIRED if field.value is None else _value(field.value, module)
             found[field.target.id] = _parameter(field.annotation, default, module)

@@ -15,7 +15,7 @@ batch. Traffic: one gather of the weights per candidate, 8 bytes per item.
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from lightning.fabric import Fabric
@@ -58,6 +58,27 @@ class Evaluation(Protocol):
             items: some of what `items` returned.
         """
         ...
+
+
+@runtime_checkable
+class WithLengths(Protocol):
+    """An `Evaluation` that knows how long its items are: those within a window cannot tell what the window costs."""
+
+    def tokens(self, tokenizer: Any, items: Any) -> Any:
+        """Return the most tokens that prompt and completion of each item have, a list of int.
+
+        Args:
+            tokenizer: the parent's tokenizer.
+            items: what `items` returned.
+        """
+        ...
+
+
+def item_tokens(
+    evaluation: Evaluation, tokenizer: PreTrainedTokenizerBase, items: Sequence[Any]
+) -> Sequence[int] | None:
+    """Return the length of every item; None where the evaluation does not know."""
+    return list(evaluation.tokens(tokenizer, items)) if isinstance(evaluation, WithLengths) else None
 
 
 def evaluation_items(evaluation: Evaluation, tokenizer: PreTrainedTokenizerBase) -> Sequence[Any]:

@@ -18,6 +18,7 @@ Shapes: B sequences of a batch, T tokens of the longest, D hidden, N scored toke
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -39,6 +40,7 @@ from lit_puzzle.scoring.block_quality import (
     quality_loss_sums,
     token_counts,
 )
+from lit_puzzle.scoring.evidence import Routed
 from lit_puzzle.scoring.hidden_states import bytes_of, hold
 from lit_puzzle.scoring.settings import Memory
 from lit_puzzle.spec import BlockSpec
@@ -132,14 +134,20 @@ class ReplaceOneBlock:
             self.log_probs_NV = torch.empty(len(self.final_ND), model.config.vocab_size, dtype=exact(model.dtype))
 
     @torch.no_grad()
-    def start(self, layer: int) -> None:
-        """Run the whole parent once; keep the hidden states that enter `layer` and the final ones."""
+    def start(self, layer: int, routed: Routed | None = None) -> None:
+        """Run the whole parent once; keep the hidden states that enter `layer` and the final ones.
+
+        Args:
+            layer: layer whose candidates come first.
+            routed: counts how the parent routes its tokens.
+        """
         for part in self.parts:
             batch = self._on_device(part.batch)
             hidden_BTD = self.model.model.embed_tokens(batch["input_ids"])
-            hidden_BTD = self._run(hidden_BTD, batch, 0, layer)
-            self.entering_TD[part.tokens] = hidden_BTD.flatten(0, 1).cpu()
-            hidden_BTD = self._run(hidden_BTD, batch, layer, None)
+            with nullcontext() if routed is None else routed.counting(batch["attention_mask"]):
+                hidden_BTD = self._run(hidden_BTD, batch, 0, layer)
+                self.entering_TD[part.tokens] = hidden_BTD.flatten(0, 1).cpu()
+                hidden_BTD = self._run(hidden_BTD, batch, layer, None)
             final_ND = self._final(hidden_BTD, batch)
             self.final_ND[part.scored] = final_ND.cpu()
             if self.log_probs_NV is not None:

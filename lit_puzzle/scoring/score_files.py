@@ -1,7 +1,8 @@
 """Finished rows of a scoring run: one small file per candidate, so that an interrupted run loses only one of them.
 
 Reads and writes in a run folder: `candidates/layer=L,NAME.json` (every metric of every sample) and
-`evaluations/EVALUATION/layer=L,NAME.json` (the score of every item; `parent.json` for the parent).
+`evaluations/EVALUATION/layer=L,NAME.json` (the score of every item; `parent.json` for the parent); in both
+`could_tell`, the share of tokens or items that the candidate can change. Where it is 0 there are no values.
 A file appears whole or not at all; numbers are read back bit for bit.
 
 Disk: about 20 bytes x candidates x (samples x metrics + items). Source: this project's own.
@@ -10,6 +11,7 @@ Disk: about 20 bytes x candidates x (samples x metrics + items). Source: this pr
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from lit_puzzle.run.files import read_json, write_json
 from lit_puzzle.spec import BlockSpec
 
 Values = dict[str, list[float]]
+COULD_TELL = "could_tell"
 
 
 @dataclass(frozen=True)
@@ -96,10 +99,40 @@ class ScoreFiles:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / name, values, indent=None)
 
-    def read(self, name: str) -> Values:
-        """Read what `write` wrote."""
-        values: Values = read_json(self.folder / name)
-        return values
+    def read(self, names: Sequence[str]) -> list[Values]:
+        """Read files that `write` wrote, of the same metrics and samples but for those without values.
+
+        Raises:
+            ValueError: one is damaged, or has other metrics or another number of samples than the first.
+        """
+        read: list[Values] = []
+        for name in names:
+            path, again = self.folder / name, "Remove it; the same command scores this candidate again."
+            try:
+                values = read_json(path)
+            except ValueError as error:
+                raise ValueError(f"{error}. {again}") from error
+            if not values or not all(_are_numbers(numbers) for numbers in values.values()):
+                raise ValueError(f"{path} is damaged: it must have a list of numbers for each metric. {again}")
+            read.append(values)
+        sizes = [_sizes(values) for values in read]
+        measured = [(name, size) for name, size in zip(names, sizes, strict=True) if size]
+        for name, size in measured:
+            beside, first = measured[0]
+            if size != first:
+                raise ValueError(
+                    f"{self.folder / name} has {size} values, {beside} beside it has {first}. Remove the one that is "
+                    "damaged; the same command scores that candidate again."
+                )
+        return read
+
+
+def _sizes(values: Values) -> dict[str, int]:
+    return {metric: len(numbers) for metric, numbers in values.items() if metric != COULD_TELL}
+
+
+def _are_numbers(values: object) -> bool:
+    return isinstance(values, list) and all(type(value) in (int, float) for value in values)
 
 
 def check_finite(what: str, values: Values) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_puzzle.scoring.score_files import Entry, ScoreFiles
+from lit_puzzle.scoring.score_files import COULD_TELL, Entry, ScoreFiles
 from lit_puzzle.scoring.scores import Metrics, measure
 
 MEAN_RANK = "mean_rank"
@@ -35,23 +35,44 @@ def score_table(
         parent_file: name of the parent's file in each of them.
 
     Returns:
-        (layer, name) -> metrics.
+        (layer, name) -> metrics, without those that the data could not tell.
     """
-    values = {entry: files.read(entry.file_name) for entry in entries}
+    values = dict(zip(entries, files.read([entry.file_name for entry in entries]), strict=True))
     table: dict[tuple[int, str], Metrics] = {}
     for entry in entries:
+        values[entry].pop(COULD_TELL, None)
         table[entry.layer, entry.name] = {metric: measure(numbers) for metric, numbers in values[entry].items()}
     for kind in sorted({entry.kind for entry in entries}):
-        rivals = [entry for entry in entries if entry.kind == kind]
+        rivals = [entry for entry in entries if entry.kind == kind and values[entry]]
         ranks = ranks_by_sample([values[entry][RANKED_BY] for entry in rivals], rank_samples)
         for entry, numbers in zip(rivals, ranks, strict=True):
             table[entry.layer, entry.name][MEAN_RANK] = measure(numbers)
     for name, (evaluated, rows) in evaluations.items():
-        before = evaluated.read(parent_file)["score"] if rows else []
-        for entry in rows:
-            after = evaluated.read(entry.file_name)["score"]
+        if not rows:
+            continue
+        parent, *others = evaluated.read([parent_file, *(entry.file_name for entry in rows)])
+        before = parent["score"]
+        for entry, own in zip(rows, others, strict=True):
+            after = own.get("score")
+            if after is None:
+                continue  # none of the items could tell
             table[entry.layer, entry.name][name] = measure([b - a for b, a in zip(before, after, strict=True)])
     return table
+
+
+def shares(
+    files: ScoreFiles, entries: Sequence[Entry], evaluations: Mapping[str, tuple[ScoreFiles, Sequence[Entry]]]
+) -> dict[tuple[int, str], dict[str, float]]:
+    """Return the share of tokens (`tokens`), and of the items of each evaluation, that could tell; by row.
+
+    A file of an earlier version does not say; its row then has no share.
+    """
+    found: dict[tuple[int, str], dict[str, float]] = {}
+    for name, (own, rows) in {"tokens": (files, entries), **evaluations}.items():
+        for entry, values in zip(rows, own.read([entry.file_name for entry in rows]), strict=True):
+            for share in values.get(COULD_TELL, []):
+                found.setdefault((entry.layer, entry.name), {})[name] = share
+    return found
 
 
 def ranks_by_sample(losses: Sequence[Sequence[float]], samples: Sequence[int]) -> list[list[float]]:

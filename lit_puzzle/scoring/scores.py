@@ -1,8 +1,9 @@
 """The scores of a library: how much quality each candidate of each layer costs, in several metrics.
 
-Reads and writes `scores.json`: {"parent_fingerprint", "samples", "tokens", "entries": [{"layer", "candidate",
-"metrics": {name: {"mean", "standard_error"}}}]}. The search also accepts a file of your own in this form; `samples`,
-`tokens` and `standard_error` may be left out and then are 0. The smallest such file:
+Reads and writes `scores.json`: {"parent_fingerprint", "samples", "tokens", "longest", "entries": [{"layer",
+"candidate", "metrics": {name: {"mean", "standard_error"}}, "could_tell": {name: share}}]}. The search also accepts a
+file of your own in this form; `samples`, `tokens`, `longest` and `standard_error` may be left out and then are 0, and
+so may `could_tell`. The smallest such file:
 
     {"parent_fingerprint": "5d1c...",
      "entries": [{"layer": 0, "candidate": "experts=8", "metrics": {"kl": {"mean": 0.1}}}]}
@@ -10,6 +11,8 @@ Reads and writes `scores.json`: {"parent_fingerprint", "samples", "tokens", "ent
 The fingerprint is `parent_fingerprint` of the library's `library.json`, or, of a checkpoint folder,
 `lit_puzzle.model.checkpoint.fingerprint(folder)`. Names are those of the library's candidates, or of their halves.
 Every metric is a quality loss: 0 for the parent itself, larger is worse. An evaluation adds one under its own name.
+`could_tell` has the share of `tokens`, and of the items of each evaluation, that the candidate can change
+(`lit_puzzle.scoring.evidence`). Where it is 0 the metrics are missing: they were not measured, and are not 0.
 
 | metric | per sample, over its scored tokens |
 |---|---|
@@ -28,7 +31,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +40,8 @@ from lit_puzzle.run.files import read_json, write_json
 from lit_puzzle.run.strict_json import checked_keys
 
 SCORES_FILE = "scores.json"
-_KEYS, _COUNTS = {"parent_fingerprint", "entries"}, ("samples", "tokens")
-_ENTRY_KEYS = {"layer", "candidate", "metrics"}
+_KEYS, _COUNTS = {"parent_fingerprint", "entries"}, ("samples", "tokens", "longest")
+_ENTRY_KEYS, _SHARES = {"layer", "candidate", "metrics"}, "could_tell"
 # An increase of the cross-entropy, or of an evaluation's errors, can be below 0; these cannot, but for rounding.
 NEVER_NEGATIVE = frozenset({"hidden_mse", "hidden_cosine", "kl", "js", "top1_disagreement", "mean_rank"})
 ROUNDING = 1e-6
@@ -69,12 +72,26 @@ class Scores:
         tokens: number of their scored tokens; 0 where the file does not say.
         entries: (layer, candidate name) -> metric -> quality loss. Halves that were scored apart have their own names,
             `experts=N` and `window=W`.
+        could_tell: (layer, candidate name) -> `tokens`, or an evaluation -> share that could tell; empty where the file
+            does not say.
+        longest: tokens of the longest sequence that was scored; 0 where the file does not say.
     """
 
     parent_fingerprint: str
     samples: int
     tokens: int
     entries: Mapping[tuple[int, str], Metrics]
+    could_tell: Mapping[tuple[int, str], Mapping[str, float]] = field(default_factory=dict)
+    longest: int = 0
+
+    def not_measured(self, layer: int, name: str, metric: str) -> str | None:
+        """Return in words why a candidate has no score in a metric; None where the file does not say."""
+        shares = self.could_tell.get((layer, name), {})
+        source = metric if metric in shares else "tokens"
+        if shares.get(source) != 0.0:
+            return None
+        what = "scored tokens" if source == "tokens" else f"items of {source!r}"
+        return f"it was not measured: none of the {what} could tell"
 
     def check_parent(self, fingerprint: str) -> None:
         """Check that the scores are of this parent.
@@ -114,9 +131,10 @@ class Scores:
         """Return a plain JSON value."""
         entries = [
             {"layer": layer, "candidate": name, "metrics": {key: value.to_json() for key, value in metrics.items()}}
+            | ({_SHARES: dict(self.could_tell[layer, name])} if (layer, name) in self.could_tell else {})
             for (layer, name), metrics in self.entries.items()
         ]
-        counts = {"samples": self.samples, "tokens": self.tokens}
+        counts = {"samples": self.samples, "tokens": self.tokens} | ({"longest": self.longest} if self.longest else {})
         return {"parent_fingerprint": self.parent_fingerprint, **counts, "entries": entries}
 
     @classmethod
@@ -130,14 +148,17 @@ class Scores:
         fingerprint, entries = values["parent_fingerprint"], values["entries"]
         if not isinstance(fingerprint, str) or not isinstance(entries, list):
             raise ValueError(f"parent_fingerprint must be a text and entries a list, got {fingerprint!r}")
-        counts = [_count(name, values.get(name, 0)) for name in _COUNTS]
+        counts = {name: _count(name, values.get(name, 0)) for name in _COUNTS}
         read: dict[tuple[int, str], Metrics] = {}
+        could_tell: dict[tuple[int, str], dict[str, float]] = {}
         for entry in entries:
-            key, metrics = _entry(entry)
+            key, metrics, shares = _entry(entry)
             if key in read:
                 raise ValueError(f"layer {key[0]}, candidate {key[1]!r} comes twice")
             read[key] = metrics
-        return cls(fingerprint, counts[0], counts[1], read)
+            if shares:
+                could_tell[key] = shares
+        return cls(fingerprint, entries=read, could_tell=could_tell, **counts)
 
     def save(self, folder: Path) -> None:
         """Write `scores.json`."""
@@ -184,13 +205,21 @@ def _names(candidates: Sequence[Candidate]) -> set[str]:
     return {candidate.name for candidate in candidates} | halves
 
 
-def _entry(data: object) -> tuple[tuple[int, str], Metrics]:
-    values = checked_keys("an entry", data, _ENTRY_KEYS)
+def _entry(data: object) -> tuple[tuple[int, str], Metrics, dict[str, float]]:
+    values = checked_keys("an entry", data, _ENTRY_KEYS, (_SHARES,))
     layer, name, metrics = _count("layer", values["layer"]), values["candidate"], values["metrics"]
     where = f"layer {layer}, candidate {name!r}"
     if not isinstance(name, str) or not isinstance(metrics, Mapping):
         raise ValueError(f"{where}: candidate must be a text and metrics an object")
-    return (layer, name), {key: _measurement(f"{where}, {key}", key, value) for key, value in metrics.items()}
+    shares = values.get(_SHARES, {})
+    if not isinstance(shares, Mapping) or not all(_is_share(share) for share in shares.values()):
+        raise ValueError(f"{where}: {_SHARES} must be an object of shares from 0 to 1, got {shares!r}")
+    read = {key: _measurement(f"{where}, {key}", key, value) for key, value in metrics.items()}
+    return (layer, name), read, dict(shares)
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def _measurement(where: str, metric: str, data: object) -> Measurement:

@@ -12,6 +12,9 @@ Scored apart (default), a candidate is its halves, `experts=N` and `window=W`, w
 pairs, every candidate of the library has its own row. Evaluations (long-context accuracy) are run on the parent first,
 so that an error in one of them shows at once, and on window rows at the end, with the candidate in the whole model.
 
+Candidates that the data cannot judge get no score (`lit_puzzle.scoring.evidence`): windows on sequences no longer than
+themselves, expert sets that no token is routed out of. The stage says which before it scores.
+
 Memory: the parent's share (`lit_puzzle.training.fabric`) + one set of hidden states, independent of the number of
 layers and candidates (formula in `lit_puzzle.scoring.replace_block`). Time: sum over candidates of (L - l) / L
 forward passes of the data, l of L the layer; + 1 generation per evaluation and row. Source: arXiv 2602.11937 section 4,
@@ -19,14 +22,12 @@ arXiv 2411.19146.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric import Fabric
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -43,12 +44,14 @@ from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import Identity, claim_inputs, file_identity, record_output, run_date
 from lit_puzzle.scoring.block_quality import METRICS
-from lit_puzzle.scoring.evaluations import Evaluation, evaluation_items, items_identity, score_items
+from lit_puzzle.scoring.evaluations import Evaluation, evaluation_items, item_tokens, items_identity, score_items
+from lit_puzzle.scoring.evidence import Routed, changed_window, changes_experts, item_share, unjudged, window_share
 from lit_puzzle.scoring.replace_block import ReplaceOneBlock, lay_out
-from lit_puzzle.scoring.score_files import Entry, ScoreFiles, check_finite, entries_of
-from lit_puzzle.scoring.score_table import MEAN_RANK, score_table
+from lit_puzzle.scoring.score_files import COULD_TELL, Entry, ScoreFiles, Values, check_finite, entries_of
+from lit_puzzle.scoring.score_table import MEAN_RANK, score_table, shares
 from lit_puzzle.scoring.scores import SCORES_FILE, Scores
 from lit_puzzle.scoring.settings import Memory, ScoringSettings
+from lit_puzzle.scoring.summary import print_scores, summary
 from lit_puzzle.training.fabric import FabricSettings, launch, load_parent, sum_over_processes
 
 PARENT_FILE = "parent.json"
@@ -98,11 +101,16 @@ def score(
     # Evaluations are run on the parent before the blocks: an error in one must not show after days of scoring.
     remaining = [(task, run.items(task)) for task in evaluations if unevaluated[task.name]]
     batches, prompt_lengths = run.sequences(data, scoring.score_prompts)
+    lengths = [pair for rows in zip(batches, prompt_lengths) for pair in zip(map(len, rows[0]), rows[1])]
+    windowed = {
+        each: window_share(lengths, changed_window(each)) for each in entries if changed_window(each) is not None
+    }
+    run.say(unjudged({each: windowed[each] for each in windowed if not changes_experts(each)}, "scored tokens"))
     if unscored or remaining:
         model = load_parent(run.processes, fabric, parent)
         for task, items in remaining:
             run.evaluate_parent(model, task, items)
-        run.score_blocks(model, batches, prompt_lengths, unscored, scoring.memory)
+        run.score_blocks(model, (batches, prompt_lengths), unscored, windowed, scoring.memory)
         for task, items in remaining:
             run.evaluate(model, task, items, unevaluated[task.name])
     if not run.processes.is_global_zero:
@@ -112,12 +120,13 @@ def score(
     finished = {task.name: (run.evaluation_files(task), evaluated) for task in evaluations}
     table = score_table(run.blocks, entries, ranked, finished, PARENT_FILE)
     tokens = sum(int(part.batch["scored_mask"].sum()) for part in lay_out(batches, 0, 1, prompt_lengths))
-    scores = Scores(candidates.parent_fingerprint, samples, tokens, table)
+    told, longest = shares(run.blocks, entries, finished), max(length for length, _ in lengths)
+    scores = Scores(candidates.parent_fingerprint, samples, tokens, table, told, longest)
     scores.check_library(candidates)
     scores.save(run_dir)
     record_output(run_dir, "scores", file_identity(run_dir / SCORES_FILE))
     print_scores(scores, ["kl", *finished])
-    return _summary(scores)
+    return summary(scores)
 
 
 class _Run:
@@ -173,31 +182,41 @@ class _Run:
         """Return the entries that have no file yet, as the first process sees it."""
         return self.processes.broadcast([entry for entry in entries if not files.has(entry.file_name)])
 
+    def say(self, words: str) -> None:
+        """Print a sentence, if there is one, on the first process."""
+        if words:
+            self.processes.print(words, flush=True)
+
     def score_blocks(
         self,
         model: PuzzleModel,
-        batches: RowBatches,
-        prompt_lengths: Sequence[Sequence[int]],
+        data: tuple[RowBatches, Sequence[Sequence[int]]],
         entries: Sequence[Entry],
+        windowed: Mapping[Entry, float],
         memory: Memory,
     ) -> None:
-        """Score the entries, which are in the order of the layers."""
-        rank, world_size = self.processes.global_rank, self.processes.world_size
+        """Score the entries, which are in the order of the layers; those that the data cannot judge get no score."""
+        (batches, prompt_lengths), (rank, world_size) = data, (self.processes.global_rank, self.processes.world_size)
         scratch = self.run_dir / f"{SCRATCH_FILE}.{rank}"
         scratch.unlink(missing_ok=True)  # left by an interrupted run
         if not entries:
             return
         parts, samples = lay_out(batches, rank, world_size, prompt_lengths), len(batches.rows)
-        scorer = ReplaceOneBlock(model, parts, samples, memory, scratch, partial(sum_over_processes, self.processes))
-        scorer.start(entries[0].layer)
+        total = partial(sum_over_processes, self.processes)
+        scorer = ReplaceOneBlock(model, parts, samples, memory, scratch, total)
+        routed = Routed(model, [entry for entry in entries if changes_experts(entry)])
+        scorer.start(entries[0].layer, routed)
+        counted = routed.shares(total)
+        told = {entry: max(windowed.get(entry, 0.0), counted.get(entry, 0.0)) for entry in entries}
+        self.say(unjudged({entry: told[entry] for entry in entries if changes_experts(entry)}, "tokens"))
         for number, entry in enumerate(entries, 1):
             scorer.advance(entry.layer)
-            values = scorer.quality_loss(entry.block, self._trained(entry))
+            values = scorer.quality_loss(entry.block, self._trained(entry)) if told[entry] else {}
             check_finite(f"layer {entry.layer}, candidate {entry.name!r}", values)
             if self.processes.is_global_zero:
-                self.blocks.write(entry.file_name, values)
-            kl = sum(values["kl"]) / samples
-            self.processes.print(f"{number}/{len(entries)}: layer {entry.layer}, {entry.name}: kl {kl:.3g}", flush=True)
+                self.blocks.write(entry.file_name, values | {COULD_TELL: [told[entry]]})
+            kl = f"kl {sum(values['kl']) / samples:.3g}" if values else "not measured"
+            self.say(f"{number}/{len(entries)}: layer {entry.layer}, {entry.name}: {kl}")
         scratch.unlink(missing_ok=True)
 
     def items(self, evaluation: Evaluation) -> Sequence[Any]:
@@ -215,17 +234,25 @@ class _Run:
         """Run an evaluation on the parent, unless its file is there."""
         files = self.evaluation_files(evaluation)
         if not self.processes.broadcast(files.has(PARENT_FILE)):
-            self._write(files, PARENT_FILE, self._score(model, evaluation, items))
+            self._write(files, PARENT_FILE, {"score": self._score(model, evaluation, items)})
 
     def evaluate(
         self, model: PuzzleModel, evaluation: Evaluation, items: Sequence[Any], entries: Sequence[Entry]
     ) -> None:
         """Run an evaluation on the parent with each of the entries in it."""
-        files = self.evaluation_files(evaluation)
+        files, tokens = self.evaluation_files(evaluation), item_tokens(evaluation, self.tokenizer, items)
+        told: dict[Entry, float] = {}
+        if tokens is not None:
+            told = {entry: item_share(tokens, changed_window(entry)) for entry in entries if not changes_experts(entry)}
+        self.say(unjudged(told, f"items of {evaluation.name}"))
         for number, entry in enumerate(entries, 1):
+            share = {COULD_TELL: [told[entry]]} if entry in told else {}
+            if told.get(entry) == 0:
+                self._write(files, entry.file_name, share)
+                continue
             with swapped(model, entry.layer, entry.block, self._trained(entry)):
                 values = self._score(model, evaluation, items)
-            self._write(files, entry.file_name, values)
+            self._write(files, entry.file_name, {"score": values} | share)
             mean = sum(values) / len(values)
             line = f"{number}/{len(entries)}: layer {entry.layer}, {entry.name}: {evaluation.name} {mean:.3f}"
             self.processes.print(line, flush=True)
@@ -234,9 +261,9 @@ class _Run:
         unshard = self.settings.unshard_evaluations
         return score_items(model, self.tokenizer, evaluation, items, self.processes, unshard)
 
-    def _write(self, files: ScoreFiles, name: str, values: list[float]) -> None:
+    def _write(self, files: ScoreFiles, name: str, values: Values) -> None:
         if self.processes.is_global_zero:
-            files.write(name, {"score": values})
+            files.write(name, values)
 
     def _trained(self, entry: Entry) -> dict[str, Tensor]:
         if entry.candidate is None:
@@ -262,26 +289,3 @@ def _check(
     for candidates in library.layers:
         for candidate in candidates:
             check_trained(folder, library.config, candidate)
-
-
-def _summary(scores: Scores) -> dict[str, float]:
-    results = {"samples": scores.samples, "tokens": scores.tokens, "rows": len(scores.entries)}
-    metrics = {name for entry in scores.entries.values() for name in entry}
-    largest = {
-        f"{name}/max": max(entry[name].mean for entry in scores.entries.values() if name in entry)
-        for name in sorted(metrics)
-    }
-    return {name: float(value) for name, value in (results | largest).items()}
-
-
-def print_scores(scores: Scores, metrics: Sequence[str]) -> None:
-    """Print some metrics of every row, one line per layer."""
-    names = list(dict.fromkeys(name for _, name in scores.entries))
-    layers = sorted({layer for layer, _ in scores.entries})
-    for metric in metrics:
-        table = Table("layer", *names, title=f"{metric} of replacing one block")
-        for layer in layers:
-            found = [scores.entries.get((layer, name), {}).get(metric) for name in names]
-            table.add_row(str(layer), *("" if m is None else f"{m.mean:.4f} ± {m.standard_error:.4f}" for m in found))
-        if any(metric in entry for entry in scores.entries.values()):
-            Console().print(table)

@@ -2,11 +2,14 @@
 
 For R replicas with batch B (requests in flight in each):
 
-    memory          weight bytes + B x KV bytes <= usable bytes, per GPU; and of all GPUs <= memory_gib
+    memory          weight bytes + KV bytes of B requests <= usable bytes, per GPU; and of all GPUs <= memory_gib
     throughput      R B G / (B x prefill + G x decode) >= T   <=>   B x prefill + G x decode <= R B G / T
     latency         B x prefill + G x decode <= latency_seconds
     parameters      total, active; layers with full attention; all independent of the deployment
     expert_parallel candidates whose number of experts it does not divide are forbidden
+
+KV bytes are no sum over layers where the engine pads groups of layers (`lit_puzzle.costs.kv_layout`): they are a table
+over how many layers have each window (`lit_puzzle.search.solver.counts`).
 
 Reads and writes nothing.
 
@@ -16,17 +19,22 @@ Legend: G generated tokens, T required tokens per second.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from lit_puzzle.costs.block_cost import BlockCost, Prediction
 from lit_puzzle.costs.cost_model import CostModel
 from lit_puzzle.costs.engine import GIB
+from lit_puzzle.costs.kv_layout import KVDemand, window_counts
 from lit_puzzle.costs.serving import Block, Deployment
 from lit_puzzle.library.library import Candidate
+from lit_puzzle.search.batches import DeployedBatch
 from lit_puzzle.search.solver.choices import Grid, Limit, Option
+from lit_puzzle.search.solver.counts import Counts, CountTable, order_of, reachable
 from lit_puzzle.spec import Budget, Scenario, Target
 
 Layers = tuple[tuple[Candidate, ...], ...]
@@ -107,6 +115,51 @@ def grid(
     return tuple(tuple(costs[block] for block in row) for row in blocks)
 
 
+def kv_tables(layers: Layers, model: CostModel) -> dict[Deployment, KVTable | None]:
+    """Return what the KV cache of each GPU takes for every number of layers of each window, by deployment.
+
+    Returns:
+        None for each deployment where the bytes are a sum over layers (`ideal`).
+
+    Raises:
+        ValueError: there are too many numbers of layers of each window.
+    """
+    if model.engine.kv.allocator == "ideal":
+        return dict.fromkeys(model.deployments())
+    counts = reachable(windows_of(layers))
+    return {deployment: _kv_table(layers, model, deployment, counts) for deployment in model.deployments()}
+
+
+def _kv_table(layers: Layers, model: CostModel, deployment: Deployment, counts: Sequence[Counts]) -> KVTable:
+    order = order_of(windows_of(layers))
+    spread = ((window for window, number in zip(order, key) for _ in range(number)) for key in counts)
+    demands = [model.kv_demand(window_counts(windows), deployment) for windows in spread]
+    return KVTable(order, dict(zip(counts, demands, strict=True)))
+
+
+@dataclass(frozen=True)
+class KVTable:
+    """KV cache of each GPU by the number of layers of each window.
+
+    Attributes:
+        order: the windows in the order of the counts.
+        demands: bytes for every count.
+    """
+
+    order: tuple[int | None, ...]
+    demands: Mapping[Counts, KVDemand]
+
+    def gib(self, layers: Layers, batch: int, gpus: int = 1) -> CountTable:
+        """Return the table for `batch` requests in flight on that many GPUs, in GiB."""
+        values = {key: demand.total(batch) * gpus / GIB for key, demand in self.demands.items()}
+        return CountTable(windows_of(layers), self.order, values)
+
+
+def windows_of(layers: Layers) -> tuple[tuple[int | None, ...], ...]:
+    """Return the window of every candidate."""
+    return tuple(tuple(candidate.block.window_tokens for candidate in row) for row in layers)
+
+
 def servable(layers: Layers, models: Sequence[CostModel]) -> list[Limit]:
     """Return the limits that forbid candidates which cannot be served at all."""
     rules: dict[str, Callable[[int], bool]] = {}
@@ -151,8 +204,8 @@ def option(
     model: CostModel,
     parent: Prediction | None,
     where: str,
-    deployment: Deployment,
-    batch: int,
+    kv: KVTable | None,
+    batch: DeployedBatch,
 ) -> Option:
     """Return one deployment and batch size of a target with its limits.
 
@@ -162,33 +215,37 @@ def option(
         model: the cost model of the scenario.
         parent: the parent's best prediction there; None where it does not fit.
         where: the target in words, for messages.
-        deployment: how the GPUs share the model.
-        batch: requests in flight in each replica.
+        kv: KV cache in the deployment; None where its bytes are a sum over layers.
+        batch: how the GPUs share the model, and requests in flight in each replica.
 
     Raises:
         ValueError: the budget is a multiple of the parent's throughput, and the parent does not fit.
     """
-    scenario, budget, rest = target.scenario, target.budget, model.rest(deployment, batch)
+    deployment, requests = batch
+    scenario, budget, rest = target.scenario, target.budget, model.rest(deployment, requests)
     generated, required = scenario.generated_tokens, required_throughput(target, parent)
 
     def limit(key: str, value: Callable[[BlockCost], float], bound: float, numerator: float | None = None) -> Limit:
-        values = grid(layers, model, deployment, batch, value)
+        values = grid(layers, model, deployment, requests, value)
         return Limit(f"{key} on {where}", values, value(rest), bound, key, numerator)
 
-    def gib(cost: BlockCost) -> float:
-        return (cost.weight_bytes + batch * cost.kv_bytes) / GIB
+    def memory(key: str, gpus: int, bound: float) -> Limit:
+        if kv is None:
+            return limit(key, lambda cost: (cost.weight_bytes + requests * cost.kv_bytes) * gpus / GIB, bound)
+        weights = limit(key, lambda cost: cost.weight_bytes * gpus / GIB, bound)
+        return dataclasses.replace(weights, table=kv.gib(layers, requests, gpus))
 
     def seconds(cost: BlockCost) -> float:
-        return batch * cost.prefill_seconds + generated * cost.decode_seconds
+        return requests * cost.prefill_seconds + generated * cost.decode_seconds
 
-    limits = [limit(GPU_MEMORY, gib, model.usable_bytes(deployment) / GIB)]
+    limits = [memory(GPU_MEMORY, 1, model.usable_bytes(deployment) / GIB)]
     if budget.memory_gib is not None:
-        limits.append(limit("memory_gib", lambda cost: gib(cost) * scenario.num_gpus, budget.memory_gib))
+        limits.append(memory("memory_gib", scenario.num_gpus, budget.memory_gib))
     if required is not None:
         key, throughput = required
-        tokens = float(deployment.replicas * batch * generated)
+        tokens = float(deployment.replicas * requests * generated)
         unit = parent.tokens_per_second if parent is not None and key == "throughput_over_parent" else 1.0
         limits.append(limit(key, seconds, tokens / throughput, tokens / unit))
     if budget.latency_seconds is not None:
         limits.append(limit("latency_seconds", seconds, budget.latency_seconds))
-    return Option(f"tensor parallel {deployment.tensor_parallel}, batch {batch}", tuple(limits))
+    return Option(f"tensor parallel {deployment.tensor_parallel}, batch {requests}", tuple(limits))

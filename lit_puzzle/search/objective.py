@@ -16,6 +16,9 @@ Normalized losses can only be compared within one library. `balance` is the weig
 accuracy that rises by chance when a layer gets a window is no gain (w >= 0), and a narrower window never has a lower
 loss than a wider one. The tie break (TIE_BREAK = 0.01) orders windows that long-context accuracy cannot distinguish.
 
+A score that was not measured is not 0: the search refuses it, unless `unmeasured` says what to make of it. Refused are
+also scores that are 0 throughout, which order nothing, and those of a metric for which more is better.
+
 Reads and writes nothing.
 
 Source: arXiv 2602.11937 scores windows by long-context accuracy and experts by the distance of hidden states. How it
@@ -28,11 +31,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Literal, get_args
 
 from lit_puzzle.library.library import Candidate, Library, parts
 from lit_puzzle.scoring.scores import Scores
 
 TIE_BREAK = 0.01
+Unmeasured = Literal["refuse", "exclude", "zero"]
 
 
 @dataclass(frozen=True)
@@ -43,16 +48,21 @@ class Objective:
         metric: metric of the scores file for experts, and for windows unless `window_metric` is given.
         window_metric: metric for windows, such as the drop of long-context accuracy; None uses `metric`.
         balance: weight of windows against experts, 0 to 1; used with `window_metric` only.
+        unmeasured: what to do about candidates whose scores the data could not tell: `refuse` the search, `exclude`
+            them from it, or count them as `zero`.
 
     Raises:
-        ValueError: `balance` is not between 0 and 1.
+        ValueError: `balance` is not between 0 and 1, or `unmeasured` is none of the three.
     """
 
     metric: str = "kl"
     window_metric: str | None = None
     balance: float = 0.5
+    unmeasured: Unmeasured = "refuse"
 
     def __post_init__(self) -> None:
+        if self.unmeasured not in get_args(Unmeasured):
+            raise ValueError(f"Objective: unmeasured must be one of {get_args(Unmeasured)}, got {self.unmeasured!r}")
         if not 0 <= self.balance <= 1:
             raise ValueError(f"Objective: balance must be between 0 and 1, got {self.balance}")
 
@@ -60,9 +70,32 @@ class Objective:
         """Return the quality loss of every candidate of every layer; 0 for the parent's own block.
 
         Raises:
-            ValueError: the scores are of another parent, or one of them is missing or not finite.
+            ValueError: the scores are of another parent, one of them is missing or not finite, all are 0, or they are
+                of a metric for which more is better.
         """
         scores.check_parent(library.parent_fingerprint)
+        losses = self._quality_losses(library, scores)
+        check_losses(library, losses, self.metric if self.window_metric is None else "the combined score")
+        return losses
+
+    def measured(self, library: Library, scores: Scores) -> tuple[tuple[Candidate, ...], ...]:
+        """Return the candidates that may be searched: with `exclude` only those that were measured."""
+        if self.unmeasured != "exclude":
+            return library.layers
+        return tuple(
+            tuple(c for c in row if self._reason(scores, layer, c) is None) for layer, row in enumerate(library.layers)
+        )
+
+    def _reason(self, scores: Scores, layer: int, candidate: Candidate) -> str | None:
+        """Return why a candidate has no score of its own or of one of its halves; None where it has."""
+        if self.window_metric is None and self.metric in scores.entries.get((layer, candidate.name), {}):
+            return None
+        for name, metric in zip(parts(candidate), (self.metric, self.window_metric or self.metric), strict=True):
+            if name is not None and metric not in scores.entries.get((layer, name), {}):
+                return scores.not_measured(layer, name, metric)
+        return None
+
+    def _quality_losses(self, library: Library, scores: Scores) -> list[list[float]]:
         if self.window_metric is None:
             return [[self._summed(scores, layer, c) for c in row] for layer, row in enumerate(library.layers)]
         rows = list(enumerate(library.layers))
@@ -86,11 +119,11 @@ class Objective:
         name = parts(candidate)[1]
         if name is None or self.metric not in scores.entries[layer, name]:
             return 0.0
-        return _value(scores, layer, candidate, name, self.metric)
+        return self._value(scores, layer, candidate, name, self.metric)
 
     def _summed(self, scores: Scores, layer: int, candidate: Candidate) -> float:
         if None not in parts(candidate) and self.metric in scores.entries.get((layer, candidate.name), {}):
-            return _value(scores, layer, candidate, candidate.name, self.metric)
+            return self._value(scores, layer, candidate, candidate.name, self.metric)
         return self._part(scores, layer, candidate, 0) + self._part(scores, layer, candidate, 1)
 
     def _part(self, scores: Scores, layer: int, candidate: Candidate, part: int) -> float:
@@ -98,7 +131,20 @@ class Objective:
         if name is None:
             return 0.0
         metric = self.metric if part == 0 or self.window_metric is None else self.window_metric
-        return _value(scores, layer, candidate, name, metric)
+        return self._value(scores, layer, candidate, name, metric)
+
+    def _value(self, scores: Scores, layer: int, candidate: Candidate, name: str, metric: str) -> float:
+        reason = (
+            scores.not_measured(layer, name, metric) if metric not in scores.entries.get((layer, name), {}) else None
+        )
+        if reason is None:
+            return _value(scores, layer, candidate, name, metric)
+        if self.unmeasured == "zero":
+            return 0.0
+        raise ValueError(
+            f"layer {layer}, candidate {candidate.name!r}: {name!r} has no {metric!r}, {reason}. Score it on data that "
+            "can (longer sequences, or tokens routed to those experts), or set objective.unmeasured: exclude (or zero)."
+        )
 
 
 def _normalized(grid: list[list[float]]) -> list[list[float]]:
@@ -121,3 +167,32 @@ def _value(scores: Scores, layer: int, candidate: Candidate, name: str, metric: 
     if not math.isfinite(value):
         raise ValueError(f"{where}: the score {metric!r} of {name!r} is {value}; score that candidate again")
     return value
+
+
+def check_losses(library: Library, losses: Sequence[Sequence[float]], metric: str) -> None:
+    """Check that losses order the candidates, and the right way round.
+
+    Raises:
+        ValueError: all are 0, or in every layer those with fewer experts have lower ones.
+    """
+    choices = [loss for row in losses if len(row) > 1 for loss in row[1:]]
+    if choices and not any(choices):
+        raise ValueError(
+            f"every quality loss in {metric} is 0: all plans within the budgets would be equally good, and none the "
+            "best. Score on data that can tell the candidates apart"
+        )
+    ordered = []
+    for row, own in zip(library.layers, losses, strict=True):
+        by_count = {c.block.num_experts: loss for c, loss in zip(row, own) if parts(c)[1] is None and c is not row[0]}
+        if len(by_count) > 1 and by_count[min(by_count)] != by_count[max(by_count)]:
+            ordered.append(by_count[min(by_count)] < by_count[max(by_count)])
+    if len(ordered) > 1 and all(ordered):
+        raise ValueError(
+            f"in all {len(ordered)} layers the quality loss in {metric} falls with fewer experts: this is a score of "
+            "which more is better, such as an accuracy. Give its drop, the parent's minus the candidate's"
+        )
+    if choices and max(choices) < 0:
+        raise ValueError(
+            f"every quality loss in {metric} is below 0, as if each replacement improved the parent; give losses, not "
+            "gains"
+        )

@@ -16,16 +16,28 @@ Source: arXiv 2411.19146 (constraints, batch sizes swept), arXiv 2602.11937 (two
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lit_puzzle.costs.block_cost import Prediction
 from lit_puzzle.costs.cost_model import CostModel, DoesNotFitError
 from lit_puzzle.costs.engine import GIB
+from lit_puzzle.costs.kv_layout import KVDemand, window_counts
 from lit_puzzle.costs.serving import Block, Deployment
 from lit_puzzle.library.library import Library
 from lit_puzzle.search.batches import DeployedBatch, ladder
-from lit_puzzle.search.limits import Layers, cost_block, describe_all, grid, option, servable, shape_limits
+from lit_puzzle.search.limits import (
+    KVTable,
+    Layers,
+    cost_block,
+    describe_all,
+    grid,
+    kv_tables,
+    option,
+    servable,
+    shape_limits,
+    windows_of,
+)
 from lit_puzzle.search.settings import Constraints, SearchSpace, Windows
 from lit_puzzle.search.solver.choices import ChoiceProblem, Grid, Traits
 from lit_puzzle.spec import Target
@@ -93,19 +105,19 @@ def build_program(
     choices, deployed = [], []
     for position, where in enumerate(describe_all(constraints.targets)):
         target, model, best = constraints.targets[position], models[position], parents[position]
-        pairs = _to_try(layers, target, model, space) if tried is None else tried[position]
+        tables = kv_tables(layers, model)
+        pairs = _to_try(layers, target, model, space, tables) if tried is None else tried[position]
         always += shape_limits(layers, model, target.budget, f" on {where}")
-        choices.append(tuple(option(layers, target, model, best, where, *pair) for pair in pairs))
+        choices.append(tuple(option(layers, target, model, best, where, tables[pair[0]], pair) for pair in pairs))
         deployed.append(tuple(pairs))
     counts = tuple(tuple(candidate.block.num_experts for candidate in row) for row in layers)
-    windows = tuple(tuple(candidate.block.window_tokens for candidate in row) for row in layers)
     parameters = grid(layers, models[0], models[0].deployments()[0], 1, lambda cost: cost.parameters)
     problem = ChoiceProblem(
         quality_loss,
         tuple(dict.fromkeys(always)),
         tuple(choices),
         counts if space.uniform_experts else None,
-        Traits(counts, windows, parameters),
+        Traits(counts, windows_of(layers), parameters),
     )
     return SearchProgram(problem, layers, constraints, tuple(models), tuple(deployed), parents)
 
@@ -117,31 +129,42 @@ def _best_or_none(model: CostModel, blocks: Sequence[Block]) -> Prediction | Non
         return None
 
 
-def _to_try(layers: Layers, target: Target, model: CostModel, space: SearchSpace) -> list[DeployedBatch]:
+def _to_try(
+    layers: Layers, target: Target, model: CostModel, space: SearchSpace, tables: Mapping[Deployment, KVTable | None]
+) -> list[DeployedBatch]:
     """Return the deployments and batch sizes to choose from."""
     fixed = target.scenario.batch_size
     if fixed is not None or space.batch_sizes is not None:
         sizes = [fixed] if fixed is not None else sorted(set(space.batch_sizes or ()))
         return [(deployment, size) for deployment in model.deployments() for size in sizes]
     found = [
-        (deployment, size) for deployment in model.deployments() for size in _ladder(layers, target, model, deployment)
+        (deployment, size)
+        for deployment, table in tables.items()
+        for size in _ladder(layers, target, model, deployment, table)
     ]
     # Where nothing fits, batch 1 lets the solver's error say how much memory is missing.
     return found or [(deployment, 1) for deployment in model.deployments()]
 
 
-def _ladder(layers: Layers, target: Target, model: CostModel, deployment: Deployment) -> list[int]:
-    weights = grid(layers, model, deployment, 1, lambda cost: cost.weight_bytes)
-    caches = grid(layers, model, deployment, 1, lambda cost: cost.kv_bytes)
+def _ladder(
+    layers: Layers, target: Target, model: CostModel, deployment: Deployment, table: KVTable | None
+) -> list[int]:
+    weights, caches = (
+        grid(layers, model, deployment, 1, value)
+        for value in (lambda cost: cost.weight_bytes, lambda cost: cost.kv_bytes)
+    )
+    own_demand = model.kv_demand(window_counts(row[0].block.window_tokens for row in layers), deployment)
+    demands = [KVDemand(sum(map(min, caches)), 0.0)] if table is None else list(table.demands.values())
     room = model.usable_bytes(deployment)
     if target.budget.memory_gib is not None:
         room = min(room, target.budget.memory_gib * GIB / target.scenario.num_gpus)
     room -= model.rest(deployment, 1).weight_bytes
 
-    def fitting(weight: float, cache: float) -> int:
-        return min(model.max_sequences, math.floor((room - weight) / cache)) if room > weight < math.inf else 0
+    def fitting(weight: float, demands: Sequence[KVDemand]) -> int:
+        return 0 if weight == math.inf else max(demand.requests(room - weight) for demand in demands)
 
-    highest = fitting(sum(map(min, weights)), sum(map(min, caches)))
-    own = fitting(sum(row[0] for row in weights), sum(row[0] for row in caches))
+    most = model.max_sequences
+    highest = min(most, fitting(sum(map(min, weights)), demands))
+    own = min(most, fitting(sum(row[0] for row in weights), [own_demand]))
     lowest = 1 if target.budget.latency_seconds is not None else min(max(1, own), highest)
     return ladder(lowest, highest)

@@ -37,7 +37,9 @@ class SweepPoint:
 
 def write_table(path: Path, record: Mapping[str, Any]) -> None:
     """Write the content of plan.json as Markdown."""
-    lines = ["# The plan", "", _proof(record), "", *_targets(record["predicted"]), "", *_layers(record)]
+    notes = [f"- {words}" for words in record.get("limits_of_evidence", [])]
+    lines = ["# The plan", "", _proof(record), "", *([*notes, ""] if notes else []), *_targets(record["predicted"])]
+    lines += ["", *_layers(record)]
     if record["alternatives"]:
         lines += ["", "## Alternatives", "", "| plan | quality loss | layers that differ |", "|---|---|---|"]
         best = [row["candidate"] for row in record["scores"]]

@@ -44,6 +44,7 @@ from lit_puzzle.run.lineage import check_made_with
 from lit_puzzle.scoring.scores import SCORES_FILE, Scores
 from lit_puzzle.search import refine
 from lit_puzzle.search.batches import DeployedBatch
+from lit_puzzle.search.edges import edges
 from lit_puzzle.search.limits import Layers
 from lit_puzzle.search.objective import Objective
 from lit_puzzle.search.plan_record import plan_record, results
@@ -99,6 +100,9 @@ def search(
     program, solutions, seconds = _solve(partial(inputs.build, constraints), first, settings)
     record = plan_record(inputs.library, program, solutions, [], {"solver": solver.name, "seconds": round(seconds, 3)})
     record["library"] = str(library)
+    record["limits_of_evidence"] = edges(inputs.scores, inputs.library, record["plan"], constraints.targets)
+    for words in record["limits_of_evidence"]:
+        print(f"note: {words}", flush=True)
     _save(run_dir, record)
     draw_plan(run_dir, inputs.library, record["plan"])
     if swept:
@@ -157,6 +161,7 @@ class Inputs:
         quality_losses: the quality loss of each.
         models: one cost model per target.
         space: what may be chosen.
+        scores: the scores.
     """
 
     library: Library
@@ -164,6 +169,7 @@ class Inputs:
     quality_losses: tuple[tuple[float, ...], ...]
     models: tuple[CostModel, ...]
     space: SearchSpace
+    scores: Scores
 
     @classmethod
     def load(
@@ -179,12 +185,12 @@ class Inputs:
         library = Library.load(require_input(library_path, "block library", LIBRARY_FILE))
         scores = Scores.load(require_input(scores_path, "scores of the blocks", SCORES_FILE))
         scores.check_library(library)
-        layers = offered(library, space.windows)
+        layers = offered(dataclasses.replace(library, layers=objective.measured(library, scores)), space.windows)
         searched = dataclasses.replace(library, layers=layers)
         quality_losses = tuple(tuple(row) for row in objective.quality_losses(searched, scores))
         shape = ModelShape.from_config(library.config)
         models = tuple(CostModel(shape, t.scenario, costs.times, costs.engine) for t in constraints.targets)
-        return cls(library, layers, quality_losses, models, space)
+        return cls(library, layers, quality_losses, models, space, scores)
 
     def build(self, constraints: Constraints, tried: Sequence[Sequence[DeployedBatch]] | None = None) -> SearchProgram:
         """Build the program with these constraints; `tried` are its deployments and batch sizes when given."""

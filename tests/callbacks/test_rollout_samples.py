@@ -79,7 +79,7 @@ def test_every_second_rollout_is_written_with_its_grades(tmp_path: Path) -> None
     rows = read_rows(train(tmp_path, 12))
     assert [row.row for row in rows] == list(range(12))  # rollouts 0, 2 and 4, at steps 0, 4 and 8
     assert [row.texts.prompt for row in rows if row.texts] == [f"step {step}" for step in (0, 4, 8) for _ in range(4)]
-    reasons = ["right", "wrong", "no final answer", "cut off"]
+    reasons = ["right", "wrong", "malformed", "cut off"]
     assert [(row.correct, row.verdict.reason) for row in rows[:4]] == [(float(why == "right"), why) for why in reasons]
     assert [row.looping for row in rows[:4]] == [False] * 4
     assert rows[0].texts is not None and rows[0].texts.completion == RIGHT and rows[0].texts.answer == "7"

@@ -13,7 +13,7 @@ from lit_puzzle.costs import kernel_tables
 from lit_puzzle.costs.accounting import distinct_experts
 from lit_puzzle.costs.cost_model import CostModel
 from lit_puzzle.costs.engine import EngineStep, ServingEngine
-from lit_puzzle.costs.kernel_laws import DecodeAttention, Experts, PrefillAttention, load_products
+from lit_puzzle.costs.kernel_laws import DecodeAttention, Experts, PrefillAttention, load_products, quadratic
 from lit_puzzle.costs.kernel_tables import Curve, data_folder, find_system, mix, read_rows
 from lit_puzzle.costs.measured_kernels import Collectives, MeasuredKernels
 from lit_puzzle.costs.model_shape import ModelShape
@@ -132,14 +132,31 @@ def test_attention_is_extrapolated_linearly(gpu: str, kv_dtype: str) -> None:
 
 def test_prefill_is_extrapolated_by_its_pairs() -> None:
     attention = PrefillAttention.load(H100, SHAPE, 1, "fp8")
-    assert attention.at(None, 32768) == 4 * attention.at(None, 16384)
-    predicted = attention.at(None, 8192) * 4  # the same law at half the length, where the result was measured
-    assert predicted == pytest.approx(attention.at(None, 16384), rel=0.12)
+    full = attention.windows[0]
+    assert 3.5 < attention.at(None, 32768) / attention.at(None, 16384) <= 4  # nearly the square
+    assert attention.at(None, 16384.0001) == pytest.approx(attention.at(None, 16384))
+    shorter = Curve("table", "prompt", full.sizes[:-1], full.seconds[:-1])
+    predicted = quadratic(shorter, full.sizes[-1])  # the same law one point earlier, where the result was measured
+    assert predicted == pytest.approx(full.seconds[-1], rel=0.12)
     # Window 8192 on 16384 tokens has three quarters of all pairs: 0.5 + 0.5 x 0.5 of the square's halves.
     assert attention.at(8192, 16384) == 3 * attention.at(None, 8192)
     assert attention.at(8192, 8192) == attention.at(None, 8192)
     doubled = attention.at(128, 32768) - attention.at(128, 16384)
     assert doubled == pytest.approx(attention.at(128, 16384), rel=0.1)
+
+
+def test_experts_with_mxfp8_inputs_are_measured_on_b200_alone() -> None:
+    b200 = find_system("B200")
+    plain, narrow = (
+        Experts.load(b200, SHAPE, Deployment(1, 1, 1), ("mxfp4", inputs), "power_law_1.01")
+        for inputs in ("bfloat16", "mxfp8")
+    )
+    assert all(narrow.at(128, tokens) < plain.at(128, tokens) for tokens in (1, 64, 4096))
+    assert narrow.at(64, 64) < narrow.at(128, 64)
+    with pytest.raises(ValueError, match="no measured kernels of mxfp4 experts with expert_inputs: mxfp8 in h100_sxm"):
+        Experts.load(H100, SHAPE, Deployment(1, 1, 1), ("mxfp4", "mxfp8"), "power_law_1.01")
+    with pytest.raises(ValueError, match="expert_inputs must be bfloat16 or mxfp8, got 'fp4'"):
+        MeasuredKernels(expert_inputs="fp4")
 
 
 def test_chunks_of_a_prompt_add_up() -> None:
@@ -153,7 +170,7 @@ def test_chunks_of_a_prompt_add_up() -> None:
 
 
 def expert_curves(distribution: str, groups: int = 1, ranks: int = 1) -> Experts:
-    return Experts.load(H100, SHAPE, Deployment(ranks, groups, 1), "mxfp4", distribution)
+    return Experts.load(H100, SHAPE, Deployment(ranks, groups, 1), ("mxfp4", "bfloat16"), distribution)
 
 
 def test_experts_between_measured_counts_follow_distinct_experts() -> None:

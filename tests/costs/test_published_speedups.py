@@ -37,13 +37,20 @@ def test_it_is_the_released_architecture(bench: ModuleType) -> None:
 
 
 def test_measured_kernels_explain_one_h100(bench: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    """The two scenarios of one GPU, which take no time: speed-ups within a tenth of the published ones."""
+    """The two scenarios of one GPU, which take no time: speed-ups within a tenth of the published ones.
+
+    With the KV cache that stock vLLM pads the released plan would gain much less at 64K/64K.
+    """
     few = {name: scenario for name, scenario in bench.SCENARIOS.items() if name.startswith("1x")}
     found = bench.compare(MeasuredKernels(), few)
     printed = capsys.readouterr().out
     for name in few:
         assert found[name]["speedup"] == pytest.approx(bench.PUBLISHED[name][2], rel=0.1)
         assert f"{found[name]['speedup']:4.2f}x" in printed
+    long = "1xH100 64K/64K"
+    assert (
+        bench.compare(MeasuredKernels(), {long: few[long]}, bench.STOCK)[long]["speedup"] < 0.9 * found[long]["speedup"]
+    )
 
 
 def constants(owner: ServingEngine | Roofline) -> dict[str, object]:

@@ -9,7 +9,7 @@ import trl
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import chat_template_utils
 
-from lit_puzzle.environments.chat_template import render_prompt
+from lit_puzzle.environments.chat_template import has_efforts, render_prompt
 from lit_puzzle.environments.environment import Problem
 from lit_puzzle.model.chat import fix_date, render_chat
 from lit_puzzle.tiny.tokenizer import build_tokenizer
@@ -159,5 +159,8 @@ def test_long_chat_is_rendered_a_few_times_only(monkeypatch: pytest.MonkeyPatch)
         return render_chat(*arguments, **keywords)
 
     monkeypatch.setattr("lit_puzzle.environments.chat_template.render_chat", counted)
-    render_prompt(build_tokenizer(), problem(*({"role": "user", "content": f"a {n}"} for n in range(50))), "low")
+    tokenizer = build_tokenizer()
+    assert has_efforts(tokenizer)  # which is found out once, by other chats
+    rendered.clear()
+    render_prompt(tokenizer, problem(*({"role": "user", "content": f"a {n}"} for n in range(50))), "low")
     assert len(rendered) <= 3

@@ -99,7 +99,7 @@ def test_errors_count_documents() -> None:
     mean, error = mean_over_documents(sums, targets)
     assert mean == 16 / 20
     assert error == pytest.approx(math.sqrt(4 / 3 * sum((x - 0.8 * n) ** 2 for x, n in zip(sums, targets))) / 20)
-    assert mean_over_documents([2 * x for x in sums], [2 * n for n in targets]) == (mean, pytest.approx(error))
+    assert mean_over_documents([2 * x for x in sums], [2 * n for n in targets]) == pytest.approx((mean, error))
     assert mean_over_documents(sums * 4, targets * 4)[1] == pytest.approx(error * math.sqrt(3 / 15), rel=1e-9)
     with pytest.raises(ValueError, match="a standard error needs two"):
         summarize([{"targets": 1.0, "kl": 0.0, "log_loss": 0.0, "parent_log_loss": 0.0, "same_token": 0.0}])

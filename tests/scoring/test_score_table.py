@@ -69,7 +69,7 @@ def test_finished_files_come_back_bit_for_bit(tmp_path):
     assert not files.has("a.json")
     values = {"kl": [0.1, 1 / 3, 5e-324], "js": [1e300]}
     files.write("a.json", values)
-    assert files.has("a.json") and files.read("a.json") == values
+    assert files.has("a.json") and files.read(["a.json"]) == [values]
     assert Entry(3, "window=8", "window", BlockSpec(ALL, 8), None).file_name == "layer=3,window=8.json"
 
 
@@ -78,3 +78,21 @@ def test_values_that_are_not_finite_are_named():
     for broken in (math.nan, math.inf):
         with pytest.raises(ValueError, match=f"layer 1, candidate 'x': kl of sample 1 is {broken}"):
             check_finite("layer 1, candidate 'x'", {"js": [0.0], "kl": [0.0, broken]})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"b\.json is not JSON: .* Remove it; the same command scores this candidate again"),
+        ("{}", r"b\.json is damaged: it must have a list of numbers"),
+        ('{"kl": "x", "js": [1, 2]}', r"b\.json is damaged: it must have a list of numbers"),
+        ('{"kl": [1, 2]}', r"b\.json has \{'kl': 2\} values, a\.json beside it has \{'kl': 2, 'js': 2\}"),
+        ('{"kl": [1], "js": [1]}', r"b\.json has \{'kl': 1, 'js': 1\} values"),
+    ],
+)
+def test_damaged_file_of_a_finished_candidate_is_refused_by_name(tmp_path, text, message):
+    files = ScoreFiles(tmp_path)
+    files.write("a.json", {"kl": [0.1, 0.2], "js": [0.0, 0.3]})
+    (tmp_path / "b.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        files.read(["a.json", "b.json"])

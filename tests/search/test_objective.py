@@ -35,6 +35,58 @@ def test_a_pair_that_was_scored_has_its_own_score():
     assert Objective().quality_losses(LIBRARY, scores(entries=other))[1][3] == 0.75
 
 
+def unjudged() -> Scores:
+    """Scores whose data could not tell what the window of layer 1 costs."""
+    found = scores()
+    entries = {**found.entries, (1, "window=8"): {}}
+    told = {(1, "window=8"): {"tokens": 0.0, "long": 0.0}, (1, "experts=2"): {"tokens": 0.4}}
+    return Scores("parent", 2, 10, entries, told, 12)
+
+
+def test_what_was_not_measured_is_refused_unless_told():
+    for objective, what in ((Objective(), "scored tokens"), (Objective(window_metric="long"), "items of 'long'")):
+        with pytest.raises(
+            ValueError, match=rf"layer 1.*was not measured: none of the {what} could tell.*unmeasured: ex"
+        ):
+            objective.quality_losses(LIBRARY, unjudged())
+    assert Objective(unmeasured="zero").quality_losses(LIBRARY, unjudged()) == [[0.0, 0.3], [0.0, 0.5, 0.0, 0.5]]
+    kept = Objective(unmeasured="exclude").measured(LIBRARY, unjudged())
+    assert [[c.name for c in row] for row in kept] == [["parent", "experts=2"], ["parent", "experts=2"]]
+    assert Objective().measured(LIBRARY, unjudged()) == LIBRARY.layers
+    with pytest.raises(ValueError, match="unmeasured must be one of"):
+        Objective(unmeasured="guess")  # type: ignore[arg-type]
+    assert Scores.from_json(unjudged().to_json()) == unjudged()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ((0.0, 0.0, 0.0), "every quality loss in lm_loss is 0: all plans .* equally good, and none the best"),
+        ((-0.1, -0.2, -0.3), "every quality loss in lm_loss is below 0"),
+    ],
+)
+def test_scores_that_order_nothing_or_are_gains_are_refused(values, message):
+    keys = [(0, "experts=2"), (1, "experts=2"), (1, "window=8")]
+    entries = {key: {"lm_loss": value} for key, value in zip(keys, values, strict=True)}
+    with pytest.raises(ValueError, match=message):
+        Objective("lm_loss").quality_losses(LIBRARY, scores(entries=entries))
+
+
+def test_an_accuracy_in_place_of_its_drop_is_refused():
+    rows: list[tuple[Candidate, ...]] = []
+    entries: dict[tuple[int, str], dict[str, Measurement]] = {}
+    for layer in range(2):
+        own = LIBRARY.layers[layer][0]
+        made = [BlockSpec(tuple(range(count)), own.block.window_tokens) for count in (3, 2)]
+        rows.append((own, *(Candidate(f"experts={block.num_experts}", block) for block in made)))
+        entries |= {(layer, f"experts={count}"): {"accuracy": Measurement(0.1 * count)} for count in (3, 2)}
+    library = Library("parent", 4, CONFIG, tuple(rows))
+    with pytest.raises(ValueError, match="in all 2 layers the quality loss in accuracy falls with fewer experts"):
+        Objective("accuracy").quality_losses(library, Scores("parent", 2, 10, entries))
+    drops = {key: {"accuracy": Measurement(1 - m["accuracy"].mean)} for key, m in entries.items()}
+    assert Objective("accuracy").quality_losses(library, Scores("parent", 2, 10, drops))[0] == [0.0, 0.7, 0.8]
+
+
 def test_normalized_scores_by_hand():
     # S_experts = 0.3 + 0.5 = 0.8, S_w = 0.1, S_m = 0.25.
     quality_losses = Objective(window_metric="long", balance=0.25).quality_losses(LIBRARY, scores())

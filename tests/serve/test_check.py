@@ -12,9 +12,9 @@ from helpers.vllm_folders import write_folder
 from safetensors.torch import load_file, save_file
 
 from lit_puzzle.model.checkpoint import Checkpoint
-from lit_puzzle.serve.vllm.check import plan_engines, require_vllm, run_engines, serve_check
+from lit_puzzle.serve.vllm.check import plan_engines, require_vllm, run_engines, serve_check, why_no_server
 from lit_puzzle.serve.vllm.check_reference import Reference, make_reference
-from lit_puzzle.serve.vllm.comparisons import allowed_difference, compare
+from lit_puzzle.serve.vllm.comparisons import allowed_difference, compare, compare_allocation
 from lit_puzzle.serve.vllm.report import difference, write_report
 from lit_puzzle.serve.vllm.settings import CheckPrompts, VLLMSettings
 
@@ -197,3 +197,28 @@ def test_a_control_that_rounding_hides_is_skipped_and_one_without_effect_fails(r
 def test_tolerances_that_judge_nothing_are_refused(folder: Path, tmp_path: Path, tolerance: float) -> None:
     with pytest.raises(ValueError, match=r"tolerance=.* was given; it must be positive and finite"):
         serve_check(tmp_path, folder, tolerance=tolerance)
+
+
+def test_the_predicted_capacity_is_compared_with_the_engines() -> None:
+    """12 layers in 4 / 2 / 6: groups of 2; 2048 blocks of 128 tokens in 256 MiB are what vLLM 0.32 made of them."""
+    windows = [128, None] * 4 + [128, 96] * 2
+    stated = {"version": "0.32.0", "blocks": 2048, "requests": 20.48, "block": 128, "length": 2048, "in_flight": 4096}
+    check = compare_allocation(stated, windows, 2 * 2 * 64 * 2, 2**28)
+    assert check.outcome == "passed" and check.metrics["padding"] == 0
+    assert check.metrics["predicted"] == pytest.approx(20.48, rel=1e-3)
+    assert compare_allocation(stated | {"blocks": 2100}, windows, 512, 2**28).outcome == "failed"
+    assert compare_allocation(stated | {"version": "0.13.0"}, windows, 512, 2**28).outcome == "skipped"
+
+
+def test_a_stock_folder_with_another_vocabulary_is_not_served_by_chat(folder: Path, reference: Reference) -> None:
+    """vLLM renders chats of every stock gpt_oss folder as gpt-oss writes them; children keep their template."""
+    child, settings = Checkpoint(folder), VLLMSettings(Path("python"))
+    with_chat = replace(reference, chats={"none": [1]})
+    assert why_no_server(child, settings, with_chat) is None
+    assert why_no_server(child, replace(settings, server=False), with_chat) == "vllm.server: false"
+    assert why_no_server(child, settings, replace(reference, chats={})) == "the folder has no chat template"
+    stock = Checkpoint(folder)
+    stock.config = {**stock.config, "model_type": "gpt_oss"}
+    assert "this one has 128 tokens" in str(why_no_server(stock, settings, with_chat))
+    stock.config["vocab_size"] = 201_088
+    assert why_no_server(stock, settings, with_chat) is None

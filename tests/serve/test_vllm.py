@@ -27,7 +27,7 @@ from lit_puzzle.serve.vllm.settings import CheckPrompts, VLLMSettings
 SHORT = CheckPrompts(4, 64, 32)
 SMALL = {"dtype": "float32", "max_model_len": 128, "kv_cache_memory_bytes": 2**26}
 CONTROLS = {"control_experts", "control_window"}
-CHECKS = {"greedy_tokens", "log_probabilities", "reload", "stop_tokens", "kv_tokens"} | CONTROLS
+CHECKS = {"greedy_tokens", "log_probabilities", "reload", "stop_tokens", "kv_tokens", "kv_allocation"} | CONTROLS
 SERVER_CHECKS = {"server_completions", "server_streams", "server_stops", "server_refuses"}
 pytestmark = NEEDS_VLLM
 

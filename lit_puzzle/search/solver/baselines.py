@@ -51,10 +51,10 @@ def _greedy(problem: ChoiceProblem, label: Hashable) -> list[int] | None:
     ]
     while (limit := _exceeded_most(problem, chosen)) is not None:
         moves = [
-            (_merit(limit.coefficients[layer], problem.quality_loss[layer], chosen[layer], index), layer, index)
+            (_merit(saving, problem.quality_loss[layer], chosen[layer], index), layer, index)
             for layer, row in enumerate(allowed)
             for index in row
-            if limit.coefficients[layer][index] < limit.coefficients[layer][chosen[layer]]
+            if (saving := -limit.change(chosen, layer, index)) > 0
         ]
         if not moves:
             return None
@@ -64,9 +64,9 @@ def _greedy(problem: ChoiceProblem, label: Hashable) -> list[int] | None:
     return chosen
 
 
-def _merit(costs: Sequence[float], quality_losses: Sequence[float], now: int, then: int) -> tuple[float, float]:
+def _merit(saving: float, quality_losses: Sequence[float], now: int, then: int) -> tuple[float, float]:
     """Return the saving per quality loss; a replacement without further loss is better than any with."""
-    saving, loss = costs[now] - costs[then], quality_losses[then] - quality_losses[now]
+    loss = quality_losses[then] - quality_losses[now]
     return (math.inf, saving) if loss <= 0 else (saving / loss, saving)
 
 
@@ -122,7 +122,7 @@ def _repair(
             (layer, index)
             for layer, row in enumerate(allowed)
             for index in row
-            if limit.coefficients[layer][index] < limit.coefficients[layer][chosen[layer]]
+            if limit.change(chosen, layer, index) < 0
         ]
         if not cheaper:
             return False

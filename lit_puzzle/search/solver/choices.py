@@ -4,9 +4,11 @@ Nothing here knows about models, GPUs or files; `lit_puzzle.search.program` stat
 `lit_puzzle.search.solver.mip` and `lit_puzzle.search.solver.baselines` solve it.
 
     minimize    sum_l quality_loss[l][x_l]
-    subject to  constant_r + sum_l coefficient_r[l][x_l] <= bound_r        for every limit r,
+    subject to  constant_r + sum_l coefficient_r[l][x_l] + table_r(counts(x)) <= bound_r     for every limit r,
                 and, of every choice, all limits of at least one option    (one deployment and batch of a scenario),
                 and labels[l][x_l] equal in all layers                     when `labels` are given.
+
+Few limits have a table: what the number of layers of each kind adds (`lit_puzzle.search.solver.counts`).
 
 Every total is computed again in plain Python from these numbers; a total that a solver reports is never used.
 
@@ -18,6 +20,8 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
+
+from lit_puzzle.search.solver.counts import CountTable
 
 Grid = Sequence[Sequence[float]]
 
@@ -67,6 +71,8 @@ class Limit:
         key: the kind of quantity, for the check of totals.
         numerator: given where the user bounds a rate from below, numerator / bound; the rate of a total is then
             numerator / total.
+        table: what the numbers of layers of each kind add; None: nothing.
+        hard: whether it defines what a plan is, so that the smallest relaxation must not exceed it.
     """
 
     name: str
@@ -75,15 +81,29 @@ class Limit:
     bound: float
     key: str = ""
     numerator: float | None = None
+    table: CountTable | None = None
+    hard: bool = False
 
     def total(self, chosen: Sequence[int]) -> float:
         """Return the sum of a plan."""
-        return math.fsum([self.constant, *(row[index] for row, index in zip(self.coefficients, chosen))])
+        counted = 0.0 if self.table is None else self.table.value(chosen)
+        return math.fsum([self.constant, counted, *(row[index] for row, index in zip(self.coefficients, chosen))])
+
+    def change(self, chosen: Sequence[int], layer: int, index: int) -> float:
+        """Return what the sum of a plan changes by when a layer takes another candidate."""
+        row = self.coefficients[layer]
+        change = row[index] - row[chosen[layer]]
+        if self.table is None or self.table.kinds[layer][index] == self.table.kinds[layer][chosen[layer]]:
+            return change
+        other = [*chosen[:layer], index, *chosen[layer + 1 :]]
+        return change + self.table.value(other) - self.table.value(chosen)
 
     @property
     def tolerance(self) -> float:
         """By how much a total may exceed the bound: rounding, in the scale of the numbers added."""
         scale = max(abs(self.bound), abs(self.constant))
+        if self.table is not None:
+            scale = max(scale, max(map(abs, self.table.values.values())))
         if scale == 0:
             scale = max((abs(value) for row in self.coefficients for value in row if value != math.inf), default=0.0)
         return RELATIVE_TOLERANCE * scale
@@ -217,6 +237,8 @@ def _check_limit(limit: Limit, shape: list[int]) -> None:
     if [len(row) for row in limit.coefficients] != shape:
         raise ValueError(f"Limit {limit.name!r}: it must have one coefficient for every candidate of every layer")
     numbers = [value for row in limit.coefficients for value in row if value != math.inf]
+    if limit.table is not None:
+        numbers += limit.table.values.values()
     if not all(math.isfinite(value) for value in (*numbers, limit.constant, limit.bound)):
         raise ValueError(
             f"Limit {limit.name!r}: its numbers must be finite (a coefficient of math.inf forbids a candidate)"

@@ -66,7 +66,8 @@ class Row:
         allowed_C = np.concatenate(allowed)
         values_C = np.where(allowed_C, np.concatenate(layers), 0.0)
         scale = max(abs(room), float(np.abs(values_C).max())) or 1.0
-        return cls(values_C / scale, room / scale, (abs(limit.bound) or 1.0) / scale, allowed_C)
+        relief = 0.0 if limit.hard else abs(limit.bound) or 1.0
+        return cls(values_C / scale, room / scale, relief / scale, allowed_C)
 
 
 @dataclass(frozen=True)

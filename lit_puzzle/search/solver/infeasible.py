@@ -19,6 +19,8 @@ import time
 from dataclasses import dataclass, replace
 
 from lit_puzzle.search.solver.choices import ChoiceProblem, InfeasibleError, Limit, Option
+from lit_puzzle.search.solver.counts import cheapest
+from lit_puzzle.search.solver.extended import extended, restored
 from lit_puzzle.search.solver.tree import Tree
 
 TIME_LIMIT_SECONDS = 20.0  # for the smallest relaxation and the pair; after that the message has less detail
@@ -63,12 +65,13 @@ def _cheapest_of(problem: ChoiceProblem, name: str) -> Cheapest:
 def _cheapest(problem: ChoiceProblem, limit: Limit) -> Cheapest:
     plans = []
     for label in problem.common_labels() or [None]:
-        chosen = []
+        chosen, priced = [], []
         for layer, row in enumerate(limit.coefficients):
             labels = None if problem.labels is None else problem.labels[layer]
             allowed = [i for i in range(len(row)) if labels is None or labels[i] == label]
             chosen.append(min(allowed, key=lambda i: (row[i], problem.quality_loss[layer][i])))
-        plans.append(tuple(chosen))
+            priced.append([value if i in allowed else math.inf for i, value in enumerate(row)])
+        plans.append(tuple(chosen) if limit.table is None else cheapest(priced, limit.table))
     best = min(plans, key=limit.total)
     return Cheapest(limit, best, limit.total(best), limit.excess(best))
 
@@ -135,15 +138,16 @@ def _smallest_total(problem: ChoiceProblem, option: Option, limit: Limit, deadli
         limits=(*problem.limits, *others, Limit("can be served", forbidden, 0.0, 0.0)),
         choices=(),
     )
-    found = Tree(alone, relative_gap=1e-3, deadline=deadline).run()
-    return None if found is None else limit.total(found.chosen)
+    found = Tree(extended(alone), relative_gap=1e-3, deadline=deadline).run()
+    return None if found is None else limit.total(restored(alone, found).chosen)
 
 
 def _none_fails_alone(problem: ChoiceProblem) -> InfeasibleError:
     deadline = time.monotonic() + TIME_LIMIT_SECONDS
-    nearest = Tree(problem, relative_gap=1e-3, deadline=deadline, elastic=True).run()
+    nearest = Tree(extended(problem), relative_gap=1e-3, deadline=deadline, elastic=True).run()
     if nearest is None:
         return InfeasibleError("No plan: every budget can be met alone, but not all together.")
+    nearest = restored(problem, nearest)
     options = [problem.choices[choice][index] for choice, index in enumerate(nearest.options)]
     limits = [*problem.limits, *itertools.chain(*(option.limits for option in options))]
     over = sorted((limit for limit in limits if limit.excess(nearest.chosen)), key=lambda o: -o.excess(nearest.chosen))
@@ -168,7 +172,7 @@ def _excluding_pair(problem: ChoiceProblem, first: list[str], deadline: float) -
     """Return two limits that no plan meets together, or None; pairs with those of `first` are tried first."""
     names = [*first, *(name for name in _names(problem) if name not in first)]
     for left, right in itertools.combinations(names, 2):
-        tree = Tree(_only(problem, (left, right)), deadline=deadline)
+        tree = Tree(extended(_only(problem, (left, right))), deadline=deadline)
         if tree.run() is None and not tree.timed_out:
             return left, right
     return None

@@ -20,6 +20,7 @@ import time
 from collections.abc import Sequence
 
 from lit_puzzle.search.solver.choices import ChoiceProblem, Limit, OutOfTimeError, Solution
+from lit_puzzle.search.solver.extended import extended, extended_limit, extended_plan, restored, table_of
 from lit_puzzle.search.solver.infeasible import explain
 from lit_puzzle.search.solver.settings import DEFAULT_SETTINGS, NO_EARLIER_PLANS, EarlierPlans, SolverSettings
 from lit_puzzle.search.solver.tree import Tree, indicator
@@ -49,16 +50,18 @@ def solve(
         DisagreementError: the solver's totals differ from those of its plan.
     """
     deadline = time.monotonic() + settings.time_limit_seconds
-    found: list[Solution] = []
+    if problem.labels is not None and not problem.common_labels():
+        raise explain(problem)
+    stated, found = extended(problem), list[Solution]()
     for _ in range(settings.num_solutions):
         avoided = (*earlier.unlike, *(solution.chosen for solution in found))
         cuts = tuple(_unlike(problem, chosen, settings.alpha) for chosen in avoided)
-        tree = Tree(problem, settings.relative_gap, deadline, cuts)
+        tree = Tree(stated, settings.relative_gap, deadline, cuts)
         if earlier.start is not None and not avoided:
-            tree.start_from(earlier.start)
+            tree.start_from(extended_plan(problem, earlier.start))
         solution, timed_out = _solve_rescaled(tree)
         if solution is not None:
-            found.append(solution)
+            found.append(restored(problem, solution))
         elif found or (avoided and not timed_out):
             break
         else:
@@ -93,4 +96,6 @@ def _refuse(problem: ChoiceProblem, settings: SolverSettings, timed_out: bool) -
 
 def _unlike(problem: ChoiceProblem, chosen: Sequence[int], alpha: float) -> Limit:
     shared = math.floor(alpha * problem.num_layers + 1e-9)  # 0.7 x 10 is 7.000000000000001
-    return Limit("layers shared with an earlier plan", indicator(problem.quality_loss, chosen), 0.0, float(shared))
+    limit = Limit("layers shared with an earlier plan", indicator(problem.quality_loss, chosen), 0.0, float(shared))
+    table = table_of(problem)
+    return limit if table is None else extended_limit(limit, tuple(table.values))

@@ -30,7 +30,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from lit_puzzle.search.solver import highs
-from lit_puzzle.search.solver.choices import ChoiceProblem, DisagreementError, Grid, Limit, Option, Solution
+from lit_puzzle.search.solver.choices import ChoiceProblem, DisagreementError, Grid, Limit, Solution
+from lit_puzzle.search.solver.extended import label_choice
 from lit_puzzle.search.solver.highs import Flags, Floats, LinearProgram, Outcome, Relaxation, Row
 
 LARGEST = 100.0  # the largest loss of one candidate after scaling: HiGHS' tolerances are absolute, about 1e-8
@@ -45,17 +46,6 @@ DEFAULT_SECONDS = 3600.0
 def indicator(shape: Grid, chosen: Sequence[int]) -> list[list[float]]:
     """Return a grid with 1 for the candidates of a plan and 0 for the others."""
     return [[float(index == taken) for index in range(len(row))] for row, taken in zip(shape, chosen)]
-
-
-def label_choice(problem: ChoiceProblem) -> tuple[tuple[Option, ...], ...]:
-    """Return labels as one more choice: an option per label, which forbids every candidate of another label."""
-    if problem.labels is None:
-        return ()
-    options = []
-    for label in problem.common_labels():
-        grid = [[0.0 if other == label else math.inf for other in row] for row in problem.labels]
-        options.append(Option(f"{label} everywhere", (Limit(f"{label} everywhere", grid, 0.0, 0.0),)))
-    return (tuple(options),)
 
 
 @dataclass(order=True)

@@ -5,8 +5,9 @@ its own. Writes report.json (outcome, reason and metrics of every check) and, du
 vllm.log and server.log.
 
 Checks: greedy tokens and log-probabilities against transformers; a reload of weights into a running engine; stop
-tokens; an FP8 KV cache; the OpenAI-compatible server. Negative controls show that the comparison would notice an error:
-a window that is off by one, experts of one layer permuted without their router, dropped KV scales.
+tokens; an FP8 KV cache; predicted against actual capacity of the KV cache; the OpenAI-compatible server. Negative
+controls show that the comparison would notice an error: a window that is off by one, experts of one layer permuted
+without their router, dropped KV scales.
 
 Memory, one after the other: transformers, 4 bytes for each parameter (2 in bfloat16 with a tolerance of your own);
 vLLM, 4 or 2 + kv_cache_gib; the server, the same again. Disk: a few hundred KiB. Traffic: these files, and local HTTP.
@@ -26,7 +27,7 @@ from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import claim_inputs
 from lit_puzzle.serve.vllm.check_reference import Reference, make_reference, permuted_layer
 from lit_puzzle.serve.vllm.check_server import check_server, serving
-from lit_puzzle.serve.vllm.comparisons import compare
+from lit_puzzle.serve.vllm.comparisons import compare, compare_allocation
 from lit_puzzle.serve.vllm.report import skipped, write_report
 from lit_puzzle.serve.vllm.settings import CheckPrompts, VLLMSettings
 
@@ -72,14 +73,18 @@ def serve_check(
     exact = vllm.dtype == "float32"
     reference = make_reference(checkpoint, vllm.dtype, prompts, seed, not exact and tolerance is None)
     length = max(len(ids) for ids in (*reference.sequences, *reference.chats.values())) + prompts.new_tokens + 1
-    settings = {"dtype": vllm.dtype, "max_model_len": length, "kv_cache_memory_bytes": int(vllm.kv_cache_gib * 2**30)}
+    cache_bytes = int(vllm.kv_cache_gib * 2**30)
+    settings = {"dtype": vllm.dtype, "max_model_len": length, "kv_cache_memory_bytes": cache_bytes}
     engines = plan_engines(opened, reference, settings, prompts.tokens)
     results = dict(zip(engines, run_engines(run_dir, python, list(engines.values())), strict=True))
     checks = compare(reference, results, exact, tolerance)
+    token_bytes = 2 * int(opened.config["num_key_value_heads"]) * int(opened.config["head_dim"])
+    windows = [window for _, window in opened.blocks]
+    checks.append(compare_allocation(results["bfloat16"][0], windows, 2 * token_bytes, cache_bytes))
     without = why_no_server(opened, vllm, reference)
     if without is None:
         options = [f"--dtype={vllm.dtype}", f"--max-model-len={length}", "--enforce-eager"]
-        options.append(f"--kv-cache-memory-bytes={settings['kv_cache_memory_bytes']}")
+        options.append(f"--kv-cache-memory-bytes={cache_bytes}")
         with serving(python, checkpoint, options, run_dir / "server.log", vllm.server_seconds) as port:
             checks += check_server(port, prompts.question, reference, exact)
     else:

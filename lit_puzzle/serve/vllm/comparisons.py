@@ -13,6 +13,7 @@ Reads and writes nothing. `results` are those of `lit_puzzle.serve.vllm.driver`,
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lit_puzzle.costs.kv_layout import VERSIONS, padding_share, vllm_capacity, window_counts
 from lit_puzzle.serve.vllm.check_reference import Reference
 from lit_puzzle.serve.vllm.report import Check, checked, difference, skipped
 
@@ -20,6 +21,7 @@ Results = Mapping[str, Sequence[Any]]  # engine -> one result for each step
 EXACT_TOLERANCE = 1e-4  # of the largest difference in float32
 ROUNDINGS = 2.0  # an engine may round this many times as much as transformers does
 RELOAD_TOLERANCE = 1e-6  # of log-probabilities of the same engine
+ALLOCATION_TOLERANCE = 0.02  # of the blocks of the KV cache, and of the requests that fit it
 NOTICED_SCALES = 1e-3  # least change of a log-probability when KV scales are dropped
 
 
@@ -132,6 +134,32 @@ def compare_capacity(bfloat16: Mapping[str, Any], fp8: Mapping[str, Any]) -> Che
     half, found, block = bfloat16["tokens"], fp8["tokens"], max(bfloat16["block"], fp8["block"])
     reason = f"{found} in FP8, {half} in bfloat16, in blocks of {block}"
     return checked("kv_tokens", abs(found - 2 * half) <= block, reason, {"ratio": found / half})
+
+
+def compare_allocation(
+    capacity: Mapping[str, Any], windows: Sequence[int | None], token_bytes: int, cache_bytes: int
+) -> Check:
+    """Check that the KV cache holds the requests that the cost model predicts, to within 2%.
+
+    Args:
+        capacity: what the engine states.
+        windows: window of every layer.
+        token_bytes: bytes of one token's keys and values in one layer.
+        cache_bytes: memory of the KV cache.
+    """
+    version = ".".join(str(capacity["version"]).split(".")[:2])
+    if version not in VERSIONS:
+        return skipped("kv_allocation", f"the KV cache of vLLM {capacity['version']} is not modeled, {VERSIONS} are")
+    block, in_flight = capacity["block"], capacity["in_flight"]
+    counts = window_counts(windows)
+    guess = vllm_capacity(counts, cache_bytes, capacity["length"], token_bytes, block, in_flight)
+    errors = [guess.blocks / capacity["blocks"] - 1, guess.requests / capacity["requests"] - 1]
+    reason = (
+        f"{capacity['requests']:.2f} requests of {capacity['length']} tokens in {capacity['blocks']} blocks, predicted "
+        f"{guess.requests:.2f} in {guess.blocks}; {padding_share(counts):.0%} of the cache is padding"
+    )
+    metrics = {"requests": capacity["requests"], "predicted": guess.requests, "padding": padding_share(counts)}
+    return checked("kv_allocation", max(map(abs, errors)) <= ALLOCATION_TOLERANCE, reason, metrics)
 
 
 def compare_scales(fp8: Sequence[Any], right: Sequence[Sequence[float]]) -> Check:

@@ -8,7 +8,9 @@ A job is a list of engines, which are started one after the other in this proces
     {"do": "greedy", "prompts": [[ids]], "tokens": n}   -> [[ids]]; end tokens do not end them
     {"do": "score", "sequences": [[ids]]}               -> [[log-probability of every token but the first]]
     {"do": "forced", "token": id, "tokens": n}          -> {"ids", "finish_reason", "stop_reason"}: every token is id
-    {"do": "capacity"}                                  -> {"tokens": of the KV cache, "block": of those, "version"}
+    {"do": "capacity"}                                  -> {"tokens": of the KV cache, "block": of those, "version",
+                                                            "blocks", "requests": of "length" tokens that fit at a time,
+                                                            "in_flight": tokens of the batches scheduled at a time}
     {"do": "reload", "model": folder, "permute_layer": layer | null, "unit_scales": bool}
         loads the tensors of a folder into the running engine, for negative controls with the experts of one layer
         rotated by one without its router, or with all KV scales set to 1
@@ -121,12 +123,20 @@ def forced(engine: Any, token: int, tokens: int) -> dict[str, Any]:
 
 
 def capacity(engine: Any) -> dict[str, Any]:
-    """Return how many tokens the KV cache and one of its blocks hold, and the version of vLLM."""
+    """Return what the KV cache holds, and the version of vLLM."""
     import vllm
 
-    cache = engine.llm_engine.vllm_config.cache_config
-    tokens = cache.num_gpu_blocks * cache.block_size
-    return {"tokens": tokens, "block": cache.block_size, "version": vllm.__version__}
+    config = engine.llm_engine.vllm_config
+    cache = config.cache_config
+    return {
+        "tokens": cache.num_gpu_blocks * cache.block_size,
+        "block": cache.block_size,
+        "version": vllm.__version__,
+        "blocks": cache.num_gpu_blocks,
+        "requests": cache.kv_cache_max_concurrency,
+        "length": config.model_config.max_model_len,
+        "in_flight": config.max_in_flight_tokens,
+    }
 
 
 def changed(folder: Path, permute_layer: int | None, unit_scales: bool) -> Iterator[tuple[str, Tensor]]:

@@ -34,7 +34,7 @@ from lit_puzzle.costs.accounting import (
 from lit_puzzle.costs.block_cost import BlockCost, Prediction
 from lit_puzzle.costs.engine import GIB, ServingEngine
 from lit_puzzle.costs.gpus import find_gpu
-from lit_puzzle.costs.kv_layout import KVDemand, WindowCounts, vllm_demand, window_counts
+from lit_puzzle.costs.kv_layout import CPU_BLOCK, GPU_BLOCK, KVDemand, WindowCounts, vllm_demand, window_counts
 from lit_puzzle.costs.model_shape import ModelShape
 from lit_puzzle.costs.serving import Block, Deployment, KernelTimes, Setting
 from lit_puzzle.spec import KV_DTYPE_BYTES, Scenario
@@ -181,7 +181,7 @@ class CostModel:
                 self._kv_demands[key] = KVDemand(token_bytes * held, 0.0)
             else:
                 lengths = scenario.prompt_tokens, scenario.generated_tokens
-                block = kv.block_tokens or self.gpu.kv_block_tokens
+                block = kv.block_tokens or (CPU_BLOCK if self.gpu.name == "cpu" else GPU_BLOCK)
                 chunk = min(self.engine.chunk_tokens * kv.concurrent_batches, self.scenario.prompt_tokens)
                 self._kv_demands[key] = vllm_demand(counts, lengths, token_bytes, block, chunk)
         return self._kv_demands[key]

@@ -28,7 +28,6 @@ class Gpu:
         link_bytes_per_second: bandwidth to its neighbors in one direction.
         link_seconds: latency of a message to a neighbor.
         max_sequences: default number of requests that a serving engine keeps in flight there.
-        kv_block_tokens: default number of tokens in a block of vLLM's KV cache there.
         source: where these numbers come from.
     """
 
@@ -41,7 +40,6 @@ class Gpu:
     link_bytes_per_second: float
     link_seconds: float
     max_sequences: int
-    kv_block_tokens: int
     source: str
 
 

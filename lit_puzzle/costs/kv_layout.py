@@ -41,6 +41,7 @@ WindowCounts = tuple[tuple[int | None, int], ...]  # window (None: full attentio
 
 VERSIONS = ("0.31", "0.32", "0.33")  # whose allocation is modeled
 SIMILAR = 1.5  # vLLM: with fewer than this many times the least layers, the most layers are the width
+GPU_BLOCK, CPU_BLOCK = 16, 128  # default tokens of a block: vLLM's `CacheConfig` and `platforms/cpu.py`
 BLOCK_MULTIPLE = 16  # vLLM's attention kernels take blocks of a multiple of 16 tokens
 
 
@@ -51,7 +52,7 @@ class KVAllocation:
     Args:
         allocator: `vllm` pads groups of layers as vLLM does; `ideal` counts the bytes of every layer alone.
         version: version of vLLM, `0.31` to `0.33` (a patch release `0.32.1` counts as `0.32`).
-        block_tokens: tokens of a block (`--block-size`); None: the device's default in gpus.json.
+        block_tokens: tokens of a block (`--block-size`); None: 16 on GPUs, 128 on a CPU.
         concurrent_batches: batches that are scheduled at a time: 2 with asynchronous scheduling, vLLM's default on
             GPUs, else 1. Windows keep the tokens of these batches.
         requests: `staggered` requests start at different times, so that the cache holds their mean lengths; those of a

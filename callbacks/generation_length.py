@@ -5,12 +5,13 @@ its unfinished window into the checkpoint.
 
     length/<effort>/mean|p50|p95        generated tokens, the end token included
     length/<effort>/cut                 share of completions cut off at the cap
+    length/<effort>/looping             share of completions that end in a loop (only with their token ids)
     length/<effort>/drift               mean / the parent's mean at that effort (only with `child`)
-    length/<effort>/<environment>/mean|p50|p95|cut
+    length/<effort>/<environment>/mean|p50|p95|cut|looping
     length/effort_ratio                 mean at high effort / mean at low effort
 
 A window is the completions of the last `window` rollouts of all processes; every number is of one window.
-Memory and traffic (one reduction a rollout): efforts * environments * (bins + 2) * 8 bytes a process.
+Memory and traffic (one reduction a rollout): efforts * environments * (bins + 3) * 8 bytes a process.
 Source: arXiv 2602.11937 (RL at high effort alone lengthens completions: 15.6K -> 21.6K tokens; effort length ratio).
 Shapes: B completions, G groups (effort x environment), N histogram bins.
 """
@@ -26,10 +27,12 @@ from torchmetrics import Metric
 
 from lit_puzzle.data.rl_prompts import PromptData
 from lit_puzzle.environments.environment import EFFORTS
+from lit_puzzle.environments.looping import is_looping
 from lit_puzzle.generation.lengths import LENGTHS_FILE, LengthStatistics, read_lengths
 from lit_puzzle.run.folder import require_input
 
 ROLLOUT_KEYS = ("completion_lengths", "truncated", "effort", "environment")
+SUMS = ("counts_GN", "tokens_G", "cut_G", "looping_G")
 
 
 class LengthHistogram(Metric):
@@ -43,6 +46,7 @@ class LengthHistogram(Metric):
     counts_GN: Tensor
     tokens_G: Tensor
     cut_G: Tensor
+    looping_G: Tensor
 
     def __init__(self, num_groups: int, bin_tokens: int, num_bins: int) -> None:
         super().__init__()
@@ -50,18 +54,22 @@ class LengthHistogram(Metric):
         self.add_state("counts_GN", torch.zeros(num_groups, num_bins, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("tokens_G", torch.zeros(num_groups, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("cut_G", torch.zeros(num_groups, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("looping_G", torch.zeros(num_groups, dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, lengths_B: Tensor, cut_B: Tensor, groups_B: Tensor) -> None:
-        """Add completions: tokens (>= 1), whether cut off, group index."""
+    def update(self, lengths_B: Tensor, cut_B: Tensor, groups_B: Tensor, looping_B: Tensor | None = None) -> None:
+        """Add completions: tokens (>= 1), whether cut off, group index, and whether looping, if that is known."""
         num_bins = self.counts_GN.shape[1]
         bins_B = ((lengths_B - 1) // self.bin_tokens).clamp(0, num_bins - 1)
         self.counts_GN.view(-1).index_add_(0, groups_B * num_bins + bins_B, torch.ones_like(bins_B))
         self.tokens_G.index_add_(0, groups_B, lengths_B)
         self.cut_G.index_add_(0, groups_B, cut_B.long())
+        if looping_B is not None:
+            self.looping_G.index_add_(0, groups_B, looping_B.long())
 
     def compute(self) -> dict[str, Tensor]:
         """Return the counts of all processes."""
-        return {"counts_GN": self.counts_GN.clone(), "tokens_G": self.tokens_G.clone(), "cut_G": self.cut_G.clone()}
+        sums = (self.counts_GN, self.tokens_G, self.cut_G, self.looping_G)
+        return {name: total.clone() for name, total in zip(SUMS, sums)}
 
 
 def histogram_statistics(counts_N: Tensor, tokens: Tensor, cut: Tensor, bin_tokens: int) -> dict[str, float]:
@@ -82,6 +90,7 @@ class GenerationLength(Callback):
     The RL module's `training_step` returns, on the steps that generated new rollouts and only there, beside `loss`:
     `completion_lengths` (LongTensor [B]: tokens with the end token), `truncated` (bool [B]: cut off at the cap),
     `effort` and `environment` (lists of B texts), for all B completions that this process generated (not gathered).
+    With `completion_ids` (lists of token ids) the share of completions that end in a loop is logged, too.
     All processes generate on the same steps.
 
     Args:
@@ -123,6 +132,7 @@ class GenerationLength(Callback):
         self._sums: dict[str, Tensor] = {}  # of the unfinished window, over all processes; empty: nothing yet
         self._exceeded: list[str] = []  # efforts that were over budget in the last window
         self._values: dict[str, float] = {}  # of the last finished window
+        self._loops_known = False  # whether rollouts have token ids
         self._metric: LengthHistogram | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -159,15 +169,19 @@ class GenerationLength(Callback):
             )
         pairs = zip(outputs["effort"], outputs["environment"], strict=True)
         groups = [EFFORTS.index(e) * len(self.environments) + self.environments.index(name) for e, name in pairs]
+        ids = outputs.get("completion_ids")
+        loops = None if ids is None else [is_looping([int(token) for token in row]) for row in ids]
+        self._loops_known = ids is not None
         metric = self._metric.to(device)
         metric.update(
             outputs["completion_lengths"].to(device).long(),
             outputs["truncated"].to(device),
             torch.tensor(groups, dtype=torch.int64, device=device),
+            None if loops is None else torch.tensor(loops, device=device),
         )
         totals = {name: total.cpu() for name, total in metric.compute().items()}
         metric.reset()
-        self._sums = {name: total + self._sums[name] for name, total in totals.items()} if self._sums else totals
+        self._sums = {name: total + self._sums.get(name, 0) for name, total in totals.items()}
         self._rollouts += 1
 
     def _finish_window(self, trainer: Trainer) -> None:
@@ -209,6 +223,8 @@ class GenerationLength(Callback):
             return {}
         tokens, cut = self._sums["tokens_G"][members].sum(), self._sums["cut_G"][members].sum()
         numbers = histogram_statistics(counts_N, tokens, cut, self.bin_tokens)
+        if self._loops_known:
+            numbers["looping"] = int(self._sums["looping_G"][members].sum()) / int(counts_N.sum())
         return {f"{key}/{name}": number for name, number in numbers.items()}
 
     def state_dict(self) -> dict[str, Any]:

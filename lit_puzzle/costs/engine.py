@@ -61,9 +61,9 @@ class EngineStep:
     """Time of an engine step beside the large kernels.
 
     Args:
-        overhead_seconds: time of the CPU per step that the GPU waits for: scheduling, inputs, outputs. The weakest
-            constant, an assumption: vllm-project/vllm issue 10634 (2024) reports gaps of 5-6 ms between steps at 256
-            sequences, expects 2-3 ms from better code and 0.2-0.3 ms from asynchronous scheduling.
+        overhead_seconds: time of the CPU per step that the GPU waits for: scheduling, inputs, outputs.
+            vllm-project/vllm issue 10634 expects 0.2-0.3 ms from asynchronous scheduling, vLLM's default since; in 2024
+            it reports gaps of 5-6 ms between steps at 256 sequences. The rest overlaps with the GPU.
         sampling_bytes: memory traffic per sequence and entry of the vocabulary to turn logits into a token, counted in
             vLLM's sampler: to float32 (2 + 4), temperature (4 + 4), softmax (4 + 4), exponential noise (4), division
             (8 + 4), argmax (4), plus writing the bfloat16 logits (2).

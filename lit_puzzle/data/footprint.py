@@ -71,7 +71,7 @@ def sequences_of(data: Values, device: Device, assumed: Assumed) -> Sequences:
     raise ValueError(f"{data.key('class_path')}: nobody knows what {data.at('class_path')} costs: it is your own.")
 
 
-def _record(folder: Path) -> dict[str, Any]:
+def documents_record(folder: Path) -> dict[str, Any]:
     """Return the record of a folder of documents, given as itself or by its run folder; empty if it is not there."""
     found = next(
         (file for file in (folder / DOCUMENTS_FILE, folder / "documents" / DOCUMENTS_FILE) if file.is_file()), None
@@ -81,7 +81,7 @@ def _record(folder: Path) -> dict[str, Any]:
 
 def _documents(data: Values, assumed: Assumed) -> Sequences:
     folder, tokens = Path(data.at("documents")), data.whole("sequence_tokens")
-    record = _record(folder)
+    record = documents_record(folder)
     note = "" if record else f"{folder} is not there: {assumed.documents:.0e} tokens are assumed"
     total = float(record.get("tokens", assumed.documents))
     return Sequences(max(total / tokens, 1), tokens, data.whole("batch_size"), note, {})
@@ -90,7 +90,7 @@ def _documents(data: Values, assumed: Assumed) -> Sequences:
 def _one_by_one(data: Values, assumed: Assumed) -> Sequences:
     """Return the batches of documents that are a sequence each, as many in a batch as `batch_tokens` has room for."""
     folder, source = Path(data.at("documents.folder")), data.inside("documents")
-    record = _record(folder)
+    record = documents_record(folder)
     longest = max((row["longest"] for row in record["shards"]), default=1) if record else SEQUENCE_TOKENS
     tokens = min(longest, int(source.get("sequence_tokens") or longest))
     total = min(float(source.get("tokens") or math.inf), float(record.get("tokens", assumed.documents)))

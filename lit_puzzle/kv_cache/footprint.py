@@ -44,7 +44,7 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     return Footprint(
         "KV calibration",
         (
-            Phase("load", load_bytes(size, width, device.count)),
+            Phase("load", load_bytes(size, width, device.count, model.get("memory_gib"))),
             *((Phase("completions", data.generating),) if data.generating else ()),
             Phase("pass", resident(size, width, device.count, model.get("memory_gib"))
                   | frozen_gathered(size, width, device.count) | held),

@@ -32,7 +32,7 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     """Return the footprint of `score`."""
     planned = planned_config(Path(values.at("parent")))
     run = _Run(values, device, assumed, model_size(planned.config))
-    phases = [Phase("load", load_bytes(run.size, run.width, device.count))]
+    phases = [Phase("load", load_bytes(run.size, run.width, device.count, values.get("fabric.memory_gib")))]
     if run.data.generating:
         phases.append(Phase("completions of the parent", run.data.generating))
     phases.append(Phase("candidates", run.held() | run.scoring()))

@@ -147,8 +147,14 @@ def frozen_gathered(size: ModelSize, width: int, processes: int, root: bool = Tr
     return {"gathered layers": 2.0 * size.largest_layer * width} | ends
 
 
-def load_bytes(size: ModelSize, width: int, processes: int) -> dict[str, float]:
-    """Return what loading holds: the share, one layer, and what is outside the experts until it is sharded."""
+def load_bytes(size: ModelSize, width: int, processes: int, budget_gib: object = None) -> dict[str, float]:
+    """Return what loading holds: the share, one layer, and what is outside the experts until it is sharded.
+
+    Under a budget for layers from disk nothing is loaded beforehand.
+    """
+    kept = resident(size, width, processes, budget_gib)
+    if "weights" not in kept:
+        return kept
     if processes == 1:
         return {"weights": float(size.parameters * width)}
     outside = size.parameters - size.expert_parameters

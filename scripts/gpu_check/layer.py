@@ -1,7 +1,8 @@
 """One decoder layer of gpt-oss's shape on this device: bytes per token, against a CPU's, and time.
 
-Memory by `scripts/bench/layer_memory.py`, whose slopes on a CPU are in `docs/limits.md`; 32 experts, so that the card
-may be small. Then the time of forward and backward, as a share of the card's bfloat16 peak where it is known.
+Memory by `scripts/bench/layer_memory.py`, whose slopes on a CPU are in `docs/gpu.md`; 32 experts, so that the card may
+be small. `plan` is what `--plan` computes for the same bytes. Then the time of forward and backward, as a share of the
+card's bfloat16 peak where it is known.
 """
 
 import sys
@@ -17,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 from layer_memory import decode, make_layer, slopes, step
 
 from lit_puzzle.costs.gpus import gpus
+from lit_puzzle.model.footprint import inside_bytes, model_size, saved_bytes
 
 LENGTHS = [4096, 8192, 16384]
 ATTENTION_FLOP = 2 * 2880 * 64 * (64 + 8 + 8 + 64)  # of a token: the four projections; scores are not counted
@@ -34,12 +36,21 @@ def work(options: Options) -> Iterator[Row]:
             step(layer, 16, torch.bfloat16, checkpointing)
             found = slopes(lengths, [step(layer, tokens, torch.bfloat16, checkpointing) for tokens in lengths])
             for key, values in found.items():
-                yield {"bytes per token": key, "window": window, "checkpointed": checkpointing, **_named(values)}
+                row = {"bytes per token": key, "window": window, "checkpointed": checkpointing, **_named(values)}
+                yield row | {"plan": None if checkpointing else _plan(layer.self_attn.config, window, key)}
         yield _timed(layer, window, lengths[0], peak)
         del layer
     layer = make_layer(4, None, device)
     for key, values in slopes(lengths, [decode(layer, tokens, torch.bfloat16) for tokens in lengths]).items():
         yield {"bytes per cached token": key, **_named(values)}
+
+
+def _plan(config: Any, window: int | None, key: str) -> int:
+    """Return the bytes for a token by the formulas of `--plan`."""
+    block = {"num_local_experts": config.num_local_experts, "sliding_window": window}
+    size = model_size(config.to_dict() | {"model_type": "gpt_oss_puzzle", "block_configs": [block]})
+    at = saved_bytes if key == "saved" else inside_bytes
+    return round((at(size, 2**20, "bf16-mixed") - at(size, 2**19, "bf16-mixed")) / 2**19)
 
 
 def _timed(layer: Any, window: int | None, tokens: int, peak: float | None) -> Row:

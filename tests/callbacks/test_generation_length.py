@@ -208,11 +208,29 @@ def test_wrong_outputs_and_settings_are_refused(tmp_path: Path) -> None:
             GenerationLength(**bad)
 
 
+def test_loops_are_counted_where_token_ids_are_given(tmp_path: Path) -> None:
+    class Ids(Policy):
+        """The first three of 24 completions, one at each effort, end in a loop."""
+
+        def training_step(self, batch: Tensor, batch_idx: int) -> dict[str, Any]:
+            outputs = super().training_step(batch, batch_idx)
+            if "effort" in outputs:
+                outputs["completion_ids"] = [[7] * 64 if row < 3 else list(range(64)) for row in range(24)]
+            return outputs
+
+    callback = GenerationLength(environments=ENVIRONMENTS, window=1, max_tokens=CAP)
+    values = length_metrics(fit(tmp_path, callback, Ids(), steps=3))
+    assert [values[f"length/{effort}/looping"] for effort in EFFORTS] == [1 / 8] * 3
+    assert values["length/low/a/looping"] == 1 / 8
+    without = length_metrics(fit(tmp_path, GenerationLength(environments=ENVIRONMENTS, window=1), Policy(), steps=3))
+    assert not any("looping" in key for key in without)
+
+
 def test_state_is_plain_and_of_the_stated_size(tmp_path: Path) -> None:
     callback = GenerationLength(environments=ENVIRONMENTS, window=9, max_tokens=CAP)
     fit(tmp_path, callback, Policy(), steps=1)
     state = callback.state_dict()
     sums = state.pop("sums")
     assert json.loads(json.dumps(state)) == state
-    stated = 3 * len(ENVIRONMENTS) * (4096 + 2) * 8
+    stated = 3 * len(ENVIRONMENTS) * (4096 + 3) * 8
     assert sum(tensor.numel() * tensor.element_size() for tensor in sums.values()) == stated

@@ -165,3 +165,12 @@ def test_an_empty_config_is_one_line_with_and_without_the_marker(tmp_path: Path)
         open_run(tmp_path, "a: 1\n", overwrite=False)
     (tmp_path / "scores.json").unlink()  # nothing is lost
     assert open_run(tmp_path, "a: 1\n", overwrite=False) is False
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "inputs.json"])
+def test_results_of_nobody_knows_what_are_not_resumed(tmp_path: Path, name: str) -> None:
+    open_run(tmp_path / "run", "a: 1\n", overwrite=False)
+    (tmp_path / "run" / "half.json").write_text("{}")
+    (tmp_path / "run" / name).unlink()
+    with pytest.raises(ValueError, match=rf"run has results, but no {name}.* give --overwrite"):
+        open_run(tmp_path / "run", "a: 1\n", overwrite=False)

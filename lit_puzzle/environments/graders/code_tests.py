@@ -112,17 +112,16 @@ def read_assertions(code: str, entry_point: str, prefix: str, place: str) -> Uni
 def grade_programs(finals: Sequence[str], tests: Sequence[UnitTests], limits: SandboxLimits) -> list[Verdict]:
     """Return the verdict on each final text; as many sandboxes run at once as there are cores."""
     with ThreadPoolExecutor(max_workers=cores()) as pool:
-        return list(pool.map(grade_program, finals, tests, repeat(limits), range(len(finals))))
+        return list(pool.map(grade_program, finals, tests, repeat(limits)))
 
 
-def grade_program(final: str, tests: UnitTests, limits: SandboxLimits, slot: int = 0) -> Verdict:
+def grade_program(final: str, tests: UnitTests, limits: SandboxLimits) -> Verdict:
     """Return the verdict on one final text.
 
     Args:
         final: the text.
         tests: of the problem.
         limits: of the program.
-        slot: number of the sandbox among those that run at once.
     """
     program = program_of(final)
     source = f"{tests.prefix}\n{program}" if tests.prefix and program.strip() else program
@@ -130,7 +129,7 @@ def grade_program(final: str, tests: UnitTests, limits: SandboxLimits, slot: int
         return Verdict(0.0, "wrong: no program" if not source.strip() else "wrong: program too long")
     passed = 0
     try:
-        for outcome in run_program(source, tests.inputs, limits, tests.function, slot):
+        for outcome in run_program(source, tests.inputs, limits, tests.function):
             expected = tests.outputs[passed]
             if outcome.status != "ok":
                 return Verdict(0.0, f"wrong: test {passed + 1} of {len(tests.inputs)}: {outcome.status}")

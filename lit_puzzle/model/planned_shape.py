@@ -31,27 +31,27 @@ _GPT_OSS = {
     "tie_word_embeddings": False,
     "quantization_config": {"quant_method": "mxfp4"},
 }
-<<<<<<< HEAD
 PUBLISHED: Mapping[str, Mapping[str, Any]] = {  # the config.json of openai/gpt-oss-20b and -120b, as far as sizes go
-=======
-_SMOLLM2 = {  # SmolLM2-135M-Instruct as scripts/smollm2_parent.py rewrites it
-    "model_type": "gpt_oss",
-    "hidden_size": 576,
-    "intermediate_size": 192,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "head_dim": 64,
-    "vocab_size": 49_152,
-    "num_local_experts": 8,
-    "num_experts_per_tok": 8,
-    "layer_types": ["full_attention"] * 30,
-    "tie_word_embeddings": False,
-}
-PUBLISHED: Mapping[str, Mapping[str, Any]] = {  # config.json, as far as sizes go
->>>>>>> main
     "120b": _GPT_OSS | {"num_hidden_layers": 36, "num_local_experts": 128},
     "20b": _GPT_OSS | {"num_hidden_layers": 24, "num_local_experts": 32},  # second: "120b" ends like this
+}
+OWN: Mapping[str, Mapping[str, Any]] = {  # of a folder that a script of this project makes
+    "smollm2-135m": {  # scripts/smollm2_parent.py
+        "model_type": "gpt_oss",
+        "hidden_size": 576,
+        "intermediate_size": 192,
+        "num_hidden_layers": 30,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 8,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "head_dim": 64,
+        "vocab_size": 49_152,
+        "sliding_window": 8192,
+        "layer_types": ["full_attention"] * 30,
+        "attention_bias": True,
+        "tie_word_embeddings": False,
+    },
 }
 
 
@@ -84,12 +84,9 @@ def planned_config(folder: Path, above: tuple[Path, ...] = ()) -> Planned:
             return Planned(*_child(config, recipe.layers, folder, source))
     for key, config in PUBLISHED.items():
         if key in folder.name.lower():
-<<<<<<< HEAD
             return Planned(config, f"{folder} is not there: the shape of gpt-oss-{key} is assumed")
     for key, config in OWN.items():
         if key in folder.name.lower():
-=======
->>>>>>> main
             return Planned(config, f"{folder} is not there: the shape of {key} is assumed")
     raise ValueError(
         f"{folder} is not there, and neither a packaged recipe nor a published shape ({', '.join(PUBLISHED)} in the "

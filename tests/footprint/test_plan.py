@@ -56,21 +56,12 @@ def test_twice_the_devices_halve_what_is_shared() -> None:
 
 
 def test_advice_is_true_and_the_next_larger_value_does_not_fit() -> None:
-<<<<<<< HEAD
-    whole = ("--gpus=8", "--gpu=A100", "--model.init_args.training.moe_chunk_tokens=null")
-    plan = planned(KD, *whole, "--data.init_args.sequence_tokens=131072")
-    word = next(line.split("(")[1].rstrip(")") for line in plan.advice if "sequences of" in line and "fits at" in line)
-    assert not planned(KD, *whole, word).advice
-    tokens = int(word.partition("=")[2]) + 131072 // 16
-    assert planned(KD, *whole, f"--data.init_args.sequence_tokens={tokens}").advice
-=======
     large = ["--gpus=8", "--gpu=A100", "--model.init_args.training.moe_chunk_tokens=null"]
     plan = planned(KD, *large, "--data.init_args.sequence_tokens=131072")
     word = next(line.split("(")[1].rstrip(")") for line in plan.advice if "sequences of" in line and "fits at" in line)
     assert not planned(KD, *large, word).advice
     tokens = int(word.partition("=")[2]) + 131072 // 16
     assert planned(KD, *large, f"--data.init_args.sequence_tokens={tokens}").advice
->>>>>>> main
 
 
 def test_overrides_change_the_plan() -> None:

@@ -20,7 +20,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import ReadItem
 
 METADATA = "meta.pt"  # everything that is not sharded; written last
@@ -43,10 +43,19 @@ DAMAGE = (  # what readers raise on damaged bytes
 )
 
 
+def _memory_format(encoding: object, name: str) -> _MEM_FORMAT_ENCODING:
+    """Return a member of the one enumeration of the format: early releases of Python 3.11 write it by `getattr`."""
+    if encoding is not _MEM_FORMAT_ENCODING:
+        raise pickle.UnpicklingError(f"it takes {name} from {encoding}, which no checkpoint needs; it was not loaded")
+    return _MEM_FORMAT_ENCODING[name]
+
+
 class _MetadataUnpickler(pickle.Unpickler):
     """Unpickles nothing but the metadata of a sharded checkpoint."""
 
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):
+            return _memory_format
         is_dtype = module == "torch" and isinstance(vars(torch).get(name), torch.dtype)
         if not is_dtype and METADATA_CLASSES.get(name) != module:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which no checkpoint needs; it was not loaded")

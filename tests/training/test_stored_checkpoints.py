@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
 
 from lit_puzzle.training.stored_checkpoints import (
     CheckpointReader,
@@ -84,6 +85,27 @@ def test_metadata_runs_no_code(sharded: Path, tmp_path: Path) -> None:
     with pytest.raises(AttributeError):  # what PyTorch's own reader does with it, after running it
         FileSystemReader(sharded).read_metadata()
     assert (tmp_path / "executed").is_dir()
+
+
+class ByName:
+    """Pickled as Python 3.11.0 to 3.11.3 pickle members of an enumeration."""
+
+    def __init__(self, kind: type, name: str) -> None:
+        self.kind, self.name = kind, name
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[type, str]]:
+        return getattr, (self.kind, self.name)
+
+
+def test_members_of_the_memory_formats_may_be_named(sharded: Path) -> None:
+    """Not so anything else that `getattr` could reach."""
+    member: Any = ByName(_MEM_FORMAT_ENCODING, "TORCH_CONTIGUOUS_FORMAT")
+    (sharded / ".metadata").write_bytes(pickle.dumps(Metadata({"weight": member})))
+    found: Any = CheckpointReader(sharded).read_metadata().state_dict_metadata["weight"]
+    assert found is _MEM_FORMAT_ENCODING.TORCH_CONTIGUOUS_FORMAT
+    (sharded / ".metadata").write_bytes(pickle.dumps(ByName(Metadata, "__init__")))
+    with pytest.raises(ValueError, match=r"it takes __init__ from .*Metadata.*, which no checkpoint needs"):
+        CheckpointReader(sharded).read_metadata()
 
 
 def test_settings_of_the_optimizer_run_no_code(sharded: Path, tmp_path: Path) -> None:

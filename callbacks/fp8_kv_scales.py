@@ -145,7 +145,7 @@ class FP8KVScales(Callback):
         with torch.inference_mode(False), evaluation_mode(model), trainer.precision_plugin.forward_context():
             for index, batch in enumerate(self._batches(trainer)):
                 count_batch(model, {name: tensor.to(device) for name, tensor in batch.items()}, statistics)
-                statistics.check_finite(index)
+                statistics.check_finite(f"batch {index}")
         return statistics.over_processes()
 
     def _batches(self, trainer: Trainer) -> Iterable[Mapping[str, Tensor]]:

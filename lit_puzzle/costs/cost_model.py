@@ -64,7 +64,7 @@ class CostModel:
         self.model, self.scenario, self.times = model, scenario, times
         self.gpu = find_gpu(scenario.gpu)
         given = engine or ServingEngine()
-        self.max_sequences = self.gpu.max_sequences if given.max_sequences is None else given.max_sequences
+        self.max_sequences = self.gpu.vllm.max_sequences if given.max_sequences is None else given.max_sequences
         self.engine = dataclasses.replace(given, max_sequences=self.max_sequences)
         if scenario.generated_tokens == 0:
             raise ValueError("the scenario generates 0 tokens: throughput counts generated tokens; set 1 or more")
@@ -181,7 +181,7 @@ class CostModel:
                 self._kv_demands[key] = KVDemand(token_bytes * held, 0.0)
             else:
                 lengths = scenario.prompt_tokens, scenario.generated_tokens
-                block = kv.block_tokens or self.gpu.kv_block_tokens
+                block = kv.block_tokens or self.gpu.vllm.kv_block_tokens
                 chunk = min(self.engine.chunk_tokens * kv.concurrent_batches, self.scenario.prompt_tokens)
                 self._kv_demands[key] = vllm_demand(counts, lengths, token_bytes, block, chunk)
         return self._kv_demands[key]

@@ -15,6 +15,19 @@ GPU_FILE = Path(__file__).with_name("gpus.json")
 
 
 @dataclass(frozen=True)
+class VLLMDefaults:
+    """What vLLM takes on a device unless it is told.
+
+    Attributes:
+        max_sequences: requests in flight.
+        kv_block_tokens: tokens in a block of the KV cache.
+    """
+
+    max_sequences: int
+    kv_block_tokens: int
+
+
+@dataclass(frozen=True)
 class Gpu:
     """One device.
 
@@ -27,8 +40,7 @@ class Gpu:
         float32_flops: the same with float32 inputs; None where it is not known.
         link_bytes_per_second: bandwidth to its neighbors in one direction.
         link_seconds: latency of a message to a neighbor.
-        max_sequences: default number of requests that a serving engine keeps in flight there.
-        kv_block_tokens: default number of tokens in a block of vLLM's KV cache there.
+        vllm: what vLLM takes there unless it is told.
         source: where these numbers come from.
     """
 
@@ -40,15 +52,17 @@ class Gpu:
     float32_flops: float | None
     link_bytes_per_second: float
     link_seconds: float
-    max_sequences: int
-    kv_block_tokens: int
+    vllm: VLLMDefaults
     source: str
 
 
 @functools.cache
 def gpus() -> dict[str, Gpu]:
     """Return all known devices by name."""
-    return {name: Gpu(name=name, **values) for name, values in json.loads(GPU_FILE.read_text()).items()}
+    known = json.loads(GPU_FILE.read_text())
+    return {
+        name: Gpu(name=name, **(values | {"vllm": VLLMDefaults(**values["vllm"])})) for name, values in known.items()
+    }
 
 
 def find_gpu(name: str) -> Gpu:

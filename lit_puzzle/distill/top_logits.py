@@ -14,7 +14,7 @@ Reads the parent and a folder of documents; writes `top_logits/` into the run fo
 computes the missing files. Documents are computed packed, and do not attend each other.
 
 A parent that is too large for a device is sharded over several processes (`lit_puzzle.training.fabric`); each computes
-other sequences and the first one writes.
+other sequences and the first one writes. With `fabric.memory_gib` it is read one layer at a time, once for a shard.
 
 Memory: the parent's share, the activations of `batch_tokens` tokens, 12 V C bytes, one shard of documents (5 bytes a
 token); on the first process also the results of all processes of one round. Disk: for every target K (4 + b) + b bytes
@@ -25,17 +25,20 @@ Shapes: D documents and N targets of a shard, S tokens and M targets of one pack
 chunk, K tokens kept, V vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.fabric import Fabric
 from numpy.typing import NDArray
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from transformers import PreTrainedModel
 
+from lit_puzzle.data.batches import PackedBatch
 from lit_puzzle.data.document_files import DocumentFolder
 from lit_puzzle.data.packing import Integers, model_inputs, pack, restarting_positions
 from lit_puzzle.data.shards import Shard
@@ -51,11 +54,17 @@ from lit_puzzle.distill.top_logits_files import (
 )
 from lit_puzzle.model.checkpoint import fingerprint
 from lit_puzzle.model.identity import checkpoint_identity
+from lit_puzzle.model.layer_pass import LayerPass
+from lit_puzzle.model.streaming import LayerSource, ResidentModel
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import claim_inputs, file_identity, record_output
-from lit_puzzle.training.fabric import FabricSettings, launch, load_parent
+from lit_puzzle.training.fabric import FabricSettings, launch, open_parent
 
 FOLDER = "top_logits"
+SCRATCH = "layers"  # folder of each process, for a parent that is read layer by layer
+LOGIT_BYTES = 16  # of the logits of a chunk: as the head gives them, in float32, and while they are sorted
+Sequence = tuple[Integers, Integers]  # indices of the tokens of a packed sequence in the shard, and their documents
+HiddenStates = Callable[[int, PackedBatch], Tensor]  # index of the process's sequence and its batch -> (S, E)
 Rows = tuple[Integers, dict[str, NDArray[Any]]]  # indices of rows of a shard's arrays, and their contents by name
 
 
@@ -109,16 +118,19 @@ def precompute_logits(
         claim_inputs(run_dir, {"parent": checkpoint_identity(parent), "documents": folder.input_identity()})
     missing = processes.broadcast(missing)  # as seen by the first process
     if missing:  # else the run was stopped after the last file
-        model = load_parent(processes, fabric, parent)
+        source = open_parent(processes, fabric, parent, head=True)
         target.mkdir(exist_ok=True)  # after all checks, so that a refused run leaves nothing behind
+        scratch = run_dir / f"{SCRATCH}.{processes.global_rank}"
         for number in missing:
             shard = folder.shard(number)
             settings = top_k, batch_tokens, chunk_tokens, processes
+            hidden = hidden_states_of(source, shard, scratch / str(number), batch_tokens, chunk_tokens, processes)
             if processes.is_global_zero:
                 with new_shard(target / file_name(number), first_targets(shard), top_k, precision) as arrays:
-                    fill(arrays, model, shard, *settings)
+                    fill(arrays, hidden, source.model.lm_head, shard, *settings)
             else:
-                fill({}, model, shard, *settings)
+                fill({}, hidden, source.model.lm_head, shard, *settings)
+        rmtree(scratch, ignore_errors=True)
     if not processes.is_global_zero:
         return {}
     write_record(target, fingerprint(parent), folder, top_k, precision)
@@ -138,26 +150,56 @@ def first_targets(shard: Shard) -> Integers:
     return before_N1[shard.offsets]
 
 
+def hidden_states_of(
+    source: LayerSource, shard: Shard, scratch: Path, batch_tokens: int, chunk_tokens: int, processes: Fabric
+) -> HiddenStates:
+    """Return the function that gives this process's final hidden states of a shard, one sequence after the other.
+
+    A parent in memory computes a sequence when it is asked for; one that is read layer by layer runs all sequences of
+    the shard through each layer first, resumable by layer.
+    """
+    if isinstance(source, ResidentModel):
+        return partial(_forward, source.model)
+    sequences = own_sequences(shard, batch_tokens, processes)
+    batches = [packed_batch(shard, *tokens) for tokens, _ in sequences]
+    logits = LOGIT_BYTES * chunk_tokens * source.model.config.vocab_size
+    layers = LayerPass(source, scratch, batches, logits)
+    for at in layers if batches else ():
+        for index in range(len(batches)):
+            at.run(index)
+    return lambda index, _batch: layers.final(index)[0]
+
+
+def _forward(model: PreTrainedModel, _index: int, batch: PackedBatch) -> Tensor:
+    hidden_SE: Tensor = model.model(**model_inputs(model, batch)).last_hidden_state[0]
+    return hidden_SE
+
+
+def own_sequences(shard: Shard, batch_tokens: int, processes: Fabric) -> list[tuple[Sequence, int]]:
+    """Return this process's packed sequences of a shard in order, each with the number of sequences of its round.
+
+    In the last round processes without a sequence of their own repeat one, whose result is dropped: layers of a sharded
+    parent are gathered by all processes together.
+    """
+    world, sequences = processes.world_size, list(packed_tokens(shard, batch_tokens))
+    rounds = [sequences[begin : begin + world] for begin in range(0, len(sequences), world)]
+    return [(together[processes.global_rank % len(together)], len(together)) for together in rounds]
+
+
 def fill(
     arrays: dict[str, NDArray[Any]],
-    model: PreTrainedModel,
+    hidden_states: HiddenStates,
+    head: nn.Module,
     shard: Shard,
     top_k: int,
     batch_tokens: int,
     chunk_tokens: int,
     processes: Fabric,
 ) -> None:
-    """Compute one shard, a sequence a process at a time, into the arrays of the first process.
-
-    In the last round processes without a sequence of their own repeat one, whose result is dropped: layers of a sharded
-    parent are gathered by all processes together.
-    """
-    world, sequences = processes.world_size, list(packed_tokens(shard, batch_tokens))
-    for begin in range(0, len(sequences), world):
-        together = sequences[begin : begin + world]
-        mine = together[processes.global_rank % len(together)]
-        own = compute_sequence(model, shard, *mine, top_k, chunk_tokens)
-        for rows_M, contents in _gather_on_first(own, processes)[: len(together)]:
+    """Compute one shard, a sequence a process at a time, into the arrays of the first process."""
+    for index, (sequence, in_round) in enumerate(own_sequences(shard, batch_tokens, processes)):
+        own = compute_sequence(partial(hidden_states, index), head, shard, *sequence, top_k, chunk_tokens)
+        for rows_M, contents in _gather_on_first(own, processes)[:in_round]:
             for name, values in contents.items():
                 arrays[name][rows_M] = values
 
@@ -172,23 +214,33 @@ def _gather_on_first(own: Rows, processes: Fabric) -> list[Rows]:
 
 
 def compute_sequence(
-    model: PreTrainedModel, shard: Shard, tokens_S: Integers, document_ids_S: Integers, top_k: int, chunk_tokens: int
+    hidden_states: Callable[[PackedBatch], Tensor],
+    head: nn.Module,
+    shard: Shard,
+    tokens_S: Integers,
+    document_ids_S: Integers,
+    top_k: int,
+    chunk_tokens: int,
 ) -> Rows:
     """Return the top-k logits at the targets of one packed sequence of a shard."""
     is_target_S = shard.mask_N[tokens_S] == 1
     rows_M = (np.cumsum(shard.mask_N, dtype=np.int64) - 1)[tokens_S][is_target_S]
-    ids_S = torch.from_numpy(shard.ids_N[tokens_S]).long()
-    batch = {"input_ids": ids_S[None], "position_ids": restarting_positions(torch.from_numpy(document_ids_S)[None])}
-    device = model.lm_head.weight.device
-    batch = {name: values.to(device) for name, values in batch.items()}
+    device = next(head.parameters()).device
+    batch = {name: values.to(device) for name, values in packed_batch(shard, tokens_S, document_ids_S).items()}
     with torch.no_grad():  # sharded weights cannot be gathered in inference mode
-        hidden_SE = model.model(**model_inputs(model, batch)).last_hidden_state[0]
+        hidden_SE = hidden_states(batch)
         before_M = torch.from_numpy(np.flatnonzero(is_target_S) - 1).to(device)
-        parts = [top_of(model.lm_head(hidden_CE), top_k) for hidden_CE in hidden_SE[before_M].split(chunk_tokens)]
+        parts = [top_of(head(hidden_CE), top_k) for hidden_CE in hidden_SE[before_M].split(chunk_tokens)]
     names = ("token_ids", "log_probs", "log_rest")
     return rows_M, {
         name: torch.cat(chunks).cpu().numpy() for name, chunks in zip(names, zip(*parts, strict=True), strict=True)
     }
+
+
+def packed_batch(shard: Shard, tokens_S: Integers, document_ids_S: Integers) -> PackedBatch:
+    """Return the batch of one packed sequence, (1, S): `input_ids` and `position_ids`."""
+    ids_S = torch.from_numpy(shard.ids_N[tokens_S]).long()
+    return {"input_ids": ids_S[None], "position_ids": restarting_positions(torch.from_numpy(document_ids_S)[None])}
 
 
 def packed_tokens(shard: Shard, batch_tokens: int) -> Iterator[tuple[Integers, Integers]]:

@@ -92,7 +92,7 @@ def _setting(work: Work, device: Device) -> Setting:
         weight_dtype=dtype,
         expert_dtype=dtype,
     )
-    sequences = find_gpu(device.name).max_sequences
+    sequences = find_gpu(device.name).vllm.max_sequences
     return Setting(
         ModelShape.from_config(work.config), scenario, Deployment(1, 1, 1), ServingEngine(max_sequences=sequences)
     )

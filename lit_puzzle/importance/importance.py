@@ -8,6 +8,7 @@ The pass is the parent's forward pass in which every MoE layer evaluates the k+1
 they give its output (the parent's own, up to rounding) and all leave-one-out errors. Work: (k+1)/k of the MoE part plus
 k (k+1) multiply-adds per token, layer and hidden channel.
 
+With `memory_gib` the parent is read one layer at a time (`lit_puzzle.importance.layer_sums`), to the same bits.
 Memory beside the weights (P b / ranks at rest when sharded) and one layer's inputs and outputs: for chunks of N tokens
 4 N D (2 k + 1) + 8 N (4 E + 4 k (k+1)) + 4 n (2 D + 6 I) bytes, n <= N the busiest expert's tokens (8 in place of 4 for
 a parent in float64), freed before the next chunk; kept: 16 bytes per expert and layer, which is also all the traffic
@@ -18,107 +19,30 @@ Shapes: B sequences, T tokens, D hidden, N tokens of one chunk, K chosen, M eval
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from shutil import rmtree
+from typing import Literal
 
 import torch
 from lightning import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_puzzle.data.batch_validation import check_rows
 from lit_puzzle.data.calibration import CalibrationData
-from lit_puzzle.importance.expert_scores import (
-    ImportanceMethod,
-    LeaveOneOut,
-    RoutedTokens,
-    entrants,
-    evaluate_experts,
-    mean_scores,
-    mixed_output,
-)
+from lit_puzzle.importance.expert_scores import ImportanceMethod, LeaveOneOut, mean_scores
 from lit_puzzle.importance.importance_file import Importance, scores_identity
+from lit_puzzle.importance.layer_sums import FOLDER, streamed_sums
+from lit_puzzle.importance.scored_layers import ScoredMoE, check_finite, score_layers
 from lit_puzzle.model.checkpoint import fingerprint
-from lit_puzzle.model.family import Family
 from lit_puzzle.model.identity import checkpoint_identity
-from lit_puzzle.model.modules import expert_weights, model_family, moe_of, set_moe
+from lit_puzzle.model.streaming import StreamedModel, load_streamed
 from lit_puzzle.run.files import resolved
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import Identity, record_output
 from lit_puzzle.training.sharding import load_for, shard
 
-
-class ScoredMoE(nn.Module):
-    """Replaces the MoE layer of one decoder layer: the same output, and in addition the sums of a scoring rule.
-
-    Args:
-        moe: the layer; its parameters are neither moved nor copied.
-        family: the model's family.
-        layer: index of the decoder layer.
-        method: the scoring rule.
-        chunk_tokens: tokens evaluated at a time.
-    """
-
-    def __init__(self, moe: nn.Module, family: Family, layer: int, method: ImportanceMethod, chunk_tokens: int) -> None:
-        super().__init__()
-        self.moe = moe
-        self._router_name = family.layer.router.removeprefix(f"{family.layer.moe}.")
-        self.layer = layer
-        self.method = method
-        self.chunk_tokens = chunk_tokens
-        self.counted_BT: Tensor | None = None  # set before each forward pass: which tokens are scored
-        self.reset()
-
-    def reset(self) -> None:
-        """Set numerator and denominator of every expert to 0."""
-        router = self.router
-        self.sums_2E = torch.zeros(2, router.num_experts, dtype=torch.float64, device=router.weight.device)
-
-    @property
-    def router(self) -> Any:
-        """The layer's router."""
-        return self.moe.get_submodule(self._router_name)
-
-    def forward(self, hidden_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Return output and gates, as the MoE layer does."""
-        assert self.counted_BT is not None
-        hidden_SD = hidden_BTD.flatten(0, 1)
-        chunks = zip(
-            hidden_SD.split(self.chunk_tokens), self.counted_BT.flatten().split(self.chunk_tokens), strict=True
-        )
-        results = [self._score(hidden_ND, counted_N) for hidden_ND, counted_N in chunks]
-        outputs, gates = zip(*results, strict=True)
-        return torch.cat(outputs).view_as(hidden_BTD), torch.cat(gates)
-
-    def _score(self, hidden_ND: Tensor, counted_N: Tensor) -> tuple[Tensor, Tensor]:
-        logits_NE, gates_NK, experts_NM = self.router(hidden_ND)
-        top_k = experts_NM.shape[1]
-        if self.method.needs_entrant:
-            experts_NM = torch.cat([experts_NM, entrants(logits_NE, experts_NM)], dim=1)
-        exact = torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
-        outputs_NMD = evaluate_experts(hidden_ND, experts_NM, expert_weights(self.moe), exact)
-        logits_NM = logits_NE.gather(1, experts_NM).double()
-        routed = RoutedTokens(self.layer, logits_NE.shape[1], top_k, experts_NM, logits_NM, outputs_NMD, counted_N)
-        self.sums_2E = self.sums_2E + torch.stack(self.method.sums(routed))
-        return mixed_output(logits_NM, outputs_NMD, top_k).to(hidden_ND.dtype), gates_NK
-
-
-def score_layers(model: PreTrainedModel, method: ImportanceMethod, chunk_tokens: int) -> list[ScoredMoE]:
-    """Replace the MoE layer of every decoder layer by a `ScoredMoE`, in place.
-
-    Args:
-        model: the parent.
-        method: the scoring rule.
-        chunk_tokens: tokens that a MoE layer evaluates at a time.
-
-    Returns:
-        One per layer; their sums grow with every forward pass of the model.
-    """
-    family, scored = model_family(model), []
-    for index, decoder in enumerate(model.model.layers):
-        scored.append(ScoredMoE(moe_of(decoder, family), family, index, method, chunk_tokens))
-        set_moe(decoder, family, scored[-1])
-    return scored
+NO_TOKEN = "No token was scored: the calibration data is empty. Give the data module some sequences."
 
 
 class ExpertImportance(LightningModule):
@@ -131,6 +55,8 @@ class ExpertImportance(LightningModule):
         dtype: dtype of the weights; errors are always computed and summed in float32 or better.
         attn_implementation: "sink_attention" needs memory linear in the sequence; "eager" is the reference.
         chunk_tokens: tokens that a MoE layer evaluates at a time, which bounds its memory.
+        memory_gib: GiB that the pass may take (on a CPU anonymous memory, on a GPU its own): the parent is then read
+            one layer at a time. None: the parent is in memory, or sharded over the processes.
 
     Attributes:
         results: after the pass: tokens, layers, experts, experts of score 0, and the smallest and largest share of a
@@ -147,6 +73,7 @@ class ExpertImportance(LightningModule):
         dtype: Literal["float32", "bfloat16", "float64"] = "float32",
         attn_implementation: Literal["sink_attention", "eager"] = "sink_attention",
         chunk_tokens: int = 4096,
+        memory_gib: float | None = None,
     ) -> None:
         super().__init__()
         if chunk_tokens < 1:
@@ -156,9 +83,12 @@ class ExpertImportance(LightningModule):
         self.dtype_name = dtype
         self.attn_implementation = attn_implementation
         self.chunk_tokens = chunk_tokens
+        self.memory_gib = memory_gib
         self.results: dict[str, float] = {}
         self.model: PreTrainedModel | None = None
+        self.streamed: StreamedModel | None = None
         self.scored: list[ScoredMoE] = []
+        self._batches: list[Mapping[str, Tensor]] = []  # of a streamed parent
 
     def input_identities(self) -> dict[str, Identity]:
         """Return the identity of the parent."""
@@ -181,7 +111,12 @@ class ExpertImportance(LightningModule):
 
     def configure_model(self) -> None:
         """Load the parent, replace its MoE layers by scored ones, and shard it where the strategy shards."""
-        if self.model is not None:
+        if self.model is not None or self.streamed is not None:
+            return
+        if self.memory_gib is not None:
+            device = self.trainer.strategy.root_device
+            how = self.dtype_name, self.memory_gib, self.attn_implementation
+            self.streamed = load_streamed(self.parent, *how, device)
             return
         mesh = self.device_mesh if isinstance(self.trainer.strategy, ModelParallelStrategy) else None
         model, waiting = load_for(mesh, self.parent, self.dtype_name, self.attn_implementation)
@@ -194,6 +129,7 @@ class ExpertImportance(LightningModule):
         """Reset all sums."""
         for layer in self.scored:
             layer.reset()
+        self._batches = []
         self.tokens = torch.zeros((), dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
@@ -206,22 +142,19 @@ class ExpertImportance(LightningModule):
         Raises:
             ValueError: token ids or a length that the model does not support, or scores that are not finite.
         """
-        assert self.model is not None
-        check_rows(batch, self.model.config.vocab_size, self.model.config.max_position_embeddings)
+        model = self.model if self.streamed is None else self.streamed.model
+        assert model is not None
+        check_rows(batch, model.config.vocab_size, model.config.max_position_embeddings)
         counted_BT = batch.get("scored_mask", batch["attention_mask"]).bool()
+        self.tokens += counted_BT.sum()
+        if self.streamed is not None:  # all batches run through one layer after the other, at the end
+            kept = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "counted": counted_BT}
+            self._batches.append({name: tensor.cpu() for name, tensor in kept.items()})
+            return
         for layer in self.scored:
             layer.counted_BT = counted_BT
-        self.model.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
-        self.tokens += counted_BT.sum()
-        self._check_finite(batch_idx)
-
-    def _check_finite(self, batch_idx: int) -> None:
-        broken = [layer.layer for layer in self.scored if not bool(layer.sums_2E.isfinite().all())]
-        if broken:
-            raise ValueError(
-                f"Scores of layer {broken[0]} are not finite after batch {batch_idx}. Check the parent for NaN "
-                f"weights, or load it with more precision than {self.dtype_name}."
-            )
+        model.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+        check_finite(self.scored, f"batch {batch_idx}")
 
     def on_validation_epoch_end(self) -> None:
         """Sum over all processes, write the importance files and fill `results`.
@@ -229,19 +162,35 @@ class ExpertImportance(LightningModule):
         Raises:
             ValueError: no token was scored.
         """
-        local = torch.cat([self.tokens.view(1), *(layer.sums_2E.flatten() for layer in self.scored)])
+        own = self._sums()
+        local = torch.cat([self.tokens.view(1), *(sums_2E.flatten() for sums_2E in own)])
         total = self.trainer.strategy.reduce(local, reduce_op="sum").cpu()
-        sizes = [layer.sums_2E.numel() for layer in self.scored]
+        sizes = [sums_2E.numel() for sums_2E in own]
         tokens, sums = int(total[0]), [part.view(2, -1) for part in total[1:].split(sizes)]
         if tokens == 0:
-            raise ValueError("No token was scored: the calibration data is empty. Give the data module some sequences.")
+            raise ValueError(NO_TOKEN)
         scores = tuple(mean_scores(numerator_E, denominator_E) for numerator_E, denominator_E in sums)
         if self.trainer.is_global_zero:
             importance = Importance(self.fingerprint, self.method.name, tokens, scores)
             folder = Path(self.trainer.default_root_dir)
             importance.save(folder)
             record_output(folder, "importance", scores_identity(folder))
+        rmtree(self._layers_folder, ignore_errors=True)
         self.results = summary(scores, tokens)
+
+    @property
+    def _layers_folder(self) -> Path:
+        return Path(self.trainer.default_root_dir) / f"{FOLDER}.{self.trainer.global_rank}"
+
+    def _sums(self) -> list[Tensor]:
+        """Return this process's sums of every layer, on its device."""
+        if self.streamed is None:
+            return [layer.sums_2E for layer in self.scored]
+        if not self._batches:
+            raise ValueError(NO_TOKEN)
+        batches, counted = self._batches, [batch["counted"] for batch in self._batches]
+        sums = streamed_sums(self.streamed, self._layers_folder, batches, counted, self.method, self.chunk_tokens)
+        return [sums_2E.to(self.device) for sums_2E in sums]
 
 
 def summary(scores: tuple[Tensor, ...], tokens: int) -> dict[str, float]:

@@ -31,8 +31,10 @@ from lit_puzzle.kv_cache.report import per_layer, totals, write_report
 from lit_puzzle.kv_cache.scales import scales_identity
 from lit_puzzle.kv_cache.settings import ScaleSettings
 from lit_puzzle.kv_cache.statistics import KVStatistics, find_scales, recording
+from lit_puzzle.kv_cache.streamed import FOLDER, count_streamed
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.identity import checkpoint_identity
+from lit_puzzle.model.streaming import StreamedModel, load_streamed
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import Identity, record_output
 from lit_puzzle.training.sharding import load_for, shard
@@ -47,6 +49,8 @@ class KVCalibration(LightningModule):
         dtype: dtype of the weights.
         attn_implementation: "sink_attention" needs memory linear in the sequence; "eager" is the reference.
         save_every_batches: number of batches between two writes of `progress/`.
+        memory_gib: GiB that the pass may take (on a CPU anonymous memory, on a GPU its own): the model is then read one
+            layer at a time, and saved after each layer. None: the model is in memory, or sharded over the processes.
 
     Attributes:
         results: after the pass: tokens, layers, layers left in bf16, saturated values, least headroom, largest amax.
@@ -62,6 +66,7 @@ class KVCalibration(LightningModule):
         dtype: Literal["float32", "bfloat16"] = "float32",
         attn_implementation: Literal["sink_attention", "eager"] = "sink_attention",
         save_every_batches: int = 32,
+        memory_gib: float | None = None,
     ) -> None:
         super().__init__()
         if save_every_batches < 1:
@@ -71,8 +76,11 @@ class KVCalibration(LightningModule):
         self.dtype_name = dtype
         self.attn_implementation = attn_implementation
         self.save_every_batches = save_every_batches
+        self.memory_gib = memory_gib
         self.results: dict[str, float] = {}
         self.model: PreTrainedModel | None = None
+        self.streamed: StreamedModel | None = None
+        self._batches: list[tuple[dict[str, Tensor], Tensor]] = []  # of a streamed model: inputs, and what is counted
 
     def input_identities(self) -> dict[str, Identity]:
         """Return the identity of the checkpoint."""
@@ -91,7 +99,11 @@ class KVCalibration(LightningModule):
 
     def configure_model(self) -> None:
         """Load the model, sharded if the strategy shards."""
-        if self.model is not None:
+        if self.model is not None or self.streamed is not None:
+            return
+        if self.memory_gib is not None:
+            how = self.dtype_name, self.memory_gib, self.attn_implementation
+            self.streamed = load_streamed(self.checkpoint, *how, self.trainer.strategy.root_device)
             return
         mesh = self.device_mesh if isinstance(self.trainer.strategy, ModelParallelStrategy) else None
         model, waiting = load_for(mesh, self.checkpoint, self.dtype_name, self.attn_implementation)
@@ -101,6 +113,11 @@ class KVCalibration(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Start with empty statistics, or with those of an interrupted run of as many processes."""
+        self._batches = []
+        if self.streamed is not None:
+            model_type = self.streamed.checkpoint.config["model_type"]
+            self.statistics = KVStatistics(self.streamed.model, self.scales.per_head, self.device, model_type)
+            return
         assert self.model is not None
         self.statistics = KVStatistics(self.model, self.scales.per_head, self.device)
         self.batches_done = 0
@@ -129,11 +146,17 @@ class KVCalibration(LightningModule):
             ValueError: token ids outside the vocabulary, a sequence beyond the context length, or keys or values that
                 are not finite.
         """
+        if self.streamed is not None:  # all batches run through one layer after the other, at the end
+            config = self.streamed.model.config
+            counted_BT = counted_tokens(batch, config.max_position_embeddings, config.vocab_size)
+            names = ("input_ids", "position_ids" if "document_ids" in batch else "attention_mask")
+            self._batches.append(({name: batch[name].cpu() for name in names}, counted_BT.cpu()))
+            return
         assert self.model is not None
         if batch_idx < self.batches_done:
             return
         count_batch(self.model, batch, self.statistics)
-        self.statistics.check_finite(batch_idx)
+        self.statistics.check_finite(f"batch {batch_idx}")
         self.batches_done = batch_idx + 1
         if self.batches_done % self.save_every_batches == 0:
             self._save_progress()
@@ -153,12 +176,17 @@ class KVCalibration(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Find the scales over all processes, write and log them, and set `results`."""
         folder = Path(self.trainer.default_root_dir)
+        own = folder / f"{FOLDER}.{self.trainer.global_rank}"
+        if self.streamed is not None and self._batches:
+            batches, counted = zip(*self._batches, strict=True)
+            count_streamed(self.streamed, own, batches, counted, self.statistics)
         scales = find_scales(self.statistics.over_processes(), self.scales, self.windows, self.fingerprint)
         if self.trainer.is_global_zero:
             scales.save(folder)
             record_output(folder, "kv_scales", scales_identity(folder))
             write_report(folder, scales, self.windows)
             rmtree(folder / "progress", ignore_errors=True)
+        rmtree(own, ignore_errors=True)
         for logger in self.loggers:  # not self.log_dict, which would warn of each key that it is not reduced
             logger.log_metrics(per_layer(scales.layers), step=0)
         self.results = totals(scales)
@@ -177,14 +205,25 @@ def count_batch(model: PreTrainedModel, batch: Mapping[str, Tensor], statistics:
         ValueError: token ids outside the vocabulary, or a sequence beyond the context length.
     """
     config = model.config
+    counted_BT = counted_tokens(batch, config.max_position_embeddings, config.vocab_size)
     if "document_ids" in batch:
-        check_packed(batch, config.max_position_embeddings, config.vocab_size)
-        inputs, counted_BT = model_inputs(model, batch), batch["document_ids"] >= 0
+        inputs = model_inputs(model, batch)
     else:
-        check_rows(batch, config.vocab_size, config.max_position_embeddings)
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
-        counted_BT = batch.get("scored_mask", batch["attention_mask"]).bool()
     nothing = torch.empty(0, dtype=torch.long, device=counted_BT.device)
     with torch.no_grad(), recording(model, statistics, counted_BT):
         model(**inputs, logits_to_keep=nothing)
     release(model)
+
+
+def counted_tokens(batch: Mapping[str, Tensor], context_tokens: int, vocab_size: int) -> Tensor:
+    """Check a batch and return which of its tokens are counted, (B, T).
+
+    Raises:
+        ValueError: token ids outside the vocabulary, or a sequence beyond the context length.
+    """
+    if "document_ids" in batch:
+        check_packed(batch, context_tokens, vocab_size)
+        return batch["document_ids"] >= 0
+    check_rows(batch, vocab_size, context_tokens)
+    return batch.get("scored_mask", batch["attention_mask"]).bool()

@@ -41,12 +41,19 @@ class KVStatistics:
         model: model whose keys and values are counted.
         per_head: whether each head has its own counts.
         device: device of the counts.
+        model_type: of the checkpoint, where the model in memory is of another type.
     """
 
-    def __init__(self, model: PreTrainedModel, per_head: bool, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        per_head: bool,
+        device: torch.device | str = "cpu",
+        model_type: str | None = None,
+    ) -> None:
         layers, heads = model.config.num_hidden_layers, model.config.num_key_value_heads
         self.per_head = per_head
-        self.model_type = model.config.model_type
+        self.model_type = model_type or model.config.model_type
         self.tokens = 0
         self.amax_LSG = torch.zeros(layers, 2, heads, device=device)
         sets = heads if per_head else 1
@@ -59,8 +66,11 @@ class KVStatistics:
             self.amax_LSG[layer, kind] = torch.maximum(self.amax_LSG[layer, kind], largest_G)
             self.counts_LSHM[layer, kind] += count_magnitudes(x_NGC.detach(), self.per_head)
 
-    def check_finite(self, batch_idx: int) -> None:
+    def check_finite(self, when: str) -> None:
         """Check that all keys and values so far are finite.
+
+        Args:
+            when: what was counted last, for the message.
 
         Raises:
             ValueError: some are not; names the first such layer.
@@ -69,7 +79,7 @@ class KVStatistics:
         if len(broken):
             layer, kind, _ = broken[0].tolist()
             raise ValueError(
-                f"{('Keys', 'Values')[kind]} of layer {layer} are not finite after batch {batch_idx}. Check the "
+                f"{('Keys', 'Values')[kind]} of layer {layer} are not finite after {when}. Check the "
                 "checkpoint for NaN weights, or load it with more precision."
             )
 
@@ -132,15 +142,31 @@ def recording(model: PreTrainedModel, statistics: KVStatistics, counted_BT: Tens
         statistics: statistics that the pass is added to.
         counted_BT: tokens of the batch that are counted, boolean.
     """
+    statistics.tokens += int(counted_BT.sum())
+    with recording_layers(model, list(model.model.layers), statistics, counted_BT):
+        yield
+
+
+@contextmanager
+def recording_layers(
+    model: PreTrainedModel, layers: Sequence[nn.Module], statistics: KVStatistics, counted_BT: Tensor
+) -> Iterator[None]:
+    """Count the keys and values of some decoder layers inside the context; the tokens are not counted.
+
+    Args:
+        model: the model of the layers.
+        layers: decoder layers.
+        statistics: statistics that they are added to.
+        counted_BT: tokens of the batch that are counted, boolean.
+    """
     recorder = _Recorder(statistics, counted_BT)
 
     def pass_recorder(_: nn.Module, arguments: Any, keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         return arguments, keywords | {"past_key_values": recorder}
 
     family = model_family(model)
-    attentions = [attention_of(layer, family) for layer in model.model.layers]
+    attentions = [attention_of(layer, family) for layer in layers]
     hooks = [attention.register_forward_pre_hook(pass_recorder, with_kwargs=True) for attention in attentions]
-    statistics.tokens += int(counted_BT.sum())
     try:
         yield
     finally:

@@ -118,6 +118,10 @@ class Checkpoint:
         """Return a tensor like `read`, unchecked: for callers that read a part of it and check that part."""
         return self._file_of[name].view(name)
 
+    def read_ahead(self, name: str) -> None:
+        """Let the kernel read a tensor into the page cache while something else is done."""
+        self._file_of[name].read_ahead(name)
+
     def check_checksums(self) -> None:
         """Compare every weight file with SHA256SUMS, if the folder has one; each is read once in a process.
 

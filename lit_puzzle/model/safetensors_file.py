@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,6 +156,13 @@ class SafetensorsFile:
         raw = torch.frombuffer(self._bytes, dtype=torch.uint8, count=info.num_bytes, offset=info.begin)
         aligned = raw if info.begin % dtype.itemsize == 0 else raw.clone()
         return aligned.view(dtype).view(info.shape)
+
+    def read_ahead(self, name: str) -> None:
+        """Let the kernel read a tensor into the page cache while something else is done (Linux only)."""
+        info = self.tensors[name]
+        if sys.platform == "linux" and info.num_bytes:
+            begin = info.begin - info.begin % mmap.PAGESIZE
+            self._bytes.madvise(mmap.MADV_WILLNEED, begin, info.begin + info.num_bytes - begin)
 
     def raw(self, name: str) -> memoryview:
         """Return the bytes of a tensor as stored."""

@@ -99,6 +99,15 @@ class Routed:
                 stack.callback(router.register_forward_hook(self._hook(layer, mask_N)).remove)
             yield
 
+    @contextmanager
+    def counting_layer(self, layer: int, mask_BT: Tensor) -> Iterator[None]:
+        """Count the tokens of a batch while the parent's layer runs; `counts[-1]` is left to the caller."""
+        mask_N = mask_BT.to(self.counts.device).flatten().bool()
+        with ExitStack() as stack:
+            if layer in self.routers:
+                stack.callback(self.routers[layer].register_forward_hook(self._hook(layer, mask_N)).remove)
+            yield
+
     def _hook(self, layer: int, mask_N: Tensor) -> Callable[..., None]:
         def count(_router: object, _inputs: object, output: tuple[Tensor, Tensor, Tensor]) -> None:
             for place, (entry, removed_E) in enumerate(self.removed.items()):

@@ -17,7 +17,7 @@ Source: arXiv 2602.11937 section 4, arXiv 2411.19146.
 Shapes: B sequences of a batch, T tokens of the longest, D hidden, N scored tokens, V vocabulary, S samples, M metrics.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
@@ -31,6 +31,7 @@ from lit_puzzle.data.batches import PaddedBatch
 from lit_puzzle.data.calibration import RankBatches
 from lit_puzzle.library.swap import swapped
 from lit_puzzle.model.blocks import PuzzleModel
+from lit_puzzle.model.layer_pass import layer_inputs, run_layer
 from lit_puzzle.scoring.block_quality import (
     METRICS,
     NO_TOKEN,
@@ -180,18 +181,17 @@ class ReplaceOneBlock:
         Returns:
             Metric -> value of each sample, the same on all processes.
         """
-        sums_SM = torch.zeros(self.num_samples, len(METRICS), dtype=torch.float64)
-        counts_SM = torch.zeros_like(sums_SM)
         with swapped(self.model, self.layer, block, trained):
-            for part in self.parts:
-                batch = self._on_device(part.batch)
-                child_ND = self._final(self._run(self._entering(part), batch, self.layer, None), batch)
-                tokens = self._scored_tokens(part, batch)
-                size = self.num_samples
-                sums_SM += quality_loss_sums(tokens, child_ND, self.model.lm_head, size, self.chunk_tokens).cpu()
-                counts_SM += token_counts(tokens.samples_N, tokens.targets_N, size).cpu()
-        values_SM = self.sum_over_processes(sums_SM) / self.sum_over_processes(counts_SM).clamp(min=1)
-        return {name: values_SM[:, column].tolist() for column, name in enumerate(METRICS)}
+            results = (self._results(part) for part in self.parts)
+            head, chunk = self.model.lm_head, self.chunk_tokens
+            return sample_values(results, self.num_samples, head, chunk, self.sum_over_processes)
+
+    def _results(self, part: Part) -> tuple[ScoredTokens, Tensor]:
+        """Return the scored tokens of a batch and their final states with the candidate in place."""
+        batch = self._on_device(part.batch)
+        child_ND = self._final(self._run(self._entering(part), batch, self.layer, None), batch)
+        log_probs = None if self.log_probs_NV is None else self.log_probs_NV[part.scored].to(self.device)
+        return scored_tokens(part, self.final_ND[part.scored].to(self.device), log_probs), child_ND
 
     def _entering(self, part: Part) -> Tensor:
         shape = (*part.batch["input_ids"].shape, -1)
@@ -202,34 +202,52 @@ class ReplaceOneBlock:
 
     def _run(self, hidden_BTD: Tensor, batch: PaddedBatch, first: int, last: int | None) -> Tensor:
         """Run hidden states through the layers first..last, `last` not included."""
-        body = self.model.model
-        masks = body.attention_masks(hidden_BTD, batch["attention_mask"], None, None)
-        positions_1T = torch.arange(hidden_BTD.shape[1], device=hidden_BTD.device)[None]
-        rotation = body.rotary_emb(hidden_BTD, positions_1T)
-        blocks = self.model.config.block_configs
-        for layer, block in list(zip(body.layers, blocks, strict=True))[first:last]:
-            hidden_BTD = layer(
-                hidden_BTD,
-                attention_mask=masks[block["sliding_window"]],
-                position_embeddings=rotation,
-                position_ids=positions_1T,
-            )
+        inputs = layer_inputs(self.model, hidden_BTD, batch)
+        for layer in range(self.model.config.num_hidden_layers)[first:last]:
+            hidden_BTD = run_layer(self.model, layer, hidden_BTD, inputs)
         return hidden_BTD
 
     def _final(self, hidden_BTD: Tensor, batch: PaddedBatch) -> Tensor:
         """Return the hidden states of the scored tokens as the head reads them, (N, D)."""
         return self.model.model.norm(hidden_BTD[batch["scored_mask"].bool()])
 
-    def _scored_tokens(self, part: Part, batch: PaddedBatch) -> ScoredTokens:
-        scored_BT = batch["scored_mask"].bool()
-        rows_B1 = torch.arange(len(scored_BT), device=self.device)[:, None]
-        log_probs = None if self.log_probs_NV is None else self.log_probs_NV[part.scored].to(self.device)
-        return ScoredTokens(
-            (rows_B1 + part.first_sample).expand_as(scored_BT)[scored_BT],
-            next_tokens(batch["input_ids"], batch["attention_mask"])[scored_BT],
-            self.final_ND[part.scored].to(self.device),
-            log_probs,
-        )
+
+def scored_tokens(part: Part, final_ND: Tensor, log_probs_NV: Tensor | None = None) -> ScoredTokens:
+    """Return the scored tokens of a batch with the parent's results on them, on the device of those."""
+    batch = {name: tensor.to(final_ND.device) for name, tensor in part.batch.items()}
+    scored_BT = batch["scored_mask"].bool()
+    rows_B1 = torch.arange(len(scored_BT), device=final_ND.device)[:, None]
+    targets_BT = next_tokens(batch["input_ids"], batch["attention_mask"])
+    samples_N = (rows_B1 + part.first_sample).expand_as(scored_BT)[scored_BT]
+    return ScoredTokens(samples_N, targets_BT[scored_BT], final_ND, log_probs_NV)
+
+
+def sample_values(
+    results: Iterable[tuple[ScoredTokens, Tensor]],
+    num_samples: int,
+    head: Callable[[Tensor], Tensor],
+    chunk_tokens: int,
+    sum_over_processes: Callable[[Tensor], Tensor],
+) -> dict[str, list[float]]:
+    """Compute every metric of every sample from final hidden states.
+
+    Args:
+        results: for each batch its scored tokens and their final states with a candidate in place, (N, D).
+        num_samples: number of sequences of all processes.
+        head: hidden states (N, D) -> logits (N, V).
+        chunk_tokens: tokens whose logits exist at a time.
+        sum_over_processes: returns the sum of a tensor over all processes.
+
+    Returns:
+        Metric -> value of each sample, the same on all processes.
+    """
+    sums_SM = torch.zeros(num_samples, len(METRICS), dtype=torch.float64)
+    counts_SM = torch.zeros_like(sums_SM)
+    for tokens, child_ND in results:
+        sums_SM += quality_loss_sums(tokens, child_ND, head, num_samples, chunk_tokens).cpu()
+        counts_SM += token_counts(tokens.samples_N, tokens.targets_N, num_samples).cpu()
+    values_SM = sum_over_processes(sums_SM) / sum_over_processes(counts_SM).clamp(min=1)
+    return {name: values_SM[:, column].tolist() for column, name in enumerate(METRICS)}
 
 
 def before_generated(mask_BT: Tensor, prompt_lengths: Sequence[int]) -> Tensor:

@@ -11,7 +11,7 @@ Disk: about 20 bytes x candidates x (samples x metrics + items). Source: this pr
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +45,10 @@ class Entry:
     def file_name(self) -> str:
         """Name of its file."""
         return f"layer={self.layer},{self.name}.json"
+
+
+# An entry, the share of tokens that the parent routes to experts that it has not, and how its values are computed.
+Scored = tuple[Entry, float, Callable[[], Values]]
 
 
 def entries_of(library: Library, pairs: bool) -> list[Entry]:

@@ -15,7 +15,7 @@ from lit_puzzle.scoring.score_files import COULD_TELL, Entry, ScoreFiles
 from lit_puzzle.scoring.scores import Metrics, measure
 
 MEAN_RANK = "mean_rank"
-RANKED_BY = "hidden_mse"
+RANKED_BY = ("hidden_mse", "layer_error")  # the first that was scored
 
 
 def score_table(
@@ -44,7 +44,8 @@ def score_table(
         table[entry.layer, entry.name] = {metric: measure(numbers) for metric, numbers in values[entry].items()}
     for kind in sorted({entry.kind for entry in entries}):
         rivals = [entry for entry in entries if entry.kind == kind and values[entry]]
-        ranks = ranks_by_sample([values[entry][RANKED_BY] for entry in rivals], rank_samples)
+        losses = [next(values[entry][name] for name in RANKED_BY if name in values[entry]) for entry in rivals]
+        ranks = ranks_by_sample(losses, rank_samples)
         for entry, numbers in zip(rivals, ranks, strict=True):
             table[entry.layer, entry.name][MEAN_RANK] = measure(numbers)
     for name, (evaluated, rows) in evaluations.items():

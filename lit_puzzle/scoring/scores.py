@@ -22,7 +22,8 @@ Every metric is a quality loss: 0 for the parent itself, larger is worse. An eva
 | js | Jensen-Shannon divergence of the same, in nats |
 | lm_loss | increase of the cross-entropy of the next token, in nats |
 | top1_disagreement | share of tokens whose most likely next token differs |
-| mean_rank | rank of hidden_mse among all candidates of the same kind / their number, over a random subset of samples |
+| layer_error | squared difference of the states that leave the replaced layer / their square (with `depth: layer`) |
+| mean_rank | rank of hidden_mse (or layer_error) among all candidates of a kind / their number, over random samples |
 
 Source: arXiv 2602.11937 (hidden_mse, ranks, accuracy drop for windows), arXiv 2411.19146 (KL, LM loss).
 """
@@ -43,7 +44,7 @@ SCORES_FILE = "scores.json"
 _KEYS, _COUNTS = {"parent_fingerprint", "entries"}, ("samples", "tokens", "longest")
 _ENTRY_KEYS, _SHARES = {"layer", "candidate", "metrics"}, "could_tell"
 # An increase of the cross-entropy, or of an evaluation's errors, can be below 0; these cannot, but for rounding.
-NEVER_NEGATIVE = frozenset({"hidden_mse", "hidden_cosine", "kl", "js", "top1_disagreement", "mean_rank"})
+NEVER_NEGATIVE = frozenset({"hidden_mse", "layer_error", "hidden_cosine", "kl", "js", "top1_disagreement", "mean_rank"})
 ROUNDING = 1e-6
 
 

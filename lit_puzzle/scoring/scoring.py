@@ -25,6 +25,7 @@ import random
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 from lightning.fabric import Fabric
@@ -41,21 +42,24 @@ from lit_puzzle.model.chat import fix_date
 from lit_puzzle.model.checkpoint import fingerprint
 from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.model.opening import load_tokenizer
+from lit_puzzle.model.streaming import LayerSource
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import Identity, claim_inputs, file_identity, record_output, run_date
 from lit_puzzle.scoring.block_quality import METRICS
 from lit_puzzle.scoring.evaluations import Evaluation, evaluation_items, item_tokens, items_identity, score_items
-from lit_puzzle.scoring.evidence import Routed, changed_window, changes_experts, item_share, unjudged, window_share
-from lit_puzzle.scoring.replace_block import ReplaceOneBlock, lay_out
+from lit_puzzle.scoring.evidence import changed_window, changes_experts, item_share, unjudged, window_share
+from lit_puzzle.scoring.layer_errors import LAYER_ERROR
+from lit_puzzle.scoring.methods import candidate_values
+from lit_puzzle.scoring.replace_block import lay_out
 from lit_puzzle.scoring.score_files import COULD_TELL, Entry, ScoreFiles, Values, check_finite, entries_of
 from lit_puzzle.scoring.score_table import MEAN_RANK, score_table, shares
 from lit_puzzle.scoring.scores import SCORES_FILE, Scores
-from lit_puzzle.scoring.settings import Memory, ScoringSettings
+from lit_puzzle.scoring.settings import ScoringSettings
 from lit_puzzle.scoring.summary import print_scores, summary
-from lit_puzzle.training.fabric import FabricSettings, launch, load_parent, sum_over_processes
+from lit_puzzle.training.fabric import FabricSettings, launch, open_parent, sum_over_processes
 
 PARENT_FILE = "parent.json"
-SCRATCH_FILE = "hidden_states"
+SCRATCH = "hidden_states"  # folder of each process
 
 
 def score(
@@ -91,6 +95,11 @@ def score(
     library = require_input(library, "block library", LIBRARY_FILE)
     candidates, evaluations = Library.load(library), evaluations or []
     _check(parent, candidates, library, data, evaluations)
+    if evaluations and fabric.memory_gib is not None:
+        raise ValueError(
+            f"fabric.memory_gib={fabric.memory_gib:g} reads the parent layer by layer, but {evaluations[0].name!r} "
+            "generates with the whole parent. Set evaluations: [], or fabric.memory_gib: null."
+        )
     entries = entries_of(candidates, scoring.pairs)
     windows = [entry for entry in entries if entry.name.startswith("window=")]
     evaluated = entries if scoring.evaluate == "all" else windows
@@ -107,12 +116,12 @@ def score(
     }
     run.say(unjudged({each: windowed[each] for each in windowed if not changes_experts(each)}, "scored tokens"))
     if unscored or remaining:
-        model = load_parent(run.processes, fabric, parent)
+        source = open_parent(run.processes, fabric, parent, head=scoring.depth == "end")
         for task, items in remaining:
-            run.evaluate_parent(model, task, items)
-        run.score_blocks(model, (batches, prompt_lengths), unscored, windowed, scoring.memory)
+            run.evaluate_parent(source.model, task, items)
+        run.score_blocks(source, (batches, prompt_lengths), unscored, windowed, scoring)
         for task, items in remaining:
-            run.evaluate(model, task, items, unevaluated[task.name])
+            run.evaluate(source.model, task, items, unevaluated[task.name])
     if not run.processes.is_global_zero:
         return {}
     samples = len(batches.rows)
@@ -125,7 +134,7 @@ def score(
     scores.check_library(candidates)
     scores.save(run_dir)
     record_output(run_dir, "scores", file_identity(run_dir / SCORES_FILE))
-    print_scores(scores, ["kl", *finished])
+    print_scores(scores, ["kl", LAYER_ERROR, *finished])
     return summary(scores)
 
 
@@ -189,35 +198,32 @@ class _Run:
 
     def score_blocks(
         self,
-        model: PuzzleModel,
+        source: LayerSource,
         data: tuple[RowBatches, Sequence[Sequence[int]]],
         entries: Sequence[Entry],
         windowed: Mapping[Entry, float],
-        memory: Memory,
+        scoring: ScoringSettings,
     ) -> None:
         """Score the entries, which are in the order of the layers; those that the data cannot judge get no score."""
         (batches, prompt_lengths), (rank, world_size) = data, (self.processes.global_rank, self.processes.world_size)
-        scratch = self.run_dir / f"{SCRATCH_FILE}.{rank}"
-        scratch.unlink(missing_ok=True)  # left by an interrupted run
+        scratch = self.run_dir / f"{SCRATCH}.{rank}"
         if not entries:
+            rmtree(scratch, ignore_errors=True)
             return
         parts, samples = lay_out(batches, rank, world_size, prompt_lengths), len(batches.rows)
-        total = partial(sum_over_processes, self.processes)
-        scorer = ReplaceOneBlock(model, parts, samples, memory, scratch, total)
-        routed = Routed(model, [entry for entry in entries if changes_experts(entry)])
-        scorer.start(entries[0].layer, routed)
-        counted = routed.shares(total)
-        told = {entry: max(windowed.get(entry, 0.0), counted.get(entry, 0.0)) for entry in entries}
-        self.say(unjudged({entry: told[entry] for entry in entries if changes_experts(entry)}, "tokens"))
-        for number, entry in enumerate(entries, 1):
-            scorer.advance(entry.layer)
-            values = scorer.quality_loss(entry.block, self._trained(entry)) if told[entry] else {}
+        add, told = partial(sum_over_processes, self.processes), dict[Entry, float]()
+        scored = candidate_values(source, scratch, parts, samples, entries, scoring, self._trained, add)
+        for number, (entry, counted, values_of) in enumerate(scored, 1):
+            told[entry] = max(windowed.get(entry, 0.0), counted)
+            values = values_of() if told[entry] else {}
             check_finite(f"layer {entry.layer}, candidate {entry.name!r}", values)
             if self.processes.is_global_zero:
                 self.blocks.write(entry.file_name, values | {COULD_TELL: [told[entry]]})
-            kl = f"kl {sum(values['kl']) / samples:.3g}" if values else "not measured"
-            self.say(f"{number}/{len(entries)}: layer {entry.layer}, {entry.name}: {kl}")
-        scratch.unlink(missing_ok=True)
+            name = "kl" if scoring.depth == "end" else LAYER_ERROR
+            found = f"{name} {sum(values[name]) / samples:.3g}" if values else "not measured"
+            self.say(f"{number}/{len(entries)}: layer {entry.layer}, {entry.name}: {found}")
+        self.say(unjudged({entry: told[entry] for entry in entries if changes_experts(entry)}, "tokens"))
+        rmtree(scratch, ignore_errors=True)
 
     def items(self, evaluation: Evaluation) -> Sequence[Any]:
         """Return the items of an evaluation, the same in a resumed run.
@@ -278,7 +284,7 @@ def _check(
     if data.parent.resolve() != parent.resolve():
         raise ValueError(f"the data is of the parent {data.parent}, the scores of {parent}: name the same folder")
     names = [evaluation.name for evaluation in evaluations]
-    taken = {*METRICS, MEAN_RANK}
+    taken = {*METRICS, LAYER_ERROR, MEAN_RANK}
     if len(set(names)) < len(names) or taken & set(names) or not all(name.isidentifier() for name in names):
         raise ValueError(
             f"evaluations are named {names}; names must be identifiers, differ, and be none of {sorted(taken)}"

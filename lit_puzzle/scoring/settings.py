@@ -16,6 +16,8 @@ class Memory:
         hidden_gib: hidden states entering a layer that are larger than this go to a file in the run folder.
         log_probs_gib: the parent's log-probabilities, if they are larger than this, are computed again for every
             candidate.
+        disk_gib: where the parent is read layer by layer, GiB of disk for the hidden states of candidates in flight;
+            candidates beyond it take another pass over the layers.
         chunk_logits: tokens x vocabulary of the logits that exist at a time, but at least those of 64 tokens; each
             takes up to 28 bytes. None: 2**19 on a CPU, where they stay in its cache (at a vocabulary of 2,048, half
             the time of 2**21), and 2**26 elsewhere.
@@ -26,10 +28,11 @@ class Memory:
 
     hidden_gib: float = 8.0
     log_probs_gib: float = 1.0
+    disk_gib: float = 200.0
     chunk_logits: int | None = None
 
     def __post_init__(self) -> None:
-        if min(self.hidden_gib, self.log_probs_gib) < 0 or (self.chunk_logits or 1) < 1:
+        if min(self.hidden_gib, self.log_probs_gib, self.disk_gib) < 0 or (self.chunk_logits or 1) < 1:
             raise ValueError(f"memory: sizes must be 0 or more and chunk_logits 1 or more, got {self}")
 
     def chunk_tokens(self, vocab_size: int, device_type: str) -> int:
@@ -48,6 +51,8 @@ class ScoringSettings:
     """What is scored, and how.
 
     Args:
+        depth: `end` compares the final hidden states and next tokens; `layer` only what leaves the replaced layer
+            (metric `layer_error`), which costs one pass for all candidates.
         pairs: score combinations of experts and window themselves, instead of adding the scores of their halves.
         score_prompts: score the tokens of prompts too, which the parent may never have learned to predict.
         evaluate: candidates that the evaluations are run on: those that change the window only, or all.
@@ -59,6 +64,7 @@ class ScoringSettings:
         ValueError: `rank_samples` is below 1.
     """
 
+    depth: Literal["end", "layer"] = "end"
     pairs: bool = False
     score_prompts: bool = False
     evaluate: Literal["windows", "all"] = "windows"

@@ -24,6 +24,7 @@ from torch.distributed.fsdp import fully_shard
 
 from lit_puzzle.model.blocks import PuzzleModel, with_own_blocks
 from lit_puzzle.model.loading import DtypeName, load_model
+from lit_puzzle.model.streaming import LayerSource, ResidentModel, load_streamed
 from lit_puzzle.run.peers import connect
 from lit_puzzle.training.sharding import load_for
 
@@ -48,6 +49,9 @@ class FabricSettings:
         timeout_hours: how long processes wait for one another. The first process alone samples the data and writes the
             table at the end, while the others wait at a barrier; PyTorch's default of 10 to 30 minutes would stop the
             run there.
+        memory_gib: GiB that a process may take for weights and activations (on a CPU its anonymous memory, on a GPU
+            what is allocated there): the parent is then read one layer at a time, by every process for its own batches.
+            None: the parent is in memory as `strategy` says.
         unshard_evaluations: whether sharded weights are gathered once for all completions of a candidate; False
             gathers every layer for every token, for parents that do not fit on a device.
 
@@ -61,6 +65,7 @@ class FabricSettings:
     precision: Literal["32-true", "bf16-true", "16-true", "64-true"] = "32-true"
     strategy: Literal["sharded", "replicated"] = "sharded"
     timeout_hours: float = 24.0
+    memory_gib: float | None = None
     unshard_evaluations: bool = True
 
     def __post_init__(self) -> None:
@@ -93,14 +98,31 @@ def load_parent(fabric: Fabric, settings: FabricSettings, folder: Path) -> Puzzl
     loaded, waiting = load_for(mesh, folder, dtype, "sink_attention")
     model = with_own_blocks(loaded).requires_grad_(False).eval()
     for layer in model.model.layers:
-        if waiting is not None:
-            waiting.fill(layer)
         layer.requires_grad_(False)
         # Each group is called by itself, which makes it a root, and by default a root keeps what it gathered.
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+        if waiting is not None:
+            waiting.fill_shares(layer)
     for module in (model.model.embed_tokens, model.model.norm, model.model.rotary_emb, model.lm_head):
         module.to(fabric.device)
     return model
+
+
+def open_parent(fabric: Fabric, settings: FabricSettings, folder: Path, head: bool) -> LayerSource:
+    """Return the frozen parent: read layer by layer where the settings give a budget, else as `load_parent` does.
+
+    Args:
+        fabric: the processes.
+        settings: where the stage runs.
+        folder: the parent's.
+        head: whether the head is used.
+
+    Raises:
+        ValueError: as `load_parent`, or a budget smaller than one layer needs.
+    """
+    if settings.memory_gib is None:
+        return ResidentModel(load_parent(fabric, settings, folder), fabric.device)
+    return load_streamed(folder, DTYPES[settings.precision], settings.memory_gib, device=fabric.device, head=head)
 
 
 def sum_over_processes(fabric: Fabric, tensor: Tensor) -> Tensor:

@@ -84,16 +84,16 @@ def shard(
         model: the module whose `forward` is called in training and in generation; it becomes the FSDP root.
         layers: its decoder layers, one group each.
         mesh: mesh of the running strategy (`LightningModule.device_mesh`).
-        waiting: experts that are read just before their layer is sharded, so that one layer is whole at a time.
+        waiting: experts of which each process reads its own rows when their layer has been sharded.
         trains: turns trainable parameters into float32, with one process too.
     """
     data_parallel = None if mesh is None or mesh.size() == 1 else mesh["data_parallel"]
     for layer in layers if data_parallel is not None else ():
-        if waiting is not None:
-            waiting.fill(layer)
         if trains:
             keep_master_weights(layer)
         fully_shard(layer, mesh=data_parallel)
+        if waiting is not None:
+            waiting.fill_shares(layer)
     if trains:
         keep_master_weights(model)
     if data_parallel is not None:

@@ -25,7 +25,7 @@ from transformers import GptOssConfig, GptOssForCausalLM
 
 import lit_puzzle.model.sink_attention  # noqa: F401  (registers it)
 from lit_puzzle.importance.expert_scores import LeaveOneOut
-from lit_puzzle.importance.importance import score_layers
+from lit_puzzle.importance.scored_layers import score_layers
 
 ATTENTION = "sink_attention"
 

@@ -100,7 +100,7 @@ def test_each_share_slows_its_own_kernel(share: str) -> None:
 def test_every_device_names_its_source() -> None:
     assert {"H100", "H200", "B200", "A100", "cpu"} <= set(gpus())
     for gpu in gpus().values():
-        assert gpu.max_sequences >= 1
+        assert gpu.vllm.max_sequences >= 1
         assert len(gpu.source) > 20 and gpu.memory_gib > 1 and gpu.memory_bytes_per_second < gpu.bfloat16_flops
 
 

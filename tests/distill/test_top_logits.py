@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.recovery_runs import forked, kill_self
+from helpers.streamed_runs import ENOUGH_GIB, Killed, layers_run, same_files, stop_at
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import GptOssForCausalLM
@@ -25,6 +26,7 @@ from lit_puzzle.distill.top_logits import precompute_logits, top_of
 from lit_puzzle.distill.top_logits_files import Precision, TopLogits, disk_bytes
 from lit_puzzle.model.checkpoint import fingerprint
 from lit_puzzle.tiny.tokenizer import build_tokenizer
+from lit_puzzle.training.fabric import FabricSettings
 
 
 @pytest.fixture(scope="module")
@@ -199,11 +201,11 @@ def test_a_killed_run_resumes_with_the_missing_shard(parent, documents, tmp_path
 def test_damaged_documents_are_refused_before_they_are_claimed(parent, documents, tmp_path, monkeypatch):
     copy = shutil.copytree(documents, tmp_path / "documents")
     (copy / shard_name(1)).write_bytes((documents / shard_name(1)).read_bytes()[:-40])
-    load = top_logits.load_parent
-    monkeypatch.setattr(top_logits, "load_parent", lambda *_, **__: pytest.fail("the parent was loaded"))
+    load = top_logits.open_parent
+    monkeypatch.setattr(top_logits, "open_parent", lambda *_, **__: pytest.fail("the parent was loaded"))
     with pytest.raises(ValueError, match=r"shard-00001\.parquet is no Parquet file"):
         run(tmp_path / "run", parent, copy)
-    monkeypatch.setattr(top_logits, "load_parent", load)
+    monkeypatch.setattr(top_logits, "open_parent", load)
     assert not any((tmp_path / "run").iterdir())
     shutil.copy(documents / shard_name(1), copy)
     assert run(tmp_path / "run", parent, copy)[0]["documents"] == len(DocumentFolder(documents))
@@ -222,7 +224,7 @@ def test_damaged_documents_are_refused_before_they_are_claimed(parent, documents
 def test_bad_arguments_are_refused_before_the_parent_is_loaded(
     settings, message, parent, documents, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(top_logits, "load_parent", lambda *_, **__: pytest.fail("the parent was loaded"))
+    monkeypatch.setattr(top_logits, "open_parent", lambda *_, **__: pytest.fail("the parent was loaded"))
     given = {"parent": parent, "documents": documents} | settings
     with pytest.raises(ValueError, match=message):
         run(tmp_path / "run", given.pop("parent"), given.pop("documents"), **given)
@@ -295,3 +297,34 @@ def test_missing_and_damaged_files_are_refused_by_name(parent, documents, tmp_pa
     refused(r"says top_k -1\. Compute them again")
     record.write_text(json.dumps({key: stated[key] for key in stated if key != "top_k"}))
     refused(r"top_logits\.json has no top_k")
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+def test_a_parent_read_layer_by_layer_gives_the_same_files(parent, documents, tmp_path, precision):
+    for name, gib in (("resident", None), ("streamed", ENOUGH_GIB)):
+        run(tmp_path / name, parent, documents, fabric=FabricSettings("cpu", precision=precision, memory_gib=gib))
+    files = sorted(path.relative_to(tmp_path / "resident") for path in (tmp_path / "resident").rglob("shard-*"))
+    assert len(files) == 4
+    assert all(same_files(tmp_path / "resident" / file, tmp_path / "streamed" / file) for file in files)
+    assert not list((tmp_path / "streamed").glob("layers*"))
+
+
+@pytest.mark.parametrize("layer", [0, 3])
+def test_killed_inside_a_layer_it_goes_on_there(parent, documents, tmp_path, monkeypatch, layer):
+    fabric = FabricSettings("cpu", memory_gib=ENOUGH_GIB)
+    run(tmp_path / "whole", parent, documents, fabric=fabric)
+    with monkeypatch.context() as patched:
+        stop_at(patched, layer)
+        with pytest.raises(Killed):
+            run(tmp_path / "killed", parent, documents, fabric=fabric)
+    seen = layers_run(monkeypatch)
+    run(tmp_path / "killed", parent, documents, fabric=fabric)
+    assert seen == [*range(layer, 4), *(list(range(4)) * 3)]  # the first shard from there, three whole ones
+    for file in (tmp_path / "whole").rglob("shard-*"):
+        assert same_files(file, tmp_path / "killed" / file.relative_to(tmp_path / "whole"))
+
+
+def test_a_budget_below_one_layer_is_refused(parent, documents, tmp_path):
+    with pytest.raises(ValueError, match=r"memory_gib=0\.01 was given; .* needs at least"):
+        run(tmp_path / "run", parent, documents, fabric=FabricSettings("cpu", memory_gib=0.01))
+    assert not list((tmp_path / "run").glob("top_logits*"))

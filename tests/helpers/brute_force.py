@@ -6,7 +6,7 @@ from transformers import GptOssConfig
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssMLP
 
 from lit_puzzle.importance.expert_scores import ImportanceMethod, LeaveOneOut
-from lit_puzzle.importance.importance import ScoredMoE
+from lit_puzzle.importance.scored_layers import ScoredMoE
 from lit_puzzle.model.family import GPT_OSS
 
 

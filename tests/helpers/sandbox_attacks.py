@@ -14,8 +14,8 @@ from lit_puzzle.environments.sandbox import SandboxLimits, check_sandbox, run_pr
 # Small, for these programs take whatever they get.
 LIMITS = SandboxLimits(
     cpu_seconds=1,
-    wall_seconds=2.0,
-    total_seconds=8.0,
+    wall_seconds=5.0,
+    total_seconds=20.0,
     memory_bytes=160 << 20,
     processes=4,
     output_bytes=1 << 16,

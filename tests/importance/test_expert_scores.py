@@ -18,7 +18,7 @@ from lit_puzzle.importance.expert_scores import (
     leave_one_out_errors,
     weights_without,
 )
-from lit_puzzle.importance.importance import ScoredMoE
+from lit_puzzle.importance.scored_layers import ScoredMoE
 from lit_puzzle.model.family import GPT_OSS
 from lit_puzzle.model.modules import ExpertWeights
 

@@ -18,8 +18,9 @@ from lit_puzzle.data.batch_validation import check_rows
 from lit_puzzle.data.calibration import CalibrationData
 from lit_puzzle.data.sequence_file import sequences_of
 from lit_puzzle.importance.expert_scores import LeaveOneOut
-from lit_puzzle.importance.importance import ExpertImportance, score_layers, summary
+from lit_puzzle.importance.importance import ExpertImportance, summary
 from lit_puzzle.importance.importance_file import Importance
+from lit_puzzle.importance.scored_layers import score_layers
 from lit_puzzle.model.checkpoint import fingerprint
 from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig, GptOssPuzzleForCausalLM
 

@@ -8,6 +8,7 @@ import torch
 from helpers.keys_and_values import keys_and_values
 from helpers.present import all_present, present
 from helpers.recovery_runs import forked
+from helpers.streamed_runs import ENOUGH_GIB, Killed, layers_run, same_files, stop_at
 from lightning import Trainer
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader
 from lit_puzzle.cli import main
 from lit_puzzle.data.batch_validation import check_packed
 from lit_puzzle.data.calibration import CalibrationData
+from lit_puzzle.data.document_files import Document, write_documents
 from lit_puzzle.data.documents import PackedDocuments
 from lit_puzzle.data.sequence_file import sequences_of
 from lit_puzzle.kv_cache.calibrate import KVCalibration
@@ -226,3 +228,45 @@ def test_the_recipe_and_its_options_run(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main(["run", "recipes/evaluate.yaml", *words])
     assert f"The KV scales are of checkpoint {scales.fingerprint}" in capsys.readouterr().err
+
+
+FILES = ("kv_scales.json", "kv_scales.safetensors")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_read_layer_by_layer_has_the_same_scales(checkpoint, sequences, tmp_path, dtype):
+    settings = ScaleSettings(method="mse", rounding="none", per_head=True)
+    run(tmp_path / "resident", checkpoint, sequences, scales=settings, dtype=dtype)
+    run(tmp_path / "streamed", checkpoint, sequences, scales=settings, dtype=dtype, memory_gib=ENOUGH_GIB)
+    assert all(same_files(tmp_path / "resident" / name, tmp_path / "streamed" / name) for name in FILES)
+
+
+def test_packed_documents_read_layer_by_layer_have_the_same_scales(tmp_path):
+    parent = Path("lit_puzzle/assets/tiny_parent")
+    documents = [Document([5 + i, 6, 7, 8, 9 + i], [0, 0, 1, 1, 1], "a", "low") for i in range(20)]
+    write_documents(tmp_path / "documents", documents, parent)
+    for name, gib in (("resident", None), ("streamed", ENOUGH_GIB)):
+        data = PackedDocuments(tmp_path / "documents", parent, sequence_tokens=32, batch_size=2, validation_one_in=2)
+        module = KVCalibration(parent, memory_gib=gib)
+        trainer_for(tmp_path / name).validate(module, data, verbose=False)
+        assert module.results["tokens"] > 30
+    assert all(same_files(tmp_path / "resident" / name, tmp_path / "streamed" / name) for name in FILES)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 3])
+def test_killed_inside_a_layer_calibration_goes_on_there(checkpoint, sequences, tmp_path, monkeypatch, layer):
+    run(tmp_path / "whole", checkpoint, sequences)
+    with monkeypatch.context() as patched:
+        stop_at(patched, layer)
+        with pytest.raises(Killed):
+            run(tmp_path / "killed", checkpoint, sequences, memory_gib=ENOUGH_GIB)
+    seen = layers_run(monkeypatch)
+    run(tmp_path / "killed", checkpoint, sequences, memory_gib=ENOUGH_GIB)
+    assert seen == list(range(layer, 4))
+    assert all(same_files(tmp_path / "whole" / name, tmp_path / "killed" / name) for name in FILES)
+    assert not list((tmp_path / "killed").glob("layers.*"))
+
+
+def test_a_budget_below_one_layer_is_refused(checkpoint, sequences, tmp_path):
+    with pytest.raises(ValueError, match=r"memory_gib=0\.01 was given; .* needs at least"):
+        run(tmp_path / "run", checkpoint, sequences, memory_gib=0.01)

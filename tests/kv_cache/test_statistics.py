@@ -200,7 +200,7 @@ def test_zero_and_infinite_amax_are_refused_by_layer(tiny_model, value, shown):
         find_scales(statistics, ScaleSettings(), [None] * 4, "print")
     if value:
         with pytest.raises(ValueError, match="Values of layer 2 are not finite after batch 7"):
-            statistics.check_finite(7)
+            statistics.check_finite("batch 7")
     only_full = find_scales(statistics, ScaleSettings(windowed_layers="bf16"), [8, None, 8, None], "print")
     assert only_full.layers[2] is None  # a layer without scales is not checked
 

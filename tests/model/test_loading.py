@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from transformers import AutoModelForCausalLM, GptOssConfig, GptOssForCausalLM
 
 from lit_puzzle.model.checkpoint import Checkpoint
-from lit_puzzle.model.loading import load_mapped, load_model
+from lit_puzzle.model.loading import DtypeName, load_mapped, load_model
 from lit_puzzle.model.mxfp4 import expert_weight
 from lit_puzzle.serve.checksums import checksums
 from lit_puzzle.training.sharding import full, load_for, shard
@@ -224,3 +224,58 @@ def load_half(rank, folder, expected, trains):
 def anonymous_bytes():
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
     return 1024 * int(line.split()[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["mxfp4", "float32"])
+def test_each_process_converts_its_own_rows_only(tmp_path, kind):
+    """Three processes share 8, 5, 3 or 2 experts: MXFP4 to bfloat16, or bfloat16 to float32, each byte read once."""
+    folder = write_released_twin(tmp_path / "twin") if kind == "mxfp4" else ASSETS / "tiny_child"
+    multiprocessing.spawn(load_rows, (tmp_path, folder, kind), nprocs=3)
+    read = [json.loads((tmp_path / f"read{rank}").read_text()) for rank in range(3)]
+    checkpoint = Checkpoint(folder)
+    expected = [0, 0, 0]
+    for name, info in checkpoint.tensors.items():
+        if ".mlp.experts." not in name or (kind == "mxfp4" and not name.endswith(("_blocks", "_scales"))):
+            continue
+        share = -(-info.shape[0] // 3)
+        for rank in range(3):
+            rows = max(0, min((rank + 1) * share, info.shape[0]) - rank * share)
+            expected[rank] += rows * info.num_bytes // info.shape[0]
+    assert read == expected and read[0] > read[2] > 0
+
+
+def load_rows(rank, folder, checkpoint, kind):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=3)
+    mesh = init_device_mesh("cpu", (3, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
+    dtype: DtypeName = "bfloat16" if kind == "mxfp4" else "float32"
+    model, waiting = load_for(mesh, checkpoint, dtype, "sink_attention")
+    shard(model.requires_grad_(False), model.model.layers, mesh, waiting)
+    assert waiting is not None
+    expected = load_model(checkpoint, dtype, "sink_attention")
+    with torch.no_grad():
+        ids = torch.arange(8, 40)[None]
+        assert torch.equal(model(input_ids=ids).logits, expected(input_ids=ids).logits)
+    for name, parameter in expected.named_parameters():
+        assert torch.equal(full(model.get_parameter(name)), parameter), name
+    (folder / f"read{rank}").write_text(json.dumps(waiting.bytes_read))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_a_row_that_one_process_converts_is_refused_by_all(tmp_path):
+    folder = shutil.copytree(ASSETS / "tiny_parent", tmp_path / "parent")
+    spoil(folder, lambda tensors: tensors[EXPERTS].view(-1)[-1].fill_(float("nan")))
+    multiprocessing.spawn(fill_broken, (tmp_path,), nprocs=2)
+    messages = [(tmp_path / f"said{rank}").read_text() for rank in range(2)]
+    assert messages[0] == messages[1] and f"{EXPERTS} has 1 of 49152 values that are not finite" in messages[0]
+
+
+def fill_broken(rank, folder):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
+    model, waiting = load_mapped(folder / "parent", "float32")  # converted when its layers are sharded
+    with pytest.raises(ValueError, match="not finite") as refused:
+        shard(model, model.model.layers, mesh, waiting)
+    (folder / f"said{rank}").write_text(str(refused.value))
+    torch.distributed.destroy_process_group()

@@ -80,6 +80,7 @@ def write_recipe(folder: Path, inputs: Path, name: str, **changes: object) -> Pa
                         "problems_per_effort": 3,
                     },
                     "sampling": {"max_new_tokens": 6, "temperature": 0.0},
+                    "grading": {"answer_format": "whole"},
                 },
             }
         ],

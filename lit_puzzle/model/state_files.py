@@ -1,0 +1,108 @@
+"""Hidden states between two layers, of all tokens of a pass, in memory-mapped files that survive an interruption.
+
+Writes and reads, in one folder, `record.json` (number of tokens, channels, dtype and a hash of the batches) and for
+each state `NAME.LAYER`: tokens x channels numbers, the states that enter layer LAYER. A file has its name only when all
+its numbers are written and synced. Files of other batches are removed when the folder is opened.
+
+Disk: tokens x channels x bytes per number for each file. Memory: none; the page cache holds what fits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lit_puzzle.run.files import read_json, write_json
+
+RECORD_FILE = "record.json"
+PARTIAL = ".partial"
+
+
+class StateFiles:
+    """The hidden states of one pass.
+
+    Args:
+        folder: its folder, made if it does not exist.
+        tokens: rows of every file.
+        channels: columns.
+        dtype: of the numbers.
+        batches_hash: identity of the batches, see `hash_of`.
+    """
+
+    def __init__(self, folder: Path, tokens: int, channels: int, dtype: torch.dtype, batches_hash: str) -> None:
+        self.folder, self.tokens, self.channels, self.dtype = folder, tokens, channels, dtype
+        record = {"tokens": tokens, "channels": channels, "dtype": str(dtype), "batches": batches_hash}
+        if (folder / RECORD_FILE).is_file() and read_json(folder / RECORD_FILE) == record:
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        write_json(folder / RECORD_FILE, record)
+
+    def layer_of(self, name: str) -> int | None:
+        """Return the last layer whose entering states are complete; None if there are none."""
+        return max(self.layers(name), default=None)
+
+    def has(self, name: str, layer: int) -> bool:
+        """Return whether the states that enter a layer are complete."""
+        return (self.folder / f"{name}.{layer}").is_file()
+
+    def layers(self, name: str) -> list[int]:
+        """Return the layers whose entering states are complete, ascending."""
+        return sorted(int(path.suffix[1:]) for path in self._files(name))
+
+    def read(self, name: str, layer: int) -> Tensor:
+        """Return the states that enter a layer, (tokens, channels), mapped: they must not be written to."""
+        return self._mapped(self.folder / f"{name}.{layer}")
+
+    @contextmanager
+    def write(self, name: str, layer: int) -> Iterator[Tensor]:
+        """Yield the states that enter a layer, to be filled; they are kept when the block succeeds."""
+        path = self.folder / f"{name}.{layer}"
+        partial = path.with_name(path.name + PARTIAL)
+        partial.unlink(missing_ok=True)
+        yield self._mapped(partial)
+        descriptor = os.open(partial, os.O_RDWR)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        partial.rename(path)
+
+    def remove(self, name: str, but: Collection[int] = ()) -> None:
+        """Remove the states of a name, but those that enter certain layers."""
+        for path in self._files(name):
+            if int(path.suffix[1:]) not in but:
+                path.unlink()
+
+    def close(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _files(self, name: str) -> list[Path]:
+        found = [path for path in self.folder.iterdir() if path.stem == name]
+        return [path for path in found if path.suffix[1:].isdigit()]
+
+    def _mapped(self, path: Path) -> Tensor:
+        if self.tokens == 0:
+            path.touch()
+            return torch.empty(0, self.channels, dtype=self.dtype)
+        flat = torch.from_file(str(path), shared=True, size=self.tokens * self.channels, dtype=self.dtype)
+        return flat.view(self.tokens, self.channels)
+
+
+def hash_of(batches: Sequence[Mapping[str, Tensor]]) -> str:
+    """Return the sha256 of the names, shapes and values of batches, in order."""
+    digest = hashlib.sha256()
+    for batch in batches:
+        for name in sorted(batch):
+            values = batch[name].cpu().contiguous()
+            digest.update(f"{name} {values.dtype} {tuple(values.shape)} ".encode())
+            digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes() if values.numel() else b"")
+    return digest.hexdigest()

@@ -116,6 +116,10 @@ def _gold(source: Columns, layout: Layout, place: str) -> Any:
         case "nemotron_mcqa":
             options = source.get("options", (list, dict), "a list of {letter: text}")
             pairs = [options] if isinstance(options, dict) else options
+            if not all(isinstance(pair, Mapping) for pair in pairs):
+                raise ValueError(
+                    f"{place}: column options is {str(options)[:60]!r}; a list of {{letter: text}} is expected."
+                )
             texts = {key: text for pair in pairs for key, text in dict(pair).items() if text is not None}
             return {"letter": source.get("expected_answer", (str,), "a letter").strip(), "options": texts}
         case "nemotron_structured":

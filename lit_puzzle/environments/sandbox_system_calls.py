@@ -2,7 +2,8 @@
 
 Refused with EPERM: new namespaces (`unshare`, `setns`, `clone` with their flags), mounting, tracing and reading other
 processes, keys, kernel modules, `bpf`, `io_uring`, `userfaultfd` and `perf_event_open`: what programs of unit tests
-never need and what kernels have been attacked through. `clone3`, whose flags a filter cannot see, does not exist
+never need and what kernels have been attacked through. So is memory that belongs to no process, which no limit counts:
+shared memory and queues of System V, files of `memfd_create`. `clone3`, whose flags a filter cannot see, does not exist
 (ENOSYS): the C library then takes `clone`. System calls of another architecture are refused, too.
 
 Known for x86-64 and 64-bit ARM; on other machines there is no filter, and the namespaces and limits alone hold.
@@ -17,7 +18,8 @@ ALLOW, REFUSE = 0x7FFF0000, 0x00050000
 NUMBER, ARCHITECTURE, FIRST_ARGUMENT = 0, 4, 16  # offsets in what a filter sees of a call
 NEW_NAMESPACES = 0x7E020000  # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
 X32 = 0x40000000
-SHARED = (425, 426, 427, 428, 429, 430, 431, 432, 438, 442)  # io_uring, the new mount calls, pidfd_getfd
+SHARED = (425, 426, 427, 428, 429, 430, 431, 432, 438, 442, 447)  # io_uring, new mount calls, pidfd_getfd, memfd_secret
+HIDDEN_X86, HIDDEN_ARM = (29, 30, 68, 319), (194, 196, 186, 279)  # shmget shmat msgget memfd_create
 REFUSED: dict[str, tuple[int, int, tuple[int, ...]]] = {  # machine: architecture, clone, refused calls
     "x86_64": (
         0xC000003E,
@@ -25,7 +27,8 @@ REFUSED: dict[str, tuple[int, int, tuple[int, ...]]] = {  # machine: architectur
         # ptrace pivot_root chroot mount umount2 init_module delete_module kexec_load add_key request_key keyctl
         # unshare perf_event_open name_to_handle_at open_by_handle_at setns process_vm_readv process_vm_writev
         # finit_module kexec_file_load bpf userfaultfd
-        (101, 155, 161, 165, 166, 175, 176, 246, 248, 249, 250, 272, 298, 303, 304, 308, 310, 311, 313, 320, 321, 323),
+        (101, 155, 161, 165, 166, 175, 176, 246, 248, 249, 250, 272, 298, 303, 304, 308, 310, 311, 313, 320, 321, 323)
+        + HIDDEN_X86,
     ),
     "aarch64": (
         0xC00000B7,
@@ -33,7 +36,8 @@ REFUSED: dict[str, tuple[int, int, tuple[int, ...]]] = {  # machine: architectur
         # umount2 mount pivot_root chroot unshare kexec_load init_module delete_module ptrace add_key request_key keyctl
         # perf_event_open name_to_handle_at open_by_handle_at setns process_vm_readv process_vm_writev finit_module bpf
         # userfaultfd kexec_file_load
-        (39, 40, 41, 51, 97, 104, 105, 106, 117, 217, 218, 219, 241, 264, 265, 268, 270, 271, 273, 280, 282, 294),
+        (39, 40, 41, 51, 97, 104, 105, 106, 117, 217, 218, 219, 241, 264, 265, 268, 270, 271, 273, 280, 282, 294)
+        + HIDDEN_ARM,
     ),
 }
 CLONE3 = 435

@@ -3,8 +3,11 @@
     python scripts/bench/published_speedups.py
 
 Reads the tables of the extra `gpu-tables` and no checkpoint; writes nothing. Every constant has its source beside its
-definition (`ServingEngine`, `Roofline`, `gpus.json`); only `max_sequences` is taken from the parent's published
-throughputs, none from a speed-up. Prints, for each scenario with FP8 KV cache, predicted and published throughputs
+definition (`ServingEngine`, `Roofline`, `gpus.json`); `max_sequences` is taken from the parent's published throughputs.
+The setting (requests in step, `ideal` allocation, 256 sequences) was chosen after about a dozen variants had been
+compared with these six speed-ups: it is no blind prediction.
+
+Prints, for each scenario with FP8 KV cache, predicted and published throughputs
 (tokens a second, parent and child, each with its own best tensor parallelism and batch size) and speed-ups, what the
 same plan would gain with the KV cache as stock vLLM allocates it, then the speed-ups with each constant changed by a
 quarter. The last line is JSON: `predicted`, `stock_vllm` and `published` (throughputs and speed-ups by source and

@@ -62,6 +62,7 @@ PARENT = tuple(Block(128, None if layer % 2 else 128) for layer in range(36))
 COLUMNS = ("gpu_model", "input_seq_len", "output_seq_len", "tensor_parallel", "concurrency")
 THROUGHPUT = "output_throughput_per_gpu"
 TIMES = ("mean_time_to_first_token_sec", "mean_time_per_output_token_sec")
+MOST = 10_000_000  # tokens or requests of a row
 LENGTH_SHARE, WAVES = 0.9, 10  # random_range_ratio 0.8 and num_prompts 10 x concurrency, InferenceMAX
 # gpu_model, input_seq_len, output_seq_len, tensor_parallel, concurrency, tokens/s of each GPU, seconds to the first
 # token and per output token: InferenceMAX, 2026-01-02, vLLM 0.13.0, MXFP4.
@@ -124,12 +125,16 @@ def read_rows(path: Path) -> list[Run]:
     """
     if not path.is_file():
         raise ValueError(f"no file {path}; give a CSV file with the columns {[*COLUMNS, THROUGHPUT]}")
-    with path.open(newline="") as stream:
-        table = csv.DictReader(stream)
-        missing = [name for name in (*COLUMNS, THROUGHPUT) if name not in (table.fieldnames or ())]
-        if missing:
-            raise ValueError(f"{path}, row 1: no column {missing[0]!r}; it has {table.fieldnames}")
-        runs = [_run(values, f"{path}, row {number}") for number, values in enumerate(table, start=2)]
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            table = csv.DictReader(stream)
+            names, rows = table.fieldnames or (), list(table)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no CSV file in UTF-8: {error}") from error
+    missing = [name for name in (*COLUMNS, THROUGHPUT) if name not in names]
+    if missing:
+        raise ValueError(f"{path}, row 1: no column {missing[0]!r}; it has {list(names)}")
+    runs = [_run(values, f"{path}, row {number}") for number, values in enumerate(rows, start=2)]
     if not runs:
         raise ValueError(f"{path} has no row beside its header")
     return runs
@@ -141,8 +146,8 @@ def _run(values: Mapping[str, str | None], where: str) -> Run:
             value = float(values[name] or "")
         except ValueError:
             value = math.nan
-        if not (0 < value < math.inf) or (whole and value != int(value)):
-            kind = "whole number of at least 1" if whole else "positive number"
+        if not (0 < value < math.inf) or (whole and (value != int(value) or value > MOST)):
+            kind = f"whole number from 1 to {MOST:,}" if whole else "positive number"
             raise ValueError(f"{where}, column {name!r}: {values[name]!r} is not a {kind}")
         return value
 

@@ -37,6 +37,11 @@ def test_what_does_not_fit_the_memory_waits(throughputs: ModuleType, tmp_path: P
     assert throughputs.predict(few)["throughput"] == throughputs.predict(many)["throughput"]
 
 
+def test_a_byte_order_mark_is_no_part_of_a_column(throughputs: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text(HEADER + "\nh100,1024,1024,2,4,370\n", encoding="utf-8-sig")
+    assert [run.gpu for run in throughputs.read_rows(tmp_path / "rows.csv")] == ["H100"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -47,6 +52,11 @@ def test_what_does_not_fit_the_memory_waits(throughputs: ModuleType, tmp_path: P
         ),
         (HEADER + "\nh100,1024,1024,2,x,370\n", "row 2, column 'concurrency': 'x' is not a whole number"),
         (HEADER + "\nh100,1024,1024,2,4,nan\n", "row 2, column 'output_throughput_per_gpu': 'nan' is not a positive"),
+        (
+            HEADER + "\nh100,1e300,1024,2,4,370\n",
+            "row 2, column 'input_seq_len': '1e300' is not a whole number from 1 to",
+        ),
+        (HEADER + "\n" + "h" * 140_000 + "\n", "is no CSV file in UTF-8: field larger"),
         (HEADER + "\n", "has no row beside its header"),
     ],
 )

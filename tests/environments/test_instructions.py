@@ -152,6 +152,16 @@ def test_whole_numbers_that_a_table_made_fractions_of_are_read() -> None:
             },
             "relation is 'about'",
         ),
+        ({"instruction_id_list": ["punctuation:no_comma"], "kwargs": [3]}, "an object or null is expected"),
+        ({"instruction_id_list": [["a"]], "kwargs": [{}]}, "is not known"),
+        ({"instruction_id_list": ["keywords:existence"], "kwargs": [{"keywords": [" "]}]}, "which it cannot be"),
+        (
+            {
+                "instruction_id_list": ["length_constraints:number_words"],
+                "kwargs": [{"num_words": float("inf"), "relation": ["about"]}],
+            },
+            "which it cannot be|relation is",
+        ),
         ("text", "must have the form"),
     ],
 )

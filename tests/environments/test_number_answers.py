@@ -53,6 +53,12 @@ RIGHT = [
     ("18", r"\boxed{17}, no: \boxed{18}"),
     ("1/3", "0.3333333"),
     ("1000", "1e3"),
+    ("-12", "The temperature is minus 12 degrees."),
+    ("12000000", "There are 12 million people."),
+    ("12", "There are 12 more apples."),
+    ("12", "<answer>12</answer>"),
+    ("12", "\u200f12\u200f"),
+    ("12", r"\boxed{12} and \boxed{12}"),
 ]
 WRONG = [
     ("3/4", r"\boxed{-\dfrac{3}{4}}"),
@@ -81,6 +87,11 @@ WRONG = [
     ("18", r"\boxed{17} and \boxed{18"),  # a box that is not closed is no answer
     ("10", "10**10**10"),
     ("1", "1" + ",000" * 1500),
+    *(("12", text) for text in ("The answer is not 12", "No solution; 12 doesn't work.", "x > 12", "≥ 12", "minus 12")),
+    *(("12", text) for text in ("12 squared", "12 sin x", "12 π", "12 pi", "12 x", "12 factorial", "12 below zero")),
+    *(("12", text) for text in ("12 hundredths", "12 lakh", "12bn", "12 mn", "12 per mille", "There are 12 million.")),
+    ("2", "2 thirds"),
+    ("12", r"\boxed{10} or \boxed{12}"),
 ]
 
 

@@ -219,6 +219,7 @@ def without(row: dict[str, Any], name: str) -> dict[str, Any]:
         ("dapo_math", ROWS["nemotron_mcqa"][0], "The row has the columns expected_answer, grading_mode, options"),
         ("nemotron_mcqa", ROWS["nemotron_mcqa"][0] | {"expected_answer": "C"}, "none of the options"),
         ("nemotron_mcqa", without(ROWS["nemotron_mcqa"][0], "options"), "column options is missing"),
+        ("nemotron_mcqa", ROWS["nemotron_mcqa"][0] | {"options": ["A", None]}, "column options is .* is expected"),
         ("nemotron_instructions", ROWS["nemotron_instructions"][0] | {"kwargs": [None]}, "of equal lengths"),
         (
             "nemotron_instructions",

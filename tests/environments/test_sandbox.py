@@ -36,6 +36,7 @@ QUICK = (
     "environment",
     "becoming root",
     "namespaces and tracing",
+    "memory of no process",
     "signals to the host",
 )
 

@@ -113,6 +113,14 @@ ATTACKS: dict[str, tuple[str, set[str], str, str]] = {
         "namespace",
         "closed",
     ),
+    "memory of no process": (  # shared memory and queues of System V, files of memfd_create: no limit counts them
+        "import ctypes, os\nlibc = ctypes.CDLL(None)\nif libc.shmget(0, 1 << 20, 0o1600) >= 0: print('hidden')\n"
+        "if libc.msgget(0, 0o1600) >= 0: print('hidden')\n"
+        "try: os.memfd_create('file'); print('hidden')\nexcept OSError: print('closed')",
+        {"ok"},
+        "hidden",
+        "closed",
+    ),
     "signals to all": (
         "import os, signal\nos.kill(-1, signal.SIGKILL)\nprint(1)",
         {"sandbox ended", "signal 9"},

@@ -2,7 +2,7 @@ r"""Reads which option a final text chooses: a letter, with or without explanati
 
 Looked at in this order: a box, what is said to be the answer, what is bold, the beginning of the text, and the only
 letter that is named. `A` and `I` are also English words: they count only where they cannot be one. A text that names
-several letters and points to none chooses nothing.
+several letters and points to none chooses nothing, and neither does one that lists options or denies its letter.
 
 Reads and writes nothing. Time proportional to the text.
 """
@@ -15,11 +15,22 @@ from lit_puzzle.environments.graders.plain_math import plain
 
 LETTERS = "ABCDEFGHIJ"
 NO_WORD = r"(?!\s+(?!(?:and|or|because|since|as|not|but|is)\b)[a-z]|['’][a-z])"  # not `A cell`, `I think`, `I'm`
-NO_OTHER = r"(?!\s*(?:,|/|&|\bor\b|\band\b)\s*[(\[]?[A-Z]\b)"  # not `A or B`
+OTHER = rf"[(\[]?(?:[B-HJ-Z](?![\w'’])|[AI](?![\w'’]){NO_WORD})"
+JOINED = r"\s*(?:[,/&+;-]|\bor\b|\band\b|\bplus\b|\bthrough\b|\bto\b|,?\s*\bas well as\b)(?:\s*(?:and|or|also)\b)*\s*"
+NO_OTHER = rf"(?!{JOINED}{OTHER}| +[B-HJ](?= [A-Z]\b| *$)|\s*\^)"  # not `A or B`
 LETTER = rf"([B-HJ-Z](?![\w'’])|[AI](?![\w'’]){NO_WORD}){NO_OTHER}"
 CHOSEN = re.compile(rf"(?:(?i:option|choice|answer|letter)\s*)?[(\[]?{LETTER}")
 LONE_LOWER = re.compile(r"[(\[]?([a-j])[)\].]?")
 EVERY = re.compile(rf"(?<![\w'’])([B-HJ-Z](?![\w'’])|[AI](?![\w'’]){NO_WORD})")
+ALONE = re.compile(r"[\s*_$(\[]*[A-Z][\s*_$)\].:]*")
+DENIED = re.compile(  # `B is wrong`
+    r"(?<![\w'’])([A-Z])[)\]}*$:. ]*\s(?:is|was|are|must be|can be)"
+    r"(?:n['’]t\b|\s+(?:not|wrong|incorrect|false|eliminated|excluded|ruled)\b)"
+)
+NEGATION = re.compile(
+    r"(?i)\b(?:not|cannot|neither|nor|except|eliminat\w{1,5}|exclud\w{1,4}|rul\w{1,3} out)\b|n['’]t\b"
+    r"|\b(?:all|anything|everything|any|nothing) but\b"
+)
 
 
 def stated_choice(text: str, letters: str = LETTERS, options: Mapping[str, str] | None = None) -> str | None:
@@ -34,15 +45,18 @@ def stated_choice(text: str, letters: str = LETTERS, options: Mapping[str, str] 
     if found is None:
         return None
     boxed = "\\boxed" in text[-MAX_CHARACTERS:]
+    lower = LONE_LOWER.fullmatch(found.text)
+    if lower and found.text == text.strip():
+        return lower[1].upper() if lower[1].upper() in letters else None
     if found.how == "marked":
-        lower = LONE_LOWER.fullmatch(found.text)
         letter = lower[1].upper() if lower else _leading(found.text, letters) or _by_text(found.text, options)
         if letter or boxed or EVERY.match(found.text):
             return letter
     bold = {letter for part in bold_parts(text) if (letter := _leading(part, letters))}
+    bold -= _denied(text)
     if len(bold) == 1:
         return bold.pop()
-    return _leading(text, letters) or _by_text(found.text, options) or _only_named(text, letters)
+    return _first_line(text, letters) or _by_text(found.text, options) or _only_named(text, letters)
 
 
 def _leading(text: str, letters: str) -> str | None:
@@ -51,8 +65,26 @@ def _leading(text: str, letters: str) -> str | None:
     return chosen[1] if chosen and chosen[1] in letters else None
 
 
+def _first_line(text: str, letters: str) -> str | None:
+    """Return the letter that a text begins with, unless a later line begins with another one in the same way."""
+    lines = [line for line in text[-MAX_CHARACTERS:].splitlines() if line.strip("*_ $")]
+    starts = [(letter, bool(ALONE.fullmatch(line))) for line in lines if (letter := _leading(line, letters))]
+    first, denied = _leading(text, letters), _denied(text)
+    if first is None or first in denied:
+        return None
+    alike = {letter for letter, alone in starts if alone == starts[0][1]} - denied
+    return first if alike <= {first} else None
+
+
+def _denied(text: str) -> set[str]:
+    """Return the letters that are said to be wrong."""
+    return set(DENIED.findall(text[-MAX_CHARACTERS:]))
+
+
 def _only_named(text: str, letters: str) -> str | None:
-    named = {letter for letter in EVERY.findall(text[-MAX_CHARACTERS:]) if letter in letters}
+    if NEGATION.search(text[-MAX_CHARACTERS:]):
+        return None
+    named = {letter for letter in EVERY.findall(text[-MAX_CHARACTERS:]) if letter in letters} - _denied(text)
     return named.pop() if len(named) == 1 else None
 
 

@@ -2,7 +2,8 @@ r"""Finds where the answer stands in a final text, and says when it cannot be to
 
 In this order: the last `\boxed{...}`; `#### ...`; what follows "answer is", "answer:" or "answer =" (the last such
 place); what the last line says after its last `=`; else the whole text if it is one line. A box that is not closed is
-no answer: nothing is taken from elsewhere instead.
+no answer: nothing is taken from elsewhere instead. Two different boxes with nothing but
+`or`, `and` or a comma between them are none either.
 
 Reads and writes nothing. Only the last 20,000 characters are looked at; time proportional to them.
 """
@@ -14,6 +15,9 @@ from typing import Literal
 MAX_CHARACTERS = 20_000
 MAX_ANSWER = 2_000  # characters of one answer
 STATED = re.compile(r"(?i)\banswers?\b(?:[^\n.:=]{0,60}?(?<!\w)(?:is|are|be)(?!\w)|[^\n.:=]{0,60}?[:=])[*_: ]*")
+OTHER_BOX = re.compile(  # `\boxed{1} or`, at the end
+    r"\\f?box(?:ed)?\{([^{}]*+)\}[\s$*]*+(?:,|(?:\\text\{)?\s*+(?:or|and)(?![A-Za-z]))[\s}$*]*$"
+)
 BLANKS = re.compile(r"[ \t]{2,}+")
 HASHES = re.compile(r"(?m)^#### *(.+)$")
 BOLD = re.compile(r"(?<![\w)*])\*\*([^*\n]{1,200}+)\*\*(?![\w(*])")
@@ -39,7 +43,9 @@ def find_answer(text: str) -> Found | None:
     start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
     if start >= 0:
         inside = _braced(text, text.find("{", start, start + 12))
-        return None if inside is None else Found(inside.strip(), "marked")
+        other = OTHER_BOX.search(text[max(0, start - MAX_ANSWER) : start])
+        hedged = other is not None and inside is not None and other[1].strip() != inside.strip()
+        return None if inside is None or hedged else Found(inside.strip(), "marked")
     hashes = HASHES.findall(text)
     if hashes:
         return Found(hashes[-1].strip(), "marked")

@@ -43,10 +43,12 @@ def read_instructions(value: Any, place: str) -> str:
 
 def _checked(name: Any, kwargs: Any, place: str) -> dict[str, Any]:
     """Return what an instruction says, without the nulls that tables of many kinds have."""
-    if name not in KNOWN:
+    if not isinstance(name, str) or name not in KNOWN:
         raise ValueError(
             f"{place}: the instruction {str(name)[:60]!r} is not known. Known are {', '.join(sorted(KNOWN))}."
         )
+    if kwargs is not None and not isinstance(kwargs, dict):
+        raise ValueError(f"{place}: the kwargs of {name} are {str(kwargs)[:60]!r}; an object or null is expected.")
     values = {key: value for key, value in (kwargs or {}).items() if value is not None}
     needed = parameters(KNOWN[name])
     missing = sorted(needed - set(values))
@@ -58,16 +60,16 @@ def _checked(name: Any, kwargs: Any, place: str) -> dict[str, Any]:
 
 
 def _typed(name: str, key: str, value: Any, place: str) -> Any:
-    if "relation" in key and value not in RELATIONS:
+    if "relation" in key and not (isinstance(value, str) and value in RELATIONS):
         raise ValueError(f"{place}: {name}: {key} is {value!r}; known are {', '.join(RELATIONS)}.")
     if key in ("keywords", "forbidden_words"):
-        ok = isinstance(value, list) and all(isinstance(word, str) for word in value)
+        ok = isinstance(value, list) and bool(value) and all(isinstance(word, str) and word.strip() for word in value)
     elif key.startswith(("num_", "nth_", "n_")) or key in ("frequency", "let_frequency", "capital_frequency", *"Nnm"):
-        ok = isinstance(value, int | float) and not isinstance(value, bool) and int(value) == value
+        ok = isinstance(value, int | float) and not isinstance(value, bool) and value % 1 == 0  # no NaN, no infinity
         value = int(value) if ok else value  # Parquet has made floats of whole numbers with nulls among them
     else:
         value = value[0] if isinstance(value, list) and len(value) == 1 else value
-        ok = isinstance(value, str)
+        ok = isinstance(value, str) and bool(value.strip() or key == "prompt_to_repeat")
     if not ok:
         raise ValueError(f"{place}: {name}: {key} is {str(value)[:60]!r}, which it cannot be.")
     return value

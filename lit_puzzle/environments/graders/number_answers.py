@@ -48,6 +48,9 @@ NO_UNIT = frozenset(
         "divided",
         "factorial",
         "infinity",
+        *("squared", "cubed", "sin", "cos", "tan", "log", "ln", "below", "mille"),
+        *("lakh", "crore", "bn", "mn", "tn", "quadrillion", "quintillion"),
+        *("thirds", "fifths", "sixths", "sevenths", "eighths", "ninths", "tenths", "hundredths", "thousandths"),
     ]
 )
 LENGTHS = {"mm": "mm", "millimeter": "mm", "cm": "cm", "centimeter": "cm", "m": "m", "meter": "m", "metre": "m"} | {
@@ -55,6 +58,14 @@ LENGTHS = {"mm": "mm", "millimeter": "mm", "cm": "cm", "centimeter": "cm", "m": 
     "g": "g", "gram": "g", "kg": "kg", "kilogram": "kg", "s": "s", "second": "s", "min": "min", "minute": "min",
     "h": "h", "hour": "h", "hr": "h", "day": "d", "cent": "ct", "dollar": "$", "euro": "€",
 }  # fmt: skip
+SENTENCE_WORDS = frozenset(  # that do not change a number in a sentence: `12 of them`, `12 more`
+    ["or", "and", "to", "by", "of", "out", "more", "less", "than", "between", "through", "until", "not"]
+)
+DENIED = re.compile(  # `not 12`, `> 12`; `12 less than x`, `12 below zero`, `12 does not work`
+    r"(?i)(?:\b(?:not|cannot|never|neither|except)\b|n['’]t\b|[<>≤≥≠])(?=[^\d\n]{0,200}\d)|\bthan [a-z]$"
+    r"|\b(?:below zero|per mille)\b|\b(?:does|is|was)(?:n['’]t|(?: not)?) (?:work|wrong|incorrect|possible)\b"
+)
+TAG = re.compile(r"</?[A-Za-z]{1,20}>")
 LONE = re.compile(r"(?<![\w.,:/^{}()\\+*=-])-?(?:\d++(?:[.,]\d++)*+)%?(?![\w:/^{}(\\*+=!-])")
 
 
@@ -80,6 +91,7 @@ def read_number(text: str) -> Number | None:
     text = LEAD.sub("", text.replace("\\$", "$").strip("$ ")).strip()
     negative = re.match(r"-\s*\\?[$€£]\s*", text)
     text = f"-{text[negative.end() :]}" if negative else text
+    text = re.sub(r"(?i)^(?:minus|negative)\s+(?=\d)", "-", text)
     try:
         value, rest = leading_value(text)
     except NoValueError:
@@ -130,9 +142,22 @@ def stated_number(text: str) -> Number | None:
 def _lone_number(line: str) -> Number | None:
     """Return the number of a sentence that has only one and no mathematics around it."""
     line = plain(BOLD.sub(r"\1", line).removesuffix("."))
-    found = LONE.findall(re.sub(r"\\?[$€£]", "", line)) if "\\" not in line else []
+    line = TAG.sub(" ", re.sub(r"\\?[$€£]", "", line))
+    found = list(LONE.finditer(line)) if "\\" not in line and not DENIED.search(line) else []
     runs = re.findall(r"\d++(?:[.,]\d++)*+", line)
-    return read_number(found[0]) if len(found) == len(runs) == 1 else None
+    return _in_sentence(line, found[0]) if len(found) == len(runs) == 1 else None
+
+
+def _in_sentence(line: str, found: re.Match[str]) -> Number | None:
+    """Return a number with the words beside it that say its sign or scale; None if one changes it otherwise."""
+    sign = "-" if re.search(r"(?i)\b(?:minus|negative)\s+$", line[: found.start()]) else ""
+    behind = re.match(r"\s*+([^\W\d]++|[^\w\s.,;:!?*_()\"'’-])", line[found.end() :])
+    word = behind[1].lower() if behind else ""
+    if word in SCALES or word.removesuffix("s") in SCALES or word == "percent":
+        return read_number(f"{sign}{found[0]} {word}")
+    if len(word) == 1 and word not in "ai%" and behind is not None and behind[1] not in SHORT_UNITS:
+        return None
+    return None if word in NO_UNIT - SENTENCE_WORDS else read_number(sign + found[0])
 
 
 def same_number(answer: Number | None, gold: Number | None) -> bool:

@@ -14,7 +14,7 @@ from lit_puzzle.costs.gpus import gpus
 from lit_puzzle.footprint.at_hand import SMALL_MODEL, asked_device, gpus_at_hand, recipe_devices
 from lit_puzzle.footprint.collect import Formula, formula_of
 from lit_puzzle.footprint.fit import advice, fits
-from lit_puzzle.footprint.hours import efforts, network_seconds, total_seconds
+from lit_puzzle.footprint.hours import disk_seconds, efforts, network_seconds, total_seconds
 from lit_puzzle.model.layout import count_parameters
 from lit_puzzle.run.footprint import Assumed, Device, Footprint
 from lit_puzzle.run.recipe import Recipe
@@ -55,8 +55,10 @@ class Plan:
             "host_bytes": dict(made.host),
             "disk_bytes": dict(made.disk),
             "network_bytes": dict(made.network),
+            "disk_traffic_bytes": dict(made.traffic),
             "work": work,
             "network_seconds": network_seconds(made, self.device),
+            "disk_seconds": disk_seconds(made),
             "seconds": total_seconds(made, self.device),
             "advice": list(self.advice),
             "notes": [note for note in made.notes if note],

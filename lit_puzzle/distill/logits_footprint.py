@@ -9,8 +9,6 @@ Pure functions; imports no torch; reads `config.json` and `documents.json`. `lit
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from lit_puzzle.data.footprint import documents_record
 from lit_puzzle.model.footprint import BYTES, forward_bytes, model_size, stream_bytes
 from lit_puzzle.model.planned_shape import planned_config
@@ -25,11 +23,15 @@ SHARD_TOKENS = 4e6  # of a shard that is not there
 
 def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     """Return the footprint of `precompute_logits`."""
-    planned = planned_config(Path(values.at("parent")))
+    planned = planned_config(values.path("parent"))
     size, processes = model_size(planned.config), device.count
     precision = {"32-true": "float32"}.get(str(values.at("fabric.precision")), "bfloat16")
-    width, tokens, chunk = BYTES[precision], values.whole("batch_tokens"), values.whole("chunk_tokens")
-    folder = Path(values.at("documents"))
+    width, tokens, chunk = (
+        BYTES[precision],
+        values.whole("batch_tokens", least=1),
+        values.whole("chunk_tokens", least=1),
+    )
+    folder = values.path("documents")
     record = documents_record(folder)
     targets = float(record.get("targets", assumed.documents))
     note = "" if record else f"{folder} is not there: {targets:.0e} targets are assumed"

@@ -9,8 +9,6 @@ Pure functions; imports no torch; reads `config.json`. `lit_puzzle.importance.ex
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from lit_puzzle.data.footprint import sequences_of
 from lit_puzzle.model.footprint import BYTES, ModelSize, attention_bytes, model_size, stream_bytes
 from lit_puzzle.model.planned_shape import planned_config
@@ -36,10 +34,10 @@ def chunk_bytes(size: ModelSize, tokens: float, entrant: bool = True) -> float:
 
 def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     """Return the footprint of expert importance."""
-    planned, model = planned_config(Path(values.at("model.init_args.parent"))), values.inside("model.init_args")
+    planned, model = planned_config(values.path("model.init_args.parent")), values.inside("model.init_args")
     size, dtype = model_size(planned.config), str(model.at("dtype"))
     width, data = BYTES[dtype], sequences_of(values.inside("data"), device, assumed)
-    chunk = min(model.whole("chunk_tokens"), data.batch_tokens)
+    chunk = min(model.whole("chunk_tokens", least=1), data.batch_tokens)
     held = {
         "states around a layer": 3 * stream_bytes(size, data.batch_tokens, dtype),
         "experts of a chunk": chunk_bytes(size, chunk),

@@ -9,8 +9,6 @@ Pure functions; imports no torch; reads `config.json`. `lit_puzzle.kv_cache.stat
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from lit_puzzle.data.footprint import sequences_of
 from lit_puzzle.model.footprint import BYTES, forward_bytes, model_size
 from lit_puzzle.model.layout import whole
@@ -27,7 +25,7 @@ BYTES_OF_A_VALUE = 20
 def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     """Return the footprint of `calibrate_kv`."""
     model = values.inside("model.init_args")
-    planned = planned_config(Path(model.at("checkpoint")))
+    planned = planned_config(model.path("checkpoint"))
     size, dtype = model_size(planned.config), str(model.at("dtype"))
     data, width = sequences_of(values.inside("data"), device, assumed), BYTES[dtype]
     heads = whole(planned.config, "num_key_value_heads")

@@ -12,7 +12,6 @@ functions; imports no torch; reads `config.json` and `library.json`. `lit_puzzle
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from lit_puzzle.data.footprint import Sequences, sequences_of
 from lit_puzzle.generation.footprint import decoding_bytes
@@ -32,7 +31,7 @@ SHORT_ANSWER = 64  # tokens of a reference answer that is teacher-forced
 
 def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     """Return the footprint of `score`."""
-    planned = planned_config(Path(values.at("parent")))
+    planned = planned_config(values.path("parent"))
     run = _Run(values, device, assumed, model_size(planned.config))
     phases = [Phase("load", load_bytes(run.size, run.width, device.count, values.get("fabric.memory_gib")))]
     if run.data.generating:
@@ -63,7 +62,7 @@ class _Run:
         self.width = BYTES[self.precision]
         self.processes = 1 if values.at("fabric.strategy") == "replicated" else device.count
         self.data: Sequences = sequences_of(values.inside("data"), device, assumed)
-        self.found: Candidates = planned_candidates(Path(values.at("library")), size)
+        self.found: Candidates = planned_candidates(values.path("library"), size)
         self.own_tokens = self.data.count * self.data.tokens / device.count
         self.streamed = is_streamed(values.get("fabric.memory_gib"))
         self.local = values.at("scoring.depth") == "layer"
@@ -114,7 +113,7 @@ class _Run:
 
     def evaluation(self, evaluation: Values) -> dict[str, float]:
         settings, size = evaluation.inside("init_args"), self.size
-        rows, new = settings.whole("batch_size"), settings.whole("sampling.max_new_tokens")
+        rows, new = settings.whole("batch_size", least=1), settings.whole("sampling.max_new_tokens")
         prompt = int(settings.get("problems.context_tokens") or self.assumed.prompt_tokens)
         gathered: dict[str, float] = {}
         if self.processes > 1 and self.values.at("fabric.unshard_evaluations"):
@@ -156,7 +155,7 @@ class _Run:
             problems = settings.whole("problems.problems_per_effort") * len(settings.at("problems.efforts"))
             prompt = int(settings.get("problems.context_tokens") or self.assumed.prompt_tokens)
             forced = settings.at("grading.mode") == "teacher_forced"
-            decoding = Decoding(settings.whole("sampling.max_new_tokens"), settings.whole("batch_size"))
+            decoding = Decoding(settings.whole("sampling.max_new_tokens"), settings.whole("batch_size", least=1))
             works.append(
                 replace(
                     work,

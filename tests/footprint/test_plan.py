@@ -139,3 +139,11 @@ def test_a_run_with_values_of_a_wrong_kind_is_left_to_its_stage() -> None:
     recipe = load_recipe(RL)
     for word in ("--model.init_args.child=null", "--model.init_args.training.dtype=int7", "--trainer.max_steps=null"):
         check_fit(recipe, recipe.value("command"), None, [word], force=False)
+
+
+@pytest.mark.parametrize(("text", "message"), [("not json", "config.json"), ("[1, 2]", "must hold a JSON object")])
+def test_a_strange_config_is_one_line(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        planned("recipes/gpt_oss_20b/importance.yaml", f"--model.init_args.parent={tmp_path}")
+    assert type(error.value) is ValueError

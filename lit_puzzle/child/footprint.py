@@ -5,8 +5,6 @@ Pure functions; imports no torch; reads `config.json`.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from lit_puzzle.model.footprint import model_size, stored_bytes
 from lit_puzzle.model.planned_shape import planned_child, planned_config
 from lit_puzzle.run.footprint import Assumed, Device, Footprint, Phase
@@ -23,7 +21,7 @@ def copying_bytes(layers: int) -> dict[str, float]:
 
 def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     """Return the footprint of `assemble`."""
-    parent = planned_config(Path(values.at("parent")))
+    parent = planned_config(values.path("parent"))
     manual = values.get("manual") or {}
     config, note = planned_child(parent.config, manual) if manual.get("experts") or manual.get("windows") else (
         parent.config, "the child: at most the size of its parent")  # fmt: skip

@@ -80,27 +80,27 @@ def documents_record(folder: Path) -> dict[str, Any]:
 
 
 def _documents(data: Values, assumed: Assumed) -> Sequences:
-    folder, tokens = Path(data.at("documents")), data.whole("sequence_tokens")
+    folder, tokens = data.path("documents"), data.whole("sequence_tokens", least=1)
     record = documents_record(folder)
     note = "" if record else f"{folder} is not there: {assumed.documents:.0e} tokens are assumed"
     total = float(record.get("tokens", assumed.documents))
-    return Sequences(max(total / tokens, 1), tokens, data.whole("batch_size"), note, {})
+    return Sequences(max(total / tokens, 1), tokens, data.whole("batch_size", least=1), note, {})
 
 
 def _one_by_one(data: Values, assumed: Assumed) -> Sequences:
     """Return the batches of documents that are a sequence each, as many in a batch as `batch_tokens` has room for."""
-    folder, source = Path(data.at("documents.folder")), data.inside("documents")
+    folder, source = data.path("documents.folder"), data.inside("documents")
     record = documents_record(folder)
     longest = max((row["longest"] for row in record["shards"]), default=1) if record else SEQUENCE_TOKENS
     tokens = min(longest, int(source.get("sequence_tokens") or longest))
     total = min(float(source.get("tokens") or math.inf), float(record.get("tokens", assumed.documents)))
-    room = max(int(data.get("batch_tokens") or tokens * data.whole("batch_size")) // tokens, 1)
+    room = max(int(data.get("batch_tokens") or tokens * data.whole("batch_size", least=1)) // tokens, 1)
     note = "" if record else f"{folder} is not there: documents of {SEQUENCE_TOKENS:,} tokens are assumed"
-    return Sequences(max(total / tokens, 1), tokens, min(data.whole("batch_size"), room), note, {})
+    return Sequences(max(total / tokens, 1), tokens, min(data.whole("batch_size", least=1), room), note, {})
 
 
 def _calibration(data: Values, device: Device, assumed: Assumed) -> Sequences:
-    prompts, batch_size = data.get("prompts"), data.whole("batch_size")
+    prompts, batch_size = data.get("prompts"), data.whole("batch_size", least=1)
     if data.get("documents") is not None:
         return _one_by_one(data, assumed)
     if prompts is None or data.get("sequences") is not None:
@@ -112,7 +112,7 @@ def _calibration(data: Values, device: Device, assumed: Assumed) -> Sequences:
             return Sequences(len(lines), longest, batch_size, f"texts of {file}: 4 characters a token", {})
         return Sequences(SEQUENCES, SEQUENCE_TOKENS, batch_size, note, {})
     new = data.whole("sampling.max_new_tokens")
-    size = model_size(planned_config(Path(data.at("parent"))).config)
+    size = model_size(planned_config(data.path("parent")).config)
     held = engine_bytes(size, data.inside("engine"), device, assumed.prompt_tokens, new)
     count = int(data.get("prompts.num_prompts") or PROMPTS)
     return Sequences(
@@ -127,11 +127,11 @@ def _tokens(line: str) -> int:
 
 def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     """Return the footprint of `generate`."""
-    planned = planned_config(Path(values.at("parent")))
+    planned = planned_config(values.path("parent"))
     size, engine, new = model_size(planned.config), values.inside("engine"), values.whole("sampling.max_new_tokens")
     count = values.get("prompts.num_prompts")
     note = "" if count else f"{PROMPTS:,} prompts are assumed"
-    tokens, shard = assumed.prompt_tokens + new, values.whole("shard_size")
+    tokens, shard = assumed.prompt_tokens + new, values.whole("shard_size", least=1)
     name, ranks = engine_name(engine, device), int(engine.get("tensor_parallel", 1))
     work = Work(
         "completions",
@@ -139,7 +139,7 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
         float(count or PROMPTS),
         assumed.prompt_tokens,
         dtype=str(engine.at("dtype")),
-        decoding=Decoding(new, engine.whole("batch_size"), name, ranks),
+        decoding=Decoding(new, engine.whole("batch_size", least=1), name, ranks),
     )
     texts = {"documents of one shard": float(BYTES_OF_A_TOKEN * shard * tokens)}
     held = engine_bytes(size, engine, device, assumed.prompt_tokens, new)

@@ -9,8 +9,6 @@ functions; imports no torch; reads `config.json` and `library.json`. `lit_puzzle
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from lit_puzzle.library.footprint import Candidates, planned_candidates
 from lit_puzzle.model.footprint import ModelSize, inside_bytes, model_size, stream_bytes
 from lit_puzzle.model.planned_shape import planned_config
@@ -33,13 +31,16 @@ def trained_numbers(size: ModelSize, found: Candidates, together: bool) -> float
 def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     """Return the footprint of blockwise distillation."""
     model, processes = values.inside("model.init_args"), device.count
-    planned = planned_config(Path(model.at("parent")))
+    planned = planned_config(model.path("parent"))
     size = model_size(planned.config)
-    found = planned_candidates(Path(model.at("library")), size)
+    found = planned_candidates(model.path("library"), size)
     numbers = trained_numbers(size, found, model.at("training.sub_blocks") == "together")
     width = width_of(model.at("training.dtype"))
     precision = layer_precision(values.get("trainer.precision"), model.at("training.dtype"))
-    rows, row_tokens = values.whole("data.init_args.batch_size"), values.whole("data.init_args.sequence_tokens")
+    rows, row_tokens = (
+        values.whole("data.init_args.batch_size", least=1),
+        values.whole("data.init_args.sequence_tokens", least=1),
+    )
     tokens, updates = rows * row_tokens, max(int(values.get("trainer.max_steps", -1)), 1)
     state = OPTIMIZER_BYTES.get(optimizer_of(values).rpartition(".")[2], 8)
     body = size.parameters - size.table * (1 if size.tied else 2)

@@ -11,7 +11,6 @@ imports no torch; reads `config.json` of both. `lit_puzzle.distill.global_kd` an
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from lit_puzzle.generation.footprint import decoding_bytes
 from lit_puzzle.model.footprint import (
@@ -63,15 +62,15 @@ class _Run:
     def __init__(self, values: Values, device: Device) -> None:
         self.values, self.device, self.processes = values, device, device.count
         self.model = values.inside("model.init_args")
-        child, folder = planned_config(Path(self.model.at("child"))), Path(self.model.at("parent"))
+        child, folder = planned_config(self.model.path("child")), self.model.path("parent")
         self.size = model_size(child.config)
         self.made: Trained = trained(self.size, self.model.inside("training"), optimizer_of(values))
         self.has_parent = not (folder / RECORD_FILE).is_file() and "top_logits" not in folder.parts
         parent = planned_config(folder) if self.has_parent else child
         self.parent: ModelSize | None = model_size(parent.config) if self.has_parent else None
         self.assumed = "; ".join(dict.fromkeys(part for part in (child.assumed, parent.assumed) if part))
-        self.rows = values.whole("data.init_args.batch_size")
-        self.row_tokens = values.whole("data.init_args.sequence_tokens")
+        self.rows = values.whole("data.init_args.batch_size", least=1)
+        self.row_tokens = values.whole("data.init_args.sequence_tokens", least=1)
         self.tokens = self.rows * self.row_tokens
         self.precision = layer_precision(values.get("trainer.precision"), self.model.at("training.dtype"))
         self.accumulated = int(values.get("trainer.accumulate_grad_batches", 1))
@@ -107,7 +106,7 @@ class _Run:
         return parts | gathered
 
     def _loss_bytes(self) -> dict[str, float]:
-        chunk = min(self.model.whole("loss.chunk_tokens"), self.tokens)
+        chunk = min(self.model.whole("loss.chunk_tokens", least=1), self.tokens)
         logits = chunk_bytes(self.size.vocab, self.size.hidden, chunk, self.device.kind, self.parent is not None)
         head = 4.0 * self.size.table if self.made.ends else 0.0
         states = self.tokens * self.size.hidden * 4 * (3 if self.parent is not None else 2)
@@ -117,7 +116,7 @@ class _Run:
         width = cache_width(self.values.get("trainer.precision"), self.model.at("training.dtype"))
         settings = self.model.inside("evaluation")
         problems = -(-settings.whole("prompts_per_effort") * len(settings.at("efforts")) // self.processes)
-        rows = min(settings.whole("batch_size"), problems)
+        rows = min(settings.whole("batch_size", least=1), problems)
         new = settings.whole("max_new_tokens")
         parts = decoding_bytes(self.size, rows, prompt_tokens, new, width, eager=False)
         return parts | ({"child, gathered whole": self.made.all_bytes} if self.processes > 1 else {})
@@ -160,7 +159,7 @@ class _Run:
             found.append(
                 Knob(self.model.key("training.moe_chunk_tokens"), None, sizes, "experts of {} tokens at a time")
             )
-        chunk = self.model.whole("loss.chunk_tokens")
+        chunk = self.model.whole("loss.chunk_tokens", least=1)
         halves = [chunk // 2**power for power in range(1, 5) if chunk >= 2**power]
         found.append(Knob(self.model.key("loss.chunk_tokens"), chunk, halves, "logits of {} targets at a time"))
         if self.compares_states:

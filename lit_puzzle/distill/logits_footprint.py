@@ -9,11 +9,10 @@ Pure functions; imports no torch; reads `config.json` and `documents.json`. `lit
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from lit_puzzle.data.footprint import documents_record
 from lit_puzzle.model.footprint import BYTES, forward_bytes, model_size, stream_bytes
 from lit_puzzle.model.planned_shape import planned_config
+from lit_puzzle.model.streaming_footprint import is_streamed, pass_traffic, state_files
 from lit_puzzle.run.footprint import Assumed, Device, Footprint, Knob, Phase, Work, smaller
 from lit_puzzle.run.recipe_values import Values
 from lit_puzzle.training.footprint import frozen_gathered, load_bytes, resident
@@ -24,11 +23,15 @@ SHARD_TOKENS = 4e6  # of a shard that is not there
 
 def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     """Return the footprint of `precompute_logits`."""
-    planned = planned_config(Path(values.at("parent")))
+    planned = planned_config(values.path("parent"))
     size, processes = model_size(planned.config), device.count
     precision = {"32-true": "float32"}.get(str(values.at("fabric.precision")), "bfloat16")
-    width, tokens, chunk = BYTES[precision], values.whole("batch_tokens"), values.whole("chunk_tokens")
-    folder = Path(values.at("documents"))
+    width, tokens, chunk = (
+        BYTES[precision],
+        values.whole("batch_tokens", least=1),
+        values.whole("chunk_tokens", least=1),
+    )
+    folder = values.path("documents")
     record = documents_record(folder)
     targets = float(record.get("targets", assumed.documents))
     note = "" if record else f"{folder} is not there: {targets:.0e} targets are assumed"
@@ -41,14 +44,18 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     held |= {"activations of one layer": layer} if layer > logits else {"logits of a chunk, and states": logits}
     documents = {"a shard of documents": 5.0 * min(targets, SHARD_TOKENS)}
     share, rounds = (processes - 1) / processes, targets / tokens / processes
+    streamed, shard = is_streamed(values.get("fabric.memory_gib")), min(targets, SHARD_TOKENS)
     top_k, number = values.whole("top_k"), BYTES[str(values.at("precision"))]
     return Footprint(
         "top-k logits",
         (Phase("load", load_bytes(size, width, processes, values.get("fabric.memory_gib"))),
          Phase("pass", held | (documents if device.kind == "cpu" else {}))),
         host=documents,
-        disk={"logits": targets * (top_k * (4 + number) + number)},
-        network={"gathered layers": rounds * share * size.parameters * width} if processes > 1 else {},
+        disk={"logits": targets * (top_k * (4 + number) + number)}
+        | (state_files(size, width, shard) if streamed else {}),
+        network={"gathered layers": rounds * share * size.parameters * width} if processes > 1 and not streamed else {},
+        traffic=pass_traffic(size, width, targets, processes, targets / max(shard, 1), len(size.layers))
+        if streamed else {},
         works=(Work("pass", planned.config, targets / tokens, tokens, head_tokens=tokens, dtype=precision),),
         knobs=(
             Knob("chunk_tokens", chunk, smaller(chunk), "logits of {} targets at a time"),

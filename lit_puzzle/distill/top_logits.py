@@ -130,6 +130,7 @@ def precompute_logits(
                     fill(arrays, hidden, source.model.lm_head, shard, *settings)
             else:
                 fill({}, hidden, source.model.lm_head, shard, *settings)
+            rmtree(scratch / str(number), ignore_errors=True)  # its hidden states are larger than its logits
         rmtree(scratch, ignore_errors=True)
     if not processes.is_global_zero:
         return {}

@@ -5,8 +5,6 @@ Pure functions; imports no torch; reads `config.json`.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from lit_puzzle.generation.footprint import engine_bytes, engine_knobs, engine_name
 from lit_puzzle.model.footprint import model_size
 from lit_puzzle.model.planned_shape import planned_config
@@ -18,14 +16,14 @@ BYTES_OF_A_TOKEN = 50  # of an episode in memory: token ids as Python integers, 
 
 def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     """Return the footprint of `evaluate`."""
-    planned = planned_config(Path(values.at("checkpoint")))
+    planned = planned_config(values.path("checkpoint"))
     size, engine, new = model_size(planned.config), values.inside("engine"), values.whole("sampling.max_new_tokens")
     samples = values.whole("held_out.samples_per_prompt")
     problems = values.whole("held_out.prompts_per_effort") * len(values.at("held_out.efforts")) * samples
     held = engine_bytes(size, engine, device, assumed.prompt_tokens, new)
     episodes = {"episodes": float(BYTES_OF_A_TOKEN * problems * (assumed.prompt_tokens + new))}
     decoding = Decoding(
-        new, engine.whole("batch_size"), engine_name(engine, device), int(engine.get("tensor_parallel", 1))
+        new, engine.whole("batch_size", least=1), engine_name(engine, device), int(engine.get("tensor_parallel", 1))
     )
     dtype = str(engine.at("dtype"))
     return Footprint(

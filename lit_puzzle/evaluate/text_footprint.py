@@ -6,7 +6,6 @@ Pure functions; imports no torch; reads `config.json` and `documents.json`.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from lit_puzzle.model.footprint import BYTES, forward_bytes, model_size
 from lit_puzzle.model.planned_shape import planned_config
@@ -20,10 +19,10 @@ COPIES = 4  # logits of both models in float32, and what their divergence is com
 
 def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     """Return the footprint of `text_distance`."""
-    planned = [planned_config(Path(values.at(key))) for key in ("checkpoint", "parent")]
+    planned = [planned_config(values.path(key)) for key in ("checkpoint", "parent")]
     sizes, dtype = [model_size(plan.config) for plan in planned], str(values.at("dtype"))
     batch, chunk, one_in = (values.whole(key) for key in ("batch_size", "chunk_tokens", "validation_one_in"))
-    record, tokens, note = Path(values.at("documents")) / DOCUMENTS_FILE, assumed.documents, ""
+    record, tokens, note = values.path("documents") / DOCUMENTS_FILE, assumed.documents, ""
     if record.is_file():
         tokens = float(json.loads(record.read_text())["tokens"])
     else:

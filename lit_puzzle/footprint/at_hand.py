@@ -60,11 +60,26 @@ def recipe_devices(values: Values) -> int | None:
     elif isinstance(values.get("fabric"), dict):
         devices, nodes = values.get("fabric.devices", 1), values.get("fabric.num_nodes", 1)
     elif isinstance(values.get("engine"), dict):  # engines with GPUs of their own
-        engines, ranks = values.get("engine.data_parallel", 1), int(values.get("engine.tensor_parallel", 1))
-        return None if engines == "auto" else int(engines) * ranks
+        engines, ranks = values.get("engine.data_parallel", 1), values.get("engine.tensor_parallel", 1)
+        return None if engines == "auto" else _positive("data_parallel", engines) * _positive("tensor_parallel", ranks)
     else:
         return 1
     if isinstance(devices, list):
-        return len(devices) * int(nodes)
+        return len(devices) * node_count(nodes)
     text = str(devices)
-    return int(text) * int(nodes) if text.lstrip("-").isdigit() and int(text) > 0 else None
+    return int(text) * node_count(nodes) if text.isascii() and text.isdigit() and int(text) > 0 else None
+
+
+def node_count(value: object) -> int:
+    """Return a recipe's number of nodes.
+
+    Raises:
+        ValueError: it is no whole number of at least 1.
+    """
+    return _positive("num_nodes", value)
+
+
+def _positive(key: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{key} is {value!r}; a whole number of at least 1 is needed.")
+    return value

@@ -5,7 +5,8 @@
     FLOPs of a token and layer   2 (attention and router matrices + k experts) + 4 Q x tokens that it attends to
 
 transformers launches each kernel of a step from Python: HOST_SECONDS a layer and step are added. vLLM decodes as many
-rows as its memory holds. Sharded stages also wait for the network where that takes longer. Reads `gpus.json`.
+rows as its memory holds. Stages also wait for the network, or for a disk of DISK_BYTES_PER_SECOND, where that takes
+longer. Reads `gpus.json`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from lit_puzzle.run.footprint import Decoding, Device, Footprint, Work
 from lit_puzzle.spec import Scenario
 
 HOST_SECONDS = 4e-4  # of a layer and step of transformers: about 60 launches of 7 microseconds, an assumption
+DISK_BYTES_PER_SECOND = 2e9  # of one local NVMe disk, reading and writing, an assumption
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,15 @@ def network_seconds(footprint: Footprint, device: Device) -> float:
     return sum(footprint.network.values()) / find_gpu(device.name).link_bytes_per_second
 
 
+def disk_seconds(footprint: Footprint) -> float:
+    """Return the seconds of a stage's traffic to and from disk."""
+    return sum(footprint.traffic.values()) / DISK_BYTES_PER_SECOND
+
+
 def total_seconds(footprint: Footprint, device: Device) -> float:
-    """Return the seconds of a stage: arithmetic or network, whichever is longer."""
+    """Return the seconds of a stage: arithmetic, network or disk, whichever is longest."""
     arithmetic = sum(effort.seconds for effort in efforts(footprint, device).values())
-    return max(arithmetic, network_seconds(footprint, device))
+    return max(arithmetic, network_seconds(footprint, device), disk_seconds(footprint))
 
 
 def _flops(work: Work) -> float:

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lit_puzzle.costs.gpus import gpus
-from lit_puzzle.footprint.at_hand import SMALL_MODEL, asked_device, gpus_at_hand, recipe_devices
+from lit_puzzle.footprint.at_hand import SMALL_MODEL, asked_device, gpus_at_hand, node_count, recipe_devices
 from lit_puzzle.footprint.collect import Formula, formula_of
 from lit_puzzle.footprint.fit import advice, fits
-from lit_puzzle.footprint.hours import efforts, network_seconds, total_seconds
+from lit_puzzle.footprint.hours import disk_seconds, efforts, network_seconds, total_seconds
 from lit_puzzle.model.layout import count_parameters
 from lit_puzzle.run.footprint import Assumed, Device, Footprint
 from lit_puzzle.run.recipe import Recipe
@@ -23,6 +23,7 @@ from lit_puzzle.run.recipe_values import Values, recipe_values
 OPTIONS = ("gpus", "gpu", "prompt_tokens")
 TINY_WORLD = "lit_puzzle.tiny."  # its prompts have about 75 tokens
 TINY_PROMPT = 75
+WRONG_KIND = (TypeError, KeyError, AttributeError, ZeroDivisionError)  # what formulas meet in such values
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,10 @@ class Plan:
             "host_bytes": dict(made.host),
             "disk_bytes": dict(made.disk),
             "network_bytes": dict(made.network),
+            "disk_traffic_bytes": dict(made.traffic),
             "work": work,
             "network_seconds": network_seconds(made, self.device),
+            "disk_seconds": disk_seconds(made),
             "seconds": total_seconds(made, self.device),
             "advice": list(self.advice),
             "notes": [note for note in made.notes if note],
@@ -115,7 +118,22 @@ def formula_and_values(
     options, rest = split_words(words)
     values = recipe_values(recipe, rest, target)
     formula = formula_of(command, values)
-    return None if formula is None else (formula, values, _assumed(values, options))
+    return None if formula is None else (_in_one_line(formula), values, _assumed(values, options))
+
+
+def _in_one_line(formula: Formula) -> Formula:
+    """Return a formula that says in one line that it was given values of a wrong kind: no parser has seen them."""
+
+    def compute(values: Values, device: Device, assumed: Assumed) -> Footprint:
+        try:
+            return formula(values, device, assumed)
+        except WRONG_KIND as error:
+            raise ValueError(
+                f"no plan can be made of this recipe: a value is of the wrong kind, or 0 ({type(error).__name__}: "
+                f"{error}). Without --plan, the stage names the key."
+            ) from error
+
+    return compute
 
 
 def _assumed(values: Values, options: Mapping[str, str]) -> Assumed:
@@ -135,7 +153,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _count(name: str, options: Mapping[str, str]) -> int:
-    if not options[name].isdigit() or int(options[name]) < 1:
+    if not (options[name].isascii() and options[name].isdigit()) or int(options[name]) < 1:
         raise ValueError(f"--{name}={options[name]} was given; a whole number of at least 1 is needed.")
     return int(options[name])
 
@@ -147,6 +165,6 @@ def _device(draft: Footprint, values: Values, options: Mapping[str, str]) -> Dev
     name = options.get("gpu") or (here[0] if here else "cpu" if largest < SMALL_MODEL else "H100")
     wanted = _count("gpus", options) if "gpus" in options else recipe_devices(values)
     if wanted is None:
-        nodes = int(values.get("trainer.num_nodes") or values.get("fabric.num_nodes") or 1)
+        nodes = max(node_count(values.get(f"{place}.num_nodes", 1)) for place in ("trainer", "fabric"))
         wanted = nodes * (len(here) or (1 if name == "cpu" else 8))
     return asked_device(name, wanted)

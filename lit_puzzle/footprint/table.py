@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 
-from lit_puzzle.footprint.hours import efforts, network_seconds, total_seconds
+from lit_puzzle.footprint.hours import DISK_BYTES_PER_SECOND, disk_seconds, efforts, network_seconds, total_seconds
 from lit_puzzle.footprint.plan import Plan
 from lit_puzzle.run.footprint import GIB, Phase
 
@@ -50,6 +50,7 @@ def plan_lines(plan: Plan) -> list[str]:
     for title, parts in (
         ("host memory of each process", made.host if device.kind == "cuda" else {}),
         ("disk", made.disk),
+        ("from and to disk, in the whole run", made.traffic),
         ("network, received by each device", made.network),
     ):
         found = [_row(name, shown_bytes(count)) for name, count in parts.items() if count > 0]
@@ -70,6 +71,9 @@ def _times(plan: Plan) -> list[str]:
         lines.append(_row(f"{name}: {effort.flops:.3g} FLOPs", shown_seconds(effort.seconds)))
     if made.network:
         lines.append(_row("network, at the speed of its links", shown_seconds(network_seconds(made, device))))
+    if made.traffic:
+        speed = f"disk, at {DISK_BYTES_PER_SECOND / 1e9:g} GB a second"
+        lines.append(_row(speed, shown_seconds(disk_seconds(made))))
     return [*lines, _row("together", shown_seconds(total_seconds(made, device)))]
 
 

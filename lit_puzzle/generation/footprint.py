@@ -66,7 +66,7 @@ def engine_bytes(
     if engine_name(engine, device) == "vllm":
         return vllm_bytes(size, device, int(engine.get("tensor_parallel", 1)))
     weights = {"weights": float(size.parameters * width)}
-    return weights | decoding_bytes(size, engine.whole("batch_size"), prompt_tokens, new_tokens, width)
+    return weights | decoding_bytes(size, engine.whole("batch_size", least=1), prompt_tokens, new_tokens, width)
 
 
 def vllm_bytes(size: ModelSize, device: Device, tensor_parallel: int, share: float = VLLM_SHARE) -> dict[str, float]:
@@ -82,5 +82,5 @@ def engine_knobs(engine: Values, device: Device) -> tuple[Knob, ...]:
         now = int(engine.get("tensor_parallel", 1))
         values = [now * 2**power for power in range(1, 4)]
         return (Knob(engine.key("tensor_parallel"), now, values, "weights shared by {} GPUs"),)
-    rows = engine.whole("batch_size")
+    rows = engine.whole("batch_size", least=1)
     return (Knob(engine.key("batch_size"), rows, smaller(rows), "completions of {} rows together"),)

@@ -9,11 +9,10 @@ Pure functions; imports no torch; reads `config.json`. `lit_puzzle.importance.ex
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from lit_puzzle.data.footprint import sequences_of
 from lit_puzzle.model.footprint import BYTES, ModelSize, attention_bytes, model_size, stream_bytes
 from lit_puzzle.model.planned_shape import planned_config
+from lit_puzzle.model.streaming_footprint import is_streamed, pass_traffic, state_files
 from lit_puzzle.run.footprint import Assumed, Device, Footprint, Knob, Phase, Work, smaller
 from lit_puzzle.run.recipe_values import Values
 from lit_puzzle.training.footprint import frozen_gathered, load_bytes, resident
@@ -35,10 +34,10 @@ def chunk_bytes(size: ModelSize, tokens: float, entrant: bool = True) -> float:
 
 def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     """Return the footprint of expert importance."""
-    planned, model = planned_config(Path(values.at("model.init_args.parent"))), values.inside("model.init_args")
+    planned, model = planned_config(values.path("model.init_args.parent")), values.inside("model.init_args")
     size, dtype = model_size(planned.config), str(model.at("dtype"))
     width, data = BYTES[dtype], sequences_of(values.inside("data"), device, assumed)
-    chunk = min(model.whole("chunk_tokens"), data.batch_tokens)
+    chunk = min(model.whole("chunk_tokens", least=1), data.batch_tokens)
     held = {
         "states around a layer": 3 * stream_bytes(size, data.batch_tokens, dtype),
         "experts of a chunk": chunk_bytes(size, chunk),
@@ -49,7 +48,8 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     weights = resident(size, width, device.count, model.get("memory_gib"))
     gathered = frozen_gathered(size, width, device.count)
     share = (size.top_k + 1) / size.top_k
-    batches = data.count / data.batch_size
+    batches, tokens = data.count / data.batch_size, data.count * data.tokens
+    streamed = is_streamed(model.get("memory_gib"))
     network = batches / device.count * (device.count - 1) / device.count * size.parameters * width
     return Footprint(
         "expert importance",
@@ -59,8 +59,10 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
             Phase("pass", weights | gathered | held),
         ),
         host={"calibration sequences": 24.0 * data.count},
-        disk={"scores": 8.0 * sum(layer.experts for layer in size.layers)},
-        network={"gathered layers": network} if device.count > 1 else {},
+        disk={"scores": 8.0 * sum(layer.experts for layer in size.layers)}
+        | (state_files(size, width, tokens) if streamed else {}),
+        network={"gathered layers": network} if device.count > 1 and not streamed else {},
+        traffic=pass_traffic(size, width, tokens, device.count) if streamed else {},
         works=(Work("pass", planned.config, data.count, data.tokens, expert_share=share, dtype=_arithmetic(dtype)),),
         knobs=(
             Knob("data.init_args.batch_size", data.batch_size, smaller(data.batch_size), "batches of {} sequences"),

@@ -9,12 +9,11 @@ Pure functions; imports no torch; reads `config.json`. `lit_puzzle.kv_cache.stat
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from lit_puzzle.data.footprint import sequences_of
 from lit_puzzle.model.footprint import BYTES, forward_bytes, model_size
 from lit_puzzle.model.layout import whole
 from lit_puzzle.model.planned_shape import planned_config
+from lit_puzzle.model.streaming_footprint import is_streamed, pass_traffic, state_files
 from lit_puzzle.run.footprint import Assumed, Device, Footprint, Knob, Phase, Work, smaller
 from lit_puzzle.run.recipe_values import Values
 from lit_puzzle.training.footprint import frozen_gathered, load_bytes, resident
@@ -26,7 +25,7 @@ BYTES_OF_A_VALUE = 20
 def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     """Return the footprint of `calibrate_kv`."""
     model = values.inside("model.init_args")
-    planned = planned_config(Path(model.at("checkpoint")))
+    planned = planned_config(model.path("checkpoint"))
     size, dtype = model_size(planned.config), str(model.at("dtype"))
     data, width = sequences_of(values.inside("data"), device, assumed), BYTES[dtype]
     heads = whole(planned.config, "num_key_value_heads")
@@ -40,7 +39,8 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
         ),
     }
     share = (device.count - 1) / device.count * size.parameters * width
-    rows = data.batch_size
+    rows, tokens, streamed = data.batch_size, count * data.tokens, is_streamed(model.get("memory_gib"))
+    gathered = device.count > 1 and not streamed
     return Footprint(
         "KV calibration",
         (
@@ -50,8 +50,10 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
                   | frozen_gathered(size, width, device.count) | held),
         ),
         host={"calibration sequences": 24.0 * count},
-        disk={"scales and progress": held["statistics"] * device.count},
-        network={"gathered layers": count / rows / device.count * share} if device.count > 1 else {},
+        disk={"scales and progress": held["statistics"] * device.count}
+        | (state_files(size, width, tokens) if streamed else {}),
+        network={"gathered layers": count / rows / device.count * share} if gathered else {},
+        traffic=pass_traffic(size, width, tokens, device.count) if streamed else {},
         works=(Work("pass", planned.config, count, data.tokens, dtype=dtype),),
         knobs=(Knob("data.init_args.batch_size", rows, smaller(rows), "batches of {} sequences"),),
         notes=(planned.assumed, data.assumed),

@@ -84,7 +84,7 @@ def _library_recipe(name: str) -> Values | None:
 
 def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     """Return the footprint of `library`: headers and scores, no weights."""
-    planned = planned_config(Path(values.at("parent")))
+    planned = planned_config(values.path("parent"))
     size = model_size(planned.config)
     found = candidates_of(size, values.at("experts"), values.at("windows"))
     combined = sum((1 + len(e)) * (1 + len(w)) for e, w in zip(found.experts, found.windows, strict=True))

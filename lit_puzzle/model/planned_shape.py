@@ -7,13 +7,13 @@ nothing.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lit_puzzle.model.family import family_of
 from lit_puzzle.model.layout import layer_blocks
+from lit_puzzle.run.files import read_json
 from lit_puzzle.run.folder import PACKAGE
 from lit_puzzle.run.recipe import load_recipe, recipe_that_makes
 
@@ -74,7 +74,7 @@ def planned_config(folder: Path, above: tuple[Path, ...] = ()) -> Planned:
     """
     for place in (folder, PACKAGE.parent / folder):
         if (place / "config.json").is_file():
-            return Planned(json.loads((place / "config.json").read_text()), "")
+            return Planned(read_json(place / "config.json"), "")
     name = recipe_that_makes(folder)
     if name is not None and folder not in above:
         recipe = load_recipe(name)

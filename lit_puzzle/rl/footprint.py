@@ -12,7 +12,6 @@ imports no torch; reads `config.json` of the child. `lit_puzzle.rl.module` and T
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from lit_puzzle.generation.footprint import decoding_bytes
 from lit_puzzle.model.footprint import ModelSize, model_size, step_bytes
@@ -28,7 +27,7 @@ TILE_COPIES = 3  # logits, their exponentials, their gradient
 
 def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     """Return the footprint of RL recovery."""
-    planned = planned_config(Path(values.at("model.init_args.child")))
+    planned = planned_config(values.path("model.init_args.child"))
     size, model = model_size(planned.config), values.inside("model.init_args")
     made = trained(size, model.inside("training"), optimizer_of(values))
     run = _Run(values, size, made, device.count, assumed.prompt_tokens)
@@ -59,9 +58,9 @@ class _Run:
         self.new_tokens = model.whole("grpo.sampling.max_new_tokens")
         self.accumulated = int(values.get("trainer.accumulate_grad_batches", 1))
         self.slices = int(model.get("grpo.steps_per_generation") or self.accumulated)
-        self.rows = model.whole("grpo.completions_per_device")
+        self.rows = model.whole("grpo.completions_per_device", least=1)
         self.rollout_rows = self.rows * self.slices
-        self.evaluated_rows = min(model.whole("evaluation.batch_size"), self.evaluated_problems)
+        self.evaluated_rows = min(model.whole("evaluation.batch_size", least=1), self.evaluated_problems)
         self.evaluated_tokens = int(model.get("evaluation.max_new_tokens") or self.new_tokens)
         self.updates = max(int(values.get("trainer.max_steps", -1)), 1)
         self.precision = layer_precision(values.get("trainer.precision"), model.at("training.dtype"))

@@ -137,6 +137,8 @@ class Footprint:
         host: bytes in a process's own memory beside the device, on a GPU.
         disk: bytes written, over all processes.
         network: bytes that one device receives from others, in the whole run.
+        traffic: bytes read from and written to disk in the whole run, over all processes, where they are many: of a
+            model that is read one layer at a time.
         works: arithmetic of the whole run.
         knobs: settings that make it smaller.
         notes: what was assumed, and what the numbers leave out.
@@ -147,6 +149,7 @@ class Footprint:
     host: Mapping[str, float] = field(default_factory=dict)
     disk: Mapping[str, float] = field(default_factory=dict)
     network: Mapping[str, float] = field(default_factory=dict)
+    traffic: Mapping[str, float] = field(default_factory=dict)
     works: tuple[Work, ...] = ()
     knobs: tuple[Knob, ...] = ()
     notes: tuple[str, ...] = ()

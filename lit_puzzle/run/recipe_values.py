@@ -56,16 +56,27 @@ class Values:
             raise ValueError(f"{self.key(key)} is missing in the recipe, and has no default.")
         return value
 
-    def whole(self, key: str) -> int:
+    def whole(self, key: str, least: int = 0) -> int:
         """Return a whole number.
 
         Raises:
-            ValueError: it is none.
+            ValueError: it is none, or below `least`.
         """
         value = self.at(key)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ValueError(f"{self.key(key)} is {value!r}; a whole number is needed.")
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{self.key(key)} is {value!r}; a whole number of at least {least} is needed.")
         return value
+
+    def path(self, key: str) -> Path:
+        """Return the path of a file or folder.
+
+        Raises:
+            ValueError: the value is no text.
+        """
+        value = self.at(key)
+        if not isinstance(value, str) or not value:
+            raise ValueError(f"{self.key(key)} is {value!r}; a path is needed.")
+        return Path(value)
 
     def number(self, key: str) -> float:
         """Return a number.

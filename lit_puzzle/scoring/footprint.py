@@ -12,16 +12,17 @@ functions; imports no torch; reads `config.json` and `library.json`. `lit_puzzle
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from lit_puzzle.data.footprint import Sequences, sequences_of
 from lit_puzzle.generation.footprint import decoding_bytes
 from lit_puzzle.library.footprint import Candidates, planned_candidates
 from lit_puzzle.model.footprint import BYTES, ModelSize, forward_bytes, model_size, stream_bytes
 from lit_puzzle.model.planned_shape import planned_config
+from lit_puzzle.model.streaming_footprint import is_streamed
 from lit_puzzle.run.footprint import GIB, Assumed, Decoding, Device, Footprint, Knob, Phase, Work, smaller
 from lit_puzzle.run.recipe_values import Values
 from lit_puzzle.scoring.settings import FEWEST_TOKENS
+from lit_puzzle.scoring.streamed_footprint import StreamedScoring, layer_scoring, scoring_to_the_end
 from lit_puzzle.training.footprint import frozen_gathered, load_bytes, resident
 
 METRIC_COPIES = 7  # of lit_puzzle.scoring.block_quality
@@ -30,7 +31,7 @@ SHORT_ANSWER = 64  # tokens of a reference answer that is teacher-forced
 
 def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     """Return the footprint of `score`."""
-    planned = planned_config(Path(values.at("parent")))
+    planned = planned_config(values.path("parent"))
     run = _Run(values, device, assumed, model_size(planned.config))
     phases = [Phase("load", load_bytes(run.size, run.width, device.count, values.get("fabric.memory_gib")))]
     if run.data.generating:
@@ -38,15 +39,17 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     phases.append(Phase("candidates", run.held() | run.scoring()))
     for evaluation in values.get("evaluations") or ():
         phases.append(Phase("evaluations", run.held() | run.evaluation(Values(evaluation, "evaluations"))))
+    files = run.states()
     return Footprint(
         "replace-1-block scores",
         tuple(phases),
         host=run.kept(),
-        disk={"scores": 8.0 * 6 * run.data.count * run.found.rows} | run.file(),
+        disk={"scores": 8.0 * 6 * run.data.count * run.found.rows} | files.disk,
         network=run.network(),
+        traffic=files.traffic,
         works=run.works(planned.config),
         knobs=run.knobs(),
-        notes=(planned.assumed, run.data.assumed, run.found.assumed),
+        notes=(planned.assumed, run.data.assumed, run.found.assumed, files.note),
     )
 
 
@@ -59,8 +62,10 @@ class _Run:
         self.width = BYTES[self.precision]
         self.processes = 1 if values.at("fabric.strategy") == "replicated" else device.count
         self.data: Sequences = sequences_of(values.inside("data"), device, assumed)
-        self.found: Candidates = planned_candidates(Path(values.at("library")), size)
+        self.found: Candidates = planned_candidates(values.path("library"), size)
         self.own_tokens = self.data.count * self.data.tokens / device.count
+        self.streamed = is_streamed(values.get("fabric.memory_gib"))
+        self.local = values.at("scoring.depth") == "layer"
         memory = values.inside("scoring.memory")
         self.hidden_limit, self.log_probs_limit = (memory.number(key) * GIB for key in ("hidden_gib", "log_probs_gib"))
         logits = int(memory.get("chunk_logits") or (2**19 if device.kind == "cpu" else 2**26))
@@ -77,6 +82,8 @@ class _Run:
         return self.own_tokens * self.size.hidden * self.width
 
     def kept(self) -> dict[str, float]:
+        if self.streamed or self.local:
+            return {"calibration sequences": 17.0 * self.own_tokens}
         log_probs = self.own_tokens * self.size.vocab * 4
         parts = {"final states": self.entering(), "calibration sequences": 17.0 * self.own_tokens}
         if self.entering() <= self.hidden_limit:
@@ -85,21 +92,28 @@ class _Run:
             parts["log-probabilities of the parent"] = log_probs
         return parts
 
-    def file(self) -> dict[str, float]:
+    def states(self) -> StreamedScoring:
+        """Return the files of hidden states, and what is read from and written to disk."""
+        how = self.size, self.width, self.own_tokens, self.device.count, self.found
+        if self.streamed or self.local:
+            limit = self.values.inside("scoring.memory").number("disk_gib")
+            made = layer_scoring(*how) if self.local else scoring_to_the_end(*how, limit)
+            return made if self.streamed else StreamedScoring(made.disk, {})
         too_large = self.entering() > self.hidden_limit
-        return {"states entering a layer": self.entering() * self.device.count} if too_large else {}
+        disk = {"states entering a layer": self.entering() * self.device.count} if too_large else {}
+        return StreamedScoring(disk, {})
 
     def scoring(self) -> dict[str, float]:
         layer = forward_bytes(self.size, self.data.batch_tokens, self.precision)
         scored = min(self.chunk, self.data.batch_tokens)
-        metrics = METRIC_COPIES * 4 * scored * self.size.vocab
+        metrics = 0.0 if self.local else METRIC_COPIES * 4 * scored * self.size.vocab
         states = 3 * stream_bytes(self.size, self.data.batch_tokens, self.precision)
         return {"activations of one layer": layer} if layer > metrics + states else {
             "metrics of a chunk": metrics, "states of a batch": states}  # fmt: skip
 
     def evaluation(self, evaluation: Values) -> dict[str, float]:
         settings, size = evaluation.inside("init_args"), self.size
-        rows, new = settings.whole("batch_size"), settings.whole("sampling.max_new_tokens")
+        rows, new = settings.whole("batch_size", least=1), settings.whole("sampling.max_new_tokens")
         prompt = int(settings.get("problems.context_tokens") or self.assumed.prompt_tokens)
         gathered: dict[str, float] = {}
         if self.processes > 1 and self.values.at("fabric.unshard_evaluations"):
@@ -116,10 +130,12 @@ class _Run:
         """Layers that all candidates run through, over those of one forward pass."""
         total = len(self.size.layers)
         halves = [len(e) + len(w) for e, w in zip(self.found.experts, self.found.windows, strict=True)]
+        if self.local:
+            return 1 + sum(halves) / total
         return sum(count * (total - layer) for layer, count in enumerate(halves)) / total + 2
 
     def network(self) -> dict[str, float]:
-        if self.processes == 1:
+        if self.processes == 1 or self.streamed:
             return {}
         share = (self.processes - 1) / self.processes * self.size.parameters * self.width
         batches = self.data.count / self.data.batch_size / self.device.count
@@ -128,7 +144,9 @@ class _Run:
     def works(self, config: object) -> tuple[Work, ...]:
         dtype = "float32" if self.precision == "float32" else "bfloat16"
         count, tokens = self.data.count, self.data.tokens
-        work = Work("candidates", self.size.config, count, tokens, self.layers_run, tokens, dtype=dtype)
+        work = Work(
+            "candidates", self.size.config, count, tokens, self.layers_run, 0 if self.local else tokens, dtype=dtype
+        )
         works = [work]
         windows = sum(map(len, self.found.windows)) + 1
         rows = windows if self.values.at("scoring.evaluate") == "windows" else self.found.rows + 1
@@ -137,7 +155,7 @@ class _Run:
             problems = settings.whole("problems.problems_per_effort") * len(settings.at("problems.efforts"))
             prompt = int(settings.get("problems.context_tokens") or self.assumed.prompt_tokens)
             forced = settings.at("grading.mode") == "teacher_forced"
-            decoding = Decoding(settings.whole("sampling.max_new_tokens"), settings.whole("batch_size"))
+            decoding = Decoding(settings.whole("sampling.max_new_tokens"), settings.whole("batch_size", least=1))
             works.append(
                 replace(
                     work,

@@ -20,7 +20,7 @@ BYTES_OF_A_NUMBER = 2000  # of a candidate: its costs at every deployment and ba
 
 def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     """Return the footprint of `search`."""
-    folder, notes, rows = Path(values.at("library")), "", 0.0
+    folder, notes, rows = values.path("library"), "", 0.0
     maker = recipe_that_makes(folder)
     parent = None if maker is None else load_recipe(maker).value("parent")
     if isinstance(parent, str):

@@ -8,8 +8,6 @@ Pure functions; imports no torch; reads `config.json`.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from lit_puzzle.child.footprint import copying_bytes
 from lit_puzzle.model.footprint import BYTES, forward_bytes, model_size, stored_bytes
 from lit_puzzle.model.planned_shape import planned_config
@@ -19,7 +17,7 @@ from lit_puzzle.run.recipe_values import Values
 
 def export_footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     """Return the footprint of `export`."""
-    planned = planned_config(Path(values.at("checkpoint")))
+    planned = planned_config(values.path("checkpoint"))
     size = model_size(planned.config)
     held, experts = copying_bytes(len(size.layers)), str(values.at("storage.experts"))
     largest = max(layer.experts for layer in size.layers) * 2 * size.inner * size.hidden
@@ -33,7 +31,7 @@ def export_footprint(values: Values, device: Device, assumed: Assumed) -> Footpr
 
 def check_footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     """Return the footprint of `serve_check`."""
-    planned = planned_config(Path(values.at("checkpoint")))
+    planned = planned_config(values.path("checkpoint"))
     size, width = model_size(planned.config), BYTES[str(values.at("vllm.dtype"))]
     tokens = values.whole("prompts.tokens") + values.whole("prompts.new_tokens")
     precision = "float32" if width == 4 else "bfloat16"

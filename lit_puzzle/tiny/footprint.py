@@ -17,7 +17,7 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     shape = dict(values.at("model.init_args.shape"))
     config = {"model_type": "gpt_oss", **shape, **shape.pop("attention")}
     size, data = model_size(config), values.inside("data.init_args.curriculum")
-    rows, row_tokens = data.whole("sequences"), data.whole("sequence_tokens")
+    rows, row_tokens = data.whole("sequences"), data.whole("sequence_tokens", least=1)
     tokens, steps = rows * row_tokens, int(values.at("trainer.max_steps"))
     scores = 4.0 * SCORE_COPIES * size.heads * tokens * row_tokens * len(size.layers)
     held = {

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lit_puzzle.cli import LIGHTNING_COMMANDS, STAGES, main
+from lit_puzzle.footprint.before_run import check_fit
 from lit_puzzle.footprint.fit import fits, with_value
 from lit_puzzle.footprint.plan import Plan, make_plan, split_words
 from lit_puzzle.footprint.table import plan_lines, short_line
@@ -77,6 +78,12 @@ def test_overrides_change_the_plan() -> None:
         (["--gpu=H101"], "unknown GPU 'H101'; allowed"),
         (["--gpus=0"], "--gpus=0 was given"),
         (["--gpus=many"], "--gpus=many was given; a whole number"),
+        (["--gpus=²"], "--gpus=² was given; a whole number"),
+        (["--model.init_args.child=null"], "model.init_args.child is None; a path is needed"),
+        (["--model.init_args.grpo.completions_per_device=0"], "is 0; a whole number of at least 1"),
+        (["--model.init_args.grpo.sampling.max_new_tokens=-5"], "is -5; a whole number of at least 0"),
+        (["--trainer.num_nodes=abc"], "num_nodes is 'abc'; a whole number"),
+        (["--model.init_args.training.dtype=int7"], "no plan can be made of this recipe: .*'int7'"),
         (["--model.init_args.grpo.sampling.max_tokens=3"], "Did you mean 'max_new_tokens'"),
         (["--model.init_args.child=nowhere"], "nowhere is not there"),
     ],
@@ -126,3 +133,17 @@ def test_the_larger_parent_is_told_apart_by_its_folder() -> None:
     layers = [planned_config(Path(f"models/gpt-oss-{name}")).config["num_hidden_layers"] for name in ("20b", "120b")]
     assert layers == [24, 36]
     assert count_parameters(planned_config(Path("models/gpt-oss-120b")).config) == 116_829_156_672
+
+
+def test_a_run_with_values_of_a_wrong_kind_is_left_to_its_stage() -> None:
+    recipe = load_recipe(RL)
+    for word in ("--model.init_args.child=null", "--model.init_args.training.dtype=int7", "--trainer.max_steps=null"):
+        check_fit(recipe, recipe.value("command"), None, [word], force=False)
+
+
+@pytest.mark.parametrize(("text", "message"), [("not json", "config.json"), ("[1, 2]", "must hold a JSON object")])
+def test_a_strange_config_is_one_line(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        planned("recipes/gpt_oss_20b/importance.yaml", f"--model.init_args.parent={tmp_path}")
+    assert type(error.value) is ValueError

@@ -49,7 +49,7 @@ def test_every_shown_lightning_run_resolves(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for words in [words[1:] for words in COMMANDS[page] if words[0] == "lightning"]:
-        if words[0] == "run":
+        if words[0] == "run" and "--plan" not in words:
             with pytest.raises(SystemExit) as stopped:
                 main([*words, "--print_config"])
             assert stopped.value.code == 0, words

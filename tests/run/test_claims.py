@@ -29,7 +29,7 @@ def other_weights(folder: Path) -> None:
 
 
 def other_template(folder: Path) -> None:
-    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    (folder / "chat_template.jinja").write_text("{{ reasoning_effort }} {{ messages[0].content }}")
 
 
 def other_text(file: Path) -> None:

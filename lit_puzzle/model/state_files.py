@@ -2,7 +2,8 @@
 
 Writes and reads, in one folder, `record.json` (number of tokens, channels, dtype and a hash of the batches) and for
 each state `NAME.LAYER`: tokens x channels numbers, the states that enter layer LAYER. A file has its name only when all
-its numbers are written and synced. Files of other batches are removed when the folder is opened.
+its numbers are written and synced; one of another size counts as none. Files of other batches are removed when the
+folder is opened. Contents are not hashed: whoever changes them changes the result.
 
 Disk: tokens x channels x bytes per number for each file. Memory: none; the page cache holds what fits.
 """
@@ -51,7 +52,7 @@ class StateFiles:
 
     def has(self, name: str, layer: int) -> bool:
         """Return whether the states that enter a layer are complete."""
-        return (self.folder / f"{name}.{layer}").is_file()
+        return layer in self.layers(name)
 
     def layers(self, name: str) -> list[int]:
         """Return the layers whose entering states are complete, ascending."""
@@ -63,10 +64,15 @@ class StateFiles:
 
     @contextmanager
     def write(self, name: str, layer: int) -> Iterator[Tensor]:
-        """Yield the states that enter a layer, to be filled; they are kept when the block succeeds."""
+        """Yield the states that enter a layer, to be filled; they are kept when the block succeeds.
+
+        Raises:
+            ValueError: the disk has no room for them.
+        """
         path = self.folder / f"{name}.{layer}"
         partial = path.with_name(path.name + PARTIAL)
         partial.unlink(missing_ok=True)
+        self._reserve(partial)
         yield self._mapped(partial)
         descriptor = os.open(partial, os.O_RDWR)
         try:
@@ -87,7 +93,25 @@ class StateFiles:
 
     def _files(self, name: str) -> list[Path]:
         found = [path for path in self.folder.iterdir() if path.stem == name]
-        return [path for path in found if path.suffix[1:].isdigit()]
+        return [path for path in found if path.suffix[1:].isdigit() and path.stat().st_size == self._bytes]
+
+    @property
+    def _bytes(self) -> int:
+        return self.tokens * self.channels * self.dtype.itemsize
+
+    def _reserve(self, path: Path) -> None:
+        """Take the bytes of a file from the disk: a mapped file on a full disk would end the process without a word."""
+        if self.tokens == 0:
+            return
+        with path.open("wb") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, self._bytes)
+            except OSError as error:
+                path.unlink()
+                raise ValueError(
+                    f"{path} needs {self._bytes / 2**30:.2f} GiB of hidden states: {error.strerror}. Free disk, or "
+                    "give fewer tokens; the same command goes on."
+                ) from error
 
     def _mapped(self, path: Path) -> Tensor:
         if self.tokens == 0:

@@ -89,8 +89,8 @@ def test_a_part_that_hangs_is_killed_with_what_it_started(
     hang += f"open({str(tmp_path / 'pid')!r}, 'w').write(str(child.pid)); child.wait()"
     result = run(runner, tmp_path, monkeypatch, {"after": hang}, seconds=30)
     assert result["status"] == "timed out" and result["rows"][0]["value"] == 1.5
-    with pytest.raises(ProcessLookupError):
-        os.kill(int((tmp_path / "pid").read_text()), 0)
+    state = Path("/proc", (tmp_path / "pid").read_text(), "stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"  # dead, where nobody collects the orphans too
 
 
 def test_the_limits_fit_in_eight_minutes(runner: ModuleType) -> None:

@@ -72,7 +72,7 @@ def sink_attention(
         module: the attention layer; its `sliding_window` is the number of tokens that a query sees, or None.
         query: queries (B, H, T, C).
         key: keys (B, G, T, C).
-        value: values (B, G, T, C); their dtype is that of the computation.
+        value: values (B, G, T, C); their dtype, or under autocast its, is that of the computation.
         attention_mask: from `sink_attention_mask`; a tensor for cached keys, or a user's own mask.
         scaling: factor on the query-key products.
         dropout: on the attention weights; gpt-oss has none.
@@ -87,7 +87,10 @@ def sink_attention(
     """
     if dropout > 0:
         raise ValueError(f"sink_attention has no dropout, attention_dropout is {dropout}: set it to 0, or use eager.")
-    query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast the rotary tables may be float32
+    dtype = value.dtype  # under autocast rotary tables may be float32, and a cache that follows the keys' dtype
+    if dtype == torch.float32 and torch.is_autocast_enabled(query.device.type):
+        dtype = torch.get_autocast_dtype(query.device.type)
+    query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     kernel = choose_kernel(query.device, query.dtype, query.shape[-1])
     if isinstance(attention_mask, Tensor):
         if kernel is None:

@@ -26,6 +26,7 @@ def test_devices_alone_shard_the_recipe(models: Models, tmp_path: Path) -> None:
         "run_dir": tmp_path / "run",
         "model.init_args.child": RECIPE.parent.parent / "lit_puzzle" / "assets" / "tiny_child",
         "data.init_args.documents": models.documents,
+        "data.init_args.filter.written_by": "any",
         "data.init_args.sequence_tokens": 64,
         "data.init_args.batch_size": 1,
         "model.init_args.evaluation.prompts_per_effort": 2,

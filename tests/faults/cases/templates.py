@@ -22,6 +22,7 @@ def tokenizer(name: str, damage: Damage, *words: str, stage: str = "evaluate") -
 
 
 ENDLESS = "".join("{% for " + letter + " in range(99999) %}" for letter in "abc") + "{% endfor %}" * 3
+MESSAGES = "{{ reasoning_effort }}{%- for m in messages -%}{{ m.content }}{%- endfor -%}"
 CLOCK = "{{- '<|start|>system<|message|>' ~ strftime_now('%d') -}}"
 CASES = [
     *(template("does not compile", "{% if %}", stage=stage) for stage in ASKING),
@@ -74,11 +75,9 @@ CASES = [
         "template: reads the clock, two runs agree",
         "prompts",
         "generate",
-        write("parent/chat_template.jinja", CLOCK + "{%- for m in messages -%}{{ m.content }}{%- endfor -%}"),
+        write("parent/chat_template.jinja", CLOCK + MESSAGES),
         Right(
-            damage=write(
-                "parent/chat_template.jinja", CLOCK + "{%- for m in messages -%}{{ m.content }}{%- endfor -%}"
-            ),
+            damage=write("parent/chat_template.jinja", CLOCK + MESSAGES),
             only=("documents/*.parquet",),
         ),
     ),

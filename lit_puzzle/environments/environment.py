@@ -97,7 +97,7 @@ class Environment(Protocol):
     def verify(self, final: str, problem_answer: str) -> float:
         """Return 1.0 if the final text of a completion is the right answer, else 0.0 (or a share).
 
-        What has no final text, because it was cut off or calls a tool, is graded 0 before.
+        What has no final text, because it was truncated or calls a tool, is graded 0 before.
         """
         ...
 

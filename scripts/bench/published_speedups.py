@@ -31,20 +31,10 @@ from lit_puzzle.costs.measured_kernels import MeasuredKernels
 from lit_puzzle.costs.model_shape import ModelShape
 from lit_puzzle.costs.roofline import Roofline
 from lit_puzzle.costs.serving import Block, KernelTimes
+from lit_puzzle.model import planned_shape
 from lit_puzzle.spec import Scenario
 
-MODEL = ModelShape.from_config(
-    {
-        "model_type": "gpt_oss",
-        "hidden_size": 2880,
-        "intermediate_size": 2880,
-        "num_attention_heads": 64,
-        "num_key_value_heads": 8,
-        "head_dim": 64,
-        "vocab_size": 201088,
-        "num_experts_per_tok": 4,
-    }
-)
+MODEL = ModelShape.from_config(planned_shape.PUBLISHED["120b"])
 PARENT = tuple(Block(128, None if layer % 2 else 128) for layer in range(36))
 WIDE_WINDOWS = {3, 5, 21, 23, 27, 31, 33, 35}
 HALF_EXPERTS = {15, 17, 19, *range(21, 36)}

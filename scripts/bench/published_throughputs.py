@@ -44,20 +44,10 @@ from lit_puzzle.costs.kv_layout import KVAllocation
 from lit_puzzle.costs.measured_kernels import MeasuredKernels
 from lit_puzzle.costs.model_shape import ModelShape
 from lit_puzzle.costs.serving import Block
+from lit_puzzle.model import planned_shape
 from lit_puzzle.spec import Scenario
 
-MODEL = ModelShape.from_config(
-    {
-        "model_type": "gpt_oss",
-        "hidden_size": 2880,
-        "intermediate_size": 2880,
-        "num_attention_heads": 64,
-        "num_key_value_heads": 8,
-        "head_dim": 64,
-        "vocab_size": 201088,
-        "num_experts_per_tok": 4,
-    }
-)
+MODEL = ModelShape.from_config(planned_shape.PUBLISHED["120b"])
 PARENT = tuple(Block(128, None if layer % 2 else 128) for layer in range(36))
 COLUMNS = ("gpu_model", "input_seq_len", "output_seq_len", "tensor_parallel", "concurrency")
 THROUGHPUT = "output_throughput_per_gpu"

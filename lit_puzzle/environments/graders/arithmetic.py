@@ -40,7 +40,7 @@ DIGIT_ARGUMENT = re.compile(r"\s*(\d)")
 
 
 class NoValueError(ValueError):
-    """The text is no number, or one too large."""
+    """The text is not a number, or is one too large."""
 
 
 def leading_value(text: str) -> tuple[Fraction, str]:

@@ -13,7 +13,12 @@ def anonymous_bytes() -> int:
     return 1024 * int(status.split("RssAnon:")[1].split()[0])
 
 
-def _send_peak(work: Callable[[], object], answer: Connection) -> None:
+def give_freed_memory_back() -> None:
+    """What earlier work has freed is no longer this process's: sizes that are read next hold in its forks too."""
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+def _send_measured(work: Callable[[], object], answer: Connection) -> None:
     allocator = ctypes.CDLL(None)  # glibc: no freed memory may be re-used unseen, neither older nor our own
     allocator.malloc_trim(0)
     allocator.mallopt(-3, 65536)  # M_MMAP_THRESHOLD
@@ -31,15 +36,21 @@ def _send_peak(work: Callable[[], object], answer: Connection) -> None:
     finally:
         stop.set()
         thread.join()
-    answer.send(max(samples) - samples[0])
+    answer.send((samples[0], max(samples)))
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
     """Largest RssAnon while `work` runs in a fork of this process, above what it was at the start."""
+    start, largest = start_and_peak(work)
+    return largest - start
+
+
+def start_and_peak(work: Callable[[], object]) -> tuple[int, int]:
+    """RssAnon when `work` starts in a fork of this process, which gives freed memory back first, and its largest."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("fork").Process(target=_send_peak, args=(work, sender))
+    process = multiprocessing.get_context("fork").Process(target=_send_measured, args=(work, sender))
     process.start()
     sender.close()
-    peak: int = receiver.recv()
+    measured: tuple[int, int] = receiver.recv()
     process.join()
-    return peak
+    return measured

@@ -28,6 +28,24 @@ def trained_numbers(size: ModelSize, found: Candidates, together: bool) -> float
     return total
 
 
+def layer_training_bytes(size: ModelSize, tokens: float, precision: str, numbers: float) -> dict[str, float]:
+    """Return what training the blocks of one layer holds beside the parent's weights, on one process.
+
+    Args:
+        size: the parent.
+        tokens: of a batch.
+        precision: of the arithmetic, a key of `lit_puzzle.model.activation_bytes.ACTIVATIONS`.
+        numbers: that train in the blocks of the layer.
+    """
+    return {
+        "trained, in float32": 4.0 * numbers,
+        "gradients": 4.0 * numbers,
+        "optimizer": 8.0 * numbers,
+        "states of the parent": 3 * stream_bytes(size, tokens, precision),
+        "inside of one block": inside_bytes(size, tokens, precision),
+    }
+
+
 def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     """Return the footprint of blockwise distillation."""
     model, processes = values.inside("model.init_args"), device.count

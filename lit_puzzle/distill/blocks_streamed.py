@@ -42,14 +42,13 @@ from lit_puzzle.distill.block_losses import (
     parent_states,
 )
 from lit_puzzle.distill.block_selection import SelectedBlock, layer_numbers
-from lit_puzzle.distill.blocks_footprint import layer_training_bytes
+from lit_puzzle.distill.blocks_footprint import BUFFERS, layer_training_bytes
 from lit_puzzle.distill.settings import BlockTrainingSettings
 from lit_puzzle.model.blocks import PuzzleModel
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.family import LayerNames
 from lit_puzzle.model.footprint import model_size
 from lit_puzzle.model.layer_pass import PARENT, LayerPass
-from lit_puzzle.model.memory_budget import TEMPORARIES
 from lit_puzzle.model.modules import model_family
 from lit_puzzle.model.state_files import hash_of
 from lit_puzzle.model.streaming import load_streamed
@@ -171,7 +170,7 @@ class StreamedBlocks:
         precision = layer_precision(trainer.precision, settings.dtype)
         size = model_size(checkpoint.config)
         numbers = max(layer_numbers(checkpoint.config, selected).values())
-        training = TEMPORARIES * sum(layer_training_bytes(size, math.prod(longest), precision, numbers).values())
+        training = BUFFERS * sum(layer_training_bytes(size, math.prod(longest), precision, numbers).values())
         computing = max(int(training) - streamed.forward_bytes(math.prod(longest), longest[-1]), 0)
         self.layers = LayerPass(streamed, self.folder, batches, computing)
 

@@ -30,7 +30,7 @@ BATCH_BYTES = 16  # of a token: its id and its position
 
 def trained_numbers(size: ModelSize, found: Candidates, together: bool) -> list[float]:
     """Return the numbers that train in the blocks of a library, of each layer."""
-    numbers = []
+    numbers: list[float] = []
     for layer, experts, windows in zip(size.layers, found.experts, found.windows, strict=True):
         rows = sum(count * (size.hidden + 1) for count in experts)
         attention = len(windows) * (layer.attention - 2 * size.hidden)

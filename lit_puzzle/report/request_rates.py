@@ -100,7 +100,7 @@ def judge(parent: Model, child: Model, reference: str) -> dict[str, float]:
         reference: effort at which the parent's request rate is 1.
 
     Returns:
-        Per effort `request_rate/<effort>/parent|child|ratio`, `accuracy/<effort>/parent|child|retention`,
+        Per effort `request_rate/<effort>/parent|child|ratio`, `accuracy/<effort>/parent|child|retention|difference`,
         `tokens/<effort>/parent|child|ratio`, `retention/<effort>/<task>`, `retention/<effort>/without <task>` where
         there are several tasks, and `speed_up/<effort>` at equal accuracy (not where the parent is nowhere as
         accurate); `effort_length_ratio/parent|child` where there are low and high effort. No retention where the
@@ -117,6 +117,7 @@ def judge(parent: Model, child: Model, reference: str) -> dict[str, float]:
         new = child.settings[effort]
         found |= _pair(f"request_rate/{effort}", rates[0][effort], rates[1][effort], "ratio")
         found |= _pair(f"accuracy/{effort}", old.suite(), new.suite(), "retention")
+        found[f"accuracy/{effort}/difference"] = new.suite() - old.suite()
         found |= _pair(f"tokens/{effort}", old.tokens, new.tokens, "ratio")
         for task in old.accuracy if len(old.accuracy) > 1 else ():
             found |= _quotient(f"retention/{effort}/{task}", old.accuracy[task], new.accuracy[task])

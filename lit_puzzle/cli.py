@@ -51,6 +51,10 @@ STAGES = {
         "lit_puzzle.evaluate.text_distance.text_distance",
         "divergence from the parent and perplexity on held-out documents",
     ),
+    "throughput": (
+        "lit_puzzle.serve.throughput.throughput",
+        "best token throughput of parent and child: measured, predicted or stated",
+    ),
     "frontier": (
         "lit_puzzle.report.frontier.frontier",
         "two evaluations + throughputs -> requests, retention, frontier",

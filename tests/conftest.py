@@ -30,7 +30,7 @@ from typing import Any
 
 import pytest
 import torch
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers import GptOssConfig, GptOssForCausalLM
 
 import lit_puzzle.model.sink_attention  # noqa: F401  (registers it)

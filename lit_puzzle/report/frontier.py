@@ -1,7 +1,8 @@
 """The frontier of a parent and its child: two evaluations and two throughputs become requests, with intervals.
 
-Reads `episodes.jsonl` of two runs of `evaluate` on the same prompts. Writes `frontier.json`: every setting, number and
-interval, the verdict, and where the numbers come from. Formulas: `lit_puzzle.report.request_rates` and `envelope`.
+Reads `episodes.jsonl` of two runs of `evaluate` on the same prompts, and `throughput.json`. Writes `frontier.json`:
+every setting, number and interval, the verdict, and where the numbers come from. Formulas:
+`lit_puzzle.report.request_rates` and `envelope`.
 
 Accuracy and tokens must be of the same prompts under the same sampling, and throughputs of the same hardware and
 scenario: evaluations that differ in sampling or problems are refused. Memory: 24 bytes a request and its row.
@@ -9,16 +10,15 @@ scenario: evaluations that differ in sampling or problems are refused. Memory: 2
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
 
-from lit_puzzle.environments.episodes import Episode, read_rows
+from lit_puzzle.costs.throughputs import THROUGHPUT_FILE, Throughputs, read_throughputs
+from lit_puzzle.environments.episodes import EPISODES_FILE, Episode, read_rows
 from lit_puzzle.evaluate.standard_errors import detectable, mean_and_error, prompts_of
 from lit_puzzle.report.envelope import frontier as envelope
 from lit_puzzle.report.envelope import verdict
@@ -29,44 +29,15 @@ from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import claim_inputs, enclosing_run, file_identity, record_output, recorded_inputs
 from lit_puzzle.run.recipe import load_recipe
 
-EPISODES_FILE = "episodes.jsonl"
 FRONTIER_FILE = "frontier.json"
 SAME = ("sampling", "held_out.samples_per_prompt", "held_out.answer_format", "kv_cache")  # keys of both evaluations
-
-
-@dataclass(frozen=True)
-class Throughputs:
-    """Best token throughput of both models on the same hardware in the same scenario.
-
-    Args:
-        parent: generated tokens per second of the parent.
-        child: those of the child.
-        kind: whether they were measured or predicted.
-        scenario: hardware, engine, prompt and generated tokens, and where the numbers are from.
-
-    Raises:
-        ValueError: numbers that are not positive and finite, or no scenario.
-    """
-
-    parent: float
-    child: float
-    kind: Literal["measured", "predicted"]
-    scenario: str
-
-    def __post_init__(self) -> None:
-        if not all(0 < value < math.inf for value in (self.parent, self.child)):
-            raise ValueError(
-                f"throughput: parent {self.parent} and child {self.child} were given; both must be positive and finite."
-            )
-        if not self.scenario.strip():
-            raise ValueError("throughput.scenario is empty: say the hardware, engine and lengths that it holds for.")
 
 
 def frontier(
     run_dir: Path,
     parent: Path,
     child: Path,
-    throughput: Throughputs,
+    throughput: Path,
     reference_effort: str = "high",
     resamples: int = 2000,
     seed: int = 0,
@@ -77,7 +48,7 @@ def frontier(
         run_dir: the run's folder; gets `frontier.json`.
         parent: run folder of the parent's evaluation.
         child: run folder of the child's evaluation, of the same prompts.
-        throughput: of both, in one scenario.
+        throughput: run folder of `throughput`, of both models in one scenario.
         reference_effort: effort at which the parent's request rate is 1.
         resamples: of the bootstrap.
         seed: of the bootstrap.
@@ -94,11 +65,13 @@ def frontier(
         raise ValueError(f"resamples {resamples} was given; the ends of an interval need 100 or more.")
     folders = {"parent": require_input(parent, "evaluation of the parent", EPISODES_FILE)}
     folders["child"] = require_input(child, "evaluation of the child", EPISODES_FILE)
-    claim_inputs(run_dir, {name: file_identity(folder, [EPISODES_FILE]) for name, folder in folders.items()})
+    speeds_of = read_throughputs(throughput)
+    inputs = {name: file_identity(folder, [EPISODES_FILE]) for name, folder in folders.items()}
+    claim_inputs(run_dir, inputs | {"throughput": file_identity(throughput, [THROUGHPUT_FILE])})
     check_alike(folders)
     rows = [read_rows(folder / EPISODES_FILE) for folder in folders.values()]
     requests = pair(*rows)
-    speeds = (throughput.parent, throughput.child)
+    speeds = (speeds_of.parent, speeds_of.child)
     models = requests.models(speeds)
 
     def numbers(old: Model, new: Model) -> dict[str, float]:
@@ -108,9 +81,9 @@ def frontier(
     bounds = intervals(requests, speeds, numbers, resamples, seed)
     shares = _shares(*rows)
     vertices = [envelope(points(model, models[0], reference_effort)) for model in models]
-    sentence = verdict(*vertices)
+    sentence = verdict(vertices[0], vertices[1])
     content = {
-        "throughput": asdict(throughput),
+        "throughput": asdict(speeds_of),
         "reference_effort": reference_effort,
         "settings": {name: _settings(model) for name, model in zip(folders, models, strict=True)},
         "numbers": found | shares,
@@ -126,7 +99,7 @@ def frontier(
         for name, pair_ in bounds.items()
         for end, value in zip(("low", "high"), pair_, strict=True)
     }
-    _print(found, bounds, shares, requests.efforts, throughput, sentence)
+    _print(found, bounds, shares, requests.efforts, speeds_of, sentence)
     return found | shares | ends
 
 

@@ -13,12 +13,13 @@ Shapes: M models (parent, child), E efforts, Q quantities (requests, correct, to
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import bootstrap
+from scipy.stats import DegenerateDataWarning, bootstrap  # type: ignore[import-untyped]
 
 from lit_puzzle.environments.environment import LEVELS
 from lit_puzzle.environments.episodes import Episode
@@ -82,7 +83,7 @@ def pair(parent: Sequence[Episode], child: Sequence[Episode]) -> PairedRequests:
             "same order. Evaluate both with the same held_out."
         )
     efforts = tuple(effort for effort in LEVELS if any(effort == episode.effort for episode in parent))
-    found = {}
+    found: dict[str, Sums] = {}
     for task in sorted({episode.environment for episode in parent}):
         prompts = list(dict.fromkeys(e.problem for e in parent if e.environment == task))
         if len(prompts) < 2:
@@ -125,16 +126,18 @@ def intervals(
         return values if drawn[0].ndim > 1 else values[:, 0]
 
     drawn = [np.arange(sums.shape[-1]) for sums in requests.sums_MEQG.values()]
-    found = bootstrap(
-        drawn,
-        statistic,
-        n_resamples=resamples,
-        batch=1000,
-        vectorized=True,
-        confidence_level=confidence,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegenerateDataWarning)  # a number may be the same in every resample
+        found = bootstrap(
+            drawn,
+            statistic,
+            n_resamples=resamples,
+            batch=1000,
+            vectorized=True,
+            confidence_level=confidence,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
     bounds = zip(names, found.low, found.high, strict=True)
     return {name: (float(low), float(high)) for name, low, high in bounds if np.isfinite([low, high]).all()}
 

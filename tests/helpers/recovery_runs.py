@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import socket
-import sys
 import zlib
 from collections.abc import Callable, Sequence
 from multiprocessing import get_context
@@ -202,9 +201,7 @@ def forked(processes: int, work: Callable[[int], object]) -> list[int | None]:
         # The first call of torch after a fork makes a new thread pool for the lost one, which is not safe in several
         # threads at once (those that load weights, say): here there is only one.
         torch.set_num_threads(1)
-        faulthandler.dump_traceback_later(
-            SLOW_SECONDS, file=sys.__stderr__
-        )  # where each thread is, if it takes so long
+        faulthandler.dump_traceback_later(SLOW_SECONDS, file=2)  # says where each thread is
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
         os.environ |= {"LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
         work(rank)

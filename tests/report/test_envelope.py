@@ -8,13 +8,13 @@ import pytest
 from lit_puzzle.report.envelope import Gap, Point, accuracy_at, cost_at, frontier, gaps, verdict
 
 
-def drawn(seed, count=4):
+def drawn(seed: int, count: int = 4) -> list[Point]:
     draw = random.Random(seed)
     return [Point(draw.uniform(0.1, 3), draw.uniform(0, 1), str(index)) for index in range(count)]
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_no_mixture_of_settings_beats_the_frontier(seed):
+def test_no_mixture_of_settings_beats_the_frontier(seed: int) -> None:
     settings = drawn(seed)
     vertices = frontier(settings)
     shares = [share / 200 for share in range(201)]
@@ -41,7 +41,7 @@ def test_no_mixture_of_settings_beats_the_frontier(seed):
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_gaps_against_a_fine_grid_of_costs(seed):
+def test_gaps_against_a_fine_grid_of_costs(seed: int) -> None:
     parent, child = frontier(drawn(seed)), frontier(drawn(seed + 1000))
     found = gaps(parent, child)
     for step in range(1, 400):
@@ -54,7 +54,7 @@ def test_gaps_against_a_fine_grid_of_costs(seed):
             assert above >= below - 1e-9
 
 
-def test_a_crossing_by_hand():
+def test_a_crossing_by_hand() -> None:
     parent = frontier([Point(1, 0.0, "low"), Point(3, 1.0, "high")])
     child = frontier([Point(1, 0.5, "low"), Point(3, 0.5, "high")])
     assert gaps(parent, child) == [Gap(2.0, math.inf, 0.5)]
@@ -64,13 +64,13 @@ def test_a_crossing_by_hand():
     assert gaps(parent, slow) == [Gap(1, 2, math.inf)]
 
 
-def test_the_sentence():
+def test_the_sentence() -> None:
     parent, child = [Point(1, 0.5, "high")], [Point(0.5, 0.5, "high")]
     assert verdict(parent, child) == "The child's frontier lies on or above the parent's at every request rate."
     assert "no setting as fast as 2 (its fastest: 1" in verdict(child, parent)
     assert "lies up to 0.1 below at relative request rates up to 1." in verdict(parent, [Point(1, 0.4, "high")])
 
 
-def test_a_dominated_setting_is_no_vertex():
+def test_a_dominated_setting_is_no_vertex() -> None:
     vertices = frontier([Point(1, 0.5, "low"), Point(2, 0.4, "medium"), Point(2, 0.8, "high"), Point(3, 0.8, "max")])
     assert [point.effort for point in vertices] == ["low", "high"]

@@ -1,6 +1,7 @@
 """The paper's own tables from its published throughputs, tokens and accuracies; a comparison by hand; refusals."""
 
 import math
+from collections.abc import Mapping
 
 import pytest
 
@@ -23,12 +24,12 @@ CHILD = {
 BF16 = {"high": 12.70, "medium": 2.97, "low": 1.34}
 
 
-def published(table, throughput):
+def published(table: Mapping[str, tuple[float, tuple[float, ...]]], throughput: float) -> Model:
     settings = {e: Setting(dict(zip(TASKS, accuracy, strict=True)), tokens) for e, (tokens, accuracy) in table.items()}
     return Model(settings, throughput)
 
 
-def test_the_papers_request_rates():
+def test_the_papers_request_rates() -> None:
     parent, child = published(PARENT, 5.7), published(CHILD, 9.3)
     one = Model({effort: Setting({"suite": 1.0}, tokens) for effort, tokens in BF16.items()}, 4.0)
     for model, expected in ((parent, (1.401, 5.991, 13.270)), (child, (2.077, 6.193, 17.179))):
@@ -38,7 +39,7 @@ def test_the_papers_request_rates():
     assert relative_request_rates(one, one, "high") == pytest.approx({"high": 1.0, "medium": 4.280, "low": 9.455}, 0.01)
 
 
-def test_the_papers_retention_with_and_without_ruler():
+def test_the_papers_retention_with_and_without_ruler() -> None:
     found = judge(published(PARENT, 5.7), published(CHILD, 9.3), "high")
     assert [found[f"accuracy/{e}/parent"] for e in PARENT] == pytest.approx([58.19, 52.89, 44.71], abs=0.006)
     assert [found[f"accuracy/{e}/child"] for e in PARENT] == pytest.approx([58.67, 54.93, 48.38], abs=0.006)
@@ -50,7 +51,7 @@ def test_the_papers_retention_with_and_without_ruler():
     assert found["effort_length_ratio/parent"] == pytest.approx(13.05 / 1.35)
 
 
-def test_a_comparison_by_hand():
+def test_a_comparison_by_hand() -> None:
     parent = Model({"low": Setting({"a": 0.4, "b": 0.6}, 10.0), "high": Setting({"a": 0.8, "b": 0.8}, 40.0)}, 100.0)
     child = Model({"low": Setting({"a": 0.5, "b": 0.7}, 10.0), "high": Setting({"a": 0.9, "b": 0.9}, 40.0)}, 200.0)
     found = judge(parent, child, "low")
@@ -73,11 +74,11 @@ def test_a_comparison_by_hand():
         (Model({"high": Setting({"a": 1}, 1)}, 1), "low", "reference_effort 'low'"),
     ],
 )
-def test_models_that_cannot_be_compared(child, reference, message):
+def test_models_that_cannot_be_compared(child: Model, reference: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         judge(Model({"high": Setting({"a": 1.0}, 2.0)}, 3.0), child, reference)
 
 
-def test_a_parent_that_solves_nothing_has_no_retention():
+def test_a_parent_that_solves_nothing_has_no_retention() -> None:
     model = Model({"high": Setting({"a": 0.0}, 2.0)}, 3.0)
     assert "accuracy/high/retention" not in judge(model, model, "high")

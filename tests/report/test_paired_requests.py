@@ -18,7 +18,8 @@ def episode(task: str, effort: str, problem: int, correct: float, tokens: int) -
 
 def drawn(seed: int, prompts: int = 200, like: list[Episode] | None = None) -> list[Episode]:
     """Episodes of two tasks at two efforts; with `like` they differ from it in one prompt of ten."""
-    draw, found = random.Random(seed), []
+    draw = random.Random(seed)
+    found: list[Episode] = []
     for task in ("a", "b"):
         for effort in ("low", "high"):
             for problem in range(prompts):

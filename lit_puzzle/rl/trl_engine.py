@@ -7,7 +7,7 @@ that validation cannot change training and a resumed run continues bit for bit.
 Reads and writes nothing (TRL's reports, checkpoints and telemetry are off).
 Source: GRPO, arXiv 2402.03300, as implemented by TRL.
 
-Shapes: B completions of a generation batch on this process.
+Shapes: B completions of a generation batch on this process; of all processes P prompts of G completions, F rewards.
 """
 
 import math
@@ -24,6 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import get_callable_name
 
+from lit_puzzle.rl.group_length import GroupLength
 from lit_puzzle.rl.loader import ResumableLoader
 from lit_puzzle.rl.reward_checks import Faults, checked_reward
 from lit_puzzle.rl.rewards import RewardFunction
@@ -102,6 +103,7 @@ def grpo_config(
         scale_rewards=loss.scale_rewards,
         beta=loss.beta,
         mask_truncated_completions=loss.mask_truncated_completions,
+        multi_objective_aggregation=loss.aggregation,
         reward_weights=list(reward_weights),
     )
     if config.device.type == "cuda" and config.n_gpu > 1:
@@ -120,6 +122,7 @@ class _Trainer(GRPOTrainer):
     faults: Faults
     rollout_context: Callable[[], AbstractContextManager[None]] = staticmethod(nullcontext)
     rollout: dict[str, Any] | None = None
+    group_lengths: Sequence[tuple[int, GroupLength]] = ()  # columns of the rewards that compare whole groups
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -147,6 +150,9 @@ class _Trainer(GRPOTrainer):
         self.faults.found.clear()
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids)
         raise_together(next(iter(self.faults.found), None))
+        for column, reward in self.group_lengths:  # here the rewards of all processes are together
+            groups_PGF = rewards.view(-1, self.num_generations, rewards.shape[1])
+            groups_PGF[..., column] = reward.within_groups(groups_PGF[..., column], groups_PGF[..., 0])
         return rewards
 
     def _send_telemetry(self) -> None:
@@ -160,7 +166,7 @@ class GRPOEngine:
         policy: the model, frozen, wrapped by LoRA and sharded as it will be trained.
         tokenizer: its tokenizer; padding is put to the left.
         prompts: columns prompt (text), effort, environment, and the columns that rewards read.
-        rewards: reward functions.
+        rewards: reward functions; the first one grades, where one of them is a `GroupLength`.
         config: configuration from `grpo_config`.
         rollout_context: context around generation (`unsharded`).
 
@@ -191,6 +197,8 @@ class GRPOEngine:
             self.stream = RandomStream(config.device)
         config.beta = self._trainer.beta = beta
         self._trainer.faults = faults
+        lengths = [(column, reward) for column, reward in enumerate(rewards) if isinstance(reward, GroupLength)]
+        self._trainer.group_lengths = lengths
         self._trainer.rollout_context = rollout_context
         self._trainer.current_gradient_accumulation_steps = config.gradient_accumulation_steps
         self.loader = ResumableLoader(self._trainer.get_train_dataloader, self.stream.inside, self.stream.fork)

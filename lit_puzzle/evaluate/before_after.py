@@ -180,12 +180,12 @@ def _print_endings(results: Mapping[str, float], efforts: Sequence[str]) -> None
     known = [name for name in SHARES if any(f"{name}/{effort}/after" in results for effort in efforts)]
     lengths = any(f"tokens/{effort}/of_parent" in results for effort in efforts)
     headers = ["tokens / parent's"] if lengths else []
-    table = Table("effort", *headers, *(name.replace("_", " ") for name in known), title="Completions")
+    table = Table("effort", *headers, *(f"{name.replace('_', ' ')}, %" for name in known), title="Completions")
     for effort in efforts:
         of_parent = results.get(f"tokens/{effort}/of_parent")
         columns = ["" if of_parent is None else f"{of_parent:.2f}"] if lengths else []
         for name in known:
             shares = [results.get(f"{name}/{effort}/{when}") for when in ("before", "after")]
-            columns.append(" → ".join("?" if share is None else f"{share:.1%}" for share in shares))
+            columns.append(" → ".join("?" if share is None else f"{100 * share:.1f}" for share in shares))
         table.add_row(effort, *columns)
     Console().print(table)

@@ -9,14 +9,16 @@
     n = generated tokens, end token included; m = the parent's mean generated tokens at that effort, as its evaluation
     measured it once (`generation_lengths.json`)
 
+With `mean_ramp`, a budget counts only as far as the effort's mean is above it (`lit_puzzle.rl.shared_rewards`).
+
 Reads `generation_lengths.json`; writes nothing.
 Source: the ramp is the soft overlong punishment of DAPO (arXiv 2503.14476, equation 13), which `Overlong` is, with
-L_max = cap and L_cache = buffer; the other two put it where the parent's lengths are. Arxiv 2602.11937 limits length in
+L_max = cap and L_cache = buffer; the other two put it where the parent's lengths are. arXiv 2602.11937 limits length in
 RL recovery implicitly, by training at all efforts.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +57,18 @@ class LengthLimit:
 
 @dataclass(frozen=True)
 class Budget:
-    """0.0 within the budget of the effort, `start_tokens[effort]`, then falling linearly to -1.0."""
+    """0.0 within the budget of the effort, then falling linearly to -1.0.
+
+    Attributes:
+        start_tokens: budget of each effort.
+        end_tokens: tokens of -1.0.
+        full_mean_tokens: mean tokens of the effort from which on all of this counts, nothing at the budget and below
+            (`lit_puzzle.rl.shared_rewards`); empty: it counts always.
+    """
 
     start_tokens: dict[str, float]
     end_tokens: dict[str, float]
+    full_mean_tokens: dict[str, float] = field(default_factory=dict)
     __name__ = "budget"
 
     def __call__(self, *, completion_ids: list[list[int]], effort: list[str], **columns: Any) -> list[float]:
@@ -122,7 +132,8 @@ def length_limit(start: float, end: float, parent_tokens: Mapping[str, float]) -
 def budget(settings: BudgetSettings, parent_tokens: Mapping[str, float]) -> Budget:
     """Return the budgets of the efforts, in tokens."""
     factors = settings.factors()
-    return Budget(
-        start_tokens={effort: factors[effort] * mean for effort, mean in parent_tokens.items()},
-        end_tokens={effort: (factors[effort] + settings.ramp) * mean for effort, mean in parent_tokens.items()},
-    )
+
+    def tokens(above: float) -> dict[str, float]:
+        return {effort: (factors[effort] + above) * mean for effort, mean in parent_tokens.items()}
+
+    return Budget(tokens(0.0), tokens(settings.ramp), tokens(settings.mean_ramp) if settings.mean_ramp > 0 else {})

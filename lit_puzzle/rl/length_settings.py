@@ -1,7 +1,7 @@
 """Settings of the rewards that keep completions short, as recipes hold them. Imports no torch; reads, writes nothing.
 
 Each has a weight, its factor in the sum of rewards; 0 leaves it out. What they compute: `lit_puzzle.rl.length_rewards`
-(one completion) and `lit_puzzle.rl.group_length` (a completion among those of its prompt).
+(one completion) and `lit_puzzle.rl.shared_rewards` (a completion among others).
 """
 
 import math
@@ -23,6 +23,9 @@ class BudgetSettings:
         high: the same at high effort.
         none: the same of a model without levels of effort.
         ramp: multiple of the parent's mean tokens over which the penalty grows from 0, at the budget, to 1.
+        mean_ramp: 0: every completion beyond the budget is penalized. Above 0: as far as the mean of the effort's
+            completions in the generation batch is beyond the budget, in full from this multiple of the parent's mean
+            tokens above it.
         parent: folder with the parent's `generation_lengths.json`: the run folder of an evaluation of the parent;
             default: the child's folder.
 
@@ -36,6 +39,7 @@ class BudgetSettings:
     high: float = 1.0
     none: float = 1.0
     ramp: float = 1.0
+    mean_ramp: float = 0.0
     parent: Path | None = None
 
     def __post_init__(self) -> None:
@@ -45,6 +49,11 @@ class BudgetSettings:
             raise ValueError(
                 f"rewards.budget: {_listed(given)} were given; all are multiples of the parent's mean tokens, positive "
                 "and finite."
+            )
+        if not 0 <= self.mean_ramp < math.inf:
+            raise ValueError(
+                f"rewards.budget.mean_ramp={self.mean_ramp} was given; it is 0 (every completion beyond the budget is "
+                "penalized), or positive and finite."
             )
 
     def factors(self) -> dict[str, float]:

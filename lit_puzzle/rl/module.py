@@ -101,8 +101,7 @@ class RLRecovery(LightningModule):
         self.strict_loading = False  # checkpoints contain trainable parameters only
         self.results: dict[str, float] = {}
         self.policy: Any = None  # the model, inside a LoRA wrapper if there is one
-        self._reward_history: list[float] = []
-        self._length_rewards: list[Weighted] = []
+        self._reward_history, self._length_rewards = list[float](), list[Weighted]()
         self._validation_prompts: list[PromptAtEffort] = []  # of the running validation
         self._evaluation_prompts: list[PromptAtEffort] = []
 

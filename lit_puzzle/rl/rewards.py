@@ -3,11 +3,12 @@
 TRL passes `completions` decoded without special tokens, which removes the channels and the end token; so these rewards
 decode `completion_ids` (token lists without padding) themselves. Every other argument is a column of the prompts:
 `answer`, `environment`, `effort`. The completions of one prompt may be on several processes, so a reward depends on one
-completion only (`GroupLength` says how it compares them). TRL logs a reward under the callable's `__name__`.
+completion only; `lit_puzzle.rl.shared_rewards` compares those of all processes afterwards. TRL logs a reward under the
+callable's `__name__`.
 
 Correctness  r = verify(final text, answer) in [0, 1]
 Finished     r = 1 if the completion ends after its final answer, else 0
-Rewards of lengths: `lit_puzzle.rl.length_rewards`, `lit_puzzle.rl.group_length`.
+Rewards of lengths: `lit_puzzle.rl.length_rewards`, `lit_puzzle.rl.shared_rewards`.
 
 Reads `generation_lengths.json` (only where lengths are compared with the parent's); writes nothing.
 """
@@ -22,9 +23,9 @@ from lit_puzzle.environments.completion import ParsedCompletion
 from lit_puzzle.environments.environment import Environment
 from lit_puzzle.environments.grading import Ungraded, grade_all
 from lit_puzzle.environments.looping import looping_share
-from lit_puzzle.rl.group_length import GroupLength
 from lit_puzzle.rl.length_rewards import Looping, Overlong, budget, length_limit, parents_tokens
 from lit_puzzle.rl.settings import ExtraReward, RewardFunction, RewardSettings
+from lit_puzzle.rl.shared_rewards import GroupLength
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -45,6 +45,12 @@ def test_budgets_by_hand() -> None:
     assert reward(completion_ids=ids(6, 20, 21, 25), effort=["high"] * 4) == [0.0, 0.0, -0.2, -1.0]
 
 
+def test_a_budget_of_the_mean_knows_where_it_counts_in_full() -> None:
+    made = budget(BudgetSettings(1.0, low=1.0, mean_ramp=0.25), {"low": 4.0})
+    assert (made.start_tokens, made.full_mean_tokens) == ({"low": 4.0}, {"low": 5.0})
+    assert budget(BudgetSettings(1.0), {"low": 4.0}).full_mean_tokens == {}
+
+
 def test_overlong_is_the_soft_punishment_of_dapo() -> None:
     """Equation 13 with L_max = 20 and L_cache = 5."""
     reward = Overlong(max_new_tokens=20, buffer_tokens=5)
@@ -85,6 +91,8 @@ def test_the_parents_lengths_are_needed(tmp_path: Path) -> None:
         (lambda: BudgetSettings(medium=math.nan), "medium=nan"),
         (lambda: BudgetSettings(ramp=0.0), "ramp=0.0"),
         (lambda: BudgetSettings(high=math.inf), "high=inf"),
+        (lambda: BudgetSettings(mean_ramp=-0.1), r"rewards\.budget\.mean_ramp=-0\.1 was given"),
+        (lambda: BudgetSettings(mean_ramp=math.nan), "mean_ramp=nan"),
         (lambda: GroupLengthSettings(weight=math.inf), r"rewards\.group_length\.weight=inf was given"),
         (lambda: OverlongSettings(weight=math.nan), r"rewards\.overlong\.weight=nan was given"),
         (lambda: OverlongSettings(buffer_tokens=0), r"buffer_tokens=0 was given; at least 1"),

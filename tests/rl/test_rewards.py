@@ -16,11 +16,11 @@ from trl.trainer.utils import get_callable_name
 from lit_puzzle.environments.answer_formats import AnswerFormat
 from lit_puzzle.environments.environment import Problem
 from lit_puzzle.generation.lengths import LengthStatistics, write_lengths
-from lit_puzzle.rl.group_length import GroupLength
 from lit_puzzle.rl.length_rewards import Budget, LengthLimit, Looping, Overlong
 from lit_puzzle.rl.length_settings import BudgetSettings, GroupLengthSettings, OverlongSettings
 from lit_puzzle.rl.rewards import Correctness, Finished, build_rewards, length_rewards
 from lit_puzzle.rl.settings import ExtraReward, RewardSettings
+from lit_puzzle.rl.shared_rewards import GroupLength
 from lit_puzzle.run.recipe import PACKAGED_RECIPES, load_recipe
 from lit_puzzle.training.lightning import RecipeCLI
 

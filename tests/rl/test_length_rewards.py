@@ -16,7 +16,7 @@ from lit_puzzle.rl.length_rewards import (
     length_limit,
     parents_tokens,
 )
-from lit_puzzle.rl.length_settings import BudgetSettings, GroupLengthSettings, OverlongSettings
+from lit_puzzle.rl.length_settings import BudgetSettings, EndingSettings, GroupLengthSettings, OverlongSettings
 from lit_puzzle.rl.rewards import length_rewards
 from lit_puzzle.rl.settings import GRPOLossSettings, RewardSettings
 
@@ -70,7 +70,7 @@ def test_the_parents_lengths_are_needed(tmp_path: Path) -> None:
     for settings in (limited, RewardSettings(budget=BudgetSettings(weight=1.0))):
         with pytest.raises(ValueError, match=r"generation_lengths\.json does not exist"):
             build(settings, "high")
-    assert build(RewardSettings(looping=1.0), "high")
+    assert build(RewardSettings(endings=EndingSettings(looping=1.0)), "high")
     write_lengths(tmp_path, {"low": LengthStatistics(4.0, 4.0, 6.0), "high": LengthStatistics(0.0, 0.0, 0.0)})
     with pytest.raises(ValueError, match=r"for \['high', 'low'\], not for \['medium'\]"):
         build(limited, "low", "medium")
@@ -94,6 +94,10 @@ def test_the_parents_lengths_are_needed(tmp_path: Path) -> None:
         (lambda: BudgetSettings(mean_ramp=-0.1), r"rewards\.budget\.mean_ramp=-0\.1 was given"),
         (lambda: BudgetSettings(mean_ramp=math.nan), "mean_ramp=nan"),
         (lambda: GroupLengthSettings(weight=math.inf), r"rewards\.group_length\.weight=inf was given"),
+        (lambda: EndingSettings(looping=-1.0), r"rewards\.endings\.looping=-1\.0 was given"),
+        (lambda: EndingSettings(no_analysis=math.inf), r"rewards\.endings\.no_analysis=inf was given"),
+        (lambda: EndingSettings(no_analysis_efforts=("most",)), r"no_analysis_efforts=\['most'\] was given"),
+        (lambda: EndingSettings(no_analysis_efforts=()), r"no_analysis_efforts=\[\] was given"),
         (lambda: OverlongSettings(weight=math.nan), r"rewards\.overlong\.weight=nan was given"),
         (lambda: OverlongSettings(buffer_tokens=0), r"buffer_tokens=0 was given; at least 1"),
         (lambda: OverlongSettings(0.5, 16).check_cap(16), r"must be below grpo\.sampling\.max_new_tokens=16"),

@@ -10,7 +10,7 @@ Reads both folders. `Average.write` writes a folder: the first one's files, with
 `quantization_config` where experts are dequantized.
 
 Memory: one tensor, and float32 copies of `CHUNK` values. Disk: the first folder's bytes. Traffic: both checkpoints are
-read once, MXFP4 experts twice.
+read once to be compared, and what differs once more.
 Source: arXiv 2602.11937, whose released model is the average of two RL recoveries; model soups, arXiv 2203.05482.
 """
 
@@ -59,6 +59,7 @@ class Average:
     def __init__(self, first: Checkpoint, second: Checkpoint, packed: Packed = "refuse") -> None:
         check_alike(first, second)
         self.first, self.second = first, second
+        self._same: dict[str, bool] = {}  # tensors that were compared
         differing = next((name for name in first.tensors if name.endswith(PACKED) and not self._equal(name)), None)
         if differing is not None and packed == "refuse":
             raise ValueError(
@@ -111,7 +112,9 @@ class Average:
         return {"copied_tensors": float(copied), "averaged_tensors": float(len(names) - copied)}
 
     def _equal(self, name: str) -> bool:
-        return torch.equal(self.first.view(name), self.second.view(name))
+        if name not in self._same:
+            self._same[name] = torch.equal(self.first.view(name), self.second.view(name))
+        return self._same[name]
 
 
 def weighted(first: Tensor, second: Tensor, share: float) -> Tensor:

@@ -143,8 +143,8 @@ def build_rewards(
     form, endings = answer_format(tokenizer), settings.endings
     if endings.no_analysis > 0 and not form.thinks:
         raise ValueError(
-            f"rewards.endings.no_analysis={endings.no_analysis} was given, but in completions of the format {form.name} "
-            "no thinking stands apart. Set it to 0."
+            f"rewards.endings.no_analysis={endings.no_analysis} was given, but in completions of the format "
+            f"{form.name} no thinking stands apart. Set it to 0."
         )
     weighted: list[Weighted] = [
         (Correctness(tuple(environments), tokenizer, form), settings.correctness),

@@ -26,6 +26,8 @@ class BudgetSettings:
         mean_ramp: 0: every completion beyond the budget is penalized. Above 0: as far as the mean of the effort's
             completions in the generation batch is beyond the budget, in full from this multiple of the parent's mean
             tokens above it.
+        best_within: validations choose the best weights among those that keep every effort within this multiple of the
+            parent's mean tokens (`val/score`), whatever the budgets.
         parent: folder with the parent's `generation_lengths.json`: the run folder of an evaluation of the parent;
             default: the child's folder.
 
@@ -40,11 +42,12 @@ class BudgetSettings:
     none: float = 1.0
     ramp: float = 1.0
     mean_ramp: float = 0.0
+    best_within: float = 1.1
     parent: Path | None = None
 
     def __post_init__(self) -> None:
         check_weights("rewards.budget", {"weight": self.weight})
-        given = self.factors() | {"ramp": self.ramp}
+        given = self.factors() | {"ramp": self.ramp, "best_within": self.best_within}
         if not all(0 < number < math.inf for number in given.values()):
             raise ValueError(
                 f"rewards.budget: {_listed(given)} were given; all are multiples of the parent's mean tokens, positive "

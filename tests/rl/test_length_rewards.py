@@ -13,6 +13,7 @@ from lit_puzzle.rl.length_rewards import (
     Looping,
     Overlong,
     budget,
+    budget_score,
     length_limit,
     parents_tokens,
 )
@@ -49,6 +50,15 @@ def test_a_budget_of_the_mean_knows_where_it_counts_in_full() -> None:
     made = budget(BudgetSettings(1.0, low=1.0, mean_ramp=0.25), {"low": 4.0})
     assert (made.start_tokens, made.full_mean_tokens) == ({"low": 4.0}, {"low": 5.0})
     assert budget(BudgetSettings(1.0), {"low": 4.0}).full_mean_tokens == {}
+
+
+def test_the_best_weights_are_those_within_the_limit() -> None:
+    parent = {effort: LengthStatistics(mean, mean, mean) for effort, mean in (("low", 4.0), ("high", 10.0))}
+    values = {"val/accuracy": 0.75, "val/tokens/low": 4.4, "val/tokens/high": 12.0, "val/tokens/medium": 99.0}
+    limited = BudgetSettings(weight=1.0, best_within=1.2)
+    assert budget_score(values, limited, parent) == 0.75
+    assert budget_score(values | {"val/tokens/low": 6.0}, limited, parent) == pytest.approx(0.5)  # 6 / 4.8 - 1
+    assert budget_score(values | {"val/tokens/high": 99.0}, BudgetSettings(), parent) == 0.75
 
 
 def test_overlong_is_the_soft_punishment_of_dapo() -> None:
@@ -91,6 +101,7 @@ def test_the_parents_lengths_are_needed(tmp_path: Path) -> None:
         (lambda: BudgetSettings(medium=math.nan), "medium=nan"),
         (lambda: BudgetSettings(ramp=0.0), "ramp=0.0"),
         (lambda: BudgetSettings(high=math.inf), "high=inf"),
+        (lambda: BudgetSettings(best_within=0.0), "best_within=0.0"),
         (lambda: BudgetSettings(mean_ramp=-0.1), r"rewards\.budget\.mean_ramp=-0\.1 was given"),
         (lambda: BudgetSettings(mean_ramp=math.nan), "mean_ramp=nan"),
         (lambda: GroupLengthSettings(weight=math.inf), r"rewards\.group_length\.weight=inf was given"),

@@ -64,9 +64,7 @@ def averages(folder: Path, seeds: list[int]) -> None:
     for seed in seeds:
         recovered(folder, "high", seed, "rl_high", [])
         recovered(folder, "budgets", seed, "rl_recover", [])
-        words = [
-            f"--{name}={folder}/{run}/seed{seed}/child" for name, run in (("first", "high"), ("second", "budgets"))
-        ]
+        words = [f"--first={folder}/high/seed{seed}/child", f"--second={folder}/budgets/seed{seed}/child"]
         found.append(stage("average", folder / "average" / f"seed{seed}", [*words, *evaluation])["results"])
     parent = stage(
         "evaluate",
@@ -102,10 +100,8 @@ def print_row(name: str, rows: list[dict[str, float]], runs: list[dict[str, floa
         " / ".join(f"{means[f'{what}/{effort}']:{form}}" for effort in EFFORTS)
         for what, form in (("accuracy", ".3f"), ("tokens", ".1f"))
     )
-    each = "; ".join(
-        " ".join(f"{row[f'accuracy/{effort}']:.3f} ({row[f'tokens/{effort}']:.1f})" for effort in EFFORTS)
-        for row in rows
-    )
+    shown = [[f"{row[f'accuracy/{effort}']:.3f} ({row[f'tokens/{effort}']:.1f})" for effort in EFFORTS] for row in rows]
+    each = "; ".join(" ".join(numbers) for numbers in shown)
     seconds = f"{statistics.mean(run['cpu_seconds'] for run in runs):.0f}" if runs and name != "before" else ""
     ratio = means["tokens/high"] / means["tokens/low"]
     print(f"| {name} | {accuracy} | {tokens} | {ratio:.2f} | {seconds} | {each} |")

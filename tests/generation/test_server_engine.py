@@ -70,6 +70,11 @@ def completion(request: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return answer | {"choices": [choice | changes]}
 
 
+def stalls(request: dict[str, Any], times: int) -> tuple[int, Any]:
+    time.sleep(3)
+    return 200, completion(request)
+
+
 @pytest.fixture
 def start() -> Iterator[Callable[[Answer], Server]]:
     servers = []
@@ -125,7 +130,7 @@ def test_failures_are_retried_and_counted_once(start):
         (lambda request, times: (200, completion(request, token_ids=None)), "must know return_token_ids"),
         (lambda request, times: (200, completion(request, finish_reason="abort")), "finish_reason 'abort'"),
         (lambda request, times: (200, b"{"), "did not answer|without token ids"),
-        (lambda request, times: time.sleep(3) or (200, completion(request)), "APITimeoutError.*same command"),
+        (stalls, "APITimeoutError.*same command"),
     ],
     ids=["error", "refusal", "no choice", "no ids", "aborted", "damaged", "stalls"],
 )

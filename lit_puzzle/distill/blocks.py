@@ -41,11 +41,11 @@ from lit_puzzle.data.documents import PackedDocuments
 from lit_puzzle.data.hidden_states import release
 from lit_puzzle.distill.block_losses import BlockError, TrainableBlock, block_errors, counted_tokens
 from lit_puzzle.distill.block_results import check_losses, loss_results, named
-from lit_puzzle.distill.block_selection import SelectedBlock, check_blocks, select_blocks, write_library
+from lit_puzzle.distill.block_selection import check_blocks, select_blocks, write_library
 from lit_puzzle.distill.blocks_streamed import BlockTensors, LayerOnDisk, StreamedBlocks, TrainedLayer
 from lit_puzzle.distill.settings import BlockTrainingSettings
 from lit_puzzle.library.library import LIBRARY_FILE, Library
-from lit_puzzle.library.trained_blocks import trained_tensors
+from lit_puzzle.library.trained_blocks import trained_before, trained_tensors
 from lit_puzzle.model.blocks import PuzzleModel, with_own_blocks
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.family import LayerNames
@@ -99,7 +99,9 @@ class BlockwiseDistillation(LightningModule):
         self.checkpoint = Checkpoint(self.parent_folder)
         self.library.check_parent(self.checkpoint.fingerprint())
         self.training_settings = training
-        self.selected = self._select()
+        before = trained_before(self.library_folder, self.library)
+        self.selected = select_blocks(self.library_folder, self.library, training, before)
+        check_blocks(self.library_folder, self.checkpoint, self.library, self.selected)
         self.completions_only, self.clip_norm = completions_only, clip_norm
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.memory_gib = memory_gib
@@ -110,17 +112,6 @@ class BlockwiseDistillation(LightningModule):
         self.blocks = nn.ModuleList()
         self._losses: list[Tensor] = []  # (C) per batch
         self._val_losses: list[Tensor] = []  # (C) per validation
-
-    def _select(self) -> list[SelectedBlock]:
-        before = {
-            (layer, candidate.name): trained_tensors(self.library_folder, self.library.config, candidate).keys()
-            for layer, candidates in enumerate(self.library.layers)
-            for candidate in candidates
-            if candidate.weights is not None
-        }
-        selected = select_blocks(self.library_folder, self.library, self.training_settings, before)
-        check_blocks(self.library_folder, self.checkpoint, self.library, selected)
-        return selected
 
     # ---- building -------------------------------------------------------------------------------------------------
 
@@ -284,7 +275,7 @@ class BlockwiseDistillation(LightningModule):
         self._check(trainer, data)
         stream = StreamedBlocks(self.checkpoint, self.selected, self.training_settings, self.memory_gib, trainer, data)
         for at in stream.untrained():
-            stream.fit(self._of_layer(at), new_trainer(at.folder))
+            stream.fit(at, self._of_layer(at), new_trainer(at.folder))
         self._finish(trainer, stream.trained(), *stream.losses())
         stream.close()
 

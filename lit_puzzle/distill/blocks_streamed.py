@@ -26,11 +26,12 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from lit_puzzle.data.batches import PackedBatch
+from lit_puzzle.distill.block_batches import all_batches, check_one_process, each_once, key_of, updates_of
 from lit_puzzle.distill.block_losses import (
     BlockError,
     LayerInputs,
@@ -50,13 +51,11 @@ from lit_puzzle.model.family import LayerNames
 from lit_puzzle.model.footprint import model_size
 from lit_puzzle.model.layer_pass import PARENT, LayerPass
 from lit_puzzle.model.modules import model_family
-from lit_puzzle.model.state_files import hash_of
 from lit_puzzle.model.streaming import load_streamed
 from lit_puzzle.training.lightning import sound_checkpoint
 from lit_puzzle.training.precision import layer_precision
 
 FOLDER = "layers.0"  # of the run folder
-INPUTS = ("input_ids", "position_ids")  # of a batch, on which the parent's states depend
 LOSSES, VALIDATED = "losses", "validated"
 
 BlockTensors = tuple[SelectedBlock, dict[str, Tensor]]  # a block, and its trained tensors by name inside the layer
@@ -115,7 +114,7 @@ class LayerOnDisk:
         Raises:
             ValueError: a batch that the data did not give when the run started.
         """
-        index = self._index_of.get(_key(batch))
+        index = self._index_of.get(key_of(batch))
         if index is None:
             raise ValueError(
                 "memory_gib: the data gave a batch that it did not give when the run started, so that the parent's "
@@ -154,7 +153,7 @@ class StreamedBlocks:
         trainer: Trainer,
         data: LightningDataModule,
     ) -> None:
-        _check_trainer(trainer, memory_gib)
+        check_one_process(trainer, memory_gib)
         self.selected, self.data = selected, data
         self.folder = Path(trainer.default_root_dir) / FOLDER
         device = trainer.strategy.root_device
@@ -164,8 +163,8 @@ class StreamedBlocks:
         data.trainer = trainer
         data.prepare_data()
         data.setup("fit")
-        self.updates = _updates(trainer, len(data.train_dataloader()))
-        batches, self.index_of = _each_once(_all_batches(data, self.updates))
+        self.updates = updates_of(trainer, len(data.train_dataloader()))
+        batches, self.index_of = each_once(all_batches(data, self.updates))
         longest = max((batch["input_ids"].shape for batch in batches), key=math.prod)
         precision = layer_precision(trainer.precision, settings.dtype)
         size = model_size(checkpoint.config)
@@ -220,12 +219,11 @@ class StreamedBlocks:
         moved = {name: tensor.to(self.layers.source.device) for name, tensor in batch.items()}
         return layer_inputs(self._model, moved, torch.ones_like(moved["input_ids"], dtype=torch.bool), [])
 
-    def fit(self, module: LightningModule, trainer: Trainer) -> None:
+    def fit(self, at: LayerOnDisk, module: LightningModule, trainer: Trainer) -> None:
         """Train the blocks of one layer, from its last checkpoint if there is one."""
-        folder = Path(trainer.default_root_dir)
-        print(f"layer {module.on_disk.layer} of {self.selected[-1].layer}", flush=True)  # type: ignore[union-attr]
+        print(f"blocks of layer {at.layer}; the last is {self.selected[-1].layer}", flush=True)
         train, val = self.data.train_dataloader(), self.data.val_dataloader()
-        trainer.fit(module, train_dataloaders=train, val_dataloaders=val, ckpt_path=sound_checkpoint(folder))
+        trainer.fit(module, train_dataloaders=train, val_dataloaders=val, ckpt_path=sound_checkpoint(at.folder))
 
     def trained(self) -> Iterator[BlockTensors]:
         """Yield every block with its trained tensors."""
@@ -245,6 +243,8 @@ class StreamedBlocks:
     def close(self) -> None:
         """Remove the states; what was trained stays as checkpoints do, until the run folder is removed."""
         self.layers.states.remove(PARENT)
+        for left in self.folder.glob("fit.*"):  # of a run that was killed when its layer was done
+            rmtree(left)
 
     def _file(self, layer: int) -> Path:
         return self.folder / f"trained.{layer}"
@@ -253,8 +253,12 @@ class StreamedBlocks:
         """Return whether the blocks of a layer have had all their updates."""
         if not self._file(layer).is_file():
             return False
-        with safe_open(self._file(layer), "pt") as file:
-            return bool(file.get_slice(LOSSES).get_shape()[0] == self.updates)
+        try:
+            with safe_open(self._file(layer), "pt") as file:
+                return bool(file.get_slice(LOSSES).get_shape()[0] == self.updates)
+        except SafetensorError as error:
+            print(f"warning: {self._file(layer)} is damaged ({error}); layer {layer} is trained again", flush=True)
+            return False
 
     def _keeper(self, layer: int) -> Callable[[TrainedLayer], None]:
         def keep(trained: TrainedLayer) -> None:
@@ -271,53 +275,3 @@ class StreamedBlocks:
             partial.rename(self._file(layer))
 
         return keep
-
-
-def _check_trainer(trainer: Trainer, memory_gib: float) -> None:
-    processes = trainer.num_devices * trainer.num_nodes
-    if processes > 1:
-        raise ValueError(
-            f"memory_gib={memory_gib:g} reads the parent layer by layer in one process; the trainer has {processes}. "
-            "Set trainer.devices: 1, or memory_gib: null to shard the parent over them."
-        )
-
-
-def _updates(trainer: Trainer, batches_per_epoch: int) -> int:
-    """Return the number of updates of a fit.
-
-    Raises:
-        ValueError: neither `max_steps` nor `max_epochs` bounds it.
-    """
-    epochs = trainer.max_epochs if trainer.max_epochs is not None else -1
-    bounds = [trainer.max_steps] if trainer.max_steps >= 0 else []
-    bounds += [epochs * batches_per_epoch] if epochs >= 0 else []
-    if not bounds:
-        raise ValueError("memory_gib: every layer trains for trainer.max_steps updates, which is not set. Set it.")
-    return min(bounds)
-
-
-def _all_batches(data: LightningDataModule, updates: int) -> Iterator[PackedBatch]:
-    """Yield the batches of all updates in their order, then those of validation."""
-    loader, done = data.train_dataloader(), 0
-    while done < updates:
-        for batch in loader:
-            yield batch
-            done += 1
-            if done == updates:
-                break
-    yield from data.val_dataloader()
-
-
-def _each_once(batches: Iterator[PackedBatch]) -> tuple[list[dict[str, Tensor]], dict[str, int]]:
-    """Return different batches, as far as the parent's states depend on them, and the index of each by its key."""
-    different: list[dict[str, Tensor]] = []
-    index_of: dict[str, int] = {}
-    for batch in batches:
-        if (key := _key(batch)) not in index_of:
-            index_of[key] = len(different)
-            different.append({name: batch[name].cpu() for name in INPUTS})
-    return different, index_of
-
-
-def _key(batch: PackedBatch) -> str:
-    return hash_of([{name: batch[name] for name in INPUTS}])

@@ -113,6 +113,16 @@ def test_a_killed_run_ends_with_the_same_bytes(inputs: Inputs, resident: Path, t
     same(folder, resident)
 
 
+def test_a_damaged_file_of_a_trained_layer_is_trained_again(inputs: Inputs, resident: Path, tmp_path: Path) -> None:
+    folder, kill = tmp_path / "killed", KILLS["with the library written"]
+    assert forked(1, lambda rank: fit_streamed(folder, inputs, STEPS, **kill())) == [-9]
+    (folder / "layers.0" / "trained.1").write_bytes(b"damaged")
+    before = (folder / "layers.0" / "trained.0").stat().st_mtime_ns
+    assert forked(1, lambda rank: fit_streamed(folder, inputs, STEPS)) == [0]
+    assert (folder / "layers.0" / "trained.0").stat().st_mtime_ns == before
+    same(folder, resident)
+
+
 def test_batches_that_come_again_are_kept_once(inputs: Inputs, tmp_path: Path) -> None:
     """With one sequence in a batch the epochs repeat their batches in other orders; the states are those of one."""
     few = with_few_documents(inputs, tmp_path)
@@ -158,8 +168,8 @@ def test_impossible_runs_are_refused_before_anything_is_read(inputs: Inputs, tmp
 
 def test_a_batch_that_was_not_there_at_the_start_is_refused(inputs: Inputs, tmp_path: Path) -> None:
     def other_batch(rank: int) -> None:
-        made = blocks_streamed._each_once
-        blocks_streamed._each_once = lambda batches: made(iter(list(batches)[1:]))  # the first one is lacking
+        made = blocks_streamed.each_once
+        blocks_streamed.each_once = lambda batches: made(iter(list(batches)[1:]))  # the first one is lacking
         with pytest.raises(ValueError, match="gave a batch that it did not give when the run started"):
             fit_streamed(tmp_path / "run", inputs, 2)
 

@@ -19,15 +19,9 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_puzzle.environments.environment import Environment, PromptAtEffort
 from lit_puzzle.environments.episodes import Episode
-from lit_puzzle.evaluate.accuracy import (
-    compare,
-    gather_episodes,
-    local_rows,
-    solve_problems,
-    split_by_effort,
-    summarize,
-    write_episodes,
-)
+from lit_puzzle.evaluate.accuracy import write_episodes
+from lit_puzzle.evaluate.solving import gather_episodes, local_rows, solve_problems
+from lit_puzzle.evaluate.summary import compare, split_by_effort, summarize
 from lit_puzzle.generation.sampling import Sampling
 from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.model.writer import atomic_folder

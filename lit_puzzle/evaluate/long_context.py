@@ -40,8 +40,8 @@ from lit_puzzle.environments.answer_formats import AnswerFormat, answer_format, 
 from lit_puzzle.environments.chat_template import render_prompt
 from lit_puzzle.environments.environment import Environment, Problem, PromptAtEffort, draw
 from lit_puzzle.environments.long_context_text import TextTask, fit
-from lit_puzzle.evaluate.accuracy import solve_problems
 from lit_puzzle.evaluate.long_context_settings import Grading, LongContextProblems
+from lit_puzzle.evaluate.solving import solve_problems
 from lit_puzzle.generation.padding import pad_left
 from lit_puzzle.generation.policy import evaluation_mode
 from lit_puzzle.generation.sampling import Sampling

@@ -325,7 +325,8 @@ def test_an_evaluation_that_was_killed_begins_with_the_first_missing_block(check
     held_out = HeldOut([Parity()], ["low", "high"], 9, seed=1, block_size=4)
     settings = (held_out, Sampling(8, 1.0, seed=3), EngineSettings("transformers", batch_size=3))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    whole.mkdir(), killed.mkdir()
+    whole.mkdir()
+    killed.mkdir()
     results = evaluate(whole, checkpoint, *settings)
     assert sorted(path.name for path in whole.iterdir()) == [
         *("episodes.jsonl", "generation_lengths.json", "inputs.json", "outputs.json"),

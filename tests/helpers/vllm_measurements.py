@@ -34,7 +34,7 @@ FAMILIES: list[Environment] = [Chains(), Counting()]
 
 
 def main(folder: Path) -> None:
-    os.environ.update(ENVIRONMENT)
+    os.environ.update({name: value for name, value in ENVIRONMENT.items() if name != "TORCHDYNAMO_DISABLE"})
     found: dict[str, Any] = {}
     for name in ("vllm", "transformers"):
         settings = EngineSettings(name)

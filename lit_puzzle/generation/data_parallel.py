@@ -78,7 +78,7 @@ class DataParallelEngine:
         gpus, share = visible_gpus(), settings.tensor_parallel
         shares = [gpus[share * number : share * (number + 1)] for number in range(count)]
         self._processes = [_Process(number, count, gpus) for number, gpus in enumerate(shares)]
-        finalize(self, _close, self._processes)
+        self.close = finalize(self, _close, self._processes)  # may be called before
         for process in self._processes:
             process.send((replace(settings, data_parallel=1), checkpoint, dict(options or {})))
         self._answers()

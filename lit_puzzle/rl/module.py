@@ -38,6 +38,7 @@ from lit_puzzle.evaluate.before_after import (
     EvaluationSettings,
     print_table,
     recovery_results,
+    solve_folder,
     solve_together,
     validation_values,
     write_evaluation,
@@ -208,7 +209,7 @@ class RLRecovery(LightningModule):
             return
         if self.trainer.global_step > 0:
             raise ValueError(f"{folder} is missing: there is nothing to compare with. Use --overwrite.")
-        episodes = self._solve(self._evaluation_prompts)
+        episodes = self._measure(self.child)
         write_evaluation(folder, episodes, self.trainer.is_global_zero, self.evaluation.texts)
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
@@ -244,10 +245,20 @@ class RLRecovery(LightningModule):
         """Return the context of generation, in which a sharded model is gathered once if it fits."""
         return unsharded(self.model) if self.grpo.unshard_rollouts else nullcontext()
 
+    def _measure(self, folder: Path) -> list[Episode]:
+        """Solve the problems of the evaluation: by the model in memory, or by an engine that reads its folder."""
+        pairs, engine = self._evaluation_prompts, self.evaluation.engine
+        if engine is None:
+            return self._solve(pairs)
+        return solve_folder(engine, folder, self.tokenizer, pairs, self.data.environments, self._evaluated_tokens)
+
+    @property
+    def _evaluated_tokens(self) -> int:
+        return self.evaluation.max_new_tokens or self.grpo.sampling.max_new_tokens
+
     def _solve(self, pairs: list[PromptAtEffort]) -> list[Episode]:
         """Solve problems greedily, all processes together; leave randomness, modes and gradients as they were."""
         settings, environments = self.evaluation, self.data.environments
-        tokens = settings.max_new_tokens or self.grpo.sampling.max_new_tokens
         with (
             torch.inference_mode(False),  # validation runs in it; its tensors could not take part in a later backward
             torch.no_grad(),
@@ -255,7 +266,7 @@ class RLRecovery(LightningModule):
             self.trainer.precision_plugin.forward_context(),
         ):
             engine = TransformersEngine(self.model, self.tokenizer, settings.batch_size)
-            return solve_together(engine, self.tokenizer, pairs, environments, tokens)
+            return solve_together(engine, self.tokenizer, pairs, environments, self._evaluated_tokens)
 
     def validation_step(self, batch: list[PromptAtEffort], batch_idx: int) -> None:
         """Collect the problems; every process gets all."""
@@ -276,8 +287,9 @@ class RLRecovery(LightningModule):
         save_child(self.child, target, self.model, is_writer)
         self.trainer.strategy.barrier("child written")
         release_optimizers(self.trainer)
-        self._set_policy(reload_child(self.device_mesh, target, self.training_settings, self.device))
-        before, after = read_episodes(self.run_dir / "before"), self._solve(self._evaluation_prompts)
+        if self.evaluation.engine is None:
+            self._set_policy(reload_child(self.device_mesh, target, self.training_settings, self.device))
+        before, after = read_episodes(self.run_dir / "before"), self._measure(target)
         write_evaluation(self.run_dir / "after", after, is_writer, self.evaluation.texts)
         self.results = recovery_results(before, after, self._reward_history, known_lengths(self.parent_lengths))
         if is_writer:

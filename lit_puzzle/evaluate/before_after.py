@@ -28,6 +28,7 @@ from lit_puzzle.evaluate.accuracy import (
     summarize,
     write_episodes,
 )
+from lit_puzzle.generation.engine import Engine
 from lit_puzzle.generation.sampling import Sampling
 from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.model.writer import atomic_folder
@@ -59,7 +60,7 @@ class EvaluationSettings:
 
 
 def solve_together(
-    engine: TransformersEngine,
+    engine: Engine,
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[PromptAtEffort],
     environments: Sequence[Environment],
@@ -73,7 +74,7 @@ def solve_together(
     rows = local_rows(len(pairs))
     sampling = Sampling(max_new_tokens, temperature=0.0)
     episodes = solve_problems(engine, tokenizer, [pairs[row] for row in rows], environments, sampling, rows)
-    for group in engine.model.modules():
+    for group in engine.model.modules() if isinstance(engine, TransformersEngine) else ():
         if isinstance(group, FSDPModule):
             group.reshard()
     return gather_episodes(episodes)

@@ -13,7 +13,8 @@ Reads the checkpoint; writes nothing but vLLM's compilation cache.
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from multiprocessing.connection import wait
 from pathlib import Path
 from threading import Thread
@@ -35,15 +36,20 @@ if TYPE_CHECKING:
 CPU_KV_CACHE_GIB = 4
 RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 DRAWS = "lit_puzzle.generation.vllm_draws:SeededDraws"
+LOGITS_SCALE = "logits_scale"  # in a configuration: what the plugin's model multiplies logits with
+READER = "lit_puzzle.generation.vllm_worker.WeightReader"
 
 
-def load_vllm(checkpoint: Path, settings: EngineSettings, options: Mapping[str, Any] | None = None) -> "VLLMEngine":
+def load_vllm(
+    checkpoint: Path, settings: EngineSettings, options: Mapping[str, Any] | None = None, temperature: float = 1.0
+) -> "VLLMEngine":
     """Start vLLM on a checkpoint.
 
     Args:
         checkpoint: folder, gpt-oss or a child.
         settings: dtype of the weights, GPUs that share them.
         options: further arguments of `vllm.LLM`, or other values of those given here.
+        temperature: that log-probabilities are of; needs a child, whose model in vLLM is ours, unless it is 1.
 
     Raises:
         ValueError: vLLM is not installed, Model Runner V2 is asked for, or vLLM does not start.
@@ -69,9 +75,12 @@ def load_vllm(checkpoint: Path, settings: EngineSettings, options: Mapping[str, 
         "generation_config": "vllm",  # else sampling settings of generation_config.json become defaults
         "logprobs_mode": "raw_logprobs",  # of the model's distribution, before the processor and the temperature
         "logits_processors": [DRAWS],
+        "worker_extension_cls": READER,
     }
     if not torch.cuda.is_available():
         arguments["kv_cache_memory_bytes"] = CPU_KV_CACHE_GIB * 2**30
+    if temperature != 1:
+        arguments["hf_overrides"] = {LOGITS_SCALE: 1 / temperature}
     try:
         model = LLM(**arguments | dict(options or {}))
     except (RuntimeError, ValueError) as error:
@@ -80,7 +89,7 @@ def load_vllm(checkpoint: Path, settings: EngineSettings, options: Mapping[str, 
             "VLLM_CPU_KVCACHE_SPACE=N gives the KV cache N GiB; engine transformers needs no vLLM."
         ) from error
     wake_on_death(model)
-    return VLLMEngine(model, end_ids)
+    return VLLMEngine(model, end_ids, checkpoint, temperature)
 
 
 def wake_on_death(model: "LLM") -> None:
@@ -110,11 +119,18 @@ class VLLMEngine:
     Args:
         model: started with `SeededDraws` among its logits processors.
         end_ids: tokens that end a completion.
+        folder: checkpoint that it started from.
+        temperature: by which the model divides its logits: that of the log-probabilities.
+
+    Attributes:
+        on_step: called after every step of a generation, with the number of steps so far: a step makes tokens or
+            reads prompts.
     """
 
-    def __init__(self, model: "LLM", end_ids: Sequence[int]) -> None:
-        self.model = model
+    def __init__(self, model: "LLM", end_ids: Sequence[int], folder: Path, temperature: float = 1.0) -> None:
+        self.model, self.folder, self.temperature = model, folder, temperature
         self.end_ids = list(end_ids)
+        self.on_step: Callable[[int], None] = _nothing
         finalize(self, model.llm_engine.engine_core.shutdown)  # `LLM` itself may live on: frames that hold it leak
 
     def generate(
@@ -132,6 +148,7 @@ class VLLMEngine:
 
         context_tokens = self.model.model_config.max_model_len  # vLLM would end a longer completion early
         numbers = check_prompts(prompts, rows, sampling.max_new_tokens, context_tokens)
+        drawn = replace(sampling, temperature=sampling.temperature / self.temperature)
         requests = [
             SamplingParams(
                 temperature=0,
@@ -139,7 +156,7 @@ class VLLMEngine:
                 stop_token_ids=self.end_ids,
                 logprobs=0 if sampling.logprobs else None,  # of the drawn token, and of none of the most likely ones
                 detokenize=False,
-                extra_args=draw_argument(sampling, row),
+                extra_args=draw_argument(drawn, row),
             )
             for row in numbers
         ]
@@ -155,6 +172,26 @@ class VLLMEngine:
             ) from error
         return [self._completion(output, seconds) for output, seconds in outputs]
 
+    def read_trained(self, weights: Path) -> None:
+        """Read trained tensors from a file of `lit_puzzle.generation.trained_weights`, the others as they were."""
+        self._reload("read_trained", str(weights), str(self.folder))
+
+    def read_folder(self, folder: Path) -> None:
+        """Read all tensors of a checkpoint folder of the same configuration."""
+        self._reload("read_folder", str(folder))
+
+    def _reload(self, method: str, *arguments: str) -> None:
+        self.model.collective_rpc(method, args=arguments)
+        self.model.reset_prefix_cache()
+
+    def sleep(self) -> None:
+        """Free the GPU's memory: weights move to the machine's memory, the KV cache is forgotten."""
+        self.model.sleep(level=1)
+
+    def wake(self) -> None:
+        """Take the GPU's memory back."""
+        self.model.wake_up()
+
     def _run(self, total: int) -> "list[tuple[RequestOutput, float]]":
         """Return the finished requests in the order in which they were added, and the seconds that each took.
 
@@ -162,9 +199,11 @@ class VLLMEngine:
         """
         progress, engine, begun = Progress(total), self.model.llm_engine, time.monotonic()
         outputs: list[tuple[RequestOutput, float]] = []
-        tokens = 0
+        tokens = steps = 0
         while engine.has_unfinished_requests():
             finished = engine.step()
+            steps += 1
+            self.on_step(steps)
             outputs += [(output, round(time.monotonic() - begun, 3)) for output in finished]
             tokens += sum(len(output.outputs[0].token_ids) for output in finished)
             progress.update(len(outputs), tokens)
@@ -178,3 +217,7 @@ class VLLMEngine:
             pairs = zip(generated.logprobs, token_ids, strict=True)
             logprobs = [scores[token].logprob for scores, token in pairs]
         return Completion(token_ids, "stop" if token_ids[-1] in self.end_ids else "length", logprobs, seconds)
+
+
+def _nothing(_steps: int) -> None:
+    pass

@@ -29,7 +29,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_puzzle.child.save import save_child
-from lit_puzzle.child.trained import check_saved
+from lit_puzzle.child.trained import check_saved, trained_tensors
 from lit_puzzle.data.prompts import check_lengths
 from lit_puzzle.data.rl_prompts import PromptData
 from lit_puzzle.environments.answer_formats import fix_format
@@ -45,12 +45,14 @@ from lit_puzzle.evaluate.before_after import (
     write_evaluation,
 )
 from lit_puzzle.evaluate.held_out import held_out_problems
+from lit_puzzle.generation.rollout_engine import check_rollouts
 from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.model.chat import fix_date
 from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.rl.rewards import build_rewards
 from lit_puzzle.rl.settings import ExtraReward, GRPOSettings, RewardSettings
+from lit_puzzle.rl.vllm_rollouts import VLLMRollouts, ranks_of, start_rollouts
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import Identity, run_date
 from lit_puzzle.training.best_weights import load_best
@@ -99,6 +101,7 @@ class RLRecovery(LightningModule):
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.strict_loading = False  # checkpoints contain trainable parameters only
         self.results: dict[str, float] = {}
+        self.rollouts: VLLMRollouts | None = None
         self.policy: Any = None  # the model, inside a LoRA wrapper if there is one
         self._reward_history: list[float] = []
         self._validation_prompts: list[PromptAtEffort] = []  # of the running validation
@@ -130,6 +133,7 @@ class RLRecovery(LightningModule):
         trainer, data, evaluation = self.trainer, self.data, self.evaluation
         check_trainer(trainer, self.training_settings.dtype)
         check_saved(self.child, self.training_settings)
+        check_rollouts(self.grpo.rollouts, self.child, ranks_of(trainer))
         self.grpo.check_batch(trainer.accumulate_grad_batches, trainer.world_size, data.num_train_prompts)
         self._evaluation_prompts = held_out_problems(
             data.environments, list(data.efforts), evaluation.prompts_per_effort, evaluation.seed
@@ -154,7 +158,8 @@ class RLRecovery(LightningModule):
             self.model._is_fsdp_managed_module = True  # generation then runs equally many steps on all processes
 
     def _build_engine(self) -> None:
-        from lit_puzzle.rl.trl_engine import GRPOEngine, grpo_config
+        from lit_puzzle.rl.trl_config import grpo_config
+        from lit_puzzle.rl.trl_engine import GRPOEngine
 
         trainer, data = self.trainer, self.data
         functions, weights = build_rewards(
@@ -169,7 +174,10 @@ class RLRecovery(LightningModule):
             reward_weights=weights,
         )
         prompts = data.train_prompts(self.tokenizer)
-        self.engine = GRPOEngine(self.policy, self.tokenizer, prompts, functions, config, self._gathered)
+        self.rollouts = start_rollouts(
+            self.grpo, self.child, trainer, self.training_settings.dtype, lambda: trained_tensors(self.model)
+        )
+        self.engine = GRPOEngine(self.policy, self.tokenizer, prompts, functions, config, self._gathered, self.rollouts)
         data.train_dataloader = self.train_dataloader  # type: ignore[method-assign]  # Lightning asks the data first
 
     def configure_optimizers(self) -> Any:
@@ -239,8 +247,9 @@ class RLRecovery(LightningModule):
     # ---- evaluating -----------------------------------------------------------------------------------------------
 
     def _gathered(self) -> Any:
-        """Return the context of generation, in which a sharded model is gathered once if it fits."""
-        return unsharded(self.model) if self.grpo.unshard_rollouts else nullcontext()
+        """Return the context of generation by the policy, in which a sharded model is gathered once if it fits."""
+        gathers = self.grpo.unshard_rollouts and self.rollouts is None
+        return unsharded(self.model) if gathers else nullcontext()
 
     def _solve(self, pairs: list[PromptAtEffort]) -> list[Episode]:
         """Solve problems greedily, all processes together; leave randomness, modes and gradients as they were."""
@@ -252,8 +261,11 @@ class RLRecovery(LightningModule):
             self._gathered(),
             self.trainer.precision_plugin.forward_context(),
         ):
-            engine = TransformersEngine(self.model, self.tokenizer, settings.batch_size)
+            engine = self.rollouts.current_engine() if self.rollouts else self._own_engine()
             return solve_together(engine, self.tokenizer, pairs, environments, tokens)
+
+    def _own_engine(self) -> TransformersEngine:
+        return TransformersEngine(self.model, self.tokenizer, self.evaluation.batch_size)
 
     def validation_step(self, batch: list[PromptAtEffort], batch_idx: int) -> None:
         """Collect the problems; every process gets all."""
@@ -273,12 +285,20 @@ class RLRecovery(LightningModule):
         save_child(self.child, target, self.model, is_writer)
         self.trainer.strategy.barrier("child written")
         release_optimizers(self.trainer)
-        self._set_policy(reload_child(self.device_mesh, target, self.training_settings, self.device))
+        if self.rollouts:
+            self.rollouts.read_folder(target)
+        else:
+            self._set_policy(reload_child(self.device_mesh, target, self.training_settings, self.device))
         before, after = read_episodes(self.run_dir / "before"), self._solve(self._evaluation_prompts)
         write_evaluation(self.run_dir / "after", after, is_writer, self.evaluation.texts)
         self.results = recovery_results(before, after, self._reward_history)
         if is_writer:
             print_table(self.results)
+
+    def teardown(self, stage: str) -> None:
+        """End the engine beside the policy."""
+        if self.rollouts:
+            self.rollouts.engine.close()
 
     # ---- resuming -------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,117 @@
+"""What TRL calls where vLLM generates: the engine of `lit_puzzle.generation.rollout_engine` in TRL's own interface.
+
+Completions are drawn with random numbers of (seed, row, position), row = (slice, process, place in the batch): they do
+not depend on how vLLM batches them, and a resumed run draws what the uninterrupted one draws.
+Reads and writes nothing.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from lit_puzzle.generation.rollout_engine import Ranks, RolloutEngine, Trained
+from lit_puzzle.generation.sampling import Sampling
+from lit_puzzle.model.loading import DtypeName
+from lit_puzzle.rl.settings import GRPOSettings, RolloutSampling
+from lit_puzzle.training.finite import raise_together
+
+Weights = Callable[[], Mapping[str, Trained]]
+Generated = tuple[list[list[int]], list[list[int]], list[list[list[float]]], None]
+
+
+def ranks_of(trainer: Trainer) -> Ranks:
+    """Return the processes of a run."""
+    return Ranks(trainer.global_rank, trainer.world_size, trainer.local_rank, trainer.world_size // trainer.num_nodes)
+
+
+def start_rollouts(
+    grpo: GRPOSettings, child: Path, trainer: Trainer, dtype: DtypeName, weights: Weights
+) -> "VLLMRollouts | None":
+    """Start the engine that the settings name; None where the policy generates.
+
+    Args:
+        grpo: settings of the run.
+        child: folder that training started from.
+        trainer: the run's Trainer.
+        dtype: of the policy's weights.
+        weights: returns the tensors that training changes.
+
+    Raises:
+        ValueError: the engine does not start.
+    """
+    rollouts = grpo.rollouts
+    if rollouts.engine != "vllm":
+        return None
+    is_half = "bf16" in str(trainer.precision) or dtype == "bfloat16"
+    chosen = rollouts.dtype if rollouts.dtype != "auto" else "bfloat16" if is_half else "float32"
+    engine = RolloutEngine(rollouts, child, chosen, grpo.sampling.temperature, ranks_of(trainer))
+    return VLLMRollouts(engine, grpo.sampling, weights)
+
+
+class VLLMRollouts:
+    """An engine as TRL's trainer uses it (trl 1.16: `VLLMGeneration`).
+
+    Args:
+        engine: beside the model that trains.
+        sampling: how completions are drawn.
+        weights: returns the tensors that training changes.
+
+    Attributes:
+        slices: returns how many slices of generation batches were used so far; the trainer's.
+        sent_bytes: of the weights in the last update of the engine.
+        bound: largest allowed mean difference of log-probabilities.
+    """
+
+    def __init__(self, engine: RolloutEngine, sampling: RolloutSampling, weights: Weights) -> None:
+        self.engine, self._weights = engine, weights
+        self._sampling = Sampling(
+            sampling.max_new_tokens, sampling.temperature, sampling.top_p, sampling.seed, logprobs=True
+        )
+        self.slices: Callable[[], int] = lambda: 0
+        self.bound = engine.settings.mismatch_bound(engine.dtype)
+        self.sent_bytes, self._has_folder = 0, False
+
+    def sync_weights(self) -> None:
+        """Give the engine the policy's weights."""
+        self.sent_bytes = _together(lambda: self.engine.update(self._weights()))
+
+    def current_engine(self) -> RolloutEngine:
+        """Return the engine with the policy's weights, or those of the folder that it has read."""
+        if not self._has_folder:
+            self.sync_weights()
+        return self.engine
+
+    def read_folder(self, folder: Path) -> None:
+        """Give the engine the weights of a folder, to stay."""
+        _together(lambda: self.engine.read_folder(folder))
+        self._has_folder = True
+
+    def generate(self, prompts: Sequence[Sequence[int]], num_generations: int, **_: Any) -> Generated:
+        """Return prompts, completions, the log-probability of each of their tokens, and None.
+
+        Args:
+            prompts: token ids of each completion's prompt, on this process.
+            num_generations: not read: every completion has its prompt.
+
+        Raises:
+            ValueError: the engine of one process failed; raised on all.
+        """
+        ranks = self.engine.ranks
+        first = (self.slices() * ranks.size + ranks.rank) * len(prompts)
+        rows = range(first, first + len(prompts))
+        completions = _together(lambda: self.engine.generate(prompts, self._sampling, rows))
+        logprobs = [[[number] for number in completion.logprobs or ()] for completion in completions]
+        return [list(ids) for ids in prompts], [completion.token_ids for completion in completions], logprobs, None
+
+
+def _together(call: Callable[[], Any]) -> Any:
+    """Return what a call returns; an engine that fails on one process stops all of them with its reason."""
+    reason, answer = None, None
+    try:
+        answer = call()
+    except ValueError as error:
+        reason = str(error)
+    raise_together(reason)
+    return answer

@@ -29,6 +29,10 @@ class Completion:
     seconds: float | None = field(default=None, compare=False)
 
 
+class EngineFailedError(ValueError):
+    """An engine beside a training failed, or is not to be trusted: the run stops, with its state saved."""
+
+
 class Engine(Protocol):
     """A model that is ready to generate."""
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lit_puzzle.generation.engine import EngineFailedError
+
 
 @dataclass(frozen=True)
 class Mismatch:
@@ -39,11 +41,11 @@ class Mismatch:
             update: number of the update, for the message.
 
         Raises:
-            ValueError: they do not, or a log-probability is not a number.
+            EngineFailedError: they do not, or a log-probability is not a number.
         """
         if self.mean <= bound:  # false for NaN
             return
-        raise ValueError(
+        raise EngineFailedError(
             f"vLLM and the policy disagree in the rollout of update {update}: mean |log-probability difference| "
             f"{self.mean:.3g}, largest {self.largest:.3g}, KL {self.kl:.3g} over {self.tokens:,} tokens; "
             f"rollouts.max_mismatch allows {bound:.3g}. Check the folder with serve_check; if its rounding is this "

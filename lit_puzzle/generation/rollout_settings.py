@@ -12,7 +12,7 @@ from typing import Literal, get_args
 RolloutEngineName = Literal["transformers", "vllm"]
 EngineDtype = Literal["auto", "float32", "bfloat16"]
 Correction = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask", "none"]
-MAX_MISMATCH = {"float32": 0.01, "bfloat16": 0.25}  # of `RolloutSettings.max_mismatch`, by the dtype of the engine
+MAX_MISMATCH = {"float32": 0.01, "bfloat16": 0.1}  # of `RolloutSettings.max_mismatch`, by the dtype of the engine
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class RolloutSettings:
         clip_min: lower limit of rho; None: none.
         clip_max: upper limit of rho; None: none.
         max_mismatch: largest allowed mean of |log rho| over the tokens of a rollout, beyond which the run stops; None:
-            0.01 in float32, 0.25 in bfloat16.
+            0.01 in float32, 0.1 in bfloat16.
         engine_seconds: longest time in which an engine that works generates no token at all.
         replay_routes: trains on the experts that the engine chose for each token (GPUs only).
 

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import get_callable_name
 
+from lit_puzzle.generation.engine import EngineFailedError
 from lit_puzzle.generation.mismatch import mismatch_of, sums
 from lit_puzzle.rl.loader import ResumableLoader
 from lit_puzzle.rl.reward_checks import Faults, checked_reward
@@ -144,6 +145,7 @@ class GRPOEngine:
             Scalar loss, divided by the gradient accumulation, as in TRL.
 
         Raises:
+            EngineFailedError: vLLM failed; the state is that before this batch.
             ValueError: a policy in evaluation mode, or a reward that is not one finite number for each completion.
         """
         if not self.policy.training:
@@ -152,9 +154,15 @@ class GRPOEngine:
             )
         trainer = self._trainer
         trainer.state.global_step = global_step
-        with self.stream.inside():
-            inputs = trainer._prepare_inputs(batch)
-            loss = trainer.compute_loss(self.policy, inputs)
+        before = self.stream.state, trainer.state.num_input_tokens_seen
+        try:
+            with self.stream.inside():
+                inputs = trainer._prepare_inputs(batch)
+                loss = trainer.compute_loss(self.policy, inputs)
+        except EngineFailedError:  # a checkpoint is saved next, of the state before this batch
+            self.stream.state, trainer.state.num_input_tokens_seen = before
+            self.loader.position -= 1
+            raise
         trainer._step += 1
         return loss
 

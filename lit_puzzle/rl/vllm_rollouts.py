@@ -11,6 +11,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
+from lit_puzzle.generation.engine import EngineFailedError
 from lit_puzzle.generation.rollout_engine import Ranks, RolloutEngine, Trained
 from lit_puzzle.generation.sampling import Sampling
 from lit_puzzle.model.loading import DtypeName
@@ -96,7 +97,7 @@ class VLLMRollouts:
             num_generations: not read: every completion has its prompt.
 
         Raises:
-            ValueError: the engine of one process failed; raised on all.
+            EngineFailedError: the engine of one process failed; raised on all.
         """
         ranks = self.engine.ranks
         first = (self.slices() * ranks.size + ranks.rank) * len(prompts)
@@ -113,5 +114,8 @@ def _together(call: Callable[[], Any]) -> Any:
         answer = call()
     except ValueError as error:
         reason = str(error)
-    raise_together(reason)
+    try:
+        raise_together(reason)
+    except ValueError as error:
+        raise EngineFailedError(str(error)) from None
     return answer

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-PARTS = ["attention", "layer", "expert_importance", "distill", "mxfp4", "cost_model", "rl", "fp8_kv"]
+PARTS = ["attention", "layer", "expert_importance", "distill", "mxfp4", "cost_model", "rl", "fp8_kv", "rollouts"]
 SCRIPT = """
 import sys
 sys.path.insert(0, {folder!r})

@@ -27,7 +27,7 @@ from lit_puzzle.generation.processes import EngineProcess, close_all, visible_gp
 from lit_puzzle.generation.rollout_settings import RolloutSettings
 from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.generation.trained_weights import SharedWeights
-from lit_puzzle.generation.vllm_engine import CPU_KV_CACHE_GIB
+from lit_puzzle.generation.vllm_engine import CPU_KV_CACHE_GIB, ROUTES
 from lit_puzzle.model.family import is_child
 from lit_puzzle.run.files import read_json
 
@@ -96,6 +96,11 @@ def check_rollouts(settings: RolloutSettings, folder: Path, ranks: Ranks) -> Non
         raise ValueError(
             f"rollouts.tensor_parallel {settings.tensor_parallel} was given; it must divide the {ranks.local_size} "
             "processes of a machine."
+        )
+    if settings.replay_routes and not torch.cuda.is_available():
+        raise ValueError(
+            "rollouts.replay_routes: true was given; vLLM returns routes only from its Model Runner V2, which needs "
+            "Triton, so a GPU. Leave it out on a CPU."
         )
     if settings.tensor_parallel > 1 and not torch.cuda.is_available():
         raise ValueError(
@@ -250,7 +255,7 @@ class RolloutEngine:
 
 def engine_options(settings: RolloutSettings, has_gpu: bool) -> dict[str, Any]:
     """Return the arguments of `vllm.LLM` that the settings give."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {ROUTES: True} if settings.replay_routes else {}
     if settings.context_tokens is not None:
         options["max_model_len"] = settings.context_tokens
     cache_gib = settings.kv_cache_gib if has_gpu else settings.kv_cache_gib or CPU_KV_CACHE_GIB

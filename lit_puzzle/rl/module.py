@@ -29,7 +29,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_puzzle.child.save import save_child
-from lit_puzzle.child.trained import check_saved, trained_tensors
+from lit_puzzle.child.trained import check_saved
 from lit_puzzle.data.prompts import check_lengths
 from lit_puzzle.data.rl_prompts import PromptData
 from lit_puzzle.environments.answer_formats import fix_format
@@ -174,9 +174,7 @@ class RLRecovery(LightningModule):
             reward_weights=weights,
         )
         prompts = data.train_prompts(self.tokenizer)
-        self.rollouts = start_rollouts(
-            self.grpo, self.child, trainer, self.training_settings.dtype, lambda: trained_tensors(self.model)
-        )
+        self.rollouts = start_rollouts(self.grpo, self.child, trainer, self.training_settings.dtype, self.policy)
         self.engine = GRPOEngine(self.policy, self.tokenizer, prompts, functions, config, self._gathered, self.rollouts)
         data.train_dataloader = self.train_dataloader  # type: ignore[method-assign]  # Lightning asks the data first
 

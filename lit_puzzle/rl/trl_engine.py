@@ -63,6 +63,9 @@ class _Trainer(GRPOTrainer):
             found = mismatch_of(self.accelerator.gather(own.float()).view(-1, len(own)))
             self._metrics["train"]["sampling/kl"].append(found.kl)
             self._metrics["train"]["sampling/sync_bytes"].append(float(self.rollouts.sent_bytes))
+            if self.rollouts.replay is not None:
+                known, tokens = self.rollouts.replay.replayed
+                self._metrics["train"]["sampling/replayed"].append(known / max(tokens, 1))
             found.check(self.rollouts.bound, self.state.global_step + 1)
         return output
 
@@ -201,6 +204,7 @@ class GRPOEngine:
             "random": self.stream.state,
             "step": trainer._step,
             "tokens_seen": trainer.state.num_input_tokens_seen,
+            "routes": [] if trainer.rollouts is None else trainer.rollouts.state(),
             "buffered": None if buffered is None else [_to(inputs, torch.device("cpu")) for inputs in buffered],
         }
         processes: list[Any] = [own]
@@ -225,6 +229,8 @@ class GRPOEngine:
         self.stream.state = own["random"]
         self._trainer._step = own["step"]
         self._trainer.state.num_input_tokens_seen = own["tokens_seen"]
+        if self._trainer.rollouts is not None:
+            self._trainer.rollouts.load_state(own["routes"])
         buffered = own["buffered"]
         self._trainer._buffered_inputs = None if buffered is None else [_to(part, config.device) for part in buffered]
 

@@ -9,14 +9,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from lightning.pytorch import Trainer
 
-from lit_puzzle.generation.engine import EngineFailedError
+from lit_puzzle.child.trained import trained_tensors
+from lit_puzzle.generation.engine import Completion, EngineFailedError
 from lit_puzzle.generation.rollout_engine import Ranks, RolloutEngine, Trained
+from lit_puzzle.generation.route_replay import RouteReplay
 from lit_puzzle.generation.sampling import Sampling
 from lit_puzzle.model.loading import DtypeName
 from lit_puzzle.rl.settings import GRPOSettings, RolloutSampling
 from lit_puzzle.training.finite import raise_together
+from lit_puzzle.training.trainable import without_adapters
 
 Weights = Callable[[], Mapping[str, Trained]]
 Generated = tuple[list[list[int]], list[list[int]], list[list[list[float]]], None]
@@ -28,7 +33,7 @@ def ranks_of(trainer: Trainer) -> Ranks:
 
 
 def start_rollouts(
-    grpo: GRPOSettings, child: Path, trainer: Trainer, dtype: DtypeName, weights: Weights
+    grpo: GRPOSettings, child: Path, trainer: Trainer, dtype: DtypeName, policy: Any
 ) -> "VLLMRollouts | None":
     """Start the engine that the settings name; None where the policy generates.
 
@@ -37,7 +42,7 @@ def start_rollouts(
         child: folder that training started from.
         trainer: the run's Trainer.
         dtype: of the policy's weights.
-        weights: returns the tensors that training changes.
+        policy: the model as it trains, with its adapters.
 
     Raises:
         ValueError: the engine does not start.
@@ -48,7 +53,9 @@ def start_rollouts(
     is_half = "bf16" in str(trainer.precision) or dtype == "bfloat16"
     chosen = rollouts.dtype if rollouts.dtype != "auto" else "bfloat16" if is_half else "float32"
     engine = RolloutEngine(rollouts, child, chosen, grpo.sampling.temperature, ranks_of(trainer))
-    return VLLMRollouts(engine, grpo.sampling, weights)
+    model = without_adapters(policy)
+    replay = RouteReplay(policy, model) if rollouts.replay_routes else None
+    return VLLMRollouts(engine, grpo.sampling, lambda: trained_tensors(model), replay)
 
 
 class VLLMRollouts:
@@ -58,6 +65,7 @@ class VLLMRollouts:
         engine: beside the model that trains.
         sampling: how completions are drawn.
         weights: returns the tensors that training changes.
+        replay: of routes, in the policy; None: its own routers choose.
 
     Attributes:
         slices: returns how many slices of generation batches were used so far; the trainer's.
@@ -65,8 +73,10 @@ class VLLMRollouts:
         bound: largest allowed mean difference of log-probabilities.
     """
 
-    def __init__(self, engine: RolloutEngine, sampling: RolloutSampling, weights: Weights) -> None:
-        self.engine, self._weights = engine, weights
+    def __init__(
+        self, engine: RolloutEngine, sampling: RolloutSampling, weights: Weights, replay: RouteReplay | None = None
+    ) -> None:
+        self.engine, self._weights, self.replay = engine, weights, replay
         self._sampling = Sampling(
             sampling.max_new_tokens, sampling.temperature, sampling.top_p, sampling.seed, logprobs=True
         )
@@ -103,8 +113,32 @@ class VLLMRollouts:
         first = (self.slices() * ranks.size + ranks.rank) * len(prompts)
         rows = range(first, first + len(prompts))
         completions = _together(lambda: self.engine.generate(prompts, self._sampling, rows))
+        if self.replay is not None:
+            self._remember(self.replay, prompts, completions)
         logprobs = [[[number] for number in completion.logprobs or ()] for completion in completions]
         return [list(ids) for ids in prompts], [completion.token_ids for completion in completions], logprobs, None
+
+    def _remember(
+        self, replay: RouteReplay, prompts: Sequence[Sequence[int]], completions: Sequence[Completion]
+    ) -> None:
+        reason = None
+        if any(completion.routes is None for completion in completions):
+            reason = (
+                "vLLM returned completions without routes; rollouts.replay_routes needs vLLM 0.32 or 0.33, on a GPU"
+            )
+        raise_together(reason)
+        routes = [torch.from_numpy(np.asarray(completion.routes, dtype=np.int16)) for completion in completions]
+        pairs = zip(prompts, completions, strict=True)
+        replay.remember([[*ids, *completion.token_ids] for ids, completion in pairs], routes)
+
+    def state(self) -> list[Any]:
+        """Return the routes of the completions that are still to be trained on."""
+        return [] if self.replay is None else self.replay.state()
+
+    def load_state(self, state: list[Any]) -> None:
+        """Continue with saved routes."""
+        if self.replay is not None:
+            self.replay.load_state(state)
 
 
 def _together(call: Callable[[], Any]) -> Any:

@@ -1,6 +1,5 @@
 """Trained weights in shared memory: what an engine gets is what was trained, beside the unchanged rest of a folder."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -34,7 +33,7 @@ def test_another_library_reads_what_was_written():
             assert set(file.keys()) == set(tensors)
             assert all(torch.equal(file.get_tensor(name), tensors[name].to(dtype)) for name in tensors)
         assert weights.num_bytes == 23 * dtype.itemsize
-        assert os.stat(weights.path).st_size < weights.num_bytes + 1000  # only what trained
+        assert weights.path.stat().st_size < weights.num_bytes + 1000  # only what trained
         weights.close()
         assert not weights.path.exists()
 

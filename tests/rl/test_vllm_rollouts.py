@@ -158,7 +158,7 @@ def test_without_correction_the_ratio_is_one() -> None:
     for correction, limits in (("none", (1.0, 1.0)), ("token_mask", (0.5, 2.0))):
         rollouts = RolloutSettings("vllm", importance_sampling=correction, clip_min=0.5, clip_max=2.0)
         grpo = replace(VLLM, rollouts=rollouts)
-        config = grpo_config(grpo, 4, "32-true", torch.device("cpu"), Path("."), [1.0])
+        config = grpo_config(grpo, 4, "32-true", torch.device("cpu"), Path(), [1.0])
         found = (config.vllm_importance_sampling_clip_min, config.vllm_importance_sampling_clip_max)
         assert found == limits and not config.use_vllm
 

@@ -1,4 +1,4 @@
-"""Rollouts by vLLM beside the policy, on this device: `recipes/rl_recover.yaml` with `rollouts.engine: vllm`, shortened.
+"""vLLM beside the policy on this device: `recipes/rl_recover.yaml` with `rollouts.engine: vllm`, shortened.
 
 On a GPU twice in bf16-mixed, without and with router replay: how far the log-probabilities of engine and policy are
 apart, the share of tokens whose routes were replayed, and what an update takes with the engine asleep while training.

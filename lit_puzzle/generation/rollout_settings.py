@@ -16,6 +16,35 @@ MAX_MISMATCH = {"float32": 0.01, "bfloat16": 0.1}  # of `RolloutSettings.max_mis
 
 
 @dataclass(frozen=True)
+class ImportanceSampling:
+    """What corrects the loss for rho.
+
+    Args:
+        mode: rho of each token, or of a whole completion, limited to [clip_min, clip_max] (`truncate`) or 0 outside of
+            it (`mask`); `none`: no correction.
+        clip_min: lower limit of rho; None: none.
+        clip_max: upper limit of rho; None: none.
+
+    Raises:
+        ValueError: another mode, or limits that leave out 1.
+    """
+
+    mode: Correction = "token_truncate"
+    clip_min: float | None = None
+    clip_max: float | None = 3.0
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(Correction):
+            raise ValueError(f"importance_sampling.mode is {self.mode!r}; allowed: {list(get_args(Correction))}.")
+        low, high = self.clip_min or 0.0, math.inf if self.clip_max is None else self.clip_max
+        if not 0 <= low <= 1 <= high:
+            raise ValueError(
+                f"importance_sampling.clip_min={self.clip_min}, clip_max={self.clip_max} were given; 0 <= clip_min <= "
+                "1 <= clip_max is needed, or null."
+            )
+
+
+@dataclass(frozen=True)
 class RolloutSettings:
     """What generates completions during training, and how far its log-probabilities may be from the policy's.
 
@@ -28,12 +57,7 @@ class RolloutSettings:
         kv_cache_gib: size of vLLM's KV cache; None: what `gpu_memory_share` leaves, 4 GiB on a CPU.
         context_tokens: longest prompt and completion together, for one of which the KV cache must have room; None: what
             the model can read.
-        servers: addresses (`host:port`) of engines that run elsewhere (`lit_puzzle.generation.engine_server`), each
-            for an equal share of the processes; empty: engines start beside the processes.
-        importance_sampling: what corrects the loss for rho: its value of each token, or of a whole completion, limited
-            to [clip_min, clip_max] (`truncate`) or 0 outside of it (`mask`); `none`: no correction.
-        clip_min: lower limit of rho; None: none.
-        clip_max: upper limit of rho; None: none.
+        importance_sampling: what corrects the loss for rho.
         max_mismatch: largest allowed mean of |log rho| over the tokens of a rollout, beyond which the run stops; None:
             0.01 in float32, 0.1 in bfloat16.
         engine_seconds: longest time in which an engine that works generates no token at all.
@@ -49,10 +73,7 @@ class RolloutSettings:
     gpu_memory_share: float = 0.3
     kv_cache_gib: float | None = None
     context_tokens: int | None = None
-    servers: tuple[str, ...] = ()
-    importance_sampling: Correction = "token_truncate"
-    clip_min: float | None = None
-    clip_max: float | None = 3.0
+    importance_sampling: ImportanceSampling = ImportanceSampling()
     max_mismatch: float | None = None
     engine_seconds: float = 600.0
     replay_routes: bool = False
@@ -61,7 +82,6 @@ class RolloutSettings:
         choices = {
             "engine": (self.engine, get_args(RolloutEngineName)),
             "dtype": (self.dtype, get_args(EngineDtype)),
-            "importance_sampling": (self.importance_sampling, get_args(Correction)),
         }
         for name, (given, allowed) in choices.items():
             if given not in allowed:
@@ -78,15 +98,9 @@ class RolloutSettings:
                 raise ValueError(f"rollouts.{name} is {number}; a finite number above 0 is needed.")
         if not 0 < self.gpu_memory_share < 1:
             raise ValueError(f"rollouts.gpu_memory_share is {self.gpu_memory_share}; needed is above 0 and below 1.")
-        low, high = self.clip_min or 0.0, math.inf if self.clip_max is None else self.clip_max
-        if not 0 <= low <= 1 <= high:
+        if self.engine == "transformers" and (self.replay_routes or self.tensor_parallel > 1):
             raise ValueError(
-                f"rollouts.clip_min={self.clip_min}, clip_max={self.clip_max} were given; 0 <= clip_min <= 1 <= "
-                "clip_max is needed, or null."
-            )
-        if self.engine == "transformers" and (self.servers or self.replay_routes or self.tensor_parallel > 1):
-            raise ValueError(
-                "rollouts.servers, replay_routes and tensor_parallel need rollouts.engine: vllm; transformers "
+                "rollouts.replay_routes and tensor_parallel need rollouts.engine: vllm; transformers "
                 "generates with the model that trains."
             )
 

@@ -13,8 +13,7 @@ included), hidden size d, vocabulary V, m completions decoded together, M evalua
   Disk: child P b + 12 T per checkpoint to resume from, 4 T per best + 200 bytes and texts a problem, twice.
   Traffic: of a slice, gathers 2 P b and gradients 4 T; of a rollout, P b if gathered, else P b per decoded token;
     of an evaluation, the same as a rollout and M / N episodes; of the end, 4 T twice.
-Results: `accuracy/<effort>/before|after`, `.../before_se|after_se`, `accuracy/<effort>/gain|gain_se`,
-`tokens/<effort>/before|after`, `reward/first|last`.
+Results: those of `lit_puzzle.evaluate.before_after.recovery_results`.
 Source: arXiv 2602.11937, the RL recovery; GRPO, arXiv 2402.03300.
 """
 
@@ -31,7 +30,7 @@ from transformers import PreTrainedModel
 from lit_puzzle.child.save import save_child
 from lit_puzzle.child.trained import check_saved
 from lit_puzzle.data.prompts import check_lengths
-from lit_puzzle.data.rl_prompts import PromptData
+from lit_puzzle.data.rl_prompts import PromptData, prompt_data
 from lit_puzzle.environments.answer_formats import fix_format
 from lit_puzzle.environments.environment import PromptAtEffort
 from lit_puzzle.environments.episodes import Episode
@@ -45,16 +44,17 @@ from lit_puzzle.evaluate.before_after import (
     write_evaluation,
 )
 from lit_puzzle.evaluate.held_out import held_out_problems
+from lit_puzzle.generation.lengths import LENGTHS_FILE, known_lengths
 from lit_puzzle.generation.rollout_engine import check_rollouts
 from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.model.chat import fix_date
 from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.model.opening import load_tokenizer
-from lit_puzzle.rl.rewards import build_rewards
+from lit_puzzle.rl.rewards import Weighted, build_rewards, length_rewards
 from lit_puzzle.rl.settings import ExtraReward, GRPOSettings, RewardSettings
 from lit_puzzle.rl.vllm_rollouts import VLLMRollouts, ranks_of, start_rollouts
 from lit_puzzle.run.folder import require_input
-from lit_puzzle.run.inputs import Identity, run_date
+from lit_puzzle.run.inputs import Identity, file_identity, run_date
 from lit_puzzle.training.best_weights import load_best
 from lit_puzzle.training.finite import check_loss, check_weights
 from lit_puzzle.training.load_child import load_child, reload_child
@@ -99,11 +99,12 @@ class RLRecovery(LightningModule):
         self.child, self.grpo, self.rewards, self.extra_rewards = child, grpo, rewards, extra_rewards or []
         self.training_settings, self.evaluation = training, evaluation
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.parent_lengths = rewards.budget.parent or child  # folder
         self.strict_loading = False  # checkpoints contain trainable parameters only
         self.results: dict[str, float] = {}
         self.rollouts: VLLMRollouts | None = None
         self.policy: Any = None  # the model, inside a LoRA wrapper if there is one
-        self._reward_history: list[float] = []
+        self._reward_history, self._length_rewards = list[float](), list[Weighted]()
         self._validation_prompts: list[PromptAtEffort] = []  # of the running validation
         self._evaluation_prompts: list[PromptAtEffort] = []
 
@@ -112,12 +113,7 @@ class RLRecovery(LightningModule):
     @property
     def data(self) -> PromptData:
         """The run's environments and prompts."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(data, PromptData):
-            raise ValueError(
-                f"RLRecovery was given data {type(data).__name__}; it needs lit_puzzle.data.rl_prompts.PromptData."
-            )
-        return data
+        return prompt_data(self.trainer.datamodule)  # type: ignore[attr-defined]
 
     @property
     def model(self) -> PreTrainedModel:
@@ -125,8 +121,10 @@ class RLRecovery(LightningModule):
         return without_adapters(self.policy)
 
     def input_identities(self) -> dict[str, Identity]:
-        """Return the identity of the child."""
-        return {"child": checkpoint_identity(self.child)}
+        """Return the identity of the child, and of the parent's lengths where they are not the child's."""
+        given = self.parent_lengths != self.child
+        lengths = {"parent_lengths": file_identity(self.parent_lengths, [LENGTHS_FILE])} if given else {}
+        return {"child": checkpoint_identity(self.child)} | lengths
 
     def setup(self, stage: str) -> None:
         """Check trainer and data, and draw the prompts of the evaluation, before anything slow."""
@@ -135,9 +133,10 @@ class RLRecovery(LightningModule):
         check_saved(self.child, self.training_settings)
         check_rollouts(self.grpo.rollouts, self.child, ranks_of(trainer))
         self.grpo.check_batch(trainer.accumulate_grad_batches, trainer.world_size, data.num_train_prompts)
-        self._evaluation_prompts = held_out_problems(
-            data.environments, list(data.efforts), evaluation.prompts_per_effort, evaluation.seed
-        )
+        cap, efforts = self.grpo.sampling.max_new_tokens, list(data.efforts)
+        self._length_rewards = length_rewards(self.rewards, efforts, self.parent_lengths, cap)
+        count, seed = evaluation.prompts_per_effort, evaluation.seed
+        self._evaluation_prompts = held_out_problems(data.environments, efforts, count, seed)
         data.set_aside(problem for problem, _ in self._evaluation_prompts)
 
     def configure_model(self) -> None:
@@ -158,22 +157,13 @@ class RLRecovery(LightningModule):
             self.model._is_fsdp_managed_module = True  # generation then runs equally many steps on all processes
 
     def _build_engine(self) -> None:
-        from lit_puzzle.rl.trl_config import grpo_config
+        from lit_puzzle.rl.trl_config import config_of
         from lit_puzzle.rl.trl_engine import GRPOEngine
 
         trainer, data = self.trainer, self.data
-        functions, weights = build_rewards(
-            self.rewards, self.extra_rewards, data.environments, self.tokenizer, list(data.efforts), self.child
-        )
-        config = grpo_config(
-            self.grpo,
-            accumulate_grad_batches=trainer.accumulate_grad_batches,
-            precision=str(trainer.precision),
-            device=trainer.strategy.root_device,
-            output_dir=self.run_dir,
-            reward_weights=weights,
-        )
-        prompts = data.train_prompts(self.tokenizer)
+        lengths, extra = self._length_rewards, self.extra_rewards
+        functions, weights = build_rewards(self.rewards, extra, data.environments, self.tokenizer, lengths)
+        config, prompts = config_of(self.grpo, trainer, weights), data.train_prompts(self.tokenizer)
         self.rollouts = start_rollouts(self.grpo, self.child, trainer, self.training_settings.dtype, self.policy)
         self.engine = GRPOEngine(self.policy, self.tokenizer, prompts, functions, config, self._gathered, self.rollouts)
         data.train_dataloader = self.train_dataloader  # type: ignore[method-assign]  # Lightning asks the data first
@@ -186,7 +176,7 @@ class RLRecovery(LightningModule):
 
     @property
     def run_dir(self) -> Path:
-        """The run folder."""
+        """Run folder."""
         return Path(self.trainer.default_root_dir)
 
     def train_dataloader(self) -> Any:
@@ -259,11 +249,10 @@ class RLRecovery(LightningModule):
             self._gathered(),
             self.trainer.precision_plugin.forward_context(),
         ):
-            engine = self.rollouts.current_engine() if self.rollouts else self._own_engine()
+            if self.rollouts:
+                return solve_together(self.rollouts.current_engine(), self.tokenizer, pairs, environments, tokens)
+            engine = TransformersEngine(self.model, self.tokenizer, settings.batch_size)
             return solve_together(engine, self.tokenizer, pairs, environments, tokens)
-
-    def _own_engine(self) -> TransformersEngine:
-        return TransformersEngine(self.model, self.tokenizer, self.evaluation.batch_size)
 
     def validation_step(self, batch: list[PromptAtEffort], batch_idx: int) -> None:
         """Collect the problems; every process gets all."""
@@ -289,14 +278,9 @@ class RLRecovery(LightningModule):
             self._set_policy(reload_child(self.device_mesh, target, self.training_settings, self.device))
         before, after = read_episodes(self.run_dir / "before"), self._solve(self._evaluation_prompts)
         write_evaluation(self.run_dir / "after", after, is_writer, self.evaluation.texts)
-        self.results = recovery_results(before, after, self._reward_history)
+        self.results = recovery_results(before, after, self._reward_history, known_lengths(self.parent_lengths))
         if is_writer:
             print_table(self.results)
-
-    def teardown(self, stage: str) -> None:
-        """End the engine beside the policy."""
-        if self.rollouts:
-            self.rollouts.engine.close()
 
     # ---- resuming -------------------------------------------------------------------------------------------------
 

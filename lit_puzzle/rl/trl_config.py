@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from lightning.pytorch import Trainer
 from trl import GRPOConfig
 
 from lit_puzzle.rl.settings import GRPOSettings
@@ -22,6 +23,18 @@ def trl_precision(precision: str) -> dict[str, bool]:
     if precision not in PRECISIONS:
         raise ValueError(f"trainer.precision={precision} was given; reinforcement learning supports {PRECISIONS}.")
     return {"bf16": precision == "bf16-mixed", "fp16": False}
+
+
+def config_of(settings: GRPOSettings, trainer: Trainer, reward_weights: Sequence[float]) -> GRPOConfig:
+    """Return TRL's configuration of an update of a run; see `grpo_config`."""
+    return grpo_config(
+        settings,
+        accumulate_grad_batches=trainer.accumulate_grad_batches,
+        precision=str(trainer.precision),
+        device=trainer.strategy.root_device,
+        output_dir=Path(trainer.default_root_dir),
+        reward_weights=reward_weights,
+    )
 
 
 def grpo_config(
@@ -47,8 +60,8 @@ def grpo_config(
     Raises:
         ValueError: a precision that cannot be trained, or another device than TRL's.
     """
-    sampling, loss, rollouts = settings.sampling, settings.loss, settings.rollouts
-    corrects = rollouts.importance_sampling != "none"
+    sampling, loss, correction = settings.sampling, settings.loss, settings.rollouts.importance_sampling
+    corrects = correction.mode != "none"
     config = GRPOConfig(
         output_dir=str(output_dir),
         seed=sampling.seed,
@@ -78,11 +91,12 @@ def grpo_config(
         scale_rewards=loss.scale_rewards,
         beta=loss.beta,
         mask_truncated_completions=loss.mask_truncated_completions,
+        multi_objective_aggregation=loss.aggregation,
         reward_weights=list(reward_weights),
         vllm_importance_sampling_correction=True,  # without it TRL computes no log-probabilities to compare
-        vllm_importance_sampling_mode=rollouts.importance_sampling if corrects else "token_truncate",
-        vllm_importance_sampling_clip_min=rollouts.clip_min if corrects else 1.0,  # [1, 1]: no correction
-        vllm_importance_sampling_clip_max=rollouts.clip_max if corrects else 1.0,
+        vllm_importance_sampling_mode=correction.mode if corrects else "token_truncate",
+        vllm_importance_sampling_clip_min=correction.clip_min if corrects else 1.0,  # [1, 1]: no correction
+        vllm_importance_sampling_clip_max=correction.clip_max if corrects else 1.0,
     )
     if config.device.type == "cuda" and config.n_gpu > 1:
         config._n_gpu = 1  # Lightning chooses the GPUs; without this TRL would use DataParallel on all

@@ -7,7 +7,7 @@ that validation cannot change training and a resumed run continues bit for bit.
 Reads and writes nothing (TRL's reports, checkpoints and telemetry are off).
 Source: GRPO, arXiv 2402.03300, as implemented by TRL.
 
-Shapes: B completions of a generation batch on this process.
+Shapes: B completions of a generation batch on this process, N on all.
 """
 
 import math
@@ -23,11 +23,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import get_callable_name
 
+from lit_puzzle.environments.environment import LEVELS
 from lit_puzzle.generation.engine import EngineFailedError
 from lit_puzzle.generation.mismatch import mismatch_of, sums
 from lit_puzzle.rl.loader import ResumableLoader
 from lit_puzzle.rl.reward_checks import Faults, checked_reward
 from lit_puzzle.rl.rewards import RewardFunction
+from lit_puzzle.rl.shared_rewards import complete, is_shared
 from lit_puzzle.rl.vllm_rollouts import VLLMRollouts
 from lit_puzzle.training.finite import ADVICE, raise_together
 from lit_puzzle.training.random_state import RandomStream
@@ -42,6 +44,7 @@ class _Trainer(GRPOTrainer):
     rollouts: VLLMRollouts | None = None
     rollout_context: Callable[[], AbstractContextManager[None]] = staticmethod(nullcontext)
     rollout: dict[str, Any] | None = None
+    functions: Sequence[RewardFunction] = ()
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -83,6 +86,10 @@ class _Trainer(GRPOTrainer):
         self.faults.found.clear()
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids)
         raise_together(next(iter(self.faults.found), None))
+        if any(is_shared(function) for function in self.functions):
+            own = [[len(ids), LEVELS.index(row["effort"])] for ids, row in zip(completion_ids, inputs, strict=True)]
+            tokens_N, levels_N = self.accelerator.gather(torch.tensor(own, device=rewards.device)).T
+            complete(self.functions, rewards, tokens_N.contiguous(), levels_N, self.num_generations)
         return rewards
 
     def _send_telemetry(self) -> None:
@@ -96,7 +103,7 @@ class GRPOEngine:
         policy: the model, frozen, wrapped by LoRA and sharded as it will be trained.
         tokenizer: its tokenizer; padding is put to the left.
         prompts: columns prompt (text), effort, environment, and the columns that rewards read.
-        rewards: reward functions.
+        rewards: reward functions; the first one grades, where one of them is a `GroupLength`.
         config: configuration from `grpo_config`.
         rollout_context: context around generation by the policy (`unsharded`).
         rollouts: vLLM, where it generates in the policy's place.
@@ -129,6 +136,7 @@ class GRPOEngine:
             self.stream = RandomStream(config.device)
         config.beta = self._trainer.beta = beta
         self._trainer.faults = faults
+        self._trainer.functions = list(rewards)
         self._trainer.rollout_context = rollout_context
         if rollouts is not None:  # TRL's own engine would start in this process, and cannot load packed weights
             rollouts.slices = self._slices

@@ -37,7 +37,7 @@ data:
 
 def start(folder: Path, run: str) -> subprocess.Popen[bytes]:
     (folder / "recipe.yaml").write_text(RECIPE.format(recipe=ROOT / "recipes" / "rl_recover.yaml"))
-    words = [PYTHON, "-m", "lit_puzzle", "run", folder / "recipe.yaml", f"--run_dir={folder / run}"]
+    words: list[str | Path] = [PYTHON, "-m", "lit_puzzle", "run", folder / "recipe.yaml", f"--run_dir={folder / run}"]
     with (folder / f"{run}.log").open("ab") as log:
         return subprocess.Popen(words, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=log, stderr=log)
 

@@ -20,8 +20,9 @@ from safetensors.torch import load_file
 import lit_puzzle.generation.rollout_engine as rollout_engine
 from lit_puzzle.generation.engine import EngineFailedError
 from lit_puzzle.generation.rollout_engine import check_answers
-from lit_puzzle.generation.rollout_settings import RolloutSettings
+from lit_puzzle.generation.rollout_settings import Correction, ImportanceSampling, RolloutSettings
 from lit_puzzle.rl.module import RLRecovery
+from lit_puzzle.rl.trl_config import grpo_config
 from lit_puzzle.run.folder import newest_checkpoint
 from lit_puzzle.training.checkpoints import BestCheckpoint, UpdateCheckpoint
 from lit_puzzle.training.settings import LoraSettings, TrainingSettings
@@ -152,15 +153,13 @@ def test_adapters_are_merged_on_the_way(child: Path) -> None:
     assert logged[-1]["train/sampling/sampling_logp_difference/max"] < 1e-5
 
 
-def test_without_correction_the_ratio_is_one() -> None:
-    from lit_puzzle.rl.trl_config import grpo_config
-
-    for correction, limits in (("none", (1.0, 1.0)), ("token_mask", (0.5, 2.0))):
-        rollouts = RolloutSettings("vllm", importance_sampling=correction, clip_min=0.5, clip_max=2.0)
-        grpo = replace(VLLM, rollouts=rollouts)
-        config = grpo_config(grpo, 4, "32-true", torch.device("cpu"), Path(), [1.0])
-        found = (config.vllm_importance_sampling_clip_min, config.vllm_importance_sampling_clip_max)
-        assert found == limits and not config.use_vllm
+@pytest.mark.parametrize(("correction", "limits"), [("none", (1.0, 1.0)), ("token_mask", (0.5, 2.0))])
+def test_without_correction_the_ratio_is_one(correction: Correction, limits: tuple[float, float]) -> None:
+    rollouts = RolloutSettings("vllm", importance_sampling=ImportanceSampling(correction, 0.5, 2.0))
+    config = grpo_config(replace(VLLM, rollouts=rollouts), 4, "32-true", torch.device("cpu"), Path(), [1.0])
+    assert (config.vllm_importance_sampling_clip_min, config.vllm_importance_sampling_clip_max) == limits
+    assert config.vllm_importance_sampling_mode == ("token_truncate" if correction == "none" else correction)
+    assert not config.use_vllm
 
 
 def test_top_k_is_refused() -> None:

@@ -13,6 +13,7 @@ that train, gathered if they are sharded, and the unchanged ones of vLLM's rebui
 router only if some of them train). Reads the checkpoint folder; writes nothing.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,7 +145,8 @@ class RolloutEngine:
     def _start(self, folder: Path, temperature: float) -> EngineProcess:
         settings, first = self.settings, self.ranks.local_rank
         gpus = visible_gpus()[first : first + settings.tensor_parallel]
-        variables = QUIET | ({} if gpus else ON_A_CPU) | (IN_ONE_PROCESS if settings.tensor_parallel == 1 else {})
+        quiet = {name: os.environ.get(name, value) for name, value in QUIET.items()}
+        variables = quiet | ({} if gpus else ON_A_CPU) | (IN_ONE_PROCESS if settings.tensor_parallel == 1 else {})
         engine = EngineProcess(
             f"vLLM of process {self.ranks.rank}", self.ranks.rank, gpus, variables, "or lower rollouts.kv_cache_gib"
         )
@@ -170,7 +172,8 @@ class RolloutEngine:
             self._weights = SharedWeights(shapes, torch.bfloat16 if self.dtype == "bfloat16" else torch.float32)
         written: Path | str | None = None if self._weights is None else self._weights.path
         for name, tensor in tensors.items():
-            value = tensor.value()  # of all processes together: an error here has to wait for the others
+            with torch.autocast(tensor.base.device.type, enabled=False):  # adapters are merged in float32
+                value = tensor.value()  # of all processes together: an error has to wait for the others
             try:
                 if self._weights is not None:
                     self._weights.write(name, value)
@@ -185,7 +188,7 @@ class RolloutEngine:
 
     def read_folder(self, folder: Path) -> None:
         """Give the engine all weights of a folder of the same configuration."""
-        self._call("read_folder", folder)
+        self._call("read_folder", folder, is_silent=True)
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, rows: Sequence[int] | None = None
@@ -219,8 +222,8 @@ class RolloutEngine:
         begin = sum(len(ids) for ids, _ in asked[: self.ranks.rank - self._first])
         return answer[begin : begin + len(prompts)]
 
-    def _call(self, name: str, *arguments: object) -> Any:
-        """Call the engine, awake, where this process has it, and return its answer."""
+    def _call(self, name: str, *arguments: object, is_silent: bool = False) -> Any:
+        """Call the engine, awake, where this process has it; return its answer. `is_silent`: it may take any time."""
         if self._engine is None:
             return None
         if not self._awake:
@@ -229,7 +232,7 @@ class RolloutEngine:
             self._answer(self.settings.engine_seconds)
             self._awake = True
         self._engine.send(name, *arguments)
-        return self._answer(self.settings.engine_seconds)
+        return self._answer(None if is_silent else self.settings.engine_seconds)
 
     def _sleep(self) -> None:
         if self._engine is not None and self._sleeps:

@@ -41,6 +41,7 @@ STAGES = {
     "score": ("lit_puzzle.scoring.scoring.score", "replace-1-block scores of the library's blocks in the parent"),
     "search": ("lit_puzzle.search.search.search", "library + scores + costs -> plan of least quality loss in a budget"),
     "assemble": ("lit_puzzle.child.assemble.assemble", "plan + parent checkpoint -> child checkpoint"),
+    "average": ("lit_puzzle.child.average.average", "two recovered children -> their weighted average"),
     "generate": ("lit_puzzle.data.generate.generate", "prompts + parent -> documents with its completions"),
     "precompute_logits": (
         "lit_puzzle.distill.top_logits.precompute_logits",

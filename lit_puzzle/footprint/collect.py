@@ -39,6 +39,7 @@ OF_STAGES: dict[str, Formula] = {
     "score": scoring.footprint,
     "search": search.footprint,
     "assemble": child.footprint,
+    "average": child.average_footprint,
     "generate": data.footprint,
     "precompute_logits": logits_footprint.footprint,
     "evaluate": evaluate.footprint,

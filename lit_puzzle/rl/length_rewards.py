@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_puzzle.environments.looping import is_looping
-from lit_puzzle.generation.lengths import read_lengths
+from lit_puzzle.generation.lengths import LengthStatistics, read_lengths
 from lit_puzzle.rl.length_settings import BudgetSettings
 
 Reward = Callable[..., list[float]]
@@ -119,6 +119,25 @@ def parents_tokens(folder: Path, efforts: Sequence[str]) -> dict[str, float]:
     if empty:
         raise ValueError(f"{folder} gives the parent 0 tokens at {empty}; nothing can be limited to multiples of that.")
     return {effort: lengths[effort].mean for effort in efforts}
+
+
+def budget_score(
+    values: Mapping[str, float], settings: BudgetSettings, parent: Mapping[str, LengthStatistics]
+) -> float:
+    """Return by what the best weights are chosen: accuracy, minus how far the longest effort lies beyond its limit.
+
+        score = accuracy - max(0, max over efforts of n / (best_within * m) - 1)
+
+    Args:
+        values: `val/accuracy` and `val/tokens/<effort>` (n) of a validation.
+        settings: the limit; without a weight the score is the accuracy.
+        parent: the parent's lengths (m); efforts that it does not have are not limited.
+    """
+    if settings.weight == 0:
+        return values["val/accuracy"]
+    limits = {f"val/tokens/{effort}": settings.best_within * lengths.mean for effort, lengths in parent.items()}
+    excess = [tokens / limits[key] - 1 for key, tokens in values.items() if key in limits]
+    return values["val/accuracy"] - max([0.0, *excess])
 
 
 def length_limit(start: float, end: float, parent_tokens: Mapping[str, float]) -> LengthLimit:

@@ -1,4 +1,4 @@
-"""Settings of the rewards that keep completions short, as recipes hold them. Imports no torch; reads, writes nothing.
+"""Settings of the rewards of lengths and endings, as recipes hold them. Imports no torch; reads, writes nothing.
 
 Each has a weight, its factor in the sum of rewards; 0 leaves it out. What they compute: `lit_puzzle.rl.length_rewards`
 (one completion) and `lit_puzzle.rl.shared_rewards` (a completion among others).
@@ -26,6 +26,8 @@ class BudgetSettings:
         mean_ramp: 0: every completion beyond the budget is penalized. Above 0: as far as the mean of the effort's
             completions in the generation batch is beyond the budget, in full from this multiple of the parent's mean
             tokens above it.
+        best_within: validations choose the best weights among those that keep every effort within this multiple of the
+            parent's mean tokens (`val/score`), whatever the budgets.
         parent: folder with the parent's `generation_lengths.json`: the run folder of an evaluation of the parent;
             default: the child's folder.
 
@@ -40,11 +42,12 @@ class BudgetSettings:
     none: float = 1.0
     ramp: float = 1.0
     mean_ramp: float = 0.0
+    best_within: float = 1.1
     parent: Path | None = None
 
     def __post_init__(self) -> None:
         check_weights("rewards.budget", {"weight": self.weight})
-        given = self.factors() | {"ramp": self.ramp}
+        given = self.factors() | {"ramp": self.ramp, "best_within": self.best_within}
         if not all(0 < number < math.inf for number in given.values()):
             raise ValueError(
                 f"rewards.budget: {_listed(given)} were given; all are multiples of the parent's mean tokens, positive "
@@ -111,6 +114,33 @@ class OverlongSettings:
             raise ValueError(
                 f"rewards.overlong.buffer_tokens={self.buffer_tokens} was given; it must be below "
                 f"grpo.sampling.max_new_tokens={max_new_tokens}."
+            )
+
+
+@dataclass(frozen=True)
+class EndingSettings:
+    """Penalties of completions that end badly.
+
+    Args:
+        looping: weight of the penalty of completions that end in a loop.
+        no_analysis: weight of the penalty of completions that answer without thinking.
+        no_analysis_efforts: efforts at which that costs; at low effort answering at once may be just right.
+
+    Raises:
+        ValueError: weights out of range, or unknown efforts.
+    """
+
+    looping: float = 0.0
+    no_analysis: float = 0.0
+    no_analysis_efforts: tuple[str, ...] = ("medium", "high")
+
+    def __post_init__(self) -> None:
+        check_weights("rewards.endings", {"looping": self.looping, "no_analysis": self.no_analysis})
+        unknown = [effort for effort in self.no_analysis_efforts if effort not in LEVELS]
+        if unknown or not self.no_analysis_efforts:
+            raise ValueError(
+                f"rewards.endings.no_analysis_efforts={list(self.no_analysis_efforts)} was given; one or more of "
+                f"{list(LEVELS)} are needed."
             )
 
 

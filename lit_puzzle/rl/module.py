@@ -14,7 +14,7 @@ included), hidden size d, vocabulary V, m completions decoded together, M evalua
   Disk: child P b + 12 T per checkpoint to resume from, 4 T per best + 200 bytes and texts a problem, twice.
   Traffic: of a slice, gathers 2 P b and gradients 4 T; of a rollout, P b if gathered, else P b per decoded token;
     of an evaluation, the same as a rollout and M / N episodes; of the end, 4 T twice.
-Results: `lit_puzzle.evaluate.before_after.recovery_results`. Source: arXiv 2602.11937 (RL recovery), 2402.03300 (GRPO).
+Results: `recovery_results`. Source: arXiv 2602.11937, the RL recovery; GRPO, arXiv 2402.03300.
 """
 
 from contextlib import nullcontext
@@ -50,6 +50,7 @@ from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.model.chat import fix_date
 from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.model.opening import load_tokenizer
+from lit_puzzle.rl.length_rewards import budget_score
 from lit_puzzle.rl.rewards import Weighted, build_rewards, length_rewards
 from lit_puzzle.rl.settings import ExtraReward, GRPOSettings, RewardSettings
 from lit_puzzle.rl.vllm_rollouts import VLLMRollouts, ranks_of, start_rollouts
@@ -105,8 +106,7 @@ class RLRecovery(LightningModule):
         self.rollouts: VLLMRollouts | None = None
         self.policy: Any = None  # the model, inside a LoRA wrapper if there is one
         self._reward_history, self._length_rewards = list[float](), list[Weighted]()
-        self._validation_prompts: list[PromptAtEffort] = []  # of the running validation
-        self._evaluation_prompts: list[PromptAtEffort] = []
+        self._validation_prompts, self._evaluation_prompts = list[PromptAtEffort](), list[PromptAtEffort]()
 
     # ---- building -------------------------------------------------------------------------------------------------
 
@@ -122,9 +122,9 @@ class RLRecovery(LightningModule):
 
     def input_identities(self) -> dict[str, Identity]:
         """Return the identity of the child, and of the parent's lengths where they are not the child's."""
+        child = {"child": checkpoint_identity(self.child)}
         given = self.parent_lengths != self.child
-        lengths = {"parent_lengths": file_identity(self.parent_lengths, [LENGTHS_FILE])} if given else {}
-        return {"child": checkpoint_identity(self.child)} | lengths
+        return child | ({"parent_lengths": file_identity(self.parent_lengths, [LENGTHS_FILE])} if given else {})
 
     def setup(self, stage: str) -> None:
         """Check trainer and data, and draw the prompts of the evaluation, before anything slow."""
@@ -135,8 +135,8 @@ class RLRecovery(LightningModule):
         self.grpo.check_batch(trainer.accumulate_grad_batches, trainer.world_size, data.num_train_prompts)
         cap, efforts = self.grpo.sampling.max_new_tokens, list(data.efforts)
         self._length_rewards = length_rewards(self.rewards, efforts, self.parent_lengths, cap)
-        count, seed = evaluation.prompts_per_effort, evaluation.seed
-        self._evaluation_prompts = held_out_problems(data.environments, efforts, count, seed)
+        count, environments = evaluation.prompts_per_effort, data.environments
+        self._evaluation_prompts = held_out_problems(environments, efforts, count, evaluation.seed)
         data.set_aside(problem for problem, _ in self._evaluation_prompts)
 
     def configure_model(self) -> None:
@@ -260,9 +260,10 @@ class RLRecovery(LightningModule):
         self._validation_prompts += batch
 
     def on_validation_epoch_end(self) -> None:
-        """Solve the collected problems together; log accuracy and, per effort, accuracy and tokens."""
+        """Solve the collected problems together; log accuracy, score and numbers per effort."""
         pairs, self._validation_prompts = self._validation_prompts, []
         values = validation_values(self._solve(pairs))
+        values["val/score"] = budget_score(values, self.rewards.budget, known_lengths(self.parent_lengths))
         self.log("val/accuracy", values.pop("val/accuracy"), prog_bar=True, batch_size=len(pairs), sync_dist=True)
         self.log_dict(values, batch_size=len(pairs), sync_dist=True)
 

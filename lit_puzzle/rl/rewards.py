@@ -8,6 +8,7 @@ callable's `__name__`.
 
 Correctness  r = verify(final text, answer) in [0, 1]
 Finished     r = 1 if the completion ends after its final answer, else 0
+NoAnalysis   r = -1 if nothing is thought before the answer, at efforts where it should be, else 0
 Rewards of lengths: `lit_puzzle.rl.length_rewards`, `lit_puzzle.rl.shared_rewards`.
 
 Reads `generation_lengths.json` (only where lengths are compared with the parent's); writes nothing.
@@ -82,6 +83,21 @@ class Finished:
         return [float(self.form.parse(text).final is not None) for text in decode(self.tokenizer, completion_ids)]
 
 
+@dataclass(frozen=True)
+class NoAnalysis:
+    """-1.0 for a completion without thinking before the answer, at some efforts; 0.0 for all others."""
+
+    tokenizer: "PreTrainedTokenizerBase"
+    form: AnswerFormat
+    efforts: tuple[str, ...]
+    __name__ = "no_analysis"
+
+    def __call__(self, *, completion_ids: list[list[int]], effort: list[str], **columns: Any) -> list[float]:
+        """Return the reward of each completion."""
+        rows = zip(decode(self.tokenizer, completion_ids), effort, strict=True)
+        return [0.0 - (level in self.efforts and self.form.parse(text).analysis is None) for text, level in rows]
+
+
 def shares_of(
     parsed: Sequence[ParsedCompletion], completion_ids: Sequence[Sequence[int]], form: AnswerFormat
 ) -> dict[str, float]:
@@ -120,11 +136,20 @@ def build_rewards(
         environments: environments of the prompts.
         tokenizer: tokenizer of the policy.
         lengths: rewards of lengths and their weights (`length_rewards`).
+
+    Raises:
+        ValueError: missing thinking is penalized in a format that does not tell it apart.
     """
-    form = answer_format(tokenizer)
+    form, endings = answer_format(tokenizer), settings.endings
+    if endings.no_analysis > 0 and not form.thinks:
+        raise ValueError(
+            f"rewards.endings.no_analysis={endings.no_analysis} was given, but in completions of the format "
+            f"{form.name} no thinking stands apart. Set it to 0."
+        )
     weighted: list[Weighted] = [
         (Correctness(tuple(environments), tokenizer, form), settings.correctness),
         (Finished(tokenizer, form), settings.finished),
+        (NoAnalysis(tokenizer, form, endings.no_analysis_efforts), endings.no_analysis),
         *lengths,
         *((reward.function, reward.weight) for reward in extra),
     ]
@@ -157,5 +182,5 @@ def length_rewards(
         *limits,
         (GroupLength(settings.group_length.right_only), settings.group_length.weight),
         (Overlong(max_new_tokens, settings.overlong.buffer_tokens), settings.overlong.weight),
-        (Looping(), settings.looping),
+        (Looping(), settings.endings.looping),
     ]

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from lit_puzzle.environments.answer_formats import FormatChoice
 from lit_puzzle.generation.rollout_settings import RolloutSettings
-from lit_puzzle.rl.length_settings import BudgetSettings, GroupLengthSettings, OverlongSettings
+from lit_puzzle.rl.length_settings import BudgetSettings, EndingSettings, GroupLengthSettings, OverlongSettings
 
 LossType = Literal["grpo", "dr_grpo", "dapo", "bnpo"]
 RatioLevel = Literal["token", "sequence"]
@@ -190,7 +190,7 @@ class RewardSettings:
         budget: a limit for every effort of its own.
         group_length: shorter completions of a prompt get more than longer ones.
         overlong: a penalty before the cap on generated tokens.
-        looping: weight of the penalty of completions that end in a loop.
+        endings: penalties of loops and of answers without thinking.
 
     Raises:
         ValueError: negative weights, no positive one, or limits out of order.
@@ -205,12 +205,13 @@ class RewardSettings:
     budget: BudgetSettings = BudgetSettings()  # noqa: RUF009  (frozen)
     group_length: GroupLengthSettings = GroupLengthSettings()  # noqa: RUF009
     overlong: OverlongSettings = OverlongSettings()  # noqa: RUF009
-    looping: float = 0.0
+    endings: EndingSettings = EndingSettings()  # noqa: RUF009
 
     def __post_init__(self) -> None:
         weights = {"correctness": self.correctness, "finished": self.finished, "length": self.length}
         weights |= {"budget": self.budget.weight, "group_length": self.group_length.weight}
-        weights |= {"overlong": self.overlong.weight, "looping": self.looping}
+        weights |= {"overlong": self.overlong.weight, "looping": self.endings.looping}
+        weights |= {"no_analysis": self.endings.no_analysis}
         if not all(0 <= weight < math.inf for weight in weights.values()) or max(weights.values()) == 0:
             raise ValueError(
                 f"Reward weights {weights} were given; they are finite, none is negative and one must be positive."

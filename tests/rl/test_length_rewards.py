@@ -13,10 +13,11 @@ from lit_puzzle.rl.length_rewards import (
     Looping,
     Overlong,
     budget,
+    budget_score,
     length_limit,
     parents_tokens,
 )
-from lit_puzzle.rl.length_settings import BudgetSettings, GroupLengthSettings, OverlongSettings
+from lit_puzzle.rl.length_settings import BudgetSettings, EndingSettings, GroupLengthSettings, OverlongSettings
 from lit_puzzle.rl.rewards import length_rewards
 from lit_puzzle.rl.settings import GRPOLossSettings, RewardSettings
 
@@ -51,6 +52,15 @@ def test_a_budget_of_the_mean_knows_where_it_counts_in_full() -> None:
     assert budget(BudgetSettings(1.0), {"low": 4.0}).full_mean_tokens == {}
 
 
+def test_the_best_weights_are_those_within_the_limit() -> None:
+    parent = {effort: LengthStatistics(mean, mean, mean) for effort, mean in (("low", 4.0), ("high", 10.0))}
+    values = {"val/accuracy": 0.75, "val/tokens/low": 4.4, "val/tokens/high": 12.0, "val/tokens/medium": 99.0}
+    limited = BudgetSettings(weight=1.0, best_within=1.2)
+    assert budget_score(values, limited, parent) == 0.75
+    assert budget_score(values | {"val/tokens/low": 6.0}, limited, parent) == pytest.approx(0.5)  # 6 / 4.8 - 1
+    assert budget_score(values | {"val/tokens/high": 99.0}, BudgetSettings(), parent) == 0.75
+
+
 def test_overlong_is_the_soft_punishment_of_dapo() -> None:
     """Equation 13 with L_max = 20 and L_cache = 5."""
     reward = Overlong(max_new_tokens=20, buffer_tokens=5)
@@ -70,7 +80,7 @@ def test_the_parents_lengths_are_needed(tmp_path: Path) -> None:
     for settings in (limited, RewardSettings(budget=BudgetSettings(weight=1.0))):
         with pytest.raises(ValueError, match=r"generation_lengths\.json does not exist"):
             build(settings, "high")
-    assert build(RewardSettings(looping=1.0), "high")
+    assert build(RewardSettings(endings=EndingSettings(looping=1.0)), "high")
     write_lengths(tmp_path, {"low": LengthStatistics(4.0, 4.0, 6.0), "high": LengthStatistics(0.0, 0.0, 0.0)})
     with pytest.raises(ValueError, match=r"for \['high', 'low'\], not for \['medium'\]"):
         build(limited, "low", "medium")
@@ -91,9 +101,14 @@ def test_the_parents_lengths_are_needed(tmp_path: Path) -> None:
         (lambda: BudgetSettings(medium=math.nan), "medium=nan"),
         (lambda: BudgetSettings(ramp=0.0), "ramp=0.0"),
         (lambda: BudgetSettings(high=math.inf), "high=inf"),
+        (lambda: BudgetSettings(best_within=0.0), "best_within=0.0"),
         (lambda: BudgetSettings(mean_ramp=-0.1), r"rewards\.budget\.mean_ramp=-0\.1 was given"),
         (lambda: BudgetSettings(mean_ramp=math.nan), "mean_ramp=nan"),
         (lambda: GroupLengthSettings(weight=math.inf), r"rewards\.group_length\.weight=inf was given"),
+        (lambda: EndingSettings(looping=-1.0), r"rewards\.endings\.looping=-1\.0 was given"),
+        (lambda: EndingSettings(no_analysis=math.inf), r"rewards\.endings\.no_analysis=inf was given"),
+        (lambda: EndingSettings(no_analysis_efforts=("most",)), r"no_analysis_efforts=\['most'\] was given"),
+        (lambda: EndingSettings(no_analysis_efforts=()), r"no_analysis_efforts=\[\] was given"),
         (lambda: OverlongSettings(weight=math.nan), r"rewards\.overlong\.weight=nan was given"),
         (lambda: OverlongSettings(buffer_tokens=0), r"buffer_tokens=0 was given; at least 1"),
         (lambda: OverlongSettings(0.5, 16).check_cap(16), r"must be below grpo\.sampling\.max_new_tokens=16"),

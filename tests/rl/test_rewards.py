@@ -4,6 +4,7 @@ import math
 import pickle
 import random
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from trl.trainer.utils import get_callable_name
 
-from lit_puzzle.environments.answer_formats import AnswerFormat
+from lit_puzzle.environments.answer_formats import AnswerFormat, fix_format
 from lit_puzzle.environments.environment import Problem
 from lit_puzzle.generation.lengths import LengthStatistics, write_lengths
 from lit_puzzle.rl.length_rewards import Budget, LengthLimit, Looping, Overlong
-from lit_puzzle.rl.length_settings import BudgetSettings, GroupLengthSettings, OverlongSettings
-from lit_puzzle.rl.rewards import Correctness, Finished, build_rewards, length_rewards
+from lit_puzzle.rl.length_settings import BudgetSettings, EndingSettings, GroupLengthSettings, OverlongSettings
+from lit_puzzle.rl.rewards import Correctness, Finished, NoAnalysis, build_rewards, length_rewards
 from lit_puzzle.rl.settings import ExtraReward, RewardSettings
 from lit_puzzle.rl.shared_rewards import GroupLength
 from lit_puzzle.run.recipe import PACKAGED_RECIPES, load_recipe
@@ -27,6 +28,7 @@ from lit_puzzle.training.lightning import RecipeCLI
 SPECIALS = ["<|pad|>", "<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|return|>"]
 HARMONY = AnswerFormat("harmony", "<|return|>")
 RIGHT = ["<|channel|>", "final", "<|message|>", "7", "<|return|>"]
+THOUGHT = ["<|channel|>", "analysis", "<|message|>", "8", "<|end|>", "<|start|>", "assistant", *RIGHT]
 
 
 class Fixed:
@@ -99,16 +101,27 @@ def test_rewards_pickle_and_carry_the_names_trl_logs(tokenizer: PreTrainedTokeni
         "overlong": (Overlong(max_new_tokens=6, buffer_tokens=4), -0.75),
         "looping": (Looping(), 0.0),
         "group_length": (GroupLength(), 5.0),
+        "no_analysis": (NoAnalysis(tokenizer, HARMONY, ("high",)), -1.0),
     }
     for name, (reward, value) in rewards.items():
         assert get_callable_name(reward) == name
         assert called_as_trl_does(pickle.loads(pickle.dumps(reward)), tokenizer, RIGHT) == [value]
 
 
+def test_answers_without_thinking_cost_one_at_some_efforts(tokenizer: PreTrainedTokenizerFast) -> None:
+    reward = NoAnalysis(tokenizer, HARMONY, ("medium", "high"))
+    efforts = ["low", "high", "medium", "high"]
+    assert called_as_trl_does(reward, tokenizer, RIGHT, RIGHT, RIGHT, THOUGHT, effort=efforts) == [0.0, -1.0, -1.0, 0.0]
+    settings = RewardSettings(endings=EndingSettings(no_analysis=0.5), answer_format="plain")
+    plain = deepcopy(tokenizer)
+    fix_format(plain, "plain")
+    with pytest.raises(ValueError, match=r"no_analysis=0\.5 was given, .* of the format plain no thinking"):
+        build_rewards(settings, [], [Fixed("a")], plain, [])
+
+
 def test_correctness_logs_how_completions_end(tokenizer: PreTrainedTokenizerFast) -> None:
-    thought = ["<|channel|>", "analysis", "<|message|>", "8", "<|end|>", "<|start|>", "assistant", *RIGHT]
     loop = [*RIGHT[:3], *["7"] * 80]
-    ids = [tokenizer.convert_tokens_to_ids(completion) for completion in (RIGHT, thought, loop, RIGHT[:1])]
+    ids = [tokenizer.convert_tokens_to_ids(completion) for completion in (RIGHT, THOUGHT, loop, RIGHT[:1])]
     logged: dict[str, float] = {}
     reward = Correctness((Fixed("a"),), tokenizer, HARMONY)
     columns: dict[str, Any] = {"answer": ["7"] * 4, "environment": ["a"] * 4}
@@ -132,10 +145,10 @@ def test_build_rewards_leaves_out_zero_weights(tokenizer: PreTrainedTokenizerFas
         budget=BudgetSettings(0.2),
         group_length=GroupLengthSettings(0.3),
         overlong=OverlongSettings(0.4),
-        looping=0.5,
+        endings=EndingSettings(looping=0.5, no_analysis=0.6),
     )
-    names = ["correctness", "length_limit", "budget", "group_length", "overlong", "looping"]
-    assert built(every) == (names, [1.0, 0.1, 0.2, 0.3, 0.4, 0.5])
+    names = ["correctness", "no_analysis", "length_limit", "budget", "group_length", "overlong", "looping"]
+    assert built(every) == (names, [1.0, 0.6, 0.1, 0.2, 0.3, 0.4, 0.5])
 
 
 @pytest.mark.parametrize(
@@ -145,8 +158,6 @@ def test_build_rewards_leaves_out_zero_weights(tokenizer: PreTrainedTokenizerFas
         {"correctness": 0.0},
         {"length_start": 2.0},
         {"length_start": -0.5},
-        {"looping": -1.0},
-        {"looping": math.inf},
         {"correctness": 0.0, "finished": 1.0, "group_length": GroupLengthSettings(0.5)},
     ],
 )

@@ -1,6 +1,6 @@
 """Rollouts of the tiny child by transformers and by vLLM: generated tokens per CPU-second, the same prompts.
 
-    OMP_NUM_THREADS=1 .venv-vllm/bin/python scripts/bench/rollouts.py [--completions 64] [--tokens 96] [--rounds 5]
+    OMP_NUM_THREADS=1 .venv-vllm/bin/python scripts/bench/rollout_speed.py [--completions 64] [--tokens 96] [--rounds 5]
 
 `generate` is what TRL calls with `rollouts.engine: transformers` (its default); `our engine` is what validation runs
 there; `vllm` is `rollouts.engine: vllm`, with the log-probabilities of its tokens; `update` sends it the weights of the

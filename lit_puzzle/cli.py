@@ -41,6 +41,7 @@ STAGES = {
     "score": ("lit_puzzle.scoring.scoring.score", "replace-1-block scores of the library's blocks in the parent"),
     "search": ("lit_puzzle.search.search.search", "library + scores + costs -> plan of least quality loss in a budget"),
     "assemble": ("lit_puzzle.child.assemble.assemble", "plan + parent checkpoint -> child checkpoint"),
+    "average": ("lit_puzzle.child.average.average", "two recovered children -> their weighted average"),
     "generate": ("lit_puzzle.data.generate.generate", "prompts + parent -> documents with its completions"),
     "precompute_logits": (
         "lit_puzzle.distill.top_logits.precompute_logits",
@@ -50,6 +51,14 @@ STAGES = {
     "text_distance": (
         "lit_puzzle.evaluate.text_distance.text_distance",
         "divergence from the parent and perplexity on held-out documents",
+    ),
+    "throughput": (
+        "lit_puzzle.serve.throughput.throughput",
+        "best token throughput of parent and child: measured, predicted or stated",
+    ),
+    "frontier": (
+        "lit_puzzle.report.frontier.frontier",
+        "two evaluations + throughputs -> requests, retention, frontier",
     ),
     "export": ("lit_puzzle.serve.export.export", "child -> a complete folder to serve, with a model card"),
     "serve_check": (

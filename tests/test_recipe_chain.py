@@ -15,6 +15,7 @@ OWN_KEYS = ("run_dir", "save_dir", "dirpath", "default_root_dir")
 OUTPUTS = {  # what may be named inside a run folder, by command or class of the model; else the folder is named
     "generate": {"documents"},
     "assemble": {"child"},
+    "average": {"child"},
     "export": {"model"},
     "precompute_logits": {"top_logits"},
     "search": {"plan.json"},
@@ -125,9 +126,15 @@ def test_what_is_exported_was_searched_distilled_and_recovered(export: Path) -> 
         kind(path) for path in ancestors(export)
     }
     checkpoint = maker(RECIPES[export]["checkpoint"])
-    assert checkpoint is not None and kind(checkpoint[0]) == "RLRecovery"
-    child = maker(RECIPES[checkpoint[0]]["model"]["init_args"]["child"])
-    assert child is not None and kind(child[0]) == "GlobalDistillation"
+    assert checkpoint is not None
+    recipe = RECIPES[checkpoint[0]]
+    averages = kind(checkpoint[0]) == "average"
+    recovered = [maker(recipe[name]) for name in ("first", "second")] if averages else [checkpoint]
+    assert len(set(recovered)) == len(recovered)
+    for run in recovered:
+        assert run is not None and kind(run[0]) == "RLRecovery"
+        child = maker(RECIPES[run[0]]["model"]["init_args"]["child"])
+        assert child is not None and kind(child[0]) == "GlobalDistillation"
     kv = maker(RECIPES[export]["kv_scales"])
     assert kv is not None and RECIPES[kv[0]]["model"]["init_args"]["checkpoint"] == RECIPES[export]["checkpoint"]
 

@@ -3,13 +3,15 @@
 `after` is of the folder that is written: `load_best`, `save_child` and `reload_child` come first.
 
 Reads and writes: `<run>/before/episodes.jsonl`, `<run>/after/episodes.jsonl` (a completion a line).
-reward/first and reward/last are means over the first and last tenth of the updates that generated.
+reward/first and reward/last are means over the first and last tenth of the updates that generated. Beside accuracy and
+tokens stand the shares of completions that did not end, have no final answer, loop, or answer without thinking.
 Source: the tables of accuracy and generated tokens per effort in arXiv 2602.11937.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from rich.console import Console
 from rich.table import Table
@@ -18,7 +20,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedTokenizerBase
 
 from lit_puzzle.environments.environment import Environment, PromptAtEffort
-from lit_puzzle.environments.episodes import Episode
+from lit_puzzle.environments.episodes import Episode, shares_without
 from lit_puzzle.evaluate.accuracy import (
     compare,
     gather_episodes,
@@ -28,9 +30,13 @@ from lit_puzzle.evaluate.accuracy import (
     summarize,
     write_episodes,
 )
+from lit_puzzle.generation.lengths import LengthStatistics
 from lit_puzzle.generation.sampling import Sampling
 from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.model.writer import atomic_folder
+
+WHENS = ("before", "after", "parent")
+SHARES = ("unfinished", "no_final", "looping", "no_analysis")  # of completions, where they are known
 
 
 @dataclass(frozen=True)
@@ -89,29 +95,45 @@ def write_evaluation(folder: Path, episodes: Sequence[Episode], is_writer: bool,
 
 
 def validation_values(episodes: Sequence[Episode]) -> dict[str, float]:
-    """Means of a validation: `val/accuracy`, and `val/accuracy/<effort>` and `val/tokens/<effort>` per effort."""
+    """Means of a validation: `val/accuracy`, and per effort `val/<what>/<effort>`: accuracy, tokens and `SHARES`."""
     values = {"val/accuracy": sum(episode.correct for episode in episodes) / len(episodes)}
     for effort, group in split_by_effort(episodes).items():
         values[f"val/accuracy/{effort}"] = sum(episode.correct for episode in group) / len(group)
         values[f"val/tokens/{effort}"] = sum(episode.generated_tokens for episode in group) / len(group)
+        values |= {f"val/{name}/{effort}": share for name, share in ending_shares(group).items()}
     return values
 
 
-def recovery_results(before: Sequence[Episode], after: Sequence[Episode], rewards: Sequence[float]) -> dict[str, float]:
+def ending_shares(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Return the `SHARES` of at least one episode that are known."""
+    shares = {"unfinished": sum(not episode.finished for episode in episodes) / len(episodes)}
+    return {name: share for name, share in (shares | shares_without(episodes)).items() if name in SHARES}
+
+
+def recovery_results(
+    before: Sequence[Episode],
+    after: Sequence[Episode],
+    rewards: Sequence[float],
+    parent: Mapping[str, LengthStatistics] = MappingProxyType({}),
+) -> dict[str, float]:
     """Return the headline numbers of a recovery, flat.
 
     Args:
         before: episodes of the child.
         after: episodes of the recovered child, the same problems in the same order.
         rewards: mean reward of every rollout of the run.
+        parent: the parent's lengths, where they are known.
 
     Returns:
         Per effort `accuracy/<effort>/before|after|gain`, each with `_se`, and `tokens/<effort>/before|after|gain` with
-        `gain_se`; `reward/first|last` if anything was rolled out.
+        `gain_se`; `tokens/<effort>/parent` and `of_parent` (after / parent); `<share>/<effort>/before|after` of
+        `SHARES`; `effort_length_ratio/before|after|parent` (tokens at high / at low effort); `reward/first|last` if
+        anything was rolled out.
     """
     paired = compare(before, after)
     results = {}
-    for effort in split_by_effort(before):
+    groups = {"before": split_by_effort(before), "after": split_by_effort(after)}
+    for effort in groups["before"]:
         for when, summary in (("before", summarize(before)), ("after", summarize(after))):
             results[f"accuracy/{effort}/{when}"] = summary[f"accuracy/{effort}"]
             results[f"accuracy/{effort}/{when}_se"] = summary[f"accuracy_se/{effort}"]
@@ -119,6 +141,13 @@ def recovery_results(before: Sequence[Episode], after: Sequence[Episode], reward
         for name in ("accuracy", "tokens"):
             results[f"{name}/{effort}/gain"] = paired[f"{name}_gain/{effort}"]
             results[f"{name}/{effort}/gain_se"] = paired[f"{name}_gain_se/{effort}"]
+        if effort in parent:
+            results[f"tokens/{effort}/parent"] = parent[effort].mean
+            results[f"tokens/{effort}/of_parent"] = results[f"tokens/{effort}/after"] / parent[effort].mean
+        for when, by_effort in groups.items():
+            shares = ending_shares(by_effort[effort])
+            results |= {f"{name}/{effort}/{when}": share for name, share in shares.items()}
+    results |= _effort_length_ratios(results)
     if rewards:
         tenth = max(1, len(rewards) // 10)
         results["reward/first"] = sum(rewards[:tenth]) / tenth
@@ -126,10 +155,15 @@ def recovery_results(before: Sequence[Episode], after: Sequence[Episode], reward
     return results
 
 
-def print_table(results: dict[str, float]) -> None:
-    """Print the results, an effort a row."""
-    table = Table("effort", "accuracy before", "accuracy after", "gain (paired)", "tokens", title="Recovery")
+def _effort_length_ratios(results: Mapping[str, float]) -> dict[str, float]:
+    tokens = {when: [results.get(f"tokens/{effort}/{when}") for effort in ("low", "high")] for when in WHENS}
+    return {f"effort_length_ratio/{when}": high / low for when, (low, high) in tokens.items() if low and high}
+
+
+def print_table(results: Mapping[str, float]) -> None:
+    """Print the results: accuracy and tokens, then how completions end; an effort a row."""
     efforts = [key.split("/")[1] for key in results if key.startswith("accuracy/") and key.endswith("/gain")]
+    table = Table("effort", "accuracy before", "accuracy after", "gain (paired)", "tokens", title="Recovery")
     for effort in efforts:
         columns = [
             f"{results[f'accuracy/{effort}/{name}']:{sign}.3f} ± {results[f'accuracy/{effort}/{name}_se']:.3f}"
@@ -137,4 +171,21 @@ def print_table(results: dict[str, float]) -> None:
         ]
         tokens = " → ".join(f"{results[f'tokens/{effort}/{when}']:.1f}" for when in ("before", "after"))
         table.add_row(effort, *columns, tokens)
+    Console().print(table)
+    _print_endings(results, efforts)
+
+
+def _print_endings(results: Mapping[str, float], efforts: Sequence[str]) -> None:
+    """Print tokens relative to the parent and shares of completions, before → after, in percent."""
+    known = [name for name in SHARES if any(f"{name}/{effort}/after" in results for effort in efforts)]
+    lengths = any(f"tokens/{effort}/of_parent" in results for effort in efforts)
+    headers = ["tokens / parent's"] if lengths else []
+    table = Table("effort", *headers, *(f"{name.replace('_', ' ')}, %" for name in known), title="Completions")
+    for effort in efforts:
+        of_parent = results.get(f"tokens/{effort}/of_parent")
+        columns = ["" if of_parent is None else f"{of_parent:.2f}"] if lengths else []
+        for name in known:
+            shares = [results.get(f"{name}/{effort}/{when}") for when in ("before", "after")]
+            columns.append(" → ".join("?" if share is None else f"{100 * share:.1f}" for share in shares))
+        table.add_row(effort, *columns)
     Console().print(table)

@@ -63,3 +63,12 @@ def read_lengths(folder: Path) -> dict[str, LengthStatistics]:
             if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
                 raise ValueError(f"{file}: {effort}.{key} is {value!r}; a length is a number of tokens. {FORM}")
     return lengths
+
+
+def known_lengths(folder: Path) -> dict[str, LengthStatistics]:
+    """Read the lengths that a checkpoint folder carries; empty if it carries none.
+
+    Raises:
+        ValueError: a file of another form.
+    """
+    return read_lengths(folder) if (folder / LENGTHS_FILE).is_file() else {}

@@ -96,7 +96,7 @@ def planned_config(folder: Path, above: tuple[Path, ...] = ()) -> Planned:
 
 def _source(layers: tuple[dict[str, Any], ...]) -> str | None:
     """Return the folder of the model that a recipe starts from: a child before a parent."""
-    for key in ("child", "checkpoint", "parent"):
+    for key in ("child", "checkpoint", "first", "parent"):
         for layer in reversed(layers):
             for place in (layer, (layer.get("model") or {}).get("init_args") or {}):
                 value = place.get(key) if isinstance(place, Mapping) else None

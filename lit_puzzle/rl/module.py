@@ -13,9 +13,7 @@ included), hidden size d, vocabulary V, m completions decoded together, M evalua
   Disk: child P b + 12 T per checkpoint to resume from, 4 T per best + 200 bytes and texts a problem, twice.
   Traffic: of a slice, gathers 2 P b and gradients 4 T; of a rollout, P b if gathered, else P b per decoded token;
     of an evaluation, the same as a rollout and M / N episodes; of the end, 4 T twice.
-Results: `accuracy/<effort>/before|after`, `.../before_se|after_se`, `accuracy/<effort>/gain|gain_se`,
-`tokens/<effort>/before|after`, `reward/first|last`.
-Source: arXiv 2602.11937, the RL recovery; GRPO, arXiv 2402.03300.
+Results: `recovery_results`. Source: arXiv 2602.11937, the RL recovery; GRPO, arXiv 2402.03300.
 """
 
 from contextlib import nullcontext
@@ -45,14 +43,16 @@ from lit_puzzle.evaluate.before_after import (
     write_evaluation,
 )
 from lit_puzzle.evaluate.held_out import held_out_problems
+from lit_puzzle.generation.lengths import LENGTHS_FILE, known_lengths
 from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.model.chat import fix_date
 from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.model.opening import load_tokenizer
-from lit_puzzle.rl.rewards import build_rewards
+from lit_puzzle.rl.length_rewards import budget_score
+from lit_puzzle.rl.rewards import Weighted, build_rewards, length_rewards
 from lit_puzzle.rl.settings import ExtraReward, GRPOSettings, RewardSettings
 from lit_puzzle.run.folder import require_input
-from lit_puzzle.run.inputs import Identity, run_date
+from lit_puzzle.run.inputs import Identity, file_identity, run_date
 from lit_puzzle.training.best_weights import load_best
 from lit_puzzle.training.finite import check_loss, check_weights
 from lit_puzzle.training.load_child import load_child, reload_child
@@ -97,12 +97,12 @@ class RLRecovery(LightningModule):
         self.child, self.grpo, self.rewards, self.extra_rewards = child, grpo, rewards, extra_rewards or []
         self.training_settings, self.evaluation = training, evaluation
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.parent_lengths = rewards.budget.parent or child  # folder
         self.strict_loading = False  # checkpoints contain trainable parameters only
         self.results: dict[str, float] = {}
         self.policy: Any = None  # the model, inside a LoRA wrapper if there is one
-        self._reward_history: list[float] = []
-        self._validation_prompts: list[PromptAtEffort] = []  # of the running validation
-        self._evaluation_prompts: list[PromptAtEffort] = []
+        self._reward_history, self._length_rewards = list[float](), list[Weighted]()
+        self._validation_prompts, self._evaluation_prompts = list[PromptAtEffort](), list[PromptAtEffort]()
 
     # ---- building -------------------------------------------------------------------------------------------------
 
@@ -122,8 +122,10 @@ class RLRecovery(LightningModule):
         return without_adapters(self.policy)
 
     def input_identities(self) -> dict[str, Identity]:
-        """Return the identity of the child."""
-        return {"child": checkpoint_identity(self.child)}
+        """Return the identity of the child, and of the parent's lengths where they are not the child's."""
+        child = {"child": checkpoint_identity(self.child)}
+        given = self.parent_lengths != self.child
+        return child | ({"parent_lengths": file_identity(self.parent_lengths, [LENGTHS_FILE])} if given else {})
 
     def setup(self, stage: str) -> None:
         """Check trainer and data, and draw the prompts of the evaluation, before anything slow."""
@@ -131,9 +133,10 @@ class RLRecovery(LightningModule):
         check_trainer(trainer, self.training_settings.dtype)
         check_saved(self.child, self.training_settings)
         self.grpo.check_batch(trainer.accumulate_grad_batches, trainer.world_size, data.num_train_prompts)
-        self._evaluation_prompts = held_out_problems(
-            data.environments, list(data.efforts), evaluation.prompts_per_effort, evaluation.seed
-        )
+        cap, efforts = self.grpo.sampling.max_new_tokens, list(data.efforts)
+        self._length_rewards = length_rewards(self.rewards, efforts, self.parent_lengths, cap)
+        count, environments = evaluation.prompts_per_effort, data.environments
+        self._evaluation_prompts = held_out_problems(environments, efforts, count, evaluation.seed)
         data.set_aside(problem for problem, _ in self._evaluation_prompts)
 
     def configure_model(self) -> None:
@@ -157,9 +160,8 @@ class RLRecovery(LightningModule):
         from lit_puzzle.rl.trl_engine import GRPOEngine, grpo_config
 
         trainer, data = self.trainer, self.data
-        functions, weights = build_rewards(
-            self.rewards, self.extra_rewards, data.environments, self.tokenizer, list(data.efforts), self.child
-        )
+        lengths, extra = self._length_rewards, self.extra_rewards
+        functions, weights = build_rewards(self.rewards, extra, data.environments, self.tokenizer, lengths)
         config = grpo_config(
             self.grpo,
             accumulate_grad_batches=trainer.accumulate_grad_batches,
@@ -180,7 +182,7 @@ class RLRecovery(LightningModule):
 
     @property
     def run_dir(self) -> Path:
-        """The run folder."""
+        """Run folder."""
         return Path(self.trainer.default_root_dir)
 
     def train_dataloader(self) -> Any:
@@ -260,9 +262,10 @@ class RLRecovery(LightningModule):
         self._validation_prompts += batch
 
     def on_validation_epoch_end(self) -> None:
-        """Solve the collected problems together; log accuracy and, per effort, accuracy and tokens."""
+        """Solve the collected problems together; log accuracy, score and numbers per effort."""
         pairs, self._validation_prompts = self._validation_prompts, []
         values = validation_values(self._solve(pairs))
+        values["val/score"] = budget_score(values, self.rewards.budget, known_lengths(self.parent_lengths))
         self.log("val/accuracy", values.pop("val/accuracy"), prog_bar=True, batch_size=len(pairs), sync_dist=True)
         self.log_dict(values, batch_size=len(pairs), sync_dist=True)
 
@@ -276,7 +279,7 @@ class RLRecovery(LightningModule):
         self._set_policy(reload_child(self.device_mesh, target, self.training_settings, self.device))
         before, after = read_episodes(self.run_dir / "before"), self._solve(self._evaluation_prompts)
         write_evaluation(self.run_dir / "after", after, is_writer, self.evaluation.texts)
-        self.results = recovery_results(before, after, self._reward_history)
+        self.results = recovery_results(before, after, self._reward_history, known_lengths(self.parent_lengths))
         if is_writer:
             print_table(self.results)
 

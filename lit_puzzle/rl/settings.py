@@ -1,7 +1,7 @@
 """Settings of reinforcement learning, as recipes hold them: rollouts, loss, rewards. Imports no torch.
 
 Reads and writes nothing. Source of the settings: GRPO (arXiv 2402.03300), Dr. GRPO (arXiv 2503.20783), DAPO
-(arXiv 2503.14476); the recovery itself: arXiv 2602.11937.
+(arXiv 2503.14476), GDPO (arXiv 2601.05242); the recovery itself: arXiv 2602.11937.
 """
 
 import math
@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from lit_puzzle.environments.answer_formats import FormatChoice
+from lit_puzzle.rl.length_settings import BudgetSettings, EndingSettings, GroupLengthSettings, OverlongSettings
 
 LossType = Literal["grpo", "dr_grpo", "dapo", "bnpo"]
 RatioLevel = Literal["token", "sequence"]
 RewardScale = Literal["group", "batch", "none"]
+Aggregation = Literal["sum_then_normalize", "normalize_then_sum"]
 RewardFunction = Callable[..., list[float]]
 
 
@@ -61,7 +63,11 @@ class GRPOLossSettings:
         scale_rewards: divisor of the advantages: standard deviation of the `group`, of the `batch`, or `none`.
         beta: weight of the KL divergence to the child before training (unbiased, arXiv 2512.02556); needs LoRA, where
             the model with its adapter off is the reference.
-        mask_truncated_completions: leaves completions that reach `max_new_tokens` out of the loss.
+        mask_truncated_completions: leaves completions that reach `max_new_tokens` out of the loss (overlong filter).
+        aggregation: `sum_then_normalize` sums the weighted rewards and makes advantages of the sum; in
+            `normalize_then_sum` (GDPO, arXiv 2601.05242) every reward is first centered and divided by its standard
+            deviation in the group, so that a weight means the same whatever the spread, and the sum is normalized over
+            the batch; `scale_rewards` has no part in that.
 
     Raises:
         ValueError: another value of a choice, or numbers out of range.
@@ -74,12 +80,14 @@ class GRPOLossSettings:
     scale_rewards: RewardScale = "group"
     beta: float = 0.0
     mask_truncated_completions: bool = False
+    aggregation: Aggregation = "sum_then_normalize"
 
     def __post_init__(self) -> None:
         choices = {
             "loss_type": (self.loss_type, get_args(LossType)),
             "importance_sampling_level": (self.importance_sampling_level, get_args(RatioLevel)),
             "scale_rewards": (self.scale_rewards, get_args(RewardScale)),
+            "aggregation": (self.aggregation, get_args(Aggregation)),
         }
         for name, (given, allowed) in choices.items():
             if given not in allowed:
@@ -171,6 +179,10 @@ class RewardSettings:
         length_start: multiple of the parent's mean length at which the length limit starts to cost.
         length_end: multiple at which it costs its full weight.
         answer_format: of the completions; `auto`: what the tokenizer says.
+        budget: a limit for every effort of its own.
+        group_length: shorter completions of a prompt get more than longer ones.
+        overlong: a penalty before the cap on generated tokens.
+        endings: penalties of loops and of answers without thinking.
 
     Raises:
         ValueError: negative weights, no positive one, or limits out of order.
@@ -182,9 +194,16 @@ class RewardSettings:
     length_start: float = 1.0
     length_end: float = 2.0
     answer_format: FormatChoice = "auto"
+    budget: BudgetSettings = BudgetSettings()  # noqa: RUF009  (frozen)
+    group_length: GroupLengthSettings = GroupLengthSettings()  # noqa: RUF009
+    overlong: OverlongSettings = OverlongSettings()  # noqa: RUF009
+    endings: EndingSettings = EndingSettings()  # noqa: RUF009
 
     def __post_init__(self) -> None:
         weights = {"correctness": self.correctness, "finished": self.finished, "length": self.length}
+        weights |= {"budget": self.budget.weight, "group_length": self.group_length.weight}
+        weights |= {"overlong": self.overlong.weight, "looping": self.endings.looping}
+        weights |= {"no_analysis": self.endings.no_analysis}
         if not all(0 <= weight < math.inf for weight in weights.values()) or max(weights.values()) == 0:
             raise ValueError(
                 f"Reward weights {weights} were given; they are finite, none is negative and one must be positive."
@@ -193,6 +212,11 @@ class RewardSettings:
             raise ValueError(
                 f"length_start {self.length_start} and length_end {self.length_end} were given; "
                 "0 <= length_start < length_end is needed, in multiples of the parent's mean length."
+            )
+        if self.group_length.weight > 0 and self.group_length.right_only and self.correctness == 0:
+            raise ValueError(
+                f"rewards.group_length.weight={self.group_length.weight} was given with rewards.correctness=0, which "
+                "leaves no right completions to compare. Set rewards.group_length.right_only=false."
             )
 
 

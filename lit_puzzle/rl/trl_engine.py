@@ -7,7 +7,7 @@ that validation cannot change training and a resumed run continues bit for bit.
 Reads and writes nothing (TRL's reports, checkpoints and telemetry are off).
 Source: GRPO, arXiv 2402.03300, as implemented by TRL.
 
-Shapes: B completions of a generation batch on this process.
+Shapes: B completions of a generation batch on this process, N on all.
 """
 
 import math
@@ -24,10 +24,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import get_callable_name
 
+from lit_puzzle.environments.environment import LEVELS
 from lit_puzzle.rl.loader import ResumableLoader
 from lit_puzzle.rl.reward_checks import Faults, checked_reward
 from lit_puzzle.rl.rewards import RewardFunction
 from lit_puzzle.rl.settings import GRPOSettings
+from lit_puzzle.rl.shared_rewards import complete, is_shared
 from lit_puzzle.training.finite import ADVICE, raise_together
 from lit_puzzle.training.random_state import RandomStream
 from lit_puzzle.training.trainer_validation import PRECISIONS
@@ -102,6 +104,7 @@ def grpo_config(
         scale_rewards=loss.scale_rewards,
         beta=loss.beta,
         mask_truncated_completions=loss.mask_truncated_completions,
+        multi_objective_aggregation=loss.aggregation,
         reward_weights=list(reward_weights),
     )
     if config.device.type == "cuda" and config.n_gpu > 1:
@@ -120,6 +123,7 @@ class _Trainer(GRPOTrainer):
     faults: Faults
     rollout_context: Callable[[], AbstractContextManager[None]] = staticmethod(nullcontext)
     rollout: dict[str, Any] | None = None
+    functions: Sequence[RewardFunction] = ()
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -147,6 +151,10 @@ class _Trainer(GRPOTrainer):
         self.faults.found.clear()
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids)
         raise_together(next(iter(self.faults.found), None))
+        if any(is_shared(function) for function in self.functions):
+            own = [[len(ids), LEVELS.index(row["effort"])] for ids, row in zip(completion_ids, inputs, strict=True)]
+            tokens_N, levels_N = self.accelerator.gather(torch.tensor(own, device=rewards.device)).T
+            complete(self.functions, rewards, tokens_N.contiguous(), levels_N, self.num_generations)
         return rewards
 
     def _send_telemetry(self) -> None:
@@ -160,7 +168,7 @@ class GRPOEngine:
         policy: the model, frozen, wrapped by LoRA and sharded as it will be trained.
         tokenizer: its tokenizer; padding is put to the left.
         prompts: columns prompt (text), effort, environment, and the columns that rewards read.
-        rewards: reward functions.
+        rewards: reward functions; the first one grades, where one of them is a `GroupLength`.
         config: configuration from `grpo_config`.
         rollout_context: context around generation (`unsharded`).
 
@@ -191,6 +199,7 @@ class GRPOEngine:
             self.stream = RandomStream(config.device)
         config.beta = self._trainer.beta = beta
         self._trainer.faults = faults
+        self._trainer.functions = list(rewards)
         self._trainer.rollout_context = rollout_context
         self._trainer.current_gradient_accumulation_steps = config.gradient_accumulation_steps
         self.loader = ResumableLoader(self._trainer.get_train_dataloader, self.stream.inside, self.stream.fork)

@@ -34,8 +34,9 @@ from lit_puzzle.child.save import save_child
 from lit_puzzle.environments.answer_formats import answer_format
 from lit_puzzle.environments.episodes import Episode, Verdict
 from lit_puzzle.evaluate.accuracy import read_episodes, solve_problems
-from lit_puzzle.evaluate.before_after import recovery_results
+from lit_puzzle.evaluate.before_after import print_table, recovery_results, validation_values
 from lit_puzzle.evaluate.held_out import held_out_problems
+from lit_puzzle.generation.lengths import LengthStatistics
 from lit_puzzle.generation.sampling import Sampling
 from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.model.checkpoint import fingerprint
@@ -356,4 +357,32 @@ def test_results_are_paired() -> None:
     assert results["accuracy/high/gain"] == 0.25
     assert results["accuracy/high/gain_se"] == pytest.approx(0.25)  # differences 1, 0, 0, 0
     assert results["tokens/high/gain"] == -0.25
+    assert "tokens/high/of_parent" not in results and "effort_length_ratio/after" not in results
     assert (results["reward/first"], results["reward/last"]) == pytest.approx((0.3, 0.7))
+
+
+def test_results_tell_how_completions_end(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two problems at each effort; the parent has 4 and 8 tokens."""
+
+    def episodes(*rows: tuple[str, int, Verdict]) -> list[Episode]:
+        return [
+            Episode("chains", effort, index, verdict, tokens, "length" if verdict.looping else "stop")
+            for index, (effort, tokens, verdict) in enumerate(rows)
+        ]
+
+    right, loop = Verdict(1.0, "", True, False), Verdict(0.0, "cut off", False, True)
+    before = episodes(("low", 5, right), ("low", 5, right), ("high", 10, right), ("high", 30, loop))
+    after = episodes(("low", 4, right), ("low", 4, right), ("high", 6, right), ("high", 6, right))
+    parent = {effort: LengthStatistics(mean, mean, mean) for effort, mean in (("low", 4.0), ("high", 8.0))}
+    results = recovery_results(before, after, [], parent)
+    assert (results["tokens/low/of_parent"], results["tokens/high/of_parent"]) == (1.0, 0.75)
+    assert results["tokens/high/parent"] == 8.0
+    assert [results[f"effort_length_ratio/{when}"] for when in ("before", "after", "parent")] == [4.0, 1.5, 2.0]
+    for name in ("unfinished", "no_final", "looping", "no_analysis"):
+        assert [results[f"{name}/high/{when}"] for when in ("before", "after")] == [0.5, 0.0]
+        assert results[f"{name}/low/before"] == 0.0
+    print_table(results)
+    printed = capsys.readouterr().out
+    assert "50.0 → 0.0 " in printed and "looping, %" in printed and "0.75" in printed
+    values = validation_values(before)
+    assert (values["val/looping/high"], values["val/unfinished/high"], values["val/no_analysis/low"]) == (0.5, 0.5, 0.0)

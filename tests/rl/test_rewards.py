@@ -1,9 +1,10 @@
-"""rewards.py: rewards from token ids in TRL's calling form, the length limit by hand, and the weights of a recipe."""
+"""rewards.py: rewards from token ids in TRL's calling form, and the weights of a recipe."""
 
 import math
 import pickle
 import random
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,21 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from trl.trainer.utils import get_callable_name
 
-from lit_puzzle.environments.answer_formats import AnswerFormat
+from lit_puzzle.environments.answer_formats import AnswerFormat, fix_format
 from lit_puzzle.environments.environment import Problem
 from lit_puzzle.generation.lengths import LengthStatistics, write_lengths
-from lit_puzzle.rl.rewards import Correctness, Finished, LengthLimit, build_rewards
+from lit_puzzle.rl.length_rewards import Budget, LengthLimit, Looping, Overlong
+from lit_puzzle.rl.length_settings import BudgetSettings, EndingSettings, GroupLengthSettings, OverlongSettings
+from lit_puzzle.rl.rewards import Correctness, Finished, NoAnalysis, build_rewards, length_rewards
 from lit_puzzle.rl.settings import ExtraReward, RewardSettings
+from lit_puzzle.rl.shared_rewards import GroupLength
 from lit_puzzle.run.recipe import PACKAGED_RECIPES, load_recipe
 from lit_puzzle.training.lightning import RecipeCLI
 
 SPECIALS = ["<|pad|>", "<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|return|>"]
 HARMONY = AnswerFormat("harmony", "<|return|>")
 RIGHT = ["<|channel|>", "final", "<|message|>", "7", "<|return|>"]
+THOUGHT = ["<|channel|>", "analysis", "<|message|>", "8", "<|end|>", "<|start|>", "assistant", *RIGHT]
 
 
 class Fixed:
@@ -42,7 +47,7 @@ class Fixed:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    words = [*SPECIALS, "final", "analysis", "7", "8"]
+    words = [*SPECIALS, "final", "analysis", "7", "8", "assistant"]
     model = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<|pad|>"))
     model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     model.decoder = decoders.Fuse()
@@ -87,45 +92,63 @@ def test_finished_is_about_form_not_about_being_right(tokenizer: PreTrainedToken
     assert called_as_trl_does(Finished(tokenizer, HARMONY), tokenizer, RIGHT, wrong, RIGHT[:-1]) == [1.0, 1.0, 0.0]
 
 
-def test_length_limit_by_hand(tokenizer: PreTrainedTokenizerFast) -> None:
-    reward = LengthLimit(start_tokens={"low": 2.0, "high": 4.0}, end_tokens={"low": 4.0, "high": 8.0})
-    answers = [["7"] * length for length in (1, 2, 3, 4, 9, 4, 5, 8)]
-    efforts = ["low"] * 5 + ["high"] * 3
-    expected = [0.0, 0.0, -0.5, -1.0, -1.0, 0.0, -0.25, -1.0]
-    assert called_as_trl_does(reward, tokenizer, *answers, effort=efforts) == expected
-
-
 def test_rewards_pickle_and_carry_the_names_trl_logs(tokenizer: PreTrainedTokenizerFast) -> None:
-    rewards = [
-        Correctness((Fixed("a"),), tokenizer, HARMONY),
-        Finished(tokenizer, HARMONY),
-        LengthLimit({"high": 3.0}, {"high": 7.0}),
-    ]
-    assert [get_callable_name(reward) for reward in rewards] == ["correctness", "finished", "length_limit"]
-    for reward, value in zip(rewards, [1.0, 1.0, -0.5], strict=True):
+    rewards = {
+        "correctness": (Correctness((Fixed("a"),), tokenizer, HARMONY), 1.0),
+        "finished": (Finished(tokenizer, HARMONY), 1.0),
+        "length_limit": (LengthLimit({"high": 3.0}, {"high": 7.0}), -0.5),
+        "budget": (Budget({"high": 1.0}, {"high": 9.0}), -0.5),
+        "overlong": (Overlong(max_new_tokens=6, buffer_tokens=4), -0.75),
+        "looping": (Looping(), 0.0),
+        "group_length": (GroupLength(), 5.0),
+        "no_analysis": (NoAnalysis(tokenizer, HARMONY, ("high",)), -1.0),
+    }
+    for name, (reward, value) in rewards.items():
+        assert get_callable_name(reward) == name
         assert called_as_trl_does(pickle.loads(pickle.dumps(reward)), tokenizer, RIGHT) == [value]
 
 
+def test_answers_without_thinking_cost_one_at_some_efforts(tokenizer: PreTrainedTokenizerFast) -> None:
+    reward = NoAnalysis(tokenizer, HARMONY, ("medium", "high"))
+    efforts = ["low", "high", "medium", "high"]
+    assert called_as_trl_does(reward, tokenizer, RIGHT, RIGHT, RIGHT, THOUGHT, effort=efforts) == [0.0, -1.0, -1.0, 0.0]
+    settings = RewardSettings(endings=EndingSettings(no_analysis=0.5), answer_format="plain")
+    plain = deepcopy(tokenizer)
+    fix_format(plain, "plain")
+    with pytest.raises(ValueError, match=r"no_analysis=0\.5 was given, .* of the format plain no thinking"):
+        build_rewards(settings, [], [Fixed("a")], plain, [])
+
+
+def test_correctness_logs_how_completions_end(tokenizer: PreTrainedTokenizerFast) -> None:
+    loop = [*RIGHT[:3], *["7"] * 80]
+    ids = [tokenizer.convert_tokens_to_ids(completion) for completion in (RIGHT, THOUGHT, loop, RIGHT[:1])]
+    logged: dict[str, float] = {}
+    reward = Correctness((Fixed("a"),), tokenizer, HARMONY)
+    columns: dict[str, Any] = {"answer": ["7"] * 4, "environment": ["a"] * 4}
+    assert reward(completion_ids=ids, **columns, log_metric=logged.__setitem__) == [1.0, 1.0, 0.0, 0.0]
+    assert logged == {"unfinished": 0.5, "no_final": 0.5, "looping": 0.25, "no_analysis": 0.75}
+    assert reward(completion_ids=ids, **columns) == [1.0, 1.0, 0.0, 0.0]
+
+
 def test_build_rewards_leaves_out_zero_weights(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    functions, weights = build_rewards(RewardSettings(), [], [Fixed("a")], tokenizer, ["high"], tmp_path)
-    assert [get_callable_name(function) for function in functions] == ["correctness"] and weights == [1.0]
+    def built(settings: RewardSettings) -> tuple[list[str], list[float]]:
+        lengths = length_rewards(settings, ["high"], tmp_path, 32)
+        functions, weights = build_rewards(settings, [], [Fixed("a")], tokenizer, lengths)
+        return [get_callable_name(function) for function in functions], weights
+
+    assert built(RewardSettings()) == (["correctness"], [1.0])
     write_lengths(tmp_path, {"high": LengthStatistics(mean=4.0, p50=4.0, p95=6.0)})
-    settings = RewardSettings(finished=0.1, length=0.5, length_start=1.5, length_end=2.0)
-    functions, weights = build_rewards(settings, [], [Fixed("a")], tokenizer, ["high"], tmp_path)
-    assert weights == [1.0, 0.1, 0.5]
-    assert called_as_trl_does(functions[2], tokenizer, ["7"] * 6, ["7"] * 7, ["7"] * 8) == [0.0, -0.5, -1.0]
-
-
-def test_length_limit_needs_the_parents_lengths(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    settings = RewardSettings(length=0.5)
-    with pytest.raises(ValueError, match=r"generation_lengths\.json does not exist"):
-        build_rewards(settings, [], [Fixed("a")], tokenizer, ["high"], tmp_path)
-    write_lengths(tmp_path, {"low": LengthStatistics(4.0, 4.0, 6.0)})
-    with pytest.raises(ValueError, match=r"for \['low'\], not for \['high'\]"):
-        build_rewards(settings, [], [Fixed("a")], tokenizer, ["low", "high"], tmp_path)
-    (tmp_path / "generation_lengths.json").write_text('{"high": 3}')
-    with pytest.raises(ValueError, match="Its form is"):
-        build_rewards(settings, [], [Fixed("a")], tokenizer, ["high"], tmp_path)
+    names = ["correctness", "finished", "length_limit"]
+    assert built(RewardSettings(finished=0.1, length=0.5)) == (names, [1.0, 0.1, 0.5])
+    every = RewardSettings(
+        length=0.1,
+        budget=BudgetSettings(0.2),
+        group_length=GroupLengthSettings(0.3),
+        overlong=OverlongSettings(0.4),
+        endings=EndingSettings(looping=0.5, no_analysis=0.6),
+    )
+    names = ["correctness", "no_analysis", "length_limit", "budget", "group_length", "overlong", "looping"]
+    assert built(every) == (names, [1.0, 0.6, 0.1, 0.2, 0.3, 0.4, 0.5])
 
 
 @pytest.mark.parametrize(
@@ -135,10 +158,11 @@ def test_length_limit_needs_the_parents_lengths(tokenizer: PreTrainedTokenizerFa
         {"correctness": 0.0},
         {"length_start": 2.0},
         {"length_start": -0.5},
+        {"correctness": 0.0, "finished": 1.0, "group_length": GroupLengthSettings(0.5)},
     ],
 )
 def test_bad_settings_are_refused(bad: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="were given"):
+    with pytest.raises(ValueError, match=r"w(as|ere) given"):
         RewardSettings(**bad)
 
 
@@ -146,9 +170,9 @@ def longer_is_better(*, completion_ids: list[list[int]], **columns: Any) -> list
     return [float(len(ids)) for ids in completion_ids]
 
 
-def test_extra_rewards_come_last_with_their_weights(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+def test_extra_rewards_come_last_with_their_weights(tokenizer: PreTrainedTokenizerFast) -> None:
     extra = [ExtraReward(longer_is_better, weight) for weight in (-0.25, 0.0)] + [ExtraReward(longer_is_better)]
-    functions, weights = build_rewards(RewardSettings(), extra, [Fixed("a")], tokenizer, ["high"], tmp_path)
+    functions, weights = build_rewards(RewardSettings(), extra, [Fixed("a")], tokenizer, [])
     assert weights == [1.0, -0.25, 1.0] and functions[1:] == [longer_is_better] * 2
     with pytest.raises(ValueError, match="weight nan was given; it must be finite"):
         ExtraReward(longer_is_better, math.nan)

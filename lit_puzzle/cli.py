@@ -52,6 +52,14 @@ STAGES = {
         "lit_puzzle.evaluate.text_distance.text_distance",
         "divergence from the parent and perplexity on held-out documents",
     ),
+    "throughput": (
+        "lit_puzzle.serve.throughput.throughput",
+        "best token throughput of parent and child: measured, predicted or stated",
+    ),
+    "frontier": (
+        "lit_puzzle.report.frontier.frontier",
+        "two evaluations + throughputs -> requests, retention, frontier",
+    ),
     "export": ("lit_puzzle.serve.export.export", "child -> a complete folder to serve, with a model card"),
     "serve_check": (
         "lit_puzzle.serve.vllm.check.serve_check",

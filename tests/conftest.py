@@ -30,11 +30,13 @@ from typing import Any
 
 import pytest
 import torch
+from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers import GptOssConfig, GptOssForCausalLM
 
 import lit_puzzle.model.sink_attention  # noqa: F401  (registers it)
 
 torch.set_num_threads(1)
+tqdm.monitor_interval = 0  # its thread takes a lock now and then, which a fork would inherit for ever
 
 TINY: dict[str, Any] = {
     "num_hidden_layers": 4,

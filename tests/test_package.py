@@ -19,7 +19,13 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps"]
 
 
-ON_DEMAND = ("graders", "harmony", "reasoning-gym", "sandbox")  # extras that are imported where a recipe needs them
+ON_DEMAND = (
+    "graders",
+    "harmony",
+    "reasoning-gym",
+    "sandbox",
+    "server",
+)  # extras that are imported where a recipe needs them
 
 
 def files_of(folder: Path) -> dict[str, int]:

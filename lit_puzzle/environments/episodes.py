@@ -30,6 +30,7 @@ from lit_puzzle.run.files import to_json, write_atomically
 from lit_puzzle.run.json_lines import read_json_lines
 from lit_puzzle.run.strict_json import checked_keys
 
+EPISODES_FILE = "episodes.jsonl"  # of a run folder
 SEEN = ("analysis", "looping")  # keys of a row that older files do not have
 WITHOUT_FINAL = (*REASONS.values(), CUT_OFF)
 

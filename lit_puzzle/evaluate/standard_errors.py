@@ -4,6 +4,8 @@ mean = sum over i of y_i / n
 standard error = sqrt( G / (G - 1) * sum over prompts g of ( sum over i in g of (y_i - mean) )^2 ) / n
     y_i = value of completion i; n = completions; G = different prompts.
 
+detectable difference = (z of 97.5 % + z of 80 %) * standard error of the paired difference; 3 / G where that is zero
+
 Completions of one prompt are not independent: with 8 samples of each of 100 prompts there are 100 independent values,
 not 800. With one completion a prompt this is s / sqrt(n), s the sample standard deviation (n - 1). Reads and writes
 nothing. Source: E. Miller, "Adding error bars to evals", arXiv 2411.00640, section 2.2 (clustered standard errors).
@@ -38,6 +40,18 @@ def mean_and_error(values: Sequence[float], prompts: Sequence[Hashable] | None =
     squares = math.fsum(math.fsum(group) ** 2 for group in deviations.values())
     count = len(deviations)
     return mean, math.sqrt(count / (count - 1) * squares) / len(values)
+
+
+def detectable(error: float, prompts: int) -> float:
+    """Return the difference that a comparison shows with a probability of 80 %, tested at 5 % on both sides.
+
+    Where both models did the same on every prompt, it is the largest share that so many prompts do not exclude at 95 %.
+
+    Args:
+        error: standard error of the paired difference.
+        prompts: different prompts.
+    """
+    return (1.95996 + 0.84162) * error if error > 0 else 3 / prompts
 
 
 def prompts_of(episodes: Sequence[Episode]) -> list[tuple[str, int, str]]:

@@ -16,6 +16,7 @@ from lit_puzzle.evaluate import text_footprint
 from lit_puzzle.importance import footprint as importance
 from lit_puzzle.kv_cache import footprint as kv_cache
 from lit_puzzle.library import footprint as library
+from lit_puzzle.report import footprint as report
 from lit_puzzle.rl import footprint as rl
 from lit_puzzle.run.footprint import Assumed, Device, Footprint
 from lit_puzzle.run.recipe_values import Values
@@ -43,6 +44,8 @@ OF_STAGES: dict[str, Formula] = {
     "precompute_logits": logits_footprint.footprint,
     "evaluate": evaluate.footprint,
     "text_distance": text_footprint.footprint,
+    "throughput": serve.throughput_footprint,
+    "frontier": report.footprint,
     "export": serve.export_footprint,
     "serve_check": serve.check_footprint,
 }

@@ -63,6 +63,8 @@ def engine_bytes(
 ) -> dict[str, float]:
     """Return what an engine of a recipe holds on one device, weights included."""
     width = BYTES[str(engine.at("dtype"))]
+    if engine_name(engine, device) == "server":  # the model is somewhere else
+        return {}
     if engine_name(engine, device) == "vllm":
         return vllm_bytes(size, device, int(engine.get("tensor_parallel", 1)))
     weights = {"weights": float(size.parameters * width)}
@@ -78,6 +80,8 @@ def vllm_bytes(size: ModelSize, device: Device, tensor_parallel: int, share: flo
 
 def engine_knobs(engine: Values, device: Device) -> tuple[Knob, ...]:
     """Return the settings of an engine that make it smaller."""
+    if engine_name(engine, device) == "server":
+        return ()
     if engine_name(engine, device) == "vllm":
         now = int(engine.get("tensor_parallel", 1))
         values = [now * 2**power for power in range(1, 4)]

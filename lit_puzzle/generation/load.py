@@ -30,6 +30,10 @@ def load_engine(settings: EngineSettings, checkpoint: Path, device: str | None =
         ValueError: vLLM is asked for and is not installed or does not start, several GPUs for one engine without vLLM,
             or more engines than there are GPUs for.
     """
+    if settings.server is not None:
+        from lit_puzzle.generation.server_engine import ServerEngine
+
+        return ServerEngine(settings.server, checkpoint)
     if not _is_vllm(settings):
         settings.refuse_tensor_parallel()
     count = engines_of(settings)

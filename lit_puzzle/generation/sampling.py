@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-EngineName = Literal["auto", "transformers", "vllm"]
+EngineName = Literal["auto", "transformers", "vllm", "server"]
 
 
 @dataclass(frozen=True)
@@ -51,16 +51,47 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class ServerSettings:
+    """A running server with OpenAI's interface, vLLM's for example.
+
+    Args:
+        url: its address, up to and including `/v1`.
+        model: its name for the model; null: the only one that it serves.
+        concurrency: requests that are sent at a time.
+        retries: how often a request that failed or stalled is sent again, with growing pauses.
+        request_seconds: longest time in which a request has to be answered.
+        key_variable: environment variable with the key, for servers that want one.
+    """
+
+    url: str
+    model: str | None = None
+    concurrency: int = 64
+    retries: int = 5
+    request_seconds: float = 3600.0
+    key_variable: str = "OPENAI_API_KEY"
+
+    def __post_init__(self) -> None:
+        if not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"engine.server.url {self.url!r} was given; it begins with http:// or https://.")
+        if self.concurrency < 1 or self.retries < 0 or not 0 < self.request_seconds < math.inf:
+            raise ValueError(
+                f"engine.server: concurrency {self.concurrency}, retries {self.retries}, request_seconds "
+                f"{self.request_seconds} were given; needed are 1 or more, 0 or more, and a positive, finite time."
+            )
+
+
+@dataclass(frozen=True)
 class EngineSettings:
     """What runs the model.
 
     Args:
-        name: `transformers`, `vllm`, or `auto`: vLLM where it is installed and there is a GPU.
+        name: `transformers`, `vllm`, `auto`: vLLM where it is installed and there is a GPU; or `server`: one that runs.
         dtype: of the weights.
         batch_size: completions decoded together by transformers; vLLM chooses for itself.
         tensor_parallel: GPUs that share the weights, with vLLM.
         data_parallel: engines that share the prompts, each in a process of its own with its own GPUs
             (`tensor_parallel` of them); `auto`: as many as there are GPUs for, one on a CPU.
+        server: the server, where `name` is `server`.
     """
 
     name: EngineName = "auto"
@@ -68,6 +99,7 @@ class EngineSettings:
     batch_size: int = 128
     tensor_parallel: int = 1
     data_parallel: int | Literal["auto"] = 1
+    server: ServerSettings | None = None
 
     def __post_init__(self) -> None:
         engines = 1 if self.data_parallel == "auto" else self.data_parallel
@@ -76,6 +108,13 @@ class EngineSettings:
                 f"batch_size {self.batch_size}, tensor_parallel {self.tensor_parallel}, data_parallel "
                 f"{self.data_parallel} were given; 1 or more is needed."
             )
+        if (self.name == "server") != (self.server is not None):
+            raise ValueError(
+                f"engine.name {self.name} was given {'with' if self.server else 'without'} engine.server: name: server "
+                "needs server: {url: http://HOST:PORT/v1}, the other engines need none."
+            )
+        if self.server is not None and (engines > 1 or self.tensor_parallel > 1 or self.data_parallel == "auto"):
+            raise ValueError("engine.name server was given several engines or GPUs: the server decides that itself.")
 
     def refuse_tensor_parallel(self) -> None:
         """Check that transformers, which runs the model on one GPU, is not asked to share it.

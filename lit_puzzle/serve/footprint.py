@@ -1,7 +1,8 @@
-"""Bytes of `export` and of `serve_check`.
+"""Bytes of `export`, `serve_check` and `throughput`.
 
     export        headers and a buffer; with plain or mxfp4 experts, one expert matrix of a layer in both forms
     serve_check   transformers with 4 bytes a parameter (2 in bfloat16), then vLLM the same + vllm.kv_cache_gib
+    throughput    vLLM, for each engine that runs at a time: weights + kv_cache_gib; predicted or stated: nothing
 
 Pure functions; imports no torch; reads `config.json`.
 """
@@ -48,3 +49,19 @@ def check_footprint(values: Values, device: Device, assumed: Assumed) -> Footpri
         disk={"report": 1e6},
         notes=(planned.assumed,),
     )  # fmt: skip
+
+
+def throughput_footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
+    """Return the footprint of `throughput`."""
+    source = values.inside("source")
+    if not str(source.get("class_path")).endswith(".Measured"):
+        return Footprint("throughput", (Phase("cost model", {"tables of kernel times": 64.0 * 2**20}),))
+    planned = {name: planned_config(values.path(name)) for name in ("parent", "child")}
+    sizes, engines = [model_size(plan.config) for plan in planned.values()], source.inside("init_args.engines")
+    width, together = BYTES[str(engines.at("dtype"))], bool(engines.at("together"))
+    weights = [float(size.parameters * width) for size in sizes]
+    held = {"weights": sum(weights) if together else max(weights)}
+    if engines.get("kv_cache_gib") is not None:
+        held["KV cache"] = engines.number("kv_cache_gib") * GIB * (2 if together else 1)
+    notes = tuple(plan.assumed for plan in planned.values())
+    return Footprint("throughput", (Phase("vLLM", held),), disk={"logs": 1e6}, notes=notes)

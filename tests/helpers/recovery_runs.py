@@ -4,6 +4,7 @@ Forked, because a run opens a process group (which must not leak into other test
 importing everything again would take longer than the run.
 """
 
+import faulthandler
 import json
 import os
 import signal
@@ -187,6 +188,9 @@ def fit(
     return module
 
 
+SLOW_SECONDS, LONGEST_SECONDS = 240, 900  # of a forked run; a disk that writes other tests' gigabytes can hold it up
+
+
 def forked(processes: int, work: Callable[[int], object]) -> list[int | None]:
     """Runs `work(rank)` in forked processes that find each other as Lightning's do; their exit codes."""
     with socket.socket() as probe:
@@ -197,6 +201,7 @@ def forked(processes: int, work: Callable[[int], object]) -> list[int | None]:
         # The first call of torch after a fork makes a new thread pool for the lost one, which is not safe in several
         # threads at once (those that load weights, say): here there is only one.
         torch.set_num_threads(1)
+        faulthandler.dump_traceback_later(SLOW_SECONDS, file=2)  # says where each thread is
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
         os.environ |= {"LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
         work(rank)
@@ -205,7 +210,7 @@ def forked(processes: int, work: Callable[[int], object]) -> list[int | None]:
     for process in running:
         process.start()
     for process in running:
-        process.join(300)
+        process.join(LONGEST_SECONDS)
         if process.is_alive():  # what it has open would keep others waiting
             process.kill()
     return [process.exitcode for process in running]

@@ -1,6 +1,7 @@
 """Run engines inside vLLM's own environment: read a job (JSON), write the results of each engine (JSON).
 
     VENV/bin/python -m lit_puzzle.serve.vllm.driver JOB RESULTS
+    VENV/bin/python -m lit_puzzle.serve.vllm.driver turns MODEL SETTINGS    (see `lit_puzzle.serve.vllm.turns`)
 
 A job is a list of engines, which are started one after the other in this process: a `model` folder, the `settings` of
 `vllm.LLM`, and `steps`. The results are a list for each engine, with one entry for each step:
@@ -11,6 +12,8 @@ A job is a list of engines, which are started one after the other in this proces
     {"do": "capacity"}                                  -> {"tokens": of the KV cache, "block": of those, "version",
                                                             "blocks", "requests": of "length" tokens that fit at a time,
                                                             "in_flight": tokens of the batches scheduled at a time}
+    {"do": "timed", "requests": n, "prompt": tokens, "generated": tokens, "seed": n}
+        -> {"wall", "cpu"}: seconds in which requests of random tokens, sent at once, were all answered
     {"do": "reload", "model": folder, "permute_layer": layer | null, "unit_scales": bool}
         loads the tensors of a folder into the running engine, for negative controls with the experts of one layer
         rotated by one without its router, or with all KV scales set to 1
@@ -21,7 +24,9 @@ Memory: that of the largest engine, and one tensor during a reload.
 import gc
 import json
 import os
+import random
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +35,7 @@ from torch import Tensor, ones_like
 
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.layout import layer_prefix
+from lit_puzzle.serve.vllm.turns import DONE, READY
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process: complete errors, and ten times faster to start
@@ -43,10 +49,19 @@ ENVIRONMENT = {
 
 def main(job_path: str, results_path: str) -> None:
     """Run the job and write the results, if no engine fails."""
-    os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
     engines = json.loads(Path(job_path).read_text())
     results = [run_engine(engine["model"], engine["settings"], engine["steps"]) for engine in engines]
     Path(results_path).write_text(json.dumps(results))
+
+
+def take_turns(model: str, settings: dict[str, Any]) -> None:
+    """Start an engine, say so, and run one step for each line of standard input."""
+    from vllm import LLM
+
+    engine = LLM(model=model, enforce_eager=True, **settings)
+    print(READY, flush=True)
+    for line in sys.stdin:
+        print(f"{DONE}{json.dumps(run_step(engine, json.loads(line)))}", flush=True)
 
 
 def run_engine(model: str, settings: dict[str, Any], steps: list[dict[str, Any]]) -> list[Any]:
@@ -77,12 +92,14 @@ def run_step(engine: Any, step: dict[str, Any]) -> Any:
             return forced(engine, step["token"], step["tokens"])
         case "capacity":
             return capacity(engine)
+        case "timed":
+            return timed(engine, step["requests"], step["prompt"], step["generated"], step["seed"])
         case "reload":
             weights = changed(Path(step["model"]), step["permute_layer"], step["unit_scales"])
             engine.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
             engine.reset_prefix_cache()
             return None
-    raise ValueError(f"step {step['do']!r} is not one of greedy, score, forced, capacity, reload")
+    raise ValueError(f"step {step['do']!r} is not one of greedy, score, forced, capacity, timed, reload")
 
 
 def _generate(engine: Any, prompts: list[list[int]], sampling: dict[str, Any]) -> Any:
@@ -139,6 +156,15 @@ def capacity(engine: Any) -> dict[str, Any]:
     }
 
 
+def timed(engine: Any, requests: int, prompt: int, generated: int, seed: int) -> dict[str, float]:
+    """Return the seconds in which requests of random tokens are continued by exactly `generated` tokens each."""
+    draw, vocabulary = random.Random(seed), engine.llm_engine.vllm_config.model_config.get_vocab_size()
+    rows = [[draw.randrange(vocabulary) for _ in range(prompt)] for _ in range(requests)]
+    wall, cpu = time.perf_counter(), time.process_time()
+    _generate(engine, rows, {"max_tokens": generated, "ignore_eos": True})
+    return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+
+
 def changed(folder: Path, permute_layer: int | None, unit_scales: bool) -> Iterator[tuple[str, Tensor]]:
     """Yield all tensors of a folder, changed for a negative control."""
     checkpoint = Checkpoint(folder)
@@ -154,4 +180,8 @@ def changed(folder: Path, permute_layer: int | None, unit_scales: bool) -> Itera
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
+    if sys.argv[1] == "turns":
+        take_turns(sys.argv[2], json.loads(sys.argv[3]))
+    else:
+        main(*sys.argv[1:])

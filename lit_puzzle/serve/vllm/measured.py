@@ -1,0 +1,168 @@
+"""Token throughput measured in real vLLM on the machine at hand: the best batch of a grid, medians of repeated rounds.
+
+A round sends `batch` requests at once, each of `prompt_tokens` random tokens (other ones in every round, so that no
+prefix is cached) that are continued by exactly `generated_tokens`:
+
+    tokens per second = batch x generated_tokens / seconds of the round
+
+Where both engines fit at a time they take turns round by round, so that a machine that slows down slows both; the first
+round of each batch warms up and does not count. `seconds` are of the clock on the wall, or, for one thread on a busy
+CPU, of the processor. Memory: both models and both KV caches.
+"""
+
+import math
+import statistics
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lit_puzzle.costs.throughputs import Throughputs
+from lit_puzzle.run.files import read_json
+from lit_puzzle.serve.vllm.check import require_vllm
+from lit_puzzle.serve.vllm.turns import TurnsEngine
+
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "0"}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What the engines are given to do.
+
+    Args:
+        prompt_tokens: length of each prompt.
+        generated_tokens: tokens generated after each.
+        batches: numbers of requests that run at a time.
+        rounds: that count, of each batch.
+        seed: of the prompts.
+
+    Raises:
+        ValueError: a number below 1, or no batch.
+    """
+
+    prompt_tokens: int
+    generated_tokens: int
+    batches: list[int]
+    rounds: int = 3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.batches or min(self.prompt_tokens, self.generated_tokens, self.rounds, *self.batches) < 1:
+            raise ValueError(f"{self} was given; all but the seed must be 1 or more, and there must be a batch.")
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a request."""
+        return self.prompt_tokens + self.generated_tokens
+
+
+@dataclass(frozen=True)
+class MeasuredEngines:
+    """The engines, and how their time is taken.
+
+    Args:
+        python: interpreter of vLLM's environment (`scripts/vllm_env.sh` prints it).
+        dtype: of the weights.
+        kv_cache_gib: size of each engine's KV cache; null: vLLM's choice, for one engine at a time.
+        clock: `wall`, or `cpu` for seconds of the processor, of one thread.
+        together: whether both engines run at a time and take turns; false: one after the other.
+
+    Raises:
+        ValueError: a size that is not positive, or two engines at a time without one.
+    """
+
+    python: Path = Path(".venv-vllm/bin/python")
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    kv_cache_gib: float | None = None
+    clock: Literal["wall", "cpu"] = "wall"
+    together: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kv_cache_gib is not None and not 0 < self.kv_cache_gib < math.inf:
+            raise ValueError(f"kv_cache_gib {self.kv_cache_gib} was given; it must be positive and finite, or null.")
+        if self.together and self.kv_cache_gib is None:
+            raise ValueError("together: true needs kv_cache_gib, or the first engine takes all memory. Give a size.")
+
+
+class Measured:
+    """Throughputs of vLLM on this machine.
+
+    Args:
+        workload: what the engines are given to do.
+        engines: the engines, and how their time is taken.
+    """
+
+    def __init__(self, workload: Workload, engines: MeasuredEngines = MeasuredEngines()) -> None:
+        self.workload, self.engines = workload, engines
+
+    def throughputs(self, run_dir: Path, parent: Path, child: Path) -> Throughputs:
+        """Measure both folders.
+
+        Raises:
+            ValueError: no vLLM, lengths beyond a model's context, or an engine that ended.
+        """
+        python = require_vllm(self.engines.python)
+        folders = {"parent": parent, "child": child}
+        for folder in folders.values():
+            self._check_length(folder)
+        seconds: dict[str, dict[int, list[float]]] = {name: {} for name in folders}
+        groups = [folders] if self.engines.together else [{name: folder} for name, folder in folders.items()]
+        version = ""
+        for group in groups:
+            with ExitStack() as stack:
+                engines = {
+                    name: stack.enter_context(self._engine(python, run_dir, name, group[name])) for name in group
+                }
+                for engine in engines.values():
+                    engine.wait_until_ready()
+                    version = engine.step({"do": "capacity"})["version"]
+                for batch in self.workload.batches:
+                    for name, found in self._rounds(engines, batch).items():
+                        seconds[name][batch] = found
+        return self._found(seconds, version)
+
+    def _check_length(self, folder: Path) -> None:
+        context = read_json(folder / "config.json").get("max_position_embeddings")
+        if isinstance(context, int) and self.workload.tokens > context:
+            raise ValueError(
+                f"{self.workload.tokens} tokens a request were given; the context of {folder} is {context}."
+            )
+
+    def _engine(self, python: Path, run_dir: Path, name: str, folder: Path) -> TurnsEngine:
+        settings: dict[str, Any] = {"dtype": self.engines.dtype, "max_model_len": self.workload.tokens + 1}
+        settings |= {
+            "enable_prefix_caching": False,
+            "max_num_seqs": max(self.workload.batches),
+            "skip_tokenizer_init": True,
+        }
+        if self.engines.kv_cache_gib is not None:
+            settings["kv_cache_memory_bytes"] = int(self.engines.kv_cache_gib * 2**30)
+        variables = ONE_THREAD if self.engines.clock == "cpu" else {}
+        return TurnsEngine(python, folder.resolve(), settings, run_dir / f"vllm_{name}.log", variables)
+
+    def _rounds(self, engines: dict[str, TurnsEngine], batch: int) -> dict[str, list[float]]:
+        """Return the seconds of the rounds that count."""
+        work, taken = self.workload, {name: list[float]() for name in engines}
+        for turn in range(work.rounds + 1):
+            order = list(engines.items())[:: 1 if turn % 2 else -1]
+            step = {"do": "timed", "requests": batch, "prompt": work.prompt_tokens, "generated": work.generated_tokens}
+            for name, engine in order:
+                taken[name].append(engine.step(step | {"seed": work.seed * 1000 + turn})[self.engines.clock])
+        return {name: seconds[1:] for name, seconds in taken.items()}
+
+    def _found(self, seconds: dict[str, dict[int, list[float]]], version: str) -> Throughputs:
+        work, used = self.workload, self.engines
+        tried = {
+            str(batch): {
+                name: batch * work.generated_tokens / statistics.median(rounds[batch])
+                for name, rounds in seconds.items()
+            }
+            for batch in work.batches
+        }
+        best = {name: max(row[name] for row in tried.values()) for name in seconds}
+        turns = "engines in turns" if used.together else "one engine after the other"
+        text = (
+            f"this machine, vLLM {version}, {used.dtype}, {work.prompt_tokens} prompt and {work.generated_tokens} "
+            f"generated tokens, batches {work.batches}, median of {work.rounds} rounds in {used.clock} seconds, {turns}"
+        )
+        return Throughputs(best["parent"], best["child"], "measured", text, tried)

@@ -1,0 +1,175 @@
+"""A server of OpenAI's interface: order, requests, failures that are retried or end it; and real vLLM serving."""
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.vllm_environment import PYTHON, needs_vllm
+
+from lit_puzzle.generation.load import load_engine
+from lit_puzzle.generation.sampling import EngineSettings, Sampling, ServerSettings
+from lit_puzzle.run.folder import PACKAGE
+from lit_puzzle.serve.vllm.check_server import serving
+
+PARENT = PACKAGE / "assets" / "tiny_parent"
+PROMPTS = [[1, 8, 3, 13, 14 + n % 7, 20 + n % 5] for n in range(11)]
+GREEDY = Sampling(12, temperature=0.0)
+Answer = Callable[[dict[str, Any], int], tuple[int, Any]]
+
+
+class Server(ThreadingHTTPServer):
+    """Answers each request with `answer(request, number of times that this prompt was sent)`."""
+
+    daemon_threads = True
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.answer, self.sent, self.requests = answer, Counter[str](), list[dict[str, Any]]()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        self.reply(200, {"object": "list", "data": [{"id": "m", "object": "model", "created": 0, "owned_by": "x"}]})
+
+    def do_POST(self) -> None:
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        prompt = str(request["prompt"])
+        self.server.sent[prompt] += 1
+        self.server.requests.append(request)
+        self.reply(*self.server.answer(request, self.server.sent[prompt]))
+
+    def reply(self, status: int, content: Any) -> None:
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Retry-After-Ms", "1")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def completion(request: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    choice = {"index": 0, "text": "", "finish_reason": "stop", "token_ids": [*request["prompt"][-2:], 2]}
+    usage = {"prompt_tokens": 6, "completion_tokens": 3, "total_tokens": 9}
+    answer = {"id": "1", "object": "text_completion", "created": 0, "model": "m", "usage": usage}
+    return answer | {"choices": [choice | changes]}
+
+
+def stalls(request: dict[str, Any], times: int) -> tuple[int, Any]:
+    time.sleep(3)
+    return 200, completion(request)
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[[Answer], Server]]:
+    servers = []
+
+    def begin(answer: Answer) -> Server:
+        servers.append(Server(answer))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return servers[-1]
+
+    yield begin
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def settings(server: Server, **more: Any) -> EngineSettings:
+    return EngineSettings("server", server=ServerSettings(server.url, **more))
+
+
+def test_completions_come_in_order_and_each_request_says_all(start, monkeypatch):
+    def slow_first(request: dict[str, Any], _: int) -> tuple[int, Any]:
+        time.sleep(0.2 if request["prompt"] == PROMPTS[0] else 0.0)
+        return 200, completion(request)
+
+    server = start(slow_first)
+    found = load_engine(settings(server, concurrency=4), PARENT).generate(PROMPTS, Sampling(7, 0.6, 0.95, seed=3))
+    assert [done.token_ids for done in found] == [[*prompt[-2:], 2] for prompt in PROMPTS]
+    assert all(done.finish == "stop" and done.seconds is not None for done in found)
+    sent = server.requests[0]
+    assert (sent["max_tokens"], sent["temperature"], sent["top_p"], sent["model"]) == (7, 0.6, 0.95, "m")
+    assert (sent["top_k"], sent["repetition_penalty"], sent["skip_special_tokens"]) == (0, 1.0, False)
+    assert len({request["seed"] for request in server.requests}) == len(PROMPTS)
+
+
+def test_failures_are_retried_and_counted_once(start):
+    def fails_twice(request: dict[str, Any], times: int) -> tuple[int, Any]:
+        return (200, completion(request)) if times == 3 else ((500, {}), (429, {"error": "busy"}))[times - 1]
+
+    server = start(fails_twice)
+    found = load_engine(settings(server, retries=2), PARENT).generate(PROMPTS, GREEDY)
+    assert len(found) == len(PROMPTS) and set(server.sent.values()) == {3}
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (
+            lambda request, times: (500, {"error": "out of memory"}),
+            r"did not answer prompt \d+: InternalServerError.*out of",
+        ),
+        (lambda request, times: (400, {"error": "no such field"}), "BadRequestError.*no such field"),
+        (lambda request, times: (200, {"choices": []}), "without token ids or an end"),
+        (lambda request, times: (200, completion(request, token_ids=None)), "must know return_token_ids"),
+        (lambda request, times: (200, completion(request, finish_reason="abort")), "finish_reason 'abort'"),
+        (lambda request, times: (200, b"{"), "did not answer|without token ids"),
+        (stalls, "APITimeoutError.*same command"),
+    ],
+    ids=["error", "refusal", "no choice", "no ids", "aborted", "damaged", "stalls"],
+)
+def test_what_ends_it_is_one_line(start, answer, message):
+    engine = load_engine(settings(start(answer), retries=1, request_seconds=0.5), PARENT)
+    with pytest.raises(ValueError, match=message) as error:
+        engine.generate(PROMPTS[:3], GREEDY)
+    assert "\n" not in str(error.value)
+
+
+def test_another_model_and_no_server(start):
+    with pytest.raises(ValueError, match=r"serves \['m'\]; engine\.server\.model is other"):
+        load_engine(settings(start(lambda request, times: (500, {})), model="other"), PARENT)
+    with pytest.raises(ValueError, match="does not list its models: APIConnectionError"):
+        load_engine(EngineSettings("server", server=ServerSettings("http://127.0.0.1:1/v1", retries=0)), PARENT)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"name": "server"}, "without engine.server"),
+        ({"name": "vllm", "server": ServerSettings("http://a/v1")}, "with engine.server"),
+        ({"name": "server", "server": ServerSettings("http://a/v1"), "data_parallel": 2}, "several engines"),
+    ],
+)
+def test_settings_that_contradict_themselves(given, message):
+    with pytest.raises(ValueError, match=message):
+        EngineSettings(**given)
+    with pytest.raises(ValueError, match="begins with http"):
+        ServerSettings("localhost:8000")
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_a_real_server_gives_the_completions_of_transformers(tmp_path: Path) -> None:
+    expected = load_engine(EngineSettings("transformers"), PARENT).generate(PROMPTS, GREEDY)
+    options = ["--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", str(2**28)]
+    with serving(PYTHON, PARENT, options, tmp_path / "server.log", 600) as port:
+        engine = load_engine(EngineSettings("server", server=ServerSettings(f"http://127.0.0.1:{port}/v1")), PARENT)
+        assert engine.generate(PROMPTS, GREEDY) == expected
+        sampled = [engine.generate(PROMPTS, Sampling(12, seed=seed)) for seed in (1, 1, 2)]
+    assert sampled[0] == sampled[1] != sampled[2]

@@ -1,0 +1,70 @@
+"""Throughputs that are stated and predicted; the file and its refusals; measured in real vLLM."""
+
+import json
+from pathlib import Path
+
+import pytest
+from helpers.vllm_environment import PYTHON, needs_vllm
+
+from lit_puzzle.costs.throughputs import THROUGHPUT_FILE, read_throughputs
+from lit_puzzle.run.folder import PACKAGE
+from lit_puzzle.serve.throughput import Predicted, Stated, throughput
+from lit_puzzle.serve.vllm.measured import Measured, MeasuredEngines, Workload
+from lit_puzzle.spec import Scenario
+
+PARENT, CHILD = PACKAGE / "assets" / "tiny_parent", PACKAGE / "assets" / "tiny_child"
+
+
+def test_stated_numbers_come_back(tmp_path):
+    results = throughput(tmp_path, PARENT, CHILD, Stated(5700, 9300, "8 x H100"))
+    assert results == {"tokens_per_second/parent": 5700, "tokens_per_second/child": 9300, "speed_up": 9300 / 5700}
+    assert read_throughputs(tmp_path) == Stated(5700, 9300, "8 x H100").found
+
+
+def test_predictions_are_those_of_the_cost_model(tmp_path):
+    scenario = Scenario("H100", 1, 96, 48, kv_dtype="bfloat16", expert_dtype="bfloat16")
+    results = throughput(tmp_path, PARENT, CHILD, Predicted(scenario))
+    same = (
+        throughput(tmp_path / "same", PARENT, PARENT, Predicted(scenario))
+        if (tmp_path / "same").mkdir() is None
+        else {}
+    )
+    assert same["speed_up"] == 1 and results["speed_up"] > 1
+    assert results["tokens_per_second/parent"] == same["tokens_per_second/child"]
+    assert "cost model" in read_throughputs(tmp_path).scenario and read_throughputs(tmp_path).kind == "predicted"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"parent": 0}, "parent 0 and child 2"),
+        ({"kind": "guessed"}, "kind 'guessed'"),
+        ({"scenario": " "}, "scenario is empty"),
+        ({"more": 1}, "more"),
+    ],
+)
+def test_a_damaged_file_is_refused(tmp_path, change, message):
+    content = {"parent": 1.0, "child": 2.0, "kind": "measured", "scenario": "here", "tried": {}}
+    (tmp_path / THROUGHPUT_FILE).write_text(json.dumps(content | change))
+    with pytest.raises(ValueError, match=message):
+        read_throughputs(tmp_path)
+
+
+def test_settings_that_cannot_be_measured():
+    with pytest.raises(ValueError, match="there must be a batch"):
+        Workload(1, 1, [])
+    with pytest.raises(ValueError, match="together: true needs kv_cache_gib"):
+        MeasuredEngines(together=True)
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_measured_in_vllm(tmp_path: Path) -> None:
+    """The child beside itself: each batch is answered, more requests at a time are faster."""
+    engines = MeasuredEngines(PYTHON, "float32", 0.05, "cpu", together=True)
+    throughput(tmp_path, CHILD, CHILD, Measured(Workload(16, 16, [1, 16], rounds=1), engines))
+    found = read_throughputs(tmp_path)
+    assert found.kind == "measured" and list(found.tried) == ["1", "16"] and "vLLM 0." in found.scenario
+    for model in ("parent", "child"):
+        assert found.tried["16"][model] > 2 * found.tried["1"][model] > 0
+    assert (found.parent, found.child) == (found.tried["16"]["parent"], found.tried["16"]["child"])

@@ -59,6 +59,7 @@ def stages(folder: Path, size: int, processes: int) -> dict[str, tuple[str, list
     child = [f"{model}.child={parent}", f"{model}.parent={parent}", f"{model}.evaluation=null", *devices, *packed]
     checkpointed = [f"{model}.training.gradient_checkpointing=true", f"{model}.loss.hidden=0.0"]
     rollouts = [f"{model}.grpo.completions_per_device={rows}", f"{model}.grpo.sampling.max_new_tokens=64"]
+    rollouts += [f"{model}.rewards.budget.weight=0"]  # nobody has measured the parent's lengths
     prompts = [f"{model}.evaluation.prompts_per_effort=2", "--data.init_args.held_out_per_effort=2"]
     whole = [f"{model}.child={parent}", f"{model}.training.lora=null", "--data.init_args.train_prompts=64"]
     blocks = [f"{model}.parent={parent}", f"{model}.library={library}"]

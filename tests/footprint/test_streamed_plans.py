@@ -49,7 +49,7 @@ def test_more_disk_means_fewer_readings_of_the_weights_and_too_little_is_said() 
     small, large = (planned(name, "--gpu=H100", f"--scoring.memory.disk_gib={gib}").footprint for gib in (200, 1000))
     assert small.traffic[weights] > 5 * large.traffic[weights] > 5 * 65e9
     none = planned(name, "--gpu=H100", "--scoring.memory.disk_gib=100").footprint
-    assert any("disk_gib=100 has no room for the 135.0 GiB of one candidate" in note for note in none.notes)
+    assert any("disk_gib=100 has no room for the 135.0 GiB of one candidate" in text for text in none.refusals)
 
 
 def test_scores_of_each_layer_take_one_pass_without_logits() -> None:

@@ -13,8 +13,10 @@ from helpers.released_twin import write_released_twin
 from lit_puzzle.importance.expert_scores import LeaveOneOut
 from lit_puzzle.importance.layer_sums import streamed_sums
 from lit_puzzle.model.checkpoint import Checkpoint
-from lit_puzzle.model.memory_budget import GIB, Need, check_budget, outside_bytes, streaming_need
+from lit_puzzle.model.memory_budget import check_budget, outside_bytes, streaming_need
 from lit_puzzle.model.streaming import load_streamed
+from lit_puzzle.model.streaming_need import Need
+from lit_puzzle.run.footprint import GIB
 
 CPU = torch.device("cpu")
 

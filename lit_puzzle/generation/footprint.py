@@ -27,6 +27,7 @@ PREFILL_PAIRS = 2**24  # of lit_puzzle.generation.decoding: rows x tokens x toke
 STEP_SCORES = 6  # copies of the scores of a new token, half of them in float32
 LOGIT_COPIES = 3
 EAGER_SCORES = 4  # copies of the scores that eager attention holds: products, with sinks, shifted, softmax
+MOST_EAGER = 2**26  # of lit_puzzle.model.decoding_attention: more scores are computed in linear memory
 VLLM_SHARE = 0.92  # gpu_memory_utilization of vLLM
 
 
@@ -47,11 +48,11 @@ def decoding_bytes(
         prompt_tokens: of each.
         new_tokens: of each, at most.
         width: bytes of a number of the cache.
-        eager: whether prompts are read by eager attention, whose scores are quadratic, and not in linear memory.
+        eager: whether short prompts are read by eager attention, which holds their scores.
     """
     tokens = prompt_tokens + new_tokens
     read = min(rows, max(1, int(PREFILL_PAIRS / prompt_tokens**2))) if eager else rows
-    scores = EAGER_SCORES * read * size.heads * prompt_tokens**2 * width if eager else 0.0
+    scores = EAGER_SCORES * min(read * size.heads * prompt_tokens**2, MOST_EAGER) * width if eager else 0.0
     precision = "float32" if width == 4 else "bfloat16"
     tokens_read = read * prompt_tokens
     layer = max(forward_bytes(size, tokens_read, precision), attention_bytes(size, tokens_read, precision) + scores)

@@ -161,6 +161,7 @@ def load_streamed(
     attention: str = "sink_attention",
     device: torch.device = torch.device("cpu"),  # noqa: B008  (immutable)
     head: bool = False,
+    experts: str = "grouped_mm",
 ) -> StreamedModel:
     """Return a model whose layers are read when they are needed.
 
@@ -171,11 +172,12 @@ def load_streamed(
         attention: implementation of attention.
         device: where it computes.
         head: whether the head is used; without it, none is loaded.
+        experts: implementation of the experts, as for `load_model`.
 
     Raises:
         ValueError: as for `load_model`, and a budget that is too small for one layer.
     """
-    checkpoint, model = empty_model(folder, dtype, attention, "grouped_mm")
+    checkpoint, model = empty_model(folder, dtype, attention, experts)
     outside = outside_bytes(checkpoint, model.dtype, device, head)
     check_budget(memory_gib, streaming_need(checkpoint, model.dtype, device, outside), folder)
     checkpoint.check_checksums()

@@ -87,6 +87,7 @@ def _training(folder: Path, size: int, processes: int) -> dict[str, tuple[str, l
     rollouts = [
         f"{model}.child={parent}",
         f"{model}.training.lora=null",
+        f"{model}.rewards.budget.weight=0",  # nobody has measured the parent's lengths
         f"{model}.grpo.completions_per_device={rows // 2}",
         f"{model}.grpo.sampling.max_new_tokens={NEW_TOKENS}",
         f"{model}.evaluation.prompts_per_effort=2",

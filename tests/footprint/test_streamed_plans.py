@@ -67,3 +67,16 @@ def test_calibration_and_logits_count_their_files_too() -> None:
     words = ("--gpus=1", "--gpu=H100", "--model.init_args.memory_gib=32")
     calibration = planned("recipes/gpt_oss_20b/calibrate_kv.yaml", *words).footprint
     assert calibration.disk[STATES] > 0 and calibration.traffic
+
+
+def test_blocks_hold_one_layer_and_keep_the_states_of_all_updates() -> None:
+    plan = planned(ONE_GPU + "distill_blocks.yaml", "--gpus=1", "--gpu=H100")
+    made, tokens = plan.footprint, 4000 * 32768
+    assert made.disk[STATES] == 2 * tokens * WIDTH
+    assert made.host["different batches"] == 16 * tokens
+    assert made.traffic["hidden states, read in updates"] == 2 * LAYERS * tokens * WIDTH
+    assert made.traffic["weights, read once a pass"] == pytest.approx(65.2e9, rel=1e-3)
+    resident = planned("recipes/gpt_oss_120b/distill_blocks.yaml", "--gpus=1", "--gpu=H100").footprint
+    assert made.peak_bytes < resident.peak_bytes / 10 and not resident.traffic
+    several = planned(ONE_GPU + "distill_blocks.yaml", "--gpus=8", "--gpu=H100", "--trainer.devices=8").footprint
+    assert any("memory_gib takes one process; 8 are refused" in note for note in several.notes)

@@ -2,7 +2,7 @@
 
     export        headers and a buffer; with plain or mxfp4 experts, one expert matrix of a layer in both forms
     serve_check   transformers with 4 bytes a parameter (2 in bfloat16), then vLLM the same + vllm.kv_cache_gib
-    throughput    vLLM, for each engine that runs at a time: weights + kv_cache_gib; predicted or stated: nothing
+    throughput    vLLM, for each engine at a time: weights + kv_cache_gib, or the GPU; predicted or stated: nothing
 
 Pure functions; imports no torch; reads `config.json`.
 """
@@ -10,9 +10,10 @@ Pure functions; imports no torch; reads `config.json`.
 from __future__ import annotations
 
 from lit_puzzle.child.footprint import copying_bytes
+from lit_puzzle.generation.footprint import vllm_bytes
 from lit_puzzle.model.footprint import BYTES, forward_bytes, model_size, stored_bytes
 from lit_puzzle.model.planned_shape import planned_config
-from lit_puzzle.run.footprint import GIB, Assumed, Device, Footprint, Phase
+from lit_puzzle.run.footprint import GIB, Assumed, Decoding, Device, Footprint, Phase, Work
 from lit_puzzle.run.recipe_values import Values
 
 
@@ -57,11 +58,29 @@ def throughput_footprint(values: Values, device: Device, assumed: Assumed) -> Fo
     if not str(source.get("class_path")).endswith(".Measured"):
         return Footprint("throughput", (Phase("cost model", {"tables of kernel times": 64.0 * 2**20}),))
     planned = {name: planned_config(values.path(name)) for name in ("parent", "child")}
-    sizes, engines = [model_size(plan.config) for plan in planned.values()], source.inside("init_args.engines")
-    width, together = BYTES[str(engines.at("dtype"))], bool(engines.at("together"))
-    weights = [float(size.parameters * width) for size in sizes]
-    held = {"weights": sum(weights) if together else max(weights)}
-    if engines.get("kv_cache_gib") is not None:
-        held["KV cache"] = engines.number("kv_cache_gib") * GIB * (2 if together else 1)
+    engines, work = source.inside("init_args.engines"), source.inside("init_args.workload")
+    dtype, together, cache = str(engines.at("dtype")), bool(engines.at("together")), engines.get("kv_cache_gib")
+    held: dict[str, float] = {}
+    for name, plan in planned.items():
+        size = model_size(plan.config)
+        if cache is None:
+            parts = vllm_bytes(size, device, 1)
+        else:
+            parts = {"weights": float(size.parameters * BYTES[dtype]), "KV cache": engines.number("kv_cache_gib") * GIB}
+        held = {f"{part} of the {name}": number for part, number in parts.items()} | (held if together else {})
+    prompt, generated = work.whole("prompt_tokens"), work.whole("generated_tokens")
+    batches = [int(batch) for batch in work.at("batches")]
+    works = tuple(
+        Work(
+            f"{name}, {batch} requests",
+            plan.config,
+            float(batch * (work.whole("rounds") + 1)),
+            float(prompt),
+            dtype=dtype,
+            decoding=Decoding(generated, batch, "vllm", 1),
+        )
+        for name, plan in planned.items()
+        for batch in batches
+    )
     notes = tuple(plan.assumed for plan in planned.values())
-    return Footprint("throughput", (Phase("vLLM", held),), disk={"logs": 1e6}, notes=notes)
+    return Footprint("throughput", (Phase("vLLM", held),), disk={"logs": 1e6}, works=works, notes=notes)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-PARTS = ["attention", "layer", "expert_importance", "distill", "mxfp4", "cost_model", "rl", "fp8_kv"]
+PARTS = ["attention", "layer", "expert_importance", "distill", "mxfp4", "cost_model", "rl", "fp8_kv", "rollouts"]
 SCRIPT = """
 import sys
 sys.path.insert(0, {folder!r})
@@ -93,16 +93,16 @@ def test_a_part_that_hangs_is_killed_with_what_it_started(
     assert not state.exists() or state.read_text().split()[2] == "Z"  # dead, where nobody collects the orphans too
 
 
-def test_the_limits_fit_in_eight_minutes(runner: ModuleType) -> None:
+def test_the_limits_fit_in_ten_minutes(runner: ModuleType) -> None:
     assert sorted(runner.LIMITS) == sorted(PARTS)
-    assert sum(runner.LIMITS.values()) <= runner.TOTAL_SECONDS == 8 * 60
+    assert sum(runner.LIMITS.values()) <= runner.TOTAL_SECONDS == 10 * 60
     assert all((SCRIPTS / "gpu_check" / f"{name}.py").is_file() for name in PARTS)
 
 
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.slow
 def test_every_part_runs_on_a_cpu(part: str, tmp_path: Path) -> None:
-    """`fp8_kv` where vLLM is at hand, else it says what is missing."""
+    """`fp8_kv` and `rollouts` where vLLM is at hand, else they say what is missing."""
     command = ["bash", str(SCRIPTS / "gpu_check.sh"), "--device", "cpu", "--small", "--parts", part]
     environment = os.environ | {"PYTHON": sys.executable}
     done = subprocess.run(
@@ -110,5 +110,5 @@ def test_every_part_runs_on_a_cpu(part: str, tmp_path: Path) -> None:
     )
     report = json.loads((tmp_path / "report.json").read_text())["parts"][part]
     assert done.returncode == 0, (done.stdout, report)
-    assert report["status"] == "ok" or (part, report["status"]) == ("fp8_kv", "skipped")
+    assert report["status"] == "ok" or (part in ("fp8_kv", "rollouts") and report["status"] == "skipped")
     assert f"{part}: {report['status']}" in done.stdout

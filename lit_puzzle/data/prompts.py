@@ -88,7 +88,11 @@ def encode(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PromptAtEffort]) 
 
 
 def check_lengths(
-    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[PromptAtEffort], checkpoint: Path, max_new_tokens: int
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[PromptAtEffort],
+    checkpoint: Path,
+    max_new_tokens: int,
+    context_tokens: int | None = None,
 ) -> None:
     """Render all prompts and refuse those that leave no room for a completion, before anything is generated.
 
@@ -99,11 +103,12 @@ def check_lengths(
         pairs: problems at their efforts.
         checkpoint: folder of the model, whose configuration says what it can read.
         max_new_tokens: cap on the tokens of a completion.
+        context_tokens: what an engine reads, where that is less than the model can.
 
     Raises:
         ValueError: A prompt that cannot be rendered, or with more than context - `max_new_tokens` tokens.
     """
-    prompt_tokens = int(load_config(checkpoint).max_position_embeddings) - max_new_tokens
+    prompt_tokens = (context_tokens or int(load_config(checkpoint).max_position_embeddings)) - max_new_tokens
     for problem, effort in pairs:
         text = render_prompt(tokenizer, problem, effort)
         if len(text.encode()) <= prompt_tokens:

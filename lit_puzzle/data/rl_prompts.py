@@ -122,3 +122,16 @@ class PromptData(LightningDataModule):
         """Return lists of (held-out problem, effort), effort after effort: all, for processes share them later."""
         pairs = [(problem, effort) for effort in self.validation_efforts for problem in self.held_out(effort)]
         return DataLoader(pairs, batch_size=self.validation_batch_size, collate_fn=list)  # type: ignore[arg-type]
+
+
+def prompt_data(data: object) -> PromptData:
+    """Return the data of a run of reinforcement learning.
+
+    Raises:
+        ValueError: it is of another kind.
+    """
+    if not isinstance(data, PromptData):
+        raise ValueError(
+            f"RLRecovery was given data {type(data).__name__}; it needs lit_puzzle.data.rl_prompts.PromptData."
+        )
+    return data

@@ -25,6 +25,7 @@ from lit_puzzle.evaluate.accuracy import write_episodes
 from lit_puzzle.evaluate.solving import gather_episodes, local_rows, solve_problems
 from lit_puzzle.evaluate.summary import compare, split_by_effort, summarize
 from lit_puzzle.generation.apart import engines_apart, free_share
+from lit_puzzle.generation.engine import Engine
 from lit_puzzle.generation.lengths import LengthStatistics
 from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.generation.transformers_engine import TransformersEngine
@@ -63,7 +64,7 @@ class EvaluationSettings:
 
 
 def solve_together(
-    engine: TransformersEngine,
+    engine: Engine,
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[PromptAtEffort],
     environments: Sequence[Environment],
@@ -77,7 +78,7 @@ def solve_together(
     rows = local_rows(len(pairs))
     sampling = Sampling(max_new_tokens, temperature=0.0)
     episodes = solve_problems(engine, tokenizer, [pairs[row] for row in rows], environments, sampling, rows)
-    for group in engine.model.modules():
+    for group in engine.model.modules() if isinstance(engine, TransformersEngine) else ():
         if isinstance(group, FSDPModule):
             group.reshard()
     return gather_episodes(episodes)

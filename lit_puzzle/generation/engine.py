@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lit_puzzle.generation.sampling import Sampling
 
 
@@ -21,12 +24,19 @@ class Completion:
         logprobs: for each token its log-probability under the model's softmax at temperature 1 over the whole
             vocabulary, whatever it was drawn from; None unless `Sampling.logprobs` asked for it.
         seconds: from the call of `generate` to the last token, waiting included; takes no part in comparisons.
+        routes: experts that each token was routed to (tokens, layers, top-k), prompt included and the last token left
+            out, of an engine that was asked for them.
     """
 
     token_ids: list[int]
     finish: Literal["stop", "length"]
     logprobs: list[float] | None = None
     seconds: float | None = field(default=None, compare=False)
+    routes: NDArray[np.integer] | None = field(default=None, compare=False)
+
+
+class EngineFailedError(ValueError):
+    """An engine beside a training failed, or is not to be trusted: the run stops, with its state saved."""
 
 
 class Engine(Protocol):

@@ -1,7 +1,9 @@
-"""The process of one engine among several; started by `lit_puzzle.generation.data_parallel` with an open connection.
+"""The process of one engine; started by `lit_puzzle.generation.processes` with an open connection.
 
-Receives settings, checkpoint and options, then calls of `generate`; answers each with ("done", result) or ("refused",
-message of a ValueError). Ends when the connection does. Reads the checkpoint; writes nothing.
+Receives calls, a name and its arguments: first `load`, then `generate` and, of vLLM, `read_trained`, `read_folder`,
+`sleep` and `wake`. Answers each with ("done", result) or ("refused", message of a ValueError); an engine that was asked
+to tell that it works sends ("works", tokens so far) in between. Ends when the connection does. Reads the checkpoint;
+writes nothing.
 """
 
 import os
@@ -9,32 +11,80 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
+from typing import Any
 
 from lit_puzzle.generation.engine import Engine
 from lit_puzzle.generation.load import load_one
+from lit_puzzle.generation.vllm_engine import VLLMEngine
+
+TELLS_EVERY_SECONDS = 1.0
 
 
 def main(connection: Connection) -> None:
     """Serve one engine until the connection ends."""
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    serve(connection)
+
+
+def serve(connection: Connection) -> None:
+    """Answer the calls of a connection until it ends, or one is refused."""
     engine: Engine | None = None
     while True:
         try:
-            message = connection.recv()
-        except EOFError:
+            name, arguments = connection.recv()
+        except (EOFError, ConnectionError):
             return
         try:
-            if engine is None:
-                settings, checkpoint, options = message
-                engine = load_one(settings, checkpoint, options=options)
+            if name == "load":
+                engine = _load(connection, *arguments)
                 answer = None
             else:
-                answer = engine.generate(*message)
+                assert engine is not None
+                answer = _call(engine, name, arguments)
         except ValueError as error:
             connection.send(("refused", str(error)))
             return
         connection.send(("done", answer))
+
+
+def _load(
+    connection: Connection, settings: Any, checkpoint: Any, options: Any, temperature: float = 1.0, tells: bool = False
+) -> Engine:
+    engine = load_one(settings, checkpoint, options=options, temperature=temperature)
+    if tells and isinstance(engine, VLLMEngine):
+        engine.on_step = _teller(connection)
+    return engine
+
+
+def _teller(connection: Connection) -> Callable[[int], None]:
+    """Return a function that tells now and then how many tokens there are, when there are more."""
+    told = [time.monotonic(), 0.0]
+
+    def tell(tokens: int) -> None:
+        now = time.monotonic()
+        if now - told[0] >= TELLS_EVERY_SECONDS and tokens != told[1]:
+            told[:] = now, tokens
+            connection.send(("works", tokens))
+
+    return tell
+
+
+def _call(engine: Engine, name: str, arguments: Any) -> Any:
+    if name == "generate":
+        return engine.generate(*arguments)
+    assert isinstance(engine, VLLMEngine)
+    match name:
+        case "read_trained":
+            return engine.read_trained(*arguments)
+        case "read_folder":
+            return engine.read_folder(*arguments)
+        case "sleep":
+            return engine.sleep()
+        case "wake":
+            return engine.wake()
+    raise ValueError(f"An engine's process was asked for {name!r}.")
 
 
 def _end_with(parent: int) -> None:

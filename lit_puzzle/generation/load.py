@@ -41,7 +41,11 @@ def load_engine(settings: EngineSettings, checkpoint: Path, device: str | None =
 
 
 def load_one(
-    settings: EngineSettings, checkpoint: Path, device: str | None = None, options: Mapping[str, Any] | None = None
+    settings: EngineSettings,
+    checkpoint: Path,
+    device: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    temperature: float = 1.0,
 ) -> Engine:
     """Load a checkpoint folder into one engine in this process.
 
@@ -50,6 +54,7 @@ def load_one(
         checkpoint: folder of the model and its tokenizer.
         device: where transformers puts the model; None: the GPU if there is one.
         options: further arguments of `vllm.LLM`.
+        temperature: that vLLM's log-probabilities are of.
 
     Raises:
         ValueError: vLLM is asked for and is not installed or does not start, or several GPUs without vLLM.
@@ -57,7 +62,7 @@ def load_one(
     if _is_vllm(settings):
         from lit_puzzle.generation.vllm_engine import load_vllm
 
-        return load_vllm(checkpoint, settings, options)
+        return load_vllm(checkpoint, settings, options, temperature)
     settings.refuse_tensor_parallel()
     model, tokenizer = load_policy(checkpoint, settings.dtype, device)
     return TransformersEngine(model, tokenizer, settings.batch_size)

@@ -5,6 +5,9 @@ Tokens are drawn as the transformers engine draws them, with random numbers of (
 `generation_config.json` gives end tokens and no sampling settings. This needs vLLM's Model Runner V1, which is chosen
 through VLLM_USE_V2_MODEL_RUNNER=0; its successor, the default on GPUs, has another interface for processors.
 
+With the option `enable_return_routed_experts` completions carry the experts of each token. vLLM has that in Model
+Runner V2 only, which needs Triton, so a GPU: tokens are then drawn by vLLM, with a seed from (seed, row).
+
 Memory: on a GPU vLLM takes 92% of it for the weights and the KV cache. On a CPU it takes the weights and a KV cache of
 `CPU_KV_CACHE_GIB`, or as many GiB as the environment variable VLLM_CPU_KVCACHE_SPACE says (vLLM's own default is 92%
 of the machine); it has to hold one sequence of the model's context length.
@@ -13,15 +16,17 @@ Reads the checkpoint; writes nothing but vLLM's compilation cache.
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from multiprocessing.connection import wait
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from weakref import finalize
 
 import torch
 
+from lit_puzzle.generation.draws import uniforms
 from lit_puzzle.generation.engine import Completion, check_prompts
 from lit_puzzle.generation.progress import Progress
 from lit_puzzle.generation.sampling import EngineSettings, Sampling
@@ -35,23 +40,31 @@ if TYPE_CHECKING:
 CPU_KV_CACHE_GIB = 4
 RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 DRAWS = "lit_puzzle.generation.vllm_draws:SeededDraws"
+LOGITS_SCALE = "logits_scale"  # in a configuration: what the plugin's model multiplies logits with
+ROUTES = "enable_return_routed_experts"
+READER = "lit_puzzle.generation.vllm_worker.WeightReader"
 
 
-def load_vllm(checkpoint: Path, settings: EngineSettings, options: Mapping[str, Any] | None = None) -> "VLLMEngine":
+def load_vllm(
+    checkpoint: Path, settings: EngineSettings, options: Mapping[str, Any] | None = None, temperature: float = 1.0
+) -> "VLLMEngine":
     """Start vLLM on a checkpoint.
 
     Args:
         checkpoint: folder, gpt-oss or a child.
         settings: dtype of the weights, GPUs that share them.
         options: further arguments of `vllm.LLM`, or other values of those given here.
+        temperature: that log-probabilities are of; needs a child, whose model in vLLM is ours, unless it is 1.
 
     Raises:
         ValueError: vLLM is not installed, Model Runner V2 is asked for, or vLLM does not start.
     """
-    if os.environ.setdefault(RUNNER, "0") != "0":
+    has_routes = bool(dict(options or {}).get(ROUTES))
+    runner = "1" if has_routes else "0"
+    if os.environ.setdefault(RUNNER, runner) != runner:
         raise ValueError(
-            f"{RUNNER}={os.environ[RUNNER]} is set; seeded sampling needs vLLM's Model Runner V1. "
-            "Unset it, or use engine transformers."
+            f"{RUNNER}={os.environ[RUNNER]} is set; {'routes need' if has_routes else 'seeded sampling needs'} vLLM's "
+            f"Model Runner V{int(runner) + 1}. Unset it, or use engine transformers."
         )
     try:
         from vllm import LLM
@@ -68,10 +81,13 @@ def load_vllm(checkpoint: Path, settings: EngineSettings, options: Mapping[str, 
         "tensor_parallel_size": settings.tensor_parallel,
         "generation_config": "vllm",  # else sampling settings of generation_config.json become defaults
         "logprobs_mode": "raw_logprobs",  # of the model's distribution, before the processor and the temperature
-        "logits_processors": [DRAWS],
+        "logits_processors": None if has_routes else [DRAWS],
+        "worker_extension_cls": READER,
     }
     if not torch.cuda.is_available():
         arguments["kv_cache_memory_bytes"] = CPU_KV_CACHE_GIB * 2**30
+    if temperature != 1:
+        arguments["hf_overrides"] = {LOGITS_SCALE: 1 / temperature}
     try:
         model = LLM(**arguments | dict(options or {}))
     except (RuntimeError, ValueError) as error:
@@ -80,7 +96,7 @@ def load_vllm(checkpoint: Path, settings: EngineSettings, options: Mapping[str, 
             "VLLM_CPU_KVCACHE_SPACE=N gives the KV cache N GiB; engine transformers needs no vLLM."
         ) from error
     wake_on_death(model)
-    return VLLMEngine(model, end_ids)
+    return VLLMEngine(model, end_ids, checkpoint, temperature, has_routes)
 
 
 def wake_on_death(model: "LLM") -> None:
@@ -110,11 +126,26 @@ class VLLMEngine:
     Args:
         model: started with `SeededDraws` among its logits processors.
         end_ids: tokens that end a completion.
+        folder: checkpoint that it started from.
+        temperature: by which the model divides its logits: that of the log-probabilities.
+        has_routes: whether it started with `enable_return_routed_experts`.
+
+    Attributes:
+        on_step: called after every step of a generation, with the number of steps so far: a step makes tokens or
+            reads prompts.
     """
 
-    def __init__(self, model: "LLM", end_ids: Sequence[int]) -> None:
-        self.model = model
+    def __init__(
+        self,
+        model: "LLM",
+        end_ids: Sequence[int],
+        folder: Path,
+        temperature: float = 1.0,
+        has_routes: bool = False,
+    ) -> None:
+        self.model, self.folder, self.temperature, self.has_routes = model, folder, temperature, has_routes
         self.end_ids = list(end_ids)
+        self.on_step: Callable[[int], None] = _nothing
         finalize(self, model.llm_engine.engine_core.shutdown)  # `LLM` itself may live on: frames that hold it leak
 
     def generate(
@@ -128,18 +159,16 @@ class VLLMEngine:
         from vllm import SamplingParams
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        from lit_puzzle.generation.vllm_draws import draw_argument
-
         context_tokens = self.model.model_config.max_model_len  # vLLM would end a longer completion early
         numbers = check_prompts(prompts, rows, sampling.max_new_tokens, context_tokens)
+        drawn = replace(sampling, temperature=sampling.temperature / self.temperature)
         requests = [
             SamplingParams(
-                temperature=0,
                 max_tokens=sampling.max_new_tokens,
                 stop_token_ids=self.end_ids,
                 logprobs=0 if sampling.logprobs else None,  # of the drawn token, and of none of the most likely ones
                 detokenize=False,
-                extra_args=draw_argument(sampling, row),
+                **(drawn_by_vllm(drawn, row) if self.has_routes else drawn_by_us(drawn, row)),
             )
             for row in numbers
         ]
@@ -155,6 +184,26 @@ class VLLMEngine:
             ) from error
         return [self._completion(output, seconds) for output, seconds in outputs]
 
+    def read_trained(self, weights: Path) -> None:
+        """Read trained tensors from a file of `lit_puzzle.generation.trained_weights`, the others as they were."""
+        self._reload("read_trained", str(weights), str(self.folder))
+
+    def read_folder(self, folder: Path) -> None:
+        """Read all tensors of a checkpoint folder of the same configuration."""
+        self._reload("read_folder", str(folder))
+
+    def _reload(self, method: str, *arguments: str) -> None:
+        self.model.collective_rpc(method, args=arguments)
+        self.model.reset_prefix_cache()
+
+    def sleep(self) -> None:
+        """Free the GPU's memory: weights move to the machine's memory, the KV cache is forgotten."""
+        self.model.sleep(level=1)
+
+    def wake(self) -> None:
+        """Take the GPU's memory back."""
+        self.model.wake_up()
+
     def _run(self, total: int) -> "list[tuple[RequestOutput, float]]":
         """Return the finished requests in the order in which they were added, and the seconds that each took.
 
@@ -162,9 +211,11 @@ class VLLMEngine:
         """
         progress, engine, begun = Progress(total), self.model.llm_engine, time.monotonic()
         outputs: list[tuple[RequestOutput, float]] = []
-        tokens = 0
+        tokens = steps = 0
         while engine.has_unfinished_requests():
             finished = engine.step()
+            steps += 1
+            self.on_step(steps)
             outputs += [(output, round(time.monotonic() - begun, 3)) for output in finished]
             tokens += sum(len(output.outputs[0].token_ids) for output in finished)
             progress.update(len(outputs), tokens)
@@ -177,4 +228,22 @@ class VLLMEngine:
         if generated.logprobs is not None:
             pairs = zip(generated.logprobs, token_ids, strict=True)
             logprobs = [scores[token].logprob for scores, token in pairs]
-        return Completion(token_ids, "stop" if token_ids[-1] in self.end_ids else "length", logprobs, seconds)
+        finish: Literal["stop", "length"] = "stop" if token_ids[-1] in self.end_ids else "length"
+        return Completion(token_ids, finish, logprobs, seconds, generated.routed_experts)
+
+
+def drawn_by_us(sampling: Sampling, row: int) -> dict[str, Any]:
+    """Return the arguments of a request for which `SeededDraws` draws."""
+    from lit_puzzle.generation.vllm_draws import draw_argument
+
+    return {"temperature": 0, "extra_args": draw_argument(sampling, row)}
+
+
+def drawn_by_vllm(sampling: Sampling, row: int) -> dict[str, Any]:
+    """Return the arguments of a request for which vLLM draws, with a seed of its own."""
+    seed = int(uniforms(sampling.seed, row, 0, 1)[0] * 2**53)
+    return {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": seed}
+
+
+def _nothing(_steps: int) -> None:
+    pass

@@ -9,10 +9,10 @@ Per process, with P weights of b bytes, T of them trained, L layers, N processes
 included), hidden size d, vocabulary V, m completions decoded together, M evaluated problems:
   Memory: (P b + 12 T) / N (gradient, Adam) + rollouts P b if gathered, else 2 P b / L, and the KV cache of m t tokens
     + training activations, B t (L d c + 2 V) * 4 bytes, c about 20 (2 with gradient checkpointing).
-    At the end the saved child once more, P b / N, in place of gradients and Adam's states.
+    At the end the saved child, P b / N, in place of gradients and Adam's states. vLLM: `generation.rollout_engine`.
   Disk: child P b + 12 T per checkpoint to resume from, 4 T per best + 200 bytes and texts a problem, twice.
-  Traffic: of a slice, gathers 2 P b and gradients 4 T; of a rollout, P b if gathered, else P b per decoded token;
-    of an evaluation, the same as a rollout and M / N episodes; of the end, 4 T twice.
+  Traffic: of a slice, gathers 2 P b, gradients 4 T; of a rollout P b if gathered, else P b a token; of an evaluation,
+    the same and M / N episodes; of the end, 4 T twice.
 Results: `recovery_results`. Source: arXiv 2602.11937, the RL recovery; GRPO, arXiv 2402.03300.
 """
 
@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 from lit_puzzle.child.save import save_child
 from lit_puzzle.child.trained import check_saved
 from lit_puzzle.data.prompts import check_lengths
-from lit_puzzle.data.rl_prompts import PromptData
+from lit_puzzle.data.rl_prompts import PromptData, prompt_data
 from lit_puzzle.environments.answer_formats import fix_format
 from lit_puzzle.environments.environment import PromptAtEffort
 from lit_puzzle.environments.episodes import Episode
@@ -44,7 +44,9 @@ from lit_puzzle.evaluate.before_after import (
     write_evaluation,
 )
 from lit_puzzle.evaluate.held_out import held_out_problems
+from lit_puzzle.generation.engine import Engine
 from lit_puzzle.generation.lengths import LENGTHS_FILE, known_lengths
+from lit_puzzle.generation.rollout_engine import check_rollouts
 from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.model.chat import fix_date
 from lit_puzzle.model.identity import checkpoint_identity
@@ -52,6 +54,7 @@ from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.rl.length_rewards import budget_score
 from lit_puzzle.rl.rewards import Weighted, build_rewards, length_rewards
 from lit_puzzle.rl.settings import ExtraReward, GRPOSettings, RewardSettings
+from lit_puzzle.rl.vllm_rollouts import VLLMRollouts, ranks_of, start_rollouts
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import Identity, file_identity, run_date
 from lit_puzzle.training.best_weights import load_best
@@ -101,6 +104,7 @@ class RLRecovery(LightningModule):
         self.parent_lengths = rewards.budget.parent or child  # folder
         self.strict_loading = False  # checkpoints contain trainable parameters only
         self.results: dict[str, float] = {}
+        self.rollouts: VLLMRollouts | None = None
         self.policy: Any = None  # the model, inside a LoRA wrapper if there is one
         self._reward_history, self._length_rewards = list[float](), list[Weighted]()
         self._validation_prompts, self._evaluation_prompts = list[PromptAtEffort](), list[PromptAtEffort]()
@@ -110,12 +114,7 @@ class RLRecovery(LightningModule):
     @property
     def data(self) -> PromptData:
         """The run's environments and prompts."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(data, PromptData):
-            raise ValueError(
-                f"RLRecovery was given data {type(data).__name__}; it needs lit_puzzle.data.rl_prompts.PromptData."
-            )
-        return data
+        return prompt_data(self.trainer.datamodule)  # type: ignore[attr-defined]
 
     @property
     def model(self) -> PreTrainedModel:
@@ -133,6 +132,7 @@ class RLRecovery(LightningModule):
         trainer, data, evaluation = self.trainer, self.data, self.evaluation
         check_trainer(trainer, self.training_settings.dtype)
         check_saved(self.child, self.training_settings)
+        check_rollouts(self.grpo.rollouts, self.child, ranks_of(trainer))
         self.grpo.check_batch(trainer.accumulate_grad_batches, trainer.world_size, data.num_train_prompts)
         cap, efforts = self.grpo.sampling.max_new_tokens, list(data.efforts)
         self._length_rewards = length_rewards(self.rewards, efforts, self.parent_lengths, cap)
@@ -148,7 +148,8 @@ class RLRecovery(LightningModule):
         fix_date(self.tokenizer, run_date(self.run_dir))
         fix_format(self.tokenizer, self.rewards.answer_format)
         tokens = max(self.grpo.sampling.max_new_tokens, self.evaluation.max_new_tokens or 1)
-        check_lengths(self.tokenizer, self._evaluation_prompts + self.data.training_pairs(), self.child, tokens)
+        pairs = self._evaluation_prompts + self.data.training_pairs()
+        check_lengths(self.tokenizer, pairs, self.child, tokens, self.grpo.rollouts.context_tokens)
         self._set_policy(load_child(self.device_mesh, self.child, self.training_settings))
         self._build_engine()
 
@@ -158,21 +159,15 @@ class RLRecovery(LightningModule):
             self.model._is_fsdp_managed_module = True  # generation then runs equally many steps on all processes
 
     def _build_engine(self) -> None:
-        from lit_puzzle.rl.trl_engine import GRPOEngine, grpo_config
+        from lit_puzzle.rl.trl_config import config_of
+        from lit_puzzle.rl.trl_engine import GRPOEngine
 
         trainer, data = self.trainer, self.data
         lengths, extra = self._length_rewards, self.extra_rewards
         functions, weights = build_rewards(self.rewards, extra, data.environments, self.tokenizer, lengths)
-        config = grpo_config(
-            self.grpo,
-            accumulate_grad_batches=trainer.accumulate_grad_batches,
-            precision=str(trainer.precision),
-            device=trainer.strategy.root_device,
-            output_dir=self.run_dir,
-            reward_weights=weights,
-        )
-        prompts = data.train_prompts(self.tokenizer)
-        self.engine = GRPOEngine(self.policy, self.tokenizer, prompts, functions, config, self._gathered)
+        config, prompts = config_of(self.grpo, trainer, weights), data.train_prompts(self.tokenizer)
+        self.rollouts = start_rollouts(self.grpo, self.child, trainer, self.training_settings.dtype, self.policy)
+        self.engine = GRPOEngine(self.policy, self.tokenizer, prompts, functions, config, self._gathered, self.rollouts)
         data.train_dataloader = self.train_dataloader  # type: ignore[method-assign]  # Lightning asks the data first
 
     def configure_optimizers(self) -> Any:
@@ -242,8 +237,9 @@ class RLRecovery(LightningModule):
     # ---- evaluating -----------------------------------------------------------------------------------------------
 
     def _gathered(self) -> Any:
-        """Return the context of generation, in which a sharded model is gathered once if it fits."""
-        return unsharded(self.model) if self.grpo.unshard_rollouts else nullcontext()
+        """Return the context of generation by the policy, in which a sharded model is gathered once if it fits."""
+        gathers = self.grpo.unshard_rollouts and self.rollouts is None
+        return unsharded(self.model) if gathers else nullcontext()
 
     def _measure(self, folder: Path) -> list[Episode]:
         """Solve the problems of the evaluation: by the model in memory, or by an engine that reads its folder."""
@@ -265,7 +261,11 @@ class RLRecovery(LightningModule):
             self._gathered(),
             self.trainer.precision_plugin.forward_context(),
         ):
-            engine = TransformersEngine(self.model, self.tokenizer, settings.batch_size)
+            engine: Engine
+            if self.rollouts:
+                engine = self.rollouts.current_engine()
+            else:
+                engine = TransformersEngine(self.model, self.tokenizer, settings.batch_size)
             return solve_together(engine, self.tokenizer, pairs, environments, self._evaluated_tokens)
 
     def validation_step(self, batch: list[PromptAtEffort], batch_idx: int) -> None:
@@ -288,7 +288,10 @@ class RLRecovery(LightningModule):
         self.trainer.strategy.barrier("child written")
         release_optimizers(self.trainer)
         if self.evaluation.engine is None:
-            self._set_policy(reload_child(self.device_mesh, target, self.training_settings, self.device))
+            if self.rollouts:
+                self.rollouts.read_folder(target)
+            else:
+                self._set_policy(reload_child(self.device_mesh, target, self.training_settings, self.device))
         before, after = read_episodes(self.run_dir / "before"), self._measure(target)
         write_evaluation(self.run_dir / "after", after, is_writer, self.evaluation.texts)
         self.results = recovery_results(before, after, self._reward_history, known_lengths(self.parent_lengths))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from lit_puzzle.environments.answer_formats import FormatChoice
+from lit_puzzle.generation.rollout_settings import RolloutSettings
 from lit_puzzle.rl.length_settings import BudgetSettings, EndingSettings, GroupLengthSettings, OverlongSettings
 
 LossType = Literal["grpo", "dr_grpo", "dapo", "bnpo"]
@@ -116,6 +117,7 @@ class GRPOSettings:
             models that do not fit on one device.
         sampling: how completions are drawn.
         loss: the loss of an update.
+        rollouts: what generates the completions.
 
     Raises:
         ValueError: numbers out of range.
@@ -128,8 +130,14 @@ class GRPOSettings:
     unshard_rollouts: bool = True
     sampling: RolloutSampling = RolloutSampling()
     loss: GRPOLossSettings = GRPOLossSettings()
+    rollouts: RolloutSettings = RolloutSettings()  # noqa: RUF009  (frozen)
 
     def __post_init__(self) -> None:
+        if self.rollouts.engine == "vllm" and self.sampling.top_k:
+            raise ValueError(
+                f"grpo.sampling.top_k={self.sampling.top_k} was given; with rollouts.engine: vllm leave it 0, or use "
+                "top_p."
+            )
         slices = 1 if self.steps_per_generation is None else self.steps_per_generation
         if self.num_generations < 2 or min(self.completions_per_device, slices, self.num_iterations) < 1:
             raise ValueError(

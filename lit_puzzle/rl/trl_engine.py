@@ -13,7 +13,6 @@ Shapes: B completions of a generation batch on this process, N on all.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,102 +24,24 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import get_callable_name
 
 from lit_puzzle.environments.environment import LEVELS
+from lit_puzzle.generation.engine import EngineFailedError
+from lit_puzzle.generation.mismatch import mismatch_of, sums
 from lit_puzzle.rl.loader import ResumableLoader
 from lit_puzzle.rl.reward_checks import Faults, checked_reward
 from lit_puzzle.rl.rewards import RewardFunction
-from lit_puzzle.rl.settings import GRPOSettings
 from lit_puzzle.rl.shared_rewards import complete, is_shared
+from lit_puzzle.rl.vllm_rollouts import VLLMRollouts
 from lit_puzzle.training.finite import ADVICE, raise_together
 from lit_puzzle.training.random_state import RandomStream
-from lit_puzzle.training.trainer_validation import PRECISIONS
 
 Rows = list[dict[str, Any]]
-
-
-def trl_precision(precision: str) -> dict[str, bool]:
-    """Return TRL's flags for Lightning's `trainer.precision`.
-
-    TRL's flags mean autocast around the model, which Lightning calls mixed. Lightning's `*-true` would turn trained
-    weights into half precision, which rounds small steps away; frozen weights have the dtype of the module's settings.
-
-    Raises:
-        ValueError: a precision in which a policy cannot be trained.
-    """
-    if precision not in PRECISIONS:
-        raise ValueError(f"trainer.precision={precision} was given; reinforcement learning supports {PRECISIONS}.")
-    return {"bf16": precision == "bf16-mixed", "fp16": False}
-
-
-def grpo_config(
-    settings: GRPOSettings,
-    accumulate_grad_batches: int,
-    precision: str,
-    device: torch.device,
-    output_dir: Path,
-    reward_weights: Sequence[float],
-) -> GRPOConfig:
-    """Return TRL's configuration of an update.
-
-    Call it after the process group exists; TRL would open one of its own.
-
-    Args:
-        settings: the update.
-        accumulate_grad_batches: slices of an update (`trainer.accumulate_grad_batches`).
-        precision: `trainer.precision`.
-        device: device of this process.
-        output_dir: folder that TRL requires; nothing is written into it.
-        reward_weights: weight of each reward function.
-
-    Raises:
-        ValueError: a precision that cannot be trained, or another device than TRL's.
-    """
-    sampling, loss = settings.sampling, settings.loss
-    config = GRPOConfig(
-        output_dir=str(output_dir),
-        seed=sampling.seed,
-        use_cpu=device.type == "cpu",
-        **trl_precision(precision),
-        gradient_checkpointing=False,  # `load_child` enables it on the policy
-        report_to="none",
-        save_strategy="no",
-        logging_strategy="no",
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-        remove_unused_columns=False,
-        router_aux_loss_coef=0.0,  # None would add the model config's own value to the loss
-        per_device_train_batch_size=settings.completions_per_device,
-        gradient_accumulation_steps=accumulate_grad_batches,
-        steps_per_generation=settings.steps_per_generation,
-        num_generations=settings.num_generations,
-        num_iterations=settings.num_iterations,
-        max_completion_length=sampling.max_new_tokens,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        loss_type=loss.loss_type,
-        epsilon=loss.epsilon,
-        epsilon_high=loss.epsilon_high,
-        importance_sampling_level=loss.importance_sampling_level,
-        scale_rewards=loss.scale_rewards,
-        beta=loss.beta,
-        mask_truncated_completions=loss.mask_truncated_completions,
-        multi_objective_aggregation=loss.aggregation,
-        reward_weights=list(reward_weights),
-    )
-    if config.device.type == "cuda" and config.n_gpu > 1:
-        config._n_gpu = 1  # Lightning chooses the GPUs; without this TRL would use DataParallel on all
-    if config.device.type != device.type or (device.type == "cuda" and config.device != device):
-        raise ValueError(
-            f"TRL uses {config.device}, the strategy {device}. "
-            "Choose GPUs with CUDA_VISIBLE_DEVICES, not by number in trainer.devices."
-        )
-    return config
 
 
 class _Trainer(GRPOTrainer):
     """GRPOTrainer with a context around rollouts, a record of the last rollout, checked rewards, and no telemetry."""
 
     faults: Faults
+    rollouts: VLLMRollouts | None = None
     rollout_context: Callable[[], AbstractContextManager[None]] = staticmethod(nullcontext)
     rollout: dict[str, Any] | None = None
     functions: Sequence[RewardFunction] = ()
@@ -136,6 +57,20 @@ class _Trainer(GRPOTrainer):
             raise ValueError(
                 f"The policy's logits are not finite in the rollout of update {update}. {ADVICE}"
             ) from error
+
+    def _generate_and_score_completions(self, inputs: Rows) -> dict[str, Any]:
+        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        if self.rollouts is not None:
+            policy, sampled = output["old_per_token_logps"], output["sampling_per_token_logps"]
+            own = sums(policy, sampled, output["completion_mask"])
+            found = mismatch_of(self.accelerator.gather(own.float()).view(-1, len(own)))
+            self._metrics["train"]["sampling/kl"].append(found.kl)
+            self._metrics["train"]["sampling/sync_bytes"].append(float(self.rollouts.sent_bytes))
+            if self.rollouts.replay is not None:
+                known, tokens = self.rollouts.replay.replayed
+                self._metrics["train"]["sampling/replayed"].append(known / max(tokens, 1))
+            found.check(self.rollouts.bound, self.state.global_step + 1)
+        return output
 
     def _calculate_rewards(self, inputs: Rows, prompts: Any, completions: Any, completion_ids: list[list[int]]) -> Any:
         ends = {*self.eos_token_ids, self._tokenizer.pad_token_id}
@@ -170,7 +105,8 @@ class GRPOEngine:
         prompts: columns prompt (text), effort, environment, and the columns that rewards read.
         rewards: reward functions; the first one grades, where one of them is a `GroupLength`.
         config: configuration from `grpo_config`.
-        rollout_context: context around generation (`unsharded`).
+        rollout_context: context around generation by the policy (`unsharded`).
+        rollouts: vLLM, where it generates in the policy's place.
 
     Attributes:
         loader: loader of the prompts, which resumes.
@@ -184,6 +120,7 @@ class GRPOEngine:
         rewards: Sequence[RewardFunction],
         config: GRPOConfig,
         rollout_context: Callable[[], AbstractContextManager[None]] = nullcontext,
+        rollouts: VLLMRollouts | None = None,
     ) -> None:
         tokenizer.padding_side = "left"
         self.policy, self.config = policy, config
@@ -201,6 +138,10 @@ class GRPOEngine:
         self._trainer.faults = faults
         self._trainer.functions = list(rewards)
         self._trainer.rollout_context = rollout_context
+        if rollouts is not None:  # TRL's own engine would start in this process, and cannot load packed weights
+            rollouts.slices = self._slices
+            self._trainer.rollouts = self._trainer.vllm_generation = rollouts
+            self._trainer.use_vllm, self._trainer._last_loaded_step = True, -1
         self._trainer.current_gradient_accumulation_steps = config.gradient_accumulation_steps
         self.loader = ResumableLoader(self._trainer.get_train_dataloader, self.stream.inside, self.stream.fork)
 
@@ -215,6 +156,7 @@ class GRPOEngine:
             Scalar loss, divided by the gradient accumulation, as in TRL.
 
         Raises:
+            EngineFailedError: vLLM failed; the state is that before this batch.
             ValueError: a policy in evaluation mode, or a reward that is not one finite number for each completion.
         """
         if not self.policy.training:
@@ -223,11 +165,21 @@ class GRPOEngine:
             )
         trainer = self._trainer
         trainer.state.global_step = global_step
-        with self.stream.inside():
-            inputs = trainer._prepare_inputs(batch)
-            loss = trainer.compute_loss(self.policy, inputs)
+        before = self.stream.state, trainer.state.num_input_tokens_seen
+        try:
+            with self.stream.inside():
+                inputs = trainer._prepare_inputs(batch)
+                loss = trainer.compute_loss(self.policy, inputs)
+        except EngineFailedError:  # a checkpoint is saved next, of the state before this batch
+            self.stream.state, trainer.state.num_input_tokens_seen = before
+            self.loader.position -= 1
+            raise
         trainer._step += 1
         return loss
+
+    def _slices(self) -> int:
+        """Return how many slices of generation batches were used so far."""
+        return int(self._trainer._step)
 
     def take_rollout(self) -> dict[str, Any]:
         """Return once what the last `loss` generated on this process; empty if it used earlier completions.
@@ -260,6 +212,7 @@ class GRPOEngine:
             "random": self.stream.state,
             "step": trainer._step,
             "tokens_seen": trainer.state.num_input_tokens_seen,
+            "routes": [] if trainer.rollouts is None else trainer.rollouts.state(),
             "buffered": None if buffered is None else [_to(inputs, torch.device("cpu")) for inputs in buffered],
         }
         processes: list[Any] = [own]
@@ -284,6 +237,8 @@ class GRPOEngine:
         self.stream.state = own["random"]
         self._trainer._step = own["step"]
         self._trainer.state.num_input_tokens_seen = own["tokens_seen"]
+        if self._trainer.rollouts is not None:
+            self._trainer.rollouts.load_state(own["routes"])
         buffered = own["buffered"]
         self._trainer._buffered_inputs = None if buffered is None else [_to(part, config.device) for part in buffered]
 

@@ -14,8 +14,10 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loops.progress import _ProcessedTracker
 from lightning.pytorch.trainer.states import TrainerFn
 
+from lit_puzzle.generation.engine import EngineFailedError
 from lit_puzzle.run.signals import StoppedError, defer_signals, noted_signal
 
 
@@ -93,6 +95,22 @@ class UpdateCheckpoint(ModelCheckpoint):
         if self._waits_for_validation and not trainer.should_stop:
             self._save(trainer)
         self._waits_for_validation = False
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Save the state before the batch in which an engine beside the training failed.
+
+        The batch counts as not begun. In the middle of gradient accumulation nothing is saved: the gradients so far
+        would be missing.
+        """
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        accumulates = progress.current.completed % trainer.accumulate_grad_batches
+        if not isinstance(exception, EngineFailedError) or accumulates or trainer.validating:
+            return
+        for counts in (progress.total, progress.current):
+            assert isinstance(counts, _ProcessedTracker)
+            counts.ready = counts.started = counts.completed
+        if not self._should_skip_saving_checkpoint(trainer):  # already saved after this update, or none was made
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def _save(self, trainer: Trainer) -> None:
         if not self._should_skip_saving_checkpoint(trainer):

@@ -34,7 +34,7 @@ from lit_puzzle.model.modules import model_family
 from lit_puzzle.rl.module import RLRecovery
 from lit_puzzle.rl.rewards import Correctness
 from lit_puzzle.rl.settings import GRPOSettings, RolloutSampling
-from lit_puzzle.rl.trl_engine import grpo_config
+from lit_puzzle.rl.trl_config import grpo_config
 from lit_puzzle.tiny.world import Chains, Counting, Sorting
 from lit_puzzle.training.sharding import Sharded
 from lit_puzzle.training.trainable import freeze_parameters

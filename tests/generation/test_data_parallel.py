@@ -13,8 +13,9 @@ import pytest
 from helpers.vllm_environment import ROOT, needs_vllm, output_of, start_in_vllm
 from pyarrow.parquet import read_table
 
-from lit_puzzle.generation.data_parallel import PROCESS, DataParallelEngine, engines_of, visible_gpus
+from lit_puzzle.generation.data_parallel import DataParallelEngine, engines_of
 from lit_puzzle.generation.load import load_engine
+from lit_puzzle.generation.processes import PROCESS, visible_gpus
 from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.generation.transformers_engine import TransformersEngine
 

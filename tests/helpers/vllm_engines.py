@@ -15,8 +15,9 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
-from lit_puzzle.generation.data_parallel import PROCESS, DataParallelEngine
+from lit_puzzle.generation.data_parallel import DataParallelEngine
 from lit_puzzle.generation.load import load_one
+from lit_puzzle.generation.processes import PROCESS
 from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.serve.vllm.driver import ENVIRONMENT
 

@@ -45,7 +45,7 @@ from lit_puzzle.model.loading import load_model
 from lit_puzzle.rl.module import RLRecovery
 from lit_puzzle.rl.rewards import Correctness
 from lit_puzzle.rl.settings import RewardSettings
-from lit_puzzle.rl.trl_engine import grpo_config
+from lit_puzzle.rl.trl_config import grpo_config
 from lit_puzzle.run.folder import newest_checkpoint
 from lit_puzzle.tiny.world import Counting
 from lit_puzzle.training.best_weights import load_best

@@ -16,7 +16,8 @@ from transformers import GptOssForCausalLM, PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer
 
 from lit_puzzle.rl.settings import GRPOLossSettings, GRPOSettings, RolloutSampling
-from lit_puzzle.rl.trl_engine import GRPOEngine, grpo_config, trl_precision
+from lit_puzzle.rl.trl_config import grpo_config, trl_precision
+from lit_puzzle.rl.trl_engine import GRPOEngine
 from lit_puzzle.training.settings import LoraSettings
 from lit_puzzle.training.trainable import add_adapters
 

@@ -24,6 +24,7 @@ from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 from vllm.model_executor.models.utils import PPMissingLayer
 from vllm.utils.torch_utils import is_quantized_kv_cache
 
+from lit_puzzle.generation.trained_weights import FROZEN, KV_SCALES
 from lit_puzzle.model.family import GPT_OSS
 from lit_puzzle.model.layout import Shape, layer_blocks, layer_prefix, tensor_shapes
 from lit_puzzle.model.mxfp4 import dequantize
@@ -35,8 +36,6 @@ OUTSIDE = {
     "model.norm.weight": "model.norm.weight",
     "lm_head.weight": "lm_head.weight",
 }
-SCALES = tuple(f".{name}" for name in NAMES.kv_scales)
-FROZEN = (f".{NAMES.experts}.", f".{NAMES.router}.", *SCALES)  # tensors that a reload may leave out
 
 
 def load_weights(model: nn.Module, config: Mapping[str, Any], weights: Iterable[tuple[str, Tensor]]) -> set[str]:
@@ -155,7 +154,7 @@ class Loader:
         Raises:
             ValueError: a tensor is missing, or experts are given plain and as MXFP4.
         """
-        scales = {name for name in self.seen if name.endswith(SCALES)}
+        scales = {name for name in self.seen if name.endswith(KV_SCALES)}
         packed_layers = {name.split(".")[2] for name in self.seen if name.endswith("_blocks")}
         if not any(f".{NAMES.experts}." in name for name in self.seen):
             packed_layers = set()
@@ -181,7 +180,7 @@ class Loader:
         Raises:
             ValueError: some layers with an FP8 cache have none.
         """
-        scaled = {int(name.split(".")[2]) for name in self.seen if name.endswith(SCALES)}
+        scaled = {int(name.split(".")[2]) for name in self.seen if name.endswith(KV_SCALES)}
         unscaled = [layer for layer in range(self._layers) if layer not in scaled and self._has_fp8_cache(layer)]
         if scaled and unscaled:
             raise ValueError(

@@ -32,6 +32,7 @@ from vllm.model_executor.models.utils import maybe_prefix
 from vllm.model_executor.utils import set_weight_attrs
 from vllm.platforms import current_platform
 
+from lit_puzzle.generation.vllm_engine import LOGITS_SCALE
 from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig
 from lit_puzzle.model.layout import layer_blocks
 from lit_puzzle.serve.vllm.loading import is_reloading, load_weights
@@ -155,7 +156,7 @@ class GptOssPuzzleForCausalLM(GptOssForCausalLM):
         self.loaded = False
         self.model = PuzzleDecoder(vllm_config=vllm_config, prefix=maybe_prefix(prefix, "model"))
         self.lm_head = ParallelLMHead(config.vocab_size, config.hidden_size, prefix=maybe_prefix(prefix, "lm_head"))
-        self.logits_processor = LogitsProcessor(config.vocab_size)
+        self.logits_processor = LogitsProcessor(config.vocab_size, scale=config.to_dict().get(LOGITS_SCALE, 1.0))
         self.make_empty_intermediate_tensors = self.model.make_empty_intermediate_tensors
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:

@@ -1,0 +1,155 @@
+"""What TRL calls where vLLM generates: the engine of `lit_puzzle.generation.rollout_engine` in TRL's own interface.
+
+Completions are drawn with random numbers of (seed, row, position), row = (slice, process, place in the batch): they do
+not depend on how vLLM batches them, and a resumed run draws what the uninterrupted one draws.
+Reads and writes nothing.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer
+
+from lit_puzzle.child.trained import trained_tensors
+from lit_puzzle.generation.engine import Completion, EngineFailedError
+from lit_puzzle.generation.rollout_engine import Ranks, RolloutEngine, Trained
+from lit_puzzle.generation.route_replay import RouteReplay
+from lit_puzzle.generation.sampling import Sampling
+from lit_puzzle.model.loading import DtypeName
+from lit_puzzle.rl.settings import GRPOSettings, RolloutSampling
+from lit_puzzle.training.finite import raise_together
+from lit_puzzle.training.trainable import without_adapters
+
+Weights = Callable[[], Mapping[str, Trained]]
+Generated = tuple[list[list[int]], list[list[int]], list[list[list[float]]], None]
+
+
+def ranks_of(trainer: Trainer) -> Ranks:
+    """Return the processes of a run."""
+    return Ranks(trainer.global_rank, trainer.world_size, trainer.local_rank, trainer.world_size // trainer.num_nodes)
+
+
+def start_rollouts(
+    grpo: GRPOSettings, child: Path, trainer: Trainer, dtype: DtypeName, policy: Any
+) -> "VLLMRollouts | None":
+    """Start the engine that the settings name; None where the policy generates.
+
+    Args:
+        grpo: settings of the run.
+        child: folder that training started from.
+        trainer: the run's Trainer.
+        dtype: of the policy's weights.
+        policy: the model as it trains, with its adapters.
+
+    Raises:
+        ValueError: the engine does not start.
+    """
+    rollouts = grpo.rollouts
+    if rollouts.engine != "vllm":
+        return None
+    is_half = "bf16" in str(trainer.precision) or dtype == "bfloat16"
+    chosen = rollouts.dtype if rollouts.dtype != "auto" else "bfloat16" if is_half else "float32"
+    engine = RolloutEngine(rollouts, child, chosen, grpo.sampling.temperature, ranks_of(trainer))
+    model = without_adapters(policy)
+    replay = RouteReplay(policy, model) if rollouts.replay_routes else None
+    return VLLMRollouts(engine, grpo.sampling, lambda: trained_tensors(model), replay)
+
+
+class VLLMRollouts:
+    """An engine as TRL's trainer uses it (trl 1.16: `VLLMGeneration`).
+
+    Args:
+        engine: beside the model that trains.
+        sampling: how completions are drawn.
+        weights: returns the tensors that training changes.
+        replay: of routes, in the policy; None: its own routers choose.
+
+    Attributes:
+        slices: returns how many slices of generation batches were used so far; the trainer's.
+        sent_bytes: of the weights in the last update of the engine.
+        bound: largest allowed mean difference of log-probabilities.
+    """
+
+    def __init__(
+        self, engine: RolloutEngine, sampling: RolloutSampling, weights: Weights, replay: RouteReplay | None = None
+    ) -> None:
+        self.engine, self._weights, self.replay = engine, weights, replay
+        self._sampling = Sampling(
+            sampling.max_new_tokens, sampling.temperature, sampling.top_p, sampling.seed, logprobs=True
+        )
+        self.slices: Callable[[], int] = lambda: 0
+        self.bound = engine.settings.mismatch_bound(engine.dtype)
+        self.sent_bytes, self._has_folder = 0, False
+
+    def sync_weights(self) -> None:
+        """Give the engine the policy's weights."""
+        self.sent_bytes = _together(lambda: self.engine.update(self._weights()))
+
+    def current_engine(self) -> RolloutEngine:
+        """Return the engine with the policy's weights, or those of the folder that it has read."""
+        if not self._has_folder:
+            self.sync_weights()
+        return self.engine
+
+    def read_folder(self, folder: Path) -> None:
+        """Give the engine the weights of a folder, to stay."""
+        _together(lambda: self.engine.read_folder(folder))
+        self._has_folder = True
+
+    def generate(self, prompts: Sequence[Sequence[int]], num_generations: int, **_: Any) -> Generated:
+        """Return prompts, completions, the log-probability of each of their tokens, and None.
+
+        Args:
+            prompts: token ids of each completion's prompt, on this process.
+            num_generations: not read: every completion has its prompt.
+
+        Raises:
+            EngineFailedError: the engine of one process failed; raised on all.
+        """
+        ranks = self.engine.ranks
+        first = (self.slices() * ranks.size + ranks.rank) * len(prompts)
+        rows = range(first, first + len(prompts))
+        completions = _together(lambda: self.engine.generate(prompts, self._sampling, rows))
+        if self.replay is not None:
+            self._remember(self.replay, prompts, completions)
+        logprobs = [[[number] for number in completion.logprobs or ()] for completion in completions]
+        return [list(ids) for ids in prompts], [completion.token_ids for completion in completions], logprobs, None
+
+    def _remember(
+        self, replay: RouteReplay, prompts: Sequence[Sequence[int]], completions: Sequence[Completion]
+    ) -> None:
+        reason = None
+        if any(completion.routes is None for completion in completions):
+            reason = (
+                "vLLM returned completions without routes; rollouts.replay_routes needs vLLM 0.32 or 0.33, on a GPU"
+            )
+        raise_together(reason)
+        routes = [torch.from_numpy(np.asarray(completion.routes, dtype=np.int16)) for completion in completions]
+        pairs = zip(prompts, completions, strict=True)
+        replay.remember([[*ids, *completion.token_ids] for ids, completion in pairs], routes)
+
+    def state(self) -> list[Any]:
+        """Return the routes of the completions that are still to be trained on."""
+        return [] if self.replay is None else self.replay.state()
+
+    def load_state(self, state: list[Any]) -> None:
+        """Continue with saved routes."""
+        if self.replay is not None:
+            self.replay.load_state(state)
+
+
+def _together(call: Callable[[], Any]) -> Any:
+    """Return what a call returns; an engine that fails on one process stops all of them with its reason."""
+    reason, answer = None, None
+    try:
+        answer = call()
+    except ValueError as error:
+        reason = str(error)
+    try:
+        raise_together(reason)
+    except ValueError as error:
+        raise EngineFailedError(str(error)) from None
+    return answer

@@ -142,7 +142,7 @@ class _Run:
         prompt = int(settings.get("problems.context_tokens") or self.assumed.prompt_tokens)
         if (engine := settings.get("engine")) is not None:  # the parent is in memory no more
             given = Values(asdict(EngineSettings()) | engine, settings.key("engine"))
-            return engine_bytes(size, given, self.device, prompt, new)
+            return engine_bytes(size, given, self.device, prompt, new, self.problems(settings))
         gathered = self.held()
         if self.processes > 1 and self.values.at("fabric.unshard_evaluations"):
             gathered |= {"weights, gathered whole": float(size.parameters * self.width)}
@@ -152,6 +152,11 @@ class _Run:
             return gathered | {"activations of one layer": forward_bytes(size, tokens, self.precision),
                                "logits of the answers": logits}  # fmt: skip
         return gathered | decoding_bytes(size, rows, prompt, new, self.width, eager=False)
+
+    @staticmethod
+    def problems(settings: Values) -> int:
+        """Return how many problems an evaluation has."""
+        return settings.whole("problems.problems_per_effort") * len(settings.at("problems.efforts"))
 
     def candidate_folder(self) -> dict[str, float]:
         """Return what the folder takes that the engine of an evaluation reads."""
@@ -185,7 +190,6 @@ class _Run:
         rows = windows if self.values.at("scoring.evaluate") == "windows" else self.found.rows + 1
         for number, content in enumerate(self.values.get("evaluations") or ()):
             settings = Values(content["init_args"])
-            problems = settings.whole("problems.problems_per_effort") * len(settings.at("problems.efforts"))
             prompt = int(settings.get("problems.context_tokens") or self.assumed.prompt_tokens)
             forced = settings.at("grading.mode") == "teacher_forced"
             decoding = Decoding(settings.whole("sampling.max_new_tokens"), settings.whole("batch_size", least=1))
@@ -193,7 +197,7 @@ class _Run:
                 replace(
                     work,
                     name="evaluations" if number == 0 else f"evaluations {number + 1}",
-                    sequences=rows * problems,
+                    sequences=rows * self.problems(settings),
                     read_tokens=prompt,
                     passes=1,
                     head_tokens=0,

@@ -11,8 +11,8 @@ included), hidden size d, vocabulary V, m completions decoded together, M evalua
     + training activations, B t (L d c + 2 V) * 4 bytes, c about 20 (2 with gradient checkpointing).
     At the end the saved child, P b / N, in place of gradients and Adam's states. vLLM: `generation.rollout_engine`.
   Disk: child P b + 12 T per checkpoint to resume from, 4 T per best + 200 bytes and texts a problem, twice.
-  Traffic: of a slice, gathers 2 P b, gradients 4 T; of a rollout P b if gathered, else P b a token; of an evaluation, the
-    same and M / N episodes; of the end, 4 T twice.
+  Traffic: of a slice, gathers 2 P b, gradients 4 T; of a rollout P b if gathered, else P b a token; of an evaluation
+    the same and M / N episodes; of the end, 4 T twice.
 Results: `recovery_results`. Source: arXiv 2602.11937, the RL recovery; GRPO, arXiv 2402.03300.
 """
 

@@ -17,8 +17,8 @@ ROOMS = (  # the ground floor first; `spec` and `cli` are files, all others fold
     *(
         "evaluate",
         "library",
-        "scoring",
         "child",
+        "scoring",
         "search",
         "distill",
         "rl",

@@ -58,7 +58,7 @@ def average_footprint(values: Values, device: Device, assumed: Assumed) -> Footp
     problems = sweep.whole("held_out.prompts_per_effort") * len(sweep.at("held_out.efforts"))
     shares, tokens = len(sweep.at("shares")), assumed.prompt_tokens + new
     episodes = {"episodes": float(BYTES_OF_A_TOKEN * problems * tokens)}
-    running = engine_bytes(size, engine, device, assumed.prompt_tokens, new)
+    running = engine_bytes(size, engine, device, assumed.prompt_tokens, new, problems)
     rows, name = engine.whole("batch_size", least=1), engine_name(engine, device)
     decoding = Decoding(new, rows, name, int(engine.get("tensor_parallel", 1)))
     dtype, prompts = str(engine.at("dtype")), shares * problems

@@ -113,8 +113,8 @@ def _calibration(data: Values, device: Device, assumed: Assumed) -> Sequences:
         return Sequences(SEQUENCES, SEQUENCE_TOKENS, batch_size, note, {})
     new = data.whole("sampling.max_new_tokens")
     size = model_size(planned_config(data.path("parent")).config)
-    held = engine_bytes(size, data.inside("engine"), device, assumed.prompt_tokens, new)
     count = int(data.get("prompts.num_prompts") or PROMPTS)
+    held = engine_bytes(size, data.inside("engine"), device, assumed.prompt_tokens, new, count)
     return Sequences(
         count, assumed.prompt_tokens + new, batch_size, f"prompts of {assumed.prompt_tokens:,} tokens", held
     )
@@ -141,8 +141,8 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
         dtype=str(engine.at("dtype")),
         decoding=Decoding(new, engine.whole("batch_size", least=1), name, ranks),
     )
-    texts = {"documents of one shard": float(BYTES_OF_A_TOKEN * shard * tokens)}
-    held = engine_bytes(size, engine, device, assumed.prompt_tokens, new)
+    texts = {"documents of one shard": float(BYTES_OF_A_TOKEN * min(shard, count or PROMPTS) * tokens)}
+    held = engine_bytes(size, engine, device, assumed.prompt_tokens, new, work.sequences)
     return Footprint(
         "generate",
         (Phase("completions", held | (texts if device.kind == "cpu" else {})),),

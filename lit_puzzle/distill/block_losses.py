@@ -201,27 +201,51 @@ def block_errors(
         sum_over_processes: returns the sum of a tensor over all processes.
     """
     body: Any = parent.model
-    names = model_family(parent).layer
     with torch.no_grad():
         inputs = layer_inputs(parent, batch, counted_BT, [block.selected for block in blocks])
         hidden_BTD = body.embed_tokens(batch["input_ids"])
-    own_windows = [block["sliding_window"] for block in parent.config.block_configs]
     for layer in range(blocks[-1].selected.layer + 1):
         decoder = body.layers[layer]
         if isinstance(decoder, FSDPModule):
             decoder.unshard()
-        with torch.no_grad():
-            middle_BTD = attention_half(decoder, names, hidden_BTD, inputs, own_windows[layer], {})
-            leaves_BTD = expert_half(decoder, names, middle_BTD, {})
-            norms = torch.stack([squares(state[inputs.counted_BT]) for state in (middle_BTD, leaves_BTD)])
+        states = parent_states(parent, layer, hidden_BTD, inputs)
         here = [block for block in blocks if block.selected.layer == layer]
-        norm_of_half, norm = sum_over_processes(norms.double()) if here else norms
-        states = States(hidden_BTD, middle_BTD, leaves_BTD)
-        for block in here:
-            with swapped(parent, layer, block.selected.block):
-                yield BlockError(
-                    block, block(decoder, states, inputs), norm if block.selected.experts else norm_of_half
-                )
+        yield from layer_errors(parent, here, states, inputs, sum_over_processes)
         if isinstance(decoder, FSDPModule):
             decoder.reshard()
-        hidden_BTD = leaves_BTD
+        hidden_BTD = states.leaves
+
+
+@torch.no_grad()
+def parent_states(parent: PuzzleModel, layer: int, hidden_BTD: Tensor, inputs: LayerInputs) -> States:
+    """Return the states of the parent at a layer, from those that enter it."""
+    middle_BTD = parent_middle(parent, layer, hidden_BTD, inputs)
+    names = model_family(parent).layer
+    return States(hidden_BTD, middle_BTD, expert_half(decoder_layer(parent, layer), names, middle_BTD, {}))
+
+
+@torch.no_grad()
+def parent_middle(parent: PuzzleModel, layer: int, hidden_BTD: Tensor, inputs: LayerInputs) -> Tensor:
+    """Return the state of the parent behind the attention of a layer, from the one that enters it."""
+    names, window = model_family(parent).layer, parent.config.block_configs[layer]["sliding_window"]
+    return attention_half(decoder_layer(parent, layer), names, hidden_BTD, inputs, window, {})
+
+
+def layer_errors(
+    parent: PuzzleModel,
+    blocks: Sequence[TrainableBlock],
+    states: States,
+    inputs: LayerInputs,
+    sum_over_processes: Callable[[Tensor], Tensor],
+) -> Iterator[BlockError]:
+    """Yield the errors of the blocks of one layer, which has its weights; arguments as for `block_errors`."""
+    if not blocks:
+        return
+    with torch.no_grad():
+        norms = torch.stack([squares(state[inputs.counted_BT]) for state in (states.middle, states.leaves)])
+    norm_of_half, norm = sum_over_processes(norms.double())
+    for block in blocks:
+        selected = block.selected
+        with swapped(parent, selected.layer, selected.block):
+            error = block(decoder_layer(parent, selected.layer), states, inputs)
+            yield BlockError(block, error, norm if selected.experts else norm_of_half)

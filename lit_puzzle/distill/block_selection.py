@@ -13,11 +13,13 @@ Source: arXiv 2411.19146 (blockwise local distillation, decoupled into attention
 """
 
 import dataclasses
+import math
 import shutil
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -135,6 +137,21 @@ def _check_halves(library: Library, layer: int, candidate: Candidate) -> None:
             f"layer {layer}, candidate {candidate.name!r} cannot be made of halves that train apart: {why}. "
             "Set training.sub_blocks: together."
         )
+
+
+def layer_numbers(config: Mapping[str, Any], blocks: Iterable[SelectedBlock]) -> dict[int, int]:
+    """Return the numbers that train in the blocks of each layer.
+
+    Args:
+        config: the plain dict of the parent's `config.json`.
+        blocks: the blocks that train.
+    """
+    numbers: dict[int, int] = {}
+    for block in blocks:
+        shapes = layer_shapes(config, block.block.num_experts, mxfp4=False)
+        own = sum(math.prod(shapes[name]) for name in block.tensors)
+        numbers[block.layer] = numbers.get(block.layer, 0) + own
+    return numbers
 
 
 def check_blocks(folder: Path, parent: Checkpoint, library: Library, blocks: Iterable[SelectedBlock]) -> None:

@@ -15,20 +15,21 @@ blocks), N processes, B rows of T tokens:
     + activations of one block: 3 B T D b for the parent's states + its graph, whatever the number of blocks.
   Disk: S b in the library, 12 S per checkpoint. Traffic of a batch: gathers P b, gradients and weights 4 S each.
 With `training.layers` a run trains some layers only, and S counts these; the next run starts from the library it wrote.
-Results: `loss/mean/first|last` and, per block, `loss/<layer>/<name>/first|last`: over the first and last tenth of the
-batches; `val_loss/mean/first|last`.
+With `memory_gib` the parent is read one layer at a time (`lit_puzzle.distill.blocks_streamed`), to the same bits.
+Results: `lit_puzzle.distill.block_results`.
 Source: arXiv 2411.19146 (blockwise local distillation).
 
 Shapes: C blocks.
 """
 
+import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
@@ -39,14 +40,16 @@ from lit_puzzle.data.batches import PackedBatch
 from lit_puzzle.data.documents import PackedDocuments
 from lit_puzzle.data.hidden_states import release
 from lit_puzzle.distill.block_losses import BlockError, TrainableBlock, block_errors, counted_tokens
-from lit_puzzle.distill.block_selection import SelectedBlock, check_blocks, select_blocks, write_library
+from lit_puzzle.distill.block_results import check_losses, loss_results, named
+from lit_puzzle.distill.block_selection import check_blocks, select_blocks, write_library
+from lit_puzzle.distill.blocks_streamed import BlockTensors, LayerOnDisk, StreamedBlocks, TrainedLayer
 from lit_puzzle.distill.settings import BlockTrainingSettings
 from lit_puzzle.library.library import LIBRARY_FILE, Library
-from lit_puzzle.library.trained_blocks import trained_tensors
+from lit_puzzle.library.trained_blocks import trained_before, trained_tensors
 from lit_puzzle.model.blocks import PuzzleModel, with_own_blocks
 from lit_puzzle.model.checkpoint import Checkpoint
+from lit_puzzle.model.family import LayerNames
 from lit_puzzle.model.identity import checkpoint_identity
-from lit_puzzle.model.loading import WaitingExperts
 from lit_puzzle.model.modules import model_family
 from lit_puzzle.model.surgery import prune_layer
 from lit_puzzle.run.folder import require_input
@@ -67,6 +70,9 @@ class BlockwiseDistillation(LightningModule):
         clip_norm: largest norm of a block's gradient; None: no clipping.
         optimizer: builds the one optimizer over the parameters of all blocks.
         lr_scheduler: builds the schedule, stepped once per update.
+        memory_gib: GiB that the run may take (on a CPU anonymous memory, on a GPU its own): the parent is then read one
+            layer at a time, and the blocks of a layer are trained to their end before the next layer is read, in a fit
+            of their own. None: the parent is in memory, or sharded over the processes, and all blocks train at once.
 
     Raises:
         ValueError: impossible settings, or a library of another parent.
@@ -81,6 +87,7 @@ class BlockwiseDistillation(LightningModule):
         clip_norm: float | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
+        memory_gib: float | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -92,26 +99,19 @@ class BlockwiseDistillation(LightningModule):
         self.checkpoint = Checkpoint(self.parent_folder)
         self.library.check_parent(self.checkpoint.fingerprint())
         self.training_settings = training
-        self.selected = self._select()
+        before = trained_before(self.library_folder, self.library)
+        self.selected = select_blocks(self.library_folder, self.library, training, before)
+        check_blocks(self.library_folder, self.checkpoint, self.library, self.selected)
         self.completions_only, self.clip_norm = completions_only, clip_norm
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.memory_gib = memory_gib
         self.strict_loading = False  # checkpoints contain what trains only
         self.results: dict[str, float] = {}
         self.parent: PuzzleModel | None = None
+        self.on_disk: LayerOnDisk | None = None  # in a fit of one layer, in place of the parent
         self.blocks = nn.ModuleList()
         self._losses: list[Tensor] = []  # (C) per batch
-        self._val_losses: list[float] = []
-
-    def _select(self) -> list[SelectedBlock]:
-        before = {
-            (layer, candidate.name): trained_tensors(self.library_folder, self.library.config, candidate).keys()
-            for layer, candidates in enumerate(self.library.layers)
-            for candidate in candidates
-            if candidate.weights is not None
-        }
-        selected = select_blocks(self.library_folder, self.library, self.training_settings, before)
-        check_blocks(self.library_folder, self.checkpoint, self.library, selected)
-        return selected
+        self._val_losses: list[Tensor] = []  # (C) per validation
 
     # ---- building -------------------------------------------------------------------------------------------------
 
@@ -124,33 +124,38 @@ class BlockwiseDistillation(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check the Trainer's settings, and that the documents are of the parent's vocabulary, before anything slow."""
-        check_trainer(self.trainer, self.training_settings.dtype)
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        self._check(self.trainer, self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def _check(self, trainer: Trainer, data: object) -> None:
+        check_trainer(trainer, self.training_settings.dtype)
         if isinstance(data, PackedDocuments):
             data.folder.check_parent(self.parent_folder, data.sequence_tokens)
 
     def configure_model(self) -> None:
         """Load the parent, make the blocks of each layer from it, and shard each layer and block by itself."""
-        if self.parent is not None:
+        if len(self.blocks):
+            return
+        if self.on_disk is not None:
+            self.blocks.extend(self._make_blocks(self.on_disk.layer, self.on_disk.decoder, self.on_disk.names))
             return
         mesh, settings = self.device_mesh, self.training_settings
         loaded, waiting = load_for(mesh, self.parent_folder, settings.dtype, settings.attention, settings.experts)
         self.parent = with_own_blocks(loaded.requires_grad_(False)).eval()
         self.parent.lm_head = nn.Identity()  # logits are not needed
         del self.parent.model.layers[self.selected[-1].layer + 1 :]
+        names = model_family(self.parent).layer
         for layer, decoder in enumerate(self.parent.model.layers):
-            made = self._make_blocks(layer, decoder, waiting)
+            if waiting is not None:
+                waiting.fill(decoder)
+            decoder.requires_grad_(False)
+            made = self._make_blocks(layer, decoder, names)
             self.blocks.extend(made)
             if mesh is not None and mesh.size() > 1:
                 for module in (decoder, *made):  # no root: layers are called one by one, never as one model
                     fully_shard(module, mesh=mesh["data_parallel"], reshard_after_forward=False)
 
-    def _make_blocks(self, layer: int, decoder: nn.Module, waiting: WaitingExperts | None) -> list[TrainableBlock]:
-        if waiting is not None:
-            waiting.fill(decoder)
-        decoder.requires_grad_(False)
-        assert self.parent is not None
-        names, made = model_family(self.parent).layer, []
+    def _make_blocks(self, layer: int, decoder: nn.Module, names: LayerNames) -> list[TrainableBlock]:
+        made = []
         for block in self.selected:
             if block.layer == layer:
                 own = {name: decoder.get_parameter(name).detach() for name in block.tensors}
@@ -182,48 +187,32 @@ class BlockwiseDistillation(LightningModule):
                 clip_grad_norm_(list(block.parameters()), self.clip_norm)
             losses.append(loss.detach())
         losses_C = self._sum(torch.stack(losses)).cpu()
-        self._check_finite(losses_C, batch)
+        folder = Path(self.trainer.default_root_dir)
+        check_losses(self.selected, losses_C, batch, self.global_step, folder, self.global_rank)
         optimizer.step()
         check_weights(self.trainer, self, self.trainer.global_step)  # counted by the step
         schedule: Any = self.lr_schedulers()
         if schedule is not None:
             schedule.step()
         self._losses.append(losses_C)
-        self.log_dict(self._named("train", losses_C), batch_size=1)
+        self.log_dict(named("train", self.selected, losses_C), batch_size=1)
         self.log("train/loss", losses_C.mean(), prog_bar=True, batch_size=1)
         return {"loss": losses_C.mean()}
 
     def _errors(self, batch: PackedBatch) -> Iterator[BlockError]:
-        assert self.parent is not None
-        check_packed(batch, self.parent.config.max_position_embeddings, self.parent.config.vocab_size)
+        parent = self.parent if self.on_disk is None else self.on_disk.parent
+        assert parent is not None
+        check_packed(batch, parent.config.max_position_embeddings, parent.config.vocab_size)
         blocks: list[Any] = list(self.blocks)
-        return block_errors(self.parent, blocks, batch, counted_tokens(batch, self.completions_only), self._sum)
+        counted_BT = counted_tokens(batch, self.completions_only)
+        if self.on_disk is not None:
+            return self.on_disk.errors(blocks, batch, counted_BT, self._sum)
+        return block_errors(parent, blocks, batch, counted_BT, self._sum)
 
     def _sum(self, tensor: Tensor) -> Tensor:
         total = self.trainer.strategy.reduce(tensor, reduce_op="sum")
         assert isinstance(total, Tensor)
         return total
-
-    def _named(self, split: str, losses_C: Tensor) -> dict[str, float]:
-        pairs = zip(self.selected, losses_C.tolist(), strict=True)
-        return {f"{split}/{block.title}": loss for block, loss in pairs}
-
-    def _check_finite(self, losses_C: Tensor, batch: PackedBatch) -> None:
-        """Stop the run if a loss is not finite; the losses are summed over processes, so that all stop together."""
-        broken = [
-            block for block, loss in zip(self.selected, losses_C.tolist(), strict=True) if not math.isfinite(loss)
-        ]
-        if not broken:
-            return
-        file = Path(self.trainer.default_root_dir) / f"broken_batch_{self.global_rank}.pt"
-        content = {"batch": {name: tensor.cpu() for name, tensor in batch.items()}, "step": self.global_step}
-        torch.save(content | {"losses": losses_C}, file)
-        names = [f"{block.name!r} of layer {block.layer}" for block in broken]
-        raise ValueError(
-            f"The loss of {', '.join(names[:4])}{' and others' if len(names) > 4 else ''} is not finite at step "
-            f"{self.global_step}; the batch is in {file}. Lower the learning rate, set clip_norm, or look for broken "
-            "weights in the parent or the library."
-        )
 
     # ---- evaluating -----------------------------------------------------------------------------------------------
 
@@ -242,28 +231,60 @@ class BlockwiseDistillation(LightningModule):
         """Log the loss of every block, and their mean."""
         errors_C, norms_C = self._sum(self._validated_2C).cpu()
         losses_C = errors_C / norms_C
-        self.log_dict(self._named("val", losses_C), sync_dist=True)
+        self.log_dict(named("val", self.selected, losses_C), sync_dist=True)
         self.log("val/loss", float(losses_C.mean()), prog_bar=True, sync_dist=True)
         if not self.trainer.sanity_checking:
-            self._val_losses.append(float(losses_C.mean()))
+            self._val_losses.append(losses_C)
 
     def on_fit_end(self) -> None:
-        """Write the library and fill `results`."""
-        target, writes = Path(self.trainer.default_root_dir) / "library", self.trainer.is_global_zero
-        write_library(target, self.library_folder, self.library, self.checkpoint, self._trained(), writes)
+        """Write the library and fill `results`, or keep what was trained of one layer."""
+        if self.on_disk is not None:
+            tensors = dict(self._trained())
+            self.on_disk.keep(TrainedLayer(tensors, torch.stack(self._losses), self._val_losses))
+            return
+        self._finish(self.trainer, self._trained(), torch.stack(self._losses), self._val_losses)
+
+    def _finish(
+        self, trainer: Trainer, trained: Iterable[BlockTensors], losses_NC: Tensor, validated: Sequence[Tensor]
+    ) -> None:
+        target, writes = Path(trainer.default_root_dir) / "library", trainer.is_global_zero
+        write_library(target, self.library_folder, self.library, self.checkpoint, trained, writes)
         if writes:
             record_output(target.parent, "library", Library.load(target).identity(target))
-        losses, tenth = torch.stack(self._losses), max(1, len(self._losses) // 10)
-        for when, part_C in (("first", losses[:tenth].mean(0)), ("last", losses[-tenth:].mean(0))):
-            self.results[f"loss/mean/{when}"] = float(part_C.mean())
-            self.results |= {f"{name}/{when}": value for name, value in self._named("loss", part_C).items()}
-        if self._val_losses:
-            self.results |= {"val_loss/mean/first": self._val_losses[0], "val_loss/mean/last": self._val_losses[-1]}
+        self.results = loss_results(self.selected, losses_NC, validated)
 
-    def _trained(self) -> Iterator[tuple[SelectedBlock, dict[str, Tensor]]]:
+    def _trained(self) -> Iterator[BlockTensors]:
         blocks: Any = self.blocks
         for block in blocks:
             yield block.selected, {name: full(tensor).detach() for name, tensor in block.tensors().items()}
+
+    # ---- one layer at a time --------------------------------------------------------------------------------------
+
+    def fit_layers(self, trainer: Trainer, data: LightningDataModule, new_trainer: Callable[[Path], Trainer]) -> None:
+        """Train the blocks of one layer after the other, each in a fit of its own: see `memory_gib`.
+
+        Args:
+            trainer: the run's Trainer, which does not fit itself.
+            data: the run's data.
+            new_trainer: returns another Trainer of the same settings for a folder.
+
+        Raises:
+            ValueError: impossible settings, a budget that is too small, or several processes.
+        """
+        assert self.memory_gib is not None
+        self._check(trainer, data)
+        stream = StreamedBlocks(self.checkpoint, self.selected, self.training_settings, self.memory_gib, trainer, data)
+        for at in stream.untrained():
+            stream.fit(at, self._of_layer(at), new_trainer(at.folder))
+        self._finish(trainer, stream.trained(), *stream.losses())
+        stream.close()
+
+    def _of_layer(self, at: LayerOnDisk) -> "BlockwiseDistillation":
+        settings = dataclasses.replace(self.training_settings, layers=[at.layer])
+        ours = settings, self.completions_only, self.clip_norm, self.optimizer, self.lr_scheduler
+        one = BlockwiseDistillation(self.parent_folder, self.library_folder, *ours)
+        one.on_disk = at
+        return one
 
     # ---- resuming -------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,13 @@ from lit_puzzle.environments.answer_formats import fix_format
 from lit_puzzle.environments.environment import PromptAtEffort, draw
 from lit_puzzle.environments.episodes import Episode
 from lit_puzzle.evaluate.accuracy import read_episodes
-from lit_puzzle.evaluate.before_after import print_table, recovery_results, solve_together, write_evaluation
+from lit_puzzle.evaluate.before_after import (
+    print_table,
+    recovery_results,
+    solve_folder,
+    solve_together,
+    write_evaluation,
+)
 from lit_puzzle.evaluate.held_out import held_out_problems
 from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.training.sharding import unsharded
@@ -42,11 +48,12 @@ class HeldOutEvaluation:
         environments, efforts = settings.environments, settings.efforts
         self.problems = held_out_problems(environments, efforts, settings.prompts_per_effort, settings.seed)
         questions = {problem.question() for problem, _ in self.problems}
-        count = settings.validation_prompts + len(questions) if settings.validation_prompts else 0
+        wanted = settings.validation
+        count = wanted.prompts + len(questions) if wanted.prompts else 0
         drawn = draw(environments, efforts[:1], count, VALIDATION_SEED, held_out=True)
-        left = [problem for problem, _ in drawn if problem.question() not in questions][: settings.validation_prompts]
+        left = [problem for problem, _ in drawn if problem.question() not in questions][: wanted.prompts]
         self.validation_problems: list[PromptAtEffort] = [
-            (problem, effort) for effort in settings.validation_efforts or trained_efforts for problem in left
+            (problem, effort) for effort in wanted.efforts or trained_efforts for problem in left
         ]
 
     def check(self, tokenizer: PreTrainedTokenizerBase, checkpoint: Path) -> None:
@@ -73,12 +80,29 @@ class HeldOutEvaluation:
             return solve_together(engine, tokenizer, pairs, settings.environments, settings.max_new_tokens)
 
     def evaluate(
-        self, folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trainer: Trainer
+        self,
+        folder: Path,
+        child: Path,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        trainer: Trainer,
     ) -> None:
-        """Write the episodes of `problems`."""
-        write_evaluation(
-            folder, self.solve(self.problems, model, tokenizer, trainer), trainer.is_global_zero, self.settings.texts
-        )
+        """Write the episodes of `problems`.
+
+        Args:
+            folder: to write.
+            child: folder of the weights that are measured.
+            model: the same weights in memory, which are measured where the settings name no engine.
+            tokenizer: of the child.
+            trainer: whose processes call this, all of them.
+        """
+        settings = self.settings
+        if settings.engine is not None:
+            asked, tokens = settings.environments, settings.max_new_tokens
+            episodes = solve_folder(settings.engine, child, tokenizer, self.problems, asked, tokens)
+        else:
+            episodes = self.solve(self.problems, model, tokenizer, trainer)
+        write_evaluation(folder, episodes, trainer.is_global_zero, settings.texts)
 
     def results(self, run_dir: Path, is_writer: bool) -> dict[str, float]:
         """Return the numbers of `before/` and `after/`, and print them as a table on the writing process."""

@@ -197,7 +197,7 @@ class GlobalDistillation(LightningModule):
             return
         if self.trainer.global_step > 0:
             raise ValueError(f"{folder} is missing: there is nothing to compare with. Use --overwrite.")
-        self.held_out.evaluate(folder, self.model, self.tokenizer, self.trainer)
+        self.held_out.evaluate(folder, self.child_folder, self.model, self.tokenizer, self.trainer)
 
     def on_train_batch_start(self, batch: PackedBatch, batch_idx: int) -> None:
         """Set the random state of the checkpoint that a run resumes from (dropout draws from it)."""
@@ -272,8 +272,9 @@ class GlobalDistillation(LightningModule):
         if self.held_out is not None:
             self.trainer.strategy.barrier("child written")
             release_optimizers(self.trainer)
-            self.child = reload_child(self.device_mesh, target, self.training_settings, self.device)
-            self.held_out.evaluate(self.run_dir / "after", self.model, self.tokenizer, self.trainer)
+            if self.held_out.settings.engine is None:
+                self.child = reload_child(self.device_mesh, target, self.training_settings, self.device)
+            self.held_out.evaluate(self.run_dir / "after", target, self.model, self.tokenizer, self.trainer)
             self.results |= self.held_out.results(self.run_dir, is_writer)
 
     # ---- resuming -------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 from lit_puzzle.environments.answer_formats import FormatChoice
 from lit_puzzle.environments.environment import EFFORTS, Environment, effort_weights
+from lit_puzzle.generation.sampling import EngineSettings
 from lit_puzzle.training.settings import TrainingSettings
 
 DivergenceName = Literal["forward_kl", "reverse_kl", "jsd"]
@@ -83,6 +84,28 @@ class LossSettings:
 
 
 @dataclass(frozen=True)
+class ValidationProblems:
+    """Problems whose accuracy is measured in each validation; none of them is among those before and after.
+
+    Args:
+        prompts: problems per effort; 0: none.
+        efforts: their efforts; None: those of the documents that are trained on.
+
+    Raises:
+        ValueError: unknown efforts, or a negative number.
+    """
+
+    prompts: int = 0
+    efforts: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.efforts is not None:
+            effort_weights(self.efforts)
+        if self.prompts < 0:
+            raise ValueError(f"evaluation.validation.prompts={self.prompts} was given; at least 0 is needed.")
+
+
+@dataclass(frozen=True)
 class DistillationEvaluation:
     """Accuracy on held-out problems before and after distillation, and in validation if wanted.
 
@@ -93,10 +116,11 @@ class DistillationEvaluation:
         max_new_tokens: cap on the tokens of a completion.
         batch_size: prompts generated together on one process.
         seed: which problems are evaluated before and after.
-        validation_prompts: problems per effort in each validation; 0: none. They differ from those before and after.
+        validation: problems whose accuracy is measured in each validation.
         texts: whether the files of episodes hold prompts, completions and right answers.
-        validation_efforts: their efforts; None: those of the documents that are trained on.
         answer_format: of completions; `auto`: what the tokenizer says.
+        engine: what measures before and after, from the folders, in processes of its own, while those of training
+            wait; None: the trained model in memory, on all processes, by transformers. Validation does not use it.
 
     Raises:
         ValueError: unknown efforts, or numbers out of range.
@@ -108,20 +132,17 @@ class DistillationEvaluation:
     max_new_tokens: int = 96
     batch_size: int = 128
     seed: int = 1
-    validation_prompts: int = 0
+    validation: ValidationProblems = ValidationProblems()
     texts: bool = True
-    validation_efforts: list[str] | None = None
     answer_format: FormatChoice = "auto"
+    engine: EngineSettings | None = None
 
     def __post_init__(self) -> None:
         effort_weights(self.efforts)
-        if self.validation_efforts is not None:
-            effort_weights(self.validation_efforts)
-        if self.prompts_per_effort < 2 or min(self.max_new_tokens, self.batch_size) < 1 or self.validation_prompts < 0:
+        if self.prompts_per_effort < 2 or min(self.max_new_tokens, self.batch_size) < 1:
             raise ValueError(
                 f"evaluation.prompts_per_effort={self.prompts_per_effort}, max_new_tokens={self.max_new_tokens}, "
-                f"batch_size={self.batch_size}, validation_prompts={self.validation_prompts} were given; at least 2, "
-                "1, 1 and 0 are needed."
+                f"batch_size={self.batch_size} were given; at least 2, 1 and 1 are needed."
             )
 
 

@@ -42,6 +42,7 @@ from lit_puzzle.data.batches import PackedBatch
 from lit_puzzle.data.document_files import DocumentFolder
 from lit_puzzle.data.packing import Integers, model_inputs, pack, restarting_positions
 from lit_puzzle.data.shards import Shard
+from lit_puzzle.distill.logits_footprint import chunk_bytes
 from lit_puzzle.distill.losses import TopKLogits
 from lit_puzzle.distill.top_logits_files import (
     Precision,
@@ -62,7 +63,6 @@ from lit_puzzle.training.fabric import FabricSettings, launch, open_parent
 
 FOLDER = "top_logits"
 SCRATCH = "layers"  # folder of each process, for a parent that is read layer by layer
-LOGIT_BYTES = 16  # of the logits of a chunk: as the head gives them, in float32, and while they are sorted
 Sequence = tuple[Integers, Integers]  # indices of the tokens of a packed sequence in the shard, and their documents
 HiddenStates = Callable[[int, PackedBatch], Tensor]  # index of the process's sequence and its batch -> (S, E)
 Rows = tuple[Integers, dict[str, NDArray[Any]]]  # indices of rows of a shard's arrays, and their contents by name
@@ -163,7 +163,7 @@ def hidden_states_of(
         return partial(_forward, source.model)
     sequences = own_sequences(shard, batch_tokens, processes)
     batches = [packed_batch(shard, *tokens) for tokens, _ in sequences]
-    logits = LOGIT_BYTES * chunk_tokens * source.model.config.vocab_size
+    logits = chunk_bytes(chunk_tokens, source.model.config.vocab_size)
     layers = LayerPass(source, scratch, batches, logits)
     for at in layers if batches else ():
         for index in range(len(batches)):

@@ -13,7 +13,7 @@ from lit_puzzle.environments.environment import Problem
 from lit_puzzle.environments.graders.verifier import Verification, Verifier
 from lit_puzzle.environments.messages import ROW, checked_messages, checked_row, checked_tools
 from lit_puzzle.environments.row_files import read_rows
-from lit_puzzle.environments.sandbox import SandboxLimits
+from lit_puzzle.environments.sandbox_limits import SandboxLimits
 from lit_puzzle.environments.verdict import Verdict
 
 FORM = f'{ROW}; and "answer": text, number or object'

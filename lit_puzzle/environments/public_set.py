@@ -14,7 +14,7 @@ from lit_puzzle.environments.environment import Problem
 from lit_puzzle.environments.graders.verifier import Verifier
 from lit_puzzle.environments.layouts import VERIFICATIONS, Layout, read_row
 from lit_puzzle.environments.row_files import read_hub, read_rows
-from lit_puzzle.environments.sandbox import SandboxLimits
+from lit_puzzle.environments.sandbox_limits import SandboxLimits
 from lit_puzzle.environments.verdict import Verdict
 
 

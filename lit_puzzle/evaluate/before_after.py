@@ -21,18 +21,13 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_puzzle.environments.environment import Environment, PromptAtEffort
 from lit_puzzle.environments.episodes import Episode, shares_without
-from lit_puzzle.evaluate.accuracy import (
-    compare,
-    gather_episodes,
-    local_rows,
-    solve_problems,
-    split_by_effort,
-    summarize,
-    write_episodes,
-)
+from lit_puzzle.evaluate.accuracy import write_episodes
+from lit_puzzle.evaluate.solving import gather_episodes, local_rows, solve_problems
+from lit_puzzle.evaluate.summary import compare, split_by_effort, summarize
+from lit_puzzle.generation.apart import engines_apart, free_share
 from lit_puzzle.generation.engine import Engine
 from lit_puzzle.generation.lengths import LengthStatistics
-from lit_puzzle.generation.sampling import Sampling
+from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.model.writer import atomic_folder
 
@@ -50,6 +45,8 @@ class EvaluationSettings:
         batch_size: prompts generated together on one process.
         seed: which held-out prompts; validation, which chooses the best weights, asks none of them.
         texts: whether the files of episodes hold prompts, completions and right answers.
+        engine: what measures before and after, from the folders, in processes of its own, while those of training
+            wait; None: the trained model in memory, on all processes, by transformers. Validation does not use it.
     """
 
     prompts_per_effort: int = 256
@@ -57,6 +54,7 @@ class EvaluationSettings:
     batch_size: int = 128
     seed: int = 1
     texts: bool = True
+    engine: EngineSettings | None = None
 
     def __post_init__(self) -> None:
         if self.prompts_per_effort < 2 or self.batch_size < 1 or (self.max_new_tokens or 1) < 1:
@@ -84,6 +82,29 @@ def solve_together(
         if isinstance(group, FSDPModule):
             group.reshard()
     return gather_episodes(episodes)
+
+
+def solve_folder(
+    settings: EngineSettings,
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[PromptAtEffort],
+    environments: Sequence[Environment],
+    max_new_tokens: int,
+) -> list[Episode]:
+    """Solve problems greedily by engines of their own on a checkpoint folder; return the episodes, on every process.
+
+    Every process calls this: the first one starts the engines, the others wait for its episodes.
+    """
+    sampling, free = Sampling(max_new_tokens, temperature=0.0), free_share()
+    found: list[list[Episode] | None] = [None]
+    if not distributed.is_initialized() or distributed.get_rank() == 0:
+        with engines_apart(settings, folder, free) as engine:
+            found = [solve_problems(engine, tokenizer, pairs, environments, sampling)]
+    if distributed.is_initialized():
+        distributed.broadcast_object_list(found)
+    assert found[0] is not None
+    return found[0]
 
 
 def write_evaluation(folder: Path, episodes: Sequence[Episode], is_writer: bool, texts: bool = True) -> None:

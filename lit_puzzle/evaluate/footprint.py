@@ -20,7 +20,7 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     size, engine, new = model_size(planned.config), values.inside("engine"), values.whole("sampling.max_new_tokens")
     samples = values.whole("held_out.samples_per_prompt")
     problems = values.whole("held_out.prompts_per_effort") * len(values.at("held_out.efforts")) * samples
-    held = engine_bytes(size, engine, device, assumed.prompt_tokens, new)
+    held = engine_bytes(size, engine, device, assumed.prompt_tokens, new, problems)
     episodes = {"episodes": float(BYTES_OF_A_TOKEN * problems * (assumed.prompt_tokens + new))}
     decoding = Decoding(
         new, engine.whole("batch_size", least=1), engine_name(engine, device), int(engine.get("tensor_parallel", 1))

@@ -23,9 +23,11 @@ class HeldOut:
         texts: whether the file of episodes holds prompts, completions and right answers.
         samples_per_prompt: completions of each problem at each effort.
         answer_format: of the completions; `auto`: what the tokenizer says.
+        block_size: completions that are finished and saved together; what a killed evaluation loses at most.
 
     Raises:
-        ValueError: unknown efforts, fewer than two problems (no standard error exists), or no sample of each.
+        ValueError: unknown efforts, fewer than two problems (no standard error exists), no sample of each, or an empty
+            block.
     """
 
     environments: list[Environment]
@@ -35,6 +37,7 @@ class HeldOut:
     texts: bool = True
     samples_per_prompt: int = 1
     answer_format: FormatChoice = "auto"
+    block_size: int = 1024
 
     def __post_init__(self) -> None:
         effort_weights(self.efforts)
@@ -42,6 +45,8 @@ class HeldOut:
             raise ValueError(f"prompts_per_effort {self.prompts_per_effort} was given; 2 or more are needed.")
         if self.samples_per_prompt < 1:
             raise ValueError(f"samples_per_prompt {self.samples_per_prompt} was given; 1 or more is needed.")
+        if self.block_size < 1:
+            raise ValueError(f"block_size {self.block_size} was given; 1 or more is needed.")
 
     def problems(self) -> list[PromptAtEffort]:
         """Return the problems, one effort after the other, each as often as it is sampled."""

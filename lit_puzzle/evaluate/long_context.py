@@ -19,6 +19,8 @@ Teacher forcing misleads where
     parent's only. An early mistake is also not carried on: teacher forcing is the milder test.
 With `graded: completion, credit: exact` the score is 1 exactly where greedy decoding writes the reference.
 
+With an `engine`, the stage `score` lets it generate, in processes of its own (vLLM, on every GPU).
+
 Reads and writes nothing. Memory beside the weights: generated, see `lit_puzzle.generation.transformers_engine`;
 teacher-forced, one layer's activations of batch_size * tokens, and batch_size * (reference tokens + 1) * vocabulary
 logits, and with eager attention query heads * batch_size * tokens^2: load long contexts with `sink_attention`.
@@ -40,11 +42,12 @@ from lit_puzzle.environments.answer_formats import AnswerFormat, answer_format, 
 from lit_puzzle.environments.chat_template import render_prompt
 from lit_puzzle.environments.environment import Environment, Problem, PromptAtEffort, draw
 from lit_puzzle.environments.long_context_text import TextTask, fit
-from lit_puzzle.evaluate.accuracy import solve_problems
 from lit_puzzle.evaluate.long_context_settings import Grading, LongContextProblems
+from lit_puzzle.evaluate.solving import solve_problems
+from lit_puzzle.generation.engine import Engine
 from lit_puzzle.generation.padding import pad_left
 from lit_puzzle.generation.policy import evaluation_mode
-from lit_puzzle.generation.sampling import Sampling
+from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.generation.stop_tokens import end_and_pad
 from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.model.tokens import token_ids
@@ -68,9 +71,12 @@ class LongContextAccuracy:
         sampling: how completions are drawn, where they are generated; one that the cap cuts off counts as wrong.
         batch_size: prompts read, or completions generated, together.
         name: of the metric.
+        engine: what generates in `score`, from a checkpoint folder of each candidate, with a batch size of its own;
+            None: the parent in memory, by transformers.
 
     Raises:
-        ValueError: no prompts in a batch, or log-probabilities, which an evaluation has no use for.
+        ValueError: no prompts in a batch, log-probabilities, which an evaluation has no use for, or an engine that is
+            to be teacher-forced.
     """
 
     def __init__(
@@ -80,11 +86,18 @@ class LongContextAccuracy:
         sampling: Sampling = Sampling(temperature=0.0),  # noqa: B008
         batch_size: int = 32,
         name: str = "long_context",
+        engine: EngineSettings | None = None,
     ) -> None:
         sampling.refuse_logprobs(f"{name}: an evaluation")
         if batch_size < 1:
             raise ValueError(f"{name}: batch_size {batch_size} was given; 1 or more is needed.")
+        if engine is not None and grading.mode == "teacher_forced":
+            raise ValueError(
+                f"{name}: engine {engine.name} was given with grading.mode teacher_forced, which reads the model's own "
+                "logits. Leave engine out, or choose mode: generated."
+            )
         self.name = name
+        self.engine = engine
         self.problems = problems
         self.grading = grading
         self.sampling = sampling
@@ -155,13 +168,24 @@ class LongContextAccuracy:
         new = [len(head) + len(tail) for head, tail in references] or [self.sampling.max_new_tokens] * len(items)
         self._check_context(policy, max((len(ids) + more for ids, more in zip(prompts, new, strict=True)), default=0))
         if grading.mode == "generated":
-            engine = TransformersEngine(policy, tokenizer, self.batch_size)
-            rows = [zlib.crc32(f"{effort} {problem.text()}".encode()) for problem, effort in items]
-            episodes = solve_problems(engine, tokenizer, items, self._all(), self.sampling, rows)
-            return [episode.correct for episode in episodes]
+            return self.scores_by_engine(TransformersEngine(policy, tokenizer, self.batch_size), tokenizer, items)
         forced = [(prompt + head, tail) for prompt, (head, tail) in zip(prompts, references, strict=True)]
         hits = teacher_forced_hits(policy, tokenizer, forced, self.batch_size)
         return [float(all(hit)) if grading.credit == "exact" else sum(hit) / len(hit) for hit in hits]
+
+    def scores_by_engine(
+        self, engine: Engine, tokenizer: PreTrainedTokenizerBase, items: Sequence[PromptAtEffort]
+    ) -> list[float]:
+        """Return one score for each item, in their order, from completions of an engine.
+
+        Raises:
+            ValueError: an item and its completion are longer than the model's context, or of an unknown environment.
+        """
+        if self.grading.answer_format != "auto":
+            fix_format(tokenizer, self.grading.answer_format)
+        rows = [zlib.crc32(f"{effort} {problem.text()}".encode()) for problem, effort in items]
+        episodes = solve_problems(engine, tokenizer, items, self._all(), self.sampling, rows)
+        return [episode.correct for episode in episodes]
 
     def _check_context(self, policy: PreTrainedModel, longest: int) -> None:
         context = int(policy.config.max_position_embeddings)

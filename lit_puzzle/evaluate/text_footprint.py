@@ -5,16 +5,25 @@ Pure functions; imports no torch; reads `config.json` and `documents.json`.
 
 from __future__ import annotations
 
-import json
+from typing import Any
 
+from lit_puzzle.data.footprint import documents_record
 from lit_puzzle.model.footprint import BYTES, forward_bytes, model_size
 from lit_puzzle.model.planned_shape import planned_config
 from lit_puzzle.run.footprint import Assumed, Device, Footprint, Knob, Phase, Work, smaller
 from lit_puzzle.run.recipe_values import Values
 
-DOCUMENTS_FILE = "documents.json"  # of lit_puzzle.data.document_files
 ROW_BYTES = 150  # of a document in the results
-COPIES = 4  # logits of both models in float32, and what their divergence is computed from
+COPIES = 5  # log-probabilities of both models; probabilities, differences and products of their divergence
+
+
+def _lengths(record: dict[str, Any], assumed: Assumed) -> tuple[float, float]:
+    """Return the tokens of a document on average, and of the longest."""
+    shards = record.get("shards", ())
+    if not shards:
+        return float(assumed.prompt_tokens), float(assumed.prompt_tokens)
+    count = sum(shard["documents"] for shard in shards)
+    return float(record["tokens"]) / count, float(max(shard["longest"] for shard in shards))
 
 
 def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
@@ -22,17 +31,18 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     planned = [planned_config(values.path(key)) for key in ("checkpoint", "parent")]
     sizes, dtype = [model_size(plan.config) for plan in planned], str(values.at("dtype"))
     batch, chunk, one_in = (values.whole(key) for key in ("batch_size", "chunk_tokens", "validation_one_in"))
-    record, tokens, note = values.path("documents") / DOCUMENTS_FILE, assumed.documents, ""
-    if record.is_file():
-        tokens = float(json.loads(record.read_text())["tokens"])
-    else:
-        note = f"{record.parent} is not there: {tokens:.0e} tokens are assumed"
-    length = float(assumed.prompt_tokens)
+    folder = values.path("documents")
+    record = documents_record(folder)
+    tokens = float(record.get("tokens", assumed.documents))
+    note = "" if record else f"{folder} is not there: {tokens:.0e} tokens are assumed"
+    length, longest = _lengths(record, assumed)
     weights = {"weights": float(sum(size.parameters for size in sizes) * BYTES[dtype])}
-    held = weights | {
-        "activations of one layer": forward_bytes(sizes[1], batch * length, dtype),
-        "logits of a chunk": 4.0 * COPIES * sizes[1].vocab * chunk,
-    }
+    targets, width = batch * longest, BYTES[dtype]
+    layer = forward_bytes(sizes[1], targets, dtype)
+    logits = 4.0 * COPIES * sizes[1].vocab * min(chunk, targets) + 2 * width * targets * sizes[1].hidden
+    held = weights | (
+        {"activations of one layer": layer} if layer > logits else {"logits of a chunk, and states": logits}
+    )
     sequences = tokens / one_in / length
     return Footprint(
         "text distance",
@@ -46,5 +56,5 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
             Knob("batch_size", batch, smaller(batch), "{} documents at a time"),
             Knob("chunk_tokens", chunk, smaller(chunk), "logits of {} targets at a time"),
         ),
-        notes=(planned[0].assumed, note, f"documents of {length:,.0f} tokens"),
+        notes=(planned[0].assumed, note, f"documents of {longest:,.0f} tokens"),
     )

@@ -54,20 +54,48 @@ def available_bytes() -> float:
 
 
 def recipe_devices(values: Values) -> int | None:
-    """Return the number of processes that a recipe asks for, or None where it takes what there is."""
-    if isinstance(values.get("trainer"), dict):
-        devices, nodes = values.get("trainer.devices", 1), values.get("trainer.num_nodes", 1)
-    elif isinstance(values.get("fabric"), dict):
-        devices, nodes = values.get("fabric.devices", 1), values.get("fabric.num_nodes", 1)
-    elif isinstance(values.get("engine"), dict):  # engines with GPUs of their own
+    """Return the number of processes that a recipe asks for, or None where it takes what there is (`auto`, -1).
+
+    Raises:
+        ValueError: a number of devices or nodes that a Trainer would refuse.
+    """
+    place = next((name for name in ("trainer", "fabric") if isinstance(values.get(name), dict)), None)
+    if place is not None:
+        count = device_count(f"{place}.devices", values.get(f"{place}.devices", 1))
+        return None if count is None else count * node_count(values.get(f"{place}.num_nodes", 1))
+    if isinstance(values.get("engine"), dict):  # engines with GPUs of their own
         engines, ranks = values.get("engine.data_parallel", 1), values.get("engine.tensor_parallel", 1)
         return None if engines == "auto" else _positive("data_parallel", engines) * _positive("tensor_parallel", ranks)
-    else:
-        return 1
-    if isinstance(devices, list):
-        return len(devices) * node_count(nodes)
-    text = str(devices)
-    return int(text) * node_count(nodes) if text.isascii() and text.isdigit() and int(text) > 0 else None
+    return 1
+
+
+def device_count(key: str, value: object) -> int | None:
+    """Return the devices of a node that a Trainer's or Fabric's `devices` means; None for all there are.
+
+    Args:
+        key: of the recipe, for the message.
+        value: a number, a list of indices, `auto` or -1; or the same as text, indices with commas.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if value in ("auto", -1, "-1", None):
+        return None
+    text = isinstance(value, str) and "," in value
+    indices = [part for part in str(value).split(",") if part.strip()] if text else value
+    if isinstance(indices, list):
+        numbers = [_number(index) for index in indices]
+        if numbers and None not in numbers and len(set(numbers)) == len(numbers):
+            return len(numbers)
+    elif _number(indices):
+        return _number(indices)
+    raise ValueError(f"{key} is {value!r}; a number of at least 1, a list of indices, auto or -1 (all) is needed.")
+
+
+def _number(value: object) -> int | None:
+    """Return a whole number of at least 0, of a number or text; None for anything else."""
+    text = "" if isinstance(value, bool) else str(value).strip()
+    return int(text) if text.isascii() and text.isdigit() else None
 
 
 def node_count(value: object) -> int:

@@ -15,8 +15,8 @@ MORE_DEVICES = (2, 4, 8, 16, 32, 64)
 
 
 def fits(footprint: Footprint, device: Device) -> bool:
-    """Return whether the fullest phase fits what a process may use."""
-    return footprint.peak_bytes <= device.usable_bytes
+    """Return whether the fullest phase fits what a process may use, and the stage does not refuse its own settings."""
+    return not footprint.refusals and footprint.peak_bytes <= device.usable_bytes
 
 
 def with_value(values: Values, key: str, value: Any) -> Values:
@@ -45,6 +45,8 @@ def advice(
         device: that it does not fit.
         compute: footprint of other values or devices.
     """
+    if footprint.refusals:
+        return list(footprint.refusals)
     found = list(_knobs(footprint, values, device, compute))
     for count in MORE_DEVICES:
         more = Device(device.name, device.kind, count, device.memory_bytes)
@@ -79,6 +81,8 @@ def _shown(value: Any) -> str:
 
 def refusal(footprint: Footprint, device: Device, found: list[str]) -> str:
     """Return the message of a run that cannot fit."""
+    if footprint.refusals:
+        return " ".join(footprint.refusals)
     phase, processes = footprint.fullest, f" in each of {device.count} processes" if device.count > 1 else ""
     return (
         f"{footprint.stage} needs {phase.peak_bytes / GIB:,.1f} GiB{processes} ({phase.name}: "

@@ -102,7 +102,7 @@ def make_plan(recipe: Recipe, command: str, target: str | None, words: Sequence[
 
     made = compute(values, device)
     if "gpus" not in options and recipe_devices(values) is None:
-        made = replace(made, notes=(*made.notes, f"devices: auto, of which {device.count} are assumed"))
+        made = replace(made, notes=(*made.notes, f"devices: all that there are, {device.count} of them"))
     helps = () if fits(made, device) else tuple(advice(made, values, device, compute))
     return Plan(str(recipe.path), made, device, helps)
 

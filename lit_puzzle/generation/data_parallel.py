@@ -60,7 +60,7 @@ class DataParallelEngine:
         shares = [gpus[share * number : share * (number + 1)] for number in range(count)]
         names = [f"engine {number} of {count}" for number in range(count)]
         self._processes = [EngineProcess(names[number], number, own) for number, own in enumerate(shares)]
-        finalize(self, close_all, self._processes)
+        self.close = finalize(self, close_all, self._processes)  # may be called before
         for process in self._processes:
             process.send("load", replace(settings, data_parallel=1), checkpoint, dict(options or {}))
         self._answers()

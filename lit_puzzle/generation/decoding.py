@@ -29,7 +29,7 @@ from lit_puzzle.generation.sampling import Sampling
 
 SHARE = 8
 CLASS_TOKENS = 256
-PREFILL_PAIRS = 2**24  # rows * T * T of prompts read together: eager attention holds that many scores for each head
+PREFILL_PAIRS = 2**24  # rows * T * T of prompts read together
 UNIFORMS = 64  # random numbers of a row that are made at once
 
 

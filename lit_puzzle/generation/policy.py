@@ -29,18 +29,17 @@ def load_policy(
         device: where to put the model; None: the GPU if there is one.
     """
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_model(checkpoint, dtype, decoding_attention(chosen, dtype), device=chosen)
+    model = load_model(checkpoint, dtype, attention_for(chosen, dtype), device=chosen)
     return model, load_tokenizer(checkpoint)
 
 
-def decoding_attention(device: str, dtype: DtypeName) -> Literal["eager", "sink_attention"]:
+def attention_for(device: str, dtype: DtypeName) -> Literal["decoding_attention", "sink_attention"]:
     """Return the implementation of attention for generation.
 
-    `sink_attention` reads prompts in linear memory and repeats no key or value. In float32 on a CPU it is the eager
-    one, with which the published numbers were generated, to the last bit; it holds query heads * prompt tokens^2 scores
-    while a prompt is read, and for a new token as many scores as there are cached ones.
+    Both read long prompts in linear memory. In float32 on a CPU short ones, and tokens behind a cache, are computed by
+    transformers' eager attention, with which the published numbers were generated, to the last bit.
     """
-    return "eager" if torch.device(device).type == "cpu" and dtype == "float32" else "sink_attention"
+    return "decoding_attention" if torch.device(device).type == "cpu" and dtype == "float32" else "sink_attention"
 
 
 @contextmanager

@@ -9,9 +9,8 @@ needs every process in each of them: where the model is marked as transformers' 
 (`model._is_fsdp_managed_module = True`), a process that is done runs passes of one token until all are done.
 
 Memory beside the weights: the KV cache of the rows in progress, at most batch_size * 2 * KV heads * head_dim * bytes
-per value * sum over layers of min(window, prompt + max_new_tokens), one layer of it twice while it grows. Eager
-attention (float32 on a CPU) holds, while prompts are read, query heads * `PREFILL_PAIRS` scores, or those of one longer
-prompt; `sink_attention` is linear in the tokens.
+per value * sum over layers of min(window, prompt + max_new_tokens), one layer of it twice while it grows. Prompts are
+read in linear memory; in float32 on a CPU + 4 copies of at most `EAGER_SCORES` (lit_puzzle.model.decoding_attention).
 Reads and writes nothing. Shapes: B rows, T tokens, V vocabulary.
 """
 

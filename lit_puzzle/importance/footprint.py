@@ -13,9 +13,10 @@ from lit_puzzle.data.footprint import sequences_of
 from lit_puzzle.model.footprint import BYTES, ModelSize, attention_bytes, model_size, stream_bytes
 from lit_puzzle.model.planned_shape import planned_config
 from lit_puzzle.model.streaming_footprint import is_streamed, pass_traffic, state_files
+from lit_puzzle.model.streaming_need import layer_bytes, refusals, streamed
 from lit_puzzle.run.footprint import Assumed, Device, Footprint, Knob, Phase, Work, smaller
 from lit_puzzle.run.recipe_values import Values
-from lit_puzzle.training.footprint import frozen_gathered, load_bytes, resident
+from lit_puzzle.training.footprint import frozen_gathered, frozen_states, load_bytes
 
 BUSIEST = 2.0  # tokens of the busiest expert over its fair share
 
@@ -32,6 +33,14 @@ def chunk_bytes(size: ModelSize, tokens: float, entrant: bool = True) -> float:
     )
 
 
+def most_chunk_bytes(size: ModelSize, tokens: int, width: int) -> int:
+    """Return what scoring a chunk holds at most, with all of its tokens routed to one expert: for a budget."""
+    exact, experts = max(width, 4), max(layer.experts for layer in size.layers)
+    outputs = exact * tokens * size.hidden * (2 * size.top_k + 1)
+    routing = 8 * tokens * (4 * experts + 4 * size.top_k * (size.top_k + 1))
+    return outputs + routing + (exact + width) * tokens * (2 * size.hidden + 6 * size.inner)
+
+
 def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     """Return the footprint of expert importance."""
     planned, model = planned_config(values.path("model.init_args.parent")), values.inside("model.init_args")
@@ -45,30 +54,36 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     attention = attention_bytes(size, data.batch_tokens, dtype)
     if attention > sum(held.values()):
         held = {"attention of a batch": attention}
-    weights = resident(size, width, device.count, model.get("memory_gib"))
-    gathered = frozen_gathered(size, width, device.count)
+    budget, count = model.get("memory_gib"), device.count
+    held |= frozen_states(size, width, count) | frozen_gathered(size, width, count)
+    load = load_bytes(size, width, count)
+    read = None
+    if is_streamed(budget):
+        computing = layer_bytes(planned.config, data.batch_tokens, data.tokens, width)
+        read = streamed(size, width, device, budget, computing + most_chunk_bytes(size, int(chunk), width))
+        load, held = read.loaded, dict(read.parts)
     share = (size.top_k + 1) / size.top_k
     batches, tokens = data.count / data.batch_size, data.count * data.tokens
-    streamed = is_streamed(model.get("memory_gib"))
     network = batches / device.count * (device.count - 1) / device.count * size.parameters * width
     return Footprint(
         "expert importance",
         (
-            Phase("load", load_bytes(size, width, device.count, model.get("memory_gib"))),
+            Phase("load", load),
             *((Phase("completions of the parent", data.generating),) if data.generating else ()),
-            Phase("pass", weights | gathered | held),
+            Phase("pass", held),
         ),
         host={"calibration sequences": 24.0 * data.count},
         disk={"scores": 8.0 * sum(layer.experts for layer in size.layers)}
-        | (state_files(size, width, tokens) if streamed else {}),
-        network={"gathered layers": network} if device.count > 1 and not streamed else {},
-        traffic=pass_traffic(size, width, tokens, device.count) if streamed else {},
+        | (state_files(size, width, tokens) if read else {}),
+        network={"gathered layers": network} if device.count > 1 and not read else {},
+        traffic=pass_traffic(size, width, tokens, device.count) if read else {},
         works=(Work("pass", planned.config, data.count, data.tokens, expert_share=share, dtype=_arithmetic(dtype)),),
         knobs=(
             Knob("data.init_args.batch_size", data.batch_size, smaller(data.batch_size), "batches of {} sequences"),
             Knob(model.key("chunk_tokens"), int(chunk), smaller(int(chunk), 64), "chunks of {} tokens"),
         ),
         notes=(planned.assumed, data.assumed),
+        refusals=refusals(read),
     )
 
 

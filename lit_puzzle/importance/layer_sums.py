@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lit_puzzle.importance.expert_scores import ImportanceMethod
+from lit_puzzle.importance.footprint import most_chunk_bytes
 from lit_puzzle.importance.scored_layers import ScoredMoE, check_finite
-from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.family import family_of
+from lit_puzzle.model.footprint import model_size
 from lit_puzzle.model.layer_pass import LayerPass
-from lit_puzzle.model.layout import whole
 from lit_puzzle.model.modules import moe_of, set_moe
 from lit_puzzle.model.streaming import StreamedModel
 
@@ -50,7 +50,9 @@ def streamed_sums(
         ValueError: the budget is too small for a layer and a batch, or scores are not finite.
     """
     family, most = family_of(streamed.checkpoint.config), max(mask.numel() for mask in counted)
-    chunks = chunk_bytes(streamed.checkpoint, min(chunk_tokens, most), streamed.model.dtype.itemsize)
+    chunks = most_chunk_bytes(
+        model_size(streamed.checkpoint.config), min(chunk_tokens, most), streamed.model.dtype.itemsize
+    )
     for at in (whole_pass := LayerPass(streamed, folder, batches, chunks)):
         scored = ScoredMoE(moe_of(at.decoder, family), family, at.layer, method, chunk_tokens)
         set_moe(at.decoder, family, scored)
@@ -65,15 +67,3 @@ def streamed_sums(
         save_file({"sums": scored.sums_2E.cpu()}, partial)
         partial.rename(folder / f"sums.{at.layer}")
     return [load_file(folder / f"sums.{layer}")["sums"] for layer in range(whole_pass.num_layers)]
-
-
-def chunk_bytes(checkpoint: Checkpoint, tokens: int, itemsize: int) -> int:
-    """Return the bytes in which a chunk of tokens is evaluated; formula in `lit_puzzle.importance.expert_scores`."""
-    config, keys = checkpoint.config, family_of(checkpoint.config).config
-    hidden, width = whole(config, "hidden_size"), whole(config, keys.expert_width)
-    chosen, experts = whole(config, keys.experts_per_token), max(count for count, _ in checkpoint.blocks)
-    exact = max(itemsize, 4)
-    outputs = exact * tokens * hidden * (2 * chosen + 1)
-    routing = 8 * tokens * (4 * experts + 4 * chosen * (chosen + 1))
-    busiest = (exact + itemsize) * tokens * (2 * hidden + 6 * width)
-    return outputs + routing + busiest

@@ -10,16 +10,22 @@ Pure functions; imports no torch; reads `config.json`. `lit_puzzle.kv_cache.stat
 from __future__ import annotations
 
 from lit_puzzle.data.footprint import sequences_of
-from lit_puzzle.model.footprint import BYTES, forward_bytes, model_size
+from lit_puzzle.model.footprint import BYTES, ModelSize, forward_bytes, model_size
 from lit_puzzle.model.layout import whole
 from lit_puzzle.model.planned_shape import planned_config
 from lit_puzzle.model.streaming_footprint import is_streamed, pass_traffic, state_files
+from lit_puzzle.model.streaming_need import layer_bytes, refusals, streamed
 from lit_puzzle.run.footprint import Assumed, Device, Footprint, Knob, Phase, Work, smaller
 from lit_puzzle.run.recipe_values import Values
-from lit_puzzle.training.footprint import frozen_gathered, load_bytes, resident
+from lit_puzzle.training.footprint import frozen_gathered, frozen_states, load_bytes
 
 MAGNITUDES = 65536  # of lit_puzzle.kv_cache.fp8: magnitudes of a bfloat16 number, and overflow
 BYTES_OF_A_VALUE = 20
+
+
+def value_bytes(size: ModelSize, tokens: float) -> int:
+    """Return what counting the keys or values of one layer in a batch holds."""
+    return int(BYTES_OF_A_VALUE * size.keys * tokens)
 
 
 def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
@@ -32,29 +38,34 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     sets = heads if model.at("scales.per_head") else 1
     one_in = int(values.get("data.init_args.validation_one_in", 1))
     count = data.count / one_in
+    statistics = 8.0 * len(size.layers) * (heads + MAGNITUDES * 2 * sets)
+    values_bytes, budget = value_bytes(size, data.batch_tokens), model.get("memory_gib")
     held = {
-        "statistics": 8.0 * len(size.layers) * (heads + MAGNITUDES * 2 * sets),
-        "activations of one layer": max(
-            forward_bytes(size, data.batch_tokens, dtype), BYTES_OF_A_VALUE * size.keys * data.batch_tokens
-        ),
+        "statistics": statistics,
+        "activations of one layer": max(forward_bytes(size, data.batch_tokens, dtype), values_bytes),
     }
+    held |= frozen_states(size, width, device.count) | frozen_gathered(size, width, device.count)
+    load, read = load_bytes(size, width, device.count), None
+    if is_streamed(budget):
+        computing = values_bytes + layer_bytes(planned.config, data.batch_tokens, data.tokens, width)
+        read = streamed(size, width, device, budget, computing, kept=statistics)
+        load, held = read.loaded, dict(read.parts)
     share = (device.count - 1) / device.count * size.parameters * width
-    rows, tokens, streamed = data.batch_size, count * data.tokens, is_streamed(model.get("memory_gib"))
-    gathered = device.count > 1 and not streamed
+    rows, tokens = data.batch_size, count * data.tokens
+    gathered = device.count > 1 and not read
     return Footprint(
         "KV calibration",
         (
-            Phase("load", load_bytes(size, width, device.count, model.get("memory_gib"))),
+            Phase("load", load),
             *((Phase("completions", data.generating),) if data.generating else ()),
-            Phase("pass", resident(size, width, device.count, model.get("memory_gib"))
-                  | frozen_gathered(size, width, device.count) | held),
+            Phase("pass", held),
         ),
         host={"calibration sequences": 24.0 * count},
-        disk={"scales and progress": held["statistics"] * device.count}
-        | (state_files(size, width, tokens) if streamed else {}),
+        disk={"scales and progress": statistics * device.count} | (state_files(size, width, tokens) if read else {}),
         network={"gathered layers": count / rows / device.count * share} if gathered else {},
-        traffic=pass_traffic(size, width, tokens, device.count) if streamed else {},
+        traffic=pass_traffic(size, width, tokens, device.count) if read else {},
         works=(Work("pass", planned.config, count, data.tokens, dtype=dtype),),
         knobs=(Knob("data.init_args.batch_size", rows, smaller(rows), "batches of {} sequences"),),
         notes=(planned.assumed, data.assumed),
-    )  # fmt: skip
+        refusals=refusals(read),
+    )

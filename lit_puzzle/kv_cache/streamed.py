@@ -14,14 +14,14 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lit_puzzle.kv_cache.footprint import value_bytes
 from lit_puzzle.kv_cache.statistics import KVStatistics, recording_layers
+from lit_puzzle.model.footprint import model_size
 from lit_puzzle.model.layer_pass import LayerPass
-from lit_puzzle.model.layout import whole
 from lit_puzzle.model.streaming import StreamedModel
 
 FOLDER = "layers"  # of the run folder, one for each process
 FILE = "statistics"
-BYTES_PER_VALUE = 20
 
 
 def count_streamed(
@@ -43,9 +43,8 @@ def count_streamed(
     Raises:
         ValueError: the budget is too small for a layer and a batch, or keys or values are not finite.
     """
-    config, largest = streamed.checkpoint.config, max(mask.numel() for mask in counted)
-    channels = config.get("head_dim") or whole(config, "hidden_size") // whole(config, "num_attention_heads")
-    values = BYTES_PER_VALUE * largest * whole(config, "num_key_value_heads") * channels
+    largest = max(mask.numel() for mask in counted)
+    values = value_bytes(model_size(streamed.checkpoint.config), largest)
     layers = LayerPass(streamed, folder, batches, values)
     if layers.done:
         statistics.load_state_dict(load_file(folder / FILE))

@@ -52,6 +52,24 @@ def trained_tensors(folder: Path, config: Mapping[str, Any], candidate: Candidat
     return {name: file.read(name) for name in file.tensors}
 
 
+def trained_before(folder: Path, library: Library) -> dict[tuple[int, str], set[str]]:
+    """Return the names of the tensors that candidates have trained, by layer and candidate.
+
+    Args:
+        folder: the library's folder.
+        library: its candidates.
+
+    Raises:
+        ValueError: as `check_trained`.
+    """
+    return {
+        (layer, candidate.name): set(trained_tensors(folder, library.config, candidate))
+        for layer, candidates in enumerate(library.layers)
+        for candidate in candidates
+        if candidate.weights is not None
+    }
+
+
 def _check_shapes(path: Path, config: Mapping[str, Any], block: BlockSpec, tensors: Mapping[str, TensorInfo]) -> None:
     shapes = layer_shapes(config, block.num_experts, mxfp4=False)
     for name, info in tensors.items():

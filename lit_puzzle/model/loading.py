@@ -25,7 +25,8 @@ from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-import lit_puzzle.model.sink_attention  # noqa: F401  (registers with transformers)
+import lit_puzzle.model.decoding_attention
+import lit_puzzle.model.sink_attention  # noqa: F401
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.mxfp4 import expert_weight
 from lit_puzzle.model.opening import load_config, load_generation_config

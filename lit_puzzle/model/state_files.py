@@ -1,11 +1,14 @@
 """Hidden states between two layers, of all tokens of a pass, in memory-mapped files that survive an interruption.
 
 Writes and reads, in one folder, `record.json` (number of tokens, channels, dtype and a hash of the batches) and for
-each state `NAME.LAYER`: tokens x channels numbers, the states that enter layer LAYER. A file has its name only when all
-its numbers are written and synced; one of another size counts as none. Files of other batches are removed when the
-folder is opened. Contents are not hashed: whoever changes them changes the result.
+each state `NAME.LAYER`: tokens x channels numbers, the states that enter layer LAYER, beside `NAME.LAYER.hash`. A file
+has its name only when all its numbers are written and synced; one of another size, or without a hash, counts as none.
+When the folder is opened, files of other batches are removed, and files whose content is not that of their hash. Of a
+file of more than 64 MiB the hash covers 256 pages (`lit_puzzle.run.inputs.files_hash`): another file is noticed, a
+changed number between the pages is not.
 
-Disk: tokens x channels x bytes per number for each file. Memory: none; the page cache holds what fits.
+Disk: tokens x channels x bytes per number for each file. Memory: none; the page cache holds what fits. Traffic of a
+hash: at most 64 MiB when a file is written, and when it is opened again.
 """
 
 from __future__ import annotations
@@ -21,9 +24,10 @@ import torch
 from torch import Tensor
 
 from lit_puzzle.run.files import read_json, write_json
+from lit_puzzle.run.inputs import files_hash
 
 RECORD_FILE = "record.json"
-PARTIAL = ".partial"
+PARTIAL, HASH = ".partial", ".hash"
 
 
 class StateFiles:
@@ -41,6 +45,7 @@ class StateFiles:
         self.folder, self.tokens, self.channels, self.dtype = folder, tokens, channels, dtype
         record = {"tokens": tokens, "channels": channels, "dtype": str(dtype), "batches": batches_hash}
         if (folder / RECORD_FILE).is_file() and read_json(folder / RECORD_FILE) == record:
+            self._remove_others()
             return
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -79,6 +84,7 @@ class StateFiles:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+        _hash_of_file(path).write_text(files_hash(partial))
         partial.rename(path)
 
     def remove(self, name: str, but: Collection[int] = ()) -> None:
@@ -86,14 +92,26 @@ class StateFiles:
         for path in self._files(name):
             if int(path.suffix[1:]) not in but:
                 path.unlink()
+                _hash_of_file(path).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Remove the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def _remove_others(self) -> None:
+        """Remove states that are not those which were written, and say so; they are computed again."""
+        for path in [path for path in self.folder.iterdir() if self._is_whole(path)]:
+            if _hash_of_file(path).read_text() != files_hash(path):
+                print(f"warning: {path} is not as it was written; its states are computed again", flush=True)
+                path.unlink()
+                _hash_of_file(path).unlink()
+
+    def _is_whole(self, path: Path) -> bool:
+        numbered = path.suffix[1:].isdigit() and _hash_of_file(path).is_file()  # a stage has numbered files, too
+        return numbered and path.stat().st_size == self._bytes
+
     def _files(self, name: str) -> list[Path]:
-        found = [path for path in self.folder.iterdir() if path.stem == name]
-        return [path for path in found if path.suffix[1:].isdigit() and path.stat().st_size == self._bytes]
+        return [path for path in self.folder.iterdir() if path.stem == name and self._is_whole(path)]
 
     @property
     def _bytes(self) -> int:
@@ -119,6 +137,10 @@ class StateFiles:
             return torch.empty(0, self.channels, dtype=self.dtype)
         flat = torch.from_file(str(path), shared=True, size=self.tokens * self.channels, dtype=self.dtype)
         return flat.view(self.tokens, self.channels)
+
+
+def _hash_of_file(path: Path) -> Path:
+    return path.with_name(path.name + HASH)
 
 
 def hash_of(batches: Sequence[Mapping[str, Tensor]]) -> str:

@@ -25,7 +25,8 @@ from lit_puzzle.model.blocks import PuzzleModel, with_own_blocks
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.layout import layer_prefix
 from lit_puzzle.model.loading import DtypeName, empty_model, is_tied, loaded, put, stored_bytes, stored_names
-from lit_puzzle.model.memory_budget import check_budget, layer_bytes, outside_bytes, streaming_need
+from lit_puzzle.model.memory_budget import check_budget, outside_bytes, streaming_need
+from lit_puzzle.model.streaming_need import layer_bytes
 
 Values = list[Tensor]  # of the parameters of a layer, in the order of its slots
 
@@ -67,7 +68,7 @@ class StreamedModel:
 
     def forward_bytes(self, tokens: int, row_tokens: int) -> int:
         """Return the bytes of the activations of one layer, for a batch and its longest row."""
-        return layer_bytes(self.checkpoint, tokens, row_tokens, self.model.dtype)
+        return layer_bytes(self.checkpoint.config, tokens, row_tokens, self.model.dtype.itemsize)
 
     def reads_ahead(self, computing: int) -> bool:
         """Return whether the budget has room for two layers beside `computing` bytes of activations.
@@ -160,6 +161,7 @@ def load_streamed(
     attention: str = "sink_attention",
     device: torch.device = torch.device("cpu"),  # noqa: B008  (immutable)
     head: bool = False,
+    experts: str = "grouped_mm",
 ) -> StreamedModel:
     """Return a model whose layers are read when they are needed.
 
@@ -170,11 +172,12 @@ def load_streamed(
         attention: implementation of attention.
         device: where it computes.
         head: whether the head is used; without it, none is loaded.
+        experts: implementation of the experts, as for `load_model`.
 
     Raises:
         ValueError: as for `load_model`, and a budget that is too small for one layer.
     """
-    checkpoint, model = empty_model(folder, dtype, attention, "grouped_mm")
+    checkpoint, model = empty_model(folder, dtype, attention, experts)
     outside = outside_bytes(checkpoint, model.dtype, device, head)
     check_budget(memory_gib, streaming_need(checkpoint, model.dtype, device, outside), folder)
     checkpoint.check_checksums()

@@ -2,7 +2,8 @@
 
     always       weights (P - T) b / N, master weights 4 T / N, and from the first update on optimizer states
     rollouts     the model gathered once (or two layers of it) + KV cache of completions_per_device x slices rows
-    update       activations of completions_per_device rows + log-probabilities in tiles of 4096 x 32768 logits
+    update       activations of completions_per_device rows + inside of one layer, or while no layer is at work the
+                 log-probabilities of a tile of 4096 x 32768 logits
     evaluation   the model gathered once + KV cache of evaluation.batch_size rows
 
 No reference model: its KL term needs LoRA, where the reference is the model with the adapter off. Pure functions;
@@ -22,7 +23,9 @@ from lit_puzzle.training.footprint import Trained, load_bytes, trained
 from lit_puzzle.training.precision import cache_width, layer_precision, moe_chunk, optimizer_of
 
 LOGPROB_TILE = (4096, 32768)  # tokens x vocabulary of the logits that TRL computes at a time, in float32
-TILE_COPIES = 3  # logits, their exponentials, their gradient
+# Copies of a tile in its backward pass: Triton's kernel works in place, beside a copy in float32 for the products; in
+# torch, on a CPU: logits, scaled, at temperature, log-probabilities, probabilities, gradient, three temporaries.
+TILE_COPIES = {"cuda": 3.0, "cpu": 8.25}
 
 
 def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
@@ -30,7 +33,7 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     planned = planned_config(values.path("model.init_args.child"))
     size, model = model_size(planned.config), values.inside("model.init_args")
     made = trained(size, model.inside("training"), optimizer_of(values))
-    run = _Run(values, size, made, device.count, assumed.prompt_tokens)
+    run = _Run(values, size, made, device, assumed.prompt_tokens)
     phases = (
         Phase("load", load_bytes(size, made.width, device.count)),
         Phase("evaluation", run.held(optimizer=False) | run.decoding(run.evaluated_rows, run.evaluated_tokens)),
@@ -51,9 +54,10 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
 class _Run:
     """The numbers of a run, read from its recipe."""
 
-    def __init__(self, values: Values, size: ModelSize, made: Trained, processes: int, prompt_tokens: int) -> None:
+    def __init__(self, values: Values, size: ModelSize, made: Trained, device: Device, prompt_tokens: int) -> None:
         model = values.inside("model.init_args")
-        self.values, self.model, self.size, self.made, self.processes = values, model, size, made, processes
+        self.values, self.model, self.size, self.made = values, model, size, made
+        self.kind, self.processes = device.kind, device.count
         self.prompt_tokens = prompt_tokens
         self.new_tokens = model.whole("grpo.sampling.max_new_tokens")
         self.accumulated = int(values.get("trainer.accumulate_grad_batches", 1))
@@ -88,9 +92,15 @@ class _Run:
     def update(self) -> dict[str, float]:
         tokens = self.rows * (self.prompt_tokens + self.new_tokens)
         tile = min(tokens, LOGPROB_TILE[0]) * min(self.size.vocab, LOGPROB_TILE[1]) * 4
-        parts = {"log-probabilities of a tile": float(TILE_COPIES * tile)}
         checkpointed, chunk = self.model.at("training.gradient_checkpointing"), moe_chunk(self.model)
-        parts |= step_bytes(self.size, tokens, self.precision, bool(checkpointed), chunk)
+        parts = step_bytes(self.size, tokens, self.precision, bool(checkpointed), chunk)
+        loss = {
+            "log-probabilities of a tile": TILE_COPIES[self.kind] * tile,
+            "last states and their gradient": 8.0 * tokens * self.size.hidden,
+            "gradient of the head": 4.0 * self.size.table if self.made.ends else 0.0,
+        }
+        if sum(loss.values()) > parts["inside of one layer"]:  # the loss runs when no layer is at work
+            parts = {name: count for name, count in parts.items() if name != "inside of one layer"} | loss
         return parts | self.made.gathered(self.processes, backward=True)
 
     def disk(self) -> dict[str, float]:

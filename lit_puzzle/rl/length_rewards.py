@@ -17,7 +17,7 @@ L_max = cap and L_cache = buffer; the other two put it where the parent's length
 RL recovery implicitly, by training at all efforts.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,6 @@ from typing import Any
 from lit_puzzle.environments.looping import is_looping
 from lit_puzzle.generation.lengths import LengthStatistics, read_lengths
 from lit_puzzle.rl.length_settings import BudgetSettings
-
-Reward = Callable[..., list[float]]
 
 
 def ramp(tokens: float, start: float, end: float) -> float:

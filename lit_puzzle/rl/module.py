@@ -11,7 +11,7 @@ included), hidden size d, vocabulary V, m completions decoded together, M evalua
     + training activations, B t (L d c + 2 V) * 4 bytes, c about 20 (2 with gradient checkpointing).
     At the end the saved child, P b / N, in place of gradients and Adam's states. vLLM: `generation.rollout_engine`.
   Disk: child P b + 12 T per checkpoint to resume from, 4 T per best + 200 bytes and texts a problem, twice.
-  Traffic: of a slice, gathers 2 P b, gradients 4 T; of a rollout P b if gathered, else P b a token; of an evaluation
+  Traffic: of a slice, gathers 2 P b, gradients 4 T; of a rollout P b if gathered, else P b a token; of an evaluation,
     the same and M / N episodes; of the end, 4 T twice.
 Results: `recovery_results`. Source: arXiv 2602.11937, the RL recovery; GRPO, arXiv 2402.03300.
 """
@@ -38,11 +38,13 @@ from lit_puzzle.evaluate.before_after import (
     EvaluationSettings,
     print_table,
     recovery_results,
+    solve_folder,
     solve_together,
     validation_values,
     write_evaluation,
 )
 from lit_puzzle.evaluate.held_out import held_out_problems
+from lit_puzzle.generation.engine import Engine
 from lit_puzzle.generation.lengths import LENGTHS_FILE, known_lengths
 from lit_puzzle.generation.rollout_engine import check_rollouts
 from lit_puzzle.generation.transformers_engine import TransformersEngine
@@ -202,7 +204,7 @@ class RLRecovery(LightningModule):
             return
         if self.trainer.global_step > 0:
             raise ValueError(f"{folder} is missing: there is nothing to compare with. Use --overwrite.")
-        episodes = self._solve(self._evaluation_prompts)
+        episodes = self._measure(self.child)
         write_evaluation(folder, episodes, self.trainer.is_global_zero, self.evaluation.texts)
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
@@ -239,20 +241,32 @@ class RLRecovery(LightningModule):
         gathers = self.grpo.unshard_rollouts and self.rollouts is None
         return unsharded(self.model) if gathers else nullcontext()
 
+    def _measure(self, folder: Path) -> list[Episode]:
+        """Solve the problems of the evaluation: by the model in memory, or by an engine that reads its folder."""
+        pairs, engine = self._evaluation_prompts, self.evaluation.engine
+        if engine is None:
+            return self._solve(pairs)
+        return solve_folder(engine, folder, self.tokenizer, pairs, self.data.environments, self._evaluated_tokens)
+
+    @property
+    def _evaluated_tokens(self) -> int:
+        return self.evaluation.max_new_tokens or self.grpo.sampling.max_new_tokens
+
     def _solve(self, pairs: list[PromptAtEffort]) -> list[Episode]:
         """Solve problems greedily, all processes together; leave randomness, modes and gradients as they were."""
         settings, environments = self.evaluation, self.data.environments
-        tokens = settings.max_new_tokens or self.grpo.sampling.max_new_tokens
         with (
             torch.inference_mode(False),  # validation runs in it; its tensors could not take part in a later backward
             torch.no_grad(),
             self._gathered(),
             self.trainer.precision_plugin.forward_context(),
         ):
+            engine: Engine
             if self.rollouts:
-                return solve_together(self.rollouts.current_engine(), self.tokenizer, pairs, environments, tokens)
-            engine = TransformersEngine(self.model, self.tokenizer, settings.batch_size)
-            return solve_together(engine, self.tokenizer, pairs, environments, tokens)
+                engine = self.rollouts.current_engine()
+            else:
+                engine = TransformersEngine(self.model, self.tokenizer, settings.batch_size)
+            return solve_together(engine, self.tokenizer, pairs, environments, self._evaluated_tokens)
 
     def validation_step(self, batch: list[PromptAtEffort], batch_idx: int) -> None:
         """Collect the problems; every process gets all."""
@@ -273,11 +287,12 @@ class RLRecovery(LightningModule):
         save_child(self.child, target, self.model, is_writer)
         self.trainer.strategy.barrier("child written")
         release_optimizers(self.trainer)
-        if self.rollouts:
-            self.rollouts.read_folder(target)
-        else:
-            self._set_policy(reload_child(self.device_mesh, target, self.training_settings, self.device))
-        before, after = read_episodes(self.run_dir / "before"), self._solve(self._evaluation_prompts)
+        if self.evaluation.engine is None:
+            if self.rollouts:
+                self.rollouts.read_folder(target)
+            else:
+                self._set_policy(reload_child(self.device_mesh, target, self.training_settings, self.device))
+        before, after = read_episodes(self.run_dir / "before"), self._measure(target)
         write_evaluation(self.run_dir / "after", after, is_writer, self.evaluation.texts)
         self.results = recovery_results(before, after, self._reward_history, known_lengths(self.parent_lengths))
         if is_writer:

@@ -142,6 +142,7 @@ class Footprint:
         works: arithmetic of the whole run.
         knobs: settings that make it smaller.
         notes: what was assumed, and what the numbers leave out.
+        refusals: what the stage itself will refuse, in its words.
     """
 
     stage: str
@@ -153,6 +154,7 @@ class Footprint:
     works: tuple[Work, ...] = ()
     knobs: tuple[Knob, ...] = ()
     notes: tuple[str, ...] = ()
+    refusals: tuple[str, ...] = ()
 
     @property
     def fullest(self) -> Phase:

@@ -34,7 +34,8 @@ TEMPORARY = re.compile(r"\.(.+)\.(\d+|partial|old)")  # of atomic writing: .NAME
 WRITTEN = (  # by stages
     *("checkpoints", "best", "before", "after", "rollouts", "child", "model", "sweep"),
     *("library", "documents", "top_logits", "packed", "calibration_tokens"),
-    *("candidates", "evaluations", "progress", "kv_calibration", "kv_scales", "hidden_states.*", "broken_batch_*.pt"),
+    *("candidates", "evaluations", "progress", "kv_calibration", "kv_scales"),
+    *("hidden_states.*", "layers.*", "broken_batch_*.pt"),
     *("calibration.jsonl", "episodes.jsonl", "generation_lengths.json", "importance.*", "kv_scales.*", "scores.json"),
     *(
         "library.json",

@@ -179,6 +179,8 @@ KEYS: dict[str, dict[str, str]] = {
     "lit_puzzle.distill.global_kd.GlobalDistillation": {
         "accuracy": "evaluation",
         "accuracy.measured": "evaluation",
+        "evaluation.validation_efforts": "evaluation.validation.efforts",
+        "evaluation.validation_prompts": "evaluation.validation.prompts",
         "attention": "training.attention",
         "dtype": "training.dtype",
         "experts": "training.experts",

@@ -74,6 +74,27 @@ class WithLengths(Protocol):
         ...
 
 
+@runtime_checkable
+class ByEngine(Protocol):
+    """An `Evaluation` that can also be run by an engine, on a checkpoint folder.
+
+    Attributes:
+        engine: settings of the engine (`lit_puzzle.generation.sampling.EngineSettings`); None: the parent in memory.
+    """
+
+    engine: Any
+
+    def scores_by_engine(self, engine: Any, tokenizer: Any, items: Any) -> Any:
+        """Return the score on each item, as `Evaluation.scores` does.
+
+        Args:
+            engine: of the model, ready to generate (`lit_puzzle.generation.engine.Engine`).
+            tokenizer: the parent's tokenizer.
+            items: what `items` returned.
+        """
+        ...
+
+
 def item_tokens(
     evaluation: Evaluation, tokenizer: PreTrainedTokenizerBase, items: Sequence[Any]
 ) -> Sequence[int] | None:
@@ -97,6 +118,19 @@ def items_identity(evaluation: Evaluation, items: Sequence[Any]) -> Identity:
     """Return the identity of the items of an evaluation: of their texts as Python shows them, without addresses."""
     texts = (ADDRESS.sub("", repr(item)) for item in items)
     return Identity(f"items of {evaluation.name}", {"items": text_hash(*texts)})
+
+
+def check_scores(evaluation: Evaluation, values: Sequence[float], count: int) -> None:
+    """Check the scores of `count` items.
+
+    Raises:
+        ValueError: there is not one for each, or one is outside 0..1.
+    """
+    if len(values) != count or not all(0 <= score <= 1 for score in values):
+        raise ValueError(
+            f"evaluation {evaluation.name!r} gave {len(values)} scores for {count} items, from "
+            f"{min(values, default=None)} to {max(values, default=None)}; it must give one in 0..1 for each"
+        )
 
 
 def score_items(
@@ -127,11 +161,7 @@ def score_items(
     own = range(rank, -(-len(items) // world_size) * world_size, world_size)
     with _ready_to_generate(model, unshard):
         values = evaluation.scores(model, tokenizer, [items[min(index, len(items) - 1)] for index in own])
-    if len(values) != len(own) or not all(0 <= score <= 1 for score in values):
-        raise ValueError(
-            f"evaluation {evaluation.name!r} gave {len(values)} scores for {len(own)} items, from "
-            f"{min(values, default=None)} to {max(values, default=None)}; it must give one in 0..1 for each"
-        )
+    check_scores(evaluation, values, len(own))
     scores = torch.zeros(len(items), dtype=torch.float64)
     for index, value in zip(own, values, strict=True):
         if index < len(items):

@@ -19,24 +19,37 @@ from lit_puzzle.library.footprint import Candidates, planned_candidates
 from lit_puzzle.model.footprint import BYTES, ModelSize, forward_bytes, model_size, stream_bytes
 from lit_puzzle.model.planned_shape import planned_config
 from lit_puzzle.model.streaming_footprint import is_streamed
+from lit_puzzle.model.streaming_need import Streamed, layer_bytes, refusals, streamed
 from lit_puzzle.run.footprint import GIB, Assumed, Decoding, Device, Footprint, Knob, Phase, Work, smaller
 from lit_puzzle.run.recipe_values import Values
 from lit_puzzle.scoring.settings import FEWEST_TOKENS
 from lit_puzzle.scoring.streamed_footprint import StreamedScoring, layer_scoring, scoring_to_the_end
-from lit_puzzle.training.footprint import frozen_gathered, load_bytes, resident
+from lit_puzzle.training.footprint import frozen_gathered, frozen_states, load_bytes
 
 METRIC_COPIES = 7  # of lit_puzzle.scoring.block_quality
+ERROR_COPIES = 4  # of lit_puzzle.scoring.layer_errors
 SHORT_ANSWER = 64  # tokens of a reference answer that is teacher-forced
+
+
+def metric_bytes(chunk_tokens: int, vocab: int) -> int:
+    """Return what the metrics of a chunk hold: copies of its logits in float32."""
+    return METRIC_COPIES * 4 * chunk_tokens * vocab
+
+
+def error_bytes(tokens: float, hidden: int) -> int:
+    """Return what the error of a layer's states holds in float32, with its factors."""
+    return int(ERROR_COPIES * 4 * tokens * hidden)
 
 
 def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     """Return the footprint of `score`."""
     planned = planned_config(values.path("parent"))
     run = _Run(values, device, assumed, model_size(planned.config))
-    phases = [Phase("load", load_bytes(run.size, run.width, device.count, values.get("fabric.memory_gib")))]
+    read = run.read()
+    phases = [Phase("load", load_bytes(run.size, run.width, device.count) if read is None else read.loaded)]
     if run.data.generating:
         phases.append(Phase("completions of the parent", run.data.generating))
-    phases.append(Phase("candidates", run.held() | run.scoring()))
+    phases.append(Phase("candidates", run.held() | (run.scoring() if read is None else dict(read.parts))))
     for evaluation in values.get("evaluations") or ():
         phases.append(Phase("evaluations", run.held() | run.evaluation(Values(evaluation, "evaluations"))))
     files = run.states()
@@ -49,7 +62,8 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
         traffic=files.traffic,
         works=run.works(planned.config),
         knobs=run.knobs(),
-        notes=(planned.assumed, run.data.assumed, run.found.assumed, files.note),
+        notes=(planned.assumed, run.data.assumed, run.found.assumed),
+        refusals=(*refusals(read), *filter(None, (files.refusal,))),
     )
 
 
@@ -71,9 +85,19 @@ class _Run:
         logits = int(memory.get("chunk_logits") or (2**19 if device.kind == "cpu" else 2**26))
         self.chunk = max(FEWEST_TOKENS, logits // size.vocab)
 
+    def read(self) -> Streamed | None:
+        """Return what a parent that is read layer by layer holds; None for one in memory."""
+        if not self.streamed:
+            return None
+        tokens, chunk = self.data.batch_tokens, self.chunk
+        extra = error_bytes(tokens, self.size.hidden) if self.local else metric_bytes(chunk, self.size.vocab)
+        computing = layer_bytes(self.size.config, tokens, self.data.tokens, self.width) + extra
+        budget = self.values.number("fabric.memory_gib")
+        return streamed(self.size, self.width, self.device, budget, computing, head=not self.local)
+
     def held(self) -> dict[str, float]:
-        parts = resident(self.size, self.width, self.processes, self.values.get("fabric.memory_gib"))
-        if self.processes > 1:
+        parts = {} if self.streamed else frozen_states(self.size, self.width, self.processes)
+        if self.processes > 1 and not self.streamed:
             parts["embedding and head, whole"] = float(self.size.ends * self.width)
             parts |= frozen_gathered(self.size, self.width, self.processes, root=False)
         return parts | (self.kept() if self.device.kind == "cpu" else {})
@@ -105,8 +129,8 @@ class _Run:
 
     def scoring(self) -> dict[str, float]:
         layer = forward_bytes(self.size, self.data.batch_tokens, self.precision)
-        scored = min(self.chunk, self.data.batch_tokens)
-        metrics = 0.0 if self.local else METRIC_COPIES * 4 * scored * self.size.vocab
+        scored = int(min(self.chunk, self.data.batch_tokens))
+        metrics = 0.0 if self.local else float(metric_bytes(scored, self.size.vocab))
         states = 3 * stream_bytes(self.size, self.data.batch_tokens, self.precision)
         return {"activations of one layer": layer} if layer > metrics + states else {
             "metrics of a chunk": metrics, "states of a batch": states}  # fmt: skip

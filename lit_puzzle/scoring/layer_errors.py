@@ -25,11 +25,11 @@ from lit_puzzle.model.layer_pass import LayerAtWork, LayerPass
 from lit_puzzle.model.streaming import LayerSource
 from lit_puzzle.scoring.block_quality import exact
 from lit_puzzle.scoring.evidence import Routed, changes_experts
+from lit_puzzle.scoring.footprint import error_bytes
 from lit_puzzle.scoring.replace_block import Part
 from lit_puzzle.scoring.score_files import Entry, Scored, Values
 
 LAYER_ERROR = "layer_error"
-FLOATS_PER_CHANNEL = 4  # of the squared differences, in float32, with their factors
 
 
 def layer_errors(
@@ -56,7 +56,7 @@ def layer_errors(
         ValueError: the budget is too small for a layer and a batch.
     """
     largest = max(part.batch["input_ids"].numel() for part in parts)
-    computing = FLOATS_PER_CHANNEL * 4 * largest * source.model.config.hidden_size
+    computing = error_bytes(largest, source.model.config.hidden_size)
     layers = LayerPass(source, folder, [part.batch for part in parts], computing)
     if layers.done > entries[0].layer:  # the files of finished candidates were removed since
         layers.restart()

@@ -21,6 +21,7 @@ from lit_puzzle.spec import BlockSpec
 
 Values = dict[str, list[float]]
 COULD_TELL = "could_tell"
+PARENT_FILE = "parent.json"
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,6 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from shutil import rmtree
-from typing import Any
 
 from lightning.fabric import Fabric
 from torch import Tensor
@@ -35,9 +34,7 @@ from transformers import PreTrainedTokenizerBase
 from lit_puzzle.data.calibration import TOKENS_FOLDER, CalibrationData
 from lit_puzzle.data.token_rows import RowBatches
 from lit_puzzle.library.library import LIBRARY_FILE, Library
-from lit_puzzle.library.swap import swapped
 from lit_puzzle.library.trained_blocks import block_tensors, check_trained
-from lit_puzzle.model.blocks import PuzzleModel
 from lit_puzzle.model.chat import fix_date
 from lit_puzzle.model.checkpoint import fingerprint
 from lit_puzzle.model.identity import checkpoint_identity
@@ -46,19 +43,19 @@ from lit_puzzle.model.streaming import LayerSource
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import Identity, claim_inputs, file_identity, record_output, run_date
 from lit_puzzle.scoring.block_quality import METRICS
-from lit_puzzle.scoring.evaluations import Evaluation, evaluation_items, item_tokens, items_identity, score_items
-from lit_puzzle.scoring.evidence import changed_window, changes_experts, item_share, unjudged, window_share
+from lit_puzzle.scoring.evaluation_run import EvaluationRun, engine_of
+from lit_puzzle.scoring.evaluations import Evaluation, evaluation_items, items_identity
+from lit_puzzle.scoring.evidence import changed_window, changes_experts, unjudged, window_share
 from lit_puzzle.scoring.layer_errors import LAYER_ERROR
 from lit_puzzle.scoring.methods import candidate_values
 from lit_puzzle.scoring.replace_block import lay_out
-from lit_puzzle.scoring.score_files import COULD_TELL, Entry, ScoreFiles, Values, check_finite, entries_of
+from lit_puzzle.scoring.score_files import COULD_TELL, PARENT_FILE, Entry, ScoreFiles, check_finite, entries_of
 from lit_puzzle.scoring.score_table import MEAN_RANK, score_table, shares
 from lit_puzzle.scoring.scores import SCORES_FILE, Scores
 from lit_puzzle.scoring.settings import ScoringSettings
 from lit_puzzle.scoring.summary import print_scores, summary
 from lit_puzzle.training.fabric import FabricSettings, launch, open_parent, sum_over_processes
 
-PARENT_FILE = "parent.json"
 SCRATCH = "hidden_states"  # folder of each process
 
 
@@ -95,10 +92,11 @@ def score(
     library = require_input(library, "block library", LIBRARY_FILE)
     candidates, evaluations = Library.load(library), evaluations or []
     _check(parent, candidates, library, data, evaluations)
-    if evaluations and fabric.memory_gib is not None:
+    whole = [task.name for task in evaluations if engine_of(task) is None]
+    if whole and fabric.memory_gib is not None:
         raise ValueError(
-            f"fabric.memory_gib={fabric.memory_gib:g} reads the parent layer by layer, but {evaluations[0].name!r} "
-            "generates with the whole parent. Set evaluations: [], or fabric.memory_gib: null."
+            f"fabric.memory_gib={fabric.memory_gib:g} reads the parent layer by layer, but {whole[0]!r} generates with "
+            "the whole parent. Give it an engine, or set evaluations: [], or fabric.memory_gib: null."
         )
     entries = entries_of(candidates, scoring.pairs)
     windows = [entry for entry in entries if entry.name.startswith("window=")]
@@ -108,20 +106,23 @@ def score(
     unscored = run.unfinished(run.blocks, entries)
     unevaluated = {task.name: run.unfinished(run.evaluation_files(task), evaluated) for task in evaluations}
     # Evaluations are run on the parent before the blocks: an error in one must not show after days of scoring.
-    remaining = [(task, run.items(task)) for task in evaluations if unevaluated[task.name]]
+    remaining = [run.evaluation(task) for task in evaluations if unevaluated[task.name]]
+    apart = [(task, settings) for task in remaining if (settings := engine_of(task.evaluation)) is not None]
+    here = [task for task in remaining if engine_of(task.evaluation) is None]
     batches, prompt_lengths = run.sequences(data, scoring.score_prompts)
     lengths = [pair for rows in zip(batches, prompt_lengths) for pair in zip(map(len, rows[0]), rows[1])]
     windowed = {
         each: window_share(lengths, changed_window(each)) for each in entries if changed_window(each) is not None
     }
     run.say(unjudged({each: windowed[each] for each in windowed if not changes_experts(each)}, "scored tokens"))
-    if unscored or remaining:
-        source = open_parent(run.processes, fabric, parent, head=scoring.depth == "end")
-        for task, items in remaining:
-            run.evaluate_parent(source.model, task, items)
-        run.score_blocks(source, (batches, prompt_lengths), unscored, windowed, scoring)
-        for task, items in remaining:
-            run.evaluate(source.model, task, items, unevaluated[task.name])
+    by_engine = [(task, task.by_engine(settings, parent, run_dir, run.trained)) for task, settings in apart]
+    for task, score_folder in by_engine:
+        task.measure_parent(score_folder)
+    if unscored or here:
+        tasks = [(task, unevaluated[task.evaluation.name]) for task in here]
+        run.score_in_memory(tasks, (batches, prompt_lengths), unscored, windowed, scoring)
+    for task, score_folder in by_engine:  # now that the parent's memory is free
+        task.measure(score_folder, unevaluated[task.evaluation.name])
     if not run.processes.is_global_zero:
         return {}
     samples = len(batches.rows)
@@ -196,6 +197,25 @@ class _Run:
         if words:
             self.processes.print(words, flush=True)
 
+    def score_in_memory(
+        self,
+        tasks: Sequence[tuple[EvaluationRun, Sequence[Entry]]],
+        data: tuple[RowBatches, Sequence[Sequence[int]]],
+        entries: Sequence[Entry],
+        windowed: Mapping[Entry, float],
+        scoring: ScoringSettings,
+    ) -> None:
+        """Load the parent; run evaluations on it, score the entries, and run the evaluations on theirs."""
+        source = open_parent(self.processes, self.settings, self.parent, head=scoring.depth == "end")
+        scores = []
+        for task, evaluated in tasks:
+            score = task.in_memory(source.model, self.trained, self.settings.unshard_evaluations)
+            task.measure_parent(score)
+            scores.append((task, score, evaluated))
+        self.score_blocks(source, data, entries, windowed, scoring)
+        for task, score, evaluated in scores:
+            task.measure(score, evaluated)
+
     def score_blocks(
         self,
         source: LayerSource,
@@ -212,7 +232,7 @@ class _Run:
             return
         parts, samples = lay_out(batches, rank, world_size, prompt_lengths), len(batches.rows)
         add, told = partial(sum_over_processes, self.processes), dict[Entry, float]()
-        scored = candidate_values(source, scratch, parts, samples, entries, scoring, self._trained, add)
+        scored = candidate_values(source, scratch, parts, samples, entries, scoring, self.trained, add)
         for number, (entry, counted, values_of) in enumerate(scored, 1):
             told[entry] = max(windowed.get(entry, 0.0), counted)
             values = values_of() if told[entry] else {}
@@ -225,8 +245,8 @@ class _Run:
         self.say(unjudged({entry: told[entry] for entry in entries if changes_experts(entry)}, "tokens"))
         rmtree(scratch, ignore_errors=True)
 
-    def items(self, evaluation: Evaluation) -> Sequence[Any]:
-        """Return the items of an evaluation, the same in a resumed run.
+    def evaluation(self, evaluation: Evaluation) -> EvaluationRun:
+        """Return an evaluation with its items, the same in a resumed run.
 
         Raises:
             ValueError: the items are not those that the run was started with.
@@ -234,44 +254,10 @@ class _Run:
         items = evaluation_items(evaluation, self.tokenizer)
         if self.processes.is_global_zero:
             claim_inputs(self.run_dir, {f"evaluations.{evaluation.name}": items_identity(evaluation, items)})
-        return items
+        return EvaluationRun(evaluation, items, self.evaluation_files(evaluation), self.tokenizer, self.processes)
 
-    def evaluate_parent(self, model: PuzzleModel, evaluation: Evaluation, items: Sequence[Any]) -> None:
-        """Run an evaluation on the parent, unless its file is there."""
-        files = self.evaluation_files(evaluation)
-        if not self.processes.broadcast(files.has(PARENT_FILE)):
-            self._write(files, PARENT_FILE, {"score": self._score(model, evaluation, items)})
-
-    def evaluate(
-        self, model: PuzzleModel, evaluation: Evaluation, items: Sequence[Any], entries: Sequence[Entry]
-    ) -> None:
-        """Run an evaluation on the parent with each of the entries in it."""
-        files, tokens = self.evaluation_files(evaluation), item_tokens(evaluation, self.tokenizer, items)
-        told: dict[Entry, float] = {}
-        if tokens is not None:
-            told = {entry: item_share(tokens, changed_window(entry)) for entry in entries if not changes_experts(entry)}
-        self.say(unjudged(told, f"items of {evaluation.name}"))
-        for number, entry in enumerate(entries, 1):
-            share = {COULD_TELL: [told[entry]]} if entry in told else {}
-            if told.get(entry) == 0:
-                self._write(files, entry.file_name, share)
-                continue
-            with swapped(model, entry.layer, entry.block, self._trained(entry)):
-                values = self._score(model, evaluation, items)
-            self._write(files, entry.file_name, {"score": values} | share)
-            mean = sum(values) / len(values)
-            line = f"{number}/{len(entries)}: layer {entry.layer}, {entry.name}: {evaluation.name} {mean:.3f}"
-            self.processes.print(line, flush=True)
-
-    def _score(self, model: PuzzleModel, evaluation: Evaluation, items: Sequence[Any]) -> list[float]:
-        unshard = self.settings.unshard_evaluations
-        return score_items(model, self.tokenizer, evaluation, items, self.processes, unshard)
-
-    def _write(self, files: ScoreFiles, name: str, values: Values) -> None:
-        if self.processes.is_global_zero:
-            files.write(name, values)
-
-    def _trained(self, entry: Entry) -> dict[str, Tensor]:
+    def trained(self, entry: Entry) -> dict[str, Tensor]:
+        """Return the trained tensors of an entry, by their names inside its layer."""
         if entry.candidate is None:
             return {}
         return block_tensors(self.library, self.folder, entry.layer, entry.block)

@@ -26,12 +26,12 @@ class StreamedScoring:
     Attributes:
         disk: bytes of the files that exist at once, of all processes.
         traffic: bytes from and to disk, of all processes.
-        note: what a run would refuse; empty if nothing.
+        refusal: what a run would refuse; empty if nothing.
     """
 
     disk: dict[str, float]
     traffic: dict[str, float]
-    note: str = ""
+    refusal: str = ""
 
 
 def layer_scoring(size: ModelSize, width: int, own_tokens: float, processes: int, found: Candidates) -> StreamedScoring:
@@ -63,10 +63,10 @@ def scoring_to_the_end(
     at_once = max(room, 1)
     passes = sum(total - (begins[first] if first else 0) for first in range(0, len(begins), at_once)) / total
     layers = sum(total - begin for begin in begins) + total
-    note = "" if room > 0 else (
+    refusal = "" if room > 0 else (
         f"scoring.memory.disk_gib={disk_gib:g} has no room for the {(OF_THE_PARENT + 1) * one / GIB:,.1f} GiB of one "
-        "candidate: the run refuses it"
+        "candidate"
     )  # fmt: skip
     files = min(at_once, len(begins)) + OF_THE_PARENT
     traffic = pass_traffic(size, width, tokens, processes, passes, layers)
-    return StreamedScoring(state_files(size, width, tokens, files), traffic, note)
+    return StreamedScoring(state_files(size, width, tokens, files), traffic, refusal)

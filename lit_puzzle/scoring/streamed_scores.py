@@ -27,6 +27,7 @@ from lit_puzzle.model.streaming import LayerSource
 from lit_puzzle.run.files import read_json, write_json
 from lit_puzzle.scoring.block_quality import ScoredTokens
 from lit_puzzle.scoring.evidence import Routed, changes_experts
+from lit_puzzle.scoring.footprint import metric_bytes
 from lit_puzzle.scoring.hidden_states import bytes_of
 from lit_puzzle.scoring.replace_block import Part, sample_values, scored_tokens
 from lit_puzzle.scoring.score_files import Entry, Scored, Values
@@ -35,7 +36,6 @@ from lit_puzzle.scoring.settings import Memory
 GIB = 2**30
 COUNTS_FILE = "routed.json"  # in the folder of the states
 OF_THE_PARENT = 5  # entering and leaving a layer, final, entering the next pass, and one file that is being written
-LOGIT_BYTES = 7 * 4
 
 
 class StreamedScores:
@@ -68,7 +68,7 @@ class StreamedScores:
         self.trained, self.sum_over_processes = trained, sum_over_processes
         config = source.model.config
         self.chunk_tokens = memory.chunk_tokens(config.vocab_size, source.device.type)
-        computing = LOGIT_BYTES * self.chunk_tokens * config.vocab_size
+        computing = metric_bytes(self.chunk_tokens, config.vocab_size)
         self.layers = LayerPass(source, folder, [part.batch for part in parts], computing)
         one = bytes_of(self.layers.states.tokens, config.hidden_size, source.model.dtype)
         self.at_once = int(memory.disk_gib * GIB // max(one, 1)) - OF_THE_PARENT

@@ -25,8 +25,9 @@ from transformers import GptOssForCausalLM
 
 from lit_puzzle.environments.environment import EFFORTS, Problem, PromptAtEffort
 from lit_puzzle.environments.episodes import Episode
-from lit_puzzle.evaluate.accuracy import solve_problems, split_by_effort, summarize
 from lit_puzzle.evaluate.held_out import held_out_problems
+from lit_puzzle.evaluate.solving import solve_problems
+from lit_puzzle.evaluate.summary import split_by_effort, summarize
 from lit_puzzle.generation.lengths import length_statistics, write_lengths
 from lit_puzzle.generation.sampling import Sampling
 from lit_puzzle.generation.transformers_engine import TransformersEngine

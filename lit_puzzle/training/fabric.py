@@ -8,9 +8,7 @@ Memory of one of R processes, P parameters of b bytes, L layers, V vocabulary, D
 layers run one after the other + 2 V D b. Source: PyTorch FSDP2, arXiv 2304.11277.
 """
 
-import math
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -26,6 +24,7 @@ from lit_puzzle.model.blocks import PuzzleModel, with_own_blocks
 from lit_puzzle.model.loading import DtypeName, load_model
 from lit_puzzle.model.streaming import LayerSource, ResidentModel, load_streamed
 from lit_puzzle.run.peers import connect
+from lit_puzzle.training.patience import patience
 from lit_puzzle.training.sharding import load_for
 
 DTYPES: dict[str, DtypeName] = {
@@ -56,7 +55,7 @@ class FabricSettings:
             gathers every layer for every token, for parents that do not fit on a device.
 
     Raises:
-        ValueError: a timeout that is not positive.
+        ValueError: a timeout below a second or above a year.
     """
 
     accelerator: str = "auto"
@@ -69,8 +68,7 @@ class FabricSettings:
     unshard_evaluations: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.timeout_hours < math.inf:
-            raise ValueError(f"fabric: timeout_hours must be more than 0, got {self.timeout_hours}")
+        patience("fabric", self.timeout_hours)
 
 
 def launch(settings: FabricSettings) -> Fabric:
@@ -78,7 +76,7 @@ def launch(settings: FabricSettings) -> Fabric:
     make = partial(Fabric, accelerator=settings.accelerator, devices=settings.devices, num_nodes=settings.num_nodes)
     fabric = make()
     if not isinstance(fabric.strategy, SingleDeviceStrategy):  # how many "auto" devices are is known only now
-        fabric = make(strategy=DDPStrategy(timeout=timedelta(hours=settings.timeout_hours)))
+        fabric = make(strategy=DDPStrategy(timeout=patience("fabric", settings.timeout_hours)))
     fabric.launch()
     connect(fabric.global_rank, fabric.world_size, fabric.broadcast)
     return fabric

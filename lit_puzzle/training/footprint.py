@@ -17,7 +17,6 @@ from math import prod
 from lit_puzzle.model.family import family_of
 from lit_puzzle.model.footprint import BYTES, ModelSize
 from lit_puzzle.model.layout import layer_shapes, tensor_shapes
-from lit_puzzle.run.footprint import GIB
 from lit_puzzle.run.recipe_values import Values
 
 OPTIMIZER_BYTES = {"SGD": 0, "RMSprop": 4, "Adagrad": 4, "Lion": 4}  # of a trained number; all others: two moments
@@ -131,14 +130,6 @@ def frozen_states(size: ModelSize, width: int, processes: int) -> dict[str, floa
     return {"weights": size.parameters * width / processes}
 
 
-def resident(size: ModelSize, width: int, processes: int, budget_gib: object) -> dict[str, float]:
-    """Return what a process keeps of a model that does not train: its share, or a budget for layers from disk."""
-    whole = size.parameters * width / processes
-    if isinstance(budget_gib, int | float) and budget_gib * GIB < whole:
-        return {"budget for layers read from disk (memory_gib)": float(budget_gib * GIB)}
-    return {"weights": whole}
-
-
 def frozen_gathered(size: ModelSize, width: int, processes: int, root: bool = True) -> dict[str, float]:
     """Return what is gathered of a model that does not train; without a root, embedding and head are whole anyway."""
     if processes == 1:
@@ -147,14 +138,8 @@ def frozen_gathered(size: ModelSize, width: int, processes: int, root: bool = Tr
     return {"gathered layers": 2.0 * size.largest_layer * width} | ends
 
 
-def load_bytes(size: ModelSize, width: int, processes: int, budget_gib: object = None) -> dict[str, float]:
-    """Return what loading holds: the share, one layer, and what is outside the experts until it is sharded.
-
-    Under a budget for layers from disk nothing is loaded beforehand.
-    """
-    kept = resident(size, width, processes, budget_gib)
-    if "weights" not in kept:
-        return kept
+def load_bytes(size: ModelSize, width: int, processes: int) -> dict[str, float]:
+    """Return what loading holds: the share, one layer, and what is outside the experts until it is sharded."""
     if processes == 1:
         return {"weights": float(size.parameters * width)}
     outside = size.parameters - size.expert_parameters

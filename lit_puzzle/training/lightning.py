@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import _get_rank
@@ -36,6 +36,23 @@ class ReportsResults(Protocol):
     """A LightningModule with headline numbers for run.json; of any other the last logged metrics are recorded."""
 
     results: dict[str, float]
+
+
+@runtime_checkable
+class FitsLayers(Protocol):
+    """A LightningModule that, under a budget (`memory_gib`), trains layer after layer, each in a fit of its own."""
+
+    memory_gib: float | None
+
+    def fit_layers(self, trainer: Trainer, data: LightningDataModule, new_trainer: Callable[[Path], Trainer]) -> None:
+        """Fit all layers.
+
+        Args:
+            trainer: the run's Trainer, which does not fit itself.
+            data: the run's data.
+            new_trainer: returns another Trainer of the same settings for a folder.
+        """
+        ...
 
 
 class LightningRecipeParser(RecipeParser, LightningArgumentParser):
@@ -82,6 +99,13 @@ class RecipeCLI(LightningCLI):
         except (ValueError, MisconfigurationException) as error:
             raise ValueError(f"{self.recipe.path}: trainer: {error}") from error
 
+    def new_trainer(self, folder: Path) -> Trainer:
+        """Build another trainer of the recipe, with callbacks of its own, for a folder inside the run folder."""
+        self.config_init = self.parser.instantiate_classes(self.config)
+        trainer = self.instantiate_trainer(default_root_dir=folder)
+        trainer.callbacks.insert(0, OwnSignals())  # type: ignore[attr-defined]
+        return trainer
+
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the given words only; Lightning's own version warns about `sys.argv`.
 
@@ -127,13 +151,23 @@ def run_lightning(
             claim_inputs(run_dir, _inputs(cli))
         try:
             if command == "fit":
-                cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=sound_checkpoint(run_dir))
+                finished = _fit(cli, run_dir)
             else:
                 cli.trainer.validate(cli.model, datamodule=cli.datamodule)
+                finished = cli.trainer.state.status == TrainerStatus.FINISHED
         except MisconfigurationException as error:  # settings of the Trainer that do not fit together
             raise ValueError(str(error)) from error
-        if cli.trainer.is_global_zero and cli.trainer.state.status == TrainerStatus.FINISHED:
+        if cli.trainer.is_global_zero and finished:
             clock.close(run_dir, recipe.path, cli.config.seed_everything, resumed, _results(cli))
+
+
+def _fit(cli: RecipeCLI, run_dir: Path) -> bool:
+    """Fit, at once or layer by layer; return whether training has come to its end."""
+    if isinstance(cli.model, FitsLayers) and cli.model.memory_gib is not None:
+        cli.model.fit_layers(cli.trainer, cli.datamodule, cli.new_trainer)
+        return True
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=sound_checkpoint(run_dir))
+    return bool(cli.trainer.state.status == TrainerStatus.FINISHED)
 
 
 class OwnSignals(Callback):

@@ -16,11 +16,9 @@ if unsharded, else P b for each token. Disk of a checkpoint: trainable parameter
 Reads and writes checkpoint folders. Source: PyTorch FSDP2 (`torch.distributed.fsdp.fully_shard`), arXiv 2304.11277.
 """
 
-import math
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +39,7 @@ from transformers import PreTrainedModel
 
 from lit_puzzle.model.loading import DtypeName, WaitingExperts, load_mapped, load_model
 from lit_puzzle.run.peers import connect
+from lit_puzzle.training.patience import patience
 from lit_puzzle.training.stored_checkpoints import METADATA, load_plain, load_sharded
 from lit_puzzle.training.trainable import keep_master_weights
 
@@ -169,17 +168,15 @@ class Sharded(ModelParallelStrategy):
             that fails ends the others at once, whatever the timeout (`lit_puzzle.run.peers`).
 
     Raises:
-        ValueError: a timeout that is not positive.
+        ValueError: a timeout below a second or above a year.
     """
 
     def __init__(self, process_group_backend: str | None = None, timeout_hours: float = 24.0) -> None:
-        if not 0 < timeout_hours < math.inf:
-            raise ValueError(f"strategy: timeout_hours must be more than 0, got {timeout_hours}")
         super().__init__(
             data_parallel_size="auto",
             tensor_parallel_size=1,
             process_group_backend=process_group_backend,
-            timeout=timedelta(hours=timeout_hours),
+            timeout=patience("strategy", timeout_hours),
         )
 
     def setup_environment(self) -> None:

@@ -25,8 +25,8 @@ from lit_puzzle.data.calibration import CalibrationData, RankBatches
 from lit_puzzle.data.prompt_source import PromptSource
 from lit_puzzle.environments.environment import EFFORTS
 from lit_puzzle.environments.episodes import Episode
-from lit_puzzle.evaluate.accuracy import solve_problems
 from lit_puzzle.evaluate.held_out import held_out_problems
+from lit_puzzle.evaluate.solving import solve_problems
 from lit_puzzle.evaluate.standard_errors import mean_and_error
 from lit_puzzle.generation.sampling import Sampling
 from lit_puzzle.generation.transformers_engine import TransformersEngine

@@ -22,13 +22,14 @@ from lit_puzzle.environments.environment import EFFORTS
 from lit_puzzle.run.folder import PACKAGE, is_complete
 
 REWARDS, LOSS = "--model.init_args.rewards.", "--model.init_args.grpo.loss."
-OFF = [f"{REWARDS}budget.weight=0", f"{REWARDS}endings.no_analysis=0"]
+OFF = [f"{REWARDS}budget.weight=0"]
 VARIANTS = {  # name -> overrides of recipes/rl_recover.yaml
     "budgets": [],
     "none": OFF,
     "ramp": [*OFF, f"{REWARDS}length=0.5", f"{REWARDS}length_start=1.5", f"{REWARDS}length_end=3"],
     "group": [*OFF, f"{REWARDS}group_length.weight=0.5"],
     "normalized": [f"{LOSS}aggregation=normalize_then_sum"],
+    "thinking": [f"{REWARDS}endings.no_analysis=0.3"],
 }
 PROBLEMS = 1024
 

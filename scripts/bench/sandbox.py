@@ -26,7 +26,8 @@ from pathlib import Path
 from lit_puzzle.environments.graders.code_tests import UnitTests, grade_programs
 from lit_puzzle.environments.graders.math_answers import grade_math
 from lit_puzzle.environments.graders.worker_pool import close_workers, cores
-from lit_puzzle.environments.sandbox import SandboxLimits, check_sandbox, run_program
+from lit_puzzle.environments.sandbox import check_sandbox, run_program
+from lit_puzzle.environments.sandbox_limits import SandboxLimits
 from lit_puzzle.environments.verdict import Verdict
 
 ADD = "print(sum(map(int, input().split())))"

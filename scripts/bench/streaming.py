@@ -2,13 +2,17 @@
 
     python scripts/bench/streaming.py --folder /scratch [--layers 24] [--experts 32] [--tokens 256] [--gib 6]
                                       [--stages importance library score search assemble export] [--keep]
+    python scripts/bench/streaming.py --folder /scratch --layers 4 --tokens 256 1024 \
+        --stages library score_to_end calibrate_kv precompute_logits distill_blocks
 
 Makes a gpt-oss in the shapes of the 20B model (hidden 2,880, vocabulary 201,088, MXFP4 experts; 13 GB at 24 layers) of
 random weights: MXFP4 codes with scales near 2^-7, so that all values are finite. Then runs the packaged recipes of
 gpt-oss-20B on it, each in a process of its own, with `memory_gib`, on sequences of random tokens. Of each stage: CPU
 seconds, the largest anonymous memory of the whole process (RssAnon, sampled every 10 ms) and GiB read from the disk.
-Importance and scores run once for each number of tokens; with two or more, the CPU seconds for 1,000 tokens are the
-slope between the first and the last, and the rest does not depend on tokens. Scores are local (`scoring.depth=layer`).
+Stages that read tokens run once for each number of tokens; with two or more, the CPU seconds for 1,000 tokens are the
+slope between the first and the last, and the rest does not depend on tokens. `score` compares what leaves a layer
+(`scoring.depth=layer`), `score_to_end` the end of the model. A library without importance keeps random experts.
+`distill_blocks` trains the candidates of layer 1, whose attention is full, an update for each sequence.
 Everything below the folder is removed at the end unless `--keep` is given. Prints one JSON line for each run.
 """
 
@@ -29,12 +33,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_puzzle.data.document_files import Document, write_documents
+from lit_puzzle.importance.importance_file import Importance
+from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.layout import tensor_shapes
 from lit_puzzle.model.writer import Layout, write_checkpoint
 from lit_puzzle.run.folder import PACKAGE
 
 RECIPES = PACKAGE.parent / "recipes"
-STAGES = ("importance", "library", "score", "search", "assemble", "export")
+CHAIN = ("importance", "library", "score", "search", "assemble", "export")
+READERS = ("importance", "score", "score_to_end", "calibrate_kv", "precompute_logits", "distill_blocks")
+STAGES = (*CHAIN, *READERS[2:])
 SEQUENCE_TOKENS, PROMPT_TOKENS = 256, 32
 SCALE, SPREAD = 120, 3  # exponents of 2^-7 and its neighbors
 VOCABULARY = 201_088
@@ -47,7 +56,7 @@ def main() -> None:
     parser.add_argument("--experts", type=int, default=32)
     parser.add_argument("--tokens", type=int, nargs="+", default=[256])
     parser.add_argument("--gib", type=float, default=6.0)
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(CHAIN))
     parser.add_argument("--keep", action="store_true")
     arguments = parser.parse_args()
     folder = arguments.folder
@@ -55,14 +64,19 @@ def main() -> None:
     if not (folder / "parent").exists():
         seconds = time.process_time()
         make_parent(folder / "parent", arguments.layers, arguments.experts)
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copyfile(PACKAGE / "assets" / "tiny_parent" / file, folder / "parent" / file)
         print(f"parent made in {time.process_time() - seconds:.0f} CPU s", flush=True)
     for stage in arguments.stages:
-        counts = arguments.tokens if stage in ("importance", "score") else arguments.tokens[-1:]
+        counts = arguments.tokens if stage in READERS else arguments.tokens[-1:]
+        if stage == "library" and not (folder / "importance").exists():
+            make_importance(folder / "importance", folder / "parent")
         cpu: list[float] = []
         for tokens in counts:
             make_sequences(folder / "sequences.jsonl", tokens)
+            make_documents(folder, tokens)
             shutil.rmtree(folder / stage, ignore_errors=True)
-            row = measured(command(stage, folder, arguments.experts, arguments.gib))
+            row = measured(command(stage, folder, arguments.experts, arguments.gib, tokens))
             cpu.append(row["cpu_seconds"])
             print(json.dumps({"stage": stage, "tokens": tokens} | row), flush=True)
         if len(counts) > 1:
@@ -115,11 +129,48 @@ def make_sequences(file: Path, tokens: int) -> None:
     file.write_text("".join(json.dumps({"input_ids": row, "prompt_tokens": prompt}) + "\n" for row in rows))
 
 
-def command(stage: str, folder: Path, experts: int, gib: float) -> list[str]:
+def make_documents(folder: Path, tokens: int) -> None:
+    """Write the same sequences as documents of the parent."""
+    rows = [json.loads(line) for line in (folder / "sequences.jsonl").read_text().splitlines()]
+    shutil.rmtree(folder / "documents", ignore_errors=True)
+    masks = [[0] * row["prompt_tokens"] + [1] * (len(row["input_ids"]) - row["prompt_tokens"]) for row in rows]
+    documents = [Document(row["input_ids"], mask, "random", "high") for row, mask in zip(rows, masks, strict=True)]
+    write_documents(folder / "documents", documents, folder / "parent")
+
+
+def make_importance(folder: Path, parent: Path) -> None:
+    """Write random importance."""
+    checkpoint = Checkpoint(parent)
+    scores = tuple(torch.rand(experts, dtype=torch.float64) for experts, _ in checkpoint.blocks)
+    folder.mkdir()
+    Importance(checkpoint.fingerprint(), "random", 1, scores).save(folder)
+
+
+def command(stage: str, folder: Path, experts: int, gib: float, tokens: int) -> list[str]:
     """Return the command line of a stage."""
     parent, kept = folder / "parent", [experts // 4, experts // 2, experts * 3 // 4]
     settings = ("prompts=null", "documents=null", f"sequences={folder}/sequences.jsonl", "batch_size=4")
     data = tuple(f"--data.init_args.{setting}" for setting in settings)
+    score = (
+        f"--parent={parent}",
+        f"--library={folder}/library",
+        *data,
+        "--evaluations=[]",
+        "--fabric.accelerator=cpu",
+        "--fabric.devices=1",
+        f"--fabric.memory_gib={gib}",
+    )
+    documents = f"{folder}/documents"
+    packed = (
+        f"--data.init_args.documents={documents}",
+        f"--data.init_args.sequence_tokens={SEQUENCE_TOKENS}",
+        "--data.init_args.filter.efforts=null",
+        "--data.init_args.validation_one_in=0",
+        "--trainer.accelerator=cpu",
+        "--trainer.devices=1",
+        "--trainer.logger=false",
+        f"--model.init_args.memory_gib={gib}",
+    )
     given = {
         "importance": (
             f"--model.init_args.parent={parent}", f"--data.init_args.parent={parent}", *data,
@@ -128,9 +179,22 @@ def command(stage: str, folder: Path, experts: int, gib: float) -> list[str]:
         "library": (
             f"--parent={parent}", f"--importance={folder}/importance", f"--experts={kept}", "--windows=[8192]",
         ),
-        "score": (
-            f"--parent={parent}", f"--library={folder}/library", *data, "--evaluations=[]", "--scoring.depth=layer",
-            "--fabric.accelerator=cpu", "--fabric.devices=1", f"--fabric.memory_gib={gib}",
+        "score": (*score, "--scoring.depth=layer"),
+        "score_to_end": score,
+        "calibrate_kv": (
+            f"--model.init_args.checkpoint={parent}", "--model.init_args.dtype=bfloat16",
+            "--data=lit_puzzle.data.calibration.CalibrationData", f"--data.init_args.parent={parent}", *data,
+            "--trainer.accelerator=cpu", "--trainer.logger=false", f"--model.init_args.memory_gib={gib}",
+        ),
+        "precompute_logits": (
+            f"--parent={parent}", f"--documents={documents}", f"--batch_tokens={4 * SEQUENCE_TOKENS}",
+            f"--chunk_tokens={SEQUENCE_TOKENS}", "--fabric.accelerator=cpu", "--fabric.devices=1",
+            "--fabric.precision=bf16-true", f"--fabric.memory_gib={gib}",
+        ),
+        "distill_blocks": (
+            f"--model.init_args.parent={parent}", f"--model.init_args.library={folder}/library",
+            "--model.init_args.training.layers=[1]", *packed,
+            f"--trainer.max_steps={max(2, tokens // SEQUENCE_TOKENS)}",
         ),
         "search": (
             f"--library={folder}/library", f"--scores={folder}/score", "--objective.metric=layer_error",
@@ -141,7 +205,8 @@ def command(stage: str, folder: Path, experts: int, gib: float) -> list[str]:
             f"--checkpoint={folder}/assemble/child", f"--tokenizer={PACKAGE}/assets/tiny_parent", "--kv_scales=null",
         ),
     }[stage]  # fmt: skip
-    recipe = RECIPES / ("" if stage in ("assemble", "export") else "gpt_oss_20b") / f"{stage}.yaml"
+    plain = stage in ("assemble", "export", "calibrate_kv", "precompute_logits")
+    recipe = RECIPES / ("" if plain else "gpt_oss_20b") / f"{stage.removesuffix('_to_end')}.yaml"
     return [sys.executable, "-m", "lit_puzzle", "run", str(recipe), f"--run_dir={folder}/{stage}", *given]
 
 

@@ -1,5 +1,6 @@
 """Global distillation through `Trainer.fit`: what trains, what is saved and written, averages, bad input."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,15 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from lit_puzzle.data.packing_settings import DocumentFilter
 from lit_puzzle.data.rl_prompts import PromptData
-from lit_puzzle.distill.settings import DistillationEvaluation, LossSettings
+from lit_puzzle.distill.settings import DistillationEvaluation, LossSettings, ValidationProblems
 from lit_puzzle.distill.top_logits import precompute_logits
+from lit_puzzle.evaluate.accuracy import read_episodes
+from lit_puzzle.generation.sampling import EngineSettings
 from lit_puzzle.tiny.world import Chains, Counting
 from lit_puzzle.training.settings import LoraSettings, TrainingSettings
 
 EVALUATION = DistillationEvaluation(
-    [Chains(), Counting()], ["low", "high"], 4, max_new_tokens=4, batch_size=8, validation_prompts=2
+    [Chains(), Counting()], ["low", "high"], 4, max_new_tokens=4, batch_size=8, validation=ValidationProblems(2)
 )
 
 
@@ -35,6 +38,16 @@ def run(work: Any, processes: int = 1) -> None:
 
 
 # ---- what a run does ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_an_engine_measures_the_folders_as_the_model_in_memory_does(models: Models, tmp_path: Path) -> None:
+    found = {}
+    for name, engine in (("memory", None), ("apart", EngineSettings("transformers"))):
+        evaluation = replace(EVALUATION, validation=ValidationProblems(), engine=engine)
+        run(lambda rank: fit(tmp_path / name, models, 2, evaluation=evaluation))  # noqa: B023
+        found[name] = [read_episodes(tmp_path / name / when) for when in ("before", "after")]
+    assert found["apart"] == found["memory"] and len(found["memory"][0]) == 8
 
 
 class WatchOptimizer(Callback):
@@ -232,9 +245,13 @@ def test_an_adapter_on_the_head_is_refused(models: Models) -> None:
 def test_validation_has_the_efforts_of_the_documents_unless_told(models: Models, tmp_path: Path) -> None:
     """Their documents are of high effort only."""
 
-    def validated(name: str, data: dict[str, Any] | None = None, **settings: Any) -> set[str]:
+    def validated(name: str, data: dict[str, Any] | None = None, efforts: list[str] | None = None) -> set[str]:
         evaluation = DistillationEvaluation(
-            [Chains()], ["low", "high"], prompts_per_effort=2, max_new_tokens=2, validation_prompts=3, **settings
+            [Chains()],
+            ["low", "high"],
+            prompts_per_effort=2,
+            max_new_tokens=2,
+            validation=ValidationProblems(3, efforts),
         )
         module = make_module(models, evaluation=evaluation)
         module.trainer = make_trainer(tmp_path / name, 1, 1, [])
@@ -245,7 +262,7 @@ def test_validation_has_the_efforts_of_the_documents_unless_told(models: Models,
         return {effort for _, effort in module.held_out.validation_problems}
 
     assert validated("default") == {"high"}
-    assert validated("told", validation_efforts=["low", "medium"]) == {"low", "medium"}
+    assert validated("told", efforts=["low", "medium"]) == {"low", "medium"}
     assert validated("none left", data={"filter": DocumentFilter(efforts=["low"])}) == {"low", "high"}
     with pytest.raises(ValueError, match="immense"):
-        validated("wrong", validation_efforts=["immense"])
+        validated("wrong", efforts=["immense"])

@@ -11,13 +11,13 @@ from lightning.pytorch import Callback
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
-from lit_puzzle.distill.settings import DistillationEvaluation, LossSettings
+from lit_puzzle.distill.settings import DistillationEvaluation, LossSettings, ValidationProblems
 from lit_puzzle.tiny.world import Chains, Counting
 from lit_puzzle.training.settings import LoraSettings, TrainingSettings
 from lit_puzzle.training.sharding import full
 
 EVALUATION = DistillationEvaluation(
-    [Chains(), Counting()], ["low", "high"], 4, max_new_tokens=4, batch_size=8, validation_prompts=2
+    [Chains(), Counting()], ["low", "high"], 4, max_new_tokens=4, batch_size=8, validation=ValidationProblems(2)
 )
 
 

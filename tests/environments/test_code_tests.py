@@ -16,7 +16,7 @@ from lit_puzzle.environments.graders.code_tests import (
     same_output,
     same_value,
 )
-from lit_puzzle.environments.sandbox import SandboxLimits
+from lit_puzzle.environments.sandbox_limits import SandboxLimits
 
 LIMITS = SandboxLimits(cpu_seconds=1, wall_seconds=10, total_seconds=60, memory_bytes=200 << 20, processes=4)
 SUMS = UnitTests(("1 2\n", "3 4\n", "10 -3\n"), ("3\n", "7\n", "7\n"))

@@ -15,15 +15,9 @@ from helpers.sandbox_attacks import ATTACKS, LIMITS, SECRET, attack
 from helpers.sandbox_here import needs_sandbox
 
 from lit_puzzle.environments import sandbox
-from lit_puzzle.environments.sandbox import (
-    Outcome,
-    SandboxError,
-    SandboxLimits,
-    check_sandbox,
-    find_bubblewrap,
-    resident_bytes,
-    run_program,
-)
+from lit_puzzle.environments.sandbox import SandboxError, check_sandbox, find_bubblewrap, run_program
+from lit_puzzle.environments.sandbox_limits import Outcome, SandboxLimits
+from lit_puzzle.environments.sandbox_stream import resident_bytes
 
 PACKAGE = Path(sandbox.__file__).parents[2]
 

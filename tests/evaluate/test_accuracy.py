@@ -2,11 +2,14 @@
 
 import json
 import math
+import os
 import random
+import signal
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,17 +20,11 @@ from transformers import GptOssForCausalLM, PreTrainedTokenizerFast
 from lit_puzzle.environments.answer_formats import fix_format
 from lit_puzzle.environments.environment import Problem, is_held_out
 from lit_puzzle.environments.episodes import Episode, Verdict
-from lit_puzzle.evaluate.accuracy import (
-    compare,
-    evaluate,
-    gather_episodes,
-    local_rows,
-    read_episodes,
-    solve_problems,
-    summarize,
-)
+from lit_puzzle.evaluate.accuracy import evaluate, read_episodes
 from lit_puzzle.evaluate.held_out import HeldOut, held_out_problems
+from lit_puzzle.evaluate.solving import gather_episodes, local_rows, solve_problems
 from lit_puzzle.evaluate.standard_errors import mean_and_error
+from lit_puzzle.evaluate.summary import compare, summarize
 from lit_puzzle.generation.lengths import LengthStatistics, length_statistics, read_lengths
 from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.generation.transformers_engine import TransformersEngine
@@ -321,3 +318,51 @@ def test_prompts_are_checked_before_the_model_is_loaded(
     ):
         with pytest.raises(ValueError, match=message):
             evaluate(tmp_path, checkpoint, HeldOut([environment], ["low"], 4), Sampling(tokens))
+
+
+def test_an_evaluation_that_was_killed_begins_with_the_first_missing_block(checkpoint: Path, tmp_path: Path) -> None:
+    """kill -9 between and inside blocks; after the last block, before the results; a block of other problems."""
+    held_out = HeldOut([Parity()], ["low", "high"], 9, seed=1, block_size=4)
+    settings = (held_out, Sampling(8, 1.0, seed=3), EngineSettings("transformers", batch_size=3))
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    killed.mkdir()
+    results = evaluate(whole, checkpoint, *settings)
+    assert sorted(path.name for path in whole.iterdir()) == [
+        *("episodes.jsonl", "generation_lengths.json", "inputs.json", "outputs.json"),
+    ]
+    process = multiprocessing.get_context("spawn").Process(
+        target=_killed_in_block_2, args=(killed, checkpoint, settings)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    blocks = {path.name: path.stat().st_mtime_ns for path in (killed / "blocks").iterdir()}
+    assert sorted(blocks) == ["block-00000.jsonl", "block-00001.jsonl"] and not (killed / "episodes.jsonl").exists()
+    first = (killed / "blocks" / "block-00000.jsonl").read_text()
+    (killed / "blocks" / "block-00001.jsonl").write_text(first)
+    with pytest.raises(ValueError, match=r"block-00001\.jsonl has 4 episodes, not those of problems 4 to 7"):
+        evaluate(killed, checkpoint, *settings)
+    (killed / "blocks" / "block-00001.jsonl").unlink()
+    assert evaluate(killed, checkpoint, *settings) == results and not (killed / "blocks").exists()
+    assert _untimed(killed / "episodes.jsonl") == _untimed(whole / "episodes.jsonl")
+    before = (killed / "episodes.jsonl").read_bytes()
+    (killed / "generation_lengths.json").unlink()  # killed after the last completion
+    assert evaluate(killed, checkpoint, *settings) == results
+    assert (killed / "episodes.jsonl").read_bytes() == before
+
+
+def _killed_in_block_2(run_dir: Path, checkpoint: Path, settings: tuple[HeldOut, Sampling, EngineSettings]) -> None:
+    generate = TransformersEngine.generate
+
+    def until_block_2(engine: TransformersEngine, prompts: Any, sampling: Sampling, rows: Any) -> Any:
+        if rows[0] >= 8:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return generate(engine, prompts, sampling, rows)
+
+    TransformersEngine.generate = until_block_2  # type: ignore[method-assign, assignment]
+    evaluate(run_dir, checkpoint, *settings)
+
+
+def _untimed(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) | {"seconds": None} for line in file.read_text().splitlines()]

@@ -82,6 +82,12 @@ def test_overrides_change_the_plan() -> None:
         (["--model.init_args.child=null"], "model.init_args.child is None; a path is needed"),
         (["--model.init_args.grpo.completions_per_device=0"], "is 0; a whole number of at least 1"),
         (["--model.init_args.grpo.sampling.max_new_tokens=-5"], "is -5; a whole number of at least 0"),
+        (["--trainer.devices=abc"], "trainer.devices is 'abc'; a number of at least 1, a list of indices, auto or -1"),
+        (["--trainer.devices=0"], "trainer.devices is 0; a number"),
+        (["--trainer.devices=-2"], "trainer.devices is -2; a number"),
+        (["--trainer.devices=[]"], r"trainer.devices is \[\]; a number"),
+        (["--trainer.devices=[1, 1]"], r"trainer.devices is \[1, 1\]; a number"),
+        (["--trainer.devices=true"], "trainer.devices is True; a number"),
         (["--trainer.num_nodes=abc"], "num_nodes is 'abc'; a whole number"),
         (["--model.init_args.training.dtype=int7"], "no plan can be made of this recipe: .*'int7'"),
         (["--model.init_args.grpo.sampling.max_tokens=3"], "Did you mean 'max_new_tokens'"),
@@ -91,6 +97,14 @@ def test_overrides_change_the_plan() -> None:
 def test_wrong_words_are_one_line(words: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         planned(RL, *words)
+
+
+@pytest.mark.parametrize(
+    ("word", "count"), [("-1", 8), ("auto", 8), ("3", 3), ("[0, 5]", 2), ("'1,'", 1), ("'0,2,3'", 3)]
+)
+def test_devices_of_a_trainer(word: str, count: int) -> None:
+    assert planned(RL, f"--trainer.devices={word}", "--gpu=H100").device.count == count
+    assert planned(RL, f"--trainer.devices={word}", "--gpu=H100", "--gpus=4").device.count == 4
 
 
 def test_options_are_taken_from_the_words_and_overrides_are_not() -> None:

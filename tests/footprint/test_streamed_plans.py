@@ -49,7 +49,7 @@ def test_more_disk_means_fewer_readings_of_the_weights_and_too_little_is_said() 
     small, large = (planned(name, "--gpu=H100", f"--scoring.memory.disk_gib={gib}").footprint for gib in (200, 1000))
     assert small.traffic[weights] > 5 * large.traffic[weights] > 5 * 65e9
     none = planned(name, "--gpu=H100", "--scoring.memory.disk_gib=100").footprint
-    assert any("disk_gib=100 has no room for the 135.0 GiB of one candidate" in note for note in none.notes)
+    assert any("disk_gib=100 has no room for the 135.0 GiB of one candidate" in text for text in none.refusals)
 
 
 def test_scores_of_each_layer_take_one_pass_without_logits() -> None:
@@ -67,3 +67,16 @@ def test_calibration_and_logits_count_their_files_too() -> None:
     words = ("--gpus=1", "--gpu=H100", "--model.init_args.memory_gib=32")
     calibration = planned("recipes/gpt_oss_20b/calibrate_kv.yaml", *words).footprint
     assert calibration.disk[STATES] > 0 and calibration.traffic
+
+
+def test_blocks_hold_one_layer_and_keep_the_states_of_all_updates() -> None:
+    plan = planned(ONE_GPU + "distill_blocks.yaml", "--gpus=1", "--gpu=H100")
+    made, tokens = plan.footprint, 4000 * 32768
+    assert made.disk[STATES] == 2 * tokens * WIDTH
+    assert made.host["different batches"] == 16 * tokens
+    assert made.traffic["hidden states, read in updates"] == 2 * LAYERS * tokens * WIDTH
+    assert made.traffic["weights, read once a pass"] == pytest.approx(65.2e9, rel=1e-3)
+    resident = planned("recipes/gpt_oss_120b/distill_blocks.yaml", "--gpus=1", "--gpu=H100").footprint
+    assert made.peak_bytes < resident.peak_bytes / 10 and not resident.traffic
+    several = planned(ONE_GPU + "distill_blocks.yaml", "--gpus=8", "--gpu=H100", "--trainer.devices=8").footprint
+    assert any("memory_gib takes one process; 8 are refused" in note for note in several.notes)

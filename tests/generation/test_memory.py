@@ -39,10 +39,20 @@ def test_long_completions_are_never_read_again(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_long_prompts_are_read_in_linear_memory(tiny_model: GptOssForCausalLM, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "attention"),
+    [
+        (torch.float32, "sink_attention"),
+        (torch.float32, "decoding_attention"),
+        (torch.bfloat16, "sink_attention"),
+    ],
+)
+def test_long_prompts_are_read_in_linear_memory(
+    tiny_model: GptOssForCausalLM, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, attention: str
+) -> None:
     """One tensor of scores of a prompt would be 4 heads * 8,192^2 * 2 bytes = 537 MB."""
-    tiny_model.set_attn_implementation("sink_attention")
+    monkeypatch.setattr("lit_puzzle.model.decoding_attention.EAGER_SCORES", 4 * 512**2)
+    tiny_model.set_attn_implementation(attention)
     model = tiny_model.to(dtype)
     peaks = [peak_bytes(model, 1, tokens, 2) for tokens in (2048, 4096, 8192)]
     assert peaks[2] < 64e6

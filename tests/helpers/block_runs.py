@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 
 from helpers.distillation_runs import make_models, random_documents
 from helpers.recovery_runs import Recorder, make_trainer
+from helpers.streamed_runs import ENOUGH_GIB
 from lit_puzzle.data.document_files import write_documents
 from lit_puzzle.data.documents import PackedDocuments
 from lit_puzzle.distill.blocks import BlockwiseDistillation
@@ -97,6 +98,32 @@ def fit(
     trainer.fit(made, datamodule=make_data(inputs, **(data or {})), ckpt_path=newest_checkpoint(folder))
     if rank == 0:
         torch.save(made.results, folder / "results.pt")
+    return made
+
+
+def fit_streamed(
+    folder: Path,
+    inputs: Inputs,
+    steps: int,
+    gib: float = ENOUGH_GIB,
+    on_step: Callable[[int], None] | None = None,
+    data: dict[str, Any] | None = None,
+    trainer: dict[str, Any] | None = None,
+    devices: int = 1,
+    callbacks: Sequence[Callback] = (),
+    **module: Any,
+) -> BlockwiseDistillation:
+    """The same run of a parent that is read one layer at a time."""
+    folder.mkdir(exist_ok=True)
+    settings = {"accumulate_grad_batches": 1, "gradient_clip_val": None, "val_check_interval": 3, **(trainer or {})}
+
+    def new_trainer(root: Path) -> Trainer:
+        watched = [_Recorder(folder, on_step, 0), *callbacks, UpdateCheckpoint(every_n_updates=2)]
+        return make_trainer(root, devices, steps, watched, **settings)
+
+    made = make_module(inputs, memory_gib=gib, **module)
+    made.fit_layers(new_trainer(folder), make_data(inputs, **(data or {})), new_trainer)
+    torch.save(made.results, folder / "results.pt")
     return made
 
 

@@ -9,7 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from lit_puzzle.environments.sandbox import SandboxLimits, check_sandbox, run_program
+from lit_puzzle.environments.sandbox import check_sandbox, run_program
+from lit_puzzle.environments.sandbox_limits import SandboxLimits
 
 # Small, for these programs take whatever they get.
 LIMITS = SandboxLimits(

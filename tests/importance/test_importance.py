@@ -1,6 +1,5 @@
 """Importance of whole models under Lightning: brute force on the true inputs, one = two processes, bad input."""
 
-import json
 import os
 import subprocess
 import sys
@@ -10,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from helpers.brute_force import brute_force
+from helpers.importance_runs import run_importance
 from lightning import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lit_puzzle.data.batch_validation import check_rows
-from lit_puzzle.data.calibration import CalibrationData
 from lit_puzzle.data.sequence_file import sequences_of
 from lit_puzzle.importance.expert_scores import LeaveOneOut
 from lit_puzzle.importance.importance import ExpertImportance, summary
@@ -50,32 +49,8 @@ def _tiny_batch(seed: int = 3) -> tuple[Tensor, Tensor]:
     return ids * mask, mask
 
 
-@pytest.fixture
-def parent(tiny_model, tmp_path) -> Path:
-    folder = tmp_path / "parent"
-    tiny_model.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def sequences(tmp_path) -> Path:
-    """Five sequences of different lengths: three batches of two, one for the second of two processes to go without."""
-    generator = torch.Generator().manual_seed(4)
-    rows = [torch.randint(3, 128, (length,), generator=generator).tolist() for length in (21, 5, 13, 8, 16)]
-    file = tmp_path / "sequences.jsonl"
-    file.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in rows))
-    return file
-
-
 def run(folder: Path, parent: Path, sequences: Path, **options) -> Importance:
-    folder.mkdir(exist_ok=True)
-    module = ExpertImportance(parent, **options)
-    trainer = Trainer(
-        default_root_dir=folder, accelerator="cpu", devices=1, logger=False, enable_progress_bar=False,
-        enable_model_summary=False, enable_checkpointing=False,
-    )  # fmt: skip
-    trainer.validate(module, CalibrationData(parent, sequences=sequences, batch_size=2), verbose=False)
-    importance = Importance.load(folder)
+    module, importance = run_importance(folder, parent, sequences, **options), Importance.load(folder)
     assert module.results["tokens"] == importance.tokens
     return importance
 

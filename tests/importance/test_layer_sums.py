@@ -1,53 +1,21 @@
 """Importance of a parent that is read layer by layer: the bits of the resident pass, resumed and refused."""
 
 import json
-from pathlib import Path
 
 import pytest
-import torch
+from helpers.importance_runs import run_importance
 from helpers.released_twin import write_released_twin
 from helpers.streamed_runs import ENOUGH_GIB, Killed, layers_run, same_files, stop_at
-from lightning import Trainer
-
-from lit_puzzle.data.calibration import CalibrationData
-from lit_puzzle.importance.importance import ExpertImportance
 
 FILES = ("importance.json", "importance.safetensors")
-
-
-@pytest.fixture
-def parent(tiny_model, tmp_path) -> Path:
-    folder = tmp_path / "parent"
-    tiny_model.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def sequences(tmp_path) -> Path:
-    generator = torch.Generator().manual_seed(4)
-    rows = [torch.randint(3, 128, (length,), generator=generator).tolist() for length in (21, 5, 13, 8, 16)]
-    file = tmp_path / "sequences.jsonl"
-    file.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in rows))
-    return file
-
-
-def run(folder: Path, parent: Path, sequences: Path, **options) -> ExpertImportance:
-    folder.mkdir(exist_ok=True)
-    module = ExpertImportance(parent, **options)
-    trainer = Trainer(
-        default_root_dir=folder, accelerator="cpu", devices=1, logger=False, enable_progress_bar=False,
-        enable_model_summary=False, enable_checkpointing=False,
-    )  # fmt: skip
-    trainer.validate(module, CalibrationData(parent, sequences=sequences, batch_size=2), verbose=False)
-    return module
 
 
 @pytest.mark.parametrize("attention", ["eager", "sink_attention"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_streamed_scores_are_the_resident_ones_bit_for_bit(parent, sequences, tmp_path, dtype, attention):
     how = {"dtype": dtype, "attn_implementation": attention, "chunk_tokens": 20}
-    resident = run(tmp_path / "resident", parent, sequences, **how)
-    streamed = run(tmp_path / "streamed", parent, sequences, memory_gib=ENOUGH_GIB, **how)
+    resident = run_importance(tmp_path / "resident", parent, sequences, **how)
+    streamed = run_importance(tmp_path / "streamed", parent, sequences, memory_gib=ENOUGH_GIB, **how)
     assert all(same_files(tmp_path / "resident" / name, tmp_path / "streamed" / name) for name in FILES)
     assert streamed.results == resident.results
 
@@ -56,21 +24,21 @@ def test_a_child_in_mxfp4(tmp_path, sequences):
     folder = write_released_twin(tmp_path / "twin")
     rows = [[token % 60 + 3 for token in range(length)] for length in (9, 4)]
     sequences.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in rows))
-    run(tmp_path / "resident", folder, sequences, dtype="bfloat16")
-    run(tmp_path / "streamed", folder, sequences, dtype="bfloat16", memory_gib=ENOUGH_GIB)
+    run_importance(tmp_path / "resident", folder, sequences, dtype="bfloat16")
+    run_importance(tmp_path / "streamed", folder, sequences, dtype="bfloat16", memory_gib=ENOUGH_GIB)
     assert all(same_files(tmp_path / "resident" / name, tmp_path / "streamed" / name) for name in FILES)
 
 
 @pytest.mark.parametrize("layer", [0, 2, 3])
 def test_a_killed_pass_goes_on_with_its_layer(parent, sequences, tmp_path, monkeypatch, layer):
-    run(tmp_path / "whole", parent, sequences, memory_gib=ENOUGH_GIB)
+    run_importance(tmp_path / "whole", parent, sequences, memory_gib=ENOUGH_GIB)
     with monkeypatch.context() as patched:
         stop_at(patched, layer)
         with pytest.raises(Killed):
-            run(tmp_path / "killed", parent, sequences, memory_gib=ENOUGH_GIB)
+            run_importance(tmp_path / "killed", parent, sequences, memory_gib=ENOUGH_GIB)
     assert not (tmp_path / "killed" / FILES[0]).exists()
     seen = layers_run(monkeypatch)
-    run(tmp_path / "killed", parent, sequences, memory_gib=ENOUGH_GIB)
+    run_importance(tmp_path / "killed", parent, sequences, memory_gib=ENOUGH_GIB)
     assert seen == list(range(layer, 4))
     assert all(same_files(tmp_path / "whole" / name, tmp_path / "killed" / name) for name in FILES)
     assert not list((tmp_path / "killed").glob("layers.*"))
@@ -80,24 +48,24 @@ def test_states_of_other_batches_are_not_gone_on_with(parent, sequences, tmp_pat
     with monkeypatch.context() as patched:
         stop_at(patched, 2)
         with pytest.raises(Killed):
-            run(tmp_path / "killed", parent, sequences, memory_gib=ENOUGH_GIB)
+            run_importance(tmp_path / "killed", parent, sequences, memory_gib=ENOUGH_GIB)
     other = tmp_path / "other.jsonl"
     other.write_text(sequences.read_text().replace("[", "[7, ", 1))
     seen = layers_run(monkeypatch)
-    run(tmp_path / "killed", parent, other, memory_gib=ENOUGH_GIB)
+    run_importance(tmp_path / "killed", parent, other, memory_gib=ENOUGH_GIB)
     assert seen == [0, 1, 2, 3]
-    run(tmp_path / "fresh", parent, other)
+    run_importance(tmp_path / "fresh", parent, other)
     assert all(same_files(tmp_path / "fresh" / name, tmp_path / "killed" / name) for name in FILES)
 
 
 @pytest.mark.parametrize("gib", [0.01, 1e-9])
 def test_a_budget_below_one_layer_is_refused_with_the_number_needed(parent, sequences, tmp_path, gib):
     with pytest.raises(ValueError, match=rf"memory_gib={gib:g} was given; .* needs at least \d+\.\d\d GiB") as refused:
-        run(tmp_path / "run", parent, sequences, memory_gib=gib)
+        run_importance(tmp_path / "run", parent, sequences, memory_gib=gib)
     assert "layer" in str(refused.value) and "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("gib", [0.0, -1.0, float("inf"), float("nan")])
 def test_a_budget_that_is_none_is_refused(parent, sequences, tmp_path, gib):
     with pytest.raises(ValueError, match="above 0, or null"):
-        run(tmp_path / "run", parent, sequences, memory_gib=gib)
+        run_importance(tmp_path / "run", parent, sequences, memory_gib=gib)

@@ -7,17 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.anonymous_memory import give_freed_memory_back, start_and_peak
+from helpers.large_parent import LAYERS, write_parent
 from helpers.released_twin import write_released_twin
-from transformers import GptOssConfig, GptOssForCausalLM
 
 from lit_puzzle.importance.expert_scores import LeaveOneOut
 from lit_puzzle.importance.layer_sums import streamed_sums
 from lit_puzzle.model.checkpoint import Checkpoint
-from lit_puzzle.model.memory_budget import GIB, Need, check_budget, outside_bytes, streaming_need
+from lit_puzzle.model.memory_budget import check_budget, outside_bytes, streaming_need
 from lit_puzzle.model.streaming import load_streamed
+from lit_puzzle.model.streaming_need import Need
+from lit_puzzle.run.footprint import GIB
 
 CPU = torch.device("cpu")
-LAYERS = 8
 
 
 def test_a_budget_decides_between_one_layer_two_layers_and_a_refusal():
@@ -77,14 +78,3 @@ def test_a_pass_keeps_its_budget(tmp_path):
         assert largest < gib * GIB, f"{name}: {largest / GIB:.3f} of {gib:.3f} GiB"
         held[name] = largest - start
     assert layer < held["one"] < 3 * layer and layer < held["two"] < LAYERS / 2 * layer
-
-
-def write_parent(folder: Path) -> None:
-    sizes = {"hidden_size": 512, "intermediate_size": 512, "num_local_experts": 32, "num_hidden_layers": LAYERS}
-    heads = {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 1024}
-    with torch.device("meta"):
-        model = GptOssForCausalLM(GptOssConfig(**sizes, **heads, num_experts_per_tok=2)).bfloat16()
-    model = model.to_empty(device="cpu")
-    for parameter in model.parameters():
-        parameter.data.view(torch.int16).random_(0, 2**13)  # small finite values; quicker than drawing normals
-    model.save_pretrained(folder)

@@ -33,9 +33,10 @@ from trl import GRPOTrainer
 from lit_puzzle.child.save import save_child
 from lit_puzzle.environments.answer_formats import answer_format
 from lit_puzzle.environments.episodes import Episode, Verdict
-from lit_puzzle.evaluate.accuracy import read_episodes, solve_problems
+from lit_puzzle.evaluate.accuracy import read_episodes
 from lit_puzzle.evaluate.before_after import print_table, recovery_results, validation_values
 from lit_puzzle.evaluate.held_out import held_out_problems
+from lit_puzzle.evaluate.solving import solve_problems
 from lit_puzzle.generation.lengths import LengthStatistics
 from lit_puzzle.generation.sampling import Sampling
 from lit_puzzle.generation.transformers_engine import TransformersEngine

@@ -13,9 +13,9 @@ from transformers import AutoTokenizer, GptOssForCausalLM
 
 from lit_puzzle.environments.answer_formats import fix_format
 from lit_puzzle.environments.environment import Environment, is_held_out
-from lit_puzzle.evaluate.accuracy import solve_problems
 from lit_puzzle.evaluate.long_context import LongContextAccuracy
 from lit_puzzle.evaluate.long_context_settings import Grading, LongContextProblems
+from lit_puzzle.evaluate.solving import solve_problems
 from lit_puzzle.generation.sampling import Sampling
 from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.library.swap import swapped

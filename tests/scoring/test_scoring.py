@@ -23,7 +23,7 @@ from lit_puzzle.cli import main
 from lit_puzzle.data.calibration import CalibrationData
 from lit_puzzle.evaluate.long_context import LongContextAccuracy
 from lit_puzzle.evaluate.long_context_settings import LongContextProblems
-from lit_puzzle.generation.sampling import Sampling
+from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.importance.importance_file import Importance
 from lit_puzzle.library.candidates import library
 from lit_puzzle.library.library import Library
@@ -33,6 +33,7 @@ from lit_puzzle.scoring.scoring import score
 from lit_puzzle.scoring.settings import Memory, ScoringSettings
 from lit_puzzle.tiny.tokenizer import build_tokenizer
 from lit_puzzle.tiny.world import Chains
+from lit_puzzle.training.fabric import FabricSettings
 
 ROOT = Path(__file__).parents[2]
 RANKED = ScoringSettings(rank_samples=4)
@@ -214,6 +215,27 @@ def test_pairs_and_evaluation_of_all_rows(inputs, tmp_path):
     assert all("far" in metrics for key, metrics in entries.items() if key != (1, "window=300"))
     assert entries[1, "window=300"] == {}  # no sequence and no item is longer
     assert entries[1, "experts=1,window=4"]["kl"].mean > entries[1, "experts=1"]["kl"].mean
+
+
+@pytest.mark.slow
+def test_an_engine_gives_the_scores_of_the_model_in_memory(inputs, tmp_path):
+    """Also where the parent is read layer by layer, and resumed after a kill between candidates."""
+    problems = LongContextProblems(environments=[Fingerprint()], efforts=["low"], problems_per_effort=4)
+    run, found = (inputs / "parent", inputs / "library", small_data(inputs)), {}
+    for name, engine, fabric in (
+        ("memory", None, FabricSettings()),
+        ("engine", EngineSettings("transformers", batch_size=4), FabricSettings(memory_gib=1.0)),
+    ):
+        (tmp_path / name).mkdir()
+        task = LongContextAccuracy(problems, sampling=Sampling(3, 0.0), name="far", engine=engine)
+        score(tmp_path / name, *run, evaluations=[task], fabric=fabric)
+        found[name] = {file.name: json.loads(file.read_text()) for file in (tmp_path / name).glob("evaluations/far/*")}
+    assert found["engine"] == found["memory"] and len(found["memory"]) > 2
+    gone = next(path for path in (tmp_path / "engine").glob("evaluations/far/layer*") if "score" in path.read_text())
+    before = gone.read_text()
+    gone.unlink()
+    score(tmp_path / "engine", *run, evaluations=[task], fabric=fabric)
+    assert gone.read_text() == before and not (tmp_path / "engine" / "candidate").exists()
 
 
 def test_prompts_are_scored_on_request(whole, inputs, tmp_path):

@@ -1,6 +1,7 @@
 """Scores of a parent that is read layer by layer: the bits of the resident ones, in several passes, after a kill."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,15 +27,19 @@ DEPTHS = {depth: ScoringSettings(rank_samples=4, depth=depth) for depth in ("end
 
 @pytest.fixture(scope="module")
 def inputs(tiny_config, tmp_path_factory) -> Path:
-    """A folder with `parent`, `library` and `sequences.jsonl`."""
-    folder = tmp_path_factory.mktemp("inputs")
     torch.manual_seed(0)
-    GptOssForCausalLM(tiny_config(num_hidden_layers=LAYERS)).save_pretrained(folder / "parent")
+    model = GptOssForCausalLM(tiny_config(num_hidden_layers=LAYERS))
+    return write_inputs(tmp_path_factory.mktemp("inputs"), model, [4, 1], [4])
+
+
+def write_inputs(folder: Path, model: GptOssForCausalLM, experts: list[int], windows: list[int]) -> Path:
+    """A folder with `parent`, `library` and `sequences.jsonl`."""
+    model.save_pretrained(folder / "parent")
     rows = tuple(torch.rand(EXPERTS, generator=torch.Generator().manual_seed(layer)) for layer in range(LAYERS))
     for name in ("importance", "library"):
         (folder / name).mkdir()
     Importance(fingerprint(folder / "parent"), "hand", 1, rows).save(folder / "importance")
-    library(folder / "library", folder / "parent", folder / "importance", experts=[4, 1], windows=[4])
+    library(folder / "library", folder / "parent", folder / "importance", experts=experts, windows=windows)
     generator = torch.Generator().manual_seed(4)
     ids = [torch.randint(3, 128, (30 - 4 * i,), generator=generator).tolist() for i in range(5)]
     lines = [json.dumps({"input_ids": row, "prompt_tokens": i % 3}) + "\n" for i, row in enumerate(ids)]
@@ -60,6 +65,34 @@ def test_streamed_scores_are_the_resident_ones_bit_for_bit(inputs, tmp_path, dep
     names = {*METRICS, "mean_rank"} if depth == "end" else {"layer_error", "mean_rank"}
     assert all(set(metrics) == names for metrics in streamed.entries.values())
     assert all(next(iter(metrics.values())).mean > 0 for metrics in streamed.entries.values())
+
+
+@pytest.fixture(scope="module")
+def unjudged(tiny_config, tmp_path_factory) -> Path:
+    """Inputs whose layer 1 routes no token to its least important expert, and windows longer than every sequence."""
+    torch.manual_seed(0)
+    model = GptOssForCausalLM(tiny_config(num_hidden_layers=LAYERS))
+    least = int(torch.rand(EXPERTS, generator=torch.Generator().manual_seed(1)).argmin())
+    with torch.no_grad():
+        model.model.layers[1].mlp.router.bias[least] = -1e4
+    return write_inputs(tmp_path_factory.mktemp("unjudged"), model, [7, 4], [40, 4])
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_a_candidate_that_the_data_cannot_judge_gets_no_score(unjudged, tmp_path, depth, monkeypatch, capsys):
+    """An expert that no token needs and a window that no sequence fills: no score, which is not a score of 0."""
+    resident = run(tmp_path / "resident", unjudged, DEPTHS[depth], None)
+    capsys.readouterr()
+    streamed = run(tmp_path / "streamed", unjudged, DEPTHS[depth], ENOUGH_GIB)
+    assert streamed == resident
+    silent = {key for key, metrics in streamed.entries.items() if not metrics}
+    assert silent == {(1, "experts=7"), (1, "window=40"), (3, "window=40")}
+    assert all((streamed.could_tell[key] == {"tokens": 0.0}) == (key in silent) for key in streamed.entries)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "none of the scored tokens can tell: window=40 in layers 1, 3" in said
+    assert "none of the tokens can tell: experts=7 in layers 1" in said
+    stop_after(monkeypatch, 12, lambda: run(tmp_path / "killed", unjudged, DEPTHS[depth], ENOUGH_GIB))
+    assert run(tmp_path / "killed", unjudged, DEPTHS[depth], ENOUGH_GIB) == resident
 
 
 def test_a_local_error_is_that_of_the_layers_output(inputs, tmp_path):
@@ -119,6 +152,13 @@ def count_passes(monkeypatch) -> list[int]:
 def test_a_killed_run_goes_on_to_the_same_scores(inputs, tmp_path, monkeypatch, depth, calls):
     """Killed after a number of batches through a layer: inside a candidate, between candidates, between layers."""
     whole = run(tmp_path / "whole", inputs, DEPTHS[depth], ENOUGH_GIB)
+    stop_after(monkeypatch, calls, lambda: run(tmp_path / "killed", inputs, DEPTHS[depth], ENOUGH_GIB))
+    assert (tmp_path / "killed" / "hidden_states.0").is_dir()
+    assert run(tmp_path / "killed", inputs, DEPTHS[depth], ENOUGH_GIB) == whole
+
+
+def stop_after(monkeypatch, calls: int, work: Callable[[], object]) -> None:
+    """Stop work that runs batches through layers at the given number of them, as by kill -9."""
     through, left = layer_pass.LayerPass.through, [calls]
 
     def stopping(self, *given):
@@ -130,9 +170,7 @@ def test_a_killed_run_goes_on_to_the_same_scores(inputs, tmp_path, monkeypatch, 
     with monkeypatch.context() as patched:
         patched.setattr(layer_pass.LayerPass, "through", stopping)
         with pytest.raises(Killed):
-            run(tmp_path / "killed", inputs, DEPTHS[depth], ENOUGH_GIB)
-    assert (tmp_path / "killed" / "hidden_states.0").is_dir()
-    assert run(tmp_path / "killed", inputs, DEPTHS[depth], ENOUGH_GIB) == whole
+            work()
 
 
 def test_small_budgets_are_refused_with_the_number_needed(inputs, tmp_path):

@@ -12,8 +12,9 @@ from helpers.vllm_folders import write_folder
 from safetensors.torch import load_file, save_file
 
 from lit_puzzle.model.checkpoint import Checkpoint
+from lit_puzzle.model.loading import load_model
 from lit_puzzle.serve.vllm.check import plan_engines, require_vllm, run_engines, serve_check, why_no_server
-from lit_puzzle.serve.vllm.check_reference import Reference, make_reference
+from lit_puzzle.serve.vllm.check_reference import Reference, make_reference, permute_experts, reverse_experts, score_all
 from lit_puzzle.serve.vllm.comparisons import allowed_difference, compare, compare_allocation
 from lit_puzzle.serve.vllm.report import difference, write_report
 from lit_puzzle.serve.vllm.settings import CheckPrompts, VLLMSettings
@@ -29,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def reference(folder: Path) -> Reference:
-    return make_reference(folder, "float32", CheckPrompts(2, 32, 4), seed=0)
+    return make_reference(folder, "float32", CheckPrompts(2, 32, 4), seed=0, measure_rounding=True)
 
 
 def shifted(logprobs: Logprobs, by: float) -> Logprobs:
@@ -99,6 +100,26 @@ def test_engines_run_the_steps_that_are_compared(folder: Path, reference: Refere
     }
     blocks = engines["window"]["settings"]["hf_overrides"]["block_configs"]
     assert [block["sliding_window"] for block in blocks] == [None, 25, 40, None]
+
+
+def test_in_float32_rounding_is_measured_on_equal_ways(folder: Path, reference: Reference) -> None:
+    """The model is left as it was; a model that rounds more is allowed more, down to the rounding of a logarithm."""
+    silent = make_reference(folder, "float32", CheckPrompts(2, 32, 4), seed=0)
+    assert silent == replace(reference, rounding=None) and reference.exact_logprobs is None
+    assert reference.rounding is not None and 0 < reference.rounding < 1e-5
+    rough = replace(reference, rounding=1e-3)
+    allowed, metrics = allowed_difference(rough, True, None)
+    assert allowed == pytest.approx(4e-3) and metrics == {"rounding": 1e-3}
+    assert allowed_difference(replace(reference, rounding=0.0), True, None)[0] == 2e-5
+    with pytest.raises(ValueError, match="the rounding that it follows from was not measured"):
+        allowed_difference(silent, True, None)
+    model = load_model(folder, "float32")
+    with torch.inference_mode():
+        first = score_all(model, reference.sequences)
+        reverse_experts(model)
+        assert difference(score_all(model, reference.sequences), first)[0] < 1e-5
+        permute_experts(model, 1)
+        assert difference(score_all(model, reference.sequences), first)[0] > 1e-3
 
 
 def test_failed_checks_are_reported(reference: Reference, tmp_path: Path) -> None:
@@ -177,7 +198,7 @@ def test_bfloat16_is_judged_by_the_rounding_of_transformers(folder: Path) -> Non
         return outcome(reference, results, "log_probabilities", exact=False)
 
     assert judged(0.9 * allowed) == "passed" and judged(1.1 * allowed) == "failed"
-    with pytest.raises(ValueError, match="no log-probabilities in float32"):
+    with pytest.raises(ValueError, match="the rounding that it follows from was not"):
         allowed_difference(replace(reference, exact_logprobs=None), False, None)
     assert allowed_difference(replace(reference, exact_logprobs=None), False, 0.3) == (0.3, {})
 

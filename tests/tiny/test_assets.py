@@ -8,8 +8,9 @@ from transformers import AutoTokenizer
 
 from lit_puzzle.child.assemble import assemble
 from lit_puzzle.environments.environment import Environment
-from lit_puzzle.evaluate.accuracy import solve_problems, summarize
 from lit_puzzle.evaluate.held_out import held_out_problems
+from lit_puzzle.evaluate.solving import solve_problems
+from lit_puzzle.evaluate.summary import summarize
 from lit_puzzle.generation.load import load_engine
 from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.model.checkpoint import Checkpoint

@@ -15,8 +15,9 @@ import lit_puzzle
 from lit_puzzle.environments.chat_template import render_prompt
 from lit_puzzle.environments.environment import EFFORTS, Problem, is_held_out
 from lit_puzzle.environments.harmony import parse_text
-from lit_puzzle.evaluate.accuracy import solve_problems, summarize
 from lit_puzzle.evaluate.held_out import held_out_problems
+from lit_puzzle.evaluate.solving import solve_problems
+from lit_puzzle.evaluate.summary import summarize
 from lit_puzzle.generation.lengths import read_lengths
 from lit_puzzle.generation.sampling import Sampling
 from lit_puzzle.generation.transformers_engine import TransformersEngine

@@ -54,9 +54,3 @@ def the_first_is_slow(settings: FabricSettings, rank: int) -> None:
 def test_the_wait_ends():
     settings = FabricSettings(accelerator="cpu", devices=2, timeout_hours=1.5 / HOUR)
     assert forked(2, partial(the_first_is_slow, settings)) == [0, 0]
-
-
-def test_impossible_waits_are_refused():
-    for hours in (0, -1, float("inf")):
-        with pytest.raises(ValueError, match="timeout_hours must be more than 0"):
-            FabricSettings(timeout_hours=hours)

@@ -22,7 +22,8 @@ from itertools import repeat
 from typing import Any
 
 from lit_puzzle.environments.graders.worker_pool import cores
-from lit_puzzle.environments.sandbox import SandboxError, SandboxLimits, run_program
+from lit_puzzle.environments.sandbox import SandboxError, run_program
+from lit_puzzle.environments.sandbox_limits import SandboxLimits
 from lit_puzzle.environments.verdict import RIGHT, Verdict, grader_failed
 
 MAX_CHARACTERS = 200_000  # of a program

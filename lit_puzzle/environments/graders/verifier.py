@@ -21,7 +21,8 @@ from lit_puzzle.environments.graders.instructions import grade_instructions, rea
 from lit_puzzle.environments.graders.math_answers import grade_math, read_math
 from lit_puzzle.environments.graders.number_answers import read_number, same_number, stated_number
 from lit_puzzle.environments.graders.schema_answers import grade_schemas, read_schema
-from lit_puzzle.environments.sandbox import SandboxLimits, check_sandbox
+from lit_puzzle.environments.sandbox import check_sandbox
+from lit_puzzle.environments.sandbox_limits import SandboxLimits
 from lit_puzzle.environments.verdict import UNCLEAR, Verdict, verdict_of
 
 Verification = Literal["exact", "numeric", "choice", "math", "instructions", "schema", "code"]

@@ -53,8 +53,9 @@ def serve_check(
         checkpoint: folder to be served.
         vllm: environment and engines of vLLM.
         prompts: prompts that are continued and scored.
-        tolerance: allowed difference of log-probabilities; None: 1e-4 for the largest in float32; for the mean in
-            bfloat16 twice what rounding changes in transformers, which is measured and needs the model in float32.
+        tolerance: allowed difference of log-probabilities; None: a multiple of what rounding alone changes in
+            transformers, which is measured: of the largest in float32; of the mean in bfloat16, which needs the model
+            in float32.
         seed: seed of the prompts.
 
     Returns:
@@ -71,7 +72,7 @@ def serve_check(
     opened = Checkpoint(checkpoint)
     claim_inputs(run_dir, {"checkpoint": checkpoint_identity(opened)})
     exact = vllm.dtype == "float32"
-    reference = make_reference(checkpoint, vllm.dtype, prompts, seed, not exact and tolerance is None)
+    reference = make_reference(checkpoint, vllm.dtype, prompts, seed, tolerance is None)
     length = max(len(ids) for ids in (*reference.sequences, *reference.chats.values())) + prompts.new_tokens + 1
     cache_bytes = int(vllm.kv_cache_gib * 2**30)
     settings = {"dtype": vllm.dtype, "max_model_len": length, "kv_cache_memory_bytes": cache_bytes}

@@ -4,12 +4,15 @@ Reads a checkpoint folder. Prompts are random tokens without special ones, which
 cache; and, if the folder has a chat template, a question at each reasoning effort, or without one (`none`) where the
 template has no levels of effort.
 
-In bfloat16 the same sequences are also scored in float32: how far rounding alone moves the log-probabilities of
-transformers is what an engine is judged by. And they are scored with the experts of one layer permuted without their
-router, which shows whether that negative control can show at all (not where all experts are chosen alike).
+How far rounding alone moves the log-probabilities of transformers is what an engine is judged by. In bfloat16 the same
+sequences are also scored in float32. In float32 they are scored again on ways that are equal but for rounding: with the
+experts of every layer in reverse order, their router rows too, so that a token's experts are added in another order;
+with `sink_attention` in place of eager attention; and all sequences together in one batch. And they are scored with
+the experts of one layer permuted without their router, which shows whether that negative control can show at all (not
+where all experts are chosen alike).
 
 Memory: the model in the dtype of the check (MXFP4 experts unpacked), then in float32 if rounding is measured, + the
-logits of one sequence + the experts of one layer.
+logits of all sequences + the experts of one layer.
 """
 
 from collections.abc import Sequence
@@ -40,7 +43,8 @@ class Reference:
         prompts: random tokens.
         completions: greedy tokens after each prompt; end tokens do not end them.
         logprobs: log-probability of every token of prompt + completion but the first, in the dtype of the check.
-        exact_logprobs: the same in float32; None where rounding was not measured.
+        exact_logprobs: the same in float32; None where the check is in float32, or rounding was not measured.
+        rounding: largest change of `logprobs` on the equal ways of float32; None in bfloat16, or where not measured.
         permuted_change: largest and mean change of log-probabilities with the experts of one layer permuted.
         end_ids: tokens that end a completion.
         chats: the rendered question at each reasoning effort; empty without a chat template.
@@ -52,6 +56,7 @@ class Reference:
     completions: list[list[int]]
     logprobs: list[list[float]]
     exact_logprobs: list[list[float]] | None
+    rounding: float | None
     permuted_change: tuple[float, float]
     end_ids: list[int]
     chats: dict[str, list[int]]
@@ -74,7 +79,7 @@ def make_reference(
         dtype: dtype to compute in.
         prompts: prompts that are continued.
         seed: seed of the random prompts.
-        measure_rounding: whether the sequences are also scored in float32.
+        measure_rounding: whether the sequences are also scored in float32, or in float32 on the ways that are equal.
     """
     tokenizer = load_tokenizer(folder)
     fix_date(tokenizer, date.today().isoformat())  # the server's chat template reads the clock
@@ -95,7 +100,10 @@ def make_reference(
         sequences = [ids + completion for ids, completion in zip(random_prompts, completions, strict=True)]
         logprobs = last = score_all(model, sequences)
         chat_completions = {effort: greedy(model, ids, prompts.new_tokens, end_ids) for effort, ids in chats.items()}
-        if measure_rounding:
+        rounding = None
+        if measure_rounding and dtype == "float32":
+            rounding = rounding_of(model, sequences, logprobs)
+        elif measure_rounding:
             del model
             model = _load(folder, "float32")
             last = score_all(model, sequences)
@@ -105,7 +113,8 @@ def make_reference(
         prompts=random_prompts,
         completions=completions,
         logprobs=logprobs,
-        exact_logprobs=last if measure_rounding else None,
+        exact_logprobs=None if last is logprobs else last,
+        rounding=rounding,
         permuted_change=permuted_change,
         end_ids=end_ids,
         chats=chats,
@@ -123,6 +132,36 @@ def permuted_layer(checkpoint: Checkpoint) -> int:
     """Return the layer with most experts, whose permutation most likely changes the output."""
     counts = [experts for experts, _ in checkpoint.blocks]
     return counts.index(max(counts))
+
+
+def rounding_of(
+    model: PreTrainedModel, sequences: Sequence[Sequence[int]], logprobs: Sequence[Sequence[float]]
+) -> float:
+    """Return the largest change of log-probabilities on ways of computing them that are equal but for rounding.
+
+    Args:
+        model: in float32; it is left as it was.
+        sequences: token ids, all of one length.
+        logprobs: those of the model as it is.
+    """
+    way = str(model.config._attn_implementation)
+    changes = [difference(score_batch(model, sequences), logprobs)[0]]
+    reverse_experts(model)
+    changes.append(difference(score_all(model, sequences), logprobs)[0])
+    reverse_experts(model)
+    model.set_attn_implementation("sink_attention" if way == "eager" else "eager")
+    changes.append(difference(score_all(model, sequences), logprobs)[0])
+    model.set_attn_implementation(way)
+    return max(changes)
+
+
+def reverse_experts(model: PreTrainedModel) -> None:
+    """Put the experts of every layer and their rows of the router into reverse order, in place."""
+    names = model_family(model).layer
+    for layer in range(model.config.num_hidden_layers):
+        for name in (names.experts, names.router):
+            for parameter in decoder_layer(model, layer).get_submodule(name).parameters():
+                parameter.data = parameter.data.flip(0)
 
 
 def permute_experts(model: PreTrainedModel, layer: int) -> None:
@@ -146,6 +185,13 @@ def greedy(model: PreTrainedModel, prompt: Sequence[int], tokens: int, end_ids: 
         cache, ids_1T = output.past_key_values, output.logits[:, -1:].argmax(-1)
         completion.append(int(ids_1T))
     return completion
+
+
+def score_batch(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    """Return the log-probabilities of sequences of one length, all in one batch."""
+    ids_BT = torch.tensor(sequences, device=model.device)
+    logits_BTV = model(input_ids=ids_BT).logits[:, :-1].float()
+    return torch.log_softmax(logits_BTV, -1).gather(-1, ids_BT[:, 1:, None])[..., 0].tolist()
 
 
 def score(model: PreTrainedModel, sequence: Sequence[int]) -> list[float]:

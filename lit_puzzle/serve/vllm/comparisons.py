@@ -1,6 +1,8 @@
 """Compare the results of vLLM's engines with transformers; each function returns one check of the report.
 
-In float32 the largest difference of log-probabilities to transformers counts. In bfloat16 rounding alone soon changes
+In float32 the largest difference of log-probabilities to transformers counts, allowed as much as `LARGEST_ROUNDINGS`
+times the largest that rounding changes in transformers itself (or a given tolerance), but at least `EXACT_TOLERANCE`.
+In bfloat16 rounding alone soon changes
 greedy tokens, and the mean difference counts: to transformers in float32, allowed as much as `ROUNDINGS` times what
 rounding changes in transformers itself (or a given tolerance, then to transformers in bfloat16). Negative controls are
 wrong on purpose: they pass if the comparison notices the difference. A control that transformers does not notice either
@@ -18,8 +20,9 @@ from lit_puzzle.serve.vllm.check_reference import Reference
 from lit_puzzle.serve.vllm.report import Check, checked, difference, skipped
 
 Results = Mapping[str, Sequence[Any]]  # engine -> one result for each step
-EXACT_TOLERANCE = 1e-4  # of the largest difference in float32
-ROUNDINGS = 2.0  # an engine may round this many times as much as transformers does
+EXACT_TOLERANCE = 2e-5  # of the largest difference in float32; 16 roundings (2^-24) of a log-probability of 20
+ROUNDINGS = 2.0  # an engine may round this many times as much as transformers does, on average
+LARGEST_ROUNDINGS = 4.0  # the same for the largest of all differences
 RELOAD_TOLERANCE = 1e-6  # of log-probabilities of the same engine
 ALLOCATION_TOLERANCE = 0.02  # of the blocks of the KV cache, and of the requests that fit it
 NOTICED_SCALES = 1e-3  # least change of a log-probability when KV scales are dropped
@@ -32,7 +35,7 @@ def compare(reference: Reference, results: Results, exact: bool, tolerance: floa
         reference: completions and log-probabilities of transformers.
         results: results of the engines.
         exact: whether the largest difference counts (float32) or the mean one.
-        tolerance: allowed difference of log-probabilities; None: `EXACT_TOLERANCE`, or the rounding of transformers.
+        tolerance: allowed difference of log-probabilities; None: what follows from the rounding of transformers.
     """
     found, again = results["main"][1], results["main"][5]
     forced = results["main"][6:-1]
@@ -62,10 +65,12 @@ def allowed_difference(reference: Reference, exact: bool, tolerance: float | Non
     Raises:
         ValueError: rounding was not measured and no tolerance is given.
     """
-    if tolerance is not None or exact:
-        return EXACT_TOLERANCE if tolerance is None else tolerance, {}
+    if tolerance is not None:
+        return tolerance, {}
+    if exact and reference.rounding is not None:
+        return max(LARGEST_ROUNDINGS * reference.rounding, EXACT_TOLERANCE), {"rounding": reference.rounding}
     if reference.exact_logprobs is None:
-        raise ValueError("tolerance is null, but the reference has no log-probabilities in float32 to follow from.")
+        raise ValueError("tolerance is null, but the rounding that it follows from was not measured.")
     rounding = difference(reference.logprobs, reference.exact_logprobs)[1]
     return max(ROUNDINGS * rounding, EXACT_TOLERANCE), {"rounding": rounding}
 

@@ -5,11 +5,13 @@ parent's weights grow sixfold, tokens, rows and chunks fourfold: so does what a 
 """
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 LAYERS, EXPERTS, TOKENS, ROWS = (2, 4, 6), (16, 24, 32), (512, 1024, 2048), (16, 32, 64)
 PROMPT_TOKENS, NEW_TOKENS = 58, 64  # the longest prompts that are drawn have 58
+TINY_PARENT, LENGTHS = Path("lit_puzzle/assets/tiny_parent"), "generation_lengths.json"
 KEPT_EXPERTS, WINDOW = 8, 64
 SHAPE = {
     **{"hidden_size": 256, "intermediate_size": 384, "num_experts_per_tok": 4, "vocab_size": 4096},
@@ -144,6 +146,7 @@ def make_inputs(folder: Path, size: int) -> None:
     torch.manual_seed(0)
     GptOssForCausalLM(GptOssConfig(**shape, **ends)).save_pretrained(home / "parent")
     tokenizer.save_pretrained(home / "parent")
+    shutil.copy(TINY_PARENT / LENGTHS, home / "parent" / LENGTHS)  # RL compares its completions with the parent's
     rows = torch.randint(8, 110, (4, TOKENS[size])).tolist()
     for name, tokens in (("sequences", TOKENS[size]), ("halves", TOKENS[size] // 2)):
         lines = [json.dumps({"input_ids": row[:tokens]}) + "\n" for row in rows]

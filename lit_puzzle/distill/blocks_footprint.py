@@ -19,6 +19,7 @@ from lit_puzzle.library.footprint import Candidates, planned_candidates
 from lit_puzzle.model.footprint import ModelSize, inside_bytes, model_size, stream_bytes
 from lit_puzzle.model.planned_shape import planned_config
 from lit_puzzle.model.streaming_footprint import is_streamed, pass_traffic, state_files
+from lit_puzzle.model.streaming_need import Streamed, layer_bytes, refusals, streamed
 from lit_puzzle.run.footprint import Assumed, Device, Footprint, Knob, Phase, Work, smaller
 from lit_puzzle.run.recipe_values import Values
 from lit_puzzle.training.footprint import OPTIMIZER_BYTES, load_bytes
@@ -69,7 +70,7 @@ class BlockRun:
         row_tokens: tokens of a sequence.
         updates: of every block.
         state: bytes of the optimizer for each number.
-        processes: of the run.
+        device: what each process has, and how many there are.
     """
 
     size: ModelSize
@@ -80,7 +81,12 @@ class BlockRun:
     row_tokens: int
     updates: int
     state: int
-    processes: int
+    device: Device
+
+    @property
+    def processes(self) -> int:
+        """Processes of the run."""
+        return self.device.count
 
     @property
     def numbers(self) -> float:
@@ -104,10 +110,13 @@ class BlockRun:
             held["a gathered layer, with its blocks"] = size.largest_layer * self.width + 4 * max(self.by_layer)
         return held
 
-    def update_of_a_layer(self) -> dict[str, float]:
-        """Return what the process holds in an update of the blocks of one layer, which was read from disk."""
-        layer = {"one layer from disk": float(self.size.largest_layer * self.width)}
-        return layer | layer_training_bytes(self.size, self.rows * self.row_tokens, self.precision, max(self.by_layer))
+    def read_from_disk(self, memory_gib: float) -> Streamed:
+        """Return what the process holds when the blocks of one layer train that was read from disk."""
+        tokens = self.rows * self.row_tokens
+        training = BUFFERS * sum(layer_training_bytes(self.size, tokens, self.precision, max(self.by_layer)).values())
+        computing = max(training, layer_bytes(self.size.config, tokens, self.row_tokens, self.width))
+        kept = BATCH_BYTES * self.tokens if self.device.kind == "cpu" else 0.0
+        return streamed(self.size, self.width, self.device, memory_gib, computing, kept)
 
     @property
     def tokens(self) -> float:
@@ -130,9 +139,10 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
         values.whole("data.init_args.sequence_tokens", least=1),
         max(int(values.get("trainer.max_steps", -1)), 1),
         OPTIMIZER_BYTES.get(optimizer_of(values).rpartition(".")[2], 8),
-        device.count,
+        device,
     )
-    made = _streamed(run) if is_streamed(model.get("memory_gib")) else _resident(run)
+    budget = model.get("memory_gib")
+    made = _streamed(run, budget) if is_streamed(budget) else _resident(run)
     count, dtype = run.updates * run.rows * run.processes, "float32" if run.precision == "float32" else "bfloat16"
     halves = found.rows / len(size.layers)
     values_of_tokens = [run.row_tokens * part // 16 for part in range(15, 0, -1)]
@@ -162,13 +172,14 @@ def _resident(run: BlockRun) -> Footprint:
     )
 
 
-def _streamed(run: BlockRun) -> Footprint:
+def _streamed(run: BlockRun, memory_gib: float) -> Footprint:
     """Return memory, disk and traffic under a budget; batches that come again have their states once, at most all."""
     layers, states_of_token = len(run.size.layers), run.size.hidden * run.width
-    refused = f"memory_gib takes one process; {run.processes} are refused (trainer.devices=1)"
+    read = run.read_from_disk(memory_gib)
+    several = f"memory_gib={memory_gib:g} takes one process, not {run.processes}: set trainer.devices: 1."
     return Footprint(
         "blockwise distillation",
-        (Phase("update", run.update_of_a_layer()),),
+        (Phase("load", read.loaded), Phase("update", read.parts)),
         host={"different batches": BATCH_BYTES * run.tokens},
         disk={
             "library": run.numbers * run.width,
@@ -178,5 +189,5 @@ def _streamed(run: BlockRun) -> Footprint:
         | state_files(run.size, run.width, run.tokens),
         traffic=pass_traffic(run.size, run.width, run.tokens, 1)
         | {"hidden states, read in updates": 2.0 * layers * run.tokens * states_of_token},
-        notes=(refused,) if run.processes > 1 else (),
+        refusals=(several,) if run.processes > 1 else refusals(read),
     )

@@ -1,8 +1,10 @@
 """Bytes, traffic and arithmetic of global distillation, of one process.
 
     always     child: weights (P - T) b / N, master weights, gradients and Adam's states 16 T / N; parent Q b / N
-    update     gathered layers of both models + the child's activations + hidden states that the loss compares
-               + logits of a chunk of child and parent + the gradient of the head in float32 while the loss runs
+    update     the child's activations + hidden states that the loss compares + embedding and head of both, gathered
+               + the larger of: one layer at work, its gathered neighbor and their gradients; logits of a chunk of child
+               and parent and the gradient of the head in float32, while the loss runs and no layer is gathered
+    the parent its gathered layers + activations of one + the states that are kept
 
 With the parent's top-k logits from disk, the parent's share and its gathered layers are not there. Pure functions;
 imports no torch; reads `config.json` of both. `lit_puzzle.distill.global_kd` and `losses` are what is counted.
@@ -15,6 +17,7 @@ from dataclasses import replace
 from lit_puzzle.generation.footprint import decoding_bytes
 from lit_puzzle.model.footprint import (
     ModelSize,
+    forward_bytes,
     model_size,
     step_bytes,
     stream_bytes,
@@ -42,6 +45,8 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
         Phase("load", run.loading()),
         Phase("update", run.made.states(device.count) | run.parent_states() | run.update()),
     ]
+    if run.parent is not None:
+        phases.append(Phase("the parent", run.made.states(device.count) | run.parent_states() | run.parent_pass()))
     if run.model.get("evaluation") is not None:
         held = {k: v for k, v in run.made.states(device.count).items() if k not in ("gradients", "optimizer")}
         phases.append(Phase("evaluation", held | run.parent_states() | run.evaluation(assumed.prompt_tokens)))
@@ -94,16 +99,23 @@ class _Run:
         if self.parent is not None:
             kept = len(self.parent.layers) if self.compares_states else 1
             parts["states of the parent"] = kept * stream_bytes(self.parent, tokens, self.precision)
-        loss = self._loss_bytes()
-        if (
-            sum(loss.values()) > parts["inside of one layer"]
-        ):  # the loss runs between forward and backward, when no layer is at work
-            parts = {name: count for name, count in parts.items() if name != "inside of one layer"} | loss
         gathered = self.made.gathered(self.processes, backward=True)
-        if self.parent is not None:
-            name = "gathered layers of the parent, and its head"
-            gathered[name] = sum(frozen_gathered(self.parent, self.made.width, self.processes).values())
-        return parts | gathered
+        layers = {name: gathered.pop(name, 0.0) for name in ("gathered layers", "their gradients")}
+        if self.parent is not None and self.processes > 1:  # FSDP2 keeps a root gathered that has no backward pass
+            gathered["gathered embedding and head of the parent"] = float(self.parent.ends * self.made.width)
+        # The loss runs between forward and backward, when no layer is at work or gathered.
+        at_layer = {"inside of one layer": parts.pop("inside of one layer")} | layers
+        at_loss = self._loss_bytes()
+        return parts | gathered | max(at_layer, at_loss, key=lambda moment: sum(moment.values()))
+
+    def parent_pass(self) -> dict[str, float]:
+        """Return what the parent's forward pass holds, before the child's; its states are kept."""
+        assert self.parent is not None
+        kept = len(self.parent.layers) if self.compares_states else 1
+        return frozen_gathered(self.parent, self.made.width, self.processes) | {
+            "states of the parent": kept * stream_bytes(self.parent, self.tokens, self.precision),
+            "activations of one layer of the parent": forward_bytes(self.parent, self.tokens, self.precision),
+        }
 
     def _loss_bytes(self) -> dict[str, float]:
         chunk = min(self.model.whole("loss.chunk_tokens", least=1), self.tokens)

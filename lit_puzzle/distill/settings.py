@@ -139,6 +139,8 @@ class DistillationEvaluation:
 
     def __post_init__(self) -> None:
         effort_weights(self.efforts)
+        if self.engine is not None:
+            self.engine.refuse_server("evaluation.engine")
         if self.prompts_per_effort < 2 or min(self.max_new_tokens, self.batch_size) < 1:
             raise ValueError(
                 f"evaluation.prompts_per_effort={self.prompts_per_effort}, max_new_tokens={self.max_new_tokens}, "

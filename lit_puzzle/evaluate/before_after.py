@@ -57,6 +57,8 @@ class EvaluationSettings:
     engine: EngineSettings | None = None
 
     def __post_init__(self) -> None:
+        if self.engine is not None:
+            self.engine.refuse_server("evaluation.engine")
         if self.prompts_per_effort < 2 or self.batch_size < 1 or (self.max_new_tokens or 1) < 1:
             raise ValueError(
                 f"{self} was given; prompts_per_effort >= 2, batch_size >= 1 and max_new_tokens >= 1 are needed."

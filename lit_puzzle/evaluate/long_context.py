@@ -96,6 +96,8 @@ class LongContextAccuracy:
                 f"{name}: engine {engine.name} was given with grading.mode teacher_forced, which reads the model's own "
                 "logits. Leave engine out, or choose mode: generated."
             )
+        if engine is not None:
+            engine.refuse_server(f"{name}: engine")
         self.name = name
         self.engine = engine
         self.problems = problems

@@ -2,7 +2,7 @@
 
 Receives calls, a name and its arguments: first `load`, then `generate` and, of vLLM, `read_trained`, `read_folder`,
 `sleep` and `wake`. Answers each with ("done", result) or ("refused", message of a ValueError); an engine that was asked
-to tell that it works sends ("works", tokens so far) in between. Ends when the connection does. Reads the checkpoint;
+to tell that it works sends ("works", steps so far) in between. Ends when the connection does. Reads the checkpoint;
 writes nothing.
 """
 
@@ -59,14 +59,13 @@ def _load(
 
 
 def _teller(connection: Connection) -> Callable[[int], None]:
-    """Return a function that tells now and then how many tokens there are, when there are more."""
-    told = [time.monotonic(), 0.0]
+    """Return a function that tells now and then how many steps an engine has made."""
+    told = [time.monotonic()]
 
-    def tell(tokens: int) -> None:
-        now = time.monotonic()
-        if now - told[0] >= TELLS_EVERY_SECONDS and tokens != told[1]:
-            told[:] = now, tokens
-            connection.send(("works", tokens))
+    def tell(steps: int) -> None:
+        if time.monotonic() - told[0] >= TELLS_EVERY_SECONDS:
+            told[0] = time.monotonic()
+            connection.send(("works", steps))
 
     return tell
 

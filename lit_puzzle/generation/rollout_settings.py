@@ -37,10 +37,10 @@ class ImportanceSampling:
         if self.mode not in get_args(Correction):
             raise ValueError(f"importance_sampling.mode is {self.mode!r}; allowed: {list(get_args(Correction))}.")
         low, high = self.clip_min or 0.0, math.inf if self.clip_max is None else self.clip_max
-        if not 0 <= low <= 1 <= high:
+        if not 0 <= low <= 1 <= high or low == high:
             raise ValueError(
                 f"importance_sampling.clip_min={self.clip_min}, clip_max={self.clip_max} were given; 0 <= clip_min <= "
-                "1 <= clip_max is needed, or null."
+                "1 <= clip_max is needed, not both 1, or null."
             )
 
 

@@ -116,6 +116,18 @@ class EngineSettings:
         if self.server is not None and (engines > 1 or self.tensor_parallel > 1 or self.data_parallel == "auto"):
             raise ValueError("engine.name server was given several engines or GPUs: the server decides that itself.")
 
+    def refuse_server(self, where: str) -> None:
+        """Check that no running server, which has one model, is asked to measure several folders.
+
+        Raises:
+            ValueError: it is.
+        """
+        if self.name == "server":
+            raise ValueError(
+                f"{where}.name: server was given; a running server has one model, and folders are measured that do "
+                "not exist yet. Use name: vllm, or transformers."
+            )
+
     def refuse_tensor_parallel(self) -> None:
         """Check that transformers, which runs the model on one GPU, is not asked to share it.
 

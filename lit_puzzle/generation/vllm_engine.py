@@ -198,6 +198,7 @@ class VLLMEngine:
 
     def sleep(self) -> None:
         """Free the GPU's memory: weights move to the machine's memory, the KV cache is forgotten."""
+        self.model.reset_prefix_cache()
         self.model.sleep(level=1)
 
     def wake(self) -> None:

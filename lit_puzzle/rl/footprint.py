@@ -1,7 +1,8 @@
 """Bytes, traffic and arithmetic of reinforcement learning: evaluations, rollouts and updates of one process.
 
     always       weights (P - T) b / N, master weights 4 T / N, and from the first update on optimizer states
-    rollouts     the model gathered once (or two layers of it) + KV cache of completions_per_device x slices rows
+    rollouts     the model gathered once (or two layers of it) + KV cache of completions_per_device x slices rows; or an
+                 engine of vLLM (`lit_puzzle.rl.engine_footprint`) and gathered layers, whose weights are sent to it
     update       activations of completions_per_device rows + inside of one layer, or while no layer is at work the
                  log-probabilities of a tile of 4096 x 32768 logits
     evaluation   the model gathered once + KV cache of evaluation.batch_size rows
@@ -17,6 +18,7 @@ from dataclasses import replace
 from lit_puzzle.generation.footprint import decoding_bytes
 from lit_puzzle.model.footprint import ModelSize, model_size, step_bytes
 from lit_puzzle.model.planned_shape import planned_config
+from lit_puzzle.rl.engine_footprint import engine_beside
 from lit_puzzle.run.footprint import Assumed, Decoding, Device, Footprint, Knob, Phase, Work, smaller
 from lit_puzzle.run.recipe_values import Values
 from lit_puzzle.training.footprint import Trained, load_bytes, trained
@@ -36,8 +38,8 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     run = _Run(values, size, made, device, assumed.prompt_tokens)
     phases = (
         Phase("load", load_bytes(size, made.width, device.count)),
-        Phase("evaluation", run.held(optimizer=False) | run.decoding(run.evaluated_rows, run.evaluated_tokens)),
-        Phase("rollouts", run.held() | run.decoding(run.rollout_rows, run.new_tokens)),
+        Phase("evaluation", run.held(optimizer=False) | run.generating(run.evaluated_rows, run.evaluated_tokens)),
+        Phase("rollouts", run.held() | run.generating(run.rollout_rows, run.new_tokens)),
         Phase("update", run.held() | {"gradients": made.states(device.count)["gradients"]} | run.update()),
     )
     return Footprint(
@@ -47,6 +49,8 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
         network=run.network(),
         works=run.works(device.count),
         knobs=run.knobs(),
+        host={} if run.rollouts is None else run.rollouts.host,
+        refusals=() if run.rollouts is None else run.rollouts.refusals,
         notes=(planned.assumed, f"prompts of {assumed.prompt_tokens:,} tokens", "every completion as long as allowed"),
     )
 
@@ -69,6 +73,7 @@ class _Run:
         self.updates = max(int(values.get("trainer.max_steps", -1)), 1)
         self.precision = layer_precision(values.get("trainer.precision"), model.at("training.dtype"))
         self.width = cache_width(values.get("trainer.precision"), model.at("training.dtype"))
+        self.rollouts = engine_beside(size, model.inside("grpo"), self.precision, device)
         self.whole = bool(model.at("grpo.unshard_rollouts"))
 
     @property
@@ -80,6 +85,12 @@ class _Run:
         states = self.made.states(self.processes)
         left_out = {"gradients"} if optimizer else {"gradients", "optimizer"}
         return {name: count for name, count in states.items() if name not in left_out}
+
+    def generating(self, rows: int, new_tokens: int) -> dict[str, float]:
+        """Return what generation holds beside what trains."""
+        if self.rollouts is None:
+            return self.decoding(rows, new_tokens)
+        return dict(self.rollouts.generating) | self.made.gathered(self.processes, backward=False)
 
     def decoding(self, rows: int, new_tokens: int) -> dict[str, float]:
         parts = decoding_bytes(self.size, rows, self.prompt_tokens, new_tokens, self.width, eager=False)
@@ -94,14 +105,17 @@ class _Run:
         tile = min(tokens, LOGPROB_TILE[0]) * min(self.size.vocab, LOGPROB_TILE[1]) * 4
         checkpointed, chunk = self.model.at("training.gradient_checkpointing"), moe_chunk(self.model)
         parts = step_bytes(self.size, tokens, self.precision, bool(checkpointed), chunk)
+        beside = {} if self.rollouts is None else dict(self.rollouts.training)
         loss = {
             "log-probabilities of a tile": TILE_COPIES[self.kind] * tile,
             "last states and their gradient": 8.0 * tokens * self.size.hidden,
             "gradient of the head": 4.0 * self.size.table if self.made.ends else 0.0,
         }
-        if sum(loss.values()) > parts["inside of one layer"]:  # the loss runs when no layer is at work
-            parts = {name: count for name, count in parts.items() if name != "inside of one layer"} | loss
-        return parts | self.made.gathered(self.processes, backward=True)
+        gathered = self.made.gathered(self.processes, backward=True)
+        layers = {name: gathered.pop(name, 0.0) for name in ("gathered layers", "their gradients")}
+        # The loss runs between forward and backward, when no layer is at work or gathered.
+        at_layer = {"inside of one layer": parts.pop("inside of one layer")} | layers
+        return parts | beside | gathered | max(at_layer, loss, key=lambda moment: sum(moment.values()))
 
     def disk(self) -> dict[str, float]:
         kept = 2
@@ -131,9 +145,11 @@ class _Run:
         dtype = "float32" if self.precision == "float32" else "bfloat16"
         tokens, prompt = self.prompt_tokens + self.new_tokens, self.prompt_tokens
         work = Work("rollouts", self.size.config, completions, prompt, dtype=dtype)
-        evaluated = Decoding(self.evaluated_tokens, self.evaluated_rows)
+        ranks = 1 if self.rollouts is None else self.rollouts.tensor_parallel
+        by = ("transformers" if self.rollouts is None else "vllm", ranks)
+        evaluated = Decoding(self.evaluated_tokens, self.evaluated_rows, *by)
         return (
-            replace(work, decoding=Decoding(self.new_tokens, self.rollout_rows)),
+            replace(work, decoding=Decoding(self.new_tokens, self.rollout_rows, *by)),
             replace(work, name="updates", read_tokens=tokens, passes=self._passes, head_tokens=tokens),
             replace(
                 work,
@@ -144,6 +160,10 @@ class _Run:
         )
 
     def knobs(self) -> tuple[Knob, ...]:
+        beside = () if self.rollouts is None else self.rollouts.knobs
+        return (*beside, *self._own_knobs())
+
+    def _own_knobs(self) -> tuple[Knob, ...]:
         grpo, evaluation = self.model.key("grpo"), self.model.key("evaluation.batch_size")
         found = [Knob(evaluation, self.evaluated_rows, smaller(self.evaluated_rows), "evaluation of {} rows together")]
         if self.slices > 1:
@@ -157,7 +177,7 @@ class _Run:
             found.append(
                 Knob(self.model.key("training.moe_chunk_tokens"), None, values, "experts of {} tokens at a time")
             )
-        if self.processes > 1 and self.whole:
+        if self.processes > 1 and self.whole and self.rollouts is None:
             found.append(Knob(f"{grpo}.unshard_rollouts", True, [False], "weights gathered whole for rollouts: {}"))
         values = [self.new_tokens // 2**power for power in range(1, 6)]
         found.append(Knob(f"{grpo}.sampling.max_new_tokens", self.new_tokens, values, "completions of {} tokens"))

@@ -61,7 +61,6 @@ def grpo_config(
         ValueError: a precision that cannot be trained, or another device than TRL's.
     """
     sampling, loss, correction = settings.sampling, settings.loss, settings.rollouts.importance_sampling
-    corrects = correction.mode != "none"
     config = GRPOConfig(
         output_dir=str(output_dir),
         seed=sampling.seed,
@@ -94,9 +93,9 @@ def grpo_config(
         multi_objective_aggregation=loss.aggregation,
         reward_weights=list(reward_weights),
         vllm_importance_sampling_correction=True,  # without it TRL computes no log-probabilities to compare
-        vllm_importance_sampling_mode=correction.mode if corrects else "token_truncate",
-        vllm_importance_sampling_clip_min=correction.clip_min if corrects else 1.0,  # [1, 1]: no correction
-        vllm_importance_sampling_clip_max=correction.clip_max if corrects else 1.0,
+        vllm_importance_sampling_mode="token_truncate" if correction.mode == "none" else correction.mode,
+        vllm_importance_sampling_clip_min=correction.clip_min,
+        vllm_importance_sampling_clip_max=correction.clip_max,
     )
     if config.device.type == "cuda" and config.n_gpu > 1:
         config._n_gpu = 1  # Lightning chooses the GPUs; without this TRL would use DataParallel on all

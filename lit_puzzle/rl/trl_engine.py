@@ -69,6 +69,8 @@ class _Trainer(GRPOTrainer):
             if self.rollouts.replay is not None:
                 known, tokens = self.rollouts.replay.replayed
                 self._metrics["train"]["sampling/replayed"].append(known / max(tokens, 1))
+            if self.rollouts.engine.settings.importance_sampling.mode == "none":
+                output["importance_sampling_ratio"] = torch.ones_like(output["importance_sampling_ratio"])
             found.check(self.rollouts.bound, self.state.global_step + 1)
         return output
 

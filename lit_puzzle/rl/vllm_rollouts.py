@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Trainer
+from torch import Tensor
 
 from lit_puzzle.child.trained import trained_tensors
 from lit_puzzle.generation.engine import Completion, EngineFailedError
@@ -114,22 +115,11 @@ class VLLMRollouts:
         rows = range(first, first + len(prompts))
         completions = _together(lambda: self.engine.generate(prompts, self._sampling, rows))
         if self.replay is not None:
-            self._remember(self.replay, prompts, completions)
+            routes = _together(lambda: routes_of(completions))
+            pairs = zip(prompts, completions, strict=True)
+            self.replay.remember([[*ids, *completion.token_ids] for ids, completion in pairs], routes)
         logprobs = [[[number] for number in completion.logprobs or ()] for completion in completions]
         return [list(ids) for ids in prompts], [completion.token_ids for completion in completions], logprobs, None
-
-    def _remember(
-        self, replay: RouteReplay, prompts: Sequence[Sequence[int]], completions: Sequence[Completion]
-    ) -> None:
-        reason = None
-        if any(completion.routes is None for completion in completions):
-            reason = (
-                "vLLM returned completions without routes; rollouts.replay_routes needs vLLM 0.32 or 0.33, on a GPU"
-            )
-        raise_together(reason)
-        routes = [torch.from_numpy(np.asarray(completion.routes, dtype=np.int16)) for completion in completions]
-        pairs = zip(prompts, completions, strict=True)
-        replay.remember([[*ids, *completion.token_ids] for ids, completion in pairs], routes)
 
     def state(self) -> list[Any]:
         """Return the routes of the completions that are still to be trained on."""
@@ -139,6 +129,19 @@ class VLLMRollouts:
         """Continue with saved routes."""
         if self.replay is not None:
             self.replay.load_state(state)
+
+
+def routes_of(completions: Sequence[Completion]) -> list[Tensor]:
+    """Return the routes of completions.
+
+    Raises:
+        ValueError: one has none.
+    """
+    if any(completion.routes is None for completion in completions):
+        raise ValueError(
+            "vLLM returned completions without routes; rollouts.replay_routes needs vLLM 0.32 or 0.33, on a GPU."
+        )
+    return [torch.from_numpy(np.asarray(completion.routes, dtype=np.int16)) for completion in completions]
 
 
 def _together(call: Callable[[], Any]) -> Any:

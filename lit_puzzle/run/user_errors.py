@@ -18,6 +18,7 @@ from types import FrameType
 PACKAGE = __name__.partition(".")[0]
 KNOWN = frozenset({PACKAGE, "lightning", "torch", "transformers", ""})  # installed packages that recipes name
 SHOWN_CHARACTERS = 4000  # of a message
+UNION_RAISER = "raise_union_unexpected_value"  # of jsonargparse
 INSTALLED = ("site-packages", "dist-packages")
 
 
@@ -80,11 +81,17 @@ def users_error(error: BaseException | None, brought: Collection[str | None]) ->
 
 
 def _raised(error: BaseException | None) -> Iterator[tuple[ValueError, FrameType]]:
-    """Yield every ValueError among an error and those that it wraps, with the frame that raised it."""
+    """Yield every ValueError among an error and those that it wraps, with the frame that raised it.
+
+    Of a value that fits no type of a union, jsonargparse wraps the first type's error only; all are in its frame.
+    """
     while error is not None:
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
         if isinstance(error, ValueError) and frames:
             yield error, frames[-1]
+            if frames[-1].f_code.co_name == UNION_RAISER:
+                for branch in frames[-1].f_locals["exceptions"]:
+                    yield from _raised(branch)
         error = error.__cause__ or error.__context__
 
 

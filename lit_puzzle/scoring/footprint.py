@@ -11,12 +11,13 @@ functions; imports no torch; reads `config.json` and `library.json`. `lit_puzzle
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from lit_puzzle.data.footprint import Sequences, sequences_of
-from lit_puzzle.generation.footprint import decoding_bytes
+from lit_puzzle.generation.footprint import decoding_bytes, engine_bytes
+from lit_puzzle.generation.sampling import EngineSettings
 from lit_puzzle.library.footprint import Candidates, planned_candidates
-from lit_puzzle.model.footprint import BYTES, ModelSize, forward_bytes, model_size, stream_bytes
+from lit_puzzle.model.footprint import BYTES, ModelSize, forward_bytes, model_size, stored_bytes, stream_bytes
 from lit_puzzle.model.planned_shape import planned_config
 from lit_puzzle.model.streaming_footprint import is_streamed
 from lit_puzzle.model.streaming_need import Streamed, layer_bytes, refusals, streamed
@@ -51,13 +52,13 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
         phases.append(Phase("completions of the parent", run.data.generating))
     phases.append(Phase("candidates", run.held() | (run.scoring() if read is None else dict(read.parts))))
     for evaluation in values.get("evaluations") or ():
-        phases.append(Phase("evaluations", run.held() | run.evaluation(Values(evaluation, "evaluations"))))
+        phases.append(Phase("evaluations", run.evaluation(Values(evaluation, "evaluations"))))
     files = run.states()
     return Footprint(
         "replace-1-block scores",
         tuple(phases),
         host=run.kept(),
-        disk={"scores": 8.0 * 6 * run.data.count * run.found.rows} | files.disk,
+        disk={"scores": 8.0 * 6 * run.data.count * run.found.rows} | run.candidate_folder() | files.disk,
         network=run.network(),
         traffic=files.traffic,
         works=run.works(planned.config),
@@ -139,15 +140,28 @@ class _Run:
         settings, size = evaluation.inside("init_args"), self.size
         rows, new = settings.whole("batch_size", least=1), settings.whole("sampling.max_new_tokens")
         prompt = int(settings.get("problems.context_tokens") or self.assumed.prompt_tokens)
-        gathered: dict[str, float] = {}
+        if (engine := settings.get("engine")) is not None:  # the parent is in memory no more
+            given = Values(asdict(EngineSettings()) | engine, settings.key("engine"))
+            return engine_bytes(size, given, self.device, prompt, new, self.problems(settings))
+        gathered = self.held()
         if self.processes > 1 and self.values.at("fabric.unshard_evaluations"):
-            gathered = {"weights, gathered whole": float(size.parameters * self.width)}
+            gathered |= {"weights, gathered whole": float(size.parameters * self.width)}
         if settings.at("grading.mode") == "teacher_forced":
             tokens = rows * (prompt + SHORT_ANSWER)
             logits = rows * SHORT_ANSWER * size.vocab * (self.width + 4.0)
             return gathered | {"activations of one layer": forward_bytes(size, tokens, self.precision),
                                "logits of the answers": logits}  # fmt: skip
         return gathered | decoding_bytes(size, rows, prompt, new, self.width, eager=False)
+
+    @staticmethod
+    def problems(settings: Values) -> int:
+        """Return how many problems an evaluation has."""
+        return settings.whole("problems.problems_per_effort") * len(settings.at("problems.efforts"))
+
+    def candidate_folder(self) -> dict[str, float]:
+        """Return what the folder takes that the engine of an evaluation reads."""
+        engines = [content["init_args"].get("engine") for content in self.values.get("evaluations") or ()]
+        return {"a candidate's folder": stored_bytes(self.size)} if any(engines) else {}
 
     @property
     def layers_run(self) -> float:
@@ -176,7 +190,6 @@ class _Run:
         rows = windows if self.values.at("scoring.evaluate") == "windows" else self.found.rows + 1
         for number, content in enumerate(self.values.get("evaluations") or ()):
             settings = Values(content["init_args"])
-            problems = settings.whole("problems.problems_per_effort") * len(settings.at("problems.efforts"))
             prompt = int(settings.get("problems.context_tokens") or self.assumed.prompt_tokens)
             forced = settings.at("grading.mode") == "teacher_forced"
             decoding = Decoding(settings.whole("sampling.max_new_tokens"), settings.whole("batch_size", least=1))
@@ -184,7 +197,7 @@ class _Run:
                 replace(
                     work,
                     name="evaluations" if number == 0 else f"evaluations {number + 1}",
-                    sequences=rows * problems,
+                    sequences=rows * self.problems(settings),
                     read_tokens=prompt,
                     passes=1,
                     head_tokens=0,

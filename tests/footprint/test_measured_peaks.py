@@ -20,6 +20,7 @@ def test_formulas_hold_for_importance_and_distillation(tmp_path: Path) -> None:
     done = subprocess.run(bench, capture_output=True, text=True, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = json.loads(done.stdout.splitlines()[-1])["rows"]
-    assert [row[0] for row in rows] == ["importance", "distill"]
-    for stage, _, _, predicted, measured in rows:
-        assert measured > 40 * 2**20 and abs(predicted / measured - 1) < LARGEST_ERROR, stage
+    assert [row["stage"] for row in rows] == ["importance", "distill"]
+    for row in rows:
+        assert not row["failure"] and row["measured"] > 40 * 2**20
+        assert abs(row["predicted"] / row["measured"] - 1) < LARGEST_ERROR, row["stage"]

@@ -28,6 +28,7 @@ def test_the_line_of_costs_is_what_the_plan_says(path: Path) -> None:
     header = [row for row in path.read_text().split("\n") if row.startswith("#")]
     found = [row for row in header if row.startswith(HEADERS.LINE)]
     assert found == ([] if line is None else [line]), "run python scripts/recipe_headers.py"
+    assert "DOES NOT FIT" not in (line or ""), "the devices that the header names are too small"
     others = [row for row in header if row not in found and COMPUTED.search(row)]
     assert others == [], "numbers that nobody computes: leave them to the line of costs"
 

@@ -79,4 +79,8 @@ def test_blocks_hold_one_layer_and_keep_the_states_of_all_updates() -> None:
     resident = planned("recipes/gpt_oss_120b/distill_blocks.yaml", "--gpus=1", "--gpu=H100").footprint
     assert made.peak_bytes < resident.peak_bytes / 10 and not resident.traffic
     several = planned(ONE_GPU + "distill_blocks.yaml", "--gpus=8", "--gpu=H100", "--trainer.devices=8").footprint
-    assert any("memory_gib takes one process; 8 are refused" in note for note in several.notes)
+    assert several.refusals == ("memory_gib=64 takes one process, not 8: set trainer.devices: 1.",)
+    small = planned(
+        ONE_GPU + "distill_blocks.yaml", "--gpus=1", "--gpu=H100", "--model.init_args.memory_gib=10"
+    ).footprint
+    assert "memory_gib=10 was given; the model needs at least" in small.refusals[0]

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers.local_engine import LocalEngine
@@ -18,15 +19,21 @@ from lightning.pytorch import Callback
 from safetensors.torch import load_file
 
 import lit_puzzle.generation.rollout_engine as rollout_engine
-from lit_puzzle.generation.engine import EngineFailedError
+from lit_puzzle.data.prompts import check_lengths
+from lit_puzzle.evaluate.held_out import held_out_problems
+from lit_puzzle.generation.engine import Completion, EngineFailedError
 from lit_puzzle.generation.rollout_engine import check_answers
 from lit_puzzle.generation.rollout_settings import Correction, ImportanceSampling, RolloutSettings
+from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.rl.module import RLRecovery
 from lit_puzzle.rl.trl_config import grpo_config
+from lit_puzzle.rl.vllm_rollouts import routes_of
 from lit_puzzle.run.folder import newest_checkpoint
+from lit_puzzle.tiny.world import Chains
 from lit_puzzle.training.checkpoints import BestCheckpoint, UpdateCheckpoint
 from lit_puzzle.training.settings import LoraSettings, TrainingSettings
 
+CHILD = Path(__file__).parents[2] / "lit_puzzle" / "assets" / "tiny_child"
 STEPS = 8
 VLLM = replace(GRPO, num_iterations=1, rollouts=RolloutSettings("vllm", max_mismatch=1e-5))
 
@@ -153,13 +160,53 @@ def test_adapters_are_merged_on_the_way(child: Path) -> None:
     assert logged[-1]["train/sampling/sampling_logp_difference/max"] < 1e-5
 
 
-@pytest.mark.parametrize(("correction", "limits"), [("none", (1.0, 1.0)), ("token_mask", (0.5, 2.0))])
-def test_without_correction_the_ratio_is_one(correction: Correction, limits: tuple[float, float]) -> None:
+@pytest.mark.parametrize("correction", ["none", "token_mask", "sequence_truncate"])
+def test_settings_of_the_correction_reach_trl(correction: Correction) -> None:
     rollouts = RolloutSettings("vllm", importance_sampling=ImportanceSampling(correction, 0.5, 2.0))
     config = grpo_config(replace(VLLM, rollouts=rollouts), 4, "32-true", torch.device("cpu"), Path(), [1.0])
-    assert (config.vllm_importance_sampling_clip_min, config.vllm_importance_sampling_clip_max) == limits
+    assert (config.vllm_importance_sampling_clip_min, config.vllm_importance_sampling_clip_max) == (0.5, 2.0)
     assert config.vllm_importance_sampling_mode == ("token_truncate" if correction == "none" else correction)
     assert not config.use_vllm
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["none", "token_truncate"])
+def test_the_loss_is_corrected_unless_the_mode_is_none(child: Path, mode: Correction) -> None:
+    """An engine that gives every token half its probability: rho is 2 and becomes the limit 1.5, or is left out."""
+    folder = child.parent / mode
+    limited = RolloutSettings("vllm", importance_sampling=ImportanceSampling(mode, None, 1.5), max_mismatch=1.0)
+
+    def ratios(step: int, module: RLRecovery) -> None:
+        buffered = module.engine._trainer._buffered_inputs
+        found = torch.cat([part["importance_sampling_ratio"].flatten() for part in buffered])
+        with (folder / "ratios.txt").open("a") as stream:
+            stream.write(f"{float(found.max()):.3f}\n")
+
+    def halved(answer: list[Any]) -> list[Any]:
+        return [replace(done, logprobs=[x - 0.6931 for x in done.logprobs or []] or None) for done in answer]
+
+    LocalEngine.spoil = staticmethod(lambda name, answer: halved(answer) if name == "generate" else answer)
+    try:
+        grpo = replace(VLLM, rollouts=limited)
+        assert forked(1, lambda _: run(folder, child, ratios, grpo=grpo)) == [0]
+    finally:
+        LocalEngine.spoil = staticmethod(lambda name, answer: answer)
+    assert set((folder / "ratios.txt").read_text().split()) == {"1.000" if mode == "none" else "1.500"}
+
+
+def test_completions_without_routes_are_refused() -> None:
+    routes = np.zeros((3, 2, 2), dtype=np.uint8)
+    assert routes_of([Completion([3], "stop", routes=routes)])[0].dtype == torch.int16
+    with pytest.raises(ValueError, match="returned completions without routes"):
+        routes_of([Completion([3], "stop", routes=routes), Completion([3], "stop")])
+
+
+def test_prompts_must_fit_the_context_of_the_engine() -> None:
+    tokenizer = load_tokenizer(CHILD)
+    problem = next(iter(held_out_problems([Chains()], ["low"], 1, 0)))
+    check_lengths(tokenizer, [problem], CHILD, 32, 256)
+    with pytest.raises(ValueError, match=r"context - max_new_tokens leaves 8"):
+        check_lengths(tokenizer, [problem], CHILD, 32, 40)
 
 
 def test_top_k_is_refused() -> None:

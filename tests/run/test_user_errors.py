@@ -121,3 +121,17 @@ def test_message_cannot_command_the_terminal_and_is_not_endless() -> None:
     assert printable("unknown tensor \x1b[2J\u202e of a\nb") == "unknown tensor \\x1b[2J\\u202e of a\nb"
     shown = printable("a" * 9000 + "the end")
     assert shown.endswith("the end") and "[... 5,007 characters ...]" in shown and len(shown) < 4100
+
+
+def test_an_error_in_any_type_of_a_union_is_found() -> None:
+    """jsonargparse chains the first type's error only, here that a strategy is no text."""
+    from jsonargparse import ArgumentParser
+    from lightning.pytorch.strategies import Strategy
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--strategy", type=str | Strategy)
+    given = {"class_path": "lit_puzzle.training.sharding.Sharded", "init_args": {"timeout_hours": 1e300}}
+    parsed = parser.parse_object({"strategy": given})
+    with pytest.raises(ValueError, match="Union subtypes") as refused:
+        parser.instantiate(parsed)
+    assert str(users_error(refused.value, ())).startswith("strategy: timeout_hours 1e+300 was given")

@@ -1,6 +1,7 @@
 """Evaluations by an engine that reads folders: the scores of the swapped model, one folder at a time, resumable."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import torch
 from helpers.vllm_environment import ROOT, needs_vllm, output_of, start_in_vllm
 from safetensors.torch import save_file
 
+from lit_puzzle.distill.settings import DistillationEvaluation
+from lit_puzzle.evaluate.before_after import EvaluationSettings
 from lit_puzzle.evaluate.long_context import LongContextAccuracy
 from lit_puzzle.evaluate.long_context_settings import Grading, LongContextProblems
-from lit_puzzle.generation.sampling import EngineSettings, Sampling
+from lit_puzzle.generation.sampling import EngineSettings, Sampling, ServerSettings
 from lit_puzzle.library.library import parent_blocks
 from lit_puzzle.library.swap import swapped
 from lit_puzzle.model.blocks import with_own_blocks
@@ -66,6 +69,20 @@ def test_teacher_forcing_needs_the_model_in_memory() -> None:
     assert engine_of(evaluation()) is None and engine_of(evaluation(engine=EngineSettings())) == EngineSettings()
     with pytest.raises(ValueError, match=r"far: engine vllm was given with grading\.mode teacher_forced"):
         evaluation(engine=EngineSettings("vllm"), grading=Grading("teacher_forced"))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda engine: evaluation(engine=engine),
+        lambda engine: EvaluationSettings(engine=engine),
+        lambda engine: DistillationEvaluation([Chains()], engine=engine),
+    ],
+)
+def test_a_running_server_measures_no_folders(make: Callable[[EngineSettings], object]) -> None:
+    server = EngineSettings("server", server=ServerSettings("http://localhost:8000/v1"))
+    with pytest.raises(ValueError, match=r"engine\.name: server was given; a running server has one model"):
+        make(server)
 
 
 @needs_vllm

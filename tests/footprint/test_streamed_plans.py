@@ -77,7 +77,7 @@ def test_blocks_hold_one_layer_and_keep_the_states_of_all_updates() -> None:
     assert made.traffic["hidden states, read in updates"] == 2 * LAYERS * tokens * WIDTH
     assert made.traffic["weights, read once a pass"] == pytest.approx(65.2e9, rel=1e-3)
     resident = planned("recipes/gpt_oss_120b/distill_blocks.yaml", "--gpus=1", "--gpu=H100").footprint
-    assert made.peak_bytes < resident.peak_bytes / 10 and not resident.traffic
+    assert made.peak_bytes < resident.peak_bytes / 8 and not resident.traffic
     several = planned(ONE_GPU + "distill_blocks.yaml", "--gpus=8", "--gpu=H100", "--trainer.devices=8").footprint
     assert several.refusals == ("memory_gib=64 takes one process, not 8: set trainer.devices: 1.",)
     small = planned(

@@ -69,6 +69,7 @@ def frontier(
     inputs = {name: file_identity(folder, [EPISODES_FILE]) for name, folder in folders.items()}
     claim_inputs(run_dir, inputs | {"throughput": file_identity(throughput, [THROUGHPUT_FILE])})
     check_alike(folders)
+    notes = compare_folders(folders, throughput)
     rows = [read_rows(folder / EPISODES_FILE) for folder in folders.values()]
     requests = pair(*rows)
     speeds = (speeds_of.parent, speeds_of.child)
@@ -90,6 +91,7 @@ def frontier(
         "intervals": bounds,
         "vertices": {name: [asdict(point) for point in line] for name, line in zip(folders, vertices, strict=True)},
         "verdict": sentence,
+        "notes": notes,
         "requests_per_model": len(rows[0]),
     }
     write_json(run_dir / FRONTIER_FILE, content)
@@ -100,6 +102,8 @@ def frontier(
         for end, value in zip(("low", "high"), pair_, strict=True)
     }
     _print(found, bounds, shares, requests.efforts, speeds_of, sentence)
+    for note in notes:
+        Console().print(f"note: {note}", soft_wrap=True)
     return found | shares | ends
 
 
@@ -126,6 +130,41 @@ def check_alike(folders: Mapping[str, Path]) -> None:
                 f"{key} of the parent's evaluation is {old}, of the child's {new}: the two cannot be compared. "
                 "Evaluate both with the same settings."
             )
+
+
+def compare_folders(folders: Mapping[str, Path], throughput: Path) -> list[str]:
+    """Return what the evaluations and the throughputs do not have in common, as far as their runs have recorded it.
+
+    The recovered child may have been evaluated and the exported one timed: another `config.json` is a note.
+
+    Args:
+        folders: of the parent's and of the child's evaluation.
+        throughput: run folder of `throughput`.
+
+    Raises:
+        ValueError: the throughput of one was taken for the other.
+    """
+    runs = {name: enclosing_run(folder) for name, folder in folders.items()}
+    recorded = {name: {} if run is None else recorded_inputs(run) for name, run in runs.items()}
+    evaluated = {name: known["checkpoint"] for name, known in recorded.items() if "checkpoint" in known}
+    timed_run = enclosing_run(throughput)
+    timed = {} if timed_run is None else recorded_inputs(timed_run)
+    configs = {key: one.content.get("config") for key, one in timed.items()}
+    notes = []
+    for name, identity in evaluated.items():
+        own, other = configs.get(name), configs.get("child" if name == "parent" else "parent")
+        config = identity.content.get("config")
+        if config == other != own:
+            raise ValueError(
+                f"The {name} that was evaluated, {identity.path}, is what {throughput} timed as the other model, "
+                f"{timed['child' if name == 'parent' else 'parent'].path}: parent and child are exchanged somewhere."
+            )
+        if own is not None and config != own:
+            notes.append(f"evaluated was {identity.path}, timed {timed[name].path}, whose config.json differs")
+    engines = [load_recipe(str(run / "config.yaml")).value("engine") for run in runs.values() if run is not None]
+    if len(engines) == 2 and engines[0] != engines[1]:
+        notes.append(f"the parent was evaluated by the engine {engines[0]}, the child by {engines[1]}")
+    return notes
 
 
 def _settings(model: Model) -> dict[str, object]:

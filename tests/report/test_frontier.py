@@ -77,6 +77,27 @@ def test_other_sampling_is_refused(runs: dict[str, Path]) -> None:
         judged(runs)
 
 
+def record(folder: Path, **configs: str) -> None:
+    """Make a folder a complete run that read checkpoints with these hashes of their config.json."""
+    inputs = {name: {"path": name, "content": {"config": config}} for name, config in configs.items()}
+    write_json(folder / "inputs.json", {"format": 1, "date": "2026-01-01", "inputs": inputs})
+    write_json(folder / "run.json", {})
+    (folder / "config.yaml").write_text("command: evaluate\n")
+
+
+def test_exchanged_models_are_refused_and_other_folders_noted(runs: dict[str, Path], tmp_path: Path) -> None:
+    record(runs["parent"], checkpoint="p")
+    record(runs["child"], checkpoint="c")
+    record(runs["throughput"], parent="c", child="p")
+    with pytest.raises(ValueError, match="parent and child are exchanged"):
+        judged(runs)
+    record(runs["throughput"], parent="p", child="exported")
+    (tmp_path / "second").mkdir()
+    judged(runs | {"run": tmp_path / "second"})
+    content = json.loads((tmp_path / "second" / "frontier.json").read_text())
+    assert content["notes"] == ["evaluated was checkpoint, timed child, whose config.json differs"]
+
+
 def test_it_needs_no_torch() -> None:
     code = "import sys, lit_puzzle.report.frontier; print('torch' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"

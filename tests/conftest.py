@@ -4,12 +4,17 @@ The model is a real 40k-parameter gpt-oss with seeded random weights, on one thr
 order of summation, and many test processes share few cores.
 """
 
+import gc
 import os
 import tempfile
 
 CALLERS_GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
 _HUB_CACHE = tempfile.TemporaryDirectory(prefix="lit_puzzle_hub_")  # each test process has its own; removed at its end
 FROM_THE_CALLER = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "HUGGING_FACE_HUB_TOKEN", "PYTHONWARNINGS")
+SET_BY_LIBRARIES = (  # by Lightning, and by accelerate where it meets a process group
+    *("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"),
+    *("RANK", "LOCAL_WORLD_SIZE"),
+)
 PREFIXES = ("LOCAL_", "NODE_", "GROUP_", "SLURM_", "TORCHELASTIC_", "JSM_", "HF_", "TRANSFORMERS_", "VLLM_", "WANDB_")
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -36,6 +41,9 @@ from transformers import GptOssConfig, GptOssForCausalLM
 import lit_puzzle.model.sink_attention  # noqa: F401  (registers it)
 
 torch.set_num_threads(1)
+# A fork must not collect garbage of the process that it comes from: the destructor of a process group joins threads
+# that a fork does not have, and waits for ever.
+os.register_at_fork(after_in_child=gc.freeze)
 tqdm.monitor_interval = 0  # its thread takes a lock now and then, which a fork would inherit for ever
 
 TINY: dict[str, Any] = {
@@ -105,5 +113,5 @@ def no_process_group_stays() -> Iterator[None]:
     yield
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-    for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"):  # as Lightning sets them
+    for name in SET_BY_LIBRARIES:
         os.environ.pop(name, None)

@@ -90,7 +90,7 @@ def check_rollouts(settings: RolloutSettings, folder: Path, ranks: Ranks) -> Non
         return
     if not is_child(read_json(folder / "config.json")):
         raise ValueError(
-            f"rollouts.engine: vllm was given; {folder} is not a gpt_oss_puzzle folder, and vLLM's own loader keeps "
+            f"rollouts.engine: vllm was given; {folder} is no child, and vLLM's own loader keeps "
             "old experts and sinks when it reads new weights. Assemble it with a plan, or use engine transformers."
         )
     if ranks.local_size % settings.tensor_parallel:

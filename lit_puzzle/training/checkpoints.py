@@ -102,9 +102,10 @@ class UpdateCheckpoint(ModelCheckpoint):
         The batch counts as not begun. In the middle of gradient accumulation nothing is saved: the gradients so far
         would be missing.
         """
+        if not isinstance(exception, EngineFailedError) or trainer.validating:
+            return
         progress = trainer.fit_loop.epoch_loop.batch_progress
-        accumulates = progress.current.completed % trainer.accumulate_grad_batches
-        if not isinstance(exception, EngineFailedError) or accumulates or trainer.validating:
+        if progress.current.completed % trainer.accumulate_grad_batches:
             return
         for counts in (progress.total, progress.current):
             assert isinstance(counts, _ProcessedTracker)

@@ -157,7 +157,7 @@ def test_a_pass_over_mapped_tokens_needs_the_memory_of_a_batch(tmp_path):
         batches = RowBatches(TokenRows(tmp_path / "rows"), 8)
         assert sum(int(batch["scored_mask"].sum()) for batch in RankBatches(batches, 0, 1)) == tokens
 
-    assert peak_bytes(read) < tokens  # less than a byte a token: the batches, not the tokens
+    assert peak_bytes(read) < 4 * tokens  # less than what is stored: the batches, not the tokens
 
 
 def test_damaged_shards_are_named(inputs, tmp_path):

@@ -20,6 +20,7 @@ from lit_puzzle.spec import BlockSpec
 from lit_puzzle.tiny.tokenizer import build_tokenizer
 
 STEPS = 2
+NOISE = 16 * 2**20  # of the interpreter and its allocator, a sixth of a layer
 DATA = {"sequence_tokens": 1024, "batch_size": 2, "validation_one_in": 6}
 TRAINED = BlockTrainingSettings(layers=[0, 1, 2])
 
@@ -70,9 +71,9 @@ def test_blocks_keep_their_budget(inputs: Inputs, tmp_path: Path) -> None:
         assert not (tmp_path / f"one{refusals}" / "layers.0").exists()
         (needed,) = re.findall(r"needs at least (\d+\.\d\d) GiB", refusal.read_text())
         smallest, refusals = float(needed) + 0.01, refusals + 1
-    assert 2 <= refusals <= 3 and largest < smallest * GIB, f"{largest / GIB:.3f} of {smallest:.3f} GiB"
+    assert 2 <= refusals <= 3 and largest < smallest * GIB + NOISE, f"{largest / GIB:.3f} of {smallest:.3f} GiB"
     layer = streaming_need(Checkpoint(inputs.parent), torch.float32, torch.device("cpu")).layer
     two = smallest + 1.1 * layer / GIB
     start_of_two, largest_of_two = start_and_peak_of(two, "two")
-    assert largest_of_two < two * GIB, f"{largest_of_two / GIB:.3f} of {two:.3f} GiB"
+    assert largest_of_two < two * GIB + NOISE, f"{largest_of_two / GIB:.3f} of {two:.3f} GiB"
     assert layer < largest - start < largest_of_two - start_of_two

@@ -35,7 +35,7 @@ def test_vllm_generates_with_the_weights_that_were_sent(tmp_path):
 def test_only_what_can_be_reloaded_is_started():
     check_rollouts(VLLM, CHILD, Ranks())
     check_rollouts(RolloutSettings(), PARENT, Ranks())
-    with pytest.raises(ValueError, match="is not a gpt_oss_puzzle folder"):
+    with pytest.raises(ValueError, match="is no child"):
         check_rollouts(VLLM, PARENT, Ranks())
     with pytest.raises(ValueError, match="it must divide the 3 processes of a machine"):
         check_rollouts(RolloutSettings("vllm", tensor_parallel=2), CHILD, Ranks(size=3, local_size=3))

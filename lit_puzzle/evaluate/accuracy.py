@@ -43,7 +43,7 @@ from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import Identity, claim_inputs, file_identity, record_output, run_date
 
 EPISODES_FILE = "episodes.jsonl"
-BLOCKS = "blocks"  # folder of the blocks that are finished; it goes once all of them are
+BLOCKS = "blocks"  # folder of the blocks that are finished; removed once all of them are
 
 
 def write_episodes(folder: Path, episodes: Sequence[Episode], texts: bool = True) -> None:

@@ -29,11 +29,6 @@ class Point:
     accuracy: float
     effort: str
 
-    @property
-    def rate(self) -> float:
-        """The relative request rate."""
-        return 1 / self.cost
-
 
 def frontier(settings: Sequence[Point]) -> list[Point]:
     """Return the vertices of the upper concave envelope, cheapest first, up to the most accurate setting."""

@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from helpers.recovery_runs import Fingerprint, forked
+from helpers.streamed_runs import ENOUGH_GIB
 from safetensors.torch import save_file
 from transformers import GptOssForCausalLM
 
@@ -224,7 +225,7 @@ def test_an_engine_gives_the_scores_of_the_model_in_memory(inputs, tmp_path):
     run, found = (inputs / "parent", inputs / "library", small_data(inputs)), {}
     for name, engine, fabric in (
         ("memory", None, FabricSettings()),
-        ("engine", EngineSettings("transformers", batch_size=4), FabricSettings(memory_gib=1.0)),
+        ("engine", EngineSettings("transformers", batch_size=4), FabricSettings(memory_gib=ENOUGH_GIB)),
     ):
         (tmp_path / name).mkdir()
         task = LongContextAccuracy(problems, sampling=Sampling(3, 0.0), name="far", engine=engine)

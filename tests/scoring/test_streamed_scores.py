@@ -188,4 +188,4 @@ def test_evaluations_need_the_whole_parent(inputs, tmp_path):
     task = LongContextAccuracy.__new__(LongContextAccuracy)
     task.name = "far"
     with pytest.raises(ValueError, match="'far' generates with the whole parent"):
-        score(tmp_path, inputs / "parent", inputs / "library", data, FabricSettings(memory_gib=8.0), evaluations=[task])
+        score(tmp_path, inputs / "parent", inputs / "library", data, FabricSettings(memory_gib=ENOUGH_GIB), evaluations=[task])

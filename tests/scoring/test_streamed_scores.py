@@ -187,5 +187,6 @@ def test_evaluations_need_the_whole_parent(inputs, tmp_path):
     data = CalibrationData(inputs / "parent", sequences=inputs / "sequences.jsonl")
     task = LongContextAccuracy.__new__(LongContextAccuracy)
     task.name = "far"
+    fabric = FabricSettings(memory_gib=ENOUGH_GIB)
     with pytest.raises(ValueError, match="'far' generates with the whole parent"):
-        score(tmp_path, inputs / "parent", inputs / "library", data, FabricSettings(memory_gib=ENOUGH_GIB), evaluations=[task])
+        score(tmp_path, inputs / "parent", inputs / "library", data, fabric, evaluations=[task])

@@ -28,6 +28,7 @@ from typing import Any
 
 from footprint_copies import COPIES, SHAPES, copies, is_made, make_copy_inputs
 from footprint_stages import (
+    EXPERTS,
     FOURTH,
     LAYERS,
     ONE_PROCESS,
@@ -93,7 +94,7 @@ class Row:
             layers, experts, hidden = SHAPES[self.stage][self.size]
             of = f"{layers} | {experts} experts of {hidden}"
         else:
-            of = f"{LAYERS[self.size]} | {TOKENS[self.size]:,}"
+            of = f"{LAYERS[self.size]} | {EXPERTS[self.size]} experts, {TOKENS[self.size]:,}"
         sizes = f"{self.stage} | {self.processes} | {of}"
         return f"| {sizes} | {self.predicted / MIB:.0f} | {measured} | {self.phase} | {self.cpu_seconds:.0f} |"
 

@@ -1,16 +1,15 @@
 """What `footprint.py` measures: random parents, data and a library at three sizes, and each stage's recipe on them.
 
-Stages that hold no model have parents of their own (`footprint_copies.py`).
-
-`make_inputs` writes a size's folder; `stages` returns recipes and overrides. From the first size to the last a
-parent's weights grow sixfold, tokens, rows and chunks fourfold: so does what a stage holds, if it grows at all.
+Stages that hold no model have parents of their own (`footprint_copies.py`). `make_inputs` writes a size's folder;
+`stages` returns recipes and overrides. From the first size to the third a parent's weights grow sixfold, tokens, rows
+and chunks fourfold: so does what a stage holds, if it grows at all. The fourth size is smaller than the first.
 """
 
 import json
 import shutil
 from pathlib import Path
 
-LAYERS, EXPERTS, TOKENS, ROWS = (2, 4, 6, 9), (16, 24, 32, 40), (512, 1024, 2048, 2048), (16, 32, 64, 64)
+LAYERS, EXPERTS, TOKENS, ROWS = (2, 4, 6, 2), (16, 24, 32, 10), (512, 1024, 2048, 384), (16, 32, 64, 16)
 PROMPT_TOKENS, NEW_TOKENS = 58, 64  # the longest prompts that are drawn have 58
 TINY_PARENT, LENGTHS = Path("lit_puzzle/assets/tiny_parent"), "generation_lengths.json"
 KEPT_EXPERTS, WINDOW = 8, 64
@@ -21,7 +20,7 @@ SHAPE = {
 }
 SHARDED = ("importance", "calibrate_kv", "score", "precompute_logits")
 TRAINING = ("distill_blocks", "distill", "distill_checkpointed", "rl_recover")
-FOURTH = (*SHARDED, "distill_blocks", "distill_checkpointed")  # in two processes: what they share grows less
+FOURTH = (*SHARDED, "distill_blocks", "distill_checkpointed")  # smaller in two processes, which share what grows
 ONE_PROCESS = ("text_distance", "generate", "evaluate", "tiny_parent")
 
 

@@ -19,7 +19,9 @@ from lit_puzzle.run.recipe_values import Values
 ROOT = Path(__file__).parents[2]
 SIZE = model_size(PUBLISHED["20b"])
 PROMPTS = "--data.init_args.prompts={environments: [], num_prompts: 100}"
-PLACES = {  # file that takes settings of an engine -> recipes, the key there, and what makes the stage use it
+PLACES: dict[
+    str, list[tuple[str, str, list[str]]]
+] = {  # file that takes settings of an engine -> recipes, the key there, and what makes the stage use it
     "data/generate.py": [("gpt_oss_20b/generate", "engine", [])],
     "data/calibration.py": [
         ("gpt_oss_20b/importance", "data.init_args.engine", ["--data.init_args.documents=null", PROMPTS]),

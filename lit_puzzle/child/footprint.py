@@ -1,6 +1,6 @@
 """Bytes of `assemble`: headers and a buffer; the disk is the child's. And of `average`: one tensor.
 
-    assemble    26.5 KB for a layer: its headers, names, places and configuration
+    assemble    1.25 MiB of small files + 28 KB for a layer: its headers, names, places and configuration
                 + a buffer, of the largest tensor or 16 MiB, whose values are checked and copied
     average     b (n - m) + 12 m + headers, for the largest tensor of n numbers of b bytes, m = min(n, 2^24)
 
@@ -18,13 +18,14 @@ from lit_puzzle.run.recipe_values import Values
 
 BUFFER = 16 * 2**20  # of copies from file to file
 CHUNK = 1 << 24  # values of two tensors that are added at a time (`lit_puzzle.child.averaging`)
-BYTES_OF_A_LAYER = 26_500  # of some 17 tensors: header, name, place; and of the layer's configuration
+SMALL_FILES = 5 * 2**18  # tokenizer, template, and what is open
+BYTES_OF_A_LAYER = 28_000  # of some 17 tensors: header, name, place; and of the layer's configuration
 
 
 def copying_bytes(size: ModelSize) -> dict[str, float]:
     """Return what copying a checkpoint from file to file holds."""
     buffer = min(float(BUFFER), largest_tensor(size) * stored_width(size))
-    return {"buffer": buffer, "headers and places": float(BYTES_OF_A_LAYER * len(size.layers))}
+    return {"buffer": buffer, "headers and places": float(SMALL_FILES + BYTES_OF_A_LAYER * len(size.layers))}
 
 
 def largest_tensor(size: ModelSize) -> int:
@@ -56,7 +57,7 @@ def average_footprint(values: Values, device: Device, assumed: Assumed) -> Footp
     held = {
         "one tensor, averaged": float(width * (largest - chunk)),
         "values added at a time": 3 * 4.0 * chunk,
-        "headers and places": float(BYTES_OF_A_LAYER * len(size.layers)),
+        "headers and places": float(SMALL_FILES + BYTES_OF_A_LAYER * len(size.layers)),
     }
     copies = {"child": stored_bytes(size)}
     notes = (planned.assumed,)

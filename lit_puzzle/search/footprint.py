@@ -1,6 +1,6 @@
 """Bytes of `search`: a program with a column for each candidate of each layer, whatever the model's size.
 
-    5.25 MiB + 3,450 bytes for each candidate (combinations of experts and window) and target + tables of kernel times
+    4 MiB + 3,450 bytes for each candidate (combinations of experts and window) and target + tables of kernel times
 
 Pure functions; imports no torch; reads `config.json` and `library.json`, or the recipe that makes it.
 """
@@ -17,7 +17,7 @@ from lit_puzzle.run.footprint import Assumed, Device, Footprint, Phase
 from lit_puzzle.run.recipe import load_recipe, recipe_that_makes
 from lit_puzzle.run.recipe_values import Values
 
-SOLVER_BYTES = 5.25 * 2**20  # of HiGHS with a small program, reports and pictures
+SOLVER_BYTES = 4.0 * 2**20  # of HiGHS with a small program, reports and pictures
 BYTES_OF_A_CANDIDATE = 3450  # its costs at every batch size of a target, its experts, and the solver's columns and rows
 TABLES_BYTES = 64 * 2**20  # of measured kernel times, at most
 

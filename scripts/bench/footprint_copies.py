@@ -22,6 +22,7 @@ SHAPES = {
 EVERY_COUNT = list(range(1, 128))
 WINDOWS, SEARCHED_WINDOWS = [16, 32, 64, 1024], [64, 1024]
 KEPT_SHARE = 0.7  # of the parent's parameters, in a search
+GAP = 0.05  # at which the search stops: the solver's tree, which no formula knows, stays small
 
 
 def copies(folder: Path, size: int) -> dict[str, tuple[str, list[str]]]:
@@ -44,7 +45,13 @@ def copies(folder: Path, size: int) -> dict[str, tuple[str, list[str]]]:
         ),
         "search": (
             "search",
-            [f"--library={searched}", f"--scores={scored}", limits, "--constraints.sweep=[1.0, 1.02]"],
+            [
+                f"--library={searched}",
+                f"--scores={scored}",
+                limits,
+                "--constraints.sweep=[1.0, 1.02]",
+                f"--solver.relative_gap={GAP}",
+            ],
         ),
         "assemble": ("assemble", [f"--parent={parents['assemble']}", *manual]),
         "average": ("average", [f"--first={first}", f"--second={first.with_name('second')}", "--sweep=null"]),

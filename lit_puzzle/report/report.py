@@ -23,13 +23,14 @@ from lit_puzzle.run.folder import RECORD
 from lit_puzzle.run.inputs import claim_inputs, file_identity, record_output, run_date
 
 REPORT_FILE, PICTURES = "report.html", "pictures"
+DAMAGED = (ValueError, TypeError, LookupError, OSError)  # files that were changed by hand, or are of another version
 
 SECTIONS: tuple[tuple[str, Callable[[FoundRuns], Section]], ...] = (
     ("Requests", frontier_section),
     ("Plan", plan_section),
     ("Expert importance", importance_section),
     ("Replace-1-block scores", scores_section),
-    ("Speed, predicted and measured", speed_section),
+    ("Speed", speed_section),
     ("KV cache", kv_section),
     ("Training", curves_section),
     ("Results of all runs", results_section),
@@ -70,8 +71,8 @@ def drawn(title: str, make: Callable[[], Section]) -> Section:
     """Return a section, or why it cannot be drawn."""
     try:
         return make()
-    except (ValueError, OSError) as error:
-        return Section(title, missing=f"It cannot be drawn: {error}")
+    except DAMAGED as error:
+        return Section(title, missing=f"It cannot be drawn: {type(error).__name__}: {error}")
 
 
 def write_page(folder: Path, written: Report) -> None:

@@ -18,8 +18,10 @@ from lit_puzzle.report.figures import Setting, frontier
 from lit_puzzle.report.found_runs import FoundRuns, choice_text
 from lit_puzzle.report.frontier import FRONTIER_FILE
 from lit_puzzle.report.page import Picture, Sample, Section, Table
+from lit_puzzle.report.run_summary import RunSummary
 from lit_puzzle.report.terminal_text import cut, escaped
 from lit_puzzle.run.files import read_json
+from lit_puzzle.run.inputs import file_identity, recorded_inputs
 
 MODELS = ("parent", "child")
 STEPS = 40  # of a frontier between its first and last setting
@@ -35,29 +37,25 @@ def frontier_section(found: FoundRuns) -> Section:
     title, runs = "Requests", found.having(FRONTIER_FILE)
     if not runs:
         return Section(title, missing="No frontier is there: lightning run recipes/frontier.yaml")
-    content = Content(runs[0].folder / FRONTIER_FILE)
+    content = Content.read(runs[0].folder / FRONTIER_FILE)
     numbers, bounds = content.of("numbers"), content.of("intervals")
     throughput = content.of("throughput")
     efforts = list(content.of("settings", "parent"))
 
-    def cell(name: str, digits: int = 3) -> str:
+    def cell(name: str) -> str:
         if name not in numbers:
             return ""
         ends = bounds.get(name)
-        return f"{numbers[name]:.{digits}f}" + (
-            "" if ends is None else f" [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]"
-        )
+        return f"{numbers[name]:.3f}" + ("" if ends is None else f" [{ends[0]:.3f}, {ends[1]:.3f}]")
 
     head = ["effort", "request rate, child / parent", "accuracy of the parent", "child - parent", "retention"]
     head += ["tokens, child / parent", "speed-up at equal accuracy", "loops of parent and child"]
     rows = []
     for effort in efforts:
-        loops = [numbers.get(f"loops/{effort}/{model}") for model in MODELS]
+        loops = [cell(f"loops/{effort}/{model}") for model in MODELS]
         names = [f"request_rate/{effort}/ratio", f"accuracy/{effort}/parent", f"accuracy/{effort}/difference"]
         names += [f"accuracy/{effort}/retention", f"tokens/{effort}/ratio", f"speed_up/{effort}"]
-        rows.append(
-            [effort, *map(cell, names), "" if None in loops else " and ".join(f"{share:.4f}" for share in loops)]
-        )
+        rows.append([effort, *map(cell, names), " and ".join(filter(None, loops))])
     settings = {model: [_setting(numbers, bounds, model, effort) for effort in efforts] for model in MODELS}
     lines = {model: _line([Point(**point) for point in points]) for model, points in content.of("vertices").items()}
     how = f"Throughput is {throughput['kind']} ({throughput['scenario']}) and taken as exact; intervals of 95 %."
@@ -85,34 +83,30 @@ def speed_section(found: FoundRuns) -> Section:
     Raises:
         ValueError: a file is damaged.
     """
-    title, rows = "Speed, predicted and measured", []
-    runs = [*found.of("search"), *found.having(THROUGHPUT_FILE)]
-    for run in found.of("search"):
-        for row in Content(run.folder / "plan.json").of("predicted"):
-            speeds = [row[model]["tokens_per_second"] if row[model] else None for model in MODELS]
-            rows.append(
-                [str(run.folder), "predicted by the search", *_speeds(*speeds), _where(row["target"]["scenario"])]
-            )
-    for run in found.having(THROUGHPUT_FILE):
+    searches, timed, served = found.of("search"), found.having(THROUGHPUT_FILE), found.of("serve_check")
+    if not searches + timed + served:
+        return Section("Speed", missing="No throughput is there: lightning run recipes/throughput.yaml")
+    rows = [row for run in searches for row in _predicted(run)]
+    for run in timed:
         speed = read_throughputs(run.folder)
         rows.append([str(run.folder), speed.kind, *_speeds(speed.parent, speed.child), speed.scenario])
-    tables = (
-        [Table(["run", "kind", "parent, tokens/s", "child, tokens/s", "child / parent", "scenario"], rows)]
-        if rows
-        else []
-    )
-    for run in found.of("serve_check"):
-        checks = Content(run.folder / SERVING).of("checks")
-        tables.append(
-            Table(
-                [f"check of {run.folder}", "outcome", "found"], [[c["name"], c["outcome"], c["reason"]] for c in checks]
-            )
-        )
-        runs.append(run)
-    if not runs:
-        return Section(title, missing="No throughput is there: lightning run recipes/throughput.yaml")
+    head = ["run", "kind", "parent, tokens/s", "child, tokens/s", "child / parent", "scenario"]
+    tables = [Table(head, rows)] if rows else []
+    for run in served:
+        checks = Content.read(run.folder / SERVING).of("checks")
+        found_of = [[check["name"], check["outcome"], check["reason"]] for check in checks]
+        tables.append(Table([f"check of {run.folder}", "outcome", "found"], found_of))
     text = ["Numbers of different scenarios or kinds are not to be compared with each other, only parent with child."]
-    return Section(title, text if rows else [], tables=tables, sources=runs)
+    return Section("Speed", text if rows else [], tables=tables, sources=searches + timed + served)
+
+
+def _predicted(run: RunSummary) -> list[list[str]]:
+    """Return the rows of a search: what its cost model predicts in each target."""
+    rows = []
+    for row in Content.read(run.folder / "plan.json").of("predicted"):
+        speeds = [row[model]["tokens_per_second"] if row[model] else None for model in MODELS]
+        rows.append([str(run.folder), "predicted", *_speeds(*speeds), _where(row["target"]["scenario"])])
+    return rows
 
 
 def _where(scenario: Mapping[str, Any]) -> str:
@@ -135,10 +129,13 @@ def samples_section(found: FoundRuns, samples: int) -> Section:
     title, runs = "Sample completions", found.having(FRONTIER_FILE)
     if not runs:
         return Section(title, missing="No frontier names the evaluations of parent and child.")
-    inputs = (runs[0].record or {}).get("inputs", {})
-    files = [runs[0].located(inputs[model]["path"]) / EPISODES_FILE for model in MODELS if model in inputs]
-    if len(files) < 2 or not all(file.is_file() for file in files):
+    compared = recorded_inputs(runs[0].folder)
+    files = [runs[0].located(compared[model].path) / EPISODES_FILE for model in MODELS]
+    if not all(file.is_file() for file in files):
         return Section(title, missing=f"The rows that {runs[0].folder} compared are not there any more.")
+    for model, file in zip(MODELS, files, strict=True):
+        if file_identity(file.parent, [EPISODES_FILE]).content != compared[model].content:
+            return Section(title, missing=f"{file} has changed since {runs[0].folder} compared it.")
     pairs = [pair for pair in zip(*map(read_rows, files), strict=True) if all(one.texts is not None for one in pair)]
     shown = [_sample(*pair) for effort in LEVELS for pair in _chosen(pairs, effort, samples)]
     text = ["The same prompts, by parent and child."] if shown else ["The rows have no texts (texts: false)."]
@@ -171,14 +168,24 @@ def _sample(parent: Episode, child: Episode) -> Sample:
 
 @dataclass(frozen=True)
 class Content:
-    """A JSON file of a run, whose keys are named when they are not there."""
+    """A JSON file of a run, whose keys are named when they are not there.
+
+    Attributes:
+        file: the file.
+        values: the object in it.
+    """
 
     file: Path
+    values: Mapping[str, Any]
 
-    @property
-    def values(self) -> dict[str, Any]:
-        """The object in the file."""
-        return read_json(self.file)
+    @classmethod
+    def read(cls, file: Path) -> Content:
+        """Read a file.
+
+        Raises:
+            ValueError: it is missing or damaged.
+        """
+        return cls(file, read_json(file))
 
     def of(self, *keys: str) -> Any:
         """Return what lies under keys.

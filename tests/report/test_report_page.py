@@ -98,7 +98,7 @@ def test_every_section_is_drawn_and_names_its_run(runs: Path, made: Path) -> Non
     page = (made / "report.html").read_text()
     titles = [re.sub("<[^>]*>", "", line) for line in page.splitlines() if line.startswith("<h2>")]
     assert titles == [
-        *("Requests", "Plan", "Expert importance", "Replace-1-block scores", "Speed, predicted and measured"),
+        *("Requests", "Plan", "Expert importance", "Replace-1-block scores", "Speed"),
         *("KV cache", "Training", "Results of all runs", "Sample completions", "Sources"),
     ]
     assert 'class="missing"' not in page and "http" not in page.replace("http-equiv", "")
@@ -153,6 +153,20 @@ def test_half_of_the_stages_and_what_cannot_be_read(
     assert f"{some / 'begun'}: incomplete" in page
     assert "Requests: No frontier is there" in capsys.readouterr().out
     assert json.loads((tmp_path / "r" / "run.json").read_text())["results"]["missing"] == 7.0
+
+
+def test_rows_that_have_changed_since_are_not_shown(runs: Path, tmp_path: Path) -> None:
+    for name in ("frontier", "evaluate", "evaluate_parent"):
+        shutil.copytree(runs / name, tmp_path / "runs" / name)
+    moved = (tmp_path / "runs" / "frontier" / "inputs.json").read_text().replace(str(runs), str(tmp_path / "runs"))
+    (tmp_path / "runs" / "frontier" / "inputs.json").write_text(moved)
+    assert "The same prompts, by parent and child." in written(tmp_path / "runs", tmp_path / "r")
+    rows = tmp_path / "runs" / "evaluate" / EPISODES_FILE
+    rows.write_text(rows.read_text().replace("chains", "CHAINS"))
+    numbers = tmp_path / "runs" / "frontier" / "frontier.json"
+    numbers.write_text(numbers.read_text().replace("request_rate/low/parent", "rate"))
+    page = written(tmp_path / "runs", tmp_path / "again")
+    assert f"{rows} has changed since" in page and "KeyError: &#39;request_rate/low/parent&#39;" in page
 
 
 def test_the_newest_of_several_is_shown_and_the_others_named(runs: Path, tmp_path: Path) -> None:

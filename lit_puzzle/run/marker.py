@@ -25,7 +25,7 @@ from lit_puzzle.run.lock import LOCK_FILE, TAKEN_FILE
 MARKER = ".lit_puzzle_run"
 FORMAT = 1
 BOOKKEEPING = frozenset({MARKER, LOCK_FILE, TAKEN_FILE, CONFIG, RECORD, INPUTS_FILE, OUTPUTS_FILE})
-LOGS = frozenset({"lightning_logs", "wandb", "mlruns"})
+LOGS = frozenset({"logs", "lightning_logs", "wandb", "mlruns"})
 DERIVED = frozenset({"packed"})  # found to fit, or made again, by whoever reads it
 REMADE = frozenset(  # made again by every attempt
     {"calibration.jsonl", "calibration_tokens", "kv_calibration", "generation_lengths.json"}

@@ -5,7 +5,6 @@ Reads metrics.csv and run.json; writes nothing. Imports no torch.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from lit_puzzle.report.figures import Series, curves
 from lit_puzzle.report.found_runs import FoundRuns
 from lit_puzzle.report.page import Picture, Section, Table
 from lit_puzzle.report.run_summary import RunSummary
+from lit_puzzle.training.metrics_file import MetricsFile
 
 METRICS = "**/metrics.csv"
 MOST_CURVES = 8
@@ -42,22 +42,17 @@ Columns = dict[str, list[tuple[float, float]]]  # metric -> (update, value)
 
 
 def _columns(files: Sequence[Path]) -> Columns:
-    """Read files of Lightning's CSVLogger, one for each attempt of a run; the last value of an update counts.
+    """Read files of metrics, more than one where each attempt began its own; the last value of an update counts.
 
     Raises:
         ValueError: a file has something else than numbers.
     """
     found: dict[str, dict[float, float]] = {}
     for file in files:
-        with file.open(newline="", encoding="utf-8") as lines:
-            for row in csv.DictReader(lines):
-                try:
-                    values = {name: float(text) for name, text in row.items() if name and text}
-                except (TypeError, ValueError) as error:
-                    raise ValueError(f"{file} is damaged: {error}") from error
-                for name, value in values.items():
-                    if "step" in values and math.isfinite(value):
-                        found.setdefault(name, {})[values["step"]] = value
+        for step, values in MetricsFile(file).rows():
+            for name, value in values.items():
+                if math.isfinite(value):
+                    found.setdefault(name, {})[step] = value
     return {name: sorted(points.items()) for name, points in found.items()}
 
 

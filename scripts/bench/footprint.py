@@ -1,6 +1,6 @@
 """Bench: the formulas of `--plan` against measured peaks of every stage, at three sizes, in one process and in two.
 
-    python scripts/bench/footprint.py [--stages importance distill ...] [--processes 1 2] [--sizes 0 1 2 3] [--keep DIR]
+    python scripts/bench/footprint.py [--stages importance distill ...] [--processes 1 2] [--sizes 0 1 2 3 4] [--keep D]
 
 Makes random parents and data (`footprint_stages.py`, `footprint_copies.py`), and runs each stage's own recipe on CPU
 processes (gloo), one run at a time. Measured is anonymous memory (RssAnon): pages of files do not count, and other
@@ -29,7 +29,7 @@ from typing import Any
 from footprint_copies import COPIES, SHAPES, copies, is_made, make_copy_inputs
 from footprint_stages import (
     EXPERTS,
-    FOURTH,
+    IN_TWO,
     LAYERS,
     ONE_PROCESS,
     PROMPT_TOKENS,
@@ -224,7 +224,7 @@ def main(chosen: argparse.Namespace) -> None:
     for stage in chosen.stages or (*SHARDED, *TRAINING, *ONE_PROCESS, *COPIES):
         for processes in chosen.processes if stage in (*SHARDED, *TRAINING) else [1]:
             for size in chosen.sizes:
-                if size == 3 and (processes == 1 or stage not in FOURTH):
+                if size in IN_TWO and (processes == 1 or stage not in IN_TWO[size]):
                     continue
                 make(folder, stage, size)
                 expected, phase = apart(partial(predicted, folder, stage, size, processes))
@@ -240,6 +240,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", nargs="*", help="default: all")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[0, 1, 2, 3], help="of four")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="of five")
     parser.add_argument("--keep", help="folder for parents and data, which a second bench finds there")
     main(parser.parse_args())

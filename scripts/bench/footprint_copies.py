@@ -14,7 +14,7 @@ COPIES = ("library", "search", "assemble", "average", "export")
 # layers, experts, hidden = inner channels, by size
 SHAPES = {
     "library": ((12, 128, 32), (24, 128, 32), (48, 128, 32)),
-    "search": ((10, 128, 32), (20, 128, 32), (40, 128, 32)),
+    "search": ((10, 128, 32), (20, 128, 32), (56, 128, 32)),
     "assemble": ((200, 8, 64), (400, 8, 64), (1000, 8, 64)),
     "average": ((2, 8, 512), (2, 32, 512), (2, 64, 768)),
     "export": ((1, 32, 512), (1, 64, 640), (1, 128, 768)),

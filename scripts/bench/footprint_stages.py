@@ -2,14 +2,16 @@
 
 Stages that hold no model have parents of their own (`footprint_copies.py`). `make_inputs` writes a size's folder;
 `stages` returns recipes and overrides. From the first size to the third a parent's weights grow sixfold, tokens, rows
-and chunks fourfold: so does what a stage holds, if it grows at all. The fourth size is smaller than the first.
+and chunks fourfold: so does what a stage holds, if it grows at all. The fourth size is
+smaller than the first, the fifth larger than the third.
 """
 
 import json
 import shutil
 from pathlib import Path
 
-LAYERS, EXPERTS, TOKENS, ROWS = (2, 4, 6, 2), (16, 24, 32, 10), (512, 1024, 2048, 384), (16, 32, 64, 16)
+LAYERS, EXPERTS = (2, 4, 6, 2, 9), (16, 24, 32, 10, 40)
+TOKENS, ROWS = (512, 1024, 2048, 384, 2048), (16, 32, 64, 16, 64)
 PROMPT_TOKENS, NEW_TOKENS = 58, 64  # the longest prompts that are drawn have 58
 TINY_PARENT, LENGTHS = Path("lit_puzzle/assets/tiny_parent"), "generation_lengths.json"
 KEPT_EXPERTS, WINDOW = 8, 64
@@ -20,7 +22,10 @@ SHAPE = {
 }
 SHARDED = ("importance", "calibrate_kv", "score", "precompute_logits")
 TRAINING = ("distill_blocks", "distill", "distill_checkpointed", "rl_recover")
-FOURTH = (*SHARDED, "distill_blocks", "distill_checkpointed")  # smaller in two processes, which share what grows
+IN_TWO = {  # further sizes of stages in two processes, which share what grows
+    3: (*SHARDED, "distill_blocks", "distill_checkpointed"),
+    4: ("importance", "calibrate_kv"),
+}
 ONE_PROCESS = ("text_distance", "generate", "evaluate", "tiny_parent")
 
 

@@ -21,6 +21,7 @@ from lit_puzzle.footprint.before_run import FORCE, check_fit
 from lit_puzzle.footprint.plan import make_plan
 from lit_puzzle.footprint.table import plan_json, plan_lines
 from lit_puzzle.report.show import show
+from lit_puzzle.run.closed_pipe import only_prints, reader_may_leave
 from lit_puzzle.run.inputs import dated
 from lit_puzzle.run.open_run import join_run, opened_run
 from lit_puzzle.run.parser import RecipeParser, without_unset_date
@@ -99,11 +100,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: words after the program's name; default: the command line.
 
     Raises:
-        SystemExit: the input is wrong (code 2, one message).
+        SystemExit: the input is wrong (code 2, one message), or nobody reads what is printed (code 1).
     """
     words = list(sys.argv[1:] if argv is None else argv)
     hint = ": the same command continues the run." if words[:1] == ["run"] else ""
-    with one_line_errors(), stopped_by_signals(hint):
+    with one_line_errors(), stopped_by_signals(hint), reader_may_leave() if only_prints(words) else nullcontext():
         match words:
             case ["run", "-h" | "--help"] | ["run"] | ["-h" | "--help"] | []:
                 print(_usage())

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lit_puzzle.generation.footprint import decoding_bytes
+from lit_puzzle.generation.footprint import apart_bytes, decoding_bytes
 from lit_puzzle.model.footprint import (
     ModelSize,
     forward_bytes,
@@ -48,8 +48,7 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     if run.parent is not None:
         phases.append(Phase("the parent", run.made.states(device.count) | run.parent_states() | run.parent_pass()))
     if run.model.get("evaluation") is not None:
-        held = {k: v for k, v in run.made.states(device.count).items() if k not in ("gradients", "optimizer")}
-        phases.append(Phase("evaluation", held | run.parent_states() | run.evaluation(assumed.prompt_tokens)))
+        phases += run.evaluations(assumed.prompt_tokens)
     return Footprint(
         "global distillation",
         tuple(phases),
@@ -123,6 +122,22 @@ class _Run:
         head = 4.0 * self.size.table if self.made.ends else 0.0
         states = self.tokens * self.size.hidden * 4 * (3 if self.parent is not None else 2)
         return {"logits of a chunk": logits, "gradient of the head": head, "states and their gradient": float(states)}
+
+    def evaluations(self, prompt_tokens: int) -> list[Phase]:
+        """Return the evaluations by the child in memory, and those by engines from its folder."""
+        states = self.made.states(self.processes)
+        held = {k: v for k, v in states.items() if k not in ("gradients", "optimizer")} | self.parent_states()
+        settings = self.model.inside("evaluation")
+        by_engine = settings.get("engine") is not None
+        in_memory = not by_engine or int(settings.get("validation.prompts") or 0) > 0
+        phases = [Phase("evaluation", held | self.evaluation(prompt_tokens))] if in_memory else []
+        if by_engine:
+            engine, new = settings.inside("engine"), settings.whole("max_new_tokens")
+            problems = settings.whole("prompts_per_effort") * len(settings.at("efforts"))
+            had = sum(held.values())
+            apart = apart_bytes(self.size, engine, self.device, had, prompt_tokens, new, problems)
+            phases.append(Phase("evaluation by engines", held | apart))
+        return phases
 
     def evaluation(self, prompt_tokens: int) -> dict[str, float]:
         width = cache_width(self.values.get("trainer.precision"), self.model.at("training.dtype"))

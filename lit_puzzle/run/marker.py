@@ -32,7 +32,7 @@ REMADE = frozenset(  # made again by every attempt
 )
 TEMPORARY = re.compile(r"\.(.+)\.(\d+|partial|old)")  # of atomic writing: .NAME.PROCESS, and of folders and shards
 WRITTEN = (  # by stages
-    *("checkpoints", "best", "before", "after", "rollouts", "child", "model", "sweep"),
+    *("checkpoints", "best", "before", "after", "rollouts", "child", "model", "sweep", "pictures"),
     *("library", "documents", "top_logits", "packed", "calibration_tokens"),
     *("candidates", "evaluations", "progress", "kv_calibration", "kv_scales"),
     *("hidden_states.*", "layers.*", "broken_batch_*.pt"),
@@ -43,6 +43,9 @@ WRITTEN = (  # by stages
         "curve.*",
         "search.md",
         "report.json",
+        "report.html",
+        "frontier.json",
+        "throughput.json",
         "job.json",
         "results.json",
         "*.log",

@@ -48,7 +48,7 @@ def arm(what: str, number: int) -> None:
             Timer(0.3, self.process.kill).start()
 
     if what == "sync":
-        SharedWeights.write = killed_write  # type: ignore[method-assign]
+        SharedWeights.write = killed_write  # type: ignore[method-assign, assignment]
     else:
         EngineProcess.send = killed_send  # type: ignore[method-assign]
 

@@ -24,8 +24,9 @@ def test_rollouts_depend_neither_on_processes_nor_on_batches(batch_size, batches
     whole = numbered(RolloutBatches(PAIRS, 8, 1, 0, 1, seed=5))
     assert len(whole) == 6 and [row for batch in whole for row, _ in batch] == list(range(48))
     ranks = [numbered(RolloutBatches(PAIRS, batch_size, batches, r, processes, seed=5)) for r in range(processes)]
-    together = [sum((rank[i] for rank in ranks), []) for i in range(len(ranks[0]))]
-    assert [sum(together[i : i + batches], []) for i in range(0, len(together), batches)] == whole
+    together = [[pair for rank in ranks for pair in rank[i]] for i in range(len(ranks[0]))]
+    rollouts = [together[i : i + batches] for i in range(0, len(together), batches)]
+    assert [[pair for part in rollout for pair in part] for rollout in rollouts] == whole
 
 
 def test_epochs_are_shuffled_anew_by_the_seed():
@@ -48,7 +49,7 @@ def test_it_continues_where_it_stopped():
 
 
 def test_impossible_numbers_are_refused():
-    with pytest.raises(ValueError, match="26 training prompts were given; .* needs 32"):
+    with pytest.raises(ValueError, match=r"26 training prompts were given; .* needs 32"):
         RolloutBatches(PAIRS, 8, 2, 0, 2, seed=0)
     with pytest.raises(ValueError, match=r"An epoch of 3 batches does not contain whole updates .*=2.*multiple"):
         RolloutBatches(PAIRS, 8, 1, 0, 1, seed=0).check_updates(2)

@@ -75,7 +75,8 @@ def test_agrees_with_trl(kind):
     settings = LossSettings(kind, beta=0.3, temperature=1.7)
     hidden, head, parent, targets = inputs()
     hidden, head, parent = hidden.float(), head.float(), FullLogits(*(part.float() for part in parent))
-    parts = {"forward_kl": {0.0: 1}, "reverse_kl": {1.0: 1}, "kl_mix": {0.0: 0.3, 1.0: 0.7}, "jsd": {0.3: 1}}[kind]
+    mixed = {0.0: 0.3, 1.0: 0.7}
+    parts = {"forward_kl": {0.0: 1.0}, "reverse_kl": {1.0: 1.0}, "kl_mix": mixed, "jsd": {0.3: 1.0}}[kind]
 
     def theirs(hidden, head):
         whole = lambda beta: ChunkedDivergenceFunction.apply(hidden, head, None, *parent, None, beta, 1.7)[0]  # noqa: E731

@@ -42,6 +42,7 @@ def moved(pair: Pair, folder: Path) -> set[str]:
 # ---- what a run does ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_learns_evaluates_and_writes_the_child(pair: Pair, tmp_path: Path) -> None:
     folder, callbacks = tmp_path / "run", [GenerationLength(pair.child, window=1), RolloutSamples(1, 2)]
     adam = partial(torch.optim.AdamW, lr=1e-2)
@@ -102,7 +103,7 @@ def test_one_batch_of_four_is_two_batches_of_two(pair: Pair, tmp_path: Path) -> 
 def test_a_killed_run_resumes_bit_for_bit(pair: Pair, tmp_path: Path, processes: int) -> None:
     """With dropout in adapters, several updates a rollout, and killed between two of them."""
     lora = LoraSettings(rank=2, dropout=0.3)
-    settings = {"training": TrainingSettings(lora=lora)}
+    settings: dict[str, Any] = {"training": TrainingSettings(lora=lora)}
     rollouts = replace(ROLLOUTS, completions_per_device=2, steps_per_generation=3)
 
     def go(folder: Path, rank: int, kill_at: int | None = None) -> None:
@@ -184,6 +185,7 @@ def test_two_processes_equal_one(pair: Pair, tmp_path: Path, variant: str) -> No
 # ---- failures and bad input ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_failed_engine_leaves_the_state_before_its_batch(pair: Pair, tmp_path: Path) -> None:
     """The checkpoint that is saved then resumes to the run that had no failure."""
 
@@ -209,7 +211,7 @@ def test_a_failed_engine_leaves_the_state_before_its_batch(pair: Pair, tmp_path:
 
 
 def test_impossible_settings_are_refused(pair: Pair) -> None:
-    with pytest.raises(ValueError, match=r"holds no config\.json"):
+    with pytest.raises(ValueError, match="name one of them"):
         make_module(Pair(pair.parent.parent, pair.child))
     for loss in (LossSettings("kl_mix", hidden=1.0), LossSettings("kl_mix", lm=0.1)):
         with pytest.raises(ValueError, match="distributions of the completions' tokens only"):
@@ -222,7 +224,7 @@ def test_impossible_settings_are_refused(pair: Pair) -> None:
         replace(ROLLOUTS, completions_per_device=0)
     with pytest.raises(ValueError, match=r"on_policy\.best_within=0"):
         replace(ROLLOUTS, best_within=0.0)
-    with pytest.raises(ValueError, match="logprobs: true was given. On-policy distillation"):
+    with pytest.raises(ValueError, match=r"logprobs: true was given\. On-policy distillation"):
         replace(ROLLOUTS, sampling=Sampling(6, logprobs=True))
     with pytest.raises(ValueError, match=r"on_policy\.rollouts\.replay_routes"):
         replace(ROLLOUTS, rollouts=RolloutSettings("vllm", replay_routes=True))

@@ -1,4 +1,4 @@
-"""Small runs of on-policy distillation for tests: a random parent with a child of it, and a whole fit in this process."""
+"""Small runs of on-policy distillation for tests: a random pair of models, and a whole fit in this process."""
 
 import json
 from collections.abc import Callable, Sequence

@@ -150,7 +150,7 @@ def test_under_mixed_precision_nothing_that_is_kept_for_a_token_is_float32(lora:
 def test_a_part_trains_alone_and_stands_alone_in_the_settings(tiny_model: GptOssForCausalLM) -> None:
     found = {}
     for part in ("attention", "router", "attention_and_router"):
-        model = adapted(tiny_model, TrainingSettings(trainable=part))  # type: ignore[arg-type]
+        model = adapted(tiny_model, TrainingSettings(trainable=part))
         found[part] = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert all(".self_attn." in name for name in found["attention"])
     assert found["router"] == {f"model.layers.{i}.mlp.router.{kind}" for i in range(4) for kind in ("weight", "bias")}
@@ -159,4 +159,4 @@ def test_a_part_trains_alone_and_stands_alone_in_the_settings(tiny_model: GptOss
         TrainingSettings(trainable="routers")  # type: ignore[arg-type]
     for other in ({"freeze": ["*.bias"]}, {"lora": LoraSettings()}):
         with pytest.raises(ValueError, match="trainable=router was given beside freeze or lora"):
-            TrainingSettings(trainable="router", **other)  # type: ignore[arg-type]
+            TrainingSettings(trainable="router", **other)

@@ -6,32 +6,39 @@ Every row starts from `lit_puzzle/assets/tiny_child` and trains for about `BUDGE
 steps below, which short runs of other seeds had given, fixed before any row was run. Schedules end with the budget;
 nothing is validated, the last weights count. Documents of off-policy distillation are generated once, and not counted.
 Then the child is measured on held-out problems, the same ones for every row, for the parent and for the child before.
-A finished run is not run again; each is a process, so that the CPU seconds in its run.json are its own. Ends with a
-table: means over seeds, ± their standard error; differences are paired by problem.
+A finished run is not run again; each is a process, forked with the libraries already imported, so that the CPU
+seconds in its run.json are its own. Ends with a table: means over seeds, ± their standard error; differences are paired
+by problem.
 """
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 from collections.abc import Sequence
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import torch
+import trl.trainer.grpo_trainer  # noqa: F401  (imported once, for every fork)
+
+import lit_puzzle.distill.global_kd
+import lit_puzzle.distill.on_policy
+import lit_puzzle.evaluate.accuracy
+import lit_puzzle.rl.trl_engine  # noqa: F401
+from lit_puzzle.cli import main as lit_puzzle_main
 from lit_puzzle.environments.environment import EFFORTS
 from lit_puzzle.environments.episodes import Episode, shares_without
 from lit_puzzle.evaluate.accuracy import read_episodes
 from lit_puzzle.evaluate.summary import compare, summarize
 from lit_puzzle.run.folder import PACKAGE, is_complete
 
-BUDGET = 60  # CPU seconds of training
-PROBLEMS = 512  # per effort
+BUDGET = 30  # CPU seconds of training
+PROBLEMS = 256  # per effort
 PARENT, CHILD = PACKAGE / "assets" / "tiny_parent", PACKAGE / "assets" / "tiny_child"
 PART = "--model.init_args.training.trainable="
 BETA = ["--model.init_args.loss.divergence=reverse_kl"]
-STEPS = {"rl_recover": 40, "distill": 180, "on_policy": 30}
+STEPS = {"rl_recover": 16, "distill": 75, "on_policy": 15}
 # name -> (recipe, overrides)
 ROWS: dict[str, tuple[str, list[str]]] = {
     "GRPO": ("rl_recover", []),
@@ -52,6 +59,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--folder", type=Path, default=Path("runs/ablation_recovery"))
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     folder = arguments.folder
     stage("generate", folder / "generate", [])
     parent, before = (evaluated(folder / name, place) for name, place in (("parent", PARENT), ("before", CHILD)))
@@ -125,8 +133,12 @@ def ending(rows: Sequence[list[Episode]], effort: str) -> str:
 def stage(recipe: str, folder: Path, words: list[str]) -> dict[str, Any]:
     """Run a recipe unless its folder is complete; return run.json."""
     if not is_complete(folder):
-        command = [sys.executable, "-m", "lit_puzzle", "run", f"recipes/{recipe}.yaml", f"--run_dir={folder}", *words]
-        subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=sys.stderr)
+        words = ["run", f"recipes/{recipe}.yaml", f"--run_dir={folder}", *words]
+        process = get_context("fork").Process(target=lit_puzzle_main, args=(words,))
+        process.start()
+        process.join()
+        if process.exitcode:
+            raise SystemExit(f"{' '.join(words)} ended with exit code {process.exitcode}")
     record: dict[str, Any] = json.loads((folder / "run.json").read_text())
     return record
 

@@ -40,7 +40,7 @@ from lit_puzzle.distill.child_sampler import ChildSampler
 from lit_puzzle.distill.on_policy_evaluation import SampledEvaluation
 from lit_puzzle.distill.on_policy_loss import on_policy_loss
 from lit_puzzle.distill.on_policy_settings import OnPolicySettings
-from lit_puzzle.distill.rollout import Rollout, described, own_state, state_of_all, totals_of
+from lit_puzzle.distill.rollout import Rollout, described, means_of, own_state, state_of_all, totals_of
 from lit_puzzle.distill.settings import LossSettings, check_no_head_adapter
 from lit_puzzle.environments.answer_formats import fix_format
 from lit_puzzle.environments.environment import PromptAtEffort
@@ -134,11 +134,7 @@ class OnPolicyDistillation(LightningModule):
         return {"child": checkpoint_identity(self.child_folder), "parent": checkpoint_identity(self.parent_folder)}
 
     def setup(self, stage: str) -> None:
-        """Check trainer and data, and draw the prompts of training and evaluation, before anything slow.
-
-        Raises:
-            ValueError: settings of the Trainer or data that do not fit.
-        """
+        """Check trainer and data, and draw the prompts of training and evaluation, before anything slow."""
         trainer, data, evaluation, settings = self.trainer, self.data, self.evaluation, self.on_policy
         ranks = ranks_of(trainer)
         check_trainer(trainer, self.training_settings.dtype)
@@ -193,11 +189,7 @@ class OnPolicyDistillation(LightningModule):
         self.child.train()
 
     def on_train_start(self) -> None:
-        """Evaluate the child before training, unless a resumed run finds these episodes in the run folder.
-
-        Raises:
-            ValueError: a resumed run without these episodes.
-        """
+        """Evaluate the child before training, unless a resumed run finds these episodes in the run folder."""
         folder = self.run_dir / "before"
         if folder.is_dir():
             return
@@ -212,12 +204,7 @@ class OnPolicyDistillation(LightningModule):
             self._resumed_random = None
 
     def training_step(self, batch: RolloutPrompts, batch_idx: int) -> dict[str, Any]:
-        """Return the loss of a batch and any new rollout; logged values are per token of the completions.
-
-        Raises:
-            EngineFailedError: vLLM failed; the state is that before this batch.
-            ValueError: a loss that is not finite.
-        """
+        """Return the loss of a batch and any new rollout; logged values are per token of the completions."""
         assert self.batches is not None and self.parent is not None
         try:
             outputs = self._sample(batch) if batch.batch == 0 else {}
@@ -232,12 +219,11 @@ class OnPolicyDistillation(LightningModule):
         """Sample a rollout; return what callbacks are told of it."""
         prompts = encode(self.tokenizer, batch.pairs)
         completions = self.sampler.sample(prompts, batch.rows)
-        totals = self.trainer.strategy.reduce(totals_of(completions).to(self.device), reduce_op="sum")
+        sums_L4 = self.trainer.strategy.reduce(totals_of(batch.pairs, completions).to(self.device), reduce_op="sum")
         batches = self.on_policy.batches(self.trainer.accumulate_grad_batches) * self.trainer.world_size
-        self._rollout = Rollout(prompts, completions, mean_tokens=float(totals[0]) / batches)
-        count, values = float(totals[3]), dict(zip(("tokens", "unfinished", "looping"), totals.tolist(), strict=False))
-        self.log("train/tokens", values.pop("tokens") / count, prog_bar=True, batch_size=1)
-        self.log_dict({f"train/{name}": total / count for name, total in values.items()}, batch_size=1)
+        self._rollout = Rollout(prompts, completions, mean_tokens=float(sums_L4[:, 1].sum()) / batches)
+        for name, value in means_of(sums_L4).items():
+            self.log(f"train/{name}", value, prog_bar=name.startswith("tokens/"), batch_size=1)
         return described(self.tokenizer, batch.pairs, completions)
 
     def _train_on(self, batch: RolloutPrompts) -> Tensor:
@@ -253,8 +239,8 @@ class OnPolicyDistillation(LightningModule):
         check_finite(self.trainer, terms.loss.detach(), on_device)
         values = terms.per_target()
         self._losses.append(values["loss"])
-        self.log("train/loss", values["loss"], prog_bar=True, batch_size=1)
-        self.log("train/divergence", values["divergence"], batch_size=1)
+        for name in ("loss", "divergence"):
+            self.log(f"train/{name}", values[name], prog_bar=name == "loss", batch_size=1)
         return terms.loss / rollout.mean_tokens
 
     def optimizer_step(self, *arguments: Any, **keywords: Any) -> None:

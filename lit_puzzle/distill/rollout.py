@@ -1,6 +1,6 @@
 """A rollout of on-policy distillation: what was sampled, kept until all of its batches have been trained on.
 
-Reads and writes nothing. Memory: the token ids.
+Reads and writes nothing. Memory: the token ids. Shapes: L levels of effort.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lit_puzzle.environments.chat_template import render_prompt
-from lit_puzzle.environments.environment import PromptAtEffort
+from lit_puzzle.environments.environment import LEVELS, PromptAtEffort
 from lit_puzzle.environments.looping import is_looping
 from lit_puzzle.generation.engine import Completion
 from lit_puzzle.training.random_state import RandomState, get_random_state, of_all_processes
@@ -64,12 +64,21 @@ def own_state(saved: Sequence[Any], rank: int, processes: int) -> tuple[RandomSt
     return own["random"], None if own["rollout"] is None else Rollout.of(own["rollout"]), list(own["losses"])
 
 
-def totals_of(completions: Sequence[Completion]) -> Tensor:
-    """Return [tokens, cut off, looping, completions] in float64, sums over this process."""
-    tokens = sum(len(completion.token_ids) for completion in completions)
-    cut = sum(completion.finish == "length" for completion in completions)
-    looping = sum(is_looping(completion.token_ids) for completion in completions)
-    return torch.tensor([tokens, cut, looping, len(completions)], dtype=torch.float64)
+def totals_of(pairs: Sequence[PromptAtEffort], completions: Sequence[Completion]) -> Tensor:
+    """Return sums over this process in float64: completions, tokens, cut off, looping (columns) at each of `LEVELS`."""
+    sums_L4 = torch.zeros(len(LEVELS), 4, dtype=torch.float64)
+    for (_, effort), completion in zip(pairs, completions, strict=True):
+        ids, is_cut = completion.token_ids, completion.finish == "length"
+        sums_L4[LEVELS.index(effort)] += torch.tensor([1, len(ids), is_cut, is_looping(ids)], dtype=torch.float64)
+    return sums_L4
+
+
+def means_of(sums_L4: Tensor) -> dict[str, float]:
+    """Return mean tokens and shares of all completions, and mean tokens of the efforts that have some."""
+    count, *totals = sums_L4.sum(0).tolist()
+    means = {name: total / count for name, total in zip(("tokens", "unfinished", "looping"), totals, strict=True)}
+    rows = zip(LEVELS, sums_L4.tolist(), strict=True)
+    return means | {f"tokens/{effort}": tokens / number for effort, (number, tokens, *_) in rows if number > 0}
 
 
 def described(

@@ -22,7 +22,7 @@ from lit_puzzle.footprint.plan import make_plan
 from lit_puzzle.footprint.table import plan_json, plan_lines
 from lit_puzzle.pipeline.folder import opened_pipeline
 from lit_puzzle.pipeline.plan import plan_of_pipeline
-from lit_puzzle.pipeline.stages import with_located_recipes
+from lit_puzzle.pipeline.prepared import prepared
 from lit_puzzle.report.show import show
 from lit_puzzle.run.commands import (
     LIGHTNING_COMMANDS,
@@ -117,7 +117,7 @@ def run(name: str, overrides: Sequence[str]) -> None:
     check_names(recipe, words)
     command = command_of(recipe, words)
     if command == PIPELINE:
-        recipe = with_located_recipes(recipe)
+        recipe, words = prepared(recipe, words)
         if force:
             raise ValueError("--force is for one stage: run it alone with --force, then the pipeline goes on.")
     if "--plan" in words:

@@ -1,7 +1,8 @@
 """`lightning run RECIPE --plan`: what a recipe costs, as a table or as JSON, without starting it. Imports no torch.
 
 Options beside the recipe's own overrides: `--gpus=8 --gpu=H100` the devices, `--prompt_tokens=N` what to assume about
-prompts, `--document_tokens=N` about documents that are not there yet, `--json` for tools. Reads the recipe, `config.json` of models that are there, and gpus.json; writes nothing.
+prompts, `--document_tokens=N` about documents that are not there yet, `--json` for tools. Reads the recipe,
+`config.json` of models that are there, and gpus.json; writes nothing.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from lit_puzzle.pipeline.notes import Notes
 from lit_puzzle.pipeline.progress import START_SECONDS
 from lit_puzzle.pipeline.stages import Stage, read_stages
 from lit_puzzle.pipeline.states import State, state_of
-from lit_puzzle.run.commands import PIPELINE, target_of
+from lit_puzzle.run.commands import PIPELINE, is_own, target_of
 from lit_puzzle.run.recipe import Recipe
 from lit_puzzle.run.recipe_values import recipe_values
 
@@ -41,6 +41,8 @@ def stage_plan(stage: Stage, stages: Mapping[str, Stage], options: Sequence[str]
     Raises:
         ValueError: the stage's own plan refuses a value.
     """
+    if not is_own(stage.command):
+        return None
     wired = [word for word in stage.wired if Path(word.partition("=")[2]).exists()]
     options = [*options, *_document_tokens(stage, stages)]
     return make_plan(stage.recipe, stage.command, target_of(stage.command), [*stage.words, *wired, *options])
@@ -114,16 +116,18 @@ def pipeline_lines(rows: Sequence[dict[str, Any]], path: Path, run_dir: Path) ->
         what = WILL.get(row["state"], row["state"].replace("_", " "))
         memory = shown_bytes(row["peak_bytes"]) if "peak_bytes" in row else ""
         disk = shown_bytes(sum(row["disk_bytes"].values())) if "disk_bytes" in row else ""
-        seconds = shown_seconds(row["seconds"]) if "seconds" in row else ""
+        planned = shown_seconds(row["seconds"]) if "seconds" in row else ""
         reads = ", ".join(row["reads"]) or "no stage"
-        lines.append(f"{row['stage']:<20} {what:<12} {memory:>11} {disk:>11} {seconds:>13}  {reads}")
+        lines.append(f"{row['stage']:<20} {what:<12} {memory:>11} {disk:>11} {planned:>13}  {reads}")
         if row["why"]:
             notes.append(f"{row['stage']}: {what}: {row['why']}")
         if row.get("advice"):
             notes += [f"{row['stage']} DOES NOT FIT: {line}" for line in row["advice"]]
     waiting = [row for row in rows if row["state"] in ("new", "incomplete", "changed")]
     seconds = sum(row.get("seconds", 0.0) for row in waiting)
-    disk = sum(sum(row.get("disk_bytes", {}).values()) for row in waiting)
-    total = f"to run: {len(waiting)} of {len(rows)} stages, {shown_bytes(disk)} of disk, {shown_seconds(seconds)} of "
+    written = sum(sum(row.get("disk_bytes", {}).values()) for row in waiting)
+    total = (
+        f"to run: {len(waiting)} of {len(rows)} stages, {shown_bytes(written)} of disk, {shown_seconds(seconds)} of "
+    )
     lines.append(f"{total}arithmetic, and {START_SECONDS:.0f} seconds a stage to start")
     return [*lines, *notes, "more on one of them: lightning run RECIPE --plan"]

@@ -34,7 +34,7 @@ class Progressing:
     measured: dict[str, float]
     console: Console = field(default_factory=lambda: Console(soft_wrap=True, highlight=False, markup=False))
     _bar: Progress | None = None
-    _task: TaskID = TaskID(0)
+    _task: TaskID | None = None
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -61,7 +61,7 @@ class Progressing:
             name: of the stage.
             elapsed: its seconds.
         """
-        if self._bar is not None:
+        if self._bar is not None and self._task is not None:
             done = len([each for each in self.measured if each in self.planned])
             share = min(elapsed / max(self.planned[name] * self._ratio(), 1.0), 0.95)
             left = f"about {time_text(self.seconds_left(name, elapsed))} left"

@@ -10,7 +10,6 @@ Reads recipes and the source of what they run (`recipe_values`); imports no torc
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -18,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_puzzle.pipeline.wiring import override_word, plain_value, wire
-from lit_puzzle.run.commands import PIPELINE, command_of, target_of
-from lit_puzzle.run.recipe import PACKAGED_RECIPES, Recipe, load_recipe
+from lit_puzzle.run.commands import PIPELINE, command_of, is_own, target_of
+from lit_puzzle.run.recipe import Recipe, load_recipe
 from lit_puzzle.run.recipe_values import recipe_values
 
 NAME = re.compile(r"[A-Za-z0-9_][\w-]*")
@@ -78,27 +77,6 @@ class Stage:
     def arguments(self) -> list[str]:
         """The words after `lightning run`."""
         return [self.entry.recipe, f"--run_dir={self.folder}", *self.words, *self.wired]
-
-
-def with_located_recipes(recipe: Recipe) -> Recipe:
-    """Return a pipeline's recipe in which the paths of stage recipes beside its file lead there from here."""
-    layers = []
-    for file, layer in zip(recipe.files, recipe.layers, strict=True):
-        entries = layer.get("stages")
-        if isinstance(entries, list):
-            layer = layer | {"stages": [_located(entry, file) for entry in entries]}
-        layers.append(layer)
-    return dataclasses.replace(recipe, layers=tuple(layers))
-
-
-def _located(entry: Any, file: Path) -> Any:
-    name = entry.get("recipe") if isinstance(entry, Mapping) else None
-    beside = file.parent / name if isinstance(name, str) else file
-    if not isinstance(name, str) or not beside.is_file():
-        return entry
-    packaged = beside.is_relative_to(PACKAGED_RECIPES)
-    path = Path("recipes") / beside.relative_to(PACKAGED_RECIPES) if packaged else Path(os.path.normpath(beside))
-    return {**entry, "recipe": str(path)}
 
 
 def read_stages(run_dir: Path, entries: Any, overrides: Any) -> list[Stage]:
@@ -187,8 +165,9 @@ def _stage(
     if command == PIPELINE:
         raise ValueError(f"stage {name!r}: {entry.recipe} is a pipeline itself; name its stages here.")
     try:
-        values = recipe_values(recipe, words, target_of(command)).content
-        placed = recipe_values(recipe, [*words, f"--run_dir={folder}"], target_of(command)).content
+        target = target_of(command) if is_own(command) else None  # keys of a user's function are not known here
+        values = recipe_values(recipe, words, target).content
+        placed = recipe_values(recipe, [*words, f"--run_dir={folder}"], target).content
         wired, reads = wire(placed, {text: other for other, text in standing.items()}, run_dir, stands)
     except ValueError as error:
         raise ValueError(f"stage {name!r} ({entry.recipe}): {error}") from error

@@ -49,13 +49,13 @@ def wire(
     reads: dict[str, None] = {}
     for key, value in _inputs(values, ""):
         for text in _texts(value):
-            name = _stage_of(text, standing)
-            if name is None:
+            folder = _stage_of(text, standing)
+            if folder is None:
                 _check_there(key, text)
-            elif standing[name] == stands:
+            elif folder == stands:
                 raise ValueError(f"{key} is {text}, the stage's own folder.")
             else:
-                reads[standing[name]] = None
+                reads[standing[folder]] = None
         placed = _placed(value, standing, run_dir)
         if placed != value:
             words.append(override_word(key, placed))

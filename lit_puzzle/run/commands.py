@@ -52,6 +52,11 @@ def target_of(command: str) -> str | None:
     return None if command in LIGHTNING_COMMANDS else STAGES[command][0] if command in STAGES else command
 
 
+def is_own(command: str) -> bool:
+    """Return whether a command is one of this package, and not code of the user."""
+    return command in LIGHTNING_COMMANDS or command in STAGES
+
+
 def command_of(recipe: Recipe, words: Sequence[str]) -> str:
     """Return the command of a recipe.
 

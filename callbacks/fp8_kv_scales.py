@@ -108,7 +108,8 @@ class FP8KVScales(Callback):
             k_name, v_name = (layer_prefix(layer) + name for name in names)
             first.append((self._start[k_name], self._start[v_name]))
         for logger in trainer.loggers:  # not log_dict, which would warn of each key that it is not reduced
-            logger.log_metrics(per_layer(apply_scales(counted, first), "kv_start"), step=trainer.global_step)
+            step = trainer.fit_loop.epoch_loop._batches_that_stepped  # of the validation's own metrics
+            logger.log_metrics(per_layer(apply_scales(counted, first), "kv_start"), step=step)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Calibrate the child that the module has saved at the end of training."""

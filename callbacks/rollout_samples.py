@@ -1,13 +1,16 @@
-"""Writes some completions of reinforcement learning with their grades, so that a wrong grader or a trick is noticed.
+"""Writes and shows completions of reinforcement learning with their rewards: a wrong grader or a trick is noticed.
 
 Writes `rollouts/episodes.jsonl` into the run folder, rows of the form of `lit_puzzle.environments.episodes`; `row` is a
-running number, `problem` the crc32 of the prompt. Every `every_rollouts`-th rollout adds its first `completions`,
-of the first process. A resumed run takes out the rows that were written after its training checkpoint, and writes them
-again.
+running number, `problem` the crc32 of the prompt, `rewards` the value of each reward before weighting. Every
+`every_rollouts`-th rollout adds its first `completions`, of the first process; every `show_every_rollouts`-th prints
+the first of them on stderr. A resumed run takes out the rows that were written after its training checkpoint, and
+writes them again.
 
 Disk: the texts of completions / every_rollouts a rollout.
 """
 
+import sys
+import textwrap
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +23,11 @@ from lit_puzzle.environments.answer_formats import answer_format
 from lit_puzzle.environments.episodes import Episode, Texts, append_rows, cut_rows
 from lit_puzzle.environments.grading import Finish, grade
 from lit_puzzle.environments.looping import is_looping
+from lit_puzzle.run.user_errors import printable
 
 SAMPLES_FILE = Path("rollouts", "episodes.jsonl")
 KEYS = ("completion_ids", "prompt", "answer", "truncated", "effort", "environment")
+SHOWN_CHARACTERS = 1200  # of a prompt and of a completion: their ends
 
 
 @runtime_checkable
@@ -33,24 +38,29 @@ class WithTokenizer(Protocol):
 
 
 class RolloutSamples(Callback):
-    """Writes completions of rollouts into `rollouts/episodes.jsonl`.
+    """Writes completions of rollouts into `rollouts/episodes.jsonl`, and prints some.
 
     The RL module's `training_step` returns, on the steps that generated and only there, beside `loss`:
     `completion_ids` (lists of token ids), `prompt`, `answer`, `effort`, `environment` (lists of texts) and `truncated`
-    (bool [B]: cut off at the cap).
+    (bool [B]: cut off at the cap), and `rewards` (B numbers by name) if it has any.
 
     Args:
         every_rollouts: one rollout in so many is sampled, the first one too.
         completions: completions of a sampled rollout.
+        show_every_rollouts: one rollout in so many is shown, the first one too; 0: none.
 
     Raises:
-        ValueError: a number below 1, or data that is not `PromptData`.
+        ValueError: a number below 1 (below 0 of those shown), or data that is not `PromptData`.
     """
 
-    def __init__(self, every_rollouts: int = 10, completions: int = 4) -> None:
-        if min(every_rollouts, completions) < 1:
-            raise ValueError(f"every_rollouts {every_rollouts}, completions {completions}: each must be at least 1.")
+    def __init__(self, every_rollouts: int = 10, completions: int = 4, show_every_rollouts: int = 40) -> None:
+        if min(every_rollouts, completions) < 1 or show_every_rollouts < 0:
+            raise ValueError(
+                f"every_rollouts {every_rollouts}, completions {completions}, show_every_rollouts "
+                f"{show_every_rollouts}: each must be at least 1, the last one may be 0."
+            )
         self.every_rollouts, self.completions = every_rollouts, completions
+        self.show_every_rollouts = show_every_rollouts
         self._rollouts = 0
         self._rows = 0
 
@@ -67,13 +77,16 @@ class RolloutSamples(Callback):
         if not isinstance(outputs, dict) or "completion_ids" not in outputs:
             return
         sampled = self._rollouts % self.every_rollouts == 0
+        shown = self.show_every_rollouts > 0 and self._rollouts % self.show_every_rollouts == 0
         self._rollouts += 1
-        if not sampled:
+        if not sampled and not shown:
             return
         episodes = self._episodes(trainer, pl_module, outputs)
-        self._rows += len(episodes)
-        if trainer.is_global_zero:
+        if shown and trainer.is_global_zero:
+            print(shown_text(trainer.global_step, episodes[0]), file=sys.stderr, flush=True)
+        if sampled and trainer.is_global_zero:
             append_rows(self._file(trainer), episodes)
+        self._rows += len(episodes) if sampled else 0
 
     def _episodes(self, trainer: Trainer, pl_module: LightningModule, outputs: dict[str, Any]) -> list[Episode]:
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -82,7 +95,7 @@ class RolloutSamples(Callback):
         tokenizer: Any = pl_module.tokenizer
         by_name = {environment.name: environment for environment in data.environments}
         columns = {key: list(outputs[key])[: self.completions] for key in KEYS}
-        form = answer_format(tokenizer)
+        form, rewards = answer_format(tokenizer), outputs.get("rewards", {})
         episodes = []
         for number, ids in enumerate(columns["completion_ids"]):
             prompt, answer, name = (str(columns[key][number]) for key in ("prompt", "answer", "environment"))
@@ -97,6 +110,7 @@ class RolloutSamples(Callback):
                     grade(by_name[name], parsed, answer, finish),
                     analysis=parsed.analysis is not None if form.thinks else None,
                     looping=is_looping(ids),
+                    rewards={name: float(values[number]) for name, values in rewards.items()} or None,
                 ),
                 generated_tokens=len(ids),
                 finish=finish,
@@ -116,3 +130,16 @@ class RolloutSamples(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue counting."""
         self._rollouts, self._rows = state_dict["rollouts"], state_dict["rows"]
+
+
+def shown_text(update: int, episode: Episode) -> str:
+    """Return a completion as it is printed: what was asked, the ends of long texts, rewards and length."""
+    texts = episode.texts
+    assert texts is not None
+    parts = [f"{name} {value:.3g}" for name, value in (episode.verdict.rewards or {}).items()]
+    told = [f"{episode.verdict.reason}, {episode.generated_tokens:,} tokens, finish {episode.finish}", *parts]
+    lines = [f"--- a completion of update {update}: {episode.environment}, effort {episode.effort} ---"]
+    for name, text in (("prompt", texts.prompt), ("completion", texts.completion), ("answer", texts.answer)):
+        cut = "... " if len(text) > SHOWN_CHARACTERS else ""
+        lines.append(f"{name}:\n{textwrap.indent(printable(cut + text[-SHOWN_CHARACTERS:]), '    ')}")
+    return "\n".join([*lines, " | ".join(told)])

@@ -100,7 +100,7 @@ def imported() -> set[str]:
 
 
 def test_dependencies_are_what_the_package_imports():
-    optional = {"vllm"}.union(*map(required, ON_DEMAND))
+    optional = {"vllm", "wandb"}.union(*map(required, ON_DEMAND))
     assert imported() - optional == required()
     assert "vllm" in required("vllm") and optional <= imported()
 

@@ -9,6 +9,7 @@ A row is a JSON object in a line:
     looping                     whether it ends in a loop (`lit_puzzle.environments.looping`); null if not known
     generated_tokens, finish    length, and whether it ended by itself (`stop`) or at the cap (`length`)
     seconds                     from the call of the engine to the last token, waiting included; null if not measured
+    rewards                     value of each reward by its name, before weighting; only of training
     prompt, completion, answer  texts, control tokens included, and the right answer; a file may leave all three out
 
 Reads and writes files of such rows. Needs no torch. Disk: 200 bytes a row and the texts.
@@ -96,6 +97,8 @@ class Episode:
         """Return it as a flat JSON object."""
         row = asdict(self)
         verdict, texts = row.pop("verdict"), row.pop("texts")
+        if verdict["rewards"] is None:
+            del verdict["rewards"]
         return row | verdict | (texts or {})
 
 
@@ -180,7 +183,9 @@ def read_rows(path: Path) -> list[Episode]:
 def _episode(value: Any, place: str) -> Episode:
     texts = list(Texts.__dataclass_fields__)
     own = [name for name in Episode.__dataclass_fields__ if name not in ("verdict", "texts")]
-    row: dict[str, Any] = dict.fromkeys(SEEN) | checked_keys(place, value, [*own, "correct", "reason"], [*texts, *SEEN])
+    optional = [*texts, *SEEN, "rewards"]
+    row: dict[str, Any] = dict.fromkeys(SEEN) | checked_keys(place, value, [*own, "correct", "reason"], optional)
+    rewards = row.get("rewards")
     given = [name for name in texts if name in row]
     text_keys = ("environment", "effort", "reason", *given)
     wrong = [name for name in text_keys if not isinstance(row[name], str)]
@@ -189,10 +194,12 @@ def _episode(value: Any, place: str) -> Episode:
     wrong += [] if row["seconds"] is None or _is_number(row["seconds"]) else ["seconds"]
     wrong += [] if row["finish"] in get_args(Finish) else ["finish"]
     wrong += [name for name in SEEN if row[name] not in (None, True, False)]
+    is_table = rewards is None or (isinstance(rewards, dict) and all(map(_is_number, rewards.values())))
+    wrong += [] if is_table else ["rewards"]
     if wrong or len(given) not in (0, len(texts)):
         what = f"{wrong[0]} is {str(row[wrong[0]])[:60]!r}" if wrong else f"of {texts} it has {given} only"
         raise ValueError(f"{place}: the row is damaged: {what}. Run the stage that wrote it again.")
-    verdict = Verdict(float(row["correct"]), row["reason"], **{name: row[name] for name in SEEN})
+    verdict = Verdict(float(row["correct"]), row["reason"], **{name: row[name] for name in SEEN}, rewards=rewards)
     return Episode(
         **{name: row[name] for name in own},
         verdict=verdict,

@@ -19,12 +19,14 @@ class Verdict:
             ...`; a grader may say more after a colon (`wrong: test 3 of 12: time limit`).
         analysis: whether thinking stands before the answer; None if the format does not tell them apart.
         looping: whether the completion ends in a loop (`lit_puzzle.environments.looping`); None if not known.
+        rewards: value of each reward by its name, before weighting, where the completion was trained on.
     """
 
     correct: float
     reason: str
     analysis: bool | None = None
     looping: bool | None = None
+    rewards: dict[str, float] | None = None
 
     @property
     def failed(self) -> bool:

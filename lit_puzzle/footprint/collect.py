@@ -46,6 +46,7 @@ OF_STAGES: dict[str, Formula] = {
     "text_distance": text_footprint.footprint,
     "throughput": serve.throughput_footprint,
     "frontier": report.footprint,
+    "report": report.report_footprint,
     "export": serve.export_footprint,
     "serve_check": serve.check_footprint,
 }

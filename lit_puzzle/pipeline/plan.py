@@ -21,6 +21,7 @@ from lit_puzzle.run.commands import PIPELINE, is_own, target_of
 from lit_puzzle.run.recipe import Recipe
 from lit_puzzle.run.recipe_values import recipe_values
 
+SHOWN_READS = 4
 WILL = {
     "new": "runs",
     "incomplete": "is resumed",
@@ -117,7 +118,8 @@ def pipeline_lines(rows: Sequence[dict[str, Any]], path: Path, run_dir: Path) ->
         memory = shown_bytes(row["peak_bytes"]) if "peak_bytes" in row else ""
         disk = shown_bytes(sum(row["disk_bytes"].values())) if "disk_bytes" in row else ""
         planned = shown_seconds(row["seconds"]) if "seconds" in row else ""
-        reads = ", ".join(row["reads"]) or "no stage"
+        more = len(row["reads"]) - SHOWN_READS
+        reads = ", ".join(row["reads"][:SHOWN_READS]) + (f" and {more} more" if more > 0 else "") or "no stage"
         lines.append(f"{row['stage']:<20} {what:<12} {memory:>11} {disk:>11} {planned:>13}  {reads}")
         if row["why"]:
             notes.append(f"{row['stage']}: {what}: {row['why']}")

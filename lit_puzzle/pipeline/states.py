@@ -15,8 +15,8 @@ from lit_puzzle.pipeline.notes import Notes
 from lit_puzzle.pipeline.stages import Stage
 from lit_puzzle.run.config_changes import compare_configs
 from lit_puzzle.run.files import read_text, resolved
-from lit_puzzle.run.folder import CONFIG, is_complete
-from lit_puzzle.run.inputs import SHOWN, Identity, recorded_inputs, recorded_outputs, text_hash
+from lit_puzzle.run.folder import CONFIG, RECORD, is_complete
+from lit_puzzle.run.inputs import SHOWN, Identity, file_identity, recorded_inputs, recorded_outputs, text_hash
 from lit_puzzle.run.lineage import is_part_of
 from lit_puzzle.run.marker import MARKER, is_run_folder, is_unclaimed
 
@@ -82,7 +82,7 @@ def _input_changes(stage: Stage, stages: dict[str, Stage], notes: Notes) -> Iter
         place = _placed(Path(identity.path), notes)
         for other in (stages[read] for read in stage.reads):
             if place.is_relative_to(resolved(other.folder)) and is_complete(other.folder):
-                differing = _difference(identity, place, other, notes)
+                differing = _difference(identity, place, stage, other, notes)
                 if differing:
                     yield f"{name} ({other.name}) was made anew since: {differing}"
 
@@ -94,14 +94,16 @@ def _placed(path: Path, notes: Notes) -> Path:
     return resolved(path)
 
 
-def _difference(identity: Identity, place: Path, other: Stage, notes: Notes) -> str:
-    """Return the parts of an input that differ from what the run it lies in has recorded to have made."""
-    outputs = recorded_outputs(other.folder).values()
-    if any(is_part_of(output, identity) for output in outputs):
+def _difference(identity: Identity, place: Path, stage: Stage, other: Stage, notes: Notes) -> str:
+    """Return how an input differs from what the run it lies in has made; empty if it does not."""
+    outputs = [*recorded_outputs(other.folder).values()]
+    if any(is_part_of(output, identity) for output in [*outputs, file_identity(other.folder, [RECORD])]):
         return ""
     for output in outputs:
         shared = [part for part in output.content if part in identity.content]
         if shared and _placed(Path(output.path), notes) == place:
             part = shared[0]
             return f"{part} {output.content[part][:SHOWN]} instead of {identity.content[part][:SHOWN]}"
-    return ""
+    record = stage.folder / RECORD  # no content was recorded that could be compared
+    later = record.is_file() and (other.folder / RECORD).stat().st_mtime_ns > record.stat().st_mtime_ns
+    return f"{other.name} ended after this stage" if later else ""

@@ -1,4 +1,4 @@
-"""Bytes of `frontier`: the rows of two evaluations, and the sums over their prompts.
+"""Bytes of `frontier` and `report`: the rows of two evaluations, and what is drawn.
 
 Pure functions; imports no torch; reads the size of the files of rows.
 """
@@ -20,3 +20,10 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     missing = [f"{file} is not there: {ASSUMED_BYTES / 1e6:.0f} MB are assumed" for file in files if not file.is_file()]
     phase = Phase("rows", {"rows of both evaluations": BYTES_OF_A_BYTE * sum(sizes)})
     return Footprint("frontier", (phase,), disk={"frontier": 1e6}, notes=tuple(missing))
+
+
+def report_footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
+    """Return the footprint of `report`: the rows of parent and child, of which completions are shown."""
+    phase = Phase("rows", {"rows of both evaluations": 2 * BYTES_OF_A_BYTE * ASSUMED_BYTES})
+    note = f"rows of two evaluations: {ASSUMED_BYTES / 1e6:.0f} MB each are assumed"
+    return Footprint("report", (phase,), disk={"page and pictures": 1e7}, notes=(note,))

@@ -42,6 +42,13 @@ class RunSummary:
         return str(self.config.get("command", "unknown command"))
 
     @property
+    def stage(self) -> str:
+        """The stage's command, or the class that Lightning trains or validates."""
+        model = self.config.get("model")
+        named = str(model.get("class_path", "")) if isinstance(model, Mapping) else ""
+        return named.rpartition(".")[2] or self.command
+
+    @property
     def commit(self) -> str:
         """The shortened git commit, with `+changes` if the tree differed from it."""
         commit = (self.record or {}).get("git_commit")

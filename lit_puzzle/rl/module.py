@@ -226,13 +226,12 @@ class RLRecovery(LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log TRL's metrics since the last update."""
         metrics = self.engine.metrics()
-        shown = {"reward": metrics.pop("reward", None), "tokens": metrics.pop("completions/mean_length", None)}
-        for name, value in shown.items():
-            if value is not None:
-                self.log(f"train/{name}", value, prog_bar=True, batch_size=1)
-        if shown["reward"] is not None:
-            self._reward_history.append(shown["reward"])
-        self.log_dict({f"train/{name}": value for name, value in metrics.items()}, batch_size=1)
+        if "completions/mean_length" in metrics:
+            metrics["tokens"] = metrics.pop("completions/mean_length")
+        if "reward" in metrics:
+            self._reward_history.append(metrics["reward"])
+        for name, value in metrics.items():
+            self.log(f"train/{name}", value, prog_bar=name == "reward" or name.startswith("tokens/"), batch_size=1)
 
     # ---- evaluating -----------------------------------------------------------------------------------------------
 

@@ -110,8 +110,3 @@ def complete(
             rewards_NF[:, column] = function.within_groups(tokens_PG, grades_PG).flatten()
         if isinstance(function, Budget) and function.full_mean_tokens:
             rewards_NF[:, column] *= counted_share(function, tokens_N, levels_N)
-
-
-def is_shared(function: Callable[..., Any]) -> bool:
-    """Return whether `complete` changes what a reward function returned."""
-    return isinstance(function, GroupLength) or (isinstance(function, Budget) and bool(function.full_mean_tokens))

@@ -26,10 +26,11 @@ from trl.trainer.utils import get_callable_name
 from lit_puzzle.environments.environment import LEVELS
 from lit_puzzle.generation.engine import EngineFailedError
 from lit_puzzle.generation.mismatch import mismatch_of, sums
+from lit_puzzle.rl.effort_means import effort_means
 from lit_puzzle.rl.loader import ResumableLoader
 from lit_puzzle.rl.reward_checks import Faults, checked_reward
-from lit_puzzle.rl.rewards import RewardFunction
-from lit_puzzle.rl.shared_rewards import complete, is_shared
+from lit_puzzle.rl.rewards import Correctness, RewardFunction
+from lit_puzzle.rl.shared_rewards import complete
 from lit_puzzle.rl.vllm_rollouts import VLLMRollouts
 from lit_puzzle.training.finite import ADVICE, raise_together
 from lit_puzzle.training.random_state import RandomStream
@@ -88,10 +89,15 @@ class _Trainer(GRPOTrainer):
         self.faults.found.clear()
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids)
         raise_together(next(iter(self.faults.found), None))
-        if any(is_shared(function) for function in self.functions):
-            own = [[len(ids), LEVELS.index(row["effort"])] for ids, row in zip(completion_ids, inputs, strict=True)]
-            tokens_N, levels_N = self.accelerator.gather(torch.tensor(own, device=rewards.device)).T
-            complete(self.functions, rewards, tokens_N.contiguous(), levels_N, self.num_generations)
+        own = [[len(ids), LEVELS.index(row["effort"])] for ids, row in zip(completion_ids, inputs, strict=True)]
+        tokens_N, levels_N = self.accelerator.gather(torch.tensor(own, device=rewards.device)).T
+        complete(self.functions, rewards, tokens_N.contiguous(), levels_N, self.num_generations)
+        graded = [column for column, function in enumerate(self.functions) if isinstance(function, Correctness)]
+        for name, mean in effort_means(tokens_N, levels_N, rewards[:, graded[0]] if graded else None).items():
+            self._metrics["train"][name].append(mean)
+        first = self.accelerator.process_index * len(own)
+        columns = rewards[first : first + len(own)].T.tolist()
+        self.rollout["rewards"] = dict(zip(self.reward_func_names, columns, strict=True))
         return rewards
 
     def _send_telemetry(self) -> None:
@@ -188,7 +194,8 @@ class GRPOEngine:
 
         Returns:
             `completion_lengths` (long [B]) and `truncated` (bool [B]: reached the cap), `completion_ids` (B lists),
-            `effort`, `environment`, `prompt` and `answer` (B texts each), of the whole generation batch.
+            `effort`, `environment`, `prompt` and `answer` (B texts each), `rewards` (by name, B numbers each, before
+            weighting), of the whole generation batch.
         """
         rollout, self._trainer.rollout = self._trainer.rollout, None
         return rollout or {}

@@ -36,6 +36,7 @@ STAGES = {
         "lit_puzzle.report.frontier.frontier",
         "two evaluations + throughputs -> requests, retention, frontier",
     ),
+    "report": ("lit_puzzle.report.report.report", "run folders -> one HTML page with pictures"),
     "export": ("lit_puzzle.serve.export.export", "child -> a complete folder to serve, with a model card"),
     "serve_check": (
         "lit_puzzle.serve.vllm.check.serve_check",

@@ -27,6 +27,7 @@ DEVICES = {"score": ("fabric.devices", "fabric.num_nodes"), "precompute_logits":
 LOGGING_CALLBACKS = frozenset(
     {
         *("RichProgressBar", "TQDMProgressBar", "ProgressBar", "RichModelSummary", "ModelSummary"),
+        "ProgressLines",
         *("DeviceStatsMonitor", "LearningRateMonitor", "ThroughputMonitor", "Timer"),
     }
 )

@@ -254,16 +254,16 @@ def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
     write_atomically(path, text + "\n")
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file atomically: a reader sees the old content or the new, even if this process is killed.
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file atomically, text in UTF-8: a reader sees the old content or the new, even if this process is killed.
 
     Raises:
         ValueError: the file cannot be written: the disk is full, or the folder is missing or read-only.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with partial.open("w", encoding="utf-8") as stream:
-            stream.write(text)
+        with partial.open("wb") as stream:
+            stream.write(content.encode() if isinstance(content, str) else content)
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(path)

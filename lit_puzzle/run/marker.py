@@ -25,14 +25,14 @@ from lit_puzzle.run.lock import LOCK_FILE, TAKEN_FILE
 MARKER = ".lit_puzzle_run"
 FORMAT = 1
 BOOKKEEPING = frozenset({MARKER, LOCK_FILE, TAKEN_FILE, CONFIG, RECORD, INPUTS_FILE, OUTPUTS_FILE})
-LOGS = frozenset({"lightning_logs", "wandb", "mlruns"})
+LOGS = frozenset({"logs", "lightning_logs", "wandb", "mlruns"})
 DERIVED = frozenset({"packed"})  # found to fit, or made again, by whoever reads it
 REMADE = frozenset(  # made again by every attempt
     {"calibration.jsonl", "calibration_tokens", "kv_calibration", "generation_lengths.json"}
 )
 TEMPORARY = re.compile(r"\.(.+)\.(\d+|partial|old)")  # of atomic writing: .NAME.PROCESS, and of folders and shards
 WRITTEN = (  # by stages
-    *("checkpoints", "best", "before", "after", "rollouts", "child", "model", "sweep"),
+    *("checkpoints", "best", "before", "after", "rollouts", "child", "model", "sweep", "pictures"),
     *("library", "documents", "top_logits", "packed", "calibration_tokens"),
     *("candidates", "evaluations", "progress", "kv_calibration", "kv_scales"),
     *("hidden_states.*", "layers.*", "broken_batch_*.pt"),
@@ -43,6 +43,9 @@ WRITTEN = (  # by stages
         "curve.*",
         "search.md",
         "report.json",
+        "report.html",
+        "frontier.json",
+        "throughput.json",
         "job.json",
         "results.json",
         "*.log",

@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from lit_puzzle.environments.environment import LEVELS
 from lit_puzzle.model.family import Family
 from lit_puzzle.run.files import read_json
 from lit_puzzle.run.folder import RECORD, require_input
@@ -23,8 +22,12 @@ from lit_puzzle.serve.experts import Rounding
 from lit_puzzle.serve.hub import REPOSITORY
 from lit_puzzle.serve.settings import Card, Format
 
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
+
 PICTURE = "plan.png"
 ERROR = "_se"  # suffix of standard errors
+OWN = "of these weights"
 
 
 @dataclass(frozen=True)
@@ -104,13 +107,47 @@ def card_text(card: Card, facts: Facts) -> str:
 
 
 def _front_matter(card: Card, facts: Facts) -> str:
-    front: dict[str, Any] = {"license": card.license, "library_name": "transformers"}
-    front["pipeline_tag"] = "text-generation"
-    if REPOSITORY.fullmatch(card.parent):
-        front["base_model"] = card.parent
+    """Return the metadata of the hub; results are those of evaluations of these very weights."""
+    from huggingface_hub import ModelCardData  # half a second
+
     model_type = facts.family.child.model_type if facts.format == "puzzle" else facts.family.model_type
-    front["tags"] = [model_type, "mixture-of-experts", "pruned", *(["mxfp4"] if facts.packed else [])]
-    return f"---\n{yaml.safe_dump(front, sort_keys=False)}---"
+    results = [
+        result
+        for title, path in card.evaluations.items()
+        for record in [read_run(path)]
+        if _whose(record, facts.sizes).startswith(OWN)
+        for result in _hub_results(title, record["results"])
+    ]
+    front = ModelCardData(
+        license=card.license,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        base_model=card.parent if REPOSITORY.fullmatch(card.parent) else None,
+        tags=[model_type, "mixture-of-experts", "pruned", *(["mxfp4"] if facts.packed else [])],
+        model_name=card.name if results else None,
+        eval_results=results or None,
+    )
+    return f"---\n{front.to_yaml()}\n---"
+
+
+def _hub_results(title: str, results: Mapping[str, Any]) -> list[EvalResult]:
+    """Return accuracy and mean generated tokens of each effort in the form of the hub's `model-index`."""
+    from huggingface_hub import EvalResult
+
+    metrics = {"accuracy": "accuracy", "tokens": "mean generated tokens"}
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type="held-out",
+            dataset_name=f"{title}, {effort} effort",
+            metric_type=key,
+            metric_name=name,
+            metric_value=float(results[f"{key}/{effort}"]),
+        )
+        for effort in LEVELS
+        for key, name in metrics.items()
+        if f"{key}/{effort}" in results
+    ]
 
 
 def _opening(card: Card, facts: Facts) -> str:
@@ -159,7 +196,7 @@ def _whose(record: Mapping[str, Any], sizes: Sizes) -> str:
     if weights is None:
         return "of weights that the run has not recorded"
     if weights in (sizes.fingerprint, sizes.source_fingerprint):
-        return "of these weights" if weights == sizes.fingerprint else "of these weights before the export"
+        return OWN if weights == sizes.fingerprint else f"{OWN} before the export"
     return f"of other weights ({Path(checkpoint['path']).name}, fingerprint {weights[:12]})"
 
 

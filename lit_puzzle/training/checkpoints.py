@@ -19,6 +19,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_puzzle.generation.engine import EngineFailedError
 from lit_puzzle.run.signals import StoppedError, defer_signals, noted_signal
+from lit_puzzle.training.logged_rows import begin_row, log_row
 
 
 class UpdateCheckpoint(ModelCheckpoint):
@@ -73,10 +74,12 @@ class UpdateCheckpoint(ModelCheckpoint):
         assert fit_loop._data_fetcher is not None
         self._waits_for_validation = fit_loop.epoch_loop._should_check_val_fx(fit_loop._data_fetcher)
         if not self._waits_for_validation:
+            log_row(trainer)
             self._save(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Let a signal wait for the end of the update, after which the state can be saved."""
+        begin_row(trainer, batch_idx)
         defer_signals(True)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -26,6 +26,7 @@ from lit_puzzle.run.peers import report_failure
 from lit_puzzle.run.recipe import Recipe
 from lit_puzzle.run.record import RunClock
 from lit_puzzle.run.signals import install_handlers
+from lit_puzzle.training.loggers import CSV
 from lit_puzzle.training.stored_checkpoints import check_checkpoint
 
 LARGEST_SEED = 2**32 - 1  # of numpy's generator
@@ -103,6 +104,9 @@ class RecipeCLI(LightningCLI):
         """Build another trainer of the recipe, with callbacks of its own, for a folder inside the run folder."""
         self.config_init = self.parser.instantiate_classes(self.config)
         trainer = self.instantiate_trainer(default_root_dir=folder)
+        for logger in trainer.loggers:
+            if isinstance(logger, CSV):  # a log of its own, which stays when the folder goes
+                logger.folder = logger.folder / folder.name
         trainer.callbacks.insert(0, OwnSignals())  # type: ignore[attr-defined]
         return trainer
 

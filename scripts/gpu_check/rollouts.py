@@ -56,8 +56,7 @@ def words(options: Options, folder: Path, replay: bool) -> list[str]:
 
 def measured(folder: Path, replay: bool) -> Row:
     """Return the numbers of a run: medians over its updates, and the largest mean difference."""
-    (file,) = folder.glob("lightning_logs/*/metrics.csv")
-    with file.open() as stream:
+    with (folder / "logs" / "metrics.csv").open() as stream:
         rows = [row for row in csv.DictReader(stream) if row.get("train/sampling/kl")]
     mean = [float(row["train/sampling/sampling_logp_difference/mean"]) for row in rows]
     kl = [float(row["train/sampling/kl"]) for row in rows]

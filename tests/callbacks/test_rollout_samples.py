@@ -1,5 +1,6 @@
 """rollout_samples.py: which completions are written, with which grades; a resumed run writes the same file."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ class Policy(LightningModule):
                 "truncated": torch.tensor([False, False, False, True, False]),
                 "effort": ["high", "low", "low", "high", "low"],
                 "environment": ["chains"] * 5,
+                "rewards": {"correctness": [1.0, 0.0, 0.0, 0.0, 1.0], "length": [-0.5] * 5},
             }
         return outputs
 
@@ -67,7 +69,7 @@ def train(folder: Path, steps: int, checkpoint: Path | None = None) -> Path:
         max_steps=steps,
         default_root_dir=folder,
         logger=False,
-        callbacks=[RolloutSamples(every_rollouts=2, completions=4), saving],
+        callbacks=[RolloutSamples(every_rollouts=2, completions=4, show_every_rollouts=3), saving],
         enable_progress_bar=False,
         enable_model_summary=False,
     )
@@ -85,6 +87,19 @@ def test_every_second_rollout_is_written_with_its_grades(tmp_path: Path) -> None
     assert rows[0].texts is not None and rows[0].texts.completion == RIGHT and rows[0].texts.answer == "7"
     assert [row.finish for row in rows[:4]] == ["stop", "stop", "stop", "length"]
     assert rows[0].generated_tokens == len(TOKENIZER(RIGHT, add_special_tokens=False)["input_ids"])
+    assert [row.verdict.rewards for row in rows[:2]] == [
+        {"correctness": float(row.correct), "length": -0.5} for row in rows[:2]
+    ]
+    stored = set(json.loads((tmp_path / "rollouts" / "episodes.jsonl").read_text().splitlines()[0]))
+    assert {"prompt", "completion", "rewards", "generated_tokens", "finish", "effort", "environment"} <= stored
+
+
+def test_the_first_completion_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(tmp_path, 10)  # rollouts 0 to 4, of which 0 and 3 are shown
+    said = capsys.readouterr().err
+    assert said.count("--- a completion of update") == 2 and "update 7: chains, effort high" in said
+    assert f"completion:\n    {RIGHT}\nanswer:\n    7\nright, " in said
+    assert "finish stop | correctness 1 | length -0.5" in said
 
 
 def test_a_resumed_run_writes_the_same_file(tmp_path: Path) -> None:
@@ -96,7 +111,9 @@ def test_a_resumed_run_writes_the_same_file(tmp_path: Path) -> None:
 
 
 def test_wrong_numbers_and_data_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="every_rollouts 0, completions 4: each must be at least 1"):
+    with pytest.raises(
+        ValueError, match="every_rollouts 0, completions 4, show_every_rollouts 40: each must be at least 1"
+    ):
         RolloutSamples(every_rollouts=0)
     trainer = Trainer(
         accelerator="cpu", max_steps=1, default_root_dir=tmp_path, logger=False, callbacks=[RolloutSamples()]

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from lit_puzzle.rl.length_rewards import Budget, Overlong
-from lit_puzzle.rl.shared_rewards import GroupLength, complete, counted_share, is_shared, relative_shortness
+from lit_puzzle.rl.shared_rewards import GroupLength, complete, counted_share, relative_shortness
 
 
 def shortness(tokens: list[float], grades: list[float], right_only: bool = True) -> list[float]:
@@ -65,7 +65,6 @@ def test_budgets_of_the_mean_by_hand() -> None:
 
 def test_only_rewards_that_compare_are_changed() -> None:
     always = Budget({"low": 1.0}, {"low": 2.0})
-    assert [is_shared(one) for one in (always, Overlong(96, 16), GroupLength())] == [False, False, True]
     rewards_NF = torch.tensor([[1.0, -1.0, 4.0], [1.0, -0.5, 2.0]])
     complete([Overlong(96, 16), always, GroupLength()], rewards_NF, torch.tensor([4, 2]), torch.tensor([0, 0]), 2)
     assert rewards_NF.tolist() == [[1.0, -1.0, -0.5], [1.0, -0.5, 0.5]]

@@ -75,7 +75,12 @@ def test_numbers_of_run_json_appear(tmp_path: Path) -> None:
         remarks="Not tested on chess.",
     )
     export(tmp_path / "run", CHILD, card=card)
-    _, body = card_of(tmp_path / "run")
+    front, body = card_of(tmp_path / "run")
+    (index,) = front["model-index"]
+    assert index["name"] == card.name
+    (result,) = index["results"]  # of these weights only, for the hub
+    assert result["dataset"]["name"] == "child, low effort" and result["task"]["type"] == "text-generation"
+    assert result["metrics"] == [{"type": "accuracy", "name": "accuracy", "value": 0.51953125}]
     lines = body.splitlines()
     assert "| | parent | child |" in lines
     assert "| accuracy | 0.5561 | 0.625 |" in lines

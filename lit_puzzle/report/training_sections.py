@@ -1,0 +1,114 @@
+"""Sections of a report about training: curves of every run, and the accuracy that every run has measured.
+
+Reads metrics.csv and run.json; writes nothing. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from lit_puzzle.environments.environment import LEVELS
+from lit_puzzle.report.figures import Series, curves
+from lit_puzzle.report.found_runs import FoundRuns
+from lit_puzzle.report.page import Picture, Section, Table
+from lit_puzzle.report.run_summary import RunSummary
+from lit_puzzle.training.metrics_file import MetricsFile
+
+METRICS = "**/metrics.csv"
+MOST_CURVES = 8
+STATES = ("before", "after")
+
+
+def curves_section(found: FoundRuns) -> Section:
+    """Return the section with the curves of training: reward or loss, accuracy and generated tokens per effort."""
+    title = "Training"
+    curved = [(run, _panels(_columns(sorted(run.folder.glob(METRICS))))) for run in found.complete]
+    drawn = [(run, panels) for run, panels in curved if panels]
+    if not drawn:
+        return Section(title, missing="No run with metrics.csv is there: lightning run recipes/rl_recover.yaml")
+    pictures = [
+        Picture(f"training_{number}", f"Training of {run.folder}: {', '.join(panels)}", curves(panels))
+        for number, (run, panels) in enumerate(drawn[:MOST_CURVES], start=1)
+    ]
+    text = [f"From top to bottom: {'; '.join(str(run.folder) for run, _ in drawn[:MOST_CURVES])}."]
+    if len(drawn) > MOST_CURVES:
+        text.append(f"Not drawn, as they are older: {', '.join(str(run.folder) for run, _ in drawn[MOST_CURVES:])}.")
+    return Section(title, text, pictures, sources=[run for run, _ in drawn[:MOST_CURVES]])
+
+
+Columns = dict[str, list[tuple[float, float]]]  # metric -> (update, value)
+
+
+def _columns(files: Sequence[Path]) -> Columns:
+    """Read files of metrics, more than one where each attempt began its own; the last value of an update counts.
+
+    Raises:
+        ValueError: a file has something else than numbers.
+    """
+    found: dict[str, dict[float, float]] = {}
+    for file in files:
+        for step, values in MetricsFile(file).rows():
+            for name, value in values.items():
+                if math.isfinite(value):
+                    found.setdefault(name, {})[step] = value
+    return {name: sorted(points.items()) for name, points in found.items()}
+
+
+def _panels(columns: Columns) -> dict[str, list[Series]]:
+    """Return the panels that a run has columns for."""
+    reward = ["train/reward"] if "train/reward" in columns else ["train/loss", "val/loss"]
+    tokens = "val/tokens/{}" if "val/tokens/low" in columns or "val/tokens/high" in columns else "length/{}/mean"
+    panels = {
+        "reward" if reward == ["train/reward"] else "loss": [(name, name, place) for place, name in enumerate(reward)],
+        "accuracy": [(effort, f"val/accuracy/{effort}", 1 + place) for place, effort in enumerate(LEVELS)],
+        "tokens": [(effort, tokens.format(effort), 1 + place) for place, effort in enumerate(LEVELS)],
+    }
+    drawn = {
+        name: [Series(label, columns[column], place) for label, column, place in lines if column in columns]
+        for name, lines in panels.items()
+    }
+    return {name: lines for name, lines in drawn.items() if lines}
+
+
+def results_section(found: FoundRuns) -> Section:
+    """Return the section with accuracy, tokens, unfinished and looping completions of every run that measured them."""
+    title = "Results of all runs"
+    rows = {place: _results(run) for place, run in enumerate(found.complete)}
+    runs = [run for place, run in enumerate(found.complete) if rows[place]]
+    if not runs:
+        return Section(title, missing="No run has measured accuracy: lightning run recipes/evaluate.yaml")
+    head = ["run", "stage", "effort", "accuracy", "tokens", "unfinished", "looping"]
+    table = Table(head, [row for own in rows.values() for row in own])
+    text = "Accuracy ± standard error, mean generated tokens, shares of unfinished and of looping completions."
+    return Section(title, [text], tables=[table], sources=runs)
+
+
+def _results(run: RunSummary) -> list[list[str]]:
+    """Return the rows of a run: a state of the model at an effort each."""
+    results, rows = (run.record or {}).get("results", {}), []
+    for state in ("", *STATES):
+        for effort in LEVELS:
+            tail, error = (
+                (f"{effort}/{state}", f"accuracy/{effort}/{state}_se") if state else (effort, f"accuracy_se/{effort}")
+            )
+            if f"accuracy/{tail}" not in results:
+                continue
+            spread = f" ± {results[error]:.3f}" if error in results else ""
+            finished = results.get(f"finished/{tail}")
+            unfinished = results.get(f"unfinished/{tail}") if finished is None else 1 - finished
+            rows.append(
+                [
+                    f"{run.folder} {state}".strip(),
+                    run.stage,
+                    effort,
+                    f"{results[f'accuracy/{tail}']:.3f}{spread}",
+                    *("" if value is None else f"{value:.1f}" for value in [results.get(f"tokens/{tail}")]),
+                    *(
+                        "" if share is None else f"{share:.2%}"
+                        for share in (unfinished, results.get(f"looping/{tail}"))
+                    ),
+                ]
+            )
+    return rows

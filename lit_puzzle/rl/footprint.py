@@ -2,7 +2,7 @@
 
     always       weights (P - T) b / N, master weights 4 T / N, and from the first update on optimizer states
     rollouts     the model gathered once (or two layers of it) + KV cache of completions_per_device x slices rows; or an
-                 engine of vLLM (`lit_puzzle.rl.engine_footprint`) and gathered layers, whose weights are sent to it
+                 engine of vLLM (`lit_puzzle.generation.engine_footprint`) and gathered layers, to send it their weights
     update       activations of completions_per_device rows + inside of one layer, or while no layer is at work the
                  log-probabilities of a tile of 4096 x 32768 logits
     evaluation   the model gathered once + KV cache of evaluation.batch_size rows
@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from lit_puzzle.generation.engine_footprint import engine_beside
 from lit_puzzle.generation.footprint import apart_bytes, decoding_bytes, engine_name
 from lit_puzzle.model.footprint import ModelSize, model_size, step_bytes
 from lit_puzzle.model.planned_shape import planned_config
-from lit_puzzle.rl.engine_footprint import engine_beside
 from lit_puzzle.run.footprint import Assumed, Decoding, Device, Footprint, Knob, Phase, Work, smaller
 from lit_puzzle.run.recipe_values import Values
 from lit_puzzle.training.footprint import Trained, load_bytes, trained

@@ -107,8 +107,10 @@ def trained(size: ModelSize, training: Values, optimizer: str) -> Trained:
         count = _adapter_numbers(size, training.inside("lora"))
         return Trained(size, width, count, 0, count, state)
     shapes = tensor_shapes(size.config)
-    patterns = training.get("freeze") or family_of(size.config).layer.frozen
-    free = {name: prod(shape) for name, shape in shapes.items() if not any(fnmatchcase(name, p) for p in patterns)}
+    names, part = family_of(size.config).layer, training.get("trainable")
+    patterns = names.parts[str(part)] if part else training.get("freeze") or names.frozen
+    matched = {name for name in shapes if any(fnmatchcase(name, pattern) for pattern in patterns)}
+    free = {name: prod(shape) for name, shape in shapes.items() if (name in matched) == bool(part)}
     layers = sum(count for name, count in free.items() if ".layers." in name)
     return Trained(size, width, layers, sum(free.values()) - layers, 0, state)
 

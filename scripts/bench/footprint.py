@@ -200,15 +200,15 @@ def measured(folder: Path, stage: str, size: int, processes: int) -> tuple[float
 
 def predicted(folder: Path, stage: str, size: int, processes: int) -> tuple[float, str]:
     """Return the peak by the formulas in bytes, and the phase that it is in."""
-    from lit_puzzle.cli import _target
     from lit_puzzle.footprint.plan import make_plan
+    from lit_puzzle.run.commands import target_of
     from lit_puzzle.run.recipe import load_recipe
 
     name, words = asked(folder, stage, size, processes)
     recipe = load_recipe(f"recipes/{name}.yaml")
     command = recipe.value("command")
     options = [f"--gpus={processes}", "--gpu=cpu", f"--prompt_tokens={PROMPT_TOKENS}"]
-    plan = make_plan(recipe, command, _target(command), [*words, *options])
+    plan = make_plan(recipe, command, target_of(command), [*words, *options])
     assert plan is not None
     return plan.footprint.peak_bytes, plan.footprint.fullest.name
 

@@ -1,4 +1,4 @@
-"""Bytes of an engine of vLLM beside a model that trains by reinforcement learning.
+"""Bytes of an engine of vLLM beside a model that trains on what it generates.
 
     GPU, generating   gpu_memory_share of the device, or weights + kv_cache_gib: W / R for the weights, the rest is KV
     GPU, training     nothing: the engine sleeps, its weights are in the memory of the machine
@@ -51,7 +51,7 @@ def engine_beside(size: ModelSize, grpo: Values, precision: str, device: Device)
 
     Args:
         size: the child.
-        grpo: values of `grpo` in a recipe, with `rollouts` (`lit_puzzle.generation.rollout_settings`).
+        grpo: values of a recipe with `rollouts` (`lit_puzzle.generation.rollout_settings`): `grpo` or `on_policy`.
         precision: of the layers in training.
         device: of the process.
     """

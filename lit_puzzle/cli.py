@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +20,20 @@ from jsonargparse import ActionConfigFile, Namespace
 from lit_puzzle.footprint.before_run import FORCE, check_fit
 from lit_puzzle.footprint.plan import make_plan
 from lit_puzzle.footprint.table import plan_json, plan_lines
+from lit_puzzle.pipeline.folder import opened_pipeline
+from lit_puzzle.pipeline.plan import plan_of_pipeline
+from lit_puzzle.pipeline.prepared import prepared
 from lit_puzzle.report.show import show
+from lit_puzzle.run.closed_pipe import only_prints, reader_may_leave
+from lit_puzzle.run.commands import (
+    LIGHTNING_COMMANDS,
+    PARALLEL_STAGES,
+    PIPELINE,
+    STAGES,
+    command_of,
+    stage_list,
+    target_of,
+)
 from lit_puzzle.run.inputs import dated
 from lit_puzzle.run.open_run import join_run, opened_run
 from lit_puzzle.run.parser import RecipeParser, without_unset_date
@@ -32,43 +45,6 @@ from lit_puzzle.run.signals import stopped_by_signals
 from lit_puzzle.run.user_errors import one_line_errors
 from lit_puzzle.run.verify import take_verify, verifying
 
-LIGHTNING_COMMANDS = {
-    "fit": "train a LightningModule: distillation, RL recovery, the tiny parent",
-    "validate": "one pass over data without training: expert importance, FP8 KV-cache calibration",
-}
-STAGES = {
-    "library": ("lit_puzzle.library.candidates.library", "expert importance -> candidate blocks of each layer"),
-    "score": ("lit_puzzle.scoring.scoring.score", "replace-1-block scores of the library's blocks in the parent"),
-    "search": ("lit_puzzle.search.search.search", "library + scores + costs -> plan of least quality loss in a budget"),
-    "assemble": ("lit_puzzle.child.assemble.assemble", "plan + parent checkpoint -> child checkpoint"),
-    "average": ("lit_puzzle.child.average.average", "two recovered children -> their weighted average"),
-    "generate": ("lit_puzzle.data.generate.generate", "prompts + parent -> documents with its completions"),
-    "precompute_logits": (
-        "lit_puzzle.distill.top_logits.precompute_logits",
-        "documents + parent -> its top-k logits on disk",
-    ),
-    "evaluate": ("lit_puzzle.evaluate.accuracy.evaluate", "accuracy and generated tokens per reasoning effort"),
-    "text_distance": (
-        "lit_puzzle.evaluate.text_distance.text_distance",
-        "divergence from the parent and perplexity on held-out documents",
-    ),
-    "throughput": (
-        "lit_puzzle.serve.throughput.throughput",
-        "best token throughput of parent and child: measured, predicted or stated",
-    ),
-    "frontier": (
-        "lit_puzzle.report.frontier.frontier",
-        "two evaluations + throughputs -> requests, retention, frontier",
-    ),
-    "report": ("lit_puzzle.report.report.report", "run folders -> one HTML page with pictures"),
-    "export": ("lit_puzzle.serve.export.export", "child -> a complete folder to serve, with a model card"),
-    "serve_check": (
-        "lit_puzzle.serve.vllm.check.serve_check",
-        "compare an exported folder in vLLM with transformers",
-    ),
-}
-# Stages that divide their work among processes; the others would repeat it in every process.
-PARALLEL_STAGES = frozenset({"score", "precompute_logits"})
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "NODE_RANK")  # the first that is set is the rank
 USAGE = """usage: lightning run RECIPE [--KEY=VALUE ...] [--overwrite] [--verify=fast|full] [--force] [--print_config]
        lightning run RECIPE --plan [--gpus=8 --gpu=H100] [--prompt_tokens=N] [--json] [--KEY=VALUE ...]
@@ -99,11 +75,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: words after the program's name; default: the command line.
 
     Raises:
-        SystemExit: the input is wrong (code 2, one message).
+        SystemExit: the input is wrong (code 2, one message), or nobody reads what is printed (code 1).
     """
     words = list(sys.argv[1:] if argv is None else argv)
     hint = ": the same command continues the run." if words[:1] == ["run"] else ""
-    with one_line_errors(), stopped_by_signals(hint):
+    with one_line_errors(), stopped_by_signals(hint), reader_may_leave() if only_prints(words) else nullcontext():
         match words:
             case ["run", "-h" | "--help"] | ["run"] | ["-h" | "--help"] | []:
                 print(_usage())
@@ -140,11 +116,15 @@ def run(name: str, overrides: Sequence[str]) -> None:
     words = [word for word in rest if word not in ("--overwrite", FORCE)]
     overwrite, force = "--overwrite" in rest, FORCE in rest
     check_names(recipe, words)
-    command = _command(recipe, words)
+    command = command_of(recipe, words)
+    if command == PIPELINE:
+        recipe, words = prepared(recipe, words)
+        if force:
+            raise ValueError("--force is for one stage: run it alone with --force, then the pipeline goes on.")
     if "--plan" in words:
         print_plan(recipe, command, words)
         return
-    check = partial(check_fit, recipe, command, _target(command), words, force) if _rank() == 0 else _no_check
+    check = partial(check_fit, recipe, command, target_of(command), words, force) if _rank() == 0 else _no_check
     named = {path.partition(".")[0] for path in recipe.class_paths()}
     end_with_starter(_rank())
     own = command.partition(".")[0] if "." in command else None
@@ -163,15 +143,13 @@ def print_plan(recipe: Recipe, command: str, words: Sequence[str]) -> None:
     Raises:
         ValueError: a wrong key, option or device, or a stage of the user's own.
     """
-    plan = make_plan(recipe, command, _target(command), words)
+    if command == PIPELINE:
+        print("\n".join(plan_of_pipeline(recipe, words)))
+        return
+    plan = make_plan(recipe, command, target_of(command), words)
     if plan is None:
         raise ValueError(f"{recipe.path}: nobody knows what {command} costs: it is code of your own.")
     print(plan_json(plan) if "--json" in words else "\n".join(plan_lines(plan)))
-
-
-def _target(command: str) -> str | None:
-    """Return the dotted name of the function that a command runs, or None for a command of Lightning."""
-    return None if command in LIGHTNING_COMMANDS else STAGES[command][0] if command in STAGES else command
 
 
 def _no_check() -> None:
@@ -214,7 +192,11 @@ def run_stage(
         join_run(run_dir, resolved)
     check()
     clock = RunClock()
-    opened = opened_run(run_dir, resolved, overwrite, command not in STAGES) if is_first else nullcontext(False)
+    opened: AbstractContextManager[bool] = nullcontext(False)
+    if command == PIPELINE:
+        opened = opened_pipeline(run_dir, resolved, overwrite)
+    elif is_first:
+        opened = opened_run(run_dir, resolved, overwrite, command not in STAGES)
     with dated(config.chat_date), opened as resumed:
         arguments = parser.instantiate(Namespace(config.clone()))
         for key in ("config", "command", "run_dir", "chat_date"):
@@ -243,21 +225,11 @@ def _rank() -> int:
     return next((int(os.environ[name]) for name in RANKS if name in os.environ), 0)
 
 
-def _command(recipe: Recipe, words: Sequence[str]) -> str:
-    given = [word.removeprefix("--command=") for word in words if word.startswith("--command=")]
-    command = given[-1] if given else recipe.value("command")
-    if not isinstance(command, str):
-        raise ValueError(
-            f"{recipe.path} has no `command`: it can be the `base:` of other recipes only. Stages:\n{_stage_list()}"
-        )
-    return command
-
-
 def _stage_function(command: str, recipe_path: Path) -> Callable[..., Mapping[str, float]]:
     dotted = STAGES[command][0] if command in STAGES else command
     module_name, _, function_name = dotted.rpartition(".")
     if not module_name:
-        raise ValueError(f"{recipe_path}: command {command!r} does not exist. Stages:\n{_stage_list()}")
+        raise ValueError(f"{recipe_path}: command {command!r} does not exist. Stages:\n{stage_list()}")
     try:
         function: Callable[..., Mapping[str, float]] = vars(importlib.import_module(module_name))[function_name]
     except (ModuleNotFoundError, KeyError) as error:
@@ -265,13 +237,8 @@ def _stage_function(command: str, recipe_path: Path) -> Callable[..., Mapping[st
     return function
 
 
-def _stage_list() -> str:
-    rows = LIGHTNING_COMMANDS | {name: line for name, (_, line) in STAGES.items()}
-    return "\n".join(f"  {name:<17} {line}" for name, line in rows.items())
-
-
 def _usage() -> str:
-    return USAGE.format(stages=_stage_list())
+    return USAGE.format(stages=stage_list())
 
 
 def _copy_recipes(folder: Path) -> None:

@@ -1,9 +1,13 @@
 #!/usr/bin/env bash
 # Sets everything up and runs the main job: RL recovery of the embedded pruned model. About ten minutes on one CPU core.
-# Arguments are passed on: bash scripts/quickstart.sh --trainer.max_steps=4
+# With --all: every stage in its order (recipes/pipeline.yaml).
+# Arguments are passed on: bash scripts/quickstart.sh --trainer.max_steps=4; bash scripts/quickstart.sh --all --plan
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" ""  # sourced without arguments it would see ours
-if [ -f runs/rl_recover/run.json ] && [ $# -eq 0 ]; then
+if [ "${1:-}" = --all ]; then
+    shift
+    lightning run recipes/pipeline.yaml "$@"
+elif [ -f runs/rl_recover/run.json ] && [ $# -eq 0 ]; then
     echo "runs/rl_recover is complete (run it anew with: bash scripts/quickstart.sh --overwrite):"
     python -m json.tool runs/rl_recover/run.json
 else

@@ -57,7 +57,8 @@ def test_readme_is_a_front_page() -> None:
 def test_quickstart_runs_the_main_job_as_written(tmp_path: Path) -> None:
     """What quickstart.sh types after installing, cut to one update and few prompts."""
     script = (ROOT / "scripts" / "quickstart.sh").read_text()
-    (recipe,) = re.findall(r"^ +lightning run (\S+) \"\$@\"$", script, flags=re.MULTILINE)
+    (everything, recipe) = re.findall(r"^ +lightning run (\S+) \"\$@\"$", script, flags=re.MULTILINE)
+    assert everything == "recipes/pipeline.yaml"
     cut = ["--trainer.max_steps=1", f"--run_dir={tmp_path / 'run'}"]
     cut += ["--model.init_args.evaluation.prompts_per_effort=8", "--data.init_args.held_out_per_effort=8"]
     subprocess.run([sys.executable, "-m", "lit_puzzle", "run", recipe, *cut], check=True, cwd=ROOT)

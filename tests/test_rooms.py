@@ -27,6 +27,7 @@ ROOMS = (  # the ground floor first; `spec` and `cli` are files, all others fold
         "callbacks",
         "report",
         "footprint",
+        "pipeline",
         "cli",
     ),
 )

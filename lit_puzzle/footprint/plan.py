@@ -1,7 +1,8 @@
 """`lightning run RECIPE --plan`: what a recipe costs, as a table or as JSON, without starting it. Imports no torch.
 
 Options beside the recipe's own overrides: `--gpus=8 --gpu=H100` the devices, `--prompt_tokens=N` what to assume about
-prompts, `--json` for tools. Reads the recipe, `config.json` of models that are there, and gpus.json; writes nothing.
+prompts, `--document_tokens=N` about documents that are not there yet, `--json` for tools. Reads the recipe,
+`config.json` of models that are there, and gpus.json; writes nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from lit_puzzle.run.footprint import Assumed, Device, Footprint
 from lit_puzzle.run.recipe import Recipe
 from lit_puzzle.run.recipe_values import Values, recipe_values
 
-OPTIONS = ("gpus", "gpu", "prompt_tokens")
+OPTIONS = ("gpus", "gpu", "prompt_tokens", "document_tokens")
 TINY_WORLD = "lit_puzzle.tiny."  # its prompts have about 75 tokens
 TINY_PROMPT = 75
 WRONG_KIND = (TypeError, KeyError, AttributeError, ZeroDivisionError)  # what formulas meet in such values
@@ -137,10 +138,11 @@ def _in_one_line(formula: Formula) -> Formula:
 
 
 def _assumed(values: Values, options: Mapping[str, str]) -> Assumed:
-    if "prompt_tokens" in options:
-        return Assumed(prompt_tokens=_count("prompt_tokens", options))
     tiny = any(text.startswith(TINY_WORLD) for text in _texts(values.content))
-    return Assumed(prompt_tokens=TINY_PROMPT) if tiny else Assumed()
+    assumed = Assumed(prompt_tokens=TINY_PROMPT) if tiny else Assumed()
+    if "prompt_tokens" in options:
+        assumed = replace(assumed, prompt_tokens=_count("prompt_tokens", options))
+    return replace(assumed, documents=_count("document_tokens", options)) if "document_tokens" in options else assumed
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -54,12 +54,13 @@ from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.rl.length_rewards import budget_score
 from lit_puzzle.rl.rewards import Weighted, build_rewards, length_rewards
 from lit_puzzle.rl.settings import ExtraReward, GRPOSettings, RewardSettings
-from lit_puzzle.rl.vllm_rollouts import VLLMRollouts, ranks_of, start_rollouts
+from lit_puzzle.rl.vllm_rollouts import VLLMRollouts, start_rollouts
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import Identity, file_identity, run_date
 from lit_puzzle.training.best_weights import load_best
 from lit_puzzle.training.finite import check_loss, check_weights
 from lit_puzzle.training.load_child import load_child, reload_child
+from lit_puzzle.training.rollouts import ranks_of
 from lit_puzzle.training.settings import TrainingSettings
 from lit_puzzle.training.sharding import unsharded
 from lit_puzzle.training.trainable import optimize_trainable, release_optimizers, without_adapters

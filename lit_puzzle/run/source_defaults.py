@@ -143,6 +143,8 @@ def _parameter(annotation: ast.expr | None, default: Any, module: str) -> Parame
     for node in _alternatives(annotation):
         if isinstance(node, ast.Subscript):
             is_mapping |= ast.unparse(node.value) in ("dict", "Mapping")
+        elif node is not None and ast.unparse(node) == "dict":
+            is_mapping = True
         elif node is not None:
             kinds.append(_dotted(node, module))
     return Parameter(default, tuple(kinds), is_mapping, not any(is_dataclass(kind) for kind in kinds))

@@ -1,8 +1,8 @@
 """Makes the rows that Lightning logs those of their update, so that a resumed run logs what an uninterrupted one does.
 
-Three things of Lightning 2.6 are set right: the number of a row is one behind after a resume from a checkpoint that a
-validation came before; a row repeats old values of metrics that this update did not log; and the row of an update is
-logged after its checkpoint, so that a run that is killed in between never logs it. Reads and writes nothing.
+Two things of Lightning 2.6 are set right: a row repeats old values of metrics that this update did not log; and the row
+of an update is logged after its checkpoint, so that a run that is killed in between never logs it. Reads and writes
+nothing.
 """
 
 from lightning.pytorch import Trainer
@@ -11,7 +11,7 @@ from lit_puzzle.training.loggers import CSV
 
 
 def begin_row(trainer: Trainer, batch_idx: int) -> None:
-    """Begin the row of an update, at the first of its batches.
+    """Forget what earlier updates logged, at the first batch of an update.
 
     Args:
         trainer: the run's Trainer.
@@ -19,10 +19,9 @@ def begin_row(trainer: Trainer, batch_idx: int) -> None:
     """
     if batch_idx % trainer.accumulate_grad_batches:
         return
-    loop = trainer.fit_loop.epoch_loop
-    loop._batches_that_stepped = trainer.global_step
-    for key in [key for key, metric in loop._results.items() if not metric.meta.on_epoch]:
-        del loop._results[key]
+    results = trainer.fit_loop.epoch_loop._results
+    for key in [key for key, metric in results.items() if not metric.meta.on_epoch]:
+        del results[key]
 
 
 def log_row(trainer: Trainer) -> None:

@@ -141,8 +141,6 @@ READERS = {"csv": in_csv, "tensorboard": in_tensorboard, "wandb": in_wandb}
 @pytest.mark.slow
 def test_a_killed_run_logs_every_step_once(tmp_path: Path, name: str) -> None:
     """Killed at an update, after a checkpoint whose update is not logged yet, and after one with a validation."""
-    if name != "csv":
-        pytest.importorskip(name)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert forked(1, lambda _: fit(whole, name)) == [0]
     assert forked(1, lambda _: fit(killed, name, at=5)) == [-9]
@@ -162,7 +160,6 @@ def test_a_killed_run_logs_every_step_once(tmp_path: Path, name: str) -> None:
 @pytest.mark.slow
 def test_a_run_may_change_its_logger(tmp_path: Path) -> None:
     """What was logged before is there, too."""
-    pytest.importorskip("tensorboard")
     assert forked(1, lambda _: fit(tmp_path / "run", "csv", at=9)) == [-9]
     assert forked(1, lambda _: fit(tmp_path / "run", "tensorboard")) == [0]
     losses = [step for step, key, _ in in_tensorboard(tmp_path / "run") if key == "train/loss"]

@@ -24,6 +24,7 @@ from lit_puzzle.pipeline.folder import opened_pipeline
 from lit_puzzle.pipeline.plan import plan_of_pipeline
 from lit_puzzle.pipeline.prepared import prepared
 from lit_puzzle.report.show import show
+from lit_puzzle.run.closed_pipe import only_prints, reader_may_leave
 from lit_puzzle.run.commands import (
     LIGHTNING_COMMANDS,
     PARALLEL_STAGES,
@@ -74,11 +75,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: words after the program's name; default: the command line.
 
     Raises:
-        SystemExit: the input is wrong (code 2, one message).
+        SystemExit: the input is wrong (code 2, one message), or nobody reads what is printed (code 1).
     """
     words = list(sys.argv[1:] if argv is None else argv)
     hint = ": the same command continues the run." if words[:1] == ["run"] else ""
-    with one_line_errors(), stopped_by_signals(hint):
+    with one_line_errors(), stopped_by_signals(hint), reader_may_leave() if only_prints(words) else nullcontext():
         match words:
             case ["run", "-h" | "--help"] | ["run"] | ["-h" | "--help"] | []:
                 print(_usage())

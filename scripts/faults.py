@@ -6,11 +6,14 @@
     python scripts/faults.py writes --trials=5            ends inside a write, of each stage
     python scripts/faults.py disk --trials=5              full disks, of each stage
     python scripts/faults.py kills --stages=score,search  of some stages
+    python scripts/faults.py rl --trials=5                kills of RL recovery in a rollout, a loss, a backward pass, an
+                                                          update, a file; adapters and weights, one process and two
 
 One process imports the project and forks one child a command. Exit code 1 if anything went wrong.
 """
 
 import argparse
+import itertools
 import random
 import re
 import sys
@@ -22,11 +25,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+from conftest import TINY
 from faults.case import Trials
 from faults.cases import TABLES
 from faults.commands import Server
 from faults.interruptions import Interruptions, kill_points
 from faults.world import STAGES, World
+from helpers.killed_recovery import KINDS, Kills
+from helpers.recovery_runs import make_child
+from transformers import GptOssConfig
 
 Outcome = tuple[str, str, str]  # table or stage; what was tried; what is wrong, or ""
 
@@ -68,28 +75,48 @@ def disk(trials: Trials, stages: list[str], count: int, seed: int) -> Iterator[O
             yield stage, *interruptions.full_disk(stage, file_bytes)
 
 
+def rl(folder: Path, count: int, seed: int) -> Iterator[Outcome]:
+    """Kill RL recovery at random moments, adapters and weights, in one process and two; every third trial twice."""
+    child = make_child(folder / "child", GptOssConfig(**TINY | {"num_hidden_layers": 2}))
+    for lora, processes in itertools.product((True, False), (1, 2)):
+        name = f"{'adapters' if lora else 'weights'}, {processes} processes"
+        kills, draw = Kills(folder / name, child, lora, processes), random.Random(f"{seed} {name}")
+        for trial in range(count):
+            kinds = draw.choices(KINDS, k=2 if trial % 3 == 2 else 1)
+            moments = [kills.draw(draw, kind) for kind in kinds]
+            where = ", ".join(f"{kind} {number} of process {rank}" for rank, kind, number in moments)
+            print(f"{name}: killed in {where}", file=sys.stderr, flush=True)
+            yield f"rl_recover, {name}", f"killed in {where}", kills.wrong(*moments)
+
+
 def main() -> None:
     """Try what the command line names and print a line for each fault and a table of counts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["corpus", "kills", "writes", "disk"])
+    parser.add_argument("what", choices=["corpus", "kills", "writes", "disk", "rl"])
     parser.add_argument("--names", default="", help="regular expression of names of cases")
     parser.add_argument("--stages", default=",".join(STAGES), help="stages, separated by commas")
     parser.add_argument("--trials", type=int, default=4, help="of each stage")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="faults_") as scratch, Server() as server:
-        (Path(scratch) / "world").mkdir()
-        trials = Trials(server, World(server, Path(scratch) / "world"), Path(scratch))
-        stages = given.stages.split(",")
-        tried = {"kills": kills, "writes": writes, "disk": disk}
-        if given.what == "corpus":
-            outcomes = corpus(trials, given.names)
+    with tempfile.TemporaryDirectory(prefix="faults_") as scratch:
+        if given.what == "rl":
+            faults = report(rl(Path(scratch), given.trials, given.seed))
         else:
-            outcomes = tried[given.what](trials, stages, given.trials, given.seed)
-        faults = report(outcomes)
+            with Server() as server:
+                (Path(scratch) / "world").mkdir()
+                trials = Trials(server, World(server, Path(scratch) / "world"), Path(scratch))
+                faults = report(outcomes_of(given, trials))
     print(f"{time.monotonic() - started:.0f} seconds")
     sys.exit(1 if faults else 0)
+
+
+def outcomes_of(given: argparse.Namespace, trials: Trials) -> Iterator[Outcome]:
+    """Return what the command line asks for, of stages."""
+    if given.what == "corpus":
+        return corpus(trials, given.names)
+    tried = {"kills": kills, "writes": writes, "disk": disk}
+    return tried[given.what](trials, given.stages.split(","), given.trials, given.seed)
 
 
 def report(outcomes: Iterator[Outcome]) -> int:

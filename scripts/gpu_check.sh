@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What only a GPU can tell, in at most 10 minutes on one card, from the checkout, with nothing installed:
+# What only a GPU can tell, in at most 8 minutes on one card, from the checkout, with nothing installed:
 #   bash scripts/gpu_check.sh                             all parts
 #   bash scripts/gpu_check.sh --parts attention layer     some of them
 #   bash scripts/gpu_check.sh --device cpu --small        the same code at small size, without a GPU

@@ -20,6 +20,7 @@ OUTPUTS = {  # what may be named inside a run folder, by command or class of the
     "precompute_logits": {"top_logits"},
     "search": {"plan.json"},
     "GlobalDistillation": {"child"},
+    "OnPolicyDistillation": {"child"},
     "RLRecovery": {"child"},
     "BlockwiseDistillation": {"library"},
 }

@@ -1,4 +1,8 @@
-"""Bytes of `assemble`: headers, one trained tensor and a buffer; the disk is the child's. And of `average`: one tensor.
+"""Bytes of `assemble`: headers and a buffer; the disk is the child's. And of `average`: one tensor.
+
+    assemble    1.25 MiB of small files + 28 KB for a layer: its headers, names, places and configuration
+                + a buffer, of the largest tensor or 16 MiB, whose values are checked and copied
+    average     b (n - m) + 12 m + headers, for the largest tensor of n numbers of b bytes, m = min(n, 2^24)
 
 Pure functions; imports no torch; reads `config.json`.
 """
@@ -7,19 +11,26 @@ from __future__ import annotations
 
 from lit_puzzle.evaluate.footprint import BYTES_OF_A_TOKEN
 from lit_puzzle.generation.footprint import engine_bytes, engine_knobs, engine_name
-from lit_puzzle.model.footprint import model_size, stored_bytes
+from lit_puzzle.model.footprint import ModelSize, model_size, stored_bytes, stored_width
 from lit_puzzle.model.planned_shape import planned_child, planned_config
 from lit_puzzle.run.footprint import Assumed, Decoding, Device, Footprint, Phase, Work
 from lit_puzzle.run.recipe_values import Values
 
 BUFFER = 16 * 2**20  # of copies from file to file
 CHUNK = 1 << 24  # values of two tensors that are added at a time (`lit_puzzle.child.averaging`)
-BYTES_OF_A_HEADER = 1000  # of a tensor
+SMALL_FILES = 5 * 2**18  # tokenizer, template, and what is open
+BYTES_OF_A_LAYER = 28_000  # of some 17 tensors: header, name, place; and of the layer's configuration
 
 
-def copying_bytes(layers: int) -> dict[str, float]:
+def copying_bytes(size: ModelSize) -> dict[str, float]:
     """Return what copying a checkpoint from file to file holds."""
-    return {"buffer": float(BUFFER), "headers": float(BYTES_OF_A_HEADER * 20 * layers)}
+    buffer = min(float(BUFFER), largest_tensor(size) * stored_width(size))
+    return {"buffer": buffer, "headers and places": float(SMALL_FILES + BYTES_OF_A_LAYER * len(size.layers))}
+
+
+def largest_tensor(size: ModelSize) -> int:
+    """Return the numbers of the largest tensor: embedding, or gate and up of all experts of a layer."""
+    return max(size.table, *(layer.experts * 2 * size.inner * size.hidden for layer in size.layers))
 
 
 def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
@@ -29,12 +40,9 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     config, note = planned_child(parent.config, manual) if manual.get("experts") or manual.get("windows") else (
         parent.config, "the child: at most the size of its parent")  # fmt: skip
     size = model_size(config)
-    held = copying_bytes(len(size.layers))
-    if values.get("library") is not None:
-        held["one trained tensor"] = 4.0 * size.hidden * max(size.queries, size.inner)
     return Footprint(
         "assemble",
-        (Phase("copy", held),),
+        (Phase("copy", copying_bytes(size)),),
         disk={"child": stored_bytes(size)},
         notes=(parent.assumed, note),
     )
@@ -43,14 +51,16 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
 def average_footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     """Return the footprint of `average`: the averages, and with a sweep the evaluation of each."""
     planned = planned_config(values.path("first"))
-    size, width = model_size(planned.config), 2.0
-    largest = max(size.vocab * size.hidden, *(layer.experts * 2 * size.inner * size.hidden for layer in size.layers))
-    held = copying_bytes(len(size.layers)) | {
-        "one tensor, averaged": width * largest,
-        "values added at a time": 3 * 4.0 * CHUNK,
+    size = model_size(planned.config)
+    largest, width = largest_tensor(size), stored_width(size)
+    chunk = min(largest, CHUNK)
+    held = {
+        "one tensor, averaged": float(width * (largest - chunk)),
+        "values added at a time": 3 * 4.0 * chunk,
+        "headers and places": float(SMALL_FILES + BYTES_OF_A_LAYER * len(size.layers)),
     }
     copies = {"child": stored_bytes(size)}
-    notes = (planned.assumed, "the largest tensor in 16 bits")
+    notes = (planned.assumed,)
     if values.get("sweep") is None:
         return Footprint("average", (Phase("add", held),), disk=copies, notes=notes)
     sweep = values.inside("sweep")

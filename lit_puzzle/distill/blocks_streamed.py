@@ -6,8 +6,9 @@ order, validations and schedule) trains its blocks on the states that enter and 
 trained is kept. The parent's experts run once for every different batch, not at every update.
 
 Writes, in the folder of the pass, the states between layers (`lit_puzzle.model.state_files`), `fit.LAYER` with the
-checkpoints of the layer in training, and `trained.LAYER`, which says that a layer is done. A run that was killed
-continues from the last checkpoint of the layer at which it stopped.
+checkpoints of the layer in training, and `trained.LAYER` (`lit_puzzle.distill.kept_layers`), which says that a layer is
+done. A run that was killed continues from the last checkpoint of the layer at which it stopped, for as many updates as
+the layers before it.
 
 Memory: that of `lit_puzzle.model.memory_budget`, with `lit_puzzle.distill.blocks_footprint.layer_training_bytes` as
 activations, and 16 bytes a token of different batches. Disk: 2 T D b of states for T tokens of different batches, D
@@ -26,8 +27,7 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor
 
 from lit_puzzle.data.batches import PackedBatch
@@ -44,6 +44,7 @@ from lit_puzzle.distill.block_losses import (
 )
 from lit_puzzle.distill.block_selection import SelectedBlock, layer_numbers
 from lit_puzzle.distill.blocks_footprint import BUFFERS, layer_training_bytes
+from lit_puzzle.distill.kept_layers import LOSSES, VALIDATED, check_updates, kept_updates, write_kept
 from lit_puzzle.distill.settings import BlockTrainingSettings
 from lit_puzzle.model.blocks import PuzzleModel
 from lit_puzzle.model.checkpoint import Checkpoint
@@ -56,7 +57,6 @@ from lit_puzzle.training.lightning import sound_checkpoint
 from lit_puzzle.training.precision import layer_precision
 
 FOLDER = "layers.0"  # of the run folder
-LOSSES, VALIDATED = "losses", "validated"
 
 BlockTensors = tuple[SelectedBlock, dict[str, Tensor]]  # a block, and its trained tensors by name inside the layer
 
@@ -141,7 +141,8 @@ class StreamedBlocks:
         data: the run's data.
 
     Raises:
-        ValueError: several processes, no number of updates, or a budget that is too small.
+        ValueError: several processes, no number of updates or another one than that of layers that are done, or a
+            budget that is too small.
     """
 
     def __init__(
@@ -164,6 +165,8 @@ class StreamedBlocks:
         data.prepare_data()
         data.setup("fit")
         self.updates = updates_of(trainer, len(data.train_dataloader()))
+        for layer in dict.fromkeys(block.layer for block in selected):
+            check_updates(self._file(layer), layer, self.updates)
         batches, self.index_of = each_once(all_batches(data, self.updates))
         longest = max((batch["input_ids"].shape for batch in batches), key=math.prod)
         precision = layer_precision(trainer.precision, settings.dtype)
@@ -251,14 +254,7 @@ class StreamedBlocks:
 
     def _is_done(self, layer: int) -> bool:
         """Return whether the blocks of a layer have had all their updates."""
-        if not self._file(layer).is_file():
-            return False
-        try:
-            with safe_open(self._file(layer), "pt") as file:
-                return bool(file.get_slice(LOSSES).get_shape()[0] == self.updates)
-        except SafetensorError as error:
-            print(f"warning: {self._file(layer)} is damaged ({error}); layer {layer} is trained again", flush=True)
-            return False
+        return kept_updates(self._file(layer)) == self.updates
 
     def _keeper(self, layer: int) -> Callable[[TrainedLayer], None]:
         def keep(trained: TrainedLayer) -> None:
@@ -270,8 +266,6 @@ class StreamedBlocks:
             tensors = {f"{block.name}/{name}": t for block, own in trained.tensors.items() for name, t in own.items()}
             validated_VC = torch.stack(list(trained.validated)) if trained.validated else trained.losses_NC[:0].double()
             tensors |= {LOSSES: trained.losses_NC, VALIDATED: validated_VC}
-            partial = self.folder / f"trained.{layer}.partial"
-            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, partial)
-            partial.rename(self._file(layer))
+            write_kept(self._file(layer), tensors)
 
         return keep

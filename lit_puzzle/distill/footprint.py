@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lit_puzzle.generation.footprint import decoding_bytes
+from lit_puzzle.generation.footprint import apart_bytes, decoding_bytes
 from lit_puzzle.model.footprint import (
     ModelSize,
     forward_bytes,
@@ -40,7 +40,8 @@ def chunk_bytes(vocab: int, hidden: int, chunk_tokens: int, kind: str, full_pare
 
 def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     """Return the footprint of global distillation."""
-    run = _Run(values, device)
+    data = values.inside("data.init_args")
+    run = KDRun(values, device, data.whole("batch_size", least=1), data.whole("sequence_tokens", least=1))
     phases = [
         Phase("load", run.loading()),
         Phase("update", run.made.states(device.count) | run.parent_states() | run.update()),
@@ -48,8 +49,7 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     if run.parent is not None:
         phases.append(Phase("the parent", run.made.states(device.count) | run.parent_states() | run.parent_pass()))
     if run.model.get("evaluation") is not None:
-        held = {k: v for k, v in run.made.states(device.count).items() if k not in ("gradients", "optimizer")}
-        phases.append(Phase("evaluation", held | run.parent_states() | run.evaluation(assumed.prompt_tokens)))
+        phases += run.evaluations(assumed.prompt_tokens)
     return Footprint(
         "global distillation",
         tuple(phases),
@@ -61,10 +61,17 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     )
 
 
-class _Run:
-    """The numbers of a run, read from its recipe."""
+class KDRun:
+    """The numbers of a run in which a parent stands beside a child, read from its recipe.
 
-    def __init__(self, values: Values, device: Device) -> None:
+    Args:
+        values: of the recipe.
+        device: of a process.
+        rows: rows of a batch.
+        row_tokens: tokens of a row.
+    """
+
+    def __init__(self, values: Values, device: Device, rows: int, row_tokens: int) -> None:
         self.values, self.device, self.processes = values, device, device.count
         self.model = values.inside("model.init_args")
         child, folder = planned_config(self.model.path("child")), self.model.path("parent")
@@ -74,26 +81,28 @@ class _Run:
         parent = planned_config(folder) if self.has_parent else child
         self.parent: ModelSize | None = model_size(parent.config) if self.has_parent else None
         self.assumed = "; ".join(dict.fromkeys(part for part in (child.assumed, parent.assumed) if part))
-        self.rows = values.whole("data.init_args.batch_size", least=1)
-        self.row_tokens = values.whole("data.init_args.sequence_tokens", least=1)
+        self.rows, self.row_tokens = rows, row_tokens
         self.tokens = self.rows * self.row_tokens
         self.precision = layer_precision(values.get("trainer.precision"), self.model.at("training.dtype"))
         self.accumulated = int(values.get("trainer.accumulate_grad_batches", 1))
         self.updates = max(int(values.get("trainer.max_steps", -1)), 1)
         self.checkpointed = bool(self.model.at("training.gradient_checkpointing"))
-        self.compares_states = self.model.number("loss.hidden") > 0
+        self.compares_states = float(self.model.get("loss.hidden", 0.0)) > 0
 
     def loading(self) -> dict[str, float]:
+        """Return what loading holds."""
         parts = {"child": sum(self.made.states(self.processes).values()) / 4}
         bigger = self.parent if self.parent is not None else self.size
         return parts | load_bytes(bigger, self.made.width, self.processes)
 
     def parent_states(self) -> dict[str, float]:
+        """Return what the parent holds all through training."""
         if self.parent is None:
             return {}
         return {"parent": frozen_states(self.parent, self.made.width, self.processes)["weights"]}
 
     def update(self) -> dict[str, float]:
+        """Return what an update holds beside the states."""
         size, tokens = self.size, self.tokens
         parts = step_bytes(size, tokens, self.precision, self.checkpointed, moe_chunk(self.model))
         if self.parent is not None:
@@ -124,7 +133,24 @@ class _Run:
         states = self.tokens * self.size.hidden * 4 * (3 if self.parent is not None else 2)
         return {"logits of a chunk": logits, "gradient of the head": head, "states and their gradient": float(states)}
 
+    def evaluations(self, prompt_tokens: int) -> list[Phase]:
+        """Return the evaluations by the child in memory, and those by engines from its folder."""
+        states = self.made.states(self.processes)
+        held = {k: v for k, v in states.items() if k not in ("gradients", "optimizer")} | self.parent_states()
+        settings = self.model.inside("evaluation")
+        by_engine = settings.get("engine") is not None
+        in_memory = not by_engine or int(settings.get("validation.prompts") or 0) > 0
+        phases = [Phase("evaluation", held | self.evaluation(prompt_tokens))] if in_memory else []
+        if by_engine:
+            engine, new = settings.inside("engine"), settings.whole("max_new_tokens")
+            problems = settings.whole("prompts_per_effort") * len(settings.at("efforts"))
+            had = sum(held.values())
+            apart = apart_bytes(self.size, engine, self.device, had, prompt_tokens, new, problems)
+            phases.append(Phase("evaluation by engines", held | apart))
+        return phases
+
     def evaluation(self, prompt_tokens: int) -> dict[str, float]:
+        """Return what the evaluation before and after holds beside the weights."""
         width = cache_width(self.values.get("trainer.precision"), self.model.at("training.dtype"))
         settings = self.model.inside("evaluation")
         problems = -(-settings.whole("prompts_per_effort") * len(settings.at("efforts")) // self.processes)
@@ -134,11 +160,13 @@ class _Run:
         return parts | ({"child, gathered whole": self.made.all_bytes} if self.processes > 1 else {})
 
     def disk(self) -> dict[str, float]:
+        """Return what the run writes."""
         state = self.made.numbers * (4.0 + self.made.optimizer)
         return {"child": self.size.parameters * self.made.width, "2 checkpoints": 2 * state,
                 "best weights": 4.0 * self.made.numbers}  # fmt: skip
 
     def network(self) -> dict[str, float]:
+        """Return what a process receives."""
         if self.processes == 1:
             return {}
         batches = self.updates * self.accumulated
@@ -151,6 +179,7 @@ class _Run:
         return 4 if self.checkpointed else 3
 
     def works(self) -> tuple[Work, ...]:
+        """Return the passes of child and parent."""
         count = self.updates * self.accumulated * self.rows * self.processes
         dtype = "float32" if self.precision == "float32" else "bfloat16"
         tokens = self.row_tokens
@@ -161,6 +190,7 @@ class _Run:
         return (child, replace(child, name=name, config=self.parent.config, passes=1))
 
     def knobs(self) -> tuple[Knob, ...]:
+        """Return the settings that make it smaller."""
         found = []
         if self.rows > 1:
             found.append(Knob("data.init_args.batch_size", self.rows, smaller(self.rows), "batches of {} sequences"))

@@ -16,7 +16,7 @@ from lit_puzzle.model.streaming_footprint import is_streamed, pass_traffic, stat
 from lit_puzzle.model.streaming_need import layer_bytes, refusals, streamed
 from lit_puzzle.run.footprint import Assumed, Device, Footprint, Knob, Phase, Work, smaller
 from lit_puzzle.run.recipe_values import Values
-from lit_puzzle.training.footprint import frozen_gathered, frozen_states, load_bytes
+from lit_puzzle.training.footprint import frozen_states, layer_by_layer, load_bytes
 
 CHUNK_COPIES = 3  # logits in float32, their copies for the k largest and for the rest
 MOST_COPIES = 4  # with those that the head gives in another dtype
@@ -45,10 +45,10 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     held = frozen_states(size, width, processes)
     if processes > 1:
         held["embedding and head, whole"] = float(size.ends * width)
-        held |= frozen_gathered(size, width, processes, root=False)
     layer = forward_bytes(size, tokens, precision)
     logits = 4.0 * CHUNK_COPIES * size.vocab * chunk + 2 * stream_bytes(size, tokens, precision)
-    held |= {"activations of one layer": layer} if layer > logits else {"logits of a chunk, and states": logits}
+    at_work = {"activations of one layer": layer} if layer > logits else {"logits of a chunk, and states": logits}
+    held |= layer_by_layer(size, width, device, at_work, stream_bytes(size, tokens, precision), root=False)
     load, read, budget = load_bytes(size, width, processes), None, values.get("fabric.memory_gib")
     if is_streamed(budget):
         computing = layer_bytes(planned.config, tokens, tokens, width) + chunk_bytes(chunk, size.vocab)

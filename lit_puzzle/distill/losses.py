@@ -4,6 +4,7 @@ Symbols: z^c, z^p logits of child and parent at one target position, tau tempera
     q = softmax(z^c / tau), p = softmax(z^p / tau)       distributions of child and parent
     forward KL    D = sum_v p_v (log p_v - log q_v)       the child covers all modes of the parent
     reverse KL    D = sum_v q_v (log q_v - log p_v)       the child avoids tokens that are unlikely for the parent
+    KL mix        D = b KL(p || q) + (1 - b) KL(q || p),  0 < b < 1
     JSD           D = b KL(p || m) + (1 - b) KL(q || m),  m = b p + (1 - b) q,  0 < b < 1
     hidden        H = sum_l w_l (1 - cos(h_l^c, h_l^p))   h_l the states after layer l (the last one after its norm)
     LM            C = -log softmax(z^c)_y                 y the target token; no temperature
@@ -71,6 +72,8 @@ def divergence(log_q_NS: Tensor, log_p_NS: Tensor, settings: LossSettings) -> Te
     if settings.divergence == "reverse_kl":
         return _kl(log_q_NS, log_p_NS)
     beta = settings.beta
+    if settings.divergence == "kl_mix":
+        return beta * _kl(log_p_NS, log_q_NS) + (1 - beta) * _kl(log_q_NS, log_p_NS)
     log_m_NS = torch.logaddexp(log_q_NS + math.log(1 - beta), log_p_NS + math.log(beta))
     return beta * _kl(log_p_NS, log_m_NS) + (1 - beta) * _kl(log_q_NS, log_m_NS)
 
@@ -207,6 +210,23 @@ def _replace_by_gradient(
             (grad_RV,) = torch.autograd.grad(loss, logits_RV)
             logits_CV[tile] = grad_RV
     return sums_3
+
+
+def token_log_probs(hidden_ND: Tensor, head_VD: Tensor, tokens_N: Tensor, chunk_tokens: int) -> Tensor:
+    """Return the log-probability of each target token (N) at temperature 1, without a gradient."""
+    with torch.no_grad():
+        head_VD, parts = head_VD.to(_product_dtype(hidden_ND)), []
+        for hidden_CD, tokens_C in zip(hidden_ND.split(chunk_tokens), tokens_N.split(chunk_tokens), strict=True):
+            logits_CV = exact_logits(hidden_CD, head_VD)
+            parts.append(logits_CV.gather(1, tokens_C[:, None]).squeeze(1) - logits_CV.logsumexp(-1))
+    return torch.cat(parts)
+
+
+def exact_logits(hidden_CD: Tensor, head_VD: Tensor) -> Tensor:
+    """Return the logits of a chunk (C, V) in float32 or more, under autocast too."""
+    low = _product_dtype(hidden_CD)
+    with torch.autocast(hidden_CD.device.type, enabled=False):
+        return _matmul(hidden_CD.to(low), head_VD.to(low).t())
 
 
 def _exact(tensor: Tensor) -> torch.dtype:

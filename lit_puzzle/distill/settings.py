@@ -13,7 +13,7 @@ from lit_puzzle.environments.environment import EFFORTS, Environment, effort_wei
 from lit_puzzle.generation.sampling import EngineSettings
 from lit_puzzle.training.settings import TrainingSettings
 
-DivergenceName = Literal["forward_kl", "reverse_kl", "jsd"]
+DivergenceName = Literal["forward_kl", "reverse_kl", "kl_mix", "jsd"]
 SubBlocks = Literal["apart", "together"]
 
 
@@ -23,7 +23,7 @@ class LossSettings:
 
     Args:
         divergence: divergence of the distributions of child and parent.
-        beta: weight of the parent in the mixture of `jsd`.
+        beta: weight of forward KL in `kl_mix`, of the parent in the mixture of `jsd`.
         temperature: divides both models' logits.
         logits: weight of the divergence.
         hidden: weight of the distance of hidden states.

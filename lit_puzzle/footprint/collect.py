@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from lit_puzzle.child import footprint as child
 from lit_puzzle.data import footprint as data
-from lit_puzzle.distill import blocks_footprint, logits_footprint
+from lit_puzzle.distill import blocks_footprint, logits_footprint, on_policy_footprint
 from lit_puzzle.distill import footprint as distill
 from lit_puzzle.evaluate import footprint as evaluate
 from lit_puzzle.evaluate import text_footprint
@@ -29,6 +29,7 @@ Formula = Callable[[Values, Device, Assumed], Footprint]
 OF_MODELS: dict[str, Formula] = {  # commands of Lightning: by the class of their model
     "lit_puzzle.rl.module.RLRecovery": rl.footprint,
     "lit_puzzle.distill.global_kd.GlobalDistillation": distill.footprint,
+    "lit_puzzle.distill.on_policy.OnPolicyDistillation": on_policy_footprint.footprint,
     "lit_puzzle.distill.blocks.BlockwiseDistillation": blocks_footprint.footprint,
     "lit_puzzle.importance.importance.ExpertImportance": importance.footprint,
     "lit_puzzle.kv_cache.calibrate.KVCalibration": kv_cache.footprint,

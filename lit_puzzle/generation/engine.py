@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_puzzle.generation.sampling import Sampling
+from lit_puzzle.run.stopped_training import TrainingStoppedError
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Completion:
     routes: NDArray[np.integer] | None = field(default=None, compare=False)
 
 
-class EngineFailedError(ValueError):
+class EngineFailedError(TrainingStoppedError):
     """An engine beside a training failed, or is not to be trusted: the run stops, with its state saved."""
 
 

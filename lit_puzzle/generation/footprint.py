@@ -3,7 +3,9 @@
     transformers   weights + KV cache of all rows in progress, one layer of it twice while it grows
                    + the logits of the rows; or, while prompts are read, one layer's activations: those of its experts,
                    or of its attention with the scores of eager attention
-    vLLM           the share of the device that it takes for itself, whatever the weights need
+    vLLM           on a GPU the share of it that vLLM takes, whatever the weights need; on a CPU weights + 4 GiB of KV
+    apart          engines in processes of their own beside a model that trains: the same, with vLLM a share of what
+                   that model leaves free
 
 Pure functions; imports no torch; reads and writes nothing. `lit_puzzle.generation.decoding` and `vllm_engine` are what
 is counted.
@@ -20,7 +22,8 @@ from lit_puzzle.model.footprint import (
     largest_kv_layer,
     stored_bytes,
 )
-from lit_puzzle.run.footprint import Device, Knob, smaller
+from lit_puzzle.model.streaming_need import IMPORTED
+from lit_puzzle.run.footprint import GIB, Device, Knob, smaller
 from lit_puzzle.run.recipe_values import Values
 
 PREFILL_PAIRS = 2**24  # of lit_puzzle.generation.decoding: rows x tokens x tokens of prompts that are read together
@@ -28,7 +31,8 @@ STEP_SCORES = 6  # copies of the scores of a new token, half of them in float32
 LOGIT_COPIES = 3
 EAGER_SCORES = 4  # copies of the scores that eager attention holds: products, with sinks, shifted, softmax
 MOST_EAGER = 2**26  # of lit_puzzle.model.decoding_attention: more scores are computed in linear memory
-VLLM_SHARE = 0.92  # gpu_memory_utilization of vLLM
+VLLM_SHARE = 0.92  # gpu_memory_utilization of vLLM; beside a model that trains, of what is free
+CPU_KV_CACHE_GIB = 4.0  # of lit_puzzle.generation.vllm_engine
 
 
 def engine_name(engine: Values, device: Device) -> str:
@@ -78,18 +82,64 @@ def engine_bytes(
     if engine_name(engine, device) == "server":  # the model is somewhere else
         return {}
     if engine_name(engine, device) == "vllm":
-        return vllm_bytes(size, device, int(engine.get("tensor_parallel", 1)))
+        return vllm_bytes(size, device, int(engine.get("tensor_parallel", 1)), width)
     weights = {"weights": float(size.parameters * width)}
     return weights | decoding_bytes(
         size, min(engine.whole("batch_size", least=1), int(sequences)), prompt_tokens, new_tokens, width
     )
 
 
-def vllm_bytes(size: ModelSize, device: Device, tensor_parallel: int, share: float = VLLM_SHARE) -> dict[str, float]:
-    """Return what vLLM holds on one device: its weights, and what is left of its share for the KV cache."""
-    weights = stored_bytes(size) / tensor_parallel
-    left = device.memory_bytes * share - weights
-    return {"weights (as stored)": weights, "KV cache and work of vLLM": max(left, 0.05 * weights)}
+def vllm_weights(size: ModelSize, device: Device, tensor_parallel: int, width: int) -> float:
+    """Return the bytes of vLLM's weights on one device: MXFP4 experts stay as stored on a GPU, a CPU dequantizes."""
+    stored = "quantization_config" in size.config and device.kind == "cuda"
+    return (stored_bytes(size) if stored else float(size.parameters * width)) / tensor_parallel
+
+
+def vllm_bytes(size: ModelSize, device: Device, tensor_parallel: int, width: int) -> dict[str, float]:
+    """Return what vLLM holds on one device that nobody else uses: its weights, and its share for the KV cache."""
+    weights = vllm_weights(size, device, tensor_parallel, width)
+    if device.kind == "cpu":
+        return {"weights of vLLM": weights, "KV cache of vLLM": CPU_KV_CACHE_GIB * GIB,
+                "libraries of vLLM's process": float(IMPORTED)}  # fmt: skip
+    left = device.memory_bytes * VLLM_SHARE - weights
+    return {"weights of vLLM": weights, "KV cache and work of vLLM": max(left, 0.05 * weights)}
+
+
+def apart_bytes(
+    size: ModelSize,
+    engine: Values,
+    device: Device,
+    held: float,
+    prompt_tokens: float,
+    new_tokens: int,
+    sequences: float,
+) -> dict[str, float]:
+    """Return what engines of `lit_puzzle.generation.apart` hold beside one process that waits for them.
+
+    Args:
+        size: the model, which they read from its folder.
+        engine: their settings.
+        device: of the process; on a CPU the processes of the job share what the engines take.
+        held: bytes of that process.
+        prompt_tokens: of each prompt.
+        new_tokens: of each completion, at most.
+        sequences: of all engines.
+    """
+    width, ranks = BYTES[str(engine.at("dtype"))], int(engine.get("tensor_parallel", 1))
+    given = engine.get("data_parallel", 1)
+    engines = given if isinstance(given, int) else device.count // ranks if device.kind == "cuda" else 1
+    each = engine_bytes(size, engine, device, prompt_tokens, new_tokens, -(-sequences // max(engines, 1)))
+    if device.kind == "cpu":
+        of_processes = {} if engine_name(engine, device) == "vllm" else {"libraries": float(IMPORTED)}
+        parts = {name: number * max(engines, 1) / device.count for name, number in (each | of_processes).items()}
+    elif engine_name(engine, device) == "vllm":
+        weights = vllm_weights(size, device, ranks, width)
+        one = kv_bytes(size, 1, prompt_tokens + new_tokens, width) / ranks
+        left = VLLM_SHARE * (device.usable_bytes - held) - weights
+        parts = {"weights": weights, "KV cache and work": max(left, one)}
+    else:
+        parts = each
+    return {f"{name} of engines apart": number for name, number in parts.items()}
 
 
 def engine_knobs(engine: Values, device: Device) -> tuple[Knob, ...]:

@@ -1,6 +1,7 @@
 """Bytes, traffic and arithmetic of expert importance, of one process.
 
-    weights P b / N, two gathered layers with embedding and head when sharded; attention of a batch; or, of a chunk of
+    weights P b / N, two gathered layers with embedding and head when sharded (three while gloo gathers one and none is
+    at work); attention of a batch; or, of a chunk of
     n tokens of the MoE layer:  4 n D (2 k + 1) + 8 n (4 E + 4 k (k + 1)) + 4 m (2 D + 6 I),  m tokens of the busiest
     expert (twice its fair share is assumed), beside the layer's input, normed input and output.
 
@@ -16,7 +17,7 @@ from lit_puzzle.model.streaming_footprint import is_streamed, pass_traffic, stat
 from lit_puzzle.model.streaming_need import layer_bytes, refusals, streamed
 from lit_puzzle.run.footprint import Assumed, Device, Footprint, Knob, Phase, Work, smaller
 from lit_puzzle.run.recipe_values import Values
-from lit_puzzle.training.footprint import frozen_gathered, frozen_states, load_bytes
+from lit_puzzle.training.footprint import frozen_states, layer_by_layer, load_bytes
 
 BUSIEST = 2.0  # tokens of the busiest expert over its fair share
 
@@ -55,7 +56,8 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     if attention > sum(held.values()):
         held = {"attention of a batch": attention}
     budget, count = model.get("memory_gib"), device.count
-    held |= frozen_states(size, width, count) | frozen_gathered(size, width, count)
+    entering = stream_bytes(size, data.batch_tokens, dtype)
+    held = frozen_states(size, width, count) | layer_by_layer(size, width, device, held, entering)
     load = load_bytes(size, width, count)
     read = None
     if is_streamed(budget):

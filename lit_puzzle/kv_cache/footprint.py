@@ -10,14 +10,14 @@ Pure functions; imports no torch; reads `config.json`. `lit_puzzle.kv_cache.stat
 from __future__ import annotations
 
 from lit_puzzle.data.footprint import sequences_of
-from lit_puzzle.model.footprint import BYTES, ModelSize, forward_bytes, model_size
+from lit_puzzle.model.footprint import BYTES, ModelSize, forward_bytes, model_size, stream_bytes
 from lit_puzzle.model.layout import whole
 from lit_puzzle.model.planned_shape import planned_config
 from lit_puzzle.model.streaming_footprint import is_streamed, pass_traffic, state_files
 from lit_puzzle.model.streaming_need import layer_bytes, refusals, streamed
 from lit_puzzle.run.footprint import Assumed, Device, Footprint, Knob, Phase, Work, smaller
 from lit_puzzle.run.recipe_values import Values
-from lit_puzzle.training.footprint import frozen_gathered, frozen_states, load_bytes
+from lit_puzzle.training.footprint import frozen_states, layer_by_layer, load_bytes
 
 MAGNITUDES = 65536  # of lit_puzzle.kv_cache.fp8: magnitudes of a bfloat16 number, and overflow
 BYTES_OF_A_VALUE = 20
@@ -40,11 +40,9 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     count = data.count / one_in
     statistics = 8.0 * len(size.layers) * (heads + MAGNITUDES * 2 * sets)
     values_bytes, budget = value_bytes(size, data.batch_tokens), model.get("memory_gib")
-    held = {
-        "statistics": statistics,
-        "activations of one layer": max(forward_bytes(size, data.batch_tokens, dtype), values_bytes),
-    }
-    held |= frozen_states(size, width, device.count) | frozen_gathered(size, width, device.count)
+    layer = {"activations of one layer": max(forward_bytes(size, data.batch_tokens, dtype), values_bytes)}
+    held = {"statistics": statistics} | frozen_states(size, width, device.count)
+    held |= layer_by_layer(size, width, device, layer, stream_bytes(size, data.batch_tokens, dtype))
     load, read = load_bytes(size, width, device.count), None
     if is_streamed(budget):
         computing = values_bytes + layer_bytes(planned.config, data.batch_tokens, data.tokens, width)

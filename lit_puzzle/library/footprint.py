@@ -18,6 +18,7 @@ from lit_puzzle.run.recipe_values import Values, recipe_values
 
 STAGE = "lit_puzzle.library.candidates.library"
 BYTES_OF_AN_INDEX = 6  # of a kept expert in library.json
+HELD_BYTES_OF_AN_INDEX = 123  # the candidate's own, and pieces of the text while it is written
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,16 @@ class Candidates:
     experts: tuple[tuple[int, ...], ...]
     windows: tuple[tuple[int, ...], ...]
     assumed: str
+
+    @property
+    def combined(self) -> int:
+        """Candidates of all layers: every half with every other, and the parent's own."""
+        return sum((1 + len(e)) * (1 + len(w)) for e, w in zip(self.experts, self.windows, strict=True))
+
+    def kept_experts(self, size: ModelSize) -> int:
+        """Experts that all candidates of all layers list."""
+        own = zip(size.layers, self.experts, self.windows, strict=True)
+        return sum((layer.experts + sum(experts)) * (1 + len(windows)) for layer, experts, windows in own)
 
     @property
     def rows(self) -> int:
@@ -87,11 +98,10 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     planned = planned_config(values.path("parent"))
     size = model_size(planned.config)
     found = candidates_of(size, values.at("experts"), values.at("windows"))
-    combined = sum((1 + len(e)) * (1 + len(w)) for e, w in zip(found.experts, found.windows, strict=True))
-    kept = sum(layer.experts for layer in size.layers) / len(size.layers) * combined
+    kept = float(found.kept_experts(size))
     return Footprint(
         "library",
-        (Phase("candidates", {"scores and candidates": 200.0 * kept}),),
+        (Phase("candidates", {"candidates and their text": HELD_BYTES_OF_AN_INDEX * kept}),),
         disk={"library.json": BYTES_OF_AN_INDEX * kept},
         notes=(planned.assumed,),
     )

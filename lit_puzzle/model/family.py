@@ -76,6 +76,12 @@ class LayerNames:
         return (f"{self.moe_norm}.", f"{self.moe}.")
 
     @property
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """Patterns of the parameters of the parts that can be trained alone, by the name of the choice."""
+        attention, router = f"*.{self.attention}.*", f"*.{self.router}.*"
+        return {"attention": (attention,), "router": (router,), "attention_and_router": (attention, router)}
+
+    @property
     def frozen(self) -> tuple[str, str]:
         """Patterns of the parameters that distillation and reinforcement learning do not train by default."""
         return (f"*.{self.experts}.*", f"*.{self.router}.*")

@@ -133,10 +133,15 @@ def model_size(config: Mapping[str, Any]) -> ModelSize:
     )
 
 
+def stored_width(size: ModelSize) -> int:
+    """Return the bytes of a stored number that is not in MXFP4."""
+    return BYTES.get(str(size.config.get("torch_dtype") or size.config.get("dtype") or "bfloat16"), 2)
+
+
 def stored_bytes(size: ModelSize) -> float:
     """Return the bytes of a checkpoint: MXFP4 experts with 4.25 bits a value where its configuration says so."""
     quantized = "quantization_config" in size.config
-    width = BYTES.get(str(size.config.get("torch_dtype") or size.config.get("dtype") or "bfloat16"), 2)
+    width = stored_width(size)
     experts = size.expert_parameters
     return (size.parameters - experts) * width + experts * (4.25 / 8 if quantized else width)
 

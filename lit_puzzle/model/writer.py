@@ -188,6 +188,8 @@ def _write_tensors(
             check_computed(name, tensor)
             data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
             _write(places[name][0], data.data, places[name][1])
+            del data
+        del tensor  # else it stays while the next one is computed
         open_names.remove(name)
         yield name
     if open_names:

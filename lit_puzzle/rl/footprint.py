@@ -2,7 +2,7 @@
 
     always       weights (P - T) b / N, master weights 4 T / N, and from the first update on optimizer states
     rollouts     the model gathered once (or two layers of it) + KV cache of completions_per_device x slices rows; or an
-                 engine of vLLM (`lit_puzzle.rl.engine_footprint`) and gathered layers, whose weights are sent to it
+                 engine of vLLM (`lit_puzzle.generation.engine_footprint`) and gathered layers, to send it their weights
     update       activations of completions_per_device rows + inside of one layer, or while no layer is at work the
                  log-probabilities of a tile of 4096 x 32768 logits
     evaluation   the model gathered once + KV cache of evaluation.batch_size rows
@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lit_puzzle.generation.footprint import decoding_bytes
+from lit_puzzle.generation.engine_footprint import engine_beside
+from lit_puzzle.generation.footprint import apart_bytes, decoding_bytes, engine_name
 from lit_puzzle.model.footprint import ModelSize, model_size, step_bytes
 from lit_puzzle.model.planned_shape import planned_config
-from lit_puzzle.rl.engine_footprint import engine_beside
 from lit_puzzle.run.footprint import Assumed, Decoding, Device, Footprint, Knob, Phase, Work, smaller
 from lit_puzzle.run.recipe_values import Values
 from lit_puzzle.training.footprint import Trained, load_bytes, trained
@@ -39,6 +39,7 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     phases = (
         Phase("load", load_bytes(size, made.width, device.count)),
         Phase("evaluation", run.held(optimizer=False) | run.generating(run.evaluated_rows, run.evaluated_tokens)),
+        *run.evaluation_apart(),
         Phase("rollouts", run.held() | run.generating(run.rollout_rows, run.new_tokens)),
         Phase("update", run.held() | {"gradients": made.states(device.count)["gradients"]} | run.update()),
     )
@@ -61,7 +62,7 @@ class _Run:
     def __init__(self, values: Values, size: ModelSize, made: Trained, device: Device, prompt_tokens: int) -> None:
         model = values.inside("model.init_args")
         self.values, self.model, self.size, self.made = values, model, size, made
-        self.kind, self.processes = device.kind, device.count
+        self.device, self.kind, self.processes = device, device.kind, device.count
         self.prompt_tokens = prompt_tokens
         self.new_tokens = model.whole("grpo.sampling.max_new_tokens")
         self.accumulated = int(values.get("trainer.accumulate_grad_batches", 1))
@@ -99,6 +100,15 @@ class _Run:
         if self.whole:
             return parts | {"weights, gathered whole": self.made.all_bytes}
         return parts | self.made.gathered(self.processes, backward=False)
+
+    def evaluation_apart(self) -> tuple[Phase, ...]:
+        """Return the evaluation by engines from the child's folder, beside what trains."""
+        if self.model.get("evaluation.engine") is None:
+            return ()
+        held = self.held(optimizer=False) | ({} if self.rollouts is None else dict(self.rollouts.training))
+        engine, problems = self.model.inside("evaluation.engine"), self.evaluated_problems * self.processes
+        how = engine, self.device, sum(held.values()), self.prompt_tokens, self.evaluated_tokens, problems
+        return (Phase("evaluation by engines", held | apart_bytes(self.size, *how)),)
 
     def update(self) -> dict[str, float]:
         tokens = self.rows * (self.prompt_tokens + self.new_tokens)
@@ -147,7 +157,7 @@ class _Run:
         work = Work("rollouts", self.size.config, completions, prompt, dtype=dtype)
         ranks = 1 if self.rollouts is None else self.rollouts.tensor_parallel
         by = ("transformers" if self.rollouts is None else "vllm", ranks)
-        evaluated = Decoding(self.evaluated_tokens, self.evaluated_rows, *by)
+        evaluated = Decoding(self.evaluated_tokens, self.evaluated_rows, *self._evaluated_by(by))
         return (
             replace(work, decoding=Decoding(self.new_tokens, self.rollout_rows, *by)),
             replace(work, name="updates", read_tokens=tokens, passes=self._passes, head_tokens=tokens),
@@ -158,6 +168,13 @@ class _Run:
                 decoding=evaluated,
             ),
         )
+
+    def _evaluated_by(self, rollouts: tuple[str, int]) -> tuple[str, int]:
+        """Return engine and GPUs of each of the evaluations before and after: their own, or those of the rollouts."""
+        if self.model.get("evaluation.engine") is None:
+            return rollouts
+        engine = self.model.inside("evaluation.engine")
+        return engine_name(engine, self.device), int(engine.get("tensor_parallel", 1))
 
     def knobs(self) -> tuple[Knob, ...]:
         beside = () if self.rollouts is None else self.rollouts.knobs

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_puzzle.environments.looping import is_looping
+from lit_puzzle.evaluate.length_score import length_score
 from lit_puzzle.generation.lengths import LengthStatistics, read_lengths
 from lit_puzzle.rl.length_settings import BudgetSettings
 
@@ -131,11 +132,7 @@ def budget_score(
         settings: the limit; without a weight the score is the accuracy.
         parent: the parent's lengths (m); efforts that it does not have are not limited.
     """
-    if settings.weight == 0:
-        return values["val/accuracy"]
-    limits = {f"val/tokens/{effort}": settings.best_within * lengths.mean for effort, lengths in parent.items()}
-    excess = [tokens / limits[key] - 1 for key, tokens in values.items() if key in limits]
-    return values["val/accuracy"] - max([0.0, *excess])
+    return length_score(values, settings.best_within if settings.weight > 0 else None, parent)
 
 
 def length_limit(start: float, end: float, parent_tokens: Mapping[str, float]) -> LengthLimit:

@@ -54,12 +54,13 @@ from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.rl.length_rewards import budget_score
 from lit_puzzle.rl.rewards import Weighted, build_rewards, length_rewards
 from lit_puzzle.rl.settings import ExtraReward, GRPOSettings, RewardSettings
-from lit_puzzle.rl.vllm_rollouts import VLLMRollouts, ranks_of, start_rollouts
+from lit_puzzle.rl.vllm_rollouts import VLLMRollouts, start_rollouts
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import Identity, file_identity, run_date
 from lit_puzzle.training.best_weights import load_best
 from lit_puzzle.training.finite import check_loss, check_weights
 from lit_puzzle.training.load_child import load_child, reload_child
+from lit_puzzle.training.rollouts import ranks_of
 from lit_puzzle.training.settings import TrainingSettings
 from lit_puzzle.training.sharding import unsharded
 from lit_puzzle.training.trainable import optimize_trainable, release_optimizers, without_adapters
@@ -168,6 +169,7 @@ class RLRecovery(LightningModule):
         config, prompts = config_of(self.grpo, trainer, weights), data.train_prompts(self.tokenizer)
         self.rollouts = start_rollouts(self.grpo, self.child, trainer, self.training_settings.dtype, self.policy)
         self.engine = GRPOEngine(self.policy, self.tokenizer, prompts, functions, config, self._gathered, self.rollouts)
+        self.engine.stop = self.grpo.stop
         data.train_dataloader = self.train_dataloader  # type: ignore[method-assign]  # Lightning asks the data first
 
     def configure_optimizers(self) -> Any:
@@ -211,10 +213,11 @@ class RLRecovery(LightningModule):
         """Return the loss of a slice (times the accumulation: TRL and Lightning both divide) and any new rollout.
 
         Raises:
-            ValueError: a loss that is not finite, or a reward that is not one finite number for each completion.
+            TrainingStoppedError: see `GRPOEngine.loss`.
         """
-        loss = self.engine.loss(batch, self.trainer.global_step) * self.trainer.accumulate_grad_batches
-        check_loss(self.trainer, loss.detach())
+        step = self.trainer.global_step
+        loss = self.engine.loss(batch, step, lambda loss: check_loss(self.trainer, loss))
+        loss = loss * self.trainer.accumulate_grad_batches
         self.log("train/loss", loss.detach(), batch_size=len(batch))
         return {"loss": loss, **self.engine.take_rollout()}
 

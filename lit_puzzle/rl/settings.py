@@ -12,6 +12,7 @@ from typing import Literal, get_args
 from lit_puzzle.environments.answer_formats import FormatChoice
 from lit_puzzle.generation.rollout_settings import RolloutSettings
 from lit_puzzle.rl.length_settings import BudgetSettings, EndingSettings, GroupLengthSettings, OverlongSettings
+from lit_puzzle.rl.stop_settings import StopSettings
 
 LossType = Literal["grpo", "dr_grpo", "dapo", "bnpo"]
 RatioLevel = Literal["token", "sequence"]
@@ -118,6 +119,7 @@ class GRPOSettings:
         sampling: how completions are drawn.
         loss: the loss of an update.
         rollouts: what generates the completions.
+        stop: limits beyond which the run stops.
 
     Raises:
         ValueError: numbers out of range.
@@ -131,6 +133,7 @@ class GRPOSettings:
     sampling: RolloutSampling = RolloutSampling()
     loss: GRPOLossSettings = GRPOLossSettings()
     rollouts: RolloutSettings = RolloutSettings()  # noqa: RUF009  (frozen)
+    stop: StopSettings = StopSettings()  # noqa: RUF009
 
     def __post_init__(self) -> None:
         if self.rollouts.engine == "vllm" and self.sampling.top_k:

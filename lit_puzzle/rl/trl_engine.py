@@ -24,14 +24,15 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import get_callable_name
 
 from lit_puzzle.environments.environment import LEVELS
-from lit_puzzle.generation.engine import EngineFailedError
 from lit_puzzle.generation.mismatch import mismatch_of, sums
 from lit_puzzle.rl.effort_means import effort_means
 from lit_puzzle.rl.loader import ResumableLoader
 from lit_puzzle.rl.reward_checks import Faults, checked_reward
 from lit_puzzle.rl.rewards import Correctness, RewardFunction
 from lit_puzzle.rl.shared_rewards import complete
+from lit_puzzle.rl.stop_settings import StopSettings
 from lit_puzzle.rl.vllm_rollouts import VLLMRollouts
+from lit_puzzle.run.stopped_training import TrainingStoppedError
 from lit_puzzle.training.finite import ADVICE, raise_together
 from lit_puzzle.training.random_state import RandomStream
 
@@ -118,6 +119,7 @@ class GRPOEngine:
 
     Attributes:
         loader: loader of the prompts, which resumes.
+        stop: limits beyond which the run stops.
     """
 
     def __init__(
@@ -131,7 +133,7 @@ class GRPOEngine:
         rollouts: VLLMRollouts | None = None,
     ) -> None:
         tokenizer.padding_side = "left"
-        self.policy, self.config = policy, config
+        self.policy, self.config, self.stop = policy, config, StopSettings()
         # With beta set, TRL's constructor copies the adapters into a second, frozen set, which fails on sharded ones.
         # Without that set TRL switches the adapters off for the reference: the same model, because they start at zero.
         beta, config.beta = config.beta, 0.0
@@ -153,19 +155,21 @@ class GRPOEngine:
         self._trainer.current_gradient_accumulation_steps = config.gradient_accumulation_steps
         self.loader = ResumableLoader(self._trainer.get_train_dataloader, self.stream.inside, self.stream.fork)
 
-    def loss(self, batch: Rows, global_step: int) -> Tensor:
+    def loss(self, batch: Rows, global_step: int, check: Callable[[Tensor], None] = lambda _: None) -> Tensor:
         """Return the loss of the next slice; generates completions first when the previous ones are used up.
 
         Args:
             batch: prompts of a generation batch, from `loader`.
             global_step: number of updates so far.
+            check: raises a TrainingStoppedError if the loss is not to be trained on.
 
         Returns:
             Scalar loss, divided by the gradient accumulation, as in TRL.
 
         Raises:
-            EngineFailedError: vLLM failed; the state is that before this batch.
-            ValueError: a policy in evaluation mode, or a reward that is not one finite number for each completion.
+            TrainingStoppedError: vLLM or a reward failed, or the loss, KL divergence or importance ratios are not to be
+                trained on; the state is that before this batch.
+            ValueError: a policy in evaluation mode.
         """
         if not self.policy.training:
             raise ValueError(
@@ -178,7 +182,9 @@ class GRPOEngine:
             with self.stream.inside():
                 inputs = trainer._prepare_inputs(batch)
                 loss = trainer.compute_loss(self.policy, inputs)
-        except EngineFailedError:  # a checkpoint is saved next, of the state before this batch
+            check(loss.detach())
+            self.stop.check(trainer._metrics["train"], global_step + 1)
+        except TrainingStoppedError:  # a checkpoint is saved next, of the state before this batch
             self.stream.state, trainer.state.num_input_tokens_seen = before
             self.loader.position -= 1
             raise

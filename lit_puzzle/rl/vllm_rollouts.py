@@ -15,22 +15,17 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lit_puzzle.child.trained import trained_tensors
-from lit_puzzle.generation.engine import Completion, EngineFailedError
-from lit_puzzle.generation.rollout_engine import Ranks, RolloutEngine, Trained
+from lit_puzzle.generation.engine import Completion
+from lit_puzzle.generation.rollout_engine import RolloutEngine, Trained
 from lit_puzzle.generation.route_replay import RouteReplay
 from lit_puzzle.generation.sampling import Sampling
 from lit_puzzle.model.loading import DtypeName
 from lit_puzzle.rl.settings import GRPOSettings, RolloutSampling
-from lit_puzzle.training.finite import raise_together
+from lit_puzzle.training.rollouts import call_together, start_engine
 from lit_puzzle.training.trainable import without_adapters
 
 Weights = Callable[[], Mapping[str, Trained]]
 Generated = tuple[list[list[int]], list[list[int]], list[list[list[float]]], None]
-
-
-def ranks_of(trainer: Trainer) -> Ranks:
-    """Return the processes of a run."""
-    return Ranks(trainer.global_rank, trainer.world_size, trainer.local_rank, trainer.world_size // trainer.num_nodes)
 
 
 def start_rollouts(
@@ -48,14 +43,11 @@ def start_rollouts(
     Raises:
         ValueError: the engine does not start.
     """
-    rollouts = grpo.rollouts
-    if rollouts.engine != "vllm":
+    engine = start_engine(grpo.rollouts, child, trainer, dtype, grpo.sampling.temperature)
+    if engine is None:
         return None
-    is_half = "bf16" in str(trainer.precision) or dtype == "bfloat16"
-    chosen = rollouts.dtype if rollouts.dtype != "auto" else "bfloat16" if is_half else "float32"
-    engine = RolloutEngine(rollouts, child, chosen, grpo.sampling.temperature, ranks_of(trainer))
     model = without_adapters(policy)
-    replay = RouteReplay(policy, model) if rollouts.replay_routes else None
+    replay = RouteReplay(policy, model) if grpo.rollouts.replay_routes else None
     return VLLMRollouts(engine, grpo.sampling, lambda: trained_tensors(model), replay)
 
 
@@ -87,7 +79,7 @@ class VLLMRollouts:
 
     def sync_weights(self) -> None:
         """Give the engine the policy's weights."""
-        self.sent_bytes = _together(lambda: self.engine.update(self._weights()))
+        self.sent_bytes = call_together(lambda: self.engine.update(self._weights()))
 
     def current_engine(self) -> RolloutEngine:
         """Return the engine with the policy's weights, or those of the folder that it has read."""
@@ -97,7 +89,7 @@ class VLLMRollouts:
 
     def read_folder(self, folder: Path) -> None:
         """Give the engine the weights of a folder, to stay."""
-        _together(lambda: self.engine.read_folder(folder))
+        call_together(lambda: self.engine.read_folder(folder))
         self._has_folder = True
 
     def generate(self, prompts: Sequence[Sequence[int]], num_generations: int, **_: Any) -> Generated:
@@ -113,9 +105,9 @@ class VLLMRollouts:
         ranks = self.engine.ranks
         first = (self.slices() * ranks.size + ranks.rank) * len(prompts)
         rows = range(first, first + len(prompts))
-        completions = _together(lambda: self.engine.generate(prompts, self._sampling, rows))
+        completions = call_together(lambda: self.engine.generate(prompts, self._sampling, rows))
         if self.replay is not None:
-            routes = _together(lambda: routes_of(completions))
+            routes = call_together(lambda: routes_of(completions))
             pairs = zip(prompts, completions, strict=True)
             self.replay.remember([[*ids, *completion.token_ids] for ids, completion in pairs], routes)
         logprobs = [[[number] for number in completion.logprobs or ()] for completion in completions]
@@ -142,17 +134,3 @@ def routes_of(completions: Sequence[Completion]) -> list[Tensor]:
             "vLLM returned completions without routes; rollouts.replay_routes needs vLLM 0.32 or 0.33, on a GPU."
         )
     return [torch.from_numpy(np.asarray(completion.routes, dtype=np.int16)) for completion in completions]
-
-
-def _together(call: Callable[[], Any]) -> Any:
-    """Return what a call returns; an engine that fails on one process stops all of them with its reason."""
-    reason, answer = None, None
-    try:
-        answer = call()
-    except ValueError as error:
-        reason = str(error)
-    try:
-        raise_together(reason)
-    except ValueError as error:
-        raise EngineFailedError(str(error)) from None
-    return answer

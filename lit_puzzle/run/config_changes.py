@@ -1,8 +1,9 @@
 """Which keys of a recipe may change when a run is resumed: those that change no result, and where inputs lie.
 
 Compares two resolved recipes; reads and writes nothing. Harmless are the logger, callbacks that only log, how long and
-how often (updates, log lines, checkpoints), and the number of devices of stages whose results do not depend on it. A
-run folder may be moved; so may an input, whose content is compared when the stage claims it.
+how often (updates, log lines, checkpoints), limits beyond which a training stops, and the number of devices of stages
+whose results do not depend on it. A run folder may be moved; so may an input, whose content is compared when the stage
+claims it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ HARMLESS = frozenset(
         *("trainer.log_every_n_steps", "trainer.enable_progress_bar", "trainer.enable_model_summary"),
         *("trainer.enable_checkpointing", "trainer.enable_autolog_hparams", "trainer.default_root_dir"),
         *("trainer.detect_anomaly", "model.init_args.save_every_batches", "run_dir"),
+        *("model.init_args.grpo.stop", "model.init_args.grpo.rollouts.max_mismatch"),  # when to stop
+        "model.init_args.grpo.rollouts.engine_seconds",
     }
 )
 DEVICES = {"score": ("fabric.devices", "fabric.num_nodes"), "precompute_logits": ("fabric.devices", "fabric.num_nodes")}

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 
 from lit_puzzle.data.footprint import Sequences, sequences_of
-from lit_puzzle.generation.footprint import decoding_bytes, engine_bytes
+from lit_puzzle.generation.footprint import decoding_bytes, engine_bytes, engine_name
 from lit_puzzle.generation.sampling import EngineSettings
 from lit_puzzle.library.footprint import Candidates, planned_candidates
 from lit_puzzle.model.footprint import BYTES, ModelSize, forward_bytes, model_size, stored_bytes, stream_bytes
@@ -140,9 +140,8 @@ class _Run:
         settings, size = evaluation.inside("init_args"), self.size
         rows, new = settings.whole("batch_size", least=1), settings.whole("sampling.max_new_tokens")
         prompt = int(settings.get("problems.context_tokens") or self.assumed.prompt_tokens)
-        if (engine := settings.get("engine")) is not None:  # the parent is in memory no more
-            given = Values(asdict(EngineSettings()) | engine, settings.key("engine"))
-            return engine_bytes(size, given, self.device, prompt, new, self.problems(settings))
+        if (engine := self.engine(settings)) is not None:  # the parent is in memory no more
+            return engine_bytes(size, engine, self.device, prompt, new, self.problems(settings))
         gathered = self.held()
         if self.processes > 1 and self.values.at("fabric.unshard_evaluations"):
             gathered |= {"weights, gathered whole": float(size.parameters * self.width)}
@@ -152,6 +151,12 @@ class _Run:
             return gathered | {"activations of one layer": forward_bytes(size, tokens, self.precision),
                                "logits of the answers": logits}  # fmt: skip
         return gathered | decoding_bytes(size, rows, prompt, new, self.width, eager=False)
+
+    @staticmethod
+    def engine(settings: Values) -> Values | None:
+        """Return the engine of an evaluation; None: the parent in memory."""
+        given = settings.get("engine")
+        return None if given is None else Values(asdict(EngineSettings()) | given, settings.key("engine"))
 
     @staticmethod
     def problems(settings: Values) -> int:
@@ -192,7 +197,13 @@ class _Run:
             settings = Values(content["init_args"])
             prompt = int(settings.get("problems.context_tokens") or self.assumed.prompt_tokens)
             forced = settings.at("grading.mode") == "teacher_forced"
-            decoding = Decoding(settings.whole("sampling.max_new_tokens"), settings.whole("batch_size", least=1))
+            engine = self.engine(settings)
+            by = (
+                ("transformers", 1)
+                if engine is None
+                else (engine_name(engine, self.device), engine.whole("tensor_parallel"))
+            )
+            decoding = Decoding(settings.whole("sampling.max_new_tokens"), settings.whole("batch_size", least=1), *by)
             works.append(
                 replace(
                     work,

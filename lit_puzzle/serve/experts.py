@@ -50,8 +50,9 @@ class Rounding:
         exact = values_RC.float()
         self.rounded_experts += 1
         self.squared_values += float(exact.double().square().sum())
-        exact -= dequantize(blocks_RG16, scales_RG, torch.float32)
-        self.squared_error += float(exact.double().square().sum())
+        rounded = dequantize(blocks_RG16, scales_RG, torch.float32)
+        rounded -= exact  # which may be the stored tensor itself
+        self.squared_error += float(rounded.double().square().sum())
         return blocks_RG16, scales_RG
 
 

@@ -1,6 +1,7 @@
 """Bytes of `export`, `serve_check` and `throughput`.
 
-    export        headers and a buffer; with plain or mxfp4 experts, one expert matrix of a layer in both forms
+    export        headers and a buffer; packing E N 17/32 + 22 N, unpacking 2 E N + max(2 E N, 20 N) bytes for the
+                  larger matrix of a layer of E experts with N numbers each; one tensor where its dtype changes
     serve_check   transformers with 4 bytes a parameter (2 in bfloat16), then vLLM the same + vllm.kv_cache_gib
     throughput    vLLM, for each engine at a time: weights + kv_cache_gib, or the GPU; predicted or stated: nothing
 
@@ -9,25 +10,36 @@ Pure functions; imports no torch; reads `config.json`.
 
 from __future__ import annotations
 
-from lit_puzzle.child.footprint import copying_bytes
+from lit_puzzle.child.footprint import copying_bytes, largest_tensor
 from lit_puzzle.generation.footprint import vllm_bytes
-from lit_puzzle.model.footprint import BYTES, forward_bytes, model_size, stored_bytes
+from lit_puzzle.model.footprint import BYTES, forward_bytes, model_size, stored_bytes, stored_width
 from lit_puzzle.model.planned_shape import planned_config
 from lit_puzzle.run.footprint import GIB, Assumed, Decoding, Device, Footprint, Phase, Work
 from lit_puzzle.run.recipe_values import Values
+
+PACKED = 4.25 / 8  # bytes of a number in MXFP4
 
 
 def export_footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     """Return the footprint of `export`."""
     planned = planned_config(values.path("checkpoint"))
     size = model_size(planned.config)
-    held, experts = copying_bytes(len(size.layers)), str(values.at("storage.experts"))
-    largest = max(layer.experts for layer in size.layers) * 2 * size.inner * size.hidden
-    disk = stored_bytes(size)
+    held, experts = copying_bytes(size), str(values.at("storage.experts"))
+    dtype, most = str(values.at("storage.dtype")), max(layer.experts for layer in size.layers)
+    one = 2 * size.inner * size.hidden  # numbers of the larger matrix of an expert
+    disk, at_work = stored_bytes(size), {}
+    if dtype != "stored" and BYTES[dtype] != stored_width(size):
+        at_work["a tensor in another dtype"] = float(BYTES[dtype] * largest_tensor(size))
+    is_packed = "quantization_config" in size.config
+    if experts == "mxfp4" and not is_packed:
+        at_work["experts of a layer, packed, and one at work"] = PACKED * most * one + 22.0 * one
+    elif experts == "plain" and is_packed:
+        at_work["experts of a layer, in rows and transposed"] = 2.0 * most * one + max(2.0 * most * one, 20.0 * one)
+    if sum(at_work.values()) > held["buffer"]:  # one after the other
+        held = {"headers and places": held["headers and places"]} | at_work
     if experts != "stored":
-        held["one expert matrix of a layer, in both forms"] = largest * (4 + 2 + 4.25 / 8)
-        width = 2.0 if experts == "plain" else 4.25 / 8
-        disk = (size.parameters - size.expert_parameters) * 2 + size.expert_parameters * width
+        disk = (size.parameters - size.expert_parameters) * 2
+        disk += size.expert_parameters * (2.0 if experts == "plain" else PACKED)
     return Footprint("export", (Phase("copy", held),), disk={"model": disk}, notes=(planned.assumed,))
 
 
@@ -64,7 +76,7 @@ def throughput_footprint(values: Values, device: Device, assumed: Assumed) -> Fo
     for name, plan in planned.items():
         size = model_size(plan.config)
         if cache is None:
-            parts = vllm_bytes(size, device, 1)
+            parts = vllm_bytes(size, device, 1, BYTES[dtype])
         else:
             parts = {"weights": float(size.parameters * BYTES[dtype]), "KV cache": engines.number("kv_cache_gib") * GIB}
         held = {f"{part} of the {name}": number for part, number in parts.items()} | (held if together else {})

@@ -17,8 +17,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loops.progress import _ProcessedTracker
 from lightning.pytorch.trainer.states import TrainerFn
 
-from lit_puzzle.generation.engine import EngineFailedError
 from lit_puzzle.run.signals import StoppedError, defer_signals, noted_signal
+from lit_puzzle.run.stopped_training import TrainingStoppedError
 from lit_puzzle.training.logged_rows import begin_row, log_row
 
 
@@ -100,12 +100,12 @@ class UpdateCheckpoint(ModelCheckpoint):
         self._waits_for_validation = False
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save the state before the batch in which an engine beside the training failed.
+        """Save the state before the batch in which an engine beside the training failed, or a number ran away.
 
         The batch counts as not begun. In the middle of gradient accumulation nothing is saved: the gradients so far
         would be missing.
         """
-        if not isinstance(exception, EngineFailedError) or trainer.validating:
+        if not isinstance(exception, TrainingStoppedError) or trainer.validating:
             return
         progress = trainer.fit_loop.epoch_loop.batch_progress
         if progress.current.completed % trainer.accumulate_grad_batches:

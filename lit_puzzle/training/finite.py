@@ -1,7 +1,8 @@
 """Stops a run whose loss or weights are no longer finite, on all processes together, before anything of it is saved.
 
-The loss is checked before each update, the weights right after it, before any callback can write a checkpoint: so every
-checkpoint has finite weights. Reads and writes nothing. Cost: one pass over the weights that train, an update.
+The loss is checked before each update, whose state before it is saved; the weights right after it, before any callback
+can write a checkpoint: so every checkpoint has finite weights. Reads and writes nothing. Cost: one pass over the
+weights that train, an update.
 """
 
 import math
@@ -9,6 +10,8 @@ import math
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
+
+from lit_puzzle.run.stopped_training import TrainingStoppedError
 
 ADVICE = (
     "Lower the learning rate or clip gradients (trainer.gradient_clip_val), and start again with --overwrite. The "
@@ -23,7 +26,7 @@ def raise_together(reason: str | None) -> None:
         reason: what is wrong on this process; None: nothing.
 
     Raises:
-        ValueError: one process has a reason; the message is that of the first.
+        TrainingStoppedError: one process has a reason; the message is that of the first.
     """
     reasons: list[str | None] = [reason]
     if distributed.is_initialized() and distributed.get_world_size() > 1:
@@ -31,17 +34,17 @@ def raise_together(reason: str | None) -> None:
         distributed.all_gather_object(reasons, reason)
     for found in reasons:
         if found is not None:
-            raise ValueError(found)
+            raise TrainingStoppedError(found)
 
 
 def check_loss(trainer: Trainer, loss: Tensor) -> None:
     """Check the loss of a batch.
 
     Raises:
-        ValueError: it is not finite on one process at least; the message names the update.
+        TrainingStoppedError: it is not finite on one process at least; the message names the update.
     """
     if not trainer.strategy.reduce_boolean_decision(bool(loss.isfinite().all())):
-        raise ValueError(
+        raise TrainingStoppedError(
             f"The loss is {float(loss)} at update {trainer.global_step + 1} (of one process at least). {ADVICE}"
         )
 

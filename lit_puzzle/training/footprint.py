@@ -10,6 +10,7 @@ Pure functions; imports no torch; reads and writes nothing. Source: PyTorch FSDP
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import prod
@@ -17,6 +18,7 @@ from math import prod
 from lit_puzzle.model.family import family_of
 from lit_puzzle.model.footprint import BYTES, ModelSize
 from lit_puzzle.model.layout import layer_shapes, tensor_shapes
+from lit_puzzle.run.footprint import Device
 from lit_puzzle.run.recipe_values import Values
 
 OPTIMIZER_BYTES = {"SGD": 0, "RMSprop": 4, "Adagrad": 4, "Lion": 4}  # of a trained number; all others: two moments
@@ -105,8 +107,10 @@ def trained(size: ModelSize, training: Values, optimizer: str) -> Trained:
         count = _adapter_numbers(size, training.inside("lora"))
         return Trained(size, width, count, 0, count, state)
     shapes = tensor_shapes(size.config)
-    patterns = training.get("freeze") or family_of(size.config).layer.frozen
-    free = {name: prod(shape) for name, shape in shapes.items() if not any(fnmatchcase(name, p) for p in patterns)}
+    names, part = family_of(size.config).layer, training.get("trainable")
+    patterns = names.parts[str(part)] if part else training.get("freeze") or names.frozen
+    matched = {name for name in shapes if any(fnmatchcase(name, pattern) for pattern in patterns)}
+    free = {name: prod(shape) for name, shape in shapes.items() if (name in matched) == bool(part)}
     layers = sum(count for name, count in free.items() if ".layers." in name)
     return Trained(size, width, layers, sum(free.values()) - layers, 0, state)
 
@@ -136,6 +140,28 @@ def frozen_gathered(size: ModelSize, width: int, processes: int, root: bool = Tr
         return {}
     ends = {"gathered embedding and head": float(size.ends * width)} if root else {}
     return {"gathered layers": 2.0 * size.largest_layer * width} | ends
+
+
+def layer_by_layer(
+    size: ModelSize, width: int, device: Device, at_work: Mapping[str, float], states: float, root: bool = True
+) -> dict[str, float]:
+    """Return what a forward pass holds that gathers a layer at a time: two layers and the one at work.
+
+    On CPUs gloo copies what it gathers once more, when no layer is at work: that may be the fuller moment.
+
+    Args:
+        size: the model, which does not train.
+        width: bytes of a number of its weights.
+        device: of a process.
+        at_work: what the layer at work holds.
+        states: bytes of the states between two layers.
+        root: whether embedding and head are gathered too; else they are whole anyway.
+    """
+    gathered = frozen_gathered(size, width, device.count, root)
+    layer = float(size.largest_layer * width)
+    if device.kind == "cpu" and device.count > 1 and layer + states > sum(at_work.values()):
+        return gathered | {"a layer as gloo receives it": layer, "states": states}
+    return gathered | dict(at_work)
 
 
 def load_bytes(size: ModelSize, width: int, processes: int) -> dict[str, float]:

@@ -24,6 +24,7 @@ from lit_puzzle.training.trainable import (
     add_adapters,
     compute_in_autocast_dtype,
     freeze_parameters,
+    train_only,
     without_adapters,
 )
 
@@ -83,7 +84,11 @@ def adapted(model: "PreTrainedModel", settings: TrainingSettings) -> "PreTrained
     """
     if settings.lora is not None:
         return add_adapters(model, settings.lora)
-    freeze_parameters(model, model_family(model).layer.frozen if settings.freeze is None else settings.freeze)
+    names = model_family(model).layer
+    if settings.trainable is not None:
+        train_only(model, names.parts[settings.trainable])
+    else:
+        freeze_parameters(model, names.frozen if settings.freeze is None else settings.freeze)
     return model
 
 

@@ -5,7 +5,9 @@ Reads and writes nothing. Source: arXiv 2602.11937 (what is frozen); LoRA, arXiv
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
+
+Part = Literal["attention", "router", "attention_and_router"]  # keys of `parts` in lit_puzzle.model.family
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class TrainingSettings:
 
     Args:
         freeze: patterns of parameters that are not trained; default: experts and router. Without effect with `lora`.
+        trainable: trains this part alone, norms, embedding and head frozen too; None: everything that `freeze` leaves.
         lora: trains low-rank adapters instead; everything else is then frozen.
         gradient_checkpointing: recomputes the child's activations in backward.
         moe_chunk_tokens: tokens that router and experts of a layer take at a time, recomputed in backward; None: all.
@@ -59,10 +62,11 @@ class TrainingSettings:
         experts: implementation of the experts.
 
     Raises:
-        ValueError: chunks of no token.
+        ValueError: chunks of no token, an unknown part, or a part beside `freeze` or `lora`.
     """
 
     freeze: list[str] | None = None
+    trainable: Part | None = None
     lora: LoraSettings | None = None
     gradient_checkpointing: bool = False
     moe_chunk_tokens: int | None = None
@@ -71,5 +75,12 @@ class TrainingSettings:
     experts: str = "grouped_mm"
 
     def __post_init__(self) -> None:
+        if self.trainable is not None and self.trainable not in get_args(Part):
+            raise ValueError(f"training.trainable is {self.trainable!r}; allowed: {list(get_args(Part))}, or null.")
+        if self.trainable is not None and (self.freeze is not None or self.lora is not None):
+            raise ValueError(
+                f"training.trainable={self.trainable} was given beside freeze or lora, which also say what trains: set "
+                "them to null (adapters of the router: lora.target_parameters: [router.weight])."
+            )
         if self.moe_chunk_tokens is not None and self.moe_chunk_tokens < 1:
             raise ValueError(f"training.moe_chunk_tokens={self.moe_chunk_tokens} was given; 1 or more is needed.")

@@ -115,6 +115,12 @@ def freeze_parameters(model: nn.Module, patterns: Sequence[str]) -> None:
         raise ValueError(f"freeze: {patterns} leaves nothing to train. Remove a pattern.")
 
 
+def train_only(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Freeze the parameters whose names match none of the patterns (`*` stands for any text)."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(fnmatchcase(name, pattern) for pattern in patterns))
+
+
 def keep_master_weights(model: nn.Module) -> None:
     """Turn every parameter that trains into float32; beside frozen bfloat16 ones, precision must be mixed."""
     for parameter in model.parameters():

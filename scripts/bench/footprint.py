@@ -1,29 +1,44 @@
-"""Bench: the formulas of `--plan` against measured peaks of every stage, at three sizes, with one and two processes.
+"""Bench: the formulas of `--plan` against measured peaks of every stage, at three sizes, in one process and in two.
 
-    python scripts/bench/footprint.py [--stages importance distill ...] [--processes 1 2] [--sizes 0 1 2] [--keep DIR]
+    python scripts/bench/footprint.py [--stages importance distill ...] [--processes 1 2] [--sizes 0 1 2 3] [--keep DIR]
 
-Makes random parents and data (`footprint_stages.py`), and runs each stage's own recipe on CPU processes (gloo), one
-run at a time. Measured is anonymous memory (RssAnon): pages of files do not count, and other processes on the machine
-do not change it. Every run is a fork of a process that has imported all; it is read every 2 ms, above what it was
-then. Freed memory returns to the system at once (M_MMAP_THRESHOLD), and there are no huge pages. Prints a row for each
-run, with its CPU seconds, and one JSON line at the end; a run that fails says so in its row.
+Makes random parents and data (`footprint_stages.py`, `footprint_copies.py`), and runs each stage's own recipe on CPU
+processes (gloo), one run at a time. Measured is anonymous memory (RssAnon): pages of files do not count, and other
+processes on the machine do not change it. Every run is a fork of a process that has imported all; it is read every 2
+ms, above what it was then. Freed memory returns to the system at once (M_MMAP_THRESHOLD), and there are no huge pages.
+Prints a row for each run, with its CPU seconds, and one JSON line at the end; a run that fails says so in its row.
 """
 
 import argparse
 import ctypes
 import importlib
 import json
+import multiprocessing
 import os
 import socket
-import subprocess
 import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from footprint_stages import LAYERS, ONE_PROCESS, PROMPT_TOKENS, SHARDED, TOKENS, TRAINING, stages
+from footprint_copies import COPIES, SHAPES, copies, is_made, make_copy_inputs
+from footprint_stages import (
+    EXPERTS,
+    FOURTH,
+    LAYERS,
+    ONE_PROCESS,
+    PROMPT_TOKENS,
+    SHARDED,
+    TOKENS,
+    TRAINING,
+    make_inputs,
+    stages,
+)
 
 MIB = 2**20
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"}
@@ -36,6 +51,9 @@ MODULES = (
     *("lit_puzzle.evaluate.text_distance", "lit_puzzle.tiny.pretrain", "lit_puzzle.serve.export"),
     *(
         "lit_puzzle.child.assemble",
+        "lit_puzzle.child.average",
+        "lit_puzzle.search.search",
+        "scipy.optimize",
         "lit_puzzle.library.candidates",
         "lit_puzzle.cli",
         "lit_puzzle.footprint.before_run",
@@ -72,7 +90,12 @@ class Row:
         """Return the row of the table."""
         found = f"{self.measured / MIB:.0f} | {100 * (self.predicted / self.measured - 1):+.1f}%"
         measured = "failed | " if self.failure else found
-        sizes = f"{self.stage} | {self.processes} | {LAYERS[self.size]} | {TOKENS[self.size]:,}"
+        if self.stage in COPIES:
+            layers, experts, hidden = SHAPES[self.stage][self.size]
+            of = f"{layers} | {experts} experts of {hidden}"
+        else:
+            of = f"{LAYERS[self.size]} | {EXPERTS[self.size]} experts, {TOKENS[self.size]:,}"
+        sizes = f"{self.stage} | {self.processes} | {of}"
         return f"| {sizes} | {self.predicted / MIB:.0f} | {measured} | {self.phase} | {self.cpu_seconds:.0f} |"
 
 
@@ -124,14 +147,43 @@ def start(words: list[str], out: Path, rank: int, processes: int, port: int) -> 
         os._exit(code)
 
 
+def asked(folder: Path, stage: str, size: int, processes: int) -> tuple[str, list[str]]:
+    """Return the recipe and the overrides of a stage."""
+    return copies(folder, size)[stage] if stage in COPIES else stages(folder, size, processes)[stage]
+
+
+def make(folder: Path, stage: str, size: int) -> None:
+    """Write what a stage reads, unless it is there."""
+    shared = folder / f"size_{size}" / "library" / "library.json"
+    if is_made(folder, stage, size) if stage in COPIES else shared.is_file():
+        return
+    os.environ |= QUIET
+    apart(lambda: make_copy_inputs(folder, stage, size) if stage in COPIES else make_inputs(folder, size))
+
+
+def apart(work: Callable[[], Any]) -> Any:
+    """Return what a function returns in a fork of this process, whose memory stays as it is."""
+    reading, writing = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=lambda: writing.send(work()))
+    process.start()
+    writing.close()
+    try:
+        return reading.recv()
+    except EOFError:
+        raise RuntimeError("it failed, as it says above") from None
+    finally:
+        process.join()
+
+
 def measured(folder: Path, stage: str, size: int, processes: int) -> tuple[float, float, str]:
     """Return the largest peak of the processes of a run in bytes, their CPU seconds, and why it failed if it did."""
-    recipe, words = stages(folder, size, processes)[stage]
+    recipe, words = asked(folder, stage, size, processes)
     out = Path(tempfile.mkdtemp(dir=folder))
     run = [f"recipes/{recipe}.yaml", f"--run_dir={out / 'run'}", "--force", *words]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    ctypes.CDLL(None).malloc_trim(0)  # what is free in this process, a fork could use unseen
     base, seconds = anonymous(os.getpid()), 0.0
     running = {start(run, out, rank, processes, port): rank for rank in range(processes)}
     peaks, failed = dict.fromkeys(running, 0), ""
@@ -152,7 +204,7 @@ def predicted(folder: Path, stage: str, size: int, processes: int) -> tuple[floa
     from lit_puzzle.run.commands import target_of
     from lit_puzzle.run.recipe import load_recipe
 
-    name, words = stages(folder, size, processes)[stage]
+    name, words = asked(folder, stage, size, processes)
     recipe = load_recipe(f"recipes/{name}.yaml")
     command = recipe.value("command")
     options = [f"--gpus={processes}", "--gpu=cpu", f"--prompt_tokens={PROMPT_TOKENS}"]
@@ -165,20 +217,17 @@ def main(chosen: argparse.Namespace) -> None:
     """Measure, compare, print."""
     folder = Path(chosen.keep or tempfile.mkdtemp(prefix="footprint"))
     folder.mkdir(exist_ok=True)
-    for size in chosen.sizes:
-        if not (folder / f"size_{size}" / "library" / "library.json").is_file():
-            make = [sys.executable, str(Path(__file__).with_name("footprint_stages.py")), str(folder), str(size)]
-            subprocess.run(make, check=True, stdout=subprocess.DEVNULL, env=os.environ | QUIET)
     import_all()
     print("| stage | processes | layers | tokens | predicted, MiB | measured, MiB | error | fullest | CPU s |")
     print("|---|---|---|---|---|---|---|---|---|")
     rows = []
-    for stage in chosen.stages or (*SHARDED, *TRAINING, *ONE_PROCESS):
-        for processes in chosen.processes:
-            if processes > 1 and (stage in ONE_PROCESS or stage == "text_distance"):
-                continue
+    for stage in chosen.stages or (*SHARDED, *TRAINING, *ONE_PROCESS, *COPIES):
+        for processes in chosen.processes if stage in (*SHARDED, *TRAINING) else [1]:
             for size in chosen.sizes:
-                expected, phase = predicted(folder, stage, size, processes)
+                if size == 3 and (processes == 1 or stage not in FOURTH):
+                    continue
+                make(folder, stage, size)
+                expected, phase = apart(partial(predicted, folder, stage, size, processes))
                 found, seconds, failure = measured(folder, stage, size, processes)
                 rows.append(Row(stage, processes, size, expected, found, phase, seconds, failure))
                 print(rows[-1].line(), flush=True)
@@ -191,6 +240,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", nargs="*", help="default: all")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[0, 1, 2], help="of three")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[0, 1, 2, 3], help="of four")
     parser.add_argument("--keep", help="folder for parents and data, which a second bench finds there")
     main(parser.parse_args())

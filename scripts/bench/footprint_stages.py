@@ -1,15 +1,15 @@
 """What `footprint.py` measures: random parents, data and a library at three sizes, and each stage's recipe on them.
 
-`make_inputs` writes a size's folder; `stages` returns recipes and overrides. From the first size to the last a
-parent's weights grow sixfold, tokens, rows and chunks fourfold: so does what a stage holds, if it grows at all.
+Stages that hold no model have parents of their own (`footprint_copies.py`). `make_inputs` writes a size's folder;
+`stages` returns recipes and overrides. From the first size to the third a parent's weights grow sixfold, tokens, rows
+and chunks fourfold: so does what a stage holds, if it grows at all. The fourth size is smaller than the first.
 """
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
-LAYERS, EXPERTS, TOKENS, ROWS = (2, 4, 6), (16, 24, 32), (512, 1024, 2048), (16, 32, 64)
+LAYERS, EXPERTS, TOKENS, ROWS = (2, 4, 6, 2), (16, 24, 32, 10), (512, 1024, 2048, 384), (16, 32, 64, 16)
 PROMPT_TOKENS, NEW_TOKENS = 58, 64  # the longest prompts that are drawn have 58
 TINY_PARENT, LENGTHS = Path("lit_puzzle/assets/tiny_parent"), "generation_lengths.json"
 KEPT_EXPERTS, WINDOW = 8, 64
@@ -18,9 +18,10 @@ SHAPE = {
     **{"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 32},
     **{"sliding_window": 128, "max_position_embeddings": 65536},
 }
-SHARDED = ("importance", "calibrate_kv", "score", "precompute_logits", "text_distance")
+SHARDED = ("importance", "calibrate_kv", "score", "precompute_logits")
 TRAINING = ("distill_blocks", "distill", "distill_checkpointed", "rl_recover")
-ONE_PROCESS = ("generate", "evaluate", "tiny_parent", "library", "assemble", "export")
+FOURTH = (*SHARDED, "distill_blocks", "distill_checkpointed")  # smaller in two processes, which share what grows
+ONE_PROCESS = ("text_distance", "generate", "evaluate", "tiny_parent")
 
 
 def stages(folder: Path, size: int, processes: int) -> dict[str, tuple[str, list[str]]]:
@@ -105,9 +106,9 @@ def _training(folder: Path, size: int, processes: int) -> dict[str, tuple[str, l
 
 
 def _one_process(folder: Path, size: int) -> dict[str, tuple[str, list[str]]]:
-    """Stages of one process: generation by transformers, training of a small model, copies from file to file."""
+    """Stages of one process: generation by transformers, training of a small model."""
     paths, rows, shape = _paths(folder, size), ROWS[size], "--model.init_args.shape"
-    parent, importance = paths["parent"], paths["importance"]
+    parent = paths["parent"]
     drawn = [f"--sampling.max_new_tokens={NEW_TOKENS}", "--engine.name=transformers", f"--engine.batch_size={rows}"]
     lessons = f"--data.init_args.curriculum.sequences={rows // 4}"
     small = [
@@ -116,17 +117,13 @@ def _one_process(folder: Path, size: int) -> dict[str, tuple[str, list[str]]]:
         f"{shape}.hidden_size=192",
         f"{shape}.intermediate_size=192",
         "--model.init_args.measured_per_effort=2",
+        "--data.init_args.curriculum.retrieval_steps=0",  # of shorter lessons than those that follow
+        "--data.init_args.curriculum.practice_steps=0",
     ]
-    manual = [f"--manual.importance={importance}", f"--manual.experts={KEPT_EXPERTS}", "--plan=null"]
-    candidates = [f"--experts=[{KEPT_EXPERTS}]", f"--windows=[{WINDOW}]"]
-    packed = [f"--checkpoint={parent}", "--kv_scales=null", "--storage.experts=mxfp4"]
     return {
         "generate": ("generate", [f"--parent={parent}", f"--prompts.num_prompts={rows}", *drawn]),
         "evaluate": ("evaluate", [f"--checkpoint={parent}", f"--held_out.prompts_per_effort={rows // 2}", *drawn]),
         "tiny_parent": ("tiny_parent", [*small, lessons, "--trainer.max_steps=2", "--trainer.callbacks=[]"]),
-        "library": ("library", [f"--parent={parent}", f"--importance={importance}", *candidates]),
-        "assemble": ("assemble", [f"--parent={parent}", *manual]),
-        "export": ("export", packed),
     }
 
 
@@ -168,7 +165,3 @@ def _write_documents(home: Path, rows: list[list[int]]) -> None:
     for number, document in enumerate(written):
         document.input_ids[:prompt] = [8 + number + place for place in range(prompt)]
     write_documents(home / "documents", written, home / "parent")
-
-
-if __name__ == "__main__":  # in a process of its own, whose memory the bench does not inherit
-    make_inputs(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,6 +1,7 @@
 """Bench: time to a proven optimum at the shape of gpt-oss-120b, and time from `lightning run` to the solver.
 
     python scripts/bench/search.py [--runs 7]
+    python scripts/bench/search.py --plans 3
 
 36 layers, 12 candidates in each (6 expert counts x full or 8192-token window where attention is full, 12 expert counts
 elsewhere), synthetic quality losses with another seed in every run, costs from the roofline, targets of
@@ -12,6 +13,9 @@ arXiv 2602.11937: on 8 x H100 at least 1.6 times the parent at 64K/64K and 1.2 t
     recipe    `lightning run recipes/gpt_oss_120b/search.yaml` on a synthetic library and scores: measured kernels,
               refined batch sizes, alternatives and the sweep. Once; seconds of the whole command and of the solver, and
               how much was proven. Skipped without aiconfigurator-core (extra `gpu-tables`).
+
+With `--plans N`, instead: which plan the paper's budgets give for N such libraries, where the engine pads its KV cache
+as vLLM does, and where it does not (`allocator: ideal`).
 
 Prints medians of wall-clock and CPU seconds, and the slowest run; library and scores are in a temporary folder. Ends
 with one JSON line.
@@ -27,8 +31,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -157,14 +163,29 @@ def imports_torch(recipe: Path) -> bool:
     return subprocess.check_output(command, text=True).split()[-1] != "False"
 
 
-def run_recipe(folder: Path, recipe: Path) -> dict[str, float | bool]:
-    """Run the whole recipe on the library and scores of a folder; return its seconds and what was found and proven."""
-    command = [sys.executable, "-m", "lit_puzzle", "run", str(recipe), "--overwrite"]
+def search(folder: Path, *words: str) -> dict[str, Any]:
+    """Run the recipe of 120B on the library and scores of a folder; return plan.json."""
+    command = [
+        sys.executable,
+        "-m",
+        "lit_puzzle",
+        "run",
+        str(RECIPE_120B),
+        "--overwrite",
+        "--objective.metric=kl",
+        *words,
+    ]
     command += [f"--{name}={folder / name}" for name in ("library", "scores")]
+    subprocess.run([*command, f"--run_dir={folder / 'recipe'}"], check=True, stdout=subprocess.DEVNULL)
+    record: dict[str, Any] = json.loads((folder / "recipe" / "plan.json").read_text())
+    return record
+
+
+def run_recipe(folder: Path) -> dict[str, float | bool]:
+    """Run the whole recipe; return its seconds and what was found and proven."""
     start = time.perf_counter()
-    subprocess.run([*command, f"--run_dir={folder / 'recipe'}"], check=True)
+    record = search(folder)
     seconds = time.perf_counter() - start
-    record = json.loads((folder / "recipe" / "plan.json").read_text())
     return {
         "recipe_seconds": seconds,
         "recipe_solver_seconds": record["optimality"]["seconds"],
@@ -176,6 +197,43 @@ def run_recipe(folder: Path, recipe: Path) -> dict[str, float | bool]:
     }
 
 
+def save(folder: Path, seed: int) -> None:
+    """Write a library and its scores."""
+    for part in ("library", "scores"):
+        (folder / part).mkdir()
+    library = make_library(seed=seed)
+    library.save(folder / "library")
+    make_scores(library, seed).save(folder / "scores")
+
+
+def plans(count: int) -> None:
+    """Print the plan of each library and allocator: layers of each window, experts kept, speed-ups, quality loss."""
+    for seed in range(count):
+        with tempfile.TemporaryDirectory() as name:
+            save(Path(name), seed)
+            for allocator in ("vllm", "ideal"):
+                words = (
+                    "--constraints.sweep=null",
+                    "--solver.num_solutions=1",
+                    f"--costs.engine.kv.allocator={allocator}",
+                )
+                record = search(Path(name), *words)
+                blocks = record["plan"]["blocks"]
+                windows = Counter(block["window_tokens"] for block in blocks)
+                row = {
+                    "seed": seed,
+                    "allocator": allocator,
+                    "full": windows[None],
+                    "window_8192": windows[WINDOW],
+                    "window_128": windows[128],
+                    "experts": sum(len(block["experts"]) for block in blocks),
+                    "speedups": [round(target["speedup"], 3) for target in record["predicted"]],
+                    "quality_loss": round(record["quality_loss"], 4),
+                    "gap": record["optimality"]["gap"],
+                }
+                print(json.dumps(row), flush=True)
+
+
 def main(runs: int) -> None:
     results: dict[str, float | bool] = {}
     for name, one_option in (("solve", True), ("product", False)):
@@ -183,17 +241,13 @@ def main(runs: int) -> None:
         results |= medians(name, pairs) | {f"{name}_slowest_seconds": max(wall for wall, _ in pairs)}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for part in ("library", "scores"):
-            (folder / part).mkdir()
-        library = make_library()
-        library.save(folder / "library")
-        make_scores(library).save(folder / "scores")
+        save(folder, seed=0)
         recipe = folder / "search.yaml"
         recipe.write_text(RECIPE.format(folder=folder))
         results |= medians("startup", [seconds_to_first_line(recipe) for _ in range(runs)])
         results["imports_torch"] = imports_torch(recipe)
         if importlib.util.find_spec("aiconfigurator_core") is not None:
-            results |= run_recipe(folder, RECIPE_120B)
+            results |= run_recipe(folder)
     for key, value in results.items():
         print(f"{key:24} {value if isinstance(value, bool) else round(value, 3)}")
     print(json.dumps(results))
@@ -208,4 +262,6 @@ def medians(name: str, pairs: list[tuple[float, float]]) -> dict[str, float | bo
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=7)
-    main(parser.parse_args().runs)
+    parser.add_argument("--plans", type=int, metavar="N", help="plans under both allocators of N libraries")
+    arguments = parser.parse_args()
+    main(arguments.runs) if arguments.plans is None else plans(arguments.plans)

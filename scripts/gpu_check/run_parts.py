@@ -19,18 +19,18 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-LIMITS = {  # seconds; together 590
-    "attention": 100,
-    "layer": 60,
-    "expert_importance": 30,
-    "distill": 40,
-    "mxfp4": 30,
-    "cost_model": 40,
-    "rl": 90,
-    "fp8_kv": 80,
-    "rollouts": 120,
+LIMITS = {  # seconds; together 475
+    "attention": 80,
+    "layer": 45,
+    "expert_importance": 25,
+    "distill": 35,
+    "mxfp4": 25,
+    "cost_model": 35,
+    "rl": 70,
+    "fp8_kv": 60,
+    "rollouts": 100,
 }
-TOTAL_SECONDS = 600
+TOTAL_SECONDS = 480
 MISSING = re.compile(r"ModuleNotFoundError: No module named '((?!lit_puzzle)[^']+)'")  # of what a part imports
 SLOWER = 5  # times the limits with --small: a core that is shared, not a card
 

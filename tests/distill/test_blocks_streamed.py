@@ -113,10 +113,16 @@ def test_a_killed_run_ends_with_the_same_bytes(inputs: Inputs, resident: Path, t
     same(folder, resident)
 
 
-def test_a_damaged_file_of_a_trained_layer_is_trained_again(inputs: Inputs, resident: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "damage", [lambda whole: b"damaged", lambda whole: whole[:-1] + bytes([whole[-1] ^ 1])], ids=["all", "one bit"]
+)
+def test_a_damaged_file_of_a_trained_layer_is_trained_again(
+    inputs: Inputs, resident: Path, tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
     folder, kill = tmp_path / "killed", KILLS["with the library written"]
     assert forked(1, lambda rank: fit_streamed(folder, inputs, STEPS, **kill())) == [-9]
-    (folder / "layers.0" / "trained.1").write_bytes(b"damaged")
+    kept = folder / "layers.0" / "trained.1"
+    kept.write_bytes(damage(kept.read_bytes()))
     before = (folder / "layers.0" / "trained.0").stat().st_mtime_ns
     assert forked(1, lambda rank: fit_streamed(folder, inputs, STEPS)) == [0]
     assert (folder / "layers.0" / "trained.0").stat().st_mtime_ns == before
@@ -139,18 +145,20 @@ def test_batches_that_come_again_are_kept_once(inputs: Inputs, tmp_path: Path) -
     assert json.loads((tmp_path / "streamed" / "layers.0" / "record.json").read_text())["tokens"] == 32 * sequences
 
 
-def test_more_updates_train_the_layers_again(inputs: Inputs, tmp_path: Path) -> None:
-    """A layer that was trained for fewer updates is not done."""
-    few, folder = with_few_documents(inputs, tmp_path), tmp_path / "run"
+@pytest.mark.parametrize("steps", [STEPS - 1, STEPS + 1])
+def test_another_number_of_updates_is_refused_once_a_layer_is_done(inputs: Inputs, tmp_path: Path, steps: int) -> None:
+    folder, kill = tmp_path / "run", KILLS["in the second layer's fit"]
+    assert forked(1, lambda rank: fit_streamed(folder, inputs, STEPS, **kill())) == [-9]
+    kept = (folder / "layers.0" / "trained.0").read_bytes()
 
-    def stopped(rank: int) -> None:
-        killed_at_call(blocks_streamed.StreamedBlocks, "losses", 1)
-        fit_streamed(folder, few, STEPS - 1, data=SINGLE)
+    def refused(rank: int) -> None:
+        words = rf"max_steps={steps} was given; the blocks of layer 0 .* for {STEPS} updates .*max_steps={STEPS}, or"
+        with pytest.raises(ValueError, match=words) as error:
+            fit_streamed(folder, inputs, steps)
+        assert "\n" not in str(error.value)
 
-    assert forked(1, stopped) == [-9]
-    assert forked(1, lambda rank: fit_streamed(folder, few, STEPS, data=SINGLE)) == [0]
-    assert forked(1, lambda rank: fit(tmp_path / "resident", few, STEPS, data=SINGLE)) == [0]
-    same(folder, tmp_path / "resident")
+    assert forked(1, refused) == [0]
+    assert (folder / "layers.0" / "trained.0").read_bytes() == kept
 
 
 def test_impossible_runs_are_refused_before_anything_is_read(inputs: Inputs, tmp_path: Path) -> None:

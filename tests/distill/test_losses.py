@@ -12,7 +12,7 @@ from lit_puzzle.distill import losses
 from lit_puzzle.distill.losses import FullLogits, TopKLogits, divergence, head_loss, hidden_distance
 from lit_puzzle.distill.settings import DivergenceName, LossSettings
 
-KINDS: list[DivergenceName] = ["forward_kl", "reverse_kl", "jsd"]
+KINDS: list[DivergenceName] = ["forward_kl", "reverse_kl", "kl_mix", "jsd"]
 
 
 def inputs(tokens: int = 23, vocabulary: int = 50, channels: int = 12) -> tuple[Tensor, Tensor, FullLogits, Tensor]:
@@ -34,6 +34,7 @@ def plainly(hidden: Tensor, head: Tensor, parent: FullLogits, targets: Tensor, s
     value = {
         "forward_kl": lambda: kl(log_p, log_q),
         "reverse_kl": lambda: kl(log_q, log_p),
+        "kl_mix": lambda: beta * kl(log_p, log_q) + (1 - beta) * kl(log_q, log_p),
         "jsd": lambda: beta * kl(log_p, log_m) + (1 - beta) * kl(log_q, log_m),
     }[settings.divergence]()
     lm = cross_entropy(hidden @ head.T, targets, reduction="sum")
@@ -74,10 +75,12 @@ def test_agrees_with_trl(kind):
     settings = LossSettings(kind, beta=0.3, temperature=1.7)
     hidden, head, parent, targets = inputs()
     hidden, head, parent = hidden.float(), head.float(), FullLogits(*(part.float() for part in parent))
-    beta = {"forward_kl": 0.0, "reverse_kl": 1.0, "jsd": 0.3}[kind]
+    mixed = {0.0: 0.3, 1.0: 0.7}
+    parts = {"forward_kl": {0.0: 1.0}, "reverse_kl": {1.0: 1.0}, "kl_mix": mixed, "jsd": {0.3: 1.0}}[kind]
 
     def theirs(hidden, head):
-        return ChunkedDivergenceFunction.apply(hidden, head, None, *parent, None, beta, 1.7)[0].sum() * 1.7**2
+        whole = lambda beta: ChunkedDivergenceFunction.apply(hidden, head, None, *parent, None, beta, 1.7)[0]  # noqa: E731
+        return sum(weight * whole(beta).sum() for beta, weight in parts.items()) * 1.7**2
 
     ours = lambda *arguments: head_loss(*arguments).loss  # noqa: E731
     values = value_and_gradients(ours, hidden, head, parent, targets, settings)
@@ -92,7 +95,8 @@ def test_divergences_by_hand():
     m = (0.2 * 0.75 + 0.8 * 0.5, 0.2 * 0.25 + 0.8 * 0.5)
     to_p = 0.75 * math.log(0.75 / m[0]) + 0.25 * math.log(0.25 / m[1])
     to_q = 0.5 * math.log(0.5 / m[0]) + 0.5 * math.log(0.5 / m[1])
-    for kind, expected in zip(KINDS, [forward, reverse, 0.2 * to_p + 0.8 * to_q], strict=True):
+    expected_of_kinds = [forward, reverse, 0.2 * forward + 0.8 * reverse, 0.2 * to_p + 0.8 * to_q]
+    for kind, expected in zip(KINDS, expected_of_kinds, strict=True):
         assert float(divergence(log_q, log_p, LossSettings(kind, beta=0.2))) == pytest.approx(expected, abs=1e-7)
 
 

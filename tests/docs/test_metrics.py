@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import block_runs, distillation_runs, recovery_runs
+from helpers import block_runs, distillation_runs, on_policy_runs, recovery_runs
 from helpers.recovery_runs import forked
 
 from lit_puzzle.callbacks.fp8_kv_scales import FP8KVScales
@@ -55,7 +55,9 @@ def test_placeholders_and_endings_are_read() -> None:
     assert not re.fullmatch(pattern("train/<layer>/<candidate>"), "train/loss")
 
 
-@pytest.mark.parametrize("section", ["RL recovery", "Distillation", "FP8 KV scales", "Tiny parent"])
+@pytest.mark.parametrize(
+    "section", ["RL recovery", "Distillation", "On-policy distillation", "FP8 KV scales", "Tiny parent"]
+)
 def test_no_key_is_defined_twice(section: str) -> None:
     keys = [key for row in rows(section) for key in row]
     assert len(keys) == len(set(keys)) > 1
@@ -115,3 +117,17 @@ def test_blockwise_distillation(folder: Path, tiny_config: Any) -> None:
 
     assert forked(1, work) == [0]
     assert undocumented(folder / "bld", "Distillation") == []
+
+
+@pytest.mark.slow
+def test_on_policy_distillation(folder: Path, tiny_config: Any) -> None:
+    (folder / "pair").mkdir()
+    pair = on_policy_runs.make_pair(folder / "pair", tiny_config)
+
+    def work(_: int) -> None:
+        settings = {"logger": CSV(folder / "on_policy"), "log_every_n_steps": 1}
+        callbacks = [GenerationLength(pair.child, window=1, max_tokens=6)]
+        on_policy_runs.fit(folder / "on_policy", pair, 3, callbacks=callbacks, trainer=settings)
+
+    assert forked(1, work) == [0]
+    assert undocumented(folder / "on_policy", "On-policy distillation", "RL recovery") == []

@@ -2,7 +2,9 @@
 
 import pytest
 
-from lit_puzzle.environments.graders.choice_answers import stated_choice
+from lit_puzzle.environments.graders.choice_answers import stated_choice, stated_choices
+from lit_puzzle.environments.graders.verifier import Verifier
+from lit_puzzle.environments.verdict import UNCLEAR
 
 
 @pytest.mark.parametrize(
@@ -78,3 +80,44 @@ def test_the_text_of_an_option_is_a_choice() -> None:
 
 def test_letters_that_are_no_options_are_no_choices() -> None:
     assert stated_choice("The answer is E", "ABCD") is None
+
+
+@pytest.mark.parametrize(
+    ("final", "letters"),
+    [
+        ("BA", "AB"),
+        ("A, B", "AB"),
+        ("**B and A**", "AB"),
+        (r"\boxed{\text{A, B}}", "AB"),
+        ("The correct answers are (B), (A), and (D).", "ABD"),
+        ("Both A and C", "AC"),
+        ("I looked at D.\nAnswer: A;B", "AB"),
+        ("C", "C"),
+        ("A or B", None),
+        ("AA", None),
+        ("A\nB", None),
+        ("A, because B is wrong", None),
+        ("A, Z", None),
+        ("", None),
+    ],
+)
+def test_sets_of_letters(final: str, letters: str | None) -> None:
+    assert stated_choices(final) == (None if letters is None else set(letters))
+
+
+@pytest.mark.parametrize("gold", ["AB", "B, A", ["B", "A"], {"letter": ["A", "B"], "options": dict(zip("ABC", "xyz"))}])
+def test_the_order_of_letters_counts_for_nothing_where_the_row_names_several(gold: object) -> None:
+    verifier = Verifier("choice")
+    right = verifier.gold(gold, "file:1")
+    verdicts = verifier.verdicts(["BA", "A and B", "A", "ABC", "A or B"], [right] * 5)
+    assert [verdict.correct for verdict in verdicts] == [1.0, 1.0, 0.0, 0.0, 0.0]
+    assert verdicts[4].reason == UNCLEAR
+    assert verifier.verdicts(["AB", "BA"], [verifier.gold("B", "file:2")] * 2)[0].correct == 0.0
+
+
+@pytest.mark.parametrize(
+    "gold", ["AA", "AZ", "A or B", ["A", "A"], [], ["word"], {"letter": ["Z"], "options": {"A": "x"}}]
+)
+def test_what_is_no_set_of_letters_is_refused(gold: object) -> None:
+    with pytest.raises(ValueError, match="file:1: "):
+        Verifier("choice").gold(gold, "file:1")

@@ -110,6 +110,24 @@ def test_a_number_that_cannot_be_told_is_none(text: str) -> None:
     assert stated_number(text) is None
 
 
+BOUNDS = [
+    "at least 12",
+    "The answer is at most 12.",
+    "**at least 12**",
+    "at least **12**",
+    "more than $12",
+    "12 or more",
+]
+BOUNDS += ["12 people or fewer", "Answer: under 12", "≥ 12", r"\boxed{\text{at least }12}", "no more than 12"]
+
+
+@pytest.mark.parametrize("text", BOUNDS)
+def test_a_bound_is_no_number(text: str) -> None:
+    assert stated_number(text) is None
+    assert same_number(stated_number("The minimum is 12."), read_number("12"))
+    assert same_number(stated_number(r"It is at least 3, so \boxed{12}"), read_number("12"))
+
+
 @pytest.mark.parametrize("gold", [r"\sqrt{2}", "12:30", r"\frac{\pi}{4}", "many", "(1,2)", "2x", ""])
 def test_what_is_no_number_is_read_as_none(gold: str) -> None:
     assert read_number(gold) is None

@@ -1,11 +1,13 @@
 """graders/schema_answers.py: JSON by a schema, within limits."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from lit_puzzle.environments.graders import worker_pool
 from lit_puzzle.environments.graders.schema_answers import grade_schemas, read_schema
+from lit_puzzle.environments.jsonl import JsonlEnvironment
 
 SCHEMA = {
     "type": "object",
@@ -53,7 +55,7 @@ def test_a_catastrophic_pattern_is_a_failed_grader(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(
     "schema",
-    [{"$ref": "http://localhost:1/schema"}, {"$ref": "file:///etc/passwd"}, {"type": "no type"}, {"$ref": "#"}],
+    [{"$ref": "http://localhost:1/schema"}, {"$ref": "file:///etc/passwd"}, {"$ref": "#"}],
 )
 def test_schemas_that_cannot_be_used_are_failed_graders(schema: dict[str, str]) -> None:
     (verdict,) = grade_schemas(["1"], [read_schema(schema, "file:1")])
@@ -64,3 +66,21 @@ def test_schemas_that_cannot_be_used_are_failed_graders(schema: dict[str, str]) 
 def test_what_is_no_schema_is_refused_by_its_place(value: object) -> None:
     with pytest.raises(ValueError, match="file:9"):
         read_schema(value, "file:9")
+
+
+@pytest.mark.parametrize(
+    ("schema", "where"),
+    [
+        ({"type": "objekt"}, r"\$\.type"),
+        ({"properties": 3}, r"\$\.properties"),
+        ({"type": "object", "properties": {"name": {"pattern": "("}}}, r"\$\.properties\.name\.pattern"),
+        ({"required": "name"}, r"\$\.required"),
+        ({"$schema": "http://json-schema.org/draft-07/schema#", "minimum": "one"}, r"\$\.minimum"),
+    ],
+)
+def test_an_invalid_schema_is_refused_by_its_row(schema: dict[str, object], where: str, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    rows = [{"prompt": "p", "answer": answer} for answer in (SCHEMA, schema)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=rf"rows\.jsonl.*2.*the schema is not valid at {where}: .*leave the row out"):
+        JsonlEnvironment("schemas", file, "schema")

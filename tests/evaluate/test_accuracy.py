@@ -224,6 +224,22 @@ def test_stage_evaluates_a_folder_and_compares_with_another_run(
     assert not list(third.iterdir())
 
 
+@pytest.mark.slow
+def test_three_engines_give_the_rows_of_one(checkpoint: Path, tmp_path: Path) -> None:
+    """10 problems twice each: no engine gets as many as another, and draws depend on seed, row and position only."""
+    held_out = HeldOut([Parity()], ["low", "high"], 5, seed=1, answer_format="whole", samples_per_prompt=2)
+    results, rows = [], []
+    for engines in (1, 3):
+        folder = tmp_path / str(engines)
+        folder.mkdir()
+        engine = EngineSettings("transformers", batch_size=4, data_parallel=engines)
+        results.append(evaluate(folder, checkpoint, held_out, Sampling(8, 1.0, seed=5), engine))
+        lines = (folder / "episodes.jsonl").read_text().splitlines()
+        rows.append([{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines])
+    assert rows[0] == rows[1] and len(rows[0]) == 20
+    assert results[0] == results[1]
+
+
 def test_samples_of_a_prompt_are_drawn_apart_and_clustered(checkpoint: Path, tmp_path: Path) -> None:
     held_out = HeldOut([Parity()], ["low"], 6, seed=1, samples_per_prompt=3)
     results = evaluate(tmp_path, checkpoint, held_out, Sampling(8, 1.0), EngineSettings("transformers"))

@@ -1,4 +1,7 @@
-"""`recipes/rl_recover.yaml` with vLLM's rollouts: killed at an arbitrary moment, then resumed, it is the same run."""
+"""`recipes/rl_recover.yaml` with vLLM's rollouts; a process or an engine is killed: resumed, it is the same run.
+
+Killed at an arbitrary moment, while weights are written for the engine, while they are read by it, while it generates.
+"""
 
 import os
 import signal
@@ -7,6 +10,7 @@ import time
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
+import pytest
 from helpers.vllm_environment import PYTHON, ROOT, needs_vllm
 from safetensors.torch import load_file
 
@@ -15,7 +19,8 @@ from lit_puzzle.generation.processes import PROCESS
 RECIPE = """
 base: {recipe}
 trainer:
-  max_steps: 4
+  max_steps: 3
+  devices: {devices}
   limit_val_batches: 0
   callbacks:
     - class_path: lit_puzzle.training.checkpoints.UpdateCheckpoint
@@ -26,38 +31,108 @@ model:
   init_args:
     evaluation: {{prompts_per_effort: 2}}
     grpo:
-      completions_per_device: 16
+      completions_per_device: {completions}
       sampling: {{max_new_tokens: 24}}
       rollouts: {{engine: vllm, kv_cache_gib: 0.1, context_tokens: 160, max_mismatch: 0.0001}}
 data:
   class_path: lit_puzzle.data.rl_prompts.PromptData
   init_args: {{train_prompts: 64, held_out_per_effort: 2}}
 """
+KILLER = ROOT / "tests" / "helpers" / "vllm_killed_run.py"
 
 
-def start(folder: Path, run: str) -> subprocess.Popen[bytes]:
-    (folder / "recipe.yaml").write_text(RECIPE.format(recipe=ROOT / "recipes" / "rl_recover.yaml"))
-    words: list[str | Path] = [PYTHON, "-m", "lit_puzzle", "run", folder / "recipe.yaml", f"--run_dir={folder / run}"]
+def start(
+    folder: Path, run: str, devices: int = 1, kill: tuple[str, int, int] | None = None
+) -> subprocess.Popen[bytes]:
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(
+        RECIPE.format(recipe=ROOT / "recipes" / "rl_recover.yaml", devices=devices, completions=16 // devices)
+    )
+    program = ["-m", "lit_puzzle"] if kill is None else [KILLER, *map(str, kill)]
+    words: list[str | Path] = [PYTHON, *program, "run", recipe, f"--run_dir={folder / run}"]
     with (folder / f"{run}.log").open("ab") as log:
         return subprocess.Popen(words, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=log, stderr=log)
 
 
+def said(folder: Path, run: str) -> str:
+    return (folder / f"{run}.log").read_text()[-4000:]
+
+
+def engines() -> set[int]:
+    """Processes of engines on this machine."""
+    found = set()
+    for process in psutil.process_iter(["cmdline"]):
+        if PROCESS in (process.info["cmdline"] or []):
+            found.add(process.pid)
+    return found
+
+
+def check_no_orphans(before: set[int]) -> None:
+    """Engines that a test started end with it; those of other tests may come and go."""
+    own = [pid for pid in engines() - before if is_of_this_test(pid)]
+    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in own if psutil.pid_exists(pid)], timeout=30)
+    assert not alive, "an engine outlived its run"
+
+
+def is_of_this_test(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).environ().get("PYTEST_CURRENT_TEST") == os.environ["PYTEST_CURRENT_TEST"]
+    except psutil.Error:
+        return False
+
+
+def child(folder: Path, run: str) -> bytes:
+    return (folder / run / "child" / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("vllm_recovery")
+
+
+def whole(folder: Path, devices: int) -> str:
+    """An uninterrupted run, made once."""
+    name = f"whole{devices}"
+    if not (folder / name / "run.json").exists():
+        assert start(folder, name, devices).wait(900) == 0, said(folder, name)
+        before = load_file(ROOT / "lit_puzzle" / "assets" / "tiny_child" / "model.safetensors")
+        after = load_file(folder / name / "child" / "model.safetensors")
+        assert any((before[key] != after[key]).any() for key in after)
+    return name
+
+
 @needs_vllm
-def test_killed_and_resumed_it_is_the_same_run(tmp_path):
-    assert start(tmp_path, "whole").wait(900) == 0, (tmp_path / "whole.log").read_text()[-3000:]
-    process = start(tmp_path, "killed")
-    while not (tmp_path / "killed" / "checkpoints" / "step=2.ckpt").exists():
-        assert process.poll() is None, (tmp_path / "killed.log").read_text()[-3000:]
+def test_killed_and_resumed_it_is_the_same_run(folder: Path) -> None:
+    expected, before = whole(folder, 1), engines()
+    process = start(folder, "killed")
+    while not (folder / "killed" / "checkpoints" / "step=2.ckpt").exists():
+        assert process.poll() is None, said(folder, "killed")
         time.sleep(0.05)
-    own = psutil.Process(process.pid).children()
-    mine = [child for child in own if PROCESS in child.cmdline()]
-    assert len(mine) == 1
     process.send_signal(signal.SIGKILL)
     process.wait()
-    _, alive = psutil.wait_procs(mine, timeout=20)
-    assert not alive, "an engine outlived its run"
-    assert start(tmp_path, "killed").wait(900) == 0, (tmp_path / "killed.log").read_text()[-3000:]
-    ours, theirs = (load_file(tmp_path / run / "child" / "model.safetensors") for run in ("killed", "whole"))
-    assert all((ours[name] == theirs[name]).all() for name in theirs)
-    before = load_file(ROOT / "lit_puzzle" / "assets" / "tiny_child" / "model.safetensors")
-    assert any((before[name] != theirs[name]).any() for name in theirs)
+    check_no_orphans(before)
+    assert start(folder, "killed").wait(900) == 0, said(folder, "killed")
+    assert child(folder, "killed") == child(folder, expected)
+
+
+KILLS = [
+    *[("sync", 40, 0, 1), ("engine_reads", 2, 0, 1), ("engine_generates", 3, 0, 1)],
+    *[("sync", 70, 0, 2), ("asks", 3, 1, 2)],
+]
+
+
+@pytest.mark.parametrize(("what", "number", "rank", "devices"), KILLS)
+@needs_vllm
+def test_killed_around_the_engine_it_resumes(folder: Path, what: str, number: int, rank: int, devices: int) -> None:
+    """A run whose engine died ends by itself, with one line and exit code 2."""
+    expected, before, run = whole(folder, devices), engines(), f"{what}{devices}"
+    code = start(folder, run, devices, (what, number, rank)).wait(900)
+    assert not (folder / run / "run.json").exists()
+    if what.startswith("engine"):
+        assert code == 2 and "was killed by SIGKILL" in said(folder, run), said(folder, run)
+        assert "Traceback" not in said(folder, run)
+    else:
+        assert code != 0, said(folder, run)
+    check_no_orphans(before)
+    assert start(folder, run, devices).wait(900) == 0, said(folder, run)
+    assert child(folder, run) == child(folder, expected)

@@ -24,7 +24,7 @@ FIT: dict[str, Any] = {
             {"class_path": BAR},
         ],
     },
-    "model": {"init_args": {"child": "runs/child", "lr": 0.1}},
+    "model": {"init_args": {"child": "runs/child", "lr": 0.1, "grpo": {"stop": {"max_kl": None}}}},
 }
 
 
@@ -42,6 +42,7 @@ def changed(*keys: str | int, value: Any, config: dict[str, Any] = FIT) -> dict[
     [
         changed("trainer", "max_steps", value=20),
         changed("trainer", "logger", value=False),
+        changed("model", "init_args", "grpo", value={"stop": {"max_kl": 5.0}}),
         changed("trainer", "callbacks", 0, "init_args", value={"every_n_updates": 1, "keep": 9}),
         changed("trainer", "callbacks", value=FIT["trainer"]["callbacks"][:2]),
         changed("trainer", "callbacks", value=[{"class_path": BAR}, *FIT["trainer"]["callbacks"][:2]]),

@@ -146,6 +146,13 @@ def test_error_of_nothing_is_zero() -> None:
     assert rounding.relative_error() == pytest.approx(0.25 / (1.25**2 + 36) ** 0.5)
 
 
+def test_rounding_leaves_stored_values_as_they_are() -> None:
+    stored = torch.linspace(-3, 7, 64).reshape(2, 32)  # in float32 they are not copied on their way
+    before = stored.clone()
+    Rounding().round(stored)
+    assert torch.equal(stored, before)
+
+
 def test_wrong_mxfp4_parents_are_refused(tmp_path: Path, twin: Path, plain: Path, child: Path) -> None:
     with pytest.raises(ValueError, match=r"mxfp4_parent needs storage\.experts: mxfp4 \(given: stored\)"):
         export(tmp_path / "run", plain, storage=Storage(mxfp4_parent=twin))

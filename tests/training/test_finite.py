@@ -59,7 +59,9 @@ def test_recovery_stops_at_the_update_and_keeps_earlier_checkpoints(tiny_config:
     said = (tmp_path / "said").read_text()
     assert re.match(r"(The loss is (nan|inf|-inf) at|Weights are not finite after) update [12]\b.*Lower the lear", said)
     assert not (tmp_path / "run" / "child").exists()
-    assert not list((tmp_path / "run" / "checkpoints").glob("*.ckpt"))
+    saved = [path.name for path in (tmp_path / "run" / "checkpoints").glob("*.ckpt")]
+    assert saved in ([], ["step=1.ckpt"])  # finite weights after the first update, but no finite loss in the second
+    assert saved == [] or "The loss is" in said
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from lit_puzzle.distill.settings import LossSettings
 from lit_puzzle.kv_cache.settings import ScaleSettings
 from lit_puzzle.rl.settings import GRPOLossSettings, RewardSettings, RolloutSampling
 from lit_puzzle.run.folder import PACKAGE
-from lit_puzzle.training.load_child import load_child
+from lit_puzzle.training.load_child import adapted, load_child
 from lit_puzzle.training.settings import LoraSettings, TrainingSettings
 from lit_puzzle.training.trainable import add_adapters, without_adapters
 
@@ -145,3 +145,18 @@ def test_under_mixed_precision_nothing_that_is_kept_for_a_token_is_float32(lora:
     if lora is None:
         child(torch.arange(3, 23)[None])
         assert set(seen) == {torch.float32}
+
+
+def test_a_part_trains_alone_and_stands_alone_in_the_settings(tiny_model: GptOssForCausalLM) -> None:
+    found = {}
+    for part in ("attention", "router", "attention_and_router"):
+        model = adapted(tiny_model, TrainingSettings(trainable=part))
+        found[part] = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert all(".self_attn." in name for name in found["attention"])
+    assert found["router"] == {f"model.layers.{i}.mlp.router.{kind}" for i in range(4) for kind in ("weight", "bias")}
+    assert found["attention_and_router"] == found["attention"] | found["router"]
+    with pytest.raises(ValueError, match=r"trainable is 'routers'; allowed: \['attention', 'router'"):
+        TrainingSettings(trainable="routers")  # type: ignore[arg-type]
+    for other in ({"freeze": ["*.bias"]}, {"lora": LoraSettings()}):
+        with pytest.raises(ValueError, match="trainable=router was given beside freeze or lora"):
+            TrainingSettings(trainable="router", **other)

@@ -4,6 +4,8 @@ Looked at in this order: a box, what is said to be the answer, what is bold, the
 letter that is named. `A` and `I` are also English words: they count only where they cannot be one. A text that names
 several letters and points to none chooses nothing, and neither does one that lists options or denies its letter.
 
+Where a problem has several right options, its answer is a set of letters (`stated_choices`): all of them, in any order.
+
 Reads and writes nothing. Time proportional to the text.
 """
 
@@ -27,6 +29,9 @@ DENIED = re.compile(  # `B is wrong`
     r"(?<![\w'’])([A-Z])[)\]}*$:. ]*\s(?:is|was|are|must be|can be)"
     r"(?:n['’]t\b|\s+(?:not|wrong|incorrect|false|eliminated|excluded|ruled)\b)"
 )
+SEVERAL = re.compile(
+    r"(?i:both|options?|choices?|answers?|letters?)\s+|[\s()\[\]{}*_$,;/&+]|\band\b"
+)  # between letters
 NEGATION = re.compile(
     r"(?i)\b(?:not|cannot|neither|nor|except|eliminat\w{1,5}|exclud\w{1,4}|rul\w{1,3} out)\b|n['’]t\b"
     r"|\b(?:all|anything|everything|any|nothing) but\b"
@@ -57,6 +62,21 @@ def stated_choice(text: str, letters: str = LETTERS, options: Mapping[str, str] 
     if len(bold) == 1:
         return bold.pop()
     return _first_line(text, letters) or _by_text(found.text, options) or _only_named(text, letters)
+
+
+def stated_choices(text: str, letters: str = LETTERS) -> frozenset[str] | None:
+    """Return the letters that a final text chooses together (`B, A`, `A and B`, `BA`); None if it cannot be told which.
+
+    Args:
+        text: the final text.
+        letters: of the options.
+    """
+    found, bold = find_answer(text), bold_parts(text)
+    if found is None or (found.how != "marked" and len(bold) != 1 and len(text.strip().splitlines()) > 1):
+        return None
+    chosen = SEVERAL.sub("", plain(bold[0] if found.how != "marked" and len(bold) == 1 else found.text)).strip(".:")
+    is_set = bool(chosen) and set(chosen) <= set(letters) and len(set(chosen)) == len(chosen)
+    return frozenset(chosen) if is_set else None
 
 
 def _leading(text: str, letters: str) -> str | None:

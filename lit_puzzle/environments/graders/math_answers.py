@@ -2,7 +2,8 @@ r"""Grades mathematics: numbers exactly, everything else by math-verify in worke
 
 If both the gold answer and the stated one are numbers (`number_answers`), they are compared at once; if only one of
 them is, they may still be equal (`\binom{5}{2}`). Then math-verify compares expressions, sets, intervals, tuples,
-matrices and equations. What is sent to it is limited (1,000 characters, 40 levels of brackets, balanced); what takes
+matrices and equations. A gold answer that lists several without brackets (`1, 2`) has an order; where none counts,
+write a set (`\{1, 2\}`). What is sent to it is limited (1,000 characters, 40 levels of brackets, balanced); what takes
 longer than 5 seconds there is counted as `grader failed`. Equal text is right without any of this. Needs math-verify
 (extra `graders`).
 
@@ -22,6 +23,9 @@ from lit_puzzle.environments.verdict import RIGHT, UNCLEAR, WRONG, Verdict, grad
 MAX_CHARACTERS = 1_000
 MAX_DEPTH = 40
 IN_DOLLARS = re.compile(r"\$([^$]{1,1000}+)\$|\\\(([^$]{1,1000}?)\\\)|\\\[([^$]{1,1000}?)\\\]")
+LIST_AND = re.compile(r"\s*(?:\\text\{\s*and\s*\}|\band\b)\s*")
+ROOT = re.compile(r"^\s*[A-Za-z](?:_\{?\w\}?)?\s*=\s*(?=\S)")  # `x_1 = 3` in a list
+OUTER = (("\\{", "\\}"), ("(", ")"), ("[", "]"))
 BRACKETS = {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}
 
 
@@ -42,11 +46,9 @@ def read_math(value: Any, place: str) -> str:
 def grade_math(finals: Sequence[str], golds: Sequence[str]) -> list[Verdict]:
     """Return the verdict on each text."""
     quick = [_quick(final, gold) for final, gold in zip(finals, golds, strict=True)]
-    jobs = [
-        {"kind": "symbolic", "gold": gold, "answer": part}
-        for part, gold in zip(quick, golds)
-        if not isinstance(part, Verdict)
-    ]
+    pairs = [(part, gold) for part, gold in zip(quick, golds) if not isinstance(part, Verdict)]
+    in_order = [as_tuples(part, gold) for part, gold in pairs]
+    jobs = [{"kind": "symbolic", "gold": gold, "answer": answer} for answer, gold in in_order]
     replies = iter(run_jobs(jobs))
     return [part if isinstance(part, Verdict) else _verdict(next(replies)) for part in quick]
 
@@ -62,6 +64,31 @@ def _quick(final: str, gold: str) -> Verdict | str:
     if _letters(answer) == _letters(gold):
         return RIGHT
     return Verdict(0.0, "wrong") if unreadable(answer) else answer
+
+
+def as_tuples(answer: str, gold: str) -> tuple[str, str]:
+    """Return both as tuples if the gold answer is a list without brackets, whose order counts; else both unchanged."""
+    right = listed(gold)
+    if len(right) < 2:
+        return answer, gold
+    inner = answer.replace(r"\left", "").replace(r"\right", "").strip()
+    for begin, end in OUTER:
+        if inner.startswith(begin) and inner.endswith(end):
+            inner = inner[len(begin) : -len(end)]
+            break
+    return tuple("({})".format(", ".join(items)) for items in (listed(inner), right))  # type: ignore[return-value]
+
+
+def listed(text: str) -> list[str]:
+    """Return the parts of a text between the commas (and `and`) that stand outside of brackets."""
+    depth, parts, begin = 0, list[str](), 0
+    text = LIST_AND.sub(",", text)
+    for place, sign in enumerate(text):
+        depth += BRACKETS.get(sign, 0)
+        if sign == "," and depth == 0:
+            parts.append(text[begin:place])
+            begin = place + 1
+    return [ROOT.sub("", part).strip() for part in (*parts, text[begin:]) if part.strip()]
 
 
 def stated_expression(final: str) -> str | None:

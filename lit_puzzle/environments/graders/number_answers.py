@@ -65,6 +65,11 @@ DENIED = re.compile(  # `not 12`, `> 12`; `12 less than x`, `12 below zero`, `12
     r"(?i)(?:\b(?:not|cannot|never|neither|except)\b|n['’]t\b|[<>≤≥≠])(?=[^\d\n]{0,200}\d)|\bthan [a-z]$"
     r"|\b(?:below zero|per mille)\b|\b(?:does|is|was)(?:n['’]t|(?: not)?) (?:work|wrong|incorrect|possible)\b"
 )
+COMPARED = r"(?:more|less|fewer|greater|larger|smaller|higher|lower)"
+BOUND = re.compile(  # `at least 12`, `12 or more`: a bound is no number
+    rf"(?i)\b(?:at (?:least|most)|{COMPARED} than|up to|over|under|above|below)\s+[$€£\\]*(?=-?\d)"
+    rf"|\d\s+(?:[a-z]+\s+)?or (?:{COMPARED}|above|below)\b"
+)
 TAG = re.compile(r"</?[A-Za-z]{1,20}>")
 LONE = re.compile(r"(?<![\w.,:/^{}()\\+*=-])-?(?:\d++(?:[.,]\d++)*+)%?(?![\w:/^{}(\\*+=!-])")
 
@@ -129,6 +134,8 @@ def stated_number(text: str) -> Number | None:
     """Return the number that a final text gives as its answer; None if it gives none, or it cannot be told which."""
     found = find_answer(text)
     if found is None:
+        return None
+    if BOUND.search(plain(BOLD.sub(r"\1", found.text))):
         return None
     direct = read_number(found.text)
     if found.how == "marked":

@@ -28,14 +28,26 @@ def read_schema(value: Any, place: str) -> str:
         place: where it stands, for messages.
 
     Raises:
-        ValueError: no JSON object, or jsonschema is not installed.
+        ValueError: no JSON object, no valid schema, or jsonschema is not installed.
     """
     require_library("schema", "The verification `schema`")
     schema = parse_json(value, f"{place}: the schema") if isinstance(value, str) else value
     if not isinstance(schema, dict):
         raise ValueError(f"{place}: a schema must be a JSON object, got {str(value)[:80]!r}.")
     check_depth(schema, f"{place}: the schema")
+    if why := invalid_schema(schema):
+        raise ValueError(f"{place}: the schema is not valid at {why[:200]}. Mend it or leave the row out.")
     return json.dumps(schema, ensure_ascii=False)
+
+
+def invalid_schema(schema: dict[str, Any]) -> str:
+    """Return where and why a schema is none of its own draft (2020-12 where it names none); empty if it is one."""
+    from jsonschema.exceptions import best_match
+    from jsonschema.validators import Draft202012Validator, validator_for
+
+    kind = validator_for(schema, default=Draft202012Validator)
+    error = best_match(kind(kind.META_SCHEMA, format_checker=kind.FORMAT_CHECKER).iter_errors(schema))
+    return "" if error is None else f"{error.json_path}: {error.message}"
 
 
 def grade_schemas(finals: Sequence[str], golds: Sequence[str]) -> list[Verdict]:

@@ -1,7 +1,7 @@
 """Verifies final texts by a named kind of verification; environments of rows hold one.
 
     exact           equal text                              numeric         equal numbers
-    choice          equal letter                            math            equal mathematics
+    choice          equal letter, or set of letters         math            equal mathematics
     instructions    every instruction followed              schema          JSON that a schema allows
     code            every unit test passed
 
@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
-from lit_puzzle.environments.graders.choice_answers import LETTERS, stated_choice
+from lit_puzzle.environments.graders.choice_answers import LETTERS, SEVERAL, stated_choice, stated_choices
 from lit_puzzle.environments.graders.code_tests import UnitTests, grade_programs, read_tests
 from lit_puzzle.environments.graders.exact_answers import same_text
 from lit_puzzle.environments.graders.instructions import grade_instructions, read_instructions
@@ -55,7 +55,8 @@ class Verifier:
 
         Args:
             value: the answer of a row: text or number; an object for `instructions`, `schema` and `code`, and for
-                `choice` if it has the texts of the options: `{"letter": text, "options": {letter: text}}`.
+                `choice` if it has the texts of the options: `{"letter": text, "options": {letter: text}}`. Several
+                letters (`AB`, `A, B`) or a list of them: all have to be chosen, in any order.
             place: where it stands, for messages.
 
         Raises:
@@ -70,7 +71,7 @@ class Verifier:
                 tests = value if isinstance(value, UnitTests) else read_tests(value, place)
                 self._tests[tests.key()] = tests
                 return tests.key()
-        if self.verification == "choice" and isinstance(value, Mapping):
+        if self.verification == "choice" and isinstance(value, Mapping | list):
             return _gold_choice(value, place)
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise ValueError(f"{place}: answer {value!r} must be a text or a number.")
@@ -78,6 +79,8 @@ class Verifier:
         if self.verification == "math":
             return read_math(text, place)
         readable = {"exact": bool(text), "numeric": read_number(text) is not None}
+        if self.verification == "choice" and len(text) > 1 and (several := _letters(text)):
+            return "".join(several)
         if not readable.get(self.verification, len(text) == 1 and text in LETTERS):
             hint = " Use verification: math." if self.verification == "numeric" else ""
             raise ValueError(f"{place}: {self.verification} verification cannot read the answer {text[:80]!r}.{hint}")
@@ -102,16 +105,31 @@ class Verifier:
         if self.verification == "numeric":
             number = stated_number(final)
             return Verdict(0.0, UNCLEAR) if number is None else verdict_of(same_number(number, read_number(gold)))
-        letter, options = json.loads(gold) if gold.startswith("[") else (gold, None)
-        chosen = stated_choice(final, "".join(options) if options else LETTERS, options)
-        return Verdict(0.0, UNCLEAR) if chosen is None else verdict_of(chosen == letter)
+        right, options = json.loads(gold) if gold.startswith("[") else (gold, None)
+        letters = "".join(options) if options else LETTERS
+        if len(right) > 1:
+            choices = stated_choices(final, letters)
+            return Verdict(0.0, UNCLEAR) if choices is None else verdict_of(choices == set(right))
+        chosen = stated_choice(final, letters, options)
+        return Verdict(0.0, UNCLEAR) if chosen is None else verdict_of(chosen == right)
 
 
-def _gold_choice(value: Mapping[str, Any], place: str) -> str:
+def _gold_choice(value: Mapping[str, Any] | list[Any], place: str) -> str:
+    if isinstance(value, list):
+        if not (letters := _letters(",".join(map(str, value)))):
+            raise ValueError(f"{place}: choice verification cannot read the answer {str(value)[:80]!r}.")
+        return "".join(letters)
     letter, options = value.get("letter"), value.get("options")
-    if not isinstance(options, Mapping) or letter not in options:
+    named: list[Any] = letter if isinstance(letter, list) else [letter]
+    if not isinstance(options, Mapping) or not named or not all(name in options for name in named):
         raise ValueError(f"{place}: the answer {letter!r} is none of the options {sorted(options or [])}.")
     wrong = [key for key in options if not (len(str(key)) == 1 and "A" <= str(key) <= "Z")]
     if wrong:
         raise ValueError(f"{place}: an option is called {wrong[0]!r}; options are single letters A-Z.")
-    return json.dumps([letter, dict(options)], ensure_ascii=False)
+    return json.dumps(["".join(sorted(set(named))), dict(options)], ensure_ascii=False)
+
+
+def _letters(text: str) -> list[str]:
+    """Return the letters of an answer that names some (`AB`, `B, A`), sorted; none if it is anything else."""
+    letters = SEVERAL.sub("", text)
+    return sorted(letters) if set(letters) <= set(LETTERS) and len(set(letters)) == len(letters) else []

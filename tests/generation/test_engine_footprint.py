@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from lit_puzzle.footprint.at_hand import asked_device
+from lit_puzzle.generation.engine_footprint import EngineBeside, engine_beside
 from lit_puzzle.model.footprint import kv_bytes, model_size, stored_bytes
 from lit_puzzle.model.planned_shape import PUBLISHED
-from lit_puzzle.rl.engine_footprint import EngineBeside, engine_beside
 from lit_puzzle.run.footprint import GIB
 from lit_puzzle.run.recipe_values import Values
 

@@ -1,4 +1,4 @@
-"""Bytes of an engine of vLLM beside a model that trains by reinforcement learning.
+"""Bytes of an engine of vLLM beside a model that trains on what it generates.
 
     GPU, generating   gpu_memory_share of the device, or weights + kv_cache_gib: W / R for the weights, the rest is KV
     GPU, training     nothing: the engine sleeps, its weights are in the memory of the machine
@@ -14,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lit_puzzle.model.footprint import BYTES, ModelSize, kv_bytes, stored_bytes
+from lit_puzzle.generation.footprint import CPU_KV_CACHE_GIB, vllm_weights
+from lit_puzzle.model.footprint import BYTES, ModelSize, kv_bytes
 from lit_puzzle.model.streaming_need import IMPORTED
 from lit_puzzle.run.footprint import GIB, Device, Knob
 from lit_puzzle.run.recipe_values import Values
 
-CPU_KV_CACHE_GIB = 4.0  # of lit_puzzle.generation.vllm_engine
 SHARE = 0.3  # of lit_puzzle.generation.rollout_settings
 CONTEXT_TOKENS = 131_072  # of gpt-oss, where no config.json says it
 LOWER_SHARES = (0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1)
@@ -51,7 +51,7 @@ def engine_beside(size: ModelSize, grpo: Values, precision: str, device: Device)
 
     Args:
         size: the child.
-        grpo: values of `grpo` in a recipe, with `rollouts` (`lit_puzzle.generation.rollout_settings`).
+        grpo: values of a recipe with `rollouts` (`lit_puzzle.generation.rollout_settings`): `grpo` or `on_policy`.
         precision: of the layers in training.
         device: of the process.
     """
@@ -60,8 +60,7 @@ def engine_beside(size: ModelSize, grpo: Values, precision: str, device: Device)
     dtype = str(grpo.get("rollouts.dtype", "auto"))
     width = BYTES["float32" if dtype == "auto" and precision == "float32" else "bfloat16" if dtype == "auto" else dtype]
     ranks, cache_gib = int(grpo.get("rollouts.tensor_parallel", 1)), grpo.get("rollouts.kv_cache_gib")
-    quantized = "quantization_config" in size.config and device.kind == "cuda"
-    weights = (stored_bytes(size) if quantized else size.parameters * width) / ranks
+    weights = vllm_weights(size, device, ranks, width)
     if device.kind == "cpu":
         cache = float(cache_gib or CPU_KV_CACHE_GIB) * GIB
         held = {"weights of vLLM": weights, "KV cache of vLLM": cache, "libraries of vLLM's process": float(IMPORTED)}

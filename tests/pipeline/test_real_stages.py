@@ -1,0 +1,64 @@
+"""A pipeline of real stages of the tiny parent: killed in one, resumed, and compared with the stages run alone."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lit_puzzle.run.files import read_json
+
+STAGES: list[dict[str, Any]] = [
+    {"recipe": "recipes/importance.yaml", "overrides": {"data.init_args.prompts.num_prompts": 6}},
+    {"recipe": "recipes/library.yaml", "overrides": {"experts": [8], "windows": []}},
+    {
+        "recipe": "recipes/assemble.yaml",
+        "overrides": {"plan": None, "manual.importance": "runs/importance", "manual.experts": 8},
+    },
+]
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "lit_puzzle", "run", *words]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    out, err = process.communicate(timeout=900)
+    assert process.returncode == 0, out + err
+    return out
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "child" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_pipeline_gives_what_its_stages_give_alone_also_after_a_kill(tmp_path: Path) -> None:
+    content = {"command": "pipeline", "run_dir": "runs/all", "stages": STAGES}
+    (tmp_path / "all.yaml").write_text(yaml.safe_dump(content))
+    process = start(tmp_path, "all.yaml")
+    deadline = time.monotonic() + 600
+    while not (tmp_path / "runs/all/importance/config.yaml").is_file():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=900)
+    out = finish(start(tmp_path, "all.yaml"))
+    assert out.count(": complete after") == 3
+    made = json.loads((tmp_path / "runs/all/run.json").read_text())["results"]
+    assert made["stages"] == 3 and made["cpu_seconds/importance"] > 1
+    for stage in STAGES:
+        words = [
+            f"--{key}={json.dumps(value) if value is not None else 'null'}" for key, value in stage["overrides"].items()
+        ]
+        finish(start(tmp_path, str(stage["recipe"]), *[word.replace('"', "") for word in words]))
+    assert weights(tmp_path / "runs/all/assemble") == weights(tmp_path / "runs/assemble")
+    inputs = read_json(tmp_path / "runs/all/assemble/inputs.json")["inputs"]
+    assert inputs["importance"]["path"] == "runs/all/importance"

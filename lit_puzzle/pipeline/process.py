@@ -21,7 +21,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from site import getsitepackages
 
+from lit_puzzle.run.folder import PACKAGE
 from lit_puzzle.run.lock import working_process
 from lit_puzzle.run.signals import PATIENCE_SECONDS, StoppedError, install_handlers
 
@@ -68,6 +70,7 @@ def run_process(words: Sequence[str], log: Path, tick: Callable[[float], None]) 
         begin = stream.tell()
         process = subprocess.Popen(
             [sys.executable, "-m", "lit_puzzle", *words],
+            env=_environment(),
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,
@@ -89,6 +92,12 @@ def run_process(words: Sequence[str], log: Path, tick: Callable[[float], None]) 
         code = process.wait()
     seconds, used = time.monotonic() - started, _children_seconds() - cpu
     return Ended(code if code >= 0 else 128 - code, seconds, used, last_lines(log, begin))
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment in which this very package runs, and not a folder of its name in the current one."""
+    paths = [os.environ.get("PYTHONPATH", ""), "" if str(PACKAGE.parent) in getsitepackages() else str(PACKAGE.parent)]
+    return os.environ | {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def _end_with(parent: int) -> None:

@@ -28,6 +28,15 @@ def test_an_exit_code_and_the_log_are_kept(tmp_path: Path) -> None:
     assert ended.cpu_seconds > 0 and ticks and log.read_text().startswith("$ lightning run recipes/nothing.yaml\n")
 
 
+def test_another_lit_puzzle_in_the_current_folder_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lit_puzzle").mkdir()
+    (tmp_path / "lit_puzzle" / "__init__.py").touch()
+    (tmp_path / "lit_puzzle" / "__main__.py").write_text("print('another')\n")
+    monkeypatch.chdir(tmp_path)
+    ended = run_process(["recipes"], tmp_path / "x.log", lambda seconds: None)
+    assert ended.code == 0 and "recipes/importance.yaml" in (tmp_path / "x.log").read_text()
+
+
 def test_what_a_stage_leaves_running_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "leaving.py").write_text(
         "import subprocess, sys\n"

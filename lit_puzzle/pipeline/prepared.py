@@ -43,7 +43,7 @@ def prepared(recipe: Recipe, words: Sequence[str]) -> tuple[Recipe, list[str]]:
         layers.append({key: value for key, value in layer.items() if key != KEY})
     rest = []
     for word in words:
-        if word.startswith(f"--{KEY}"):
+        if word.startswith((f"--{KEY}=", f"--{KEY}.")) or word == f"--{KEY}":
             _merge(merged, _stage_override(word), word)
         else:
             rest.append(word)

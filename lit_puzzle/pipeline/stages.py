@@ -117,6 +117,10 @@ def _entry(content: Any, place: int) -> Entry:
     if entry.name and not (isinstance(entry.name, str) and NAME.fullmatch(entry.name)):
         raise ValueError(f"{where}: name is {entry.name!r}; it is made of letters, digits, _ and -.")
     _mapping(entry.overrides, f"{where}: overrides")
+    if not isinstance(entry.needs, str | None) or not isinstance(entry.print_output, bool):
+        raise ValueError(
+            f"{where}: needs is a path and print_output true or false, got {entry.needs!r}, {entry.print_output!r}."
+        )
     if entry.otherwise is not None:
         _mapping(entry.otherwise, f"{where}: otherwise")
     return entry
@@ -160,6 +164,8 @@ def _stage(
     lacks = entry.needs is not None and not Path(entry.needs).exists()
     reason = f"{entry.needs} is not there" if lacks and entry.otherwise is None else ""
     given = {**entry.overrides, **((entry.otherwise or {}) if lacks else {}), **extra}
+    if "run_dir" in given:
+        raise ValueError(f"stage {name!r}: run_dir is {run_dir / name}, the pipeline's; give the stage a `name`.")
     words = tuple(override_word(key, value) for key, value in given.items())
     command, folder = command_of(recipe, words), run_dir / name
     if command == PIPELINE:

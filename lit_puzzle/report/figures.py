@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MARKERS = {"low": "v", "medium": "s", "high": "^"}  # of efforts
-DOTS = 130  # per inch, of PNG files
-MOST_TICKS = 12  # labels of layers
+DOTS, MOST_TICKS = 130, 12  # per inch, of PNG files; labels of layers
 
 
 @dataclass(frozen=True)
@@ -40,12 +39,8 @@ class Colors:
     heat: str
 
 
-LIGHT = Colors(
-    "light", "#ffffff", "#1f2328", "#d0d7de", ("#57606a", "#1b6ca8", "#d9662b", "#4d8048", "#7b4b94"), "Blues"
-)
-DARK = Colors(
-    "dark", "#0d1117", "#e6edf3", "#3d444d", ("#9da7b3", "#6cb6ff", "#f0883e", "#7ee787", "#d2a8ff"), "viridis"
-)
+LIGHT = Colors("light", "#fff", "#1f2328", "#d0d7de", ("#57606a", "#1b6ca8", "#d9662b", "#4d8048", "#7b4b94"), "Blues")
+DARK = Colors("dark", "#0d1117", "#e6edf3", "#444", ("#9da7b3", "#6cb6ff", "#f0883e", "#7ee787", "#d2a8ff"), "viridis")
 
 Draw = Callable[[Colors], "Figure"]
 
@@ -112,11 +107,11 @@ def layer_map(kept: Sequence[Sequence[int]], experts: int, windows: Sequence[int
         from matplotlib.colors import to_rgba
 
         sizes = sorted({window for window in windows if window is not None})
-        places = {None: 1} | {size: min(2 + rank, len(colors.series) - 1) for rank, size in enumerate(sizes)}
+        shades = {None: colors.series[1]} | dict(zip(sizes, _shades(colors, len(sizes)), strict=True))
         cells = [[to_rgba(colors.faint, 0.35)] * len(kept) for _ in range(experts)]
         for layer, (own, window) in enumerate(zip(kept, windows, strict=True)):
             for expert in own:
-                cells[expert][layer] = to_rgba(colors.series[places[window]])
+                cells[expert][layer] = to_rgba(shades[window])
         figure, axes = _figure(_width(len(kept)), 3.4)
         axes.imshow(cells, aspect="auto", interpolation="nearest", origin="lower")
         _grid(axes, len(kept), experts, colors)
@@ -125,7 +120,7 @@ def layer_map(kept: Sequence[Sequence[int]], experts: int, windows: Sequence[int
         for window in (None, *sizes):
             label = "full attention" if window is None else f"window of {window:,} tokens"
             if window in windows:
-                axes.plot([], [], "s", color=colors.series[places[window]], label=label)
+                axes.plot([], [], "s", color=shades[window], label=label)
         axes.plot([], [], "s", color=colors.faint, label="expert pruned")
         _legend(axes, 4)
         return figure
@@ -191,12 +186,15 @@ def curves(panels: Mapping[str, Sequence[Series]]) -> Draw:
     return draw
 
 
-def frontier(models: Mapping[str, Sequence[Setting]], lines: Mapping[str, Sequence[tuple[float, float]]]) -> Draw:
+def frontier(
+    models: Mapping[str, Sequence[Setting]], lines: Mapping[str, Sequence[tuple[float, float]]], reference: str
+) -> Draw:
     """Return accuracy against relative request rate, with intervals and the envelope of each model.
 
     Args:
         models: settings of each model, the parent first.
         lines: points (request rate, accuracy) of each model's frontier.
+        reference: effort at which the parent's request rate is 1.
     """
 
     def draw(colors: Colors) -> Figure:
@@ -216,7 +214,7 @@ def frontier(models: Mapping[str, Sequence[Setting]], lines: Mapping[str, Sequen
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter("{x:g}")
         axes.tick_params(axis="x", which="minor", labelsize=7)
-        axes.set(xlabel="request rate, relative to the parent's", ylabel="accuracy")
+        axes.set(xlabel=f"request rate, relative to the parent's at {reference} effort", ylabel="accuracy")
         axes.grid(alpha=0.5)
         _legend(axes, 5)
         return figure
@@ -246,6 +244,16 @@ def bars(groups: Sequence[str], values: Mapping[str, Sequence[float]], measure: 
         return figure
 
     return draw
+
+
+def _shades(colors: Colors, count: int) -> list[str]:
+    """Return colors for so many windows: those of the page, or of a scale where they are too few."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    if count <= len(colors.series) - 2:
+        return list(colors.series[2 : 2 + count])
+    return [to_hex(colormaps["plasma"](place / (count - 1))) for place in range(count)]
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:

@@ -10,10 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lit_puzzle.report.run_summary import RunSummary, is_run, read_run
-from lit_puzzle.run.files import resolved
-from lit_puzzle.run.folder import RECORD
+from lit_puzzle.run.commands import PIPELINE
+from lit_puzzle.run.files import read_yaml, resolved
+from lit_puzzle.run.folder import CONFIG, RECORD
 
 DEPTH = 3  # of folders in folders: a pipeline's stages, its seeds
+DAMAGED = (
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    OSError,
+)  # changed by hand, other versions
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,7 @@ def find_runs(folders: Sequence[Path], own: Path) -> FoundRuns:
     """Find the runs in folders.
 
     Args:
-        folders: run folders, or folders that contain some, at most three levels below.
+        folders: run folders, folders of pipelines, or folders that contain some, at most three levels below.
         own: run folder of the report, which is none of them.
 
     Raises:
@@ -73,12 +82,22 @@ def _runs_in(folder: Path, depth: int = DEPTH) -> Iterable[Path]:
     """Return a run folder itself, or the run folders in it, by name."""
     if not folder.is_dir():
         raise ValueError(f"{folder} was given in `folders`; it is no folder. Name folders of runs, such as runs.")
-    if is_run(folder):
+    if is_run(folder) and not _is_pipeline(folder):
         yield folder
     elif depth:
         for path in sorted(folder.iterdir()):
             if path.is_dir() and not path.is_symlink() and not path.name.startswith("."):
                 yield from _runs_in(path, depth - 1)
+
+
+def _is_pipeline(folder: Path) -> bool:
+    """Return whether a folder holds the run folders of a pipeline's stages."""
+    file = folder / CONFIG
+    try:
+        content = read_yaml(file) if file.is_file() else None
+    except ValueError:
+        return False
+    return isinstance(content, dict) and content.get("command") == PIPELINE
 
 
 def choice_text(runs: Sequence[RunSummary]) -> list[str]:

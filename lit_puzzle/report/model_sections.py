@@ -5,6 +5,7 @@ Reads plan.json, importance.{json,safetensors}, scores.json and config.json of r
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from lit_puzzle.report.results_table import number_text
 from lit_puzzle.report.run_summary import RunSummary
 from lit_puzzle.run.files import read_json
 from lit_puzzle.run.folder import require_input
+from lit_puzzle.run.inputs import recorded_inputs, text_hash
 from lit_puzzle.scoring.scores import SCORES_FILE, Scores
 from lit_puzzle.spec import Plan, read_plan
 
@@ -46,7 +48,7 @@ def plan_section(found: FoundRuns) -> Section:
     count, total = sum(map(len, kept)), plan.num_parent_experts * len(kept)
     full = sum(window is None for window in windows)
     text = f"{count:,} of {total:,} experts are kept ({count / total:.0%}); {full} of {len(kept)} layers attend fully."
-    picture = Picture(
+    picture = Picture.drawn(
         "plan", "Experts that each layer keeps, colored by attention", layer_map(kept, plan.num_parent_experts, windows)
     )
     lines = [text, *_search_text(record), *choice_text(runs)]
@@ -100,7 +102,7 @@ def importance_section(found: FoundRuns) -> Section:
     text = (
         f"Scores by {method['method']} over {method['tokens']:,} tokens; a higher score means a more important expert."
     )
-    picture = Picture("importance", "Importance of every expert of every layer", heat_map(rows, [], "importance"))
+    picture = Picture.drawn("importance", "Importance of every expert of every layer", heat_map(rows, [], "importance"))
     return Section(title, [text, *choice_text(runs)], [picture], sources=runs[:1])
 
 
@@ -114,42 +116,41 @@ def scores_section(found: FoundRuns) -> Section:
     if not runs:
         return Section(title, missing="No scores are there: lightning run recipes/score.yaml")
     scores = Scores.load(runs[0].folder)
-    metric = _metric(scores, found.of("search"))
     layers = 1 + max(layer for layer, _ in scores.entries)
     names = list(dict.fromkeys(name for _, name in scores.entries))
-
-    def mean(layer: int, name: str) -> float | None:
-        measured = scores.entries.get((layer, name), {}).get(metric)
-        return None if measured is None else measured.mean
-
-    def cell(layer: int, name: str) -> str:
-        measured = scores.entries.get((layer, name), {}).get(metric)
-        return "" if measured is None else f"{measured.mean:.3g} ± {measured.standard_error:.2g}"
-
-    rows = [[mean(layer, name) for layer in range(layers)] for name in names]
-    shown = [(name, row) for name, row in zip(names, rows, strict=True) if any(value is not None for value in row)]
-    picture = Picture(
-        "scores",
-        f"Quality loss of every candidate of every layer, metric {metric}",
-        heat_map([row for _, row in shown], [name for name, _ in shown], metric),
-    )
-    table = Table(
-        ["layer", *(name for name, _ in shown)],
-        [[str(layer), *(cell(layer, name) for name, _ in shown)] for layer in range(layers)],
-    )
-    text = f"{metric} of each block alone in the parent, over {scores.samples:,} sequences; empty: not measured."
-    return Section(title, [text, *choice_text(runs)], [picture], [table], sources=runs[:1])
+    pictures, tables, text = [], [], []
+    for metric, shown in _by_metric(scores, names, found.of("search")).items():
+        grid = [[scores.entries.get((layer, name), {}).get(metric) for layer in range(layers)] for name in shown]
+        means = [[None if one is None else one.mean for one in row] for row in grid]
+        says = f"Quality loss of candidates of every layer, metric {metric}"
+        pictures.append(Picture.drawn(f"scores_{metric}", says, heat_map(means, shown, metric)))
+        cells = [["" if one is None else f"{one.mean:.3g} ± {one.standard_error:.2g}" for one in row] for row in grid]
+        rows = [[str(layer), *(row[layer] for row in cells)] for layer in range(layers)]
+        tables.append(Table([f"layer ({metric})", *shown], rows))
+        text.append(f"{metric} of {', '.join(shown)}, each alone in the parent.")
+    text.append(f"{scores.samples:,} sequences were scored; an empty cell was not measured.")
+    return Section(title, [*text, *choice_text(runs)], pictures, tables, sources=runs[:1])
 
 
-def _metric(scores: Scores, searches: Sequence[RunSummary]) -> str:
-    """Return the metric that the newest search counted, if it was measured."""
+def _by_metric(scores: Scores, names: Sequence[str], searches: Sequence[RunSummary]) -> dict[str, list[str]]:
+    """Return metric -> the candidates that the newest search counted in it; windows may have one of their own.
+
+    Raises:
+        ValueError: no entry has a metric.
+    """
     have = list(dict.fromkeys(name for metrics in scores.entries.values() for name in metrics))
-    objective = searches[0].config.get("objective", {}) if searches else {}
-    wanted = [objective.get("metric")] if isinstance(objective, Mapping) else []
-    found = next((name for name in (*wanted, *PREFERRED) if name in have), None)
-    if found is None and not have:
+    if not have:
         raise ValueError("scores.json has no entry with a metric.")
-    return found or have[0]
+    objective = searches[0].config.get("objective") if searches else None
+    wanted = objective if isinstance(objective, Mapping) else {}
+    metric = next((name for name in (wanted.get("metric"), *PREFERRED) if name in have), have[0])
+    of_windows = wanted.get("window_metric")
+    found: dict[str, list[str]] = {}
+    for name in names:
+        own = of_windows if of_windows in have and name.startswith("window=") else metric
+        if any(own in metrics for (_, other), metrics in scores.entries.items() if other == name):
+            found.setdefault(own, []).append(name)
+    return found
 
 
 def kv_section(found: FoundRuns) -> Section:
@@ -177,7 +178,7 @@ def kv_section(found: FoundRuns) -> Section:
         "MiB of one request in bfloat16, computed from both configurations; FP8 takes half. vLLM puts layers of one "
         "attention type into groups of equal width and pads them, so that a plan may save less than its bytes say."
     )
-    picture = Picture(
+    picture = Picture.drawn(
         "kv_cache",
         "KV cache of one request at several lengths, parent and child",
         bars(
@@ -192,11 +193,15 @@ def kv_section(found: FoundRuns) -> Section:
 
 def _parent_of(run: RunSummary) -> Path:
     """Return the parent's folder as the run recorded it, also after the folders have moved together."""
-    recorded = (run.record or {}).get("inputs", {}).get("parent", {}).get("path")
+    recorded = recorded_inputs(run.folder).get("parent")
     if recorded is None:
         raise ValueError(f"{run.folder} has not recorded its parent.")
-    moved = run.located(recorded)
-    return require_input(moved if moved.exists() else Path(recorded), "parent", CONFIG_FILE)
+    moved = run.located(recorded.path)
+    folder = require_input(moved if moved.exists() else Path(recorded.path), "parent", CONFIG_FILE)
+    config = text_hash(json.dumps(read_json(folder / CONFIG_FILE), sort_keys=True))
+    if recorded.content.get("config", config) != config:
+        raise ValueError(f"{folder} is not the parent that {run.folder} was made from: its config.json differs.")
+    return folder
 
 
 def _token_bytes(config: Mapping[str, Any]) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from lit_puzzle.report.figures import DARK, LIGHT, Draw, svg
+from lit_puzzle.report.figures import DARK, LIGHT, Draw, png, svg
 from lit_puzzle.report.run_summary import RunSummary
 
 TEMPLATE = "page.html.jinja"
@@ -25,12 +25,19 @@ class Picture:
     Attributes:
         name: of its PNG file.
         says: what it shows, for those who cannot see it.
-        draw: the picture.
+        svgs: color scheme -> the picture as SVG.
+        png: the picture as PNG.
     """
 
     name: str
     says: str
-    draw: Draw
+    svgs: Mapping[str, bytes]
+    png: bytes
+
+    @classmethod
+    def drawn(cls, name: str, says: str, draw: Draw) -> Picture:
+        """Draw a picture in every form that the report needs."""
+        return cls(name, says, {colors.scheme: svg(draw, colors) for colors in (LIGHT, DARK)}, png(draw))
 
 
 @dataclass(frozen=True)
@@ -112,7 +119,7 @@ def page(report: Report) -> str:
     )
     places = {run.folder: number for number, run in enumerate(report.runs, start=1)}
     images = {
-        picture.name: {colors.scheme: _inline(svg(picture.draw, colors)) for colors in (LIGHT, DARK)}
+        picture.name: {scheme: _inline(image) for scheme, image in picture.svgs.items()}
         for section in report.sections
         for picture in section.pictures
     }

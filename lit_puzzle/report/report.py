@@ -12,8 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lit_puzzle.report.figures import png
-from lit_puzzle.report.found_runs import FoundRuns, find_runs
+from lit_puzzle.report.found_runs import DAMAGED, FoundRuns, find_runs
 from lit_puzzle.report.model_sections import importance_section, kv_section, plan_section, scores_section
 from lit_puzzle.report.page import Report, Section, page
 from lit_puzzle.report.request_sections import frontier_section, samples_section, speed_section
@@ -23,7 +22,6 @@ from lit_puzzle.run.folder import RECORD
 from lit_puzzle.run.inputs import claim_inputs, file_identity, record_output, run_date
 
 REPORT_FILE, PICTURES = "report.html", "pictures"
-DAMAGED = (ValueError, TypeError, LookupError, OSError)  # files that were changed by hand, or are of another version
 
 SECTIONS: tuple[tuple[str, Callable[[FoundRuns], Section]], ...] = (
     ("Requests", frontier_section),
@@ -42,8 +40,8 @@ def report(run_dir: Path, folders: list[Path], title: str = "Report", samples: i
 
     Args:
         run_dir: the run's folder; gets `report.html` and `pictures/`.
-        folders: run folders, or folders that contain some, at most three levels below. Where several runs could be
-            drawn in one place, it is the one that ended last, and the others are named.
+        folders: run folders, folders of pipelines, or folders that contain some, at most three levels below. Where
+            several runs could be drawn in one place, it is the one with the newest run.json, and the others are named.
         title: heading of the page.
         samples: completions shown of each effort and kind.
 
@@ -80,7 +78,7 @@ def write_page(folder: Path, written: Report) -> None:
     (folder / PICTURES).mkdir(exist_ok=True)
     for section in written.sections:
         for picture in section.pictures:
-            write_atomically(folder / PICTURES / f"{picture.name}.png", png(picture.draw))
+            write_atomically(folder / PICTURES / f"{picture.name}.png", picture.png)
     write_atomically(folder / REPORT_FILE, page(written))
 
 

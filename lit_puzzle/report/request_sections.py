@@ -59,7 +59,11 @@ def frontier_section(found: FoundRuns) -> Section:
     settings = {model: [_setting(numbers, bounds, model, effort) for effort in efforts] for model in MODELS}
     lines = {model: _line([Point(**point) for point in points]) for model, points in content.of("vertices").items()}
     how = f"Throughput is {throughput['kind']} ({throughput['scenario']}) and taken as exact; intervals of 95 %."
-    picture = Picture("frontier", "Accuracy against request rate of parent and child", frontier(settings, lines))
+    picture = Picture.drawn(
+        "frontier",
+        "Accuracy against request rate of parent and child",
+        frontier(settings, lines, content.of("reference_effort")),
+    )
     text = [str(content.of("verdict")), how, *content.values.get("notes", []), *choice_text(runs)]
     return Section(title, text, [picture], [Table(head, rows)], sources=runs[:1])
 
@@ -130,7 +134,7 @@ def samples_section(found: FoundRuns, samples: int) -> Section:
     if not runs:
         return Section(title, missing="No frontier names the evaluations of parent and child.")
     compared = recorded_inputs(runs[0].folder)
-    files = [runs[0].located(compared[model].path) / EPISODES_FILE for model in MODELS]
+    files = [_rows_of(runs[0], compared[model].path) for model in MODELS]
     if not all(file.is_file() for file in files):
         return Section(title, missing=f"The rows that {runs[0].folder} compared are not there any more.")
     for model, file in zip(MODELS, files, strict=True):
@@ -138,8 +142,14 @@ def samples_section(found: FoundRuns, samples: int) -> Section:
             return Section(title, missing=f"{file} has changed since {runs[0].folder} compared it.")
     pairs = [pair for pair in zip(*map(read_rows, files), strict=True) if all(one.texts is not None for one in pair)]
     shown = [_sample(*pair) for effort in LEVELS for pair in _chosen(pairs, effort, samples)]
-    text = ["The same prompts, by parent and child."] if shown else ["The rows have no texts (texts: false)."]
+    text = ["The same prompts, by parent and child." if pairs else "The rows have no texts (texts: false)."]
     return Section(title, text, samples=shown, sources=runs[:1])
+
+
+def _rows_of(run: RunSummary, recorded: str) -> Path:
+    """Return the rows of an evaluation where they were, or beside the run if the folders have moved together."""
+    file = run.located(recorded) / EPISODES_FILE
+    return file if file.is_file() else run.folder.parent / Path(recorded).name / EPISODES_FILE
 
 
 def _chosen(pairs: Sequence[tuple[Episode, Episode]], effort: str, count: int) -> list[tuple[Episode, Episode]]:

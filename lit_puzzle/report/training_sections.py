@@ -11,12 +11,12 @@ from pathlib import Path
 
 from lit_puzzle.environments.environment import LEVELS
 from lit_puzzle.report.figures import Series, curves
-from lit_puzzle.report.found_runs import FoundRuns
+from lit_puzzle.report.found_runs import DAMAGED, FoundRuns
 from lit_puzzle.report.page import Picture, Section, Table
 from lit_puzzle.report.run_summary import RunSummary
 from lit_puzzle.training.metrics_file import MetricsFile
 
-METRICS = "**/metrics.csv"
+METRICS = ("lightning_logs/version_*/metrics.csv", "logs/metrics.csv")  # of Lightning's logger and of ours
 MOST_CURVES = 8
 STATES = ("before", "after")
 
@@ -24,18 +24,29 @@ STATES = ("before", "after")
 def curves_section(found: FoundRuns) -> Section:
     """Return the section with the curves of training: reward or loss, accuracy and generated tokens per effort."""
     title = "Training"
-    curved = [(run, _panels(_columns(sorted(run.folder.glob(METRICS))))) for run in found.complete]
-    drawn = [(run, panels) for run, panels in curved if panels]
-    if not drawn:
+    drawn: list[tuple[RunSummary, Picture]] = []
+    older, damaged = [], []
+    for run in found.complete:
+        try:
+            panels = _panels(_columns(_metrics_files(run.folder)))
+            if panels and len(drawn) < MOST_CURVES:
+                says = f"Training of {run.folder}: {', '.join(panels)}"
+                drawn.append((run, Picture.drawn(f"training_{len(drawn) + 1}", says, curves(panels))))
+            elif panels:
+                older.append(str(run.folder))
+        except DAMAGED as error:
+            damaged.append(f"{run.folder} cannot be drawn: {error}")
+    if not drawn + damaged:
         return Section(title, missing="No run with metrics.csv is there: lightning run recipes/rl_recover.yaml")
-    pictures = [
-        Picture(f"training_{number}", f"Training of {run.folder}: {', '.join(panels)}", curves(panels))
-        for number, (run, panels) in enumerate(drawn[:MOST_CURVES], start=1)
-    ]
-    text = [f"From top to bottom: {'; '.join(str(run.folder) for run, _ in drawn[:MOST_CURVES])}."]
-    if len(drawn) > MOST_CURVES:
-        text.append(f"Not drawn, as they are older: {', '.join(str(run.folder) for run, _ in drawn[MOST_CURVES:])}.")
-    return Section(title, text, pictures, sources=[run for run, _ in drawn[:MOST_CURVES]])
+    text = [f"From top to bottom: {'; '.join(str(run.folder) for run, _ in drawn) or 'none'}.", *damaged]
+    text += [f"Not drawn, as they are older: {', '.join(older)}."] if older else []
+    return Section(title, text, [picture for _, picture in drawn], sources=[run for run, _ in drawn])
+
+
+def _metrics_files(folder: Path) -> list[Path]:
+    """Return the files of metrics of a run, those of later attempts last."""
+    found = [file for pattern in METRICS for file in folder.glob(pattern)]
+    return sorted(found, key=lambda file: (len(str(file)), str(file)))  # version_2 before version_10
 
 
 Columns = dict[str, list[tuple[float, float]]]  # metric -> (update, value)
@@ -75,14 +86,23 @@ def _panels(columns: Columns) -> dict[str, list[Series]]:
 def results_section(found: FoundRuns) -> Section:
     """Return the section with accuracy, tokens, unfinished and looping completions of every run that measured them."""
     title = "Results of all runs"
-    rows = {place: _results(run) for place, run in enumerate(found.complete)}
-    runs = [run for place, run in enumerate(found.complete) if rows[place]]
+    rows: list[list[str]] = []
+    runs, text = (
+        [],
+        ["Accuracy ± standard error, mean generated tokens, shares of unfinished and of looping completions."],
+    )
+    for run in found.complete:
+        try:
+            own = _results(run)
+        except DAMAGED as error:
+            text.append(f"{run.folder} is left out, its results are damaged: {error}")
+            continue
+        rows += own
+        runs += [run] if own else []
     if not runs:
         return Section(title, missing="No run has measured accuracy: lightning run recipes/evaluate.yaml")
     head = ["run", "stage", "effort", "accuracy", "tokens", "unfinished", "looping"]
-    table = Table(head, [row for own in rows.values() for row in own])
-    text = "Accuracy ± standard error, mean generated tokens, shares of unfinished and of looping completions."
-    return Section(title, [text], tables=[table], sources=runs)
+    return Section(title, text, tables=[Table(head, rows)], sources=runs)
 
 
 def _results(run: RunSummary) -> list[list[str]]:

@@ -178,4 +178,9 @@ def test_overrides_of_stages_that_are_not_there_are_refused(
     message = refused(capsys, tmp_path, ["recipes/generate.yaml"], "--overrides.generated.keep=correct")
     assert "overrides names the stage 'generated'; there are generate" in message
     assert "has no value" in refused(capsys, tmp_path, ["recipes/generate.yaml"], "--overrides.generate.keep=")
+    moved = refused(capsys, tmp_path, ["recipes/generate.yaml"], "--overrides.generate.run_dir=elsewhere")
+    assert "run_dir is" in moved and "give the stage a `name`" in moved
+    assert "overridesX" in refused(capsys, tmp_path, ["recipes/generate.yaml"], "--overridesX.generate.keep=correct")
+    needs = [{"recipe": "recipes/generate.yaml", "needs": 5}]
+    assert "needs is a path and print_output true or false, got 5, False" in refused(capsys, tmp_path, needs)
     assert "--force is for one stage" in refused(capsys, tmp_path, ["recipes/generate.yaml"], "--force")

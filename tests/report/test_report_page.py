@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,7 @@ CHROMIUM = shutil.which("chromium")
 HOSTILE = "<script>document.title = 'taken'</script> \u202e"
 
 
-def record(folder: Path, command: str, results: dict[str, float], **inputs: Path) -> Path:
+def record(folder: Path, command: str, results: Mapping[str, float | str], **inputs: Path) -> Path:
     """Make a folder a complete run."""
     folder.mkdir(parents=True, exist_ok=True)
     claimed = {name: {"path": str(path), "content": {}} for name, path in inputs.items()}
@@ -103,7 +103,7 @@ def test_every_section_is_drawn_and_names_its_run(runs: Path, made: Path) -> Non
     ]
     assert 'class="missing"' not in page and "http" not in page.replace("http-equiv", "")
     pictures = {path.stem for path in (made / "pictures").iterdir()}
-    assert pictures == {"frontier", "plan", "importance", "scores", "kv_cache", "training_1"}
+    assert pictures == {"frontier", "plan", "importance", "scores_kl", "kv_cache", "training_1"}
     for number in (
         "<td>0.400</td>",
         "<td>7.0</td>",
@@ -153,6 +153,44 @@ def test_half_of_the_stages_and_what_cannot_be_read(
     assert f"{some / 'begun'}: incomplete" in page
     assert "Requests: No frontier is there" in capsys.readouterr().out
     assert json.loads((tmp_path / "r" / "run.json").read_text())["results"]["missing"] == 7.0
+
+
+def test_stages_of_a_pipeline_are_runs_of_their_own(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs, tmp_path / "pipeline")
+    record(tmp_path / "pipeline", "pipeline", {})
+    page = written(tmp_path / "pipeline", tmp_path / "r")
+    assert 'class="missing"' not in page and f"<td>{tmp_path / 'pipeline'}</td>" not in page
+
+
+def test_windows_are_shown_in_the_metric_that_the_search_counted(runs: Path, tmp_path: Path) -> None:
+    scored = record(tmp_path / "runs" / "score", "score", {})
+    both = {"kl": Measurement(0.5, 0.01), "long_context": Measurement(0.25, 0.01)}
+    Scores("f", 10, 100, {(0, "experts=4"): both, (0, "window=16"): both}).save(scored)
+    searched = record(tmp_path / "runs" / "search", "search", {})
+    config = searched / "config.yaml"
+    config.write_text(config.read_text() + "objective: {metric: kl, window_metric: long_context}\n")
+    page = written(tmp_path / "runs", tmp_path / "r")
+    assert "kl of experts=4, each alone" in page and "long_context of window=16, each alone" in page
+    assert page.count("0.5 ± 0.01") == page.count("0.25 ± 0.01") == 1
+
+
+def test_another_parent_in_the_place_of_the_first_is_said(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "assemble", tmp_path / "runs" / "assemble")
+    claimed = tmp_path / "runs" / "assemble" / "inputs.json"
+    claimed.write_text(claimed.read_text().replace('"content": {}', '"content": {"config": "another"}'))
+    assert "is not the parent that" in written(tmp_path / "runs", tmp_path / "r")
+
+
+def test_a_damaged_run_leaves_the_others_where_they_are(runs: Path, tmp_path: Path) -> None:
+    for name in ("rl_recover", "evaluate"):
+        shutil.copytree(runs / name, tmp_path / "runs" / name)
+    log = record(tmp_path / "runs" / "damaged", "fit", {"accuracy/low": "high"}) / "logs"
+    log.mkdir()
+    (log / "metrics.csv").write_text("step,train/loss\n1,abc\n")
+    page = written(tmp_path / "runs", tmp_path / "r")
+    assert f"{tmp_path / 'runs' / 'damaged'} cannot be drawn" in page and "training_1" not in page
+    assert f"{tmp_path / 'runs' / 'damaged'} is left out, its results are damaged" in page
+    assert f"Training of {tmp_path / 'runs' / 'rl_recover'}" in page and "0.500 ± 0.100" in page
 
 
 def test_rows_that_have_changed_since_are_not_shown(runs: Path, tmp_path: Path) -> None:

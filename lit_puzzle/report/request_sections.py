@@ -18,6 +18,7 @@ from lit_puzzle.report.figures import Setting, frontier
 from lit_puzzle.report.found_runs import FoundRuns, choice_text
 from lit_puzzle.report.frontier import FRONTIER_FILE
 from lit_puzzle.report.page import Picture, Sample, Section, Table
+from lit_puzzle.report.results_table import number_text
 from lit_puzzle.report.run_summary import RunSummary
 from lit_puzzle.report.terminal_text import cut, escaped
 from lit_puzzle.run.files import read_json
@@ -120,7 +121,7 @@ def _where(scenario: Mapping[str, Any]) -> str:
 
 def _speeds(parent: float | None, child: float | None) -> list[str]:
     ratio = "" if parent is None or child is None else f"{child / parent:.3f}"
-    return [*("does not fit" if value is None else f"{value:,.4g}" for value in (parent, child)), ratio]
+    return [*("does not fit" if value is None else number_text(value) for value in (parent, child)), ratio]
 
 
 def samples_section(found: FoundRuns, samples: int) -> Section:

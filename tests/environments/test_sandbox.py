@@ -88,13 +88,16 @@ def test_how_a_program_ends_is_told() -> None:
 @needs_sandbox
 def test_nothing_is_left_of_a_program_between_inputs() -> None:
     spawn = "import os\nprint(os.getpid())\nif os.fork() == 0:\n    import time; time.sleep(60)"
-    alive = "import os\nn = 0\nfor p in range(2, 60):\n  try: os.kill(p, 0); n += 1\n  except OSError: pass\nprint(n)"
+    alive = (  # a process that was killed counts until the first process of the sandbox has waited for it
+        "import os, time\nfor turn in range(10):\n  n = 0\n  for p in range(2, 60):\n    try: os.kill(p, 0); n += 1\n"
+        "    except OSError: pass\n  if n == 2: break\n  time.sleep(0.1)\nprint(n)"
+    )
     outcomes = list(
         run_program(
             f"x = input()\nif x == 's':\n    exec({spawn!r})\nelse:\n    exec({alive!r})", ["n", "s", "n"], LIMITS
         )
     )
-    assert outcomes[0] == outcomes[2]  # the driver and the program itself
+    assert outcomes[0] == outcomes[2] == Outcome("ok", "2\n")  # the driver and the program itself
 
 
 @needs_sandbox

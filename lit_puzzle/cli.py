@@ -120,7 +120,7 @@ def run(name: str, overrides: Sequence[str]) -> None:
     if command == PIPELINE:
         recipe, words = prepared(recipe, words)
         if force:
-            raise ValueError("--force is for one stage: run it alone with --force, then the pipeline goes on.")
+            raise ValueError("--force is for one stage: run it alone with --force, then rerun the pipeline.")
     if "--plan" in words:
         print_plan(recipe, command, words)
         return

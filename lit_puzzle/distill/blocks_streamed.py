@@ -141,7 +141,7 @@ class StreamedBlocks:
         data: the run's data.
 
     Raises:
-        ValueError: several processes, no number of updates or another one than that of layers that are done, or a
+        ValueError: several processes, `max_steps` unset or other than that of layers that are done, or a
             budget that is too small.
     """
 

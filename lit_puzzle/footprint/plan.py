@@ -7,7 +7,7 @@ prompts, `--document_tokens=N` about documents that are not there yet, `--json` 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from lit_puzzle.footprint.hours import disk_seconds, efforts, network_seconds, t
 from lit_puzzle.model.layout import count_parameters
 from lit_puzzle.run.footprint import Assumed, Device, Footprint
 from lit_puzzle.run.recipe import Recipe
-from lit_puzzle.run.recipe_values import Values, recipe_values
+from lit_puzzle.run.recipe_values import Values, recipe_values, texts_in
 
 OPTIONS = ("gpus", "gpu", "prompt_tokens", "document_tokens")
 TINY_WORLD = "lit_puzzle.tiny."  # its prompts have about 75 tokens
@@ -138,20 +138,11 @@ def _in_one_line(formula: Formula) -> Formula:
 
 
 def _assumed(values: Values, options: Mapping[str, str]) -> Assumed:
-    tiny = any(text.startswith(TINY_WORLD) for text in _texts(values.content))
+    tiny = any(text.startswith(TINY_WORLD) for text in texts_in(values.content))
     assumed = Assumed(prompt_tokens=TINY_PROMPT) if tiny else Assumed()
     if "prompt_tokens" in options:
         assumed = replace(assumed, prompt_tokens=_count("prompt_tokens", options))
     return replace(assumed, documents=_count("document_tokens", options)) if "document_tokens" in options else assumed
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Yield every text in nested values."""
-    if isinstance(value, str):
-        yield value
-    inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
-    for item in inside:
-        yield from _texts(item)
 
 
 def _count(name: str, options: Mapping[str, str]) -> int:

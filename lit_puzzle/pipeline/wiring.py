@@ -11,7 +11,7 @@ from typing import Any
 
 from lit_puzzle.run.files import to_json
 from lit_puzzle.run.recipe import recipe_that_makes
-from lit_puzzle.run.recipe_values import plain
+from lit_puzzle.run.recipe_values import plain, texts_in
 
 OWN_KEYS = ("run_dir", "save_dir", "dirpath", "default_root_dir")  # where a stage writes
 
@@ -48,7 +48,7 @@ def wire(
     words: list[str] = []
     reads: dict[str, None] = {}
     for key, value in _inputs(values, ""):
-        for text in _texts(value):
+        for text in texts_in(value):
             folder = _stage_of(text, standing)
             if folder is None:
                 _check_there(key, text)
@@ -70,14 +70,6 @@ def _inputs(node: Any, key: str) -> Iterator[tuple[str, Any]]:
                 yield from _inputs(value, f"{key}.{name}".lstrip("."))
     elif isinstance(node, list | str | Path):
         yield key, plain_value(node)
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
-    for item in inside:
-        yield from _texts(item)
 
 
 def _stage_of(text: str, standing: Mapping[str, str]) -> str | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -239,3 +239,12 @@ def _looked_up(name: str, top: Mapping[str, Any], above: tuple[str, ...]) -> Any
 def plain(value: Any) -> Any:
     """Return a value with paths as text, as YAML has them."""
     return str(value) if isinstance(value, Path) else value
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Yield every text in nested values."""
+    if isinstance(value, str):
+        yield value
+    inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    for item in inside:
+        yield from texts_in(item)

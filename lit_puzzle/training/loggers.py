@@ -41,7 +41,7 @@ class CSV(Logger):
     def __init__(self, save_dir: Path) -> None:
         super().__init__()
         self.folder = Path(save_dir) / FOLDER
-        self._file: MetricsFile | None = None  # opened by the first row: its step says where a resumed run goes on
+        self._file: MetricsFile | None = None  # opened by the first row: its step is where a resumed run continues
         self._step, self._known = -1, set[str]()
 
     @property

@@ -166,7 +166,7 @@ def _number(text: str, place: int, depth: int) -> tuple[Fraction, int]:
             raise NoValueError("too many digits")
         digits = re.sub(point, ".", re.sub(group, "", found[0]))
         return _with_fraction(text, found, Fraction(digits.removesuffix(".")), depth)
-    raise NoValueError("no number")
+    raise NoValueError("not a number")
 
 
 def _with_fraction(text: str, found: re.Match[str], whole: Fraction, depth: int) -> tuple[Fraction, int]:

@@ -30,7 +30,8 @@ from lit_puzzle.run.folder import is_complete
 
 METHODS = {"leave_one_out": "LeaveOneOut", "reap": "Reap", "frequency": "Frequency"}
 GEOMETRIC = ("leave_one_out", "final_kl")
-RANKINGS = (*METHODS, "final_kl", "geometric_mean")
+BEST_OF = ("geometric_mean", "leave_one_out", "frequency")
+RANKINGS = (*METHODS, "final_kl", "geometric_mean", "best_of")
 STEPS = 25
 TARGET = (
     "[{scenario: {gpu: cpu, num_gpus: 1, prompt_tokens: 96, generated_tokens: 48, kv_dtype: bfloat16, expert_dtype: "
@@ -90,9 +91,13 @@ class Choice:
         place = self.folder / f"seed{seed}"
         library, score = place / f"library_{ranking}", place / f"score_{ranking}"
         counts = json.dumps([self.experts // 4, self.experts // 2, 3 * self.experts // 4])
-        named = f"--importance={self.importance(seed, ranking)}"
+        if ranking == "best_of":
+            beside = {one: str(self.importance(seed, one)) for one in BEST_OF[1:]}
+            named = [f"--importance={self.importance(seed, BEST_OF[0])}", f"--beside={json.dumps(beside)}"]
+        else:
+            named = [f"--importance={self.importance(seed, ranking)}"]
         parent = f"--parent={self.parent}"
-        stage("library", library, parent, named, f"--experts={counts}", "--windows=[]")
+        stage("library", library, parent, *named, f"--experts={counts}", "--windows=[]")
         data = [f"--data.init_args.sequences={place}/leave_one_out/calibration.jsonl", "--evaluations=null"]
         stage("score", score, parent, f"--library={library}", *data)
         return library, score
@@ -122,7 +127,7 @@ class Choice:
             words = [f"--model.init_args.child={children['before']}", f"--model.init_args.parent={self.parent}"]
             words += [f"--data.init_args.documents={self.documents}", f"--trainer.max_steps={STEPS}"]
             words += ["--trainer.val_check_interval=1000", "--trainer.limit_val_batches=0", "--trainer.callbacks=null"]
-            stage("distill", place / "distill", *words, "--model.init_args.evaluation.prompts_per_effort=1")
+            stage("distill", place / "distill", *words, "--model.init_args.evaluation.prompts_per_effort=2")
             children["after"] = place / "distill" / "child"
         for when, child in children.items():
             where = (f"--checkpoint={child}", parent, f"--documents={self.documents}")

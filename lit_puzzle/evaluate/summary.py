@@ -70,7 +70,7 @@ def compare(before: Sequence[Episode], after: Sequence[Episode]) -> dict[str, fl
 
 
 def by_environment(episodes: Sequence[Episode], before: Sequence[Episode] | None = None) -> dict[str, float]:
-    """Standard errors, and paired changes from other episodes of the same problems, of each effort and environment.
+    """Return errors, and paired changes from other episodes of the same problems, of each effort and environment.
 
     Returns:
         `accuracy_se/<effort>/<environment>`; with `before` also `accuracy_gain/<effort>/<environment>` and

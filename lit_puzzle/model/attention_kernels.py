@@ -17,6 +17,7 @@ Shapes: D documents, H query heads, G key/value heads, R = H / G, L tokens of a 
 Q queries and K keys of one block.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
@@ -175,8 +176,13 @@ FLASH_CPU = Kernel("dense", _flash_cpu, _flash_cpu_backward)
 def _blocks(q: Tensor, span: Span) -> Iterator[tuple[slice, slice]]:
     """Yield blocks of queries whose scores are at most `BLOCK_SCORES`, each with the keys that any of them sees."""
     D, H, L, _ = q.shape
-    seen = L if span.window is None else min(L, span.window)
-    size = max(1, min(L, BLOCK_SCORES // (D * H * seen)))
+    scores = BLOCK_SCORES // (D * H)
+    if span.window is None:
+        size = scores // L
+    else:  # queries of a block see size + window - 1 keys together; more than the window of them, and most are hidden
+        others = span.window - 1
+        size = min((math.isqrt(others**2 + 4 * scores) - others) // 2, max(BAND_TOKENS, span.window))
+    size = max(1, min(L, size))
     for start in range(0, L, size):
         stop = min(start + size, L)
         yield slice(start, stop), slice(0 if span.window is None else max(0, start - span.window + 1), stop)

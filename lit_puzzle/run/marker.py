@@ -13,10 +13,10 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from lit_puzzle import __version__
 from lit_puzzle.run.files import read_json, write_json
 from lit_puzzle.run.folder import CONFIG, RECORD
 from lit_puzzle.run.inputs import INPUTS_FILE, OUTPUTS_FILE
@@ -62,7 +62,7 @@ def write_marker(run_dir: Path, is_running: bool = False, files: Iterable[str] =
         is_running: whether an attempt is running, which has not noted its files yet.
         files: files in it that the run has made.
     """
-    content = {"format": FORMAT, "version": metadata.version("lit-puzzle"), "running": is_running}
+    content = {"format": FORMAT, "version": __version__, "running": is_running}
     write_json(run_dir / MARKER, content | {"files": sorted(files)})
 
 

@@ -9,6 +9,8 @@ import json
 import os
 import signal
 import socket
+import sys
+import tempfile
 import zlib
 from collections.abc import Callable, Sequence
 from multiprocessing import get_context
@@ -189,10 +191,14 @@ def fit(
 
 
 SLOW_SECONDS, LONGEST_SECONDS = 240, 900  # of a forked run; a disk that writes other tests' gigabytes can hold it up
+TOLD_LINES = 40  # the last ones of what a process wrote that failed
 
 
 def forked(processes: int, work: Callable[[int], object]) -> list[int | None]:
-    """Runs `work(rank)` in forked processes that find each other as Lightning's do; their exit codes."""
+    """Runs `work(rank)` in forked processes that find each other as Lightning's do; their exit codes.
+
+    What they write to stderr comes when all have ended: of one that failed its last lines, which say why.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -204,8 +210,11 @@ def forked(processes: int, work: Callable[[int], object]) -> list[int | None]:
         faulthandler.dump_traceback_later(SLOW_SECONDS, file=2)  # says where each thread is
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
         os.environ |= {"LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+        os.dup2(written[rank].fileno(), 2)
+        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)  # pytest's writes past it
         work(rank)
 
+    written = [tempfile.TemporaryFile() for _ in range(processes)]  # noqa: SIM115  (closed below)
     running = [get_context("fork").Process(target=child, args=(rank,)) for rank in range(processes)]
     for process in running:
         process.start()
@@ -213,4 +222,11 @@ def forked(processes: int, work: Callable[[int], object]) -> list[int | None]:
         process.join(LONGEST_SECONDS)
         if process.is_alive():  # what it has open would keep others waiting
             process.kill()
+    for rank, (process, file) in enumerate(zip(running, written, strict=True)):
+        with file:
+            file.seek(0)
+            lines = file.read().decode(errors="replace").splitlines()
+        failed = process.exitcode not in (0, -signal.SIGKILL)
+        told = [f"rank {rank} ended with {process.exitcode}:", *lines[-TOLD_LINES:]] if failed else lines
+        os.write(2, "".join(f"{line}\n" for line in told).encode())
     return [process.exitcode for process in running]

@@ -125,3 +125,16 @@ def test_dropout_is_refused() -> None:
     module: Any = SimpleNamespace(sliding_window=None)
     with pytest.raises(ValueError, match=r"no dropout, attention_dropout is 0\.1"):
         ours.sink_attention(module, q, q, q, None, 1.0, 0.1, s_aux=torch.zeros(2))
+
+
+@pytest.mark.parametrize("window", [None, 1, 2, 128, 512, 8192])
+@pytest.mark.parametrize(("rows", "heads", "tokens"), [(1, 8, 65536), (1, 64, 131072), (64, 64, 900), (1, 1, 1)])
+def test_blocks_hold_no_more_scores_than_they_may(window: int | None, rows: int, heads: int, tokens: int) -> None:
+    q = torch.empty(rows, heads, tokens, 64, device="meta")
+    blocks = list(kernels._blocks(q, Span(1.0, window)))
+    assert [queries.start for queries, _ in blocks] == [0, *(queries.stop for queries, _ in blocks[:-1])]
+    assert blocks[-1][0].stop == tokens
+    for queries, keys in blocks:
+        assert keys.stop >= queries.stop and keys.start <= max(0, queries.start - (window or tokens) + 1)
+        size = queries.stop - queries.start
+        assert size == 1 or rows * heads * size * (keys.stop - keys.start) <= kernels.BLOCK_SCORES

@@ -190,12 +190,13 @@ class TopLogits:
         mask_BT = batch["loss_mask"]
         numbers, targets = torch.unique_consecutive(batch["document_ids"][mask_BT].cpu(), return_counts=True)
         spans = [self._rows(*pair) for pair in zip(numbers.tolist(), targets.tolist(), strict=True)]
-        columns = {
-            name: torch.cat([self._files[n].get_slice(name)[begin:end] for n, begin, end in spans])
-            if spans
-            else self._files[0].get_slice(name)[:0]
-            for name in ("token_ids", "log_probs", "log_rest")
-        }
+        with torch.autocast("cpu", enabled=False):  # which refuses to join float16
+            columns = {
+                name: torch.cat([self._files[n].get_slice(name)[begin:end] for n, begin, end in spans])
+                if spans
+                else self._files[0].get_slice(name)[:0]
+                for name in ("token_ids", "log_probs", "log_rest")
+            }
         ids_NK, log_p_NK, log_rest_N = (column.to(mask_BT.device) for column in columns.values())
         return TopKLogits(ids_NK.long(), log_p_NK.float(), log_rest_N.float())
 

@@ -37,6 +37,8 @@ OF_MODELS: dict[str, Formula] = {  # commands of Lightning: by the class of thei
 }
 OF_STAGES: dict[str, Formula] = {
     "library": library.footprint,
+    "final_kl": scoring.final_kl_footprint,
+    "combine_importance": importance.combine_footprint,
     "score": scoring.footprint,
     "search": search.footprint,
     "assemble": child.footprint,

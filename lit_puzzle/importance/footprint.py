@@ -89,5 +89,18 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     )
 
 
+def combine_footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
+    """Return the footprint of `combine_importance`: a few numbers per expert, no weights."""
+    planned = planned_config(values.path("parent"))
+    experts = sum(layer.experts for layer in model_size(planned.config).layers)
+    held = 8.0 * experts * (len(values.at("importances")) + 1)
+    return Footprint(
+        "combined importance",
+        (Phase("scores", {"scores": held}),),
+        disk={"scores": 8.0 * experts},
+        notes=(planned.assumed,),
+    )
+
+
 def _arithmetic(dtype: str) -> str:
     return "float32" if dtype == "float32" else "bfloat16"

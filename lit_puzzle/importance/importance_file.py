@@ -4,8 +4,13 @@ Writes and reads `importance.json` (fingerprint of the parent, method, tokens, e
 `importance.safetensors` (one float64 tensor `layers.N` of that layer's length each). Layers may differ in length.
 
 A higher score means a more important expert; of equal scores the lower index ranks first. Disk: 8 bytes per expert.
+
+A score that was not measured is not a zero: it is NaN, and the optional key `not_measured` of `importance.json` lists
+these experts, a list for each layer; a NaN that is not listed is refused. Such experts rank behind all others: they are
+the first to go, because no token of the data was routed to them.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,13 +40,15 @@ class Importance:
         fingerprint: `lit_puzzle.model.checkpoint.fingerprint` of the parent.
         method: name of the scoring rule.
         tokens: number of tokens that were scored.
-        scores: float64 scores of each layer, one per expert of that layer.
+        scores: float64 scores of each layer, one per expert of that layer; NaN where it was not measured.
+        not_measured: for each layer the experts without a score, ascending; empty: all have one.
     """
 
     fingerprint: str
     method: str
     tokens: int
     scores: tuple[Tensor, ...]
+    not_measured: tuple[tuple[int, ...], ...] = ()
 
     def save(self, folder: Path) -> None:
         """Write both files; the JSON file, whose presence says that they are complete, last."""
@@ -49,8 +56,10 @@ class Importance:
         partial = folder / f"{SCORES_FILE}.partial"
         save_file(tensors, partial)
         partial.replace(folder / SCORES_FILE)
-        meta = {key: value for key, value in asdict(self).items() if key != "scores"}
+        meta = {key: value for key, value in asdict(self).items() if key not in ("scores", "not_measured")}
         meta["num_experts"] = [len(scores_E) for scores_E in self.scores]
+        if any(self.not_measured):
+            meta["not_measured"] = [list(experts) for experts in self.not_measured]
         write_json(folder / META_FILE, meta, indent=2)
 
     @classmethod
@@ -72,7 +81,8 @@ class Importance:
             if len(tensors) != len(scores) or lengths != meta["num_experts"]:
                 raise ValueError(f"{META_FILE} names experts {meta['num_experts']}, {SCORES_FILE} holds {lengths}")
             check_whole(META_FILE, "tokens", meta["tokens"], 1)
-            return cls(meta["fingerprint"], meta["method"], meta["tokens"], scores)
+            missing = tuple(tuple(experts) for experts in meta.get("not_measured", ()))
+            return cls(meta["fingerprint"], meta["method"], meta["tokens"], scores, missing)
         except (KeyError, TypeError, ValueError, SafetensorError) as error:
             raise ValueError(
                 f"The importance files in {folder} are damaged ({error}); run the recipe again."
@@ -91,15 +101,21 @@ class Importance:
             )
 
     def check_values(self) -> None:
-        """Check that every score is a finite number of at least 0.
+        """Check that every score is a finite number of at least 0, and NaN where it is listed as not measured.
 
         Raises:
             ValueError: one is not; names the layer.
         """
-        for layer, scores_E in enumerate(self.scores):
+        listed = self.not_measured or ((),) * len(self.scores)
+        if len(listed) != len(self.scores):
+            raise ValueError(f"not_measured lists {len(listed)} layers; the importance scores have {len(self.scores)}")
+        for layer, (scores_E, missing) in enumerate(zip(self.scores, listed, strict=True)):
+            if tuple(scores_E.isnan().nonzero()[:, 0].tolist()) == missing:
+                scores_E = scores_E.nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf)
             if not bool((scores_E.isfinite() & (scores_E >= 0)).all()):
                 raise ValueError(
-                    f"the importance scores of layer {layer} are not all finite and at least 0: {scores_E.tolist()}"
+                    f"the importance scores of layer {layer} are not all finite and at least 0: {scores_E.tolist()}; "
+                    f"listed as not measured are the experts {list(missing)}"
                 )
 
     def keep(self, counts: Sequence[int]) -> tuple[tuple[int, ...], ...]:
@@ -118,10 +134,12 @@ class Importance:
 def best_experts(scores_E: Tensor, count: int) -> tuple[int, ...]:
     """Return the indices of the `count` highest scores, ascending; of equal scores the lower indices are kept.
 
+    Scores that were not measured (NaN) are the lowest.
+
     Raises:
         ValueError: `count` is below 1 or above the number of experts.
     """
     if not 1 <= count <= len(scores_E):
         raise ValueError(f"{count} experts cannot be kept of {len(scores_E)}; give 1 to {len(scores_E)}.")
-    ranking = torch.argsort(scores_E, descending=True, stable=True)
+    ranking = torch.argsort(scores_E.nan_to_num(nan=-math.inf, posinf=math.inf), descending=True, stable=True)
     return tuple(sorted(ranking[:count].tolist()))

@@ -4,6 +4,10 @@ Reads the parent's folder and its importance folder; writes `library.json` (`lit
 candidates of a layer are the parent's own block; the block with each number of experts, of which those with the highest
 scores are kept; the block with each window that is narrower than the layer's own; and all combinations of both.
 
+Other importance folders may be given beside the first one: of each number of experts, the set that each of them would
+keep is one more candidate, `experts=N@ORIGIN`, where it is another set. The search takes the better by replace-1-block
+scores.
+
 Source: arXiv 2602.11937 section 2. Memory: headers and 8 bytes per expert. Disk: about 6 bytes per kept expert of every
 candidate; no weights.
 """
@@ -11,13 +15,13 @@ candidate; no weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from lit_puzzle.importance.importance_file import META_FILE, Importance, best_experts, scores_identity
-from lit_puzzle.library.library import PARENT, Candidate, Library, candidate_name, parent_blocks
+from lit_puzzle.library.library import ORIGIN, PARENT, Candidate, Library, candidate_name, parent_blocks
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.run.folder import require_input
@@ -27,7 +31,14 @@ from lit_puzzle.spec import BlockSpec
 SMALLEST_WINDOW = 2  # what the model takes
 
 
-def library(run_dir: Path, parent: Path, importance: Path, experts: list[int], windows: list[int]) -> dict[str, float]:
+def library(
+    run_dir: Path,
+    parent: Path,
+    importance: Path,
+    experts: list[int],
+    windows: list[int],
+    beside: dict[str, Path] | None = None,
+) -> dict[str, float]:
     """Write the block library of `parent` into `run_dir`.
 
     Args:
@@ -36,6 +47,7 @@ def library(run_dir: Path, parent: Path, importance: Path, experts: list[int], w
         importance: folder of importance scores of this parent.
         experts: numbers of experts that a layer may keep; a number that a layer has anyway adds no candidate there.
         windows: sliding windows in tokens that an attention may get where its own is wider or it is full.
+        beside: origin -> folder of another importance of this parent, whose sets of experts are candidates too.
 
     Returns:
         Layers, candidates, the most candidates of one layer, and the decimal logarithm of the number of children.
@@ -45,16 +57,15 @@ def library(run_dir: Path, parent: Path, importance: Path, experts: list[int], w
     """
     source = Checkpoint(require_input(parent, "parent checkpoint", "config.json"))
     _check_numbers(experts, windows, max(count for count, _ in source.blocks))
-    importance = require_input(importance, "expert importance", META_FILE)
-    scores = Importance.load(importance)
-    fingerprint = source.fingerprint()
-    scores.check_parent(fingerprint)
-    scores.check_values()
-    own_blocks = parent_blocks(source.config)
-    claim_inputs(run_dir, {"parent": checkpoint_identity(source), "importance": scores_identity(importance)})
+    fingerprint, own_blocks = source.fingerprint(), parent_blocks(source.config)
+    folders = {"": importance} | (beside or {})
+    _check_origins(list(beside or {}))
+    scores = {origin: _load(folder, fingerprint) for origin, folder in folders.items()}
+    inputs = {f"beside.{origin}" if origin else "importance": scores_identity(folders[origin]) for origin in folders}
+    claim_inputs(run_dir, {"parent": checkpoint_identity(source)} | inputs)
     layers = tuple(
-        layer_candidates(own, scores_E, experts, windows)
-        for own, scores_E in zip(own_blocks, scores.scores, strict=True)
+        layer_candidates(own, {origin: one.scores[layer] for origin, one in scores.items()}, experts, windows)
+        for layer, own in enumerate(own_blocks)
     )
     made = Library(fingerprint, max(own.num_experts for own in own_blocks), source.config, layers)
     made.save(run_dir)
@@ -69,23 +80,42 @@ def library(run_dir: Path, parent: Path, importance: Path, experts: list[int], w
 
 
 def layer_candidates(
-    own: BlockSpec, scores_E: Tensor, experts: Sequence[int], windows: Sequence[int]
+    own: BlockSpec, scores: Mapping[str, Tensor], experts: Sequence[int], windows: Sequence[int]
 ) -> tuple[Candidate, ...]:
     """Return all candidates of one layer: the parent's block first, then by falling window and number of experts.
 
     Args:
         own: the parent's block.
-        scores_E: importance of its experts.
+        scores: origin -> importance of its experts; the first origin is not named. Sets that an origin before has
+            chosen too are left out.
         experts: numbers of experts; those that are not below the layer's own are left out.
         windows: windows in tokens; those that are not narrower than the layer's own are left out.
     """
-    kept = [own.experts]
-    kept += [best_experts(scores_E, count) for count in sorted(experts, reverse=True) if count < own.num_experts]
+    kept = {own.experts: ""}
+    for count in sorted((count for count in experts if count < own.num_experts), reverse=True):
+        for origin, scores_E in scores.items():
+            kept.setdefault(best_experts(scores_E, count), origin)
     narrower = [window for window in sorted(windows, reverse=True) if window < (own.window_tokens or math.inf)]
-    blocks = [BlockSpec(chosen, window) for window in (own.window_tokens, *narrower) for chosen in kept]
-    candidates = tuple(Candidate(candidate_name(own, block), block) for block in blocks)
+    candidates = []
+    for window in (own.window_tokens, *narrower):
+        for chosen, origin in kept.items():
+            block = BlockSpec(chosen, window)
+            candidates.append(Candidate(candidate_name(own, block, origin), block))
     assert candidates[0].name == PARENT
-    return candidates
+    return tuple(candidates)
+
+
+def _load(folder: Path, fingerprint: str) -> Importance:
+    scores = Importance.load(require_input(folder, "expert importance", META_FILE))
+    scores.check_parent(fingerprint)
+    scores.check_values()
+    return scores
+
+
+def _check_origins(origins: Sequence[str]) -> None:
+    wrong = [origin for origin in origins if not ORIGIN.fullmatch(f"experts=1@{origin}")]
+    if wrong:
+        raise ValueError(f"beside: origins are lower-case letters, digits and _, such as reap; got {wrong}")
 
 
 def _check_numbers(experts: Sequence[int], windows: Sequence[int], most_experts: int) -> None:

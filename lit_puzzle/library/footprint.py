@@ -68,10 +68,11 @@ def planned_candidates(folder: Path, size: ModelSize) -> Candidates:
     """
     if (folder / LIBRARY_FILE).is_file():
         layers = Library.load(folder).layers
-        kept = [{len(candidate.block.experts) for candidate in layer} for layer in layers]
+        kept = [{candidate.block.experts for candidate in layer} for layer in layers]
         windows = [{candidate.block.window_tokens for candidate in layer} for layer in layers]
+        sizes = list(zip(kept, size.layers, strict=True))
         return Candidates(
-            tuple(tuple(sorted(found - {own.experts})) for found, own in zip(kept, size.layers, strict=True)),
+            tuple(tuple(sorted(len(one) for one in found if len(one) < own.experts)) for found, own in sizes),
             tuple(tuple(w for w in found if w not in (None, own.window)) for found, own in zip(windows, size.layers)),
             "",
         )
@@ -80,7 +81,7 @@ def planned_candidates(folder: Path, size: ModelSize) -> Candidates:
     if values is None:
         raise ValueError(f"{folder} is not there, and no packaged recipe makes it: what it will offer is unknown.")
     assumed = f"{folder} is not there: the candidates of {name} are assumed"
-    return candidates_of(size, values.at("experts"), values.at("windows"), assumed)
+    return candidates_of(size, _sets(values), values.at("windows"), assumed)
 
 
 def _library_recipe(name: str) -> Values | None:
@@ -93,11 +94,16 @@ def _library_recipe(name: str) -> Values | None:
     return None if maker in (None, name) else _library_recipe(str(maker))
 
 
+def _sets(values: Values) -> list[int]:
+    """Return the number of experts of each set: one of each importance, as if no two were the same."""
+    return sorted(values.at("experts") * (1 + len(values.get("beside") or {})))
+
+
 def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     """Return the footprint of `library`: headers and scores, no weights."""
     planned = planned_config(values.path("parent"))
     size = model_size(planned.config)
-    found = candidates_of(size, values.at("experts"), values.at("windows"))
+    found = candidates_of(size, _sets(values), values.at("windows"))
     kept = float(found.kept_experts(size))
     return Footprint(
         "library",

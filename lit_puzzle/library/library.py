@@ -5,7 +5,8 @@ and, for candidates that were trained, one safetensors file each, named by `weig
 their names inside the layer, expert tensors with the kept rows only. A candidate without a file has the parent's
 tensors without the rows of the pruned experts; nothing is copied. Imports no torch.
 
-Names say what differs from the parent's block: `parent` (nothing), `experts=12`, `window=16`, `experts=12,window=16`.
+Names say what differs from the parent's block: `parent` (nothing), `experts=12`, `window=16`, `experts=12,window=16`. A
+layer may have several sets of one size, told apart by their origin: `experts=12`, `experts=12@reap`.
 
 Source: arXiv 2602.11937 section 2 (expert counts x windows), arXiv 2411.19146 (block library).
 Disk: about 6 bytes per kept expert of every candidate, and the tensors of the trained ones.
@@ -13,6 +14,7 @@ Disk: about 6 bytes per kept expert of every candidate, and the tensors of the t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +28,7 @@ from lit_puzzle.spec import BlockSpec, Plan
 
 LIBRARY_FILE = "library.json"
 PARENT = "parent"
+ORIGIN = re.compile(r"(experts=\d+)@[a-z][a-z0-9_]*")
 _CANDIDATE_KEYS = {"name", "block", "weights"}
 _LIBRARY_KEYS = {"parent_fingerprint", "num_parent_experts", "config", "layers"}
 
@@ -63,11 +66,17 @@ class Candidate:
         return cls(values["name"], BlockSpec.from_json(values["block"]), values["weights"])
 
 
-def candidate_name(parent: BlockSpec, block: BlockSpec) -> str:
-    """Name a block by what differs from the layer's block in the parent."""
+def candidate_name(parent: BlockSpec, block: BlockSpec, origin: str | None = None) -> str:
+    """Name a block by what differs from the layer's block in the parent.
+
+    Args:
+        parent: the layer's block in the parent.
+        block: the block.
+        origin: where its set of experts is from, if others of as many stand beside it.
+    """
     differences = []
     if block.experts != parent.experts:
-        differences.append(f"experts={block.num_experts}")
+        differences.append(f"experts={block.num_experts}" + (f"@{origin}" if origin else ""))
     if block.window_tokens != parent.window_tokens:
         differences.append(f"window={block.window_tokens}")
     return ",".join(differences) or PARENT
@@ -77,7 +86,8 @@ def parts(candidate: Candidate) -> tuple[str | None, str | None]:
     """Return the names under which the two halves of a candidate, experts and attention, are scored apart.
 
     Returns:
-        `experts=N` or None where no expert is pruned, `window=W` or None where the attention is unchanged.
+        `experts=N` or `experts=N@ORIGIN`, None where no expert is pruned; `window=W`, None where the attention is
+        unchanged.
     """
     names = candidate.name.split(",")
     return (
@@ -242,18 +252,22 @@ def _check_layer(layer: int, own: BlockSpec, candidates: tuple[Candidate, ...]) 
         raise ValueError(f"layer {layer}: the first candidate must be the parent's own block, named {PARENT!r}")
     if len(set(names)) != len(names):
         raise ValueError(f"layer {layer}: candidate names must differ, got {names}")
-    kept: dict[int, tuple[int, ...]] = {}
+    kept: dict[str | None, tuple[int, ...]] = {}
     for candidate in candidates:
         where, block = f"layer {layer}, candidate {candidate.name!r}", candidate.block
-        if candidate.name != candidate_name(own, block):
+        if ORIGIN.sub(r"\1", candidate.name) != candidate_name(own, block):
             raise ValueError(f"{where}: its block is {candidate_name(own, block)!r}")
         if block.experts[-1] >= own.num_experts:
             raise ValueError(f"{where} keeps expert {block.experts[-1]}; the parent's layer has {own.num_experts}")
         if own.window_tokens is not None and (block.window_tokens or own.window_tokens + 1) > own.window_tokens:
             raise ValueError(f"{where} has a wider window than the parent's {own.window_tokens}; it can only see less")
-        if kept.setdefault(block.num_experts, block.experts) != block.experts:
+        half = parts(candidate)[0]
+        if kept.setdefault(half, block.experts) != block.experts:
             raise ValueError(
-                f"{where} keeps other experts than another candidate of as many: halves are scored by name"
+                f"{where} keeps other experts than another candidate of as many: halves are scored by name; name its "
+                f"origin, such as experts={block.num_experts}@reap"
             )
+        if any(name != half and experts == block.experts for name, experts in kept.items()):
+            raise ValueError(f"{where} keeps the same experts as a candidate of another origin; leave one out")
         if candidate.weights is not None and Path(candidate.weights).name != candidate.weights:
             raise ValueError(f"{where}: weights must name a file in the library's folder, got {candidate.weights!r}")

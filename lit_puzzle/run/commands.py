@@ -14,6 +14,11 @@ LIGHTNING_COMMANDS = {
 }
 STAGES = {
     "library": ("lit_puzzle.library.candidates.library", "expert importance -> candidate blocks of each layer"),
+    "final_kl": ("lit_puzzle.scoring.final_kl.final_kl", "expert importance by the KL at the end without the expert"),
+    "combine_importance": (
+        "lit_puzzle.importance.combine.combine_importance",
+        "several importance scores of a parent -> one, by their geometric mean or another rule",
+    ),
     "score": ("lit_puzzle.scoring.scoring.score", "replace-1-block scores of the library's blocks in the parent"),
     "search": ("lit_puzzle.search.search.search", "library + scores + costs -> plan of least quality loss in a budget"),
     "assemble": ("lit_puzzle.child.assemble.assemble", "plan + parent checkpoint -> child checkpoint"),
@@ -45,7 +50,7 @@ STAGES = {
     PIPELINE: ("lit_puzzle.pipeline.pipeline.pipeline", "stages in their order, each a process, into one folder"),
 }
 # Stages that divide their work among processes; the others would repeat it in every process.
-PARALLEL_STAGES = frozenset({"score", "precompute_logits"})
+PARALLEL_STAGES = frozenset({"score", "final_kl", "precompute_logits"})
 
 
 def target_of(command: str) -> str | None:
@@ -80,4 +85,4 @@ def command_of(recipe: Recipe, words: Sequence[str]) -> str:
 def stage_list() -> str:
     """Return all commands with a line about each."""
     rows = LIGHTNING_COMMANDS | {name: line for name, (_, line) in STAGES.items()}
-    return "\n".join(f"  {name:<17} {line}" for name, line in rows.items())
+    return "\n".join(f"  {name:<18} {line}" for name, line in rows.items())

@@ -48,6 +48,11 @@ class ScoredTokens:
     final_ND: Tensor
     log_probs_NV: Tensor | None = None
 
+    def only(self, kept_N: Tensor) -> "ScoredTokens":
+        """Return those of the tokens that are marked in `kept_N`."""
+        log_probs_NV = None if self.log_probs_NV is None else self.log_probs_NV[kept_N]
+        return ScoredTokens(self.samples_N[kept_N], self.targets_N[kept_N], self.final_ND[kept_N], log_probs_NV)
+
 
 def quality_loss_sums(
     tokens: ScoredTokens, child_ND: Tensor, head: Callable[[Tensor], Tensor], num_samples: int, chunk_tokens: int

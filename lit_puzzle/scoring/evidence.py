@@ -12,7 +12,8 @@ expert nothing for tokens that are routed to others: such a candidate would scor
 Where the share is 0 there is no score. The shares of windows are known before anything runs; the stage then says which
 candidates its data cannot judge.
 
-Reads and writes nothing. Memory: one bool per token of a batch. Traffic: 8 bytes per candidate.
+Reads and writes nothing. Memory: one bool per token of a batch, one per sequence and candidate. Traffic: 8 bytes per
+candidate.
 """
 
 from __future__ import annotations
@@ -77,9 +78,13 @@ class Routed:
     Args:
         model: the parent.
         entries: what is counted; those that keep every expert count nothing.
+
+    Attributes:
+        rows: for each entry and each batch of `counting`, which of its sequences have such a token, (B,) bool.
     """
 
     def __init__(self, model: PuzzleModel, entries: Sequence[Entry]) -> None:
+        self.rows: dict[Entry, list[Tensor]] = {entry: [] for entry in entries}
         self.model, family = model, model_family(model)
         self.routers = {entry.layer: router_of(decoder_layer(model, entry.layer), family) for entry in entries}
         self.removed: dict[Entry, Tensor] = {}
@@ -96,7 +101,7 @@ class Routed:
         self.counts[-1] += mask_N.sum()
         with ExitStack() as stack:
             for layer, router in self.routers.items():
-                stack.callback(router.register_forward_hook(self._hook(layer, mask_N)).remove)
+                stack.callback(router.register_forward_hook(self._hook(layer, mask_N, len(mask_BT))).remove)
             yield
 
     @contextmanager
@@ -108,11 +113,14 @@ class Routed:
                 stack.callback(self.routers[layer].register_forward_hook(self._hook(layer, mask_N)).remove)
             yield
 
-    def _hook(self, layer: int, mask_N: Tensor) -> Callable[..., None]:
+    def _hook(self, layer: int, mask_N: Tensor, rows: int | None = None) -> Callable[..., None]:
         def count(_router: object, _inputs: object, output: tuple[Tensor, Tensor, Tensor]) -> None:
             for place, (entry, removed_E) in enumerate(self.removed.items()):
                 if entry.layer == layer:
-                    self.counts[place] += (removed_E[output[2]].any(dim=-1) & mask_N).sum()
+                    changed_N = removed_E[output[2]].any(dim=-1) & mask_N
+                    self.counts[place] += changed_N.sum()
+                    if rows is not None:
+                        self.rows[entry].append(changed_N.view(rows, -1).any(dim=-1))
 
         return count
 

@@ -7,6 +7,7 @@
 
 A candidate of layer l of L runs through L - l layers. Evaluations gather the model whole, or layer by layer. Pure
 functions; imports no torch; reads `config.json` and `library.json`. `lit_puzzle.scoring.replace_block` is counted.
+`final_kl` has a candidate for every expert, E (L + 1) / 2 passes and 2; each runs on the sequences routed to it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from lit_puzzle.training.footprint import frozen_gathered, frozen_states, load_b
 
 METRIC_COPIES = 7  # of lit_puzzle.scoring.block_quality
 ERROR_COPIES = 4  # of lit_puzzle.scoring.layer_errors
+FINISHED_BYTES = 80  # the file of an expert of lit_puzzle.scoring.final_kl
 SHORT_ANSWER = 64  # tokens of a reference answer that is teacher-forced
 
 
@@ -45,7 +47,8 @@ def error_bytes(tokens: float, hidden: int) -> int:
 def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     """Return the footprint of `score`."""
     planned = planned_config(values.path("parent"))
-    run = _Run(values, device, assumed, model_size(planned.config))
+    size = model_size(planned.config)
+    run = _Run(values, device, assumed, size, planned_candidates(values.path("library"), size))
     read = run.read()
     phases = [Phase("load", load_bytes(run.size, run.width, device.count) if read is None else read.loaded)]
     if run.data.generating:
@@ -68,16 +71,57 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     )
 
 
+def final_kl_footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
+    """Return the footprint of `final_kl`: a candidate for every expert, run on the sequences that are routed to it."""
+    planned = planned_config(values.path("parent"))
+    size, streams = model_size(planned.config), is_streamed(values.get("fabric.memory_gib"))
+    experts = tuple(tuple(range(layer.experts)) if layer.experts > 1 else () for layer in size.layers)
+    found = Candidates(experts, ((),) * len(experts), "")
+    scoring = {"depth": "end", "memory": values.at("memory"), "evaluate": "windows"}
+    own = Values({**values.content, "scoring": scoring, "evaluations": None})
+    tokens = sequences_of(values.inside("data"), device, assumed).tokens
+    run = _Run(own, device, assumed, size, found, 1.0 if streams else routed_share(size, tokens))
+    read, files, rows = run.read(), run.states(), sum(map(len, experts))
+    load = load_bytes(run.size, run.width, device.count) if read is None else read.loaded
+    generating = (Phase("completions of the parent", run.data.generating),) if run.data.generating else ()
+    held = run.held() | (run.scoring() if read is None else dict(read.parts))
+    return Footprint(
+        "KL at the end without each expert",
+        (Phase("load", load), *generating, Phase("experts", held)),
+        host=run.kept() | {"sequences that are run": 0.0 if streams else float(rows * run.data.count / device.count)},
+        disk={"scores": float(rows * (8 + FINISHED_BYTES))} | files.disk,
+        network=run.network(),
+        traffic=files.traffic,
+        works=run.works(planned.config),
+        knobs=run.knobs(),
+        notes=(planned.assumed, run.data.assumed),
+        refusals=(*refusals(read), *filter(None, (files.refusal,))),
+    )
+
+
+def routed_share(size: ModelSize, tokens: float) -> float:
+    """Return the share of sequences with a token that is routed to one expert, were all experts equally likely.
+
+    Args:
+        size: the parent.
+        tokens: tokens of a sequence.
+    """
+    experts = max(layer.experts for layer in size.layers)
+    return float(1 - max(0.0, 1 - size.top_k / experts) ** tokens)
+
+
 class _Run:
     """The numbers of a run, read from its recipe."""
 
-    def __init__(self, values: Values, device: Device, assumed: Assumed, size: ModelSize) -> None:
+    def __init__(
+        self, values: Values, device: Device, assumed: Assumed, size: ModelSize, found: Candidates, share: float = 1.0
+    ) -> None:
         self.values, self.device, self.assumed, self.size = values, device, assumed, size
         self.precision = {"32-true": "float32"}.get(str(values.at("fabric.precision")), "bfloat16")
         self.width = BYTES[self.precision]
         self.processes = 1 if values.at("fabric.strategy") == "replicated" else device.count
         self.data: Sequences = sequences_of(values.inside("data"), device, assumed)
-        self.found: Candidates = planned_candidates(values.path("library"), size)
+        self.found, self.share = found, share  # candidates, and the share of the sequences that each is run on
         self.own_tokens = self.data.count * self.data.tokens / device.count
         self.streamed = is_streamed(values.get("fabric.memory_gib"))
         self.local = values.at("scoring.depth") == "layer"
@@ -175,7 +219,7 @@ class _Run:
         halves = [len(e) + len(w) for e, w in zip(self.found.experts, self.found.windows, strict=True)]
         if self.local:
             return 1 + sum(halves) / total
-        return sum(count * (total - layer) for layer, count in enumerate(halves)) / total + 2
+        return self.share * sum(count * (total - layer) for layer, count in enumerate(halves)) / total + 2
 
     def network(self) -> dict[str, float]:
         if self.processes == 1 or self.streamed:

@@ -171,27 +171,41 @@ class ReplaceOneBlock:
         self.layer = layer
 
     @torch.no_grad()
-    def quality_loss(self, block: BlockSpec, trained: Mapping[str, Tensor] | None = None) -> dict[str, list[float]]:
+    def quality_loss(
+        self,
+        block: BlockSpec,
+        trained: Mapping[str, Tensor] | None = None,
+        rows: Sequence[Tensor] | None = None,
+    ) -> dict[str, list[float]]:
         """Compute every metric of every sample with `block` in place of the present layer.
 
         Args:
             block: the candidate.
             trained: its trained tensors by their names inside the layer.
+            rows: for each batch, which of its sequences are run, (B,) bool; the others have 0 in every metric. None:
+                all of them.
 
         Returns:
             Metric -> value of each sample, the same on all processes.
         """
         with swapped(self.model, self.layer, block, trained):
-            results = (self._results(part) for part in self.parts)
+            chosen = [None] * len(self.parts) if rows is None else rows
+            kept = [(part, rows_B) for part, rows_B in zip(self.parts, chosen, strict=True) if _any(rows_B)]
+            results = (self._results(part, rows_B) for part, rows_B in kept)
             head, chunk = self.model.lm_head, self.chunk_tokens
             return sample_values(results, self.num_samples, head, chunk, self.sum_over_processes)
 
-    def _results(self, part: Part) -> tuple[ScoredTokens, Tensor]:
-        """Return the scored tokens of a batch and their final states with the candidate in place."""
-        batch = self._on_device(part.batch)
-        child_ND = self._final(self._run(self._entering(part), batch, self.layer, None), batch)
+    def _results(self, part: Part, rows_B: Tensor | None) -> tuple[ScoredTokens, Tensor]:
+        """Return the scored tokens of a batch, or of some of its rows, and their final states with the candidate."""
+        batch, entering_BTD = self._on_device(part.batch), self._entering(part)
         log_probs = None if self.log_probs_NV is None else self.log_probs_NV[part.scored].to(self.device)
-        return scored_tokens(part, self.final_ND[part.scored].to(self.device), log_probs), child_ND
+        tokens = scored_tokens(part, self.final_ND[part.scored].to(self.device), log_probs)
+        if rows_B is not None:
+            rows_B = rows_B.to(self.device)
+            scored_BT = batch["scored_mask"].bool()
+            tokens = tokens.only(rows_B[:, None].expand_as(scored_BT)[scored_BT])
+            batch, entering_BTD = {name: tensor[rows_B] for name, tensor in batch.items()}, entering_BTD[rows_B]
+        return tokens, self._final(self._run(entering_BTD, batch, self.layer, None), batch)
 
     def _entering(self, part: Part) -> Tensor:
         shape = (*part.batch["input_ids"].shape, -1)
@@ -210,6 +224,10 @@ class ReplaceOneBlock:
     def _final(self, hidden_BTD: Tensor, batch: PaddedBatch) -> Tensor:
         """Return the hidden states of the scored tokens as the head reads them, (N, D)."""
         return self.model.model.norm(hidden_BTD[batch["scored_mask"].bool()])
+
+
+def _any(rows_B: Tensor | None) -> bool:
+    return rows_B is None or bool(rows_B.any())
 
 
 def scored_tokens(part: Part, final_ND: Tensor, log_probs_NV: Tensor | None = None) -> ScoredTokens:

@@ -72,7 +72,7 @@ class Scores:
         samples: number of sequences that were scored; 0 where the file does not say.
         tokens: number of their scored tokens; 0 where the file does not say.
         entries: (layer, candidate name) -> metric -> quality loss. Halves that were scored apart have their own names,
-            `experts=N` and `window=W`.
+            `experts=N` (or `experts=N@ORIGIN`) and `window=W`.
         could_tell: (layer, candidate name) -> `tokens`, or an evaluation -> share that could tell; empty where the file
             does not say.
         longest: tokens of the longest sequence that was scored; 0 where the file does not say.

@@ -31,7 +31,7 @@ from lightning.fabric import Fabric
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lit_puzzle.data.calibration import TOKENS_FOLDER, CalibrationData
+from lit_puzzle.data.calibration import CalibrationData
 from lit_puzzle.data.token_rows import RowBatches
 from lit_puzzle.library.library import LIBRARY_FILE, Library
 from lit_puzzle.library.trained_blocks import block_tensors, check_trained
@@ -41,7 +41,7 @@ from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.model.streaming import LayerSource
 from lit_puzzle.run.folder import require_input
-from lit_puzzle.run.inputs import Identity, claim_inputs, file_identity, record_output, run_date
+from lit_puzzle.run.inputs import claim_inputs, file_identity, record_output, run_date
 from lit_puzzle.scoring.block_quality import METRICS
 from lit_puzzle.scoring.evaluation_run import EvaluationRun, engine_of
 from lit_puzzle.scoring.evaluations import Evaluation, evaluation_items, items_identity
@@ -52,6 +52,7 @@ from lit_puzzle.scoring.replace_block import lay_out
 from lit_puzzle.scoring.score_files import COULD_TELL, PARENT_FILE, Entry, ScoreFiles, check_finite, entries_of
 from lit_puzzle.scoring.score_table import MEAN_RANK, score_table, shares
 from lit_puzzle.scoring.scores import SCORES_FILE, Scores
+from lit_puzzle.scoring.sequences import open_sequences
 from lit_puzzle.scoring.settings import ScoringSettings
 from lit_puzzle.scoring.summary import print_scores, summary
 from lit_puzzle.training.fabric import FabricSettings, launch, open_parent, sum_over_processes
@@ -109,7 +110,7 @@ def score(
     remaining = [run.evaluation(task) for task in evaluations if unevaluated[task.name]]
     apart = [(task, settings) for task in remaining if (settings := engine_of(task.evaluation)) is not None]
     here = [task for task in remaining if engine_of(task.evaluation) is None]
-    batches, prompt_lengths = run.sequences(data, scoring.score_prompts)
+    batches, prompt_lengths = open_sequences(run.processes, run_dir, data, scoring.score_prompts)
     lengths = [pair for rows in zip(batches, prompt_lengths) for pair in zip(map(len, rows[0]), rows[1])]
     windowed = {
         each: window_share(lengths, changed_window(each)) for each in entries if changed_window(each) is not None
@@ -169,24 +170,6 @@ class _Run:
     def evaluation_files(self, evaluation: Evaluation) -> ScoreFiles:
         """Return the files of one evaluation."""
         return ScoreFiles(self.run_dir / "evaluations" / evaluation.name)
-
-    def sequences(self, data: CalibrationData, score_prompts: bool) -> tuple[RowBatches, list[list[int]]]:
-        """Return the batches of all processes and their prompt lengths (0 to score all), the same in a resumed run.
-
-        Raises:
-            ValueError: there are fewer than two sequences, or the inputs differ from those the run was started with.
-        """
-        if self.processes.is_global_zero:
-            data.write_sequences(self.run_dir, str(self.processes.device))
-        self.processes.barrier()
-        batches = data.read_batches(self.run_dir)
-        lengths = [[0] * len(batch) for batch in batches] if score_prompts else batches.prompt_lengths()
-        if len(batches.rows) < 2:
-            raise ValueError("one sequence was given; a standard error needs two. Give more calibration data.")
-        if self.processes.is_global_zero:
-            tokens = {"tokens": batches.rows.sha256()}
-            claim_inputs(self.run_dir, {"sequences": Identity(str(self.run_dir / TOKENS_FOLDER), tokens)})
-        return batches, lengths
 
     def unfinished(self, files: ScoreFiles, entries: Sequence[Entry]) -> list[Entry]:
         """Return the entries that have no file yet, as the first process sees it."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lit_puzzle.library.library import Library, candidate_name, parts
+from lit_puzzle.library.library import Library, parts
 from lit_puzzle.scoring.scores import Scores
 from lit_puzzle.spec import BlockSpec, Target
 
@@ -36,7 +36,7 @@ def edges(scores: Scores, library: Library, plan: Mapping[str, Any], targets: Se
 def _few(scores: Scores, library: Library, blocks: Sequence[BlockSpec]) -> list[str]:
     found: dict[tuple[str, str], list[tuple[int, float]]] = {}
     for layer, (row, block) in enumerate(zip(library.layers, blocks, strict=True)):
-        chosen = next(c for c in row if c.name == candidate_name(row[0].block, block))
+        chosen = next(c for c in row if c.block == block)
         for name in (chosen.name, *parts(chosen)):
             for source, share in scores.could_tell.get((layer, name or ""), {}).items():
                 if share < FEW:

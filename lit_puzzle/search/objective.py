@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal, get_args
 
@@ -85,6 +85,25 @@ class Objective:
         return tuple(
             tuple(c for c in row if self._reason(scores, layer, c) is None) for layer, row in enumerate(library.layers)
         )
+
+    def best_sets(self, library: Library, scores: Scores) -> Library:
+        """Return the library with one set of experts for each number of a layer: of several, that of the least score.
+
+        The others would only shift the normalization. Sets of which one has no score in `metric` are all left in.
+        """
+        return replace(library, layers=tuple(self._best_sets(scores, *row) for row in enumerate(library.layers)))
+
+    def _best_sets(self, scores: Scores, layer: int, row: Sequence[Candidate]) -> tuple[Candidate, ...]:
+        halves = {half: c.block.num_experts for c in row if (half := parts(c)[0]) is not None}
+        worse = set[str]()
+        for count in set(halves.values()):
+            found = [scores.entries.get((layer, half), {}).get(self.metric) for half in halves if halves[half] == count]
+            if all(found):
+                least = min(one.mean for one in found if one is not None)
+                names = [half for half in halves if halves[half] == count]
+                best = next(name for name in names if scores.entries[layer, name][self.metric].mean == least)
+                worse |= set(names) - {best}
+        return tuple(c for c in row if parts(c)[0] not in worse)
 
     def _reason(self, scores: Scores, layer: int, candidate: Candidate) -> str | None:
         """Return why a candidate has no score of its own or of one of its halves; None where it has."""

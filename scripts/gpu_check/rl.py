@@ -1,6 +1,6 @@
 """Reinforcement learning in bf16-mixed on this device: `recipes/rl_recover.yaml`, shortened, and its table.
 
-The recipe measures the embedded child before and after on the same held-out prompts. Twenty updates are too few to
+The recipe measures the embedded child before and after on the same held-out prompts. Ten updates are too few to
 recover it; what is checked is that it runs, that its numbers are finite, and that something trains.
 """
 
@@ -24,7 +24,7 @@ def work(options: Options) -> Iterator[Row]:
             raise Skipped(f"{name} is not installed")
     folder = options.folder / "rl_recover"
     shutil.rmtree(folder, ignore_errors=True)
-    steps, prompts = (1, 2) if options.small else (20, 64)
+    steps, prompts = (1, 2) if options.small else (10, 32)
     init = "--model.init_args"
     command = [sys.executable, "-m", "lit_puzzle", "run", "recipes/rl_recover.yaml", f"--run_dir={folder}"]
     command += [

@@ -58,8 +58,9 @@ def results(folder: Path) -> dict[str, float]:
     return values
 
 
-def test_page_shows_the_six_extension_points() -> None:
-    assert list(SECTIONS) == ["Reward", "Environment", "Importance score", "Candidate", "Evaluation", "Stage"]
+def test_page_shows_the_seven_extension_points() -> None:
+    scores = ["Importance score", "Combination of importance scores"]
+    assert list(SECTIONS) == ["Reward", "Environment", *scores, "Candidate", "Evaluation", "Stage"]
 
 
 @pytest.mark.slow
@@ -97,6 +98,17 @@ def test_importance_score(project: Path) -> None:
     assert found.method == "gate_mass"
     for scores_E in found.scores:  # the gates of a token add up to 1
         assert float(scores_E.sum()) == pytest.approx(1.0)
+
+
+def test_combination_of_importance_scores(project: Path) -> None:
+    first = Importance.load(project / "runs" / "importance")  # 0, 1, 2, ... in every layer
+    (project / "runs" / "gate_mass").mkdir()
+    reversed_scores = tuple(scores_E.flip(0) for scores_E in first.scores)
+    Importance(first.fingerprint, "gate_mass", 1, reversed_scores).save(project / "runs" / "gate_mass")
+    run_as_printed(project, "Combination of importance scores")
+    found = Importance.load(project / "runs" / "lowest_rank")
+    assert found.method == "lowest_rank(by_hand, gate_mass)"
+    assert found.scores[0].tolist() == [min(place, 15 - place) for place in range(16)]
 
 
 def test_candidate(project: Path) -> None:

@@ -5,11 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_puzzle.importance.importance_file import Importance
+from lit_puzzle.importance.importance_file import Importance, scores_identity
 from lit_puzzle.library.candidates import library
+from lit_puzzle.library.footprint import planned_candidates
 from lit_puzzle.library.library import Library
 from lit_puzzle.model.checkpoint import fingerprint
+from lit_puzzle.model.footprint import model_size
 from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig, GptOssPuzzleForCausalLM
+from lit_puzzle.run.inputs import recorded_inputs
 from lit_puzzle.spec import BlockSpec
 
 
@@ -87,3 +90,32 @@ def test_importance_of_another_parent_or_of_nan_is_refused(tmp_path, parent, imp
     with pytest.raises(ValueError, match=r"expert importance .* does not exist"):
         library(tmp_path, parent, tmp_path / "nowhere", [4], [])
     assert not (tmp_path / "library.json").exists()
+
+
+def test_sets_of_other_importances_stand_beside_named_by_their_origin(tmp_path, parent, importance):
+    """Layer 0: the first keeps 5, 2, 7, 4, 1; `low` its opposite; `again` nothing new."""
+    opposite = [[7.0 - (3 * expert + layer) % 8 for expert in range(8)] for layer in range(4)]
+    low = save_importance(tmp_path / "low", parent, opposite)
+    beside = {"low": low, "again": importance}
+    library(tmp_path, parent, importance, experts=[2, 5], windows=[4], beside=beside)
+    made = Library.load(tmp_path)
+    sets = ["experts=5", "experts=5@low", "experts=2", "experts=2@low"]
+    assert [candidate.name for candidate in made.layers[0]] == [
+        "parent",
+        *sets,
+        "window=4",
+        *(f"{name},window=4" for name in sets),
+    ]
+    first, other = (made.candidate(0, f"{name},window=4").block for name in ("experts=2", "experts=2@low"))
+    assert (first, other) == (BlockSpec((2, 5), 4), BlockSpec((0, 3), 4))
+    inputs = recorded_inputs(tmp_path)
+    assert inputs["beside.low"].content == scores_identity(low).content != inputs["importance"].content
+    assert planned_candidates(tmp_path, model_size(made.config)).experts[0] == (2, 2, 5, 5)
+
+
+def test_origins_and_importances_beside_are_checked(tmp_path, parent, importance):
+    with pytest.raises(ValueError, match=r"origins are lower-case letters, .* got \['REAP,'\]"):
+        library(tmp_path, parent, importance, [2], [], beside={"REAP,": importance})
+    wrong = save_importance(tmp_path / "wrong", parent, [[float("nan")] * 8] * 4)
+    with pytest.raises(ValueError, match="not all finite"):
+        library(tmp_path, parent, importance, [2], [], beside={"wrong": wrong})

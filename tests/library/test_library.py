@@ -62,6 +62,18 @@ def test_a_choice_is_a_plan():
         (0, [Candidate("window=16", BlockSpec(ALL, 16))], "wider window than the parent's 8"),
         (0, [Candidate("window=None", BlockSpec(ALL, None))], "wider window than the parent's 8"),
         (1, [Candidate("window=16", BlockSpec(ALL, 16))] * 2, "names must differ"),
+        (1, [Candidate("window=4@reap", BlockSpec(ALL, 4))], "its block is 'window=4'"),
+        (1, [Candidate("experts=2@a,b", BlockSpec((0, 1), None))], "its block is 'experts=2'"),
+        (
+            1,
+            [Candidate("experts=1", BlockSpec((0,), None)), Candidate("experts=1@reap", BlockSpec((0,), None))],
+            "keeps the same experts as a candidate of another origin",
+        ),
+        (
+            1,
+            [Candidate("experts=1@a", BlockSpec((0,), None)), Candidate("experts=1@a,window=4", BlockSpec((1,), 4))],
+            "keeps other experts",
+        ),
         (
             1,
             [Candidate("experts=1", BlockSpec((0,), None)), Candidate("experts=1,window=4", BlockSpec((1,), 4))],

@@ -154,3 +154,30 @@ def test_scores_of_another_parent_are_refused():
 def test_balance_is_a_weight(balance):
     with pytest.raises(ValueError, match="balance"):
         Objective(balance=balance)
+
+
+def two_sets() -> Library:
+    """Layer 1 with a second set of two experts, alone and windowed."""
+    second = (
+        Candidate("experts=2@reap", BlockSpec((2, 3), None)),
+        Candidate("experts=2@reap,window=8", BlockSpec((2, 3), 8)),
+    )
+    return Library("parent", 4, CONFIG, (LIBRARY.layers[0], (*LIBRARY.layers[1], *second)))
+
+
+@pytest.mark.parametrize(("other", "kept"), [(0.4, "experts=2@reap"), (0.6, "experts=2"), (0.5, "experts=2")])
+def test_of_several_sets_of_one_size_that_of_the_lower_score_is_searched(other, kept):
+    found = scores(entries={(1, "experts=2@reap"): {"kl": other}})
+    best = Objective().best_sets(two_sets(), found)
+    assert [candidate.name for candidate in best.layers[1]][1:] in (
+        [kept, "window=8", f"{kept},window=8"],
+        ["window=8", kept, f"{kept},window=8"],
+    )
+    losses = Objective().quality_losses(two_sets(), found)[1]
+    least = dict(zip([c.name for c in two_sets().layers[1]], losses, strict=True))
+    assert least[f"{kept},window=8"] == min(least["experts=2,window=8"], least["experts=2@reap,window=8"])
+
+
+def test_sets_without_a_score_are_left_in_and_refused_later():
+    assert Objective().best_sets(two_sets(), scores()) == two_sets()
+    assert Objective().best_sets(LIBRARY, scores()) == LIBRARY

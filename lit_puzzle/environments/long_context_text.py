@@ -49,6 +49,9 @@ class Draft:
         reserved: keys and codes of the needles: no other line mentions them.
         seed: of all other lines.
         offset: position of every needle in its equal share of the text, 0 <= offset < 1.
+        joint: what stands between introduction, lines, closing line and question.
+        closing: the line before the question.
+        fillers: words that follow it until the length is reached; none: the text may be a few tokens shorter.
     """
 
     introduction: str
@@ -58,6 +61,9 @@ class Draft:
     reserved: frozenset[str]
     seed: int
     offset: float
+    joint: str = "\n"
+    closing: str = CLOSING
+    fillers: tuple[str, ...] = FILLER_WORDS
 
 
 class TextTask(Environment, Protocol):
@@ -128,7 +134,8 @@ def problem_of(task: TextTask, draft: Draft, count: int, padding: str = "") -> P
     """Return the problem with `count` lines around its needles, and a closing line that ends in `padding`."""
     if count > MOST_LINES:
         raise ValueError(f"{task.name}: {count} lines are needed; at most {MOST_LINES} can all be different.")
-    text = "\n".join([draft.introduction, *task.lines(draft, count), f"{CLOSING}{padding}", draft.question])
+    closing = f"{draft.closing}{padding}"
+    text = draft.joint.join([draft.introduction, *task.lines(draft, count), closing, draft.question])
     return Problem(task.name, ({"role": "user", "content": text},), draft.answer)
 
 
@@ -154,7 +161,7 @@ def fit(task: TextTask, draft: Draft, length: Callable[[Problem], int], context_
     count = most(lambda lines: length(problem_of(task, draft, lines)), context_tokens)
     best = problem_of(task, draft, count)
     reached = length(best)
-    for word in FILLER_WORDS:
+    for word in draft.fillers:
         words = most(lambda n: length(problem_of(task, draft, count, word * n)), context_tokens)  # noqa: B023
         padded = problem_of(task, draft, count, word * words)
         if (tokens := length(padded)) > reached:

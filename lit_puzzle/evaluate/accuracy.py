@@ -27,7 +27,14 @@ from lit_puzzle.environments.problem_identity import names_of, problems_identity
 from lit_puzzle.evaluate.baseline import check_problems, take_baseline
 from lit_puzzle.evaluate.held_out import HeldOut
 from lit_puzzle.evaluate.solving import solve_in_blocks, solve_problems
-from lit_puzzle.evaluate.summary import compare, print_table, split_by_effort, summarize
+from lit_puzzle.evaluate.summary import (
+    by_environment,
+    compare,
+    print_environments,
+    print_table,
+    split_by_effort,
+    summarize,
+)
 from lit_puzzle.generation.engine import Engine
 from lit_puzzle.generation.lengths import length_statistics, write_lengths
 from lit_puzzle.generation.load import load_engine
@@ -82,7 +89,7 @@ def evaluate(
         kv_scales: folder of the scales of that cache; none: those in the checkpoint, or 1.
 
     Returns:
-        The numbers of `summarize`, and of `compare` (this run - baseline) if there is a baseline.
+        The numbers of `summarize` and `by_environment`, and of `compare` (this run - baseline) if there is a baseline.
 
     Raises:
         ValueError: missing folders, too few held-out problems, a baseline of other problems, KV scales of
@@ -127,7 +134,9 @@ def evaluate(
     }
     write_lengths(run_dir, lengths)
     results = summarize(episodes) | ({} if before is None else compare(before, episodes))
+    results |= by_environment(episodes, before)
     print_table(results, list(lengths))
+    print_environments(results, episodes)
     return results
 
 

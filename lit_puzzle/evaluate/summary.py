@@ -69,6 +69,29 @@ def compare(before: Sequence[Episode], after: Sequence[Episode]) -> dict[str, fl
     return results
 
 
+def by_environment(episodes: Sequence[Episode], before: Sequence[Episode] | None = None) -> dict[str, float]:
+    """Return errors, and paired changes from other episodes of the same problems, of each effort and environment.
+
+    Returns:
+        `accuracy_se/<effort>/<environment>`; with `before` also `accuracy_gain/<effort>/<environment>` and
+        `accuracy_gain_se/<effort>/<environment>`. Nothing for an environment with fewer than two prompts.
+    """
+    groups: dict[str, list[int]] = {}
+    for place, episode in enumerate(episodes):
+        groups.setdefault(f"{episode.effort}/{episode.environment}", []).append(place)
+    results = {}
+    for name, places in groups.items():
+        group = [episodes[place] for place in places]
+        if len(set(prompts_of(group))) < 2:
+            continue
+        results[f"accuracy_se/{name}"] = mean_and_error([e.correct for e in group], prompts_of(group))[1]
+        if before is not None:
+            changes = [episodes[place].correct - before[place].correct for place in places]
+            gain = mean_and_error(changes, prompts_of(group))
+            results[f"accuracy_gain/{name}"], results[f"accuracy_gain_se/{name}"] = gain
+    return results
+
+
 def split_by_effort(episodes: Sequence[Episode]) -> dict[str, list[Episode]]:
     """Episodes of each effort that occurs, low to high, each in the order given."""
     groups = {effort: [e for e in episodes if e.effort == effort] for effort in LEVELS}
@@ -88,4 +111,21 @@ def print_table(results: dict[str, float], efforts: Sequence[str]) -> None:
             if f"accuracy_gain/{effort}" in results
             else "",
         )
+    Console().print(table)
+
+
+def print_environments(results: dict[str, float], episodes: Sequence[Episode]) -> None:
+    """Print accuracy by environment, where there are several: a line for each effort and environment."""
+    names = [f"{episode.effort}/{episode.environment}" for episode in episodes]
+    if len({name.partition("/")[2] for name in names}) < 2:
+        return
+    table = Table("effort/environment", "completions", "accuracy", "accuracy - baseline")
+    for name in dict.fromkeys(names):
+        cells = [
+            f"{results[f'{what}/{name}']:{form}} ± {results[f'{what}_se/{name}']:.3f}"
+            if f"{what}_se/{name}" in results
+            else ""
+            for what, form in (("accuracy", ".3f"), ("accuracy_gain", "+.3f"))
+        ]
+        table.add_row(name, str(names.count(name)), *cells)
     Console().print(table)

@@ -6,13 +6,15 @@ Over the target tokens t of all documents, with p the parent's and q the model's
     perplexity        exp(mean of -log q(t)); perplexity/parent: with p; perplexity/ratio: their quotient
     same_token        share of targets at which both find the same token most likely
 
+With `position_bins` also the losses by position in the document (`lit_puzzle.evaluate.position_loss`).
+
 Standard errors count documents, not tokens: with n_d targets and the sum x_d in document d of D, the mean
 r = sum x / sum n has the error sqrt(D / (D - 1) sum (x_d - r n_d)^2) / sum n. The error of the ratio is the ratio times
 that of the mean difference of logarithms.
 
 The documents are those that `PackedDocuments` with the same `validation_one_in` holds out of training. Reads documents
 and both checkpoints; writes `text_distance.jsonl`, a line for each document. Memory: both models, the states of one
-batch, and 12 bytes x `chunk_tokens` x vocabulary. Time: one forward pass of both models.
+batch, and 20 bytes x 512 targets x vocabulary. Time: one forward pass of both models.
 Source: arXiv 2411.19146 (KL to the parent's distribution).
 
 Shapes: B documents of T tokens, N targets, D channels, V vocabulary.
@@ -31,6 +33,8 @@ from transformers import PreTrainedModel
 
 from lit_puzzle.data.document_files import DocumentFolder
 from lit_puzzle.data.held_out_documents import held_out_documents
+from lit_puzzle.evaluate.position_loss import bin_names, binned_sums, mean_over_documents, print_bins, summarize_bins
+from lit_puzzle.evaluate.text_footprint import CHUNK_TOKENS
 from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.model.loading import load_model
 from lit_puzzle.run.files import to_json, write_atomically
@@ -49,8 +53,8 @@ def text_distance(
     documents: Path,
     validation_one_in: int = 16,
     batch_size: int = 8,
-    chunk_tokens: int = 512,
     dtype: Literal["float32", "bfloat16"] = "float32",
+    position_bins: list[int] | None = None,
 ) -> dict[str, float]:
     """Compare a model with its parent on documents held out of training.
 
@@ -61,21 +65,23 @@ def text_distance(
         documents: folder of documents.
         validation_one_in: that of the training data; 1: all documents.
         batch_size: documents computed together.
-        chunk_tokens: targets whose logits are computed together.
         dtype: of the weights; results are summed in float64.
+        position_bins: edges of bins of positions, in tokens; None: no losses by position.
 
     Returns:
         `documents`, `targets`, and `kl`, `perplexity`, `perplexity/parent`, `perplexity/ratio`, `same_token`, each but
-        the parent's with `_se`.
+        the parent's with `_se`; with `position_bins` those of `summarize_bins`.
 
     Raises:
         ValueError: folders that are missing or of another tokenizer, fewer than two documents, or numbers below 1.
     """
-    if min(validation_one_in, batch_size, chunk_tokens) < 1:
+    if min(validation_one_in, batch_size) < 1:
         raise ValueError(
-            f"validation_one_in {validation_one_in}, batch_size {batch_size}, chunk_tokens {chunk_tokens} were given; "
-            "each must be 1 or more."
+            f"validation_one_in {validation_one_in}, batch_size {batch_size} were given; each must be 1 or more."
         )
+    edges = position_bins or []
+    if position_bins is not None:
+        bin_names(edges)
     checkpoint, parent = (
         require_input(folder, what, "config.json") for folder, what in ((checkpoint, "checkpoint"), (parent, "parent"))
     )
@@ -97,20 +103,25 @@ def text_distance(
     measured: dict[int, Row] = {}
     for start in range(0, len(order), batch_size):
         places = order[start : start + batch_size]
-        measured |= zip(places, _distances(models, [rows[place] for place in places], chunk_tokens), strict=True)
+        measured |= zip(places, _distances(models, [rows[place] for place in places], edges), strict=True)
     ordered = [measured[place] for place in range(len(rows))]
     write_atomically(run_dir / ROWS_FILE, "".join(to_json(row, indent=None) + "\n" for row in ordered))
     record_output(run_dir, "text_distance", file_identity(run_dir, [ROWS_FILE]))
     results = summarize(ordered)
     _print_table(results)
+    if edges:
+        results |= summarize_bins(ordered, edges)
+        print_bins(results, ordered, edges)
     return results
 
 
 @torch.inference_mode()
 def _distances(
-    models: Sequence[PreTrainedModel], rows: Sequence[tuple[Sequence[int], Sequence[int]]], chunk_tokens: int
+    models: Sequence[PreTrainedModel],
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]],
+    edges: Sequence[int],
 ) -> list[Row]:
-    """Return the sums of each document over its targets."""
+    """Return the sums of each document over its targets, and over those of each bin of positions."""
     longest = max(len(ids) for ids, _ in rows)
     padded = [[list(part) + [0] * (longest - len(part)) for part in row] for row in rows]
     ids_BT, mask_BT = (torch.tensor(part, device=models[0].device) for part in zip(*padded, strict=True))
@@ -120,18 +131,20 @@ def _distances(
     # Padding stands behind every token that counts, where causal attention does not see it.
     states = [model.model(input_ids=ids_BT, use_cache=False).last_hidden_state[before_BT] for model in models]
     parts = []
-    for start in range(0, len(tokens_N), chunk_tokens):
-        here = slice(start, start + chunk_tokens)
+    for start in range(0, len(tokens_N), CHUNK_TOKENS):
+        here = slice(start, start + CHUNK_TOKENS)
         log_q_NV, log_p_NV = (
             model.lm_head(state[here]).float().log_softmax(-1) for model, state in zip(models, states, strict=True)
         )
         parts.append(_per_target(log_q_NV, log_p_NV, tokens_N[here]))
     values_SN = torch.cat(parts, dim=1)
-    counts = before_BT.sum(1).tolist()
-    return [
-        {"targets": float(values.shape[1])} | dict(zip(SUMS, values.sum(1).tolist(), strict=True))
-        for values in values_SN.split(counts, dim=1)
-    ]
+    found = []
+    for before_T, values in zip(before_BT.cpu(), values_SN.split(before_BT.sum(1).tolist(), dim=1), strict=True):
+        row = {"targets": float(values.shape[1])} | dict(zip(SUMS, values.sum(1).tolist(), strict=True))
+        if edges:
+            row |= binned_sums(dict(zip(SUMS, values, strict=True)), before_T.nonzero()[:, 0] + 1, edges)
+        found.append(row)
+    return found
 
 
 def _per_target(log_q_NV: Tensor, log_p_NV: Tensor, tokens_N: Tensor) -> Tensor:
@@ -172,14 +185,6 @@ def summarize(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
         "same_token": same,
         "same_token_se": same_se,
     }
-
-
-def mean_over_documents(sums: Sequence[float], targets: Sequence[float]) -> tuple[float, float]:
-    """Return a mean over targets and its standard error over documents (see the head of this file)."""
-    total = math.fsum(targets)
-    mean = math.fsum(sums) / total
-    squares = math.fsum((part - mean * count) ** 2 for part, count in zip(sums, targets, strict=True))
-    return mean, math.sqrt(len(sums) / (len(sums) - 1) * squares) / total
 
 
 def _print_table(results: Mapping[str, float]) -> None:

@@ -13,6 +13,7 @@ from lit_puzzle.model.planned_shape import planned_config
 from lit_puzzle.run.footprint import Assumed, Device, Footprint, Knob, Phase, Work, smaller
 from lit_puzzle.run.recipe_values import Values
 
+CHUNK_TOKENS = 512  # targets whose logits are computed together
 ROW_BYTES = 150  # of a document in the results
 COPIES = 5  # log-probabilities of both models; probabilities, differences and products of their divergence
 
@@ -30,7 +31,7 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     """Return the footprint of `text_distance`."""
     planned = [planned_config(values.path(key)) for key in ("checkpoint", "parent")]
     sizes, dtype = [model_size(plan.config) for plan in planned], str(values.at("dtype"))
-    batch, chunk, one_in = (values.whole(key) for key in ("batch_size", "chunk_tokens", "validation_one_in"))
+    batch, one_in = (values.whole(key) for key in ("batch_size", "validation_one_in"))
     folder = values.path("documents")
     record = documents_record(folder)
     tokens = float(record.get("tokens", assumed.documents))
@@ -39,7 +40,7 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     weights = {"weights": float(sum(size.parameters for size in sizes) * BYTES[dtype])}
     targets, width = batch * longest, BYTES[dtype]
     layer = forward_bytes(sizes[1], targets, dtype)
-    logits = 4.0 * COPIES * sizes[1].vocab * min(chunk, targets) + 2 * width * targets * sizes[1].hidden
+    logits = 4.0 * COPIES * sizes[1].vocab * min(CHUNK_TOKENS, targets) + 2 * width * targets * sizes[1].hidden
     held = weights | (
         {"activations of one layer": layer} if layer > logits else {"logits of a chunk, and states": logits}
     )
@@ -52,9 +53,6 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
             Work(name, plan.config, sequences, length, head_tokens=length, dtype=dtype)
             for name, plan in zip(("checkpoint", "parent"), planned, strict=True)
         ),
-        knobs=(
-            Knob("batch_size", batch, smaller(batch), "{} documents at a time"),
-            Knob("chunk_tokens", chunk, smaller(chunk), "logits of {} targets at a time"),
-        ),
+        knobs=(Knob("batch_size", batch, smaller(batch), "{} documents at a time"),),
         notes=(planned[0].assumed, note, f"documents of {longest:,.0f} tokens"),
     )

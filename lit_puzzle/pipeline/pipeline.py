@@ -37,7 +37,7 @@ def pipeline(
 
     Args:
         run_dir: the pipeline's folder; gets a run folder and a log of each stage.
-        stages: of each stage `recipe`, and where needed `name`, `overrides`, `needs`, `otherwise` and `print_output`.
+        stages: of each `recipe`, and where needed `name`, `overrides`, `needs`, `otherwise`, `print_output`, `each`.
         overrides: stage -> dotted key -> value, on top of those of the stages.
         remake: whether stages whose recipe or inputs have changed are made anew; false: they are refused.
 

@@ -18,7 +18,7 @@ from lit_puzzle.pipeline.progress import START_SECONDS
 from lit_puzzle.pipeline.stages import Stage, read_stages
 from lit_puzzle.pipeline.states import State, state_of
 from lit_puzzle.run.commands import PIPELINE, is_own, target_of
-from lit_puzzle.run.recipe import Recipe
+from lit_puzzle.run.recipe import Recipe, recipe_that_makes
 from lit_puzzle.run.recipe_values import recipe_values
 
 SHOWN_READS = 4
@@ -46,7 +46,15 @@ def stage_plan(stage: Stage, stages: Mapping[str, Stage], options: Sequence[str]
         return None
     wired = [word for word in stage.wired if Path(word.partition("=")[2]).exists()]
     options = [*options, *_document_tokens(stage, stages)]
-    return make_plan(stage.recipe, stage.command, target_of(stage.command), [*stage.words, *wired, *options])
+    words = [word for word in stage.words if not _is_unknown(word, stage)]
+    return make_plan(stage.recipe, stage.command, target_of(stage.command), [*words, *wired, *options])
+
+
+def _is_unknown(word: str, stage: Stage) -> bool:
+    """Return whether a word leads to a folder that only this pipeline will make; its recipe's own input is like it."""
+    key, _, text = word.partition("=")
+    keys = {wired.partition("=")[0] for wired in stage.wired}
+    return key in keys and not Path(text).exists() and recipe_that_makes(Path(text)) is None
 
 
 def _document_tokens(stage: Stage, stages: Mapping[str, Stage]) -> list[str]:

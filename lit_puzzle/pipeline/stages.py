@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from lit_puzzle.pipeline.grid import expanded
 from lit_puzzle.pipeline.wiring import override_word, plain_value, wire
 from lit_puzzle.run.commands import PIPELINE, command_of, is_own, target_of
 from lit_puzzle.run.recipe import Recipe, load_recipe
@@ -93,7 +94,7 @@ def read_stages(run_dir: Path, entries: Any, overrides: Any) -> list[Stage]:
     """
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"stages is {entries!r}; a list of stages is needed, each with the `recipe` that it runs.")
-    found = [_entry(entry, place) for place, entry in enumerate(entries, 1)]
+    found = [entry for place, content in enumerate(entries, 1) for entry in _entries(content, place)]
     recipes = [load_recipe(entry.recipe) for entry in found]
     standing = _standing_for(found, recipes)
     _check_overrides(overrides, standing)
@@ -105,12 +106,17 @@ def read_stages(run_dir: Path, entries: Any, overrides: Any) -> list[Stage]:
     return _without_left_out(stages)
 
 
-def _entry(content: Any, place: int) -> Entry:
-    where, known = f"stages, number {place}", [field.name for field in fields(Entry)]
+def _entries(content: Any, place: int) -> list[Entry]:
+    where = f"stages, number {place}"
     content = {"recipe": content} if isinstance(content, str) else _mapping(content, where)
+    return [_entry(each, where) for each in expanded(content, where)]
+
+
+def _entry(content: dict[str, Any], where: str) -> Entry:
+    known = [field.name for field in fields(Entry)]
     for key in content:
         if key not in known:
-            raise ValueError(f"{where}: unknown key {key!r}. A stage has {', '.join(known)}.")
+            raise ValueError(f"{where}: unknown key {key!r}. A stage has {', '.join(known)}, each.")
     if not isinstance(content.get("recipe"), str):
         raise ValueError(f"{where}: recipe is {content.get('recipe')!r}; the path of a recipe is needed.")
     entry = Entry(**content)

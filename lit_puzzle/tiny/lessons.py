@@ -108,15 +108,20 @@ def practice(
 
 
 def supervised(
-    tokenizer: PreTrainedTokenizerBase, family: Family, rng: random.Random, longest: int, efforts: Mapping[str, float]
+    tokenizer: PreTrainedTokenizerBase,
+    family: Family,
+    rng: random.Random,
+    longest: int,
+    efforts: Mapping[str, float],
+    most: int = 12,
 ) -> tuple[list[int], list[int]]:
-    """Return conversations about one table, one after the other; labels are the assistant's tokens.
+    """Return at most `most` conversations about one table, one after the other; labels are the assistant's tokens.
 
     Only the first conversation contains the table, so that most tokens of a batch are labels.
     """
     ids: list[int] = []
     labels: list[int] = []
-    for problem in _problems(family, rng, 12):
+    for problem in _problems(family, rng, most):
         effort = rng.choices(list(efforts), list(efforts.values()))[0]
         shown = problem if not ids else Problem(family.name, _only_question(problem), problem.answer)
         prompt = _ids(tokenizer, render_prompt(tokenizer, shown, effort))

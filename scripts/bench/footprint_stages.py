@@ -70,7 +70,7 @@ def _passes(folder: Path, size: int, processes: int) -> dict[str, tuple[str, lis
         "calibrate_kv": ("calibrate_kv", [f"{model}.checkpoint={parent}", *devices, *data]),
         "score": ("score", [f"--parent={parent}", *library, *fabric, *short]),
         "precompute_logits": ("precompute_logits", [f"--parent={parent}", *logits, *fabric]),
-        "text_distance": ("text_distance", [*pair, "--batch_size=2", f"--{chunk}"]),
+        "text_distance": ("text_distance", [*pair, "--batch_size=2"]),
     }
 
 

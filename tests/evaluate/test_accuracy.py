@@ -24,7 +24,7 @@ from lit_puzzle.evaluate.accuracy import evaluate, read_episodes
 from lit_puzzle.evaluate.held_out import HeldOut, held_out_problems
 from lit_puzzle.evaluate.solving import gather_episodes, local_rows, solve_problems
 from lit_puzzle.evaluate.standard_errors import mean_and_error
-from lit_puzzle.evaluate.summary import compare, summarize
+from lit_puzzle.evaluate.summary import by_environment, compare, summarize
 from lit_puzzle.generation.lengths import LengthStatistics, length_statistics, read_lengths
 from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.generation.transformers_engine import TransformersEngine
@@ -208,7 +208,7 @@ def test_stage_evaluates_a_folder_and_compares_with_another_run(
     held_out = HeldOut([Parity()], ["low", "high"], 6, seed=1, answer_format="whole")
     results = evaluate(first, checkpoint, held_out, **settings)  # type: ignore[arg-type]
     episodes = read_episodes(first)
-    assert results == summarize(episodes) and len(episodes) == 12
+    assert results == summarize(episodes) | by_environment(episodes) and len(episodes) == 12
     tokens = [episode.generated_tokens for episode in episodes if episode.effort == "high"]
     assert read_lengths(first)["high"] == length_statistics(tokens)
     again = evaluate(second, checkpoint, held_out, **settings, baseline=first)  # type: ignore[arg-type]

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, GptOssForCausalLM
 from lit_puzzle.data.document_files import Document, DocumentFolder, write_documents
 from lit_puzzle.data.documents import PackedDocuments
 from lit_puzzle.data.held_out_documents import held_out_documents
-from lit_puzzle.evaluate.text_distance import mean_over_documents, summarize, text_distance
+from lit_puzzle.evaluate.position_loss import mean_over_documents
+from lit_puzzle.evaluate.text_distance import summarize, text_distance
 from lit_puzzle.tiny.tokenizer import build_tokenizer
 
 ONE_IN = 4
@@ -58,9 +59,12 @@ def by_hand(inputs: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize(("batch_size", "chunk_tokens"), [(1, 512), (8, 7)])
-def test_sums_are_those_of_transformers(inputs: Path, tmp_path: Path, batch_size: int, chunk_tokens: int) -> None:
+def test_sums_are_those_of_transformers(
+    inputs: Path, tmp_path: Path, batch_size: int, chunk_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lit_puzzle.evaluate.text_distance.CHUNK_TOKENS", chunk_tokens)
     folders = inputs / "child", inputs / "parent", inputs / "documents"
-    results = text_distance(tmp_path, *folders, ONE_IN, batch_size, chunk_tokens)
+    results = text_distance(tmp_path, *folders, ONE_IN, batch_size)
     found = [json.loads(line) for line in (tmp_path / "text_distance.jsonl").read_text().splitlines()]
     expected = by_hand(inputs)
     assert 4 < len(found) == len(expected) < 20

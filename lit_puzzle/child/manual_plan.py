@@ -32,8 +32,7 @@ def manual_plan(parent: Checkpoint, manual: ManualPlan) -> Plan:
     fingerprint = parent.fingerprint()
     if manual.experts is not None and manual.importance is not None:
         scores = Importance.load(require_input(manual.importance, "expert importance", META_FILE))
-        scores.check_parent(fingerprint)
-        scores.check_values()
+        scores.check(fingerprint, [block.num_experts for block in own])
         counts = [manual.experts] * parent.num_layers if isinstance(manual.experts, int) else manual.experts
         kept = scores.keep(counts)
     blocks = [

@@ -20,8 +20,9 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     size, engine, new = model_size(planned.config), values.inside("engine"), values.whole("sampling.max_new_tokens")
     samples = values.whole("held_out.samples_per_prompt")
     problems = values.whole("held_out.prompts_per_effort") * len(values.at("held_out.efforts")) * samples
-    held = engine_bytes(size, engine, device, assumed.prompt_tokens, new, problems)
-    episodes = {"episodes": float(BYTES_OF_A_TOKEN * problems * (assumed.prompt_tokens + new))}
+    prompt = _prompt_tokens(values, assumed)
+    held = engine_bytes(size, engine, device, prompt, new, problems)
+    episodes = {"episodes": float(BYTES_OF_A_TOKEN * problems * (prompt + new))}
     decoding = Decoding(
         new, engine.whole("batch_size", least=1), engine_name(engine, device), int(engine.get("tensor_parallel", 1))
     )
@@ -30,8 +31,17 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
         "evaluate",
         (Phase("completions", held | (episodes if device.kind == "cpu" else {})),),
         host=episodes,
-        disk={"episodes": 6.0 * problems * (assumed.prompt_tokens + new)},
-        works=(Work("completions", planned.config, problems, assumed.prompt_tokens, dtype=dtype, decoding=decoding),),
+        disk={"episodes": 6.0 * problems * (prompt + new)},
+        works=(Work("completions", planned.config, problems, prompt, dtype=dtype, decoding=decoding),),
         knobs=engine_knobs(engine, device),
-        notes=(planned.assumed, f"prompts of {assumed.prompt_tokens:,} tokens", "completions as long as allowed"),
+        notes=(planned.assumed, f"prompts of {prompt:,} tokens", "completions as long as allowed"),
     )
+
+
+def _prompt_tokens(values: Values, assumed: Assumed) -> int:
+    """Return the tokens of the longest prompts that an environment asks for, else what is assumed of prompts."""
+    settings = [
+        one.get("init_args") or {} for one in values.get("held_out.environments") or () if isinstance(one, dict)
+    ]
+    asked = [one["context_tokens"] for one in settings if isinstance(one.get("context_tokens"), int)]
+    return max(asked, default=assumed.prompt_tokens)

@@ -10,7 +10,7 @@ Only the order of a layer's experts counts, which no factor of a score changes: 
 An expert is important where all scores say so: a 0 in one of them is a 0. An expert that one of them did not measure
 has no combined score.
 
-Source: this project's own (docs/results.md, "Importance"). Memory and disk: 8 bytes per expert and score.
+Source: this project's own (docs/results.md, "Which experts to keep"). Memory and disk: 8 bytes per expert and score.
 Shapes: M scores, E experts of a layer.
 """
 
@@ -25,6 +25,7 @@ from torch import Tensor
 from lit_puzzle.importance.importance_file import META_FILE, Importance, scores_identity
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.identity import checkpoint_identity
+from lit_puzzle.run.files import resolved
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import claim_inputs, record_output
 
@@ -55,18 +56,18 @@ class GeometricMean:
     """Geometric mean of the scores.
 
     Args:
-        weights: one for each score, above 0; None: all alike.
+        weights: one for each score, 1e-9 to 1e9; None: all alike.
 
     Raises:
-        ValueError: a weight is not above 0.
+        ValueError: a weight is not 1e-9 to 1e9.
     """
 
     weights: tuple[float, ...] | None = None
     name: ClassVar[str] = "geometric_mean"
 
     def __post_init__(self) -> None:
-        if self.weights is not None and not all(0 < weight < float("inf") for weight in self.weights):
-            raise ValueError(f"GeometricMean: weights must be above 0, got {list(self.weights)}")
+        if self.weights is not None and not all(1e-9 <= weight <= 1e9 for weight in self.weights):
+            raise ValueError(f"GeometricMean: weights must be 1e-9 to 1e9, got {list(self.weights)}")
 
     def combine(self, scores_ME: Tensor) -> Tensor:
         """Return the weighted geometric mean; 0 where one score is 0.
@@ -74,7 +75,7 @@ class GeometricMean:
         Raises:
             ValueError: there is not one weight per score.
         """
-        weights = self.weights or (1.0,) * len(scores_ME)
+        weights = (1.0,) * len(scores_ME) if self.weights is None else self.weights
         if len(weights) != len(scores_ME):
             raise ValueError(f"GeometricMean: {len(weights)} weights were given for {len(scores_ME)} importance scores")
         weights_M1 = torch.tensor(weights, dtype=torch.float64)[:, None]
@@ -103,14 +104,15 @@ def combine_importance(
         ValueError: fewer than two folders, scores of another parent or that are not finite, or a rule that returns
             something else than a score for each expert.
     """
-    if len(set(importances)) < max(2, len(importances)):
+    if len({resolved(folder) for folder in importances}) < max(2, len(importances)):
         raise ValueError(
             f"importances must name two or more different folders, got {[str(folder) for folder in importances]}"
         )
     rule: Combination = GeometricMean() if method is None else method
     source = Checkpoint(require_input(parent, "parent checkpoint", "config.json"))
     fingerprint = source.fingerprint()
-    loaded = [_load(folder, fingerprint) for folder in importances]
+    experts = [count for count, _ in source.blocks]
+    loaded = [_load(folder, fingerprint, experts) for folder in importances]
     identities = {f"importances.{place}": scores_identity(folder) for place, folder in enumerate(importances)}
     claim_inputs(run_dir, {"parent": checkpoint_identity(source)} | identities)
     scores = tuple(rule.combine(torch.stack(of_layer)) for of_layer in zip(*(one.scores for one in loaded)))
@@ -118,7 +120,7 @@ def combine_importance(
     unknown = [
         set().union(*(one.not_measured[layer] for one in loaded if one.not_measured)) for layer in range(len(scores))
     ]
-    _check(rule.name, scores, [len(scores_E) for scores_E in loaded[0].scores], missing, unknown)
+    _check(rule.name, scores, experts, missing, unknown)
     name = f"{rule.name}({', '.join(one.method for one in loaded)})"
     made = Importance(fingerprint, name, min(one.tokens for one in loaded), scores, missing if any(missing) else ())
     made.check_values()
@@ -131,11 +133,10 @@ def combine_importance(
     }
 
 
-def _load(folder: Path, fingerprint: str) -> Importance:
+def _load(folder: Path, fingerprint: str, experts: Sequence[int]) -> Importance:
     importance = Importance.load(require_input(folder, "expert importance", META_FILE))
     try:
-        importance.check_parent(fingerprint)
-        importance.check_values()
+        importance.check(fingerprint, experts)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
     return importance

@@ -88,6 +88,25 @@ class Importance:
                 f"The importance files in {folder} are damaged ({error}); run the recipe again."
             ) from error
 
+    def check(self, fingerprint: str, experts: Sequence[int]) -> None:
+        """Check that there is one valid score for each expert of this parent.
+
+        Args:
+            fingerprint: of the parent.
+            experts: how many experts each of its layers has.
+
+        Raises:
+            ValueError: scores of another parent, of other numbers of experts, or that are not valid.
+        """
+        self.check_parent(fingerprint)
+        shapes = [list(scores_E.shape) for scores_E in self.scores]
+        if shapes != [[count] for count in experts]:
+            raise ValueError(
+                f"the importance scores have the shapes {shapes}; the parent's layers have {list(experts)} experts. Run "
+                "the recipe that made the scores again."
+            )
+        self.check_values()
+
     def check_parent(self, fingerprint: str) -> None:
         """Check that the scores are of this parent.
 
@@ -110,9 +129,10 @@ class Importance:
         if len(listed) != len(self.scores):
             raise ValueError(f"not_measured lists {len(listed)} layers; the importance scores have {len(self.scores)}")
         for layer, (scores_E, missing) in enumerate(zip(self.scores, listed, strict=True)):
-            if tuple(scores_E.isnan().nonzero()[:, 0].tolist()) == missing:
+            unknown = tuple(scores_E.isnan().nonzero()[:, 0].tolist())
+            if unknown == missing:
                 scores_E = scores_E.nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf)
-            if not bool((scores_E.isfinite() & (scores_E >= 0)).all()):
+            if unknown != missing or not bool((scores_E.isfinite() & (scores_E >= 0)).all()):
                 raise ValueError(
                     f"the importance scores of layer {layer} are not all finite and at least 0: {scores_E.tolist()}; "
                     f"listed as not measured are the experts {list(missing)}"

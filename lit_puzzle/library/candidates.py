@@ -60,7 +60,8 @@ def library(
     fingerprint, own_blocks = source.fingerprint(), parent_blocks(source.config)
     folders = {"": importance} | (beside or {})
     _check_origins(list(beside or {}))
-    scores = {origin: _load(folder, fingerprint) for origin, folder in folders.items()}
+    experts_of = [own.num_experts for own in own_blocks]
+    scores = {origin: _load(folder, fingerprint, experts_of) for origin, folder in folders.items()}
     inputs = {f"beside.{origin}" if origin else "importance": scores_identity(folders[origin]) for origin in folders}
     claim_inputs(run_dir, {"parent": checkpoint_identity(source)} | inputs)
     layers = tuple(
@@ -105,10 +106,12 @@ def layer_candidates(
     return tuple(candidates)
 
 
-def _load(folder: Path, fingerprint: str) -> Importance:
+def _load(folder: Path, fingerprint: str, experts: Sequence[int]) -> Importance:
     scores = Importance.load(require_input(folder, "expert importance", META_FILE))
-    scores.check_parent(fingerprint)
-    scores.check_values()
+    scores.check(fingerprint, experts)
+    unknown = [layer for layer, scores_E in enumerate(scores.scores) if scores_E.isnan().all()]
+    if unknown:
+        raise ValueError(f"{folder} has no score for any expert of layers {unknown}: score them on more data.")
     return scores
 
 

@@ -35,9 +35,10 @@ def expanded(entry: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
     if "each" not in entry:
         return [dict(entry)]
     each, rest = entry["each"], {key: value for key, value in entry.items() if key != "each"}
-    if not isinstance(each, Mapping) or not each or not all(isinstance(each[key], list | Mapping) for key in each):
+    if not isinstance(each, Mapping) or not each or not all(_is_valid(*pair) for pair in each.items()):
         raise ValueError(
-            f"{where}: each is {each!r}; a mapping of names to lists, or to values with overrides, is needed."
+            f"{where}: each is {each!r}; a mapping of names to lists that are not empty, or to values with mappings of "
+            "overrides, is needed."
         )
     name = str(rest.get("name", ""))
     missing = [key for key in each if f"{{{key}}}" not in name]
@@ -49,9 +50,16 @@ def expanded(entry: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
         made = _filled(rest, chosen, where)
         for key, value in chosen.items():
             if isinstance(each[key], Mapping):
-                made["overrides"] = {**made.get("overrides", {}), **_filled(each[key][value] or {}, chosen, where)}
+                made["overrides"] = {**(made.get("overrides") or {}), **_filled(each[key][value] or {}, chosen, where)}
         found.append(made)
     return found
+
+
+def _is_valid(key: Any, values: Any) -> bool:
+    """Return whether a name has values, and these, in a mapping, have overrides or nothing."""
+    if not isinstance(key, str) or not isinstance(values, list | Mapping) or not values:
+        return False
+    return isinstance(values, list) or all(isinstance(values[name], Mapping | None) for name in values)
 
 
 def _filled(node: Any, chosen: Mapping[str, Any], where: str) -> Any:

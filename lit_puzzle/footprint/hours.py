@@ -4,9 +4,10 @@
     decode           generated tokens x seconds of a step of `rows` sequences, mean over the growing context
     FLOPs of a token and layer   2 (attention and router matrices + k experts) + 4 Q x tokens that it attends to
 
-transformers launches each kernel of a step from Python: HOST_SECONDS a layer and step are added. vLLM decodes as many
-rows as its memory holds. Stages also wait for the network, or for a disk of DISK_BYTES_PER_SECOND, where that takes
-longer. Reads `gpus.json`.
+The roofline is that of a serving engine's kernels. On a GPU, transformers reads READING times slower than it, and
+launches each kernel of a step from Python: HOST_SECONDS a layer and step are added. vLLM decodes as many rows as its
+memory holds. Stages also wait for the network, or for a disk of DISK_BYTES_PER_SECOND, where that takes longer. Reads
+`gpus.json`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,11 @@ from lit_puzzle.model.footprint import ModelSize, model_size
 from lit_puzzle.run.footprint import Decoding, Device, Footprint, Work
 from lit_puzzle.spec import Scenario
 
-HOST_SECONDS = 4e-4  # of a layer and step of transformers: about 60 launches of 7 microseconds, an assumption
+# A layer of gpt-oss's shape on an H100 (docs/gpu.md): 4,096 tokens in 5.0 ms where the roofline says 1.8 and 2.0; one
+# token of 1 to 32 rows in 2.3 to 3.4 ms where it says 0.1 to 1.1.
+READING = 2.6
+HOST_SECONDS = 2.1e-3
+HOST_ON_CPU = 4e-4  # about 60 calls of 7 microseconds, an assumption
 DISK_BYTES_PER_SECOND = 2e9  # of one local NVMe disk, reading and writing, an assumption
 
 
@@ -81,7 +86,8 @@ def _seconds(work: Work, device: Device) -> float:
     share = work.sequences / device.count
     if work.decoding is not None and work.decoding.engine == "vllm":
         return _vllm_seconds(work, work.decoding, device)
-    reading = share * work.passes * _read_seconds(work, device)
+    slower = 1.0 if device.name == "cpu" else READING
+    reading = share * work.passes * slower * _read_seconds(work, device)
     if work.decoding is None:
         return reading
     steps = -(-share // work.decoding.rows) * work.decoding.tokens
@@ -133,10 +139,11 @@ def _step_seconds(work: Work, decoding: Decoding, device: Device) -> float:
     """Return the seconds of one step of transformers' loop, at the middle of the completion."""
     times, setting = Roofline(), _setting(work, device)
     context = work.read_tokens + decoding.tokens / 2
+    host = HOST_ON_CPU if device.name == "cpu" else HOST_SECONDS
     seconds = times.decode_rest(setting, decoding.rows)
     for block in parent_blocks(work.config):
         seen = min(context, block.window_tokens or context)
-        seconds += times.decode_layer(setting, block, decoding.rows, seen) + HOST_SECONDS
+        seconds += times.decode_layer(setting, block, decoding.rows, seen) + host
     return seconds
 
 

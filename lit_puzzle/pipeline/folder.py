@@ -1,7 +1,8 @@
 """How a pipeline takes its folder: fresh, gone on with, overwritten, or refused.
 
-Writes the marker, the date and `config.yaml`. Unlike the folder of a stage it is not refused when it is complete or its
-recipe has changed: what is complete and unchanged is decided stage by stage. `--overwrite` removes what its stages have
+Writes the marker, the date and `config.yaml`, which stays as it was if the pipeline is refused before a stage starts.
+Unlike the folder of a stage it is not refused when it is complete or its recipe has changed: what is complete and
+unchanged is decided stage by stage. `--overwrite` removes what its stages have
 made, and nothing else.
 """
 
@@ -60,14 +61,31 @@ def opened_pipeline(run_dir: Path, config: str, overwrite: bool) -> Iterator[boo
             was_there = not is_unclaimed(run_dir)
             write_marker(run_dir, files=_own_files(run_dir))
             run_date(run_dir)
-            write_atomically(run_dir / CONFIG, config)
             try:
-                yield was_there
+                with _config_replaced(run_dir, config):
+                    yield was_there
             finally:
                 write_marker(run_dir, files=_own_files(run_dir))
     finally:
         if is_new and run_dir.is_dir() and not any(run_dir.iterdir()):
             run_dir.rmdir()  # refused at its start, and now without its lock
+
+
+@contextmanager
+def _config_replaced(run_dir: Path, config: str) -> Iterator[None]:
+    """Write `config.yaml`; put the earlier one back if the work inside refuses its input before a stage starts."""
+    before, notes = (_content(run_dir / name) for name in (CONFIG, NOTES_FILE))
+    write_atomically(run_dir / CONFIG, config)
+    try:
+        yield
+    except ValueError:
+        if before is not None and _content(run_dir / NOTES_FILE) == notes:
+            write_atomically(run_dir / CONFIG, before)
+        raise
+
+
+def _content(file: Path) -> bytes | None:
+    return file.read_bytes() if file.is_file() else None
 
 
 def _own_files(run_dir: Path) -> list[str]:

@@ -19,7 +19,7 @@ from typing import Any
 from lit_puzzle.pipeline.grid import expanded
 from lit_puzzle.pipeline.wiring import override_word, plain_value, wire
 from lit_puzzle.run.commands import PIPELINE, command_of, is_own, target_of
-from lit_puzzle.run.recipe import Recipe, load_recipe
+from lit_puzzle.run.recipe import Recipe, find_recipe, load_recipe
 from lit_puzzle.run.recipe_values import recipe_values
 
 NAME = re.compile(r"[A-Za-z0-9_][\w-]*")
@@ -119,6 +119,10 @@ def _entry(content: dict[str, Any], where: str) -> Entry:
             raise ValueError(f"{where}: unknown key {key!r}. A stage has {', '.join(known)}, each.")
     if not isinstance(content.get("recipe"), str):
         raise ValueError(f"{where}: recipe is {content.get('recipe')!r}; the path of a recipe is needed.")
+    try:
+        find_recipe(content["recipe"])
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
     entry = Entry(**content)
     if entry.name and not (isinstance(entry.name, str) and NAME.fullmatch(entry.name)):
         raise ValueError(f"{where}: name is {entry.name!r}; it is made of letters, digits, _ and -.")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from lit_puzzle.report.run_summary import RunSummary, is_run, read_run
@@ -58,11 +59,13 @@ def find_runs(folders: Sequence[Path], own: Path) -> FoundRuns:
     """
     found: dict[Path, RunSummary] = {}
     left_out: dict[Path, str] = {}
+    ended: dict[Path, tuple[int, int]] = {}
     for folder in dict.fromkeys(path for given in folders for path in _runs_in(given)):
         if resolved(folder) == resolved(own):
             continue
         try:
             run = read_run(folder)
+            ended[folder] = _ended(run)
         except (ValueError, OSError) as error:
             left_out[folder] = f"its records cannot be read: {error}"
             continue
@@ -74,8 +77,18 @@ def find_runs(folders: Sequence[Path], own: Path) -> FoundRuns:
         why = "".join(f" {folder}: {reason}." for folder, reason in left_out.items())
         names = ", ".join(map(str, folders)) or "no folder"
         raise ValueError(f"No complete run is in {names}; name folders of runs, such as runs.{why}")
-    newest = sorted(found.values(), key=lambda run: (run.folder / RECORD).stat().st_mtime_ns, reverse=True)
+    newest = sorted(found.values(), key=lambda run: ended[run.folder], reverse=True)
     return FoundRuns(tuple(newest), left_out)
+
+
+def _ended(run: RunSummary) -> tuple[int, int]:
+    """Return when a run ended, in s, by its record or, in one without `ended`, by the file's time; then that, in ns."""
+    if run.record is None:
+        return 0, 0
+    written_ns = (run.folder / RECORD).stat().st_mtime_ns
+    if "ended" not in run.record:
+        return written_ns // 10**9, written_ns
+    return int(datetime.fromisoformat(str(run.record["ended"])).timestamp()), written_ns
 
 
 def _runs_in(folder: Path, depth: int = DEPTH) -> Iterable[Path]:

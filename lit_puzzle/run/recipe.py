@@ -151,7 +151,7 @@ def find_recipe(name: str) -> Path:
     """Return the file of a recipe: the given path, or the packaged recipe of that name.
 
     Raises:
-        ValueError: neither exists; the message lists the packaged recipes.
+        ValueError: neither exists; the message names the most similar packaged recipe.
     """
     given = Path(name)
     if given.is_file():
@@ -162,8 +162,9 @@ def find_recipe(name: str) -> Path:
     known = [str(Path("recipes") / path) for path in packaged_recipes()]
     nearest = difflib.get_close_matches(str(Path("recipes") / given.with_suffix(".yaml").name), known, n=1)
     hint = f" Did you mean {nearest[0]}?" if nearest else ""
-    listed = "\n  ".join(known)
-    raise ValueError(f"There is no recipe {name!r}, on disk or in the package.{hint} Packaged recipes:\n  {listed}")
+    raise ValueError(
+        f"There is no recipe {name!r}, on disk or in the package.{hint} `lightning recipes` lists the packaged ones."
+    )
 
 
 def _packaged(given: Path) -> Path | None:

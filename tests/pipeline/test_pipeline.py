@@ -104,8 +104,9 @@ def test_a_failing_stage_ends_the_pipeline_with_its_error_and_the_command(tmp_pa
     assert err.rstrip().endswith("The pipeline goes on with: lightning run all.yaml")
     assert "something to say" in (pipeline.run / "second.log").read_text()
     pipeline.change("second", fails=False)
-    code, out, err = pipeline()
+    code, out, err = pipeline("--overrides.third.text=T")
     assert code == 0 and states(out) == dict.fromkeys(STAGES, "complete"), err
+    assert "text: T" in (pipeline.run / "config.yaml").read_text()
     assert "[1/3] first: complete\n" in out and "[2/3] second: starts" in out
 
 
@@ -158,9 +159,11 @@ def test_a_changed_key_is_refused_and_made_anew_on_request_with_what_reads_it(tm
     pipeline = Pipeline(tmp_path)
     assert pipeline()[0] == 0
     pipeline.change("second", text="S")
-    code, out, err = pipeline()
+    config = (pipeline.run / "config.yaml").read_text()
+    code, out, err = pipeline("--overrides.third.text=T")
     assert code == 2 and "second: keys have changed since: text: s -> S" in err and "--remake=true" in err
     assert "starts" not in out and is_complete(pipeline.run)
+    assert (pipeline.run / "config.yaml").read_text() == config
     code, out, err = pipeline("--remake=true")
     assert code == 0 and pipeline.result() == "ffSt", err
     assert "[1/3] first: complete\n" in out and "[3/3] third: is made anew: 1 (second) was made anew since" in out

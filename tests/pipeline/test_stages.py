@@ -130,7 +130,6 @@ def test_a_named_stage_stands_for_a_folder_of_its_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
-        (["recipes/nothing.yaml"], "There is no recipe 'recipes/nothing.yaml'"),
         ([], "a list of stages is needed"),
         ([{"name": "x"}], "number 1: recipe is None; the path of a recipe is needed"),
         ([{"recipe": "recipes/library.yaml", "override": {}}], "number 1: unknown key 'override'"),
@@ -155,6 +154,16 @@ def test_a_wrong_pipeline_is_refused_before_anything_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert message in refused(capsys, tmp_path, stages)
+
+
+def test_a_recipe_that_does_not_exist_is_named_with_its_place_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert refused(capsys, tmp_path, ["recipes/generate.yaml", "recipes/evaluat.yaml"]) == (
+        "error: stages, number 2: There is no recipe 'recipes/evaluat.yaml', on disk or in the package. Did you mean "
+        "recipes/evaluate.yaml? `lightning recipes` lists the packaged ones.\n"
+    )
 
 
 def test_stages_that_read_each_other_are_a_circle(

@@ -43,10 +43,12 @@ def test_base_loop_names_its_files(tmp_path):
 
 
 def test_missing_and_malformed_files_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"no recipe 'nowhere\.yaml'[\s\S]*recipes/rl_recover\.yaml"):
+    with pytest.raises(
+        ValueError, match=r"no recipe 'nowhere\.yaml', on disk or .* `lightning recipes` lists the packaged ones\.$"
+    ):
         find_recipe("nowhere.yaml")
     for typed in ("recipes/rl_recovery.yaml", "rl_recover.yml", "rl_recover"):
-        with pytest.raises(ValueError, match=r"in the package\. Did you mean recipes/rl_recover\.yaml\? Packaged"):
+        with pytest.raises(ValueError, match=r"in the package\. Did you mean recipes/rl_recover\.yaml\? `lightning"):
             find_recipe(typed)
     with pytest.raises(ValueError, match=r"base: gone\.yaml"):
         load_recipe(str(write(tmp_path / "a.yaml", base="gone.yaml")))

@@ -1,12 +1,14 @@
-"""The commit in the record of a run: that of the checkout, which is read and never locked."""
+"""The record of a run: the commit of the checkout, which is read and never locked, and the time of the end."""
 
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from lit_puzzle.run import record
-from lit_puzzle.run.record import git_commit
+from lit_puzzle.run.files import read_json
+from lit_puzzle.run.record import RunClock, git_commit
 
 
 def git(folder: Path, *words: str) -> str:
@@ -30,3 +32,11 @@ def test_the_commit_of_a_checkout_that_is_left_as_it_is(tmp_path: Path, monkeypa
     file.write_text("x = 2\n")
     assert git_commit() == f"{commit}+changes"
     assert index.stat().st_ino == before.st_ino and index.stat().st_mtime_ns == before.st_mtime_ns
+
+
+def test_the_end_is_in_utc_in_whole_seconds(tmp_path: Path) -> None:
+    before = datetime.now(UTC).replace(microsecond=0)
+    RunClock().close(tmp_path, Path("recipes/some.yaml"), None, False, {})
+    text = read_json(tmp_path / "run.json")["ended"]
+    ended = datetime.fromisoformat(text)
+    assert text == f"{ended:%Y-%m-%dT%H:%M:%S}+00:00" and before <= ended <= datetime.now(UTC)

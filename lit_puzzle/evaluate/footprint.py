@@ -40,8 +40,6 @@ def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
 
 def _prompt_tokens(values: Values, assumed: Assumed) -> int:
     """Return the tokens of the longest prompts that an environment asks for, else what is assumed of prompts."""
-    settings = [
-        one.get("init_args") or {} for one in values.get("held_out.environments") or () if isinstance(one, dict)
-    ]
-    asked = [one["context_tokens"] for one in settings if isinstance(one.get("context_tokens"), int)]
-    return max(asked, default=assumed.prompt_tokens)
+    environments = [one for one in values.get("held_out.environments") or () if isinstance(one, dict)]
+    asked = [(one.get("init_args") or {}).get("context_tokens") for one in environments]
+    return max((tokens for tokens in asked if isinstance(tokens, int)), default=assumed.prompt_tokens)

@@ -102,8 +102,8 @@ class Importance:
         shapes = [list(scores_E.shape) for scores_E in self.scores]
         if shapes != [[count] for count in experts]:
             raise ValueError(
-                f"the importance scores have the shapes {shapes}; the parent's layers have {list(experts)} experts. Run "
-                "the recipe that made the scores again."
+                f"the importance scores have the shapes {shapes}; the parent's layers have {list(experts)} experts. "
+                "Run the recipe that made the scores again."
             )
         self.check_values()
 

@@ -168,6 +168,8 @@ def main() -> None:
     parser.add_argument("--part", default="0/1", help="which seeds: N/OF")
     parser.add_argument("--folder", type=Path, default=Path("runs/expert_choice"))
     given = parser.parse_args()
+    if given.rankings[:1] != ["leave_one_out"]:
+        parser.error("--rankings begins with leave_one_out, which the others are compared with")
     own, parts = map(int, given.part.split("/"))
     choice = Choice(given.parent, given.folder)
     choice.generate()

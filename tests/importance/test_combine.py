@@ -117,7 +117,7 @@ def test_scores_that_do_not_belong_together_are_refused(parent, two, tmp_path):
         combined(tmp_path, parent, two[:1])
     with pytest.raises(ValueError, match="two or more different folders"):
         combined(tmp_path, parent, [two[0], two[0]])
-    with pytest.raises(ValueError, match="weights must be above 0"):
+    with pytest.raises(ValueError, match="weights must be 1e-9 to 1e9"):
         GeometricMean((1.0, 0.0))
     other = save(tmp_path / "other", parent, FIRST, "other", fingerprint="another")
     with pytest.raises(ValueError, match=r"other: The importance scores are of parent another"):
@@ -126,3 +126,24 @@ def test_scores_that_do_not_belong_together_are_refused(parent, two, tmp_path):
     with pytest.raises(ValueError, match=r"unlisted: the importance scores of layer 0 are not all finite .* \[\]"):
         combined(tmp_path, parent, [two[0], unlisted])
     assert not (tmp_path / "run" / "importance.json").exists()
+
+
+def test_every_expert_of_the_parent_needs_one_score(parent, two, tmp_path):
+    for row, shapes in ((FIRST[:5], r"\[\[5\], "), ([[score] for score in FIRST], r"\[\[8, 1\], ")):
+        wrong = save(tmp_path / f"wrong{len(row)}", parent, row, "reap", not_measured=())
+        with pytest.raises(ValueError, match=rf"have the shapes {shapes}.*; the parent's layers have \[8, 8, 8, 8\]"):
+            combine_importance(tmp_path / "run", parent, [two[0], wrong])
+        with pytest.raises(ValueError, match="have the shapes"):
+            library(tmp_path / "library", parent, two[0], [4], [], {"reap": wrong})
+    unknown = save(tmp_path / "unknown", parent, [NAN] * 8, "kl")
+    with pytest.raises(ValueError, match=r"no score for any expert of layers \[0, 1, 2, 3\]"):
+        library(tmp_path / "library", parent, unknown, [4], [])
+
+
+def test_one_folder_twice_and_no_weights_are_refused(parent, two, tmp_path):
+    again = two[0].parent / "other" / ".." / two[0].name
+    (two[0].parent / "other").mkdir()
+    with pytest.raises(ValueError, match="two or more different folders"):
+        combine_importance(tmp_path / "run", parent, [two[0], again])
+    with pytest.raises(ValueError, match="0 weights were given for 2"):
+        combine_importance(tmp_path / "run", parent, two, GeometricMean(weights=()))

@@ -37,6 +37,10 @@ def test_every_combination_with_its_values() -> None:
     [
         ({"each": {"seed": 3}}, "each is .*'seed': 3.*; a mapping of names to lists"),
         ({"each": {}}, "each is {}"),
+        ({"each": {"seed": []}}, "lists that are not empty"),
+        ({"each": {"seed": {"a": 3}}}, "mappings of overrides"),
+        ({"each": {"seed": {"a": ["b"]}}}, "mappings of overrides"),
+        ({"each": {1: [1]}, "name": "a-{1}"}, "a mapping of names to lists"),
         ({"name": "search-{plan}"}, r"name is 'search-\{plan\}'; it needs \{seed\}"),
         ({"overrides": {"scores": "runs/{method}"}}, r"names \{method\}; each has plan, seed"),
     ],

@@ -21,7 +21,7 @@ SHAPE = {
     **{"sliding_window": 128, "max_position_embeddings": 65536},
 }
 SHARDED = ("importance", "calibrate_kv", "score", "precompute_logits")
-TRAINING = ("distill_blocks", "distill", "distill_checkpointed", "rl_recover")
+TRAINING = ("distill_blocks", "distill", "distill_checkpointed", "rl_recover", "on_policy")
 IN_TWO = {  # further sizes of stages in two processes, which share what grows
     3: (*SHARDED, "distill_blocks", "distill_checkpointed"),
     4: ("importance", "calibrate_kv"),
@@ -92,21 +92,31 @@ def _training(folder: Path, size: int, processes: int) -> dict[str, tuple[str, l
     chunk = f"{model}.loss.chunk_tokens={tokens // 4}"
     child = [f"{model}.child={parent}", f"{model}.parent={parent}", f"{model}.evaluation=null", chunk]
     checkpointed = [f"{model}.training.gradient_checkpointing=true", f"{model}.loss.hidden=0.0"]
+    measured = [
+        f"{model}.evaluation.prompts_per_effort=2",
+        "--data.init_args.held_out_per_effort=2",
+        "--data.init_args.train_prompts=128",
+    ]
     rollouts = [
         f"{model}.child={parent}",
         f"{model}.training.lora=null",
         f"{model}.rewards.budget.weight=0",  # nobody has measured the parent's lengths
         f"{model}.grpo.completions_per_device={rows // 2}",
         f"{model}.grpo.sampling.max_new_tokens={NEW_TOKENS}",
-        f"{model}.evaluation.prompts_per_effort=2",
-        "--data.init_args.held_out_per_effort=2",
-        "--data.init_args.train_prompts=64",
+        *measured,
+    ]
+    samples = [
+        *(f"{model}.child={parent}", f"{model}.parent={parent}"),
+        f"{model}.on_policy.completions_per_device={rows}",
+        f"{model}.on_policy.sampling.max_new_tokens={NEW_TOKENS}",
+        *measured,
     ]
     return {
         "distill_blocks": ("distill_blocks", blocks),
         "distill": ("distill", [*child, *devices, *packed, *short]),
         "distill_checkpointed": ("distill", [*child, *devices, *packed, *short, *checkpointed]),
         "rl_recover": ("rl_recover", [*rollouts, *devices, *short, "--trainer.max_steps=1"]),
+        "on_policy": ("on_policy", [*samples, *devices, *short, "--trainer.max_steps=1"]),
     }
 
 

@@ -20,7 +20,7 @@ FIRST = [4.0, 1.0, 9.0, 0.0, 2.0, 3.0, 5.0, 7.0]
 SECOND = [1.0, 16.0, 4.0, 5.0, NAN, 0.5, 0.25, 2.0]
 
 
-def save(folder: Path, parent: Path, row: list[float], method: str, tokens: int = 10, **changes: Any) -> Path:
+def save(folder: Path, parent: Path, row: list[Any], method: str, tokens: int = 10, **changes: Any) -> Path:
     folder.mkdir(exist_ok=True)
     scores = tuple(torch.tensor(row, dtype=torch.float64) for _ in range(4))
     missing = tuple(place for place, value in enumerate(row) if value != value)

@@ -91,7 +91,7 @@ def final_kl(
         raise ValueError(f"every layer of {parent} has one expert: there is nothing to choose")
     if processes.is_global_zero:
         claim_inputs(run_dir, {"parent": checkpoint_identity(checkpoint)} | data.input_identities())
-    left: list[Entry] = processes.broadcast([entry for entry in removals if not files.has(entry.file_name)])
+    left: list[Entry] = processes.broadcast(files.unfinished(removals))
     batches, prompt_lengths = open_sequences(processes, run_dir, data, score_prompts)
     counts_S = torch.zeros(len(batches.rows), dtype=torch.float64)
     for part in lay_out(batches, 0, 1, prompt_lengths):

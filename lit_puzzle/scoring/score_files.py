@@ -104,6 +104,15 @@ class ScoreFiles:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / name, values, indent=None)
 
+    def unfinished(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Return the entries that have no file yet.
+
+        Raises:
+            ValueError: a file that is there is damaged, see `read`.
+        """
+        self.read([entry.file_name for entry in entries if self.has(entry.file_name)])
+        return [entry for entry in entries if not self.has(entry.file_name)]
+
     def read(self, names: Sequence[str]) -> list[Values]:
         """Read files that `write` wrote, of the same metrics and samples but for those without values.
 

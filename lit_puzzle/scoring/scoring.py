@@ -173,7 +173,7 @@ class _Run:
 
     def unfinished(self, files: ScoreFiles, entries: Sequence[Entry]) -> list[Entry]:
         """Return the entries that have no file yet, as the first process sees it."""
-        return self.processes.broadcast([entry for entry in entries if not files.has(entry.file_name)])
+        return self.processes.broadcast(files.unfinished(entries))
 
     def say(self, words: str) -> None:
         """Print a sentence, if there is one, on the first process."""

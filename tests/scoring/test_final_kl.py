@@ -233,6 +233,16 @@ def test_a_run_with_other_sequences_is_not_gone_on_with(parent, sequences, tmp_p
         run(tmp_path / "run", parent, other)
 
 
+def test_a_damaged_score_is_named_before_the_parent_is_loaded(parent, sequences, tmp_path, monkeypatch):
+    run(tmp_path / "run", parent, sequences)
+    names = sorted((tmp_path / "run" / "candidates").iterdir())
+    names[0].unlink()
+    names[1].write_text("")
+    monkeypatch.setattr(stage, "open_parent", None)
+    with pytest.raises(ValueError, match=rf"{names[1].name}.* Remove it; the same command scores this candidate again"):
+        run(tmp_path / "run", parent, sequences)
+
+
 @pytest.mark.slow
 def test_two_processes_equal_one(parent, sequences, tmp_path):
     """The second of them has a batch less, and experts that none of its sequences is routed to."""

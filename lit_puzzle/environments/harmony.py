@@ -2,7 +2,7 @@
 
     <|channel|>analysis<|message|>THINKING<|end|><|start|>assistant<|channel|>final<|message|>ANSWER<|return|>
 
-A completion goes on after `<|start|>assistant` of the prompt. Each message has a header (channel, and for a tool call
+A completion follows `<|start|>assistant` of the prompt. Each message has a header (channel, and for a tool call
 the recipient `to=...`) and a text, and ends with `<|end|>`, `<|return|>` or `<|call|>`; `<|endoftext|>` ends a turn as
 `<|return|>` does. The answer is the text of the last message if it is in the channel `final` and ends the turn.
 

@@ -2,7 +2,7 @@
 
 Engine i of n gets prompts i, i + n, ... of every call. A completion depends on (seed, row, position) only
 (`lit_puzzle.generation.draws`): n engines give the completions of one, except where rounding decides, in the order of
-the prompts. An engine that fails or is killed ends all of them with one error; a stage that is resumable goes on from
+the prompts. An engine that fails or is killed ends all of them with one error; a resumable stage continues behind
 its last shard.
 
 Reads the checkpoint in every process; writes nothing. Memory: n times that of one engine, on n times as many GPUs.

@@ -3,8 +3,8 @@
 The layers and the scored MoE are those of a parent that is in memory, and so are the bits of the sums; only the order
 differs: all batches run through one layer before the next one is read (`lit_puzzle.model.layer_pass`).
 
-Writes, in the folder of the pass, `sums.LAYER` for each layer that is done. A pass that was killed goes on with the
-layer at which it stopped.
+Writes, in the folder of the pass, `sums.LAYER` for each layer that is done. A pass that was killed continues with
+the layer at which it stopped.
 
 Memory: that of `lit_puzzle.model.memory_budget`, with the chunks of `lit_puzzle.importance.importance` as activations.
 Disk: 2 x tokens x channels numbers, and 16 bytes per expert and layer. Shapes: E experts of a layer.

@@ -3,29 +3,23 @@
 import math
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GptOssForCausalLM
+from transformers import AutoModelForCausalLM
 
 from lit_puzzle.data.document_files import Document, DocumentFolder, write_documents
 from lit_puzzle.data.held_out_documents import held_out_documents
 from lit_puzzle.evaluate.position_loss import bin_names, binned_sums, summarize_bins
 from lit_puzzle.evaluate.text_distance import text_distance
-from lit_puzzle.tiny.tokenizer import build_tokenizer
 
 EDGES = [1, 4, 16, 40, 60]
 
 
 @pytest.fixture(scope="module")
-def inputs(tiny_config: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def inputs(two_models: Path) -> Path:
     """A parent, a child with a window, and documents of 12 to 44 tokens whose targets lie anywhere."""
-    root = tmp_path_factory.mktemp("inputs")
-    for seed, name in enumerate(("parent", "child")):
-        torch.manual_seed(seed)
-        GptOssForCausalLM(tiny_config(vocab_size=128, max_position_embeddings=64)).save_pretrained(root / name)
-        build_tokenizer().save_pretrained(root / name)
+    root = two_models
     rng = random.Random(0)
     ids = [rng.choices(range(3, 128), k=length) for length in (12, 20, 30, 39, 44)]
     masks = [[0, *rng.choices((0, 1), k=len(row) - 2), 1] for row in ids]

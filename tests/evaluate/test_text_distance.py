@@ -4,30 +4,24 @@ import json
 import math
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GptOssForCausalLM
+from transformers import AutoModelForCausalLM
 
 from lit_puzzle.data.document_files import Document, DocumentFolder, write_documents
 from lit_puzzle.data.documents import PackedDocuments
 from lit_puzzle.data.held_out_documents import held_out_documents
 from lit_puzzle.evaluate.position_loss import mean_over_documents
 from lit_puzzle.evaluate.text_distance import summarize, text_distance
-from lit_puzzle.tiny.tokenizer import build_tokenizer
 
 ONE_IN = 4
 
 
 @pytest.fixture(scope="module")
-def inputs(tiny_config: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def inputs(two_models: Path) -> Path:
     """A folder with a parent, a child with other weights, and documents of 4 to 20 tokens."""
-    root = tmp_path_factory.mktemp("inputs")
-    for seed, name in enumerate(("parent", "child")):
-        torch.manual_seed(seed)
-        GptOssForCausalLM(tiny_config(vocab_size=128, max_position_embeddings=64)).save_pretrained(root / name)
-        build_tokenizer().save_pretrained(root / name)
+    root = two_models
     rng, documents = random.Random(0), []
     for _ in range(40):
         prompt, answer = (rng.choices(range(3, 128), k=rng.randrange(2, 11)) for _ in range(2))

@@ -66,7 +66,7 @@ DENIED = re.compile(  # `not 12`, `> 12`; `12 less than x`, `12 below zero`, `12
     r"|\b(?:below zero|per mille)\b|\b(?:does|is|was)(?:n['’]t|(?: not)?) (?:work|wrong|incorrect|possible)\b"
 )
 COMPARED = r"(?:more|less|fewer|greater|larger|smaller|higher|lower)"
-BOUND = re.compile(  # `at least 12`, `12 or more`: a bound is no number
+BOUND = re.compile(  # `at least 12`, `12 or more`: a bound is not a number
     rf"(?i)\b(?:at (?:least|most)|{COMPARED} than|up to|over|under|above|below)\s+[$€£\\]*(?=-?\d)"
     rf"|\d\s+(?:[a-z]+\s+)?or (?:{COMPARED}|above|below)\b"
 )

@@ -100,7 +100,7 @@ class _Worker:
             self.deadline = time.monotonic()
 
     def reply(self, seconds: float) -> dict[str, Any] | None:
-        """Return the reply to the job; None while it goes on."""
+        """Return the reply to the job; None while it is running."""
         try:
             while self.connection.poll():
                 message: dict[str, Any] = json.loads(self.connection.recv_bytes())

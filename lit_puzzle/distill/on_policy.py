@@ -49,7 +49,7 @@ from lit_puzzle.evaluate.held_out import held_out_problems
 from lit_puzzle.evaluate.length_score import length_score
 from lit_puzzle.generation.engine import EngineFailedError
 from lit_puzzle.generation.lengths import known_lengths
-from lit_puzzle.generation.rollout_engine import check_rollouts
+from lit_puzzle.generation.rollout_checks import check_rollouts
 from lit_puzzle.model.chat import fix_date
 from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.model.opening import load_config, load_tokenizer

@@ -2,6 +2,7 @@
 
     GPU, generating   gpu_memory_share of the device, or weights + kv_cache_gib: W / R for the weights, the rest is KV
     GPU, training     nothing: the engine sleeps, its weights are in the memory of the machine
+    servers           nothing here: the GPUs of a server are its own (92% of each, or weights + kv_cache_gib)
     CPU               weights + kv_cache_gib (4 GiB) + libraries of the engine's process, all the time
 
 W bytes of the weights (MXFP4 experts as stored on a GPU), R processes that share an engine. The share must hold the
@@ -57,6 +58,8 @@ def engine_beside(size: ModelSize, grpo: Values, precision: str, device: Device)
     """
     if grpo.get("rollouts.engine") != "vllm":
         return None
+    if grpo.get("rollouts.servers"):
+        return EngineBeside({}, {}, {}, (), (), 1)
     dtype = str(grpo.get("rollouts.dtype", "auto"))
     width = BYTES["float32" if dtype == "auto" and precision == "float32" else "bfloat16" if dtype == "auto" else dtype]
     ranks, cache_gib = int(grpo.get("rollouts.tensor_parallel", 1)), grpo.get("rollouts.kv_cache_gib")

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from multiprocessing import Pipe
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -88,13 +88,14 @@ class EngineProcess:
                     )
                 kind, answer = self.connection.recv()
             except (EOFError, OSError):
-                raise ValueError(self._ended()) from None
+                raise ValueError(self.ended()) from None
             if kind == "refused":
                 raise ValueError(f"{self.name}: {answer}")
             if kind == "done":
                 return answer
 
-    def _ended(self) -> str:
+    def ended(self) -> str:
+        """Return how it has ended, once its connection has."""
         code = self.process.wait()
         ended = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         return (
@@ -115,7 +116,19 @@ class EngineProcess:
         self.process.wait()
 
 
-def close_all(processes: Sequence[EngineProcess], patience_seconds: float = CLOSING_SECONDS) -> None:
+class Ending(Protocol):
+    """What can be asked to end: an engine's process, or a connection to one."""
+
+    def close(self) -> None:
+        """Let it end."""
+        ...
+
+    def end(self, patience_seconds: float) -> None:
+        """Wait for its end; then end it."""
+        ...
+
+
+def close_all(processes: Sequence[Ending], patience_seconds: float = CLOSING_SECONDS) -> None:
     """Let all processes end, at once, and end those that do not."""
     for process in processes:
         process.close()

@@ -4,8 +4,10 @@
     generate    each process its prompts; where processes share an engine, the first of them asks for all
     asleep      between a generation and the next call the engine leaves the GPU's memory to training; on a CPU it stays
 
-An engine is a process of its own (`lit_puzzle.generation.processes`), which ends with the process that started it.
-Whatever goes wrong with it is one ValueError, and the engine has ended then.
+An engine is a process of its own (`lit_puzzle.generation.processes`), which ends with the process that started it, or
+that of a server (`rollouts.servers`, `lit_puzzle.generation.rollout_server`) on other GPUs, which ends with the
+connection; each server then answers equally many processes. Whatever goes wrong with it is one ValueError, and the
+engine has ended then.
 
 Memory, beside training: of a machine, the sent tensors once, and on GPUs the weights of sleeping engines; of a GPU,
 `gpu_memory_share` while generating; on a CPU the engine's weights and `kv_cache_gib`. Traffic of an update: the tensors
@@ -15,22 +17,22 @@ router only if some of them train). Reads the checkpoint folder; writes nothing.
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 from weakref import finalize
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from lit_puzzle.generation.engine import Completion
 from lit_puzzle.generation.processes import EngineProcess, close_all, visible_gpus
+from lit_puzzle.generation.ranks import ALONE, Ranks
+from lit_puzzle.generation.rollout_checks import check_answers
 from lit_puzzle.generation.rollout_settings import RolloutSettings
 from lit_puzzle.generation.sampling import EngineSettings, Sampling
+from lit_puzzle.generation.served_engine import ServedEngine
 from lit_puzzle.generation.trained_weights import SharedWeights
 from lit_puzzle.generation.vllm_engine import CPU_KV_CACHE_GIB, ROUTES
-from lit_puzzle.model.family import is_child
-from lit_puzzle.run.files import read_json
 
 ON_A_CPU = {"TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # no compiler; engines share the cores
 IN_ONE_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}  # starts faster, and its errors are whole
@@ -48,66 +50,6 @@ class Trained(Protocol):
     def value(self) -> Tensor:
         """Return the whole tensor as it is now. Every process must call it."""
         ...
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """The processes of a run.
-
-    Attributes:
-        rank: of this process.
-        size: number of processes.
-        local_rank: of this process on its machine.
-        local_size: processes of a machine.
-    """
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    local_size: int = 1
-
-    def gather(self, own: Any) -> list[Any]:
-        """Return what every process gives; all must call it."""
-        if self.size == 1:
-            return [own]
-        everybody: list[Any] = [None] * self.size
-        distributed.all_gather_object(everybody, own)
-        return everybody
-
-
-def check_rollouts(settings: RolloutSettings, folder: Path, ranks: Ranks) -> None:
-    """Check settings that name vLLM, before anything slow.
-
-    Args:
-        settings: of rollouts.
-        folder: checkpoint of the model that trains.
-        ranks: the processes.
-
-    Raises:
-        ValueError: a folder whose weights vLLM cannot read again, or processes that do not fill whole engines.
-    """
-    if settings.engine != "vllm":
-        return
-    if not is_child(read_json(folder / "config.json")):
-        raise ValueError(
-            f"rollouts.engine: vllm was given; {folder} is no child, and vLLM's own loader keeps "
-            "old experts and sinks when it reads new weights. Assemble it with a plan, or use engine transformers."
-        )
-    if ranks.local_size % settings.tensor_parallel:
-        raise ValueError(
-            f"rollouts.tensor_parallel {settings.tensor_parallel} was given; it must divide the {ranks.local_size} "
-            "processes of a machine."
-        )
-    if settings.replay_routes and not torch.cuda.is_available():
-        raise ValueError(
-            "rollouts.replay_routes: true was given; vLLM returns routes only from its Model Runner V2, which needs "
-            "Triton, so a GPU. Leave it out on a CPU."
-        )
-    if settings.tensor_parallel > 1 and not torch.cuda.is_available():
-        raise ValueError(
-            f"rollouts.tensor_parallel {settings.tensor_parallel} was given; it is for GPUs. On a CPU every process "
-            "has its engine."
-        )
 
 
 class RolloutEngine:
@@ -130,26 +72,28 @@ class RolloutEngine:
         folder: Path,
         dtype: Literal["float32", "bfloat16"] = "float32",
         temperature: float = 1.0,
-        ranks: Ranks = Ranks(),
+        ranks: Ranks = ALONE,
     ) -> None:
         self.settings, self.ranks, self.dtype = settings, ranks, dtype
-        self._first = ranks.rank - ranks.rank % settings.tensor_parallel  # the process that asks for its group
-        self._sleeps, self._awake = torch.cuda.is_available(), True
+        servers = settings.servers
+        self._share = ranks.size // len(servers) if servers else settings.tensor_parallel  # processes of an engine
+        self._first = ranks.rank - ranks.rank % self._share  # the process that asks for its group
+        self._sleeps, self._awake = torch.cuda.is_available() and not servers, True
         self._weights: SharedWeights | None = None
-        self._engine: EngineProcess | None = None
+        self._engine: EngineProcess | ServedEngine | None = None
         if ranks.rank == self._first:
             self._engine = self._start(folder, temperature)
             finalize(self, close_all, [self._engine])
             self._answer(None)
 
-    def _start(self, folder: Path, temperature: float) -> EngineProcess:
+    def _start(self, folder: Path, temperature: float) -> EngineProcess | ServedEngine:
         settings, first = self.settings, self.ranks.local_rank
+        if settings.servers:
+            served = ServedEngine(settings.servers[self.ranks.rank // self._share])
+            served.load(folder, self.dtype, temperature, settings)
+            return served
         gpus = visible_gpus()[first : first + settings.tensor_parallel]
-        quiet = {name: os.environ.get(name, value) for name, value in QUIET.items()}
-        variables = quiet | ({} if gpus else ON_A_CPU) | (IN_ONE_PROCESS if settings.tensor_parallel == 1 else {})
-        engine = EngineProcess(
-            f"vLLM of process {self.ranks.rank}", self.ranks.rank, gpus, variables, "or lower rollouts.kv_cache_gib"
-        )
+        engine = vllm_process(f"vLLM of process {self.ranks.rank}", self.ranks.rank, gpus, settings.tensor_parallel)
         wanted = EngineSettings("vllm", self.dtype, tensor_parallel=settings.tensor_parallel)
         engine.send("load", wanted, folder, engine_options(settings, bool(gpus)), temperature, True)
         return engine
@@ -201,7 +145,7 @@ class RolloutEngine:
             ValueError: also an engine that failed, hangs, or does not answer every prompt.
         """
         own = (prompts, range(len(prompts)) if rows is None else rows)
-        share = self.settings.tensor_parallel
+        share = self._share
         asked = [own] if share == 1 else self.ranks.gather(own)[self._first : self._first + share]
         answer: list[Completion] | str = []
         try:
@@ -256,6 +200,20 @@ class RolloutEngine:
             self._weights.close()
 
 
+def vllm_process(name: str, number: int, gpus: Sequence[str], tensor_parallel: int) -> EngineProcess:
+    """Start the process of an engine, which loads nothing yet.
+
+    Args:
+        name: for messages.
+        number: of this engine among several.
+        gpus: that it has; none on a CPU.
+        tensor_parallel: GPUs that share its weights.
+    """
+    quiet = {name: os.environ.get(name, value) for name, value in QUIET.items()}
+    variables = quiet | ({} if gpus else ON_A_CPU) | (IN_ONE_PROCESS if tensor_parallel == 1 else {})
+    return EngineProcess(name, number, gpus, variables, "or lower rollouts.kv_cache_gib")
+
+
 def engine_options(settings: RolloutSettings, has_gpu: bool) -> dict[str, Any]:
     """Return the arguments of `vllm.LLM` that the settings give."""
     options: dict[str, Any] = {ROUTES: True} if settings.replay_routes else {}
@@ -267,22 +225,3 @@ def engine_options(settings: RolloutSettings, has_gpu: bool) -> dict[str, Any]:
     if has_gpu:
         return options | {"gpu_memory_utilization": settings.gpu_memory_share, "enable_sleep_mode": True}
     return options | {"enforce_eager": True}
-
-
-def check_answers(completions: Sequence[Completion], expected: int, name: str) -> None:
-    """Check that an engine answered every prompt, with tokens whose log-probabilities, if any, are numbers.
-
-    Raises:
-        ValueError: it did not.
-    """
-    if len(completions) != expected:
-        raise ValueError(f"{name} answered {len(completions)} of {expected} prompts. The same command resumes.")
-    for place, completion in enumerate(completions):
-        if not completion.token_ids:
-            raise ValueError(f"{name} generated no token for prompt {place}. The same command resumes.")
-        logprobs = completion.logprobs
-        if logprobs is not None and not all(-float("inf") < number <= 1e-3 for number in logprobs):
-            raise ValueError(
-                f"{name} gave log-probabilities for prompt {place} that are no numbers: its weights or its KV cache "
-                "are damaged. The same command resumes; rollouts.dtype: float32 is the exact one."
-            )

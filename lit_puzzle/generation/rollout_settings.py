@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from lit_puzzle.generation.wire import host_and_port
+
 RolloutEngineName = Literal["transformers", "vllm"]
 EngineDtype = Literal["auto", "float32", "bfloat16"]
 Correction = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask", "none"]
@@ -62,6 +64,8 @@ class RolloutSettings:
             0.01 in float32, 0.1 in bfloat16.
         engine_seconds: longest time in which an engine that works generates no token at all.
         replay_routes: trains on the experts that the engine chose for each token (GPUs only).
+        servers: HOST:PORT of rollout servers (`lit_puzzle.generation.rollout_server`), whose engines generate on GPUs
+            of their own; each answers equally many processes. Empty: an engine beside the model that trains.
 
     Raises:
         ValueError: another value of a choice, or numbers out of range.
@@ -77,6 +81,7 @@ class RolloutSettings:
     max_mismatch: float | None = None
     engine_seconds: float = 600.0
     replay_routes: bool = False
+    servers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         choices = {
@@ -103,6 +108,20 @@ class RolloutSettings:
                 "rollouts.replay_routes and tensor_parallel need rollouts.engine: vllm; transformers "
                 "generates with the model that trains."
             )
+
+        self._check_servers()
+
+    def _check_servers(self) -> None:
+        if self.servers and (self.engine != "vllm" or self.replay_routes or self.tensor_parallel > 1):
+            raise ValueError(
+                f"rollouts.servers was given with engine {self.engine}, replay_routes {self.replay_routes}, "
+                f"tensor_parallel {self.tensor_parallel}; servers need engine vllm, send no routes, and each uses all "
+                "GPUs that it sees: leave out the latter two."
+            )
+        for address in self.servers:
+            host_and_port(address)
+        if len(set(self.servers)) < len(self.servers):
+            raise ValueError(f"rollouts.servers is {list(self.servers)}; each is named once.")
 
     def mismatch_bound(self, dtype: str) -> float:
         """Return the largest allowed mean of |log rho| for an engine of this dtype."""

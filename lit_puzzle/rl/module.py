@@ -46,7 +46,7 @@ from lit_puzzle.evaluate.before_after import (
 from lit_puzzle.evaluate.held_out import held_out_problems
 from lit_puzzle.generation.engine import Engine
 from lit_puzzle.generation.lengths import LENGTHS_FILE, known_lengths
-from lit_puzzle.generation.rollout_engine import check_rollouts
+from lit_puzzle.generation.rollout_checks import check_rollouts
 from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.model.chat import fix_date
 from lit_puzzle.model.identity import checkpoint_identity

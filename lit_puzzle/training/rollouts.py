@@ -10,7 +10,8 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from lit_puzzle.generation.engine import EngineFailedError
-from lit_puzzle.generation.rollout_engine import Ranks, RolloutEngine
+from lit_puzzle.generation.ranks import Ranks
+from lit_puzzle.generation.rollout_engine import RolloutEngine
 from lit_puzzle.generation.rollout_settings import RolloutSettings
 from lit_puzzle.model.loading import DtypeName
 from lit_puzzle.training.finite import raise_together

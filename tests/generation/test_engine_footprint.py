@@ -27,6 +27,13 @@ def test_a_model_that_generates_by_itself_has_no_engine() -> None:
     assert engine_beside(SIZE, Values({}), "bf16-mixed", device) is None  # recipes without these settings
 
 
+def test_servers_take_nothing_here() -> None:
+    for kind in ("cpu", "H100"):
+        rollouts = Values({"rollouts": {"engine": "vllm", "servers": ["gpu7:5005"]}})
+        found = engine_beside(SIZE, rollouts, "bf16-mixed", asked_device(kind, 8))
+        assert found == EngineBeside({}, {}, {}, (), (), 1)
+
+
 def test_a_gpu_gives_its_share_while_generating_and_nothing_while_training() -> None:
     found = beside("H100", gpu_memory_share=0.4)
     assert sum(found.generating.values()) == pytest.approx(0.4 * asked_device("H100", 1).memory_bytes)

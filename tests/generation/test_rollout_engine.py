@@ -10,7 +10,9 @@ from helpers.vllm_environment import ROOT, needs_vllm, output_of, start_in_vllm
 import lit_puzzle.generation.rollout_engine as rollout_engine
 from lit_puzzle.generation.engine import Completion
 from lit_puzzle.generation.processes import EngineProcess
-from lit_puzzle.generation.rollout_engine import Ranks, RolloutEngine, check_answers, check_rollouts, engine_options
+from lit_puzzle.generation.ranks import Ranks
+from lit_puzzle.generation.rollout_checks import check_answers, check_rollouts
+from lit_puzzle.generation.rollout_engine import RolloutEngine, engine_options
 from lit_puzzle.generation.rollout_settings import RolloutSettings
 from lit_puzzle.generation.sampling import Sampling
 

@@ -16,6 +16,17 @@ from lit_puzzle.generation.rollout_settings import ImportanceSampling, RolloutSe
         ({"gpu_memory_share": 1.0}, r"gpu_memory_share is 1\.0"),
         ({"replay_routes": True}, r"need rollouts\.engine: vllm"),
         ({"tensor_parallel": 2}, r"need rollouts\.engine: vllm"),
+        ({"servers": ("gpu7:5005",)}, r"rollouts\.servers was given with engine transformers"),
+        (
+            {"engine": "vllm", "servers": ("gpu7:5005",), "tensor_parallel": 2},
+            "servers need engine vllm, send no routes",
+        ),
+        (
+            {"engine": "vllm", "servers": ("gpu7:5005",), "replay_routes": True},
+            "servers need engine vllm, send no routes",
+        ),
+        ({"engine": "vllm", "servers": ("gpu7",)}, "is HOST:PORT"),
+        ({"engine": "vllm", "servers": ("gpu7:5005", "gpu7:5005")}, "each is named once"),
     ],
 )
 def test_refused(given, said):

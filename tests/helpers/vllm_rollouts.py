@@ -1,6 +1,6 @@
 """In vLLM's environment: a rollout engine with new weights, and what transformers computes with the same ones.
 
-    python vllm_rollouts.py CHILD RESULTS
+    python vllm_rollouts.py CHILD RESULTS [HOST:PORT of a rollout server]
 
 Everything is float32, at temperature 0.7. The results are, for the folder's own weights, for changed ones (attention,
 then also the router) and for the folder read again: tokens and log-probabilities of both engines, and bytes sent.
@@ -43,12 +43,11 @@ def scored(model: Any, prompt: list[int], tokens: list[int]) -> list[float]:
     return (logits / TEMPERATURE).log_softmax(-1)[range(len(tokens)), tokens].tolist()
 
 
-def main(child: str, results: str) -> None:
+def main(child: str, results: str, *servers: str) -> None:
     model, tokenizer = load_policy(Path(child), "float32")
     reference = TransformersEngine(model, tokenizer, 64)
-    engine = RolloutEngine(
-        RolloutSettings("vllm", kv_cache_gib=0.1, context_tokens=128), Path(child), "float32", TEMPERATURE
-    )
+    settings = RolloutSettings("vllm", kv_cache_gib=0.1, context_tokens=128, servers=servers)
+    engine = RolloutEngine(settings, Path(child), "float32", TEMPERATURE)
     found = []
 
     def compare(sent: int) -> None:

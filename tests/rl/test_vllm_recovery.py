@@ -1,6 +1,7 @@
 """`recipes/rl_recover.yaml` with vLLM's rollouts; a process or an engine is killed: resumed, it is the same run.
 
 Killed at an arbitrary moment, while weights are written for the engine, while they are read by it, while it generates.
+By a rollout server (`rollouts.servers`) it is the same run, too.
 """
 
 import os
@@ -11,10 +12,11 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 import pytest
-from helpers.vllm_environment import PYTHON, ROOT, needs_vllm
+from helpers.vllm_environment import PYTHON, ROOT, needs_vllm, start_in_vllm
 from safetensors.torch import load_file
 
 from lit_puzzle.generation.processes import PROCESS
+from lit_puzzle.generation.wire import KEY
 
 RECIPE = """
 base: {recipe}
@@ -33,7 +35,7 @@ model:
     grpo:
       completions_per_device: {completions}
       sampling: {{max_new_tokens: 24}}
-      rollouts: {{engine: vllm, kv_cache_gib: 0.1, context_tokens: 160, max_mismatch: 0.0001}}
+      rollouts: {{engine: vllm, kv_cache_gib: 0.1, context_tokens: 160, max_mismatch: 0.0001, servers: {servers}}}
 data:
   class_path: lit_puzzle.data.rl_prompts.PromptData
   init_args: {{train_prompts: 64, held_out_per_effort: 2}}
@@ -42,11 +44,16 @@ KILLER = ROOT / "tests" / "helpers" / "vllm_killed_run.py"
 
 
 def start(
-    folder: Path, run: str, devices: int = 1, kill: tuple[str, int, int] | None = None
+    folder: Path, run: str, devices: int = 1, kill: tuple[str, int, int] | None = None, servers: str = "[]"
 ) -> subprocess.Popen[bytes]:
     recipe = folder / "recipe.yaml"
     recipe.write_text(
-        RECIPE.format(recipe=ROOT / "recipes" / "rl_recover.yaml", devices=devices, completions=16 // devices)
+        RECIPE.format(
+            recipe=ROOT / "recipes" / "rl_recover.yaml",
+            devices=devices,
+            completions=16 // devices,
+            servers=servers,
+        )
     )
     program = ["-m", "lit_puzzle"] if kill is None else [KILLER, *map(str, kill)]
     words: list[str | Path] = [PYTHON, *program, "run", recipe, f"--run_dir={folder / run}"]
@@ -101,18 +108,43 @@ def whole(folder: Path, devices: int) -> str:
     return name
 
 
-@needs_vllm
-def test_killed_and_resumed_it_is_the_same_run(folder: Path) -> None:
-    expected, before = whole(folder, 1), engines()
-    process = start(folder, "killed")
-    while not (folder / "killed" / "checkpoints" / "step=2.ckpt").exists():
-        assert process.poll() is None, said(folder, "killed")
+def kill_in_the_third_update(folder: Path, run: str, process: subprocess.Popen[bytes]) -> None:
+    while not (folder / run / "checkpoints" / "step=2.ckpt").exists():
+        assert process.poll() is None, said(folder, run)
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
+
+
+@needs_vllm
+def test_killed_and_resumed_it_is_the_same_run(folder: Path) -> None:
+    expected, before = whole(folder, 1), engines()
+    kill_in_the_third_update(folder, "killed", start(folder, "killed"))
     check_no_orphans(before)
     assert start(folder, "killed").wait(900) == 0, said(folder, "killed")
     assert child(folder, "killed") == child(folder, expected)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@needs_vllm
+def test_by_a_server_killed_and_resumed_it_is_the_same_run(
+    folder: Path, devices: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One server answers both processes, outlives a run that is killed, and has no engine left of it."""
+    expected, before, run = whole(folder, devices), engines(), f"served{devices}"
+    monkeypatch.setenv(KEY, "a key for the tests of servers")
+    server = start_in_vllm("-m", "lit_puzzle.generation.rollout_server", "--address=127.0.0.1:0")
+    try:
+        assert server.stdout is not None
+        servers = f"['{server.stdout.readline().split()[2]}']"
+        kill_in_the_third_update(folder, run, start(folder, run, devices, servers=servers))
+        check_no_orphans(before)
+        assert start(folder, run, devices, servers=servers).wait(900) == 0, said(folder, run)
+        check_no_orphans(before)
+    finally:
+        server.kill()
+        server.communicate()
+    assert child(folder, run) == child(folder, expected)
 
 
 KILLS = [

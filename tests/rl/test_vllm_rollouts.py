@@ -22,7 +22,7 @@ import lit_puzzle.generation.rollout_engine as rollout_engine
 from lit_puzzle.data.prompts import check_lengths
 from lit_puzzle.evaluate.held_out import held_out_problems
 from lit_puzzle.generation.engine import Completion, EngineFailedError
-from lit_puzzle.generation.rollout_engine import check_answers
+from lit_puzzle.generation.rollout_checks import check_answers
 from lit_puzzle.generation.rollout_settings import Correction, ImportanceSampling, RolloutSettings
 from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.rl.module import RLRecovery

@@ -1,0 +1,122 @@
+"""An engine of vLLM behind a rollout server, as the run that trains sees it: `EngineProcess` on another GPU or machine.
+
+    load          names a folder that the server must see under the same path: a file system that both have
+    read_trained  sends the tensors that train, as the file of `lit_puzzle.generation.trained_weights`
+    generate      sends token ids; gets tokens and log-probabilities
+
+Reads that file and the folder's fingerprint; writes nothing. Traffic: these bytes, once for each server.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lit_puzzle.generation.engine import Completion
+from lit_puzzle.generation.rollout_settings import RolloutSettings
+from lit_puzzle.generation.sampling import Sampling
+from lit_puzzle.generation.wire import KEY, Wire, connect, key_from_environment
+from lit_puzzle.model.checkpoint import fingerprint
+
+CONNECT_SECONDS = 60.0
+PROGRAM = "python -m lit_puzzle.generation.rollout_server"
+
+
+class ServedEngine:
+    """A server's engine, and the connection to it, which ends the engine when it ends.
+
+    Args:
+        address: HOST:PORT of the server.
+        connect_seconds: longest time in which the server may come up.
+
+    Raises:
+        ValueError: nobody answers there, or the keys differ.
+    """
+
+    def __init__(self, address: str, connect_seconds: float = CONNECT_SECONDS) -> None:
+        self.name = f"The rollout server at {address}"
+        key = key_from_environment()
+        try:
+            self.wire: Wire = connect(address, connect_seconds)
+        except OSError as error:
+            raise ValueError(
+                f"{self.name} cannot be reached ({error}). Start it there: {PROGRAM} --address={address}, with the "
+                f"same {KEY}; the same command resumes."
+            ) from None
+        try:
+            is_right = self.wire.prove(key, is_server=False)
+        except OSError:
+            is_right = False
+        if not is_right:
+            self.wire.close()
+            raise ValueError(f"{self.name} has another {KEY}, or is something else. Give both the same one.")
+
+    def load(self, folder: Path, dtype: str, temperature: float, settings: RolloutSettings) -> None:
+        """Ask for an engine with the weights of a folder."""
+        sizes = {"kv_cache_gib": settings.kv_cache_gib, "context_tokens": settings.context_tokens}
+        self._send("load", **_named(folder), dtype=dtype, temperature=temperature, **sizes)
+
+    def send(self, name: str, *arguments: Any) -> None:
+        """Call it, as `EngineProcess.send`; a connection that has ended is found when the answer is waited for."""
+        match name, arguments:
+            case "generate", (prompts, Sampling() as sampling, rows):
+                tokens = [list(map(int, ids)) for ids in prompts]
+                self._send(name, prompts=tokens, sampling=asdict(sampling), rows=list(map(int, rows)))
+            case "read_trained", (Path() as weights,):
+                self._send(name, bytes=weights.stat().st_size)
+                with suppress(OSError):
+                    self.wire.send_file(weights)
+            case "read_folder", (Path() as folder,):
+                self._send(name, **_named(folder))
+            case _:
+                raise ValueError(f"A rollout server was asked for {name!r}.")
+
+    def _send(self, call: str, **values: Any) -> None:
+        with suppress(OSError):
+            self.wire.send({"call": call} | values)
+
+    def receive(self, silent_seconds: float | None = None) -> Any:
+        """Return its answer; see `EngineProcess.receive`.
+
+        Raises:
+            ValueError: it failed, has ended, or told nothing for too long.
+        """
+        while True:
+            try:
+                if silent_seconds is not None and not self.wire.connection.poll(silent_seconds):
+                    raise ValueError(
+                        f"{self.name} has told nothing for {silent_seconds:g} seconds: it hangs, or needs longer than "
+                        "rollouts.engine_seconds. The same command resumes."
+                    )
+                ((kind, answer),) = self.wire.receive().items()
+            except (EOFError, OSError):
+                raise ValueError(
+                    f"{self.name} has ended the connection: it was stopped, or its machine was. Start it again; the "
+                    "same command resumes."
+                ) from None
+            if kind == "refused":
+                raise ValueError(f"{self.name}: {answer}")
+            if kind == "done":
+                return None if answer is None else completions_of(answer)
+
+    def close(self) -> None:
+        """End the connection, and with it the engine."""
+        self.wire.close()
+
+    def end(self, patience_seconds: float) -> None:
+        """Do nothing: the server ends the engine."""
+
+
+def _named(folder: Path) -> dict[str, str]:
+    return {"folder": str(folder.resolve()), "fingerprint": fingerprint(folder)}
+
+
+def rows_of(completions: Sequence[Completion]) -> list[list[Any]]:
+    """Return completions as JSON has them; see `completions_of`."""
+    return [[done.token_ids, done.finish, done.logprobs, done.seconds] for done in completions]
+
+
+def completions_of(rows: Sequence[Sequence[Any]]) -> list[Completion]:
+    """Return completions from JSON; numbers are the same in every bit."""
+    return [Completion(*row) for row in rows]

@@ -1,0 +1,151 @@
+"""The connection between a run and a rollout server: JSON messages and files over TCP, after each has proved its key.
+
+    message     one frame of JSON; nothing that is received is unpickled or run
+    file        frames of `CHUNK_BYTES` at most, after a message that says how many bytes there are
+    key         K, the same on both sides. Client and server send random numbers Nc and Ns, then
+                HMAC-SHA256(K, "client" Nc Ns) and, once that is right, HMAC-SHA256(K, "server" Nc Ns)
+
+The key itself never travels; what follows is not encrypted: a private network, or a tunnel, is needed. Reads the key
+from an environment variable; writes nothing.
+"""
+
+import hmac
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, BinaryIO
+
+KEY = "LIT_PUZZLE_ROLLOUT_KEY"  # environment variable
+KEY_CHARACTERS = 16  # fewest of a key
+CHUNK_BYTES = 64 * 2**20
+MESSAGE_BYTES = 2**30  # largest message that a server takes
+NONCE_BYTES, HANDSHAKE_SECONDS = 32, 10.0
+DEAD_AFTER_MS = 60_000  # without an answer of the other machine
+
+
+def key_from_environment() -> bytes:
+    """Return the key.
+
+    Raises:
+        ValueError: there is none, or a short one.
+    """
+    key = os.environ.get(KEY, "")
+    if len(key) < KEY_CHARACTERS:
+        raise ValueError(
+            f"{KEY} has {len(key)} characters; a rollout server and its runs need the same key of at least "
+            f"{KEY_CHARACTERS}: export {KEY}=$(openssl rand -hex 32)"
+        )
+    return key.encode()
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """Return host and port of an address.
+
+    Raises:
+        ValueError: it is not HOST:PORT.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isascii() or not port.isdecimal() or not 0 <= int(port) < 2**16:
+        raise ValueError(f"The address of a rollout server is HOST:PORT, 10.0.0.7:5005 for example; got {address!r}.")
+    return host.strip("[]"), int(port)
+
+
+class Wire:
+    """One end of a connection.
+
+    Args:
+        stream: connected socket, which this object takes over.
+    """
+
+    def __init__(self, stream: socket.socket) -> None:
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_AFTER_MS)
+        stream.settimeout(None)
+        self.connection = Connection(stream.detach())
+
+    def prove(self, key: bytes, is_server: bool) -> bool:
+        """Return whether the other side knows the key, to which it is proved that this side does.
+
+        Raises:
+            OSError: the connection ended, which is what a server does to a wrong key; also what is not this protocol.
+        """
+        own = secrets.token_bytes(NONCE_BYTES)
+        self.connection.send_bytes(own)
+        other = self._proof()
+        both = other + own if is_server else own + other
+        client, server = (hmac.digest(key, role + both, "sha256") for role in (b"client", b"server"))
+        if is_server:
+            if not hmac.compare_digest(self._proof(), client):
+                return False
+            self.connection.send_bytes(server)
+            return True
+        self.connection.send_bytes(client)
+        return hmac.compare_digest(self._proof(), server)
+
+    def _proof(self) -> bytes:
+        if not self.connection.poll(HANDSHAKE_SECONDS):
+            raise TimeoutError("no proof of the key")
+        try:
+            return self.connection.recv_bytes(NONCE_BYTES)
+        except EOFError as error:
+            raise ConnectionError("ended") from error
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Send a message."""
+        self.connection.send_bytes(json.dumps(message, separators=(",", ":")).encode())
+
+    def receive(self) -> Any:
+        """Return the next message.
+
+        Raises:
+            EOFError: the other side has ended the connection.
+            OSError: the connection failed.
+            ValueError: it is no JSON.
+        """
+        return json.loads(self.connection.recv_bytes(MESSAGE_BYTES))
+
+    def send_file(self, path: Path) -> None:
+        """Send the bytes of a file."""
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                self.connection.send_bytes(chunk)
+
+    def receive_file(self, file: BinaryIO, num_bytes: int) -> None:
+        """Write so many bytes, which the other side sends, into a file.
+
+        Raises:
+            OSError: the connection failed, or a frame does not fit.
+        """
+        file.seek(0)
+        while num_bytes > 0:
+            chunk = self.connection.recv_bytes(min(CHUNK_BYTES, num_bytes))
+            file.write(chunk)
+            num_bytes -= len(chunk)
+        file.truncate()
+        file.flush()
+
+    def close(self) -> None:
+        """End the connection."""
+        self.connection.close()
+
+
+def connect(address: str, seconds: float) -> Wire:
+    """Return a connection to an address, which may take some seconds to be there.
+
+    Raises:
+        OSError: it is not there.
+    """
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            return Wire(socket.create_connection(host_and_port(address), timeout=HANDSHAKE_SECONDS))
+        except OSError:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(0.2)

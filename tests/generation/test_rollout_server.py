@@ -1,0 +1,195 @@
+"""Rollouts by a server: the completions and weights of an engine beside the run; whoever does not belong is refused."""
+
+import json
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from helpers.local_engine import LocalEngine
+from helpers.piped_engine import FATAL, STUCK, PipedEngine
+from helpers.vllm_environment import ROOT, needs_vllm, output_of, start_in_vllm
+from torch import Tensor
+
+import lit_puzzle.generation.rollout_engine as rollout_engine
+import lit_puzzle.generation.rollout_server as rollout_server
+from lit_puzzle.generation.ranks import Ranks
+from lit_puzzle.generation.rollout_checks import check_rollouts
+from lit_puzzle.generation.rollout_engine import RolloutEngine
+from lit_puzzle.generation.rollout_server import RolloutServer
+from lit_puzzle.generation.rollout_settings import RolloutSettings
+from lit_puzzle.generation.sampling import Sampling
+from lit_puzzle.generation.served_engine import ServedEngine
+from lit_puzzle.generation.wire import KEY
+from lit_puzzle.model.checkpoint import Checkpoint
+
+CHILD = ROOT / "lit_puzzle" / "assets" / "tiny_child"
+SECRET = "a key for the tests of servers"
+PROMPTS, SAMPLING = [[1, 8, 3], [1, 9, 14, 20]], Sampling(8, seed=3, logprobs=True)
+NAME = "model.layers.1.self_attn.o_proj.weight"
+
+
+@dataclass
+class Changed:
+    """A tensor of the child, moved by `step`."""
+
+    base: Tensor
+    step: float
+
+    def value(self) -> Tensor:
+        return self.base + self.step
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[RolloutServer]:
+    """A server in this process, whose engines are transformers' models in threads."""
+    monkeypatch.setenv(KEY, SECRET)
+    monkeypatch.setattr(rollout_server, "vllm_process", PipedEngine)
+    monkeypatch.setattr(rollout_server, "BUSY_SECONDS", 0.2)
+    monkeypatch.setattr(PipedEngine, "started", [])
+    server = RolloutServer("127.0.0.1:0", SECRET.encode())
+    thread = threading.Thread(target=server.serve)
+    thread.start()
+    yield server
+    server.close()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def settings(server: RolloutServer) -> RolloutSettings:
+    return RolloutSettings("vllm", servers=(server.address,), engine_seconds=20)
+
+
+def test_a_server_generates_what_an_engine_beside_the_run_does(
+    server: RolloutServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = RolloutEngine(settings(server), CHILD)
+    monkeypatch.setattr(rollout_engine, "EngineProcess", LocalEngine)
+    beside = RolloutEngine(RolloutSettings("vllm"), CHILD)
+    tensor = Checkpoint(CHILD).read(NAME)
+    found = []
+    for step in (0.0, 0.1, 0.2):
+        sent = [engine.update({NAME: Changed(tensor, step)}) for engine in (served, beside)]
+        assert sent == [tensor.numel() * 4] * 2
+        found.append(served.generate(PROMPTS, SAMPLING))
+        assert found[-1] == beside.generate(PROMPTS, SAMPLING)
+    assert found[0] != found[1] != found[2]
+    served.read_folder(CHILD)
+    assert served.generate(PROMPTS, SAMPLING, [2**64 - 1, 0]) != found[0]
+    assert served.generate(PROMPTS, SAMPLING) == found[0]
+    served.close()
+    assert PipedEngine.started[0].has_ended.wait(10)
+
+
+def test_every_run_starts_from_its_folder(server: RolloutServer) -> None:
+    """What another run sent is gone with its engine."""
+    first = RolloutEngine(settings(server), CHILD)
+    expected = first.generate(PROMPTS, SAMPLING)
+    first.update({NAME: Changed(Checkpoint(CHILD).read(NAME), 0.2)})
+    assert first.generate(PROMPTS, SAMPLING) != expected
+    first.close()
+    assert RolloutEngine(settings(server), CHILD).generate(PROMPTS, SAMPLING) == expected
+
+
+def test_one_run_at_a_time(server: RolloutServer) -> None:
+    first = RolloutEngine(settings(server), CHILD)
+    with pytest.raises(ValueError, match=r"The rollout server at 127\.0\.0\.1:\d+: it serves another run\. Wait"):
+        RolloutEngine(settings(server), CHILD)
+    assert len(first.generate(PROMPTS, SAMPLING)) == 2
+
+
+def test_an_engine_ends_with_a_run_that_is_killed_in_a_rollout(server: RolloutServer) -> None:
+    engine = RolloutEngine(settings(server), CHILD)
+    assert isinstance(engine._engine, ServedEngine)
+    engine._engine.send("generate", PROMPTS, replace(SAMPLING, max_new_tokens=STUCK), [0, 1])
+    engine._engine.close()  # what the system does for a process that was killed
+    assert PipedEngine.started[0].has_ended.wait(10)
+    assert len(RolloutEngine(settings(server), CHILD).generate(PROMPTS, SAMPLING)) == 2
+
+
+def test_an_engine_that_dies_is_one_line_and_the_next_run_gets_another(server: RolloutServer) -> None:
+    engine = RolloutEngine(settings(server), CHILD)
+    with pytest.raises(ValueError, match=r"rollout server at .*: vLLM of the server was killed by SIGKILL"):
+        engine.generate(PROMPTS, replace(SAMPLING, max_new_tokens=FATAL))
+    assert len(RolloutEngine(settings(server), CHILD).generate(PROMPTS, SAMPLING)) == 2
+
+
+def test_an_engine_that_hangs_is_one_line(server: RolloutServer) -> None:
+    engine = RolloutEngine(replace(settings(server), engine_seconds=0.5), CHILD)
+    with pytest.raises(ValueError, match=r"has told nothing for 0\.5 seconds: it hangs"):
+        engine.generate(PROMPTS, replace(SAMPLING, max_new_tokens=STUCK))
+
+
+def test_who_does_not_know_the_key_gets_nothing(server: RolloutServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    host, _, port = server.address.partition(":")
+    with socket.create_connection((host, int(port))) as stranger:
+        stranger.sendall(b"GET / HTTP/1.1\r\n\r\n" + bytes(1000))
+        monkeypatch.setenv(KEY, SECRET + "!")
+        with pytest.raises(ValueError, match=f"has another {KEY}, or is something else"):
+            RolloutEngine(settings(server), CHILD)
+    assert PipedEngine.started == []
+    monkeypatch.setenv(KEY, SECRET)
+    assert len(RolloutEngine(settings(server), CHILD).generate(PROMPTS, SAMPLING)) == 2
+
+
+def test_folders_are_those_of_the_run(server: RolloutServer, tmp_path: Path) -> None:
+    engine = RolloutEngine(settings(server), CHILD)
+    copy = tmp_path / "copy"
+    shutil.copytree(CHILD, copy)
+    assert isinstance(engine._engine, ServedEngine)
+    for call in ({"folder": str(tmp_path / "absent"), "fingerprint": ""}, {"folder": str(copy), "fingerprint": "else"}):
+        said = "it does not see" if call["fingerprint"] == "" else "the fingerprints differ"
+        engine._engine._send("read_folder", **call)
+        with pytest.raises(ValueError, match=said):
+            engine._engine.receive(20)
+        engine = RolloutEngine(settings(server), CHILD)
+        assert isinstance(engine._engine, ServedEngine)
+    engine._engine._send("rm", everything=True)
+    with pytest.raises(ValueError, match=r"it was asked for \"\{'call': 'rm'.*same version of lit_puzzle"):
+        engine._engine.receive(20)
+
+
+def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY, SECRET)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(ValueError, match="cannot be listened at"):
+            RolloutServer(address, SECRET.encode())
+    with pytest.raises(ValueError, match=r"cannot be reached .*rollout_server --address=127\.0\.0\.1:\d+"):
+        ServedEngine(address, connect_seconds=0)
+
+
+def test_what_is_checked_before_anything_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    two = RolloutSettings("vllm", servers=("a:1", "b:1"))
+    monkeypatch.setenv(KEY, "short")
+    with pytest.raises(ValueError, match=f"{KEY} has 5 characters"):
+        check_rollouts(two, CHILD, Ranks(size=2))
+    monkeypatch.setenv(KEY, SECRET)
+    check_rollouts(two, CHILD, Ranks(size=4))
+    with pytest.raises(ValueError, match="2 were given; their number must divide the 3 processes"):
+        check_rollouts(two, CHILD, Ranks(size=3))
+
+
+@needs_vllm
+def test_a_server_of_vllm_generates_with_the_weights_that_were_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEY, SECRET)
+    server = start_in_vllm("-m", "lit_puzzle.generation.rollout_server", "--address=127.0.0.1:0")
+    try:
+        assert server.stdout is not None
+        address = server.stdout.readline().split()[2]
+        helper, results = ROOT / "tests" / "helpers" / "vllm_rollouts.py", tmp_path / "results.json"
+        output_of(start_in_vllm(helper, CHILD, results, address))
+    finally:
+        server.kill()
+        server.communicate()
+    own, attention, router, again = json.loads(results.read_text())
+    for found in (own, attention, router, again):
+        same = sum(one == other for one, other in zip(found["tokens"], found["expected"], strict=True))
+        assert same >= len(found["tokens"]) - 1 and found["largest_error"] < 5e-5
+    assert attention["tokens"] != own["tokens"] and router["tokens"] != attention["tokens"]
+    assert again["tokens"] == own["tokens"]

@@ -1,0 +1,96 @@
+"""The connection to a rollout server: addresses, proofs of the key, messages and files."""
+
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+
+import lit_puzzle.generation.wire as wire
+from lit_puzzle.generation.wire import KEY, Wire, host_and_port, key_from_environment
+
+
+def pair() -> tuple[Wire, Wire]:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        client = socket.create_connection(listening.getsockname())
+        return Wire(client), Wire(listening.accept()[0])
+
+
+@pytest.mark.parametrize("address", ["", "host", "host:", ":5005", "host:x", "host:-1", "host:65536", "host:1.5"])
+def test_addresses_that_are_none(address: str) -> None:
+    with pytest.raises(ValueError, match=r"is HOST:PORT, 10\.0\.0\.7:5005 for example"):
+        host_and_port(address)
+
+
+def test_addresses() -> None:
+    assert host_and_port("gpu7.cluster:5005") == ("gpu7.cluster", 5005)
+    assert host_and_port("[fe80::1]:80") == ("fe80::1", 80)
+
+
+def test_a_key_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(KEY, raising=False)
+    with pytest.raises(ValueError, match=f"{KEY} has 0 characters; .* at least 16: export {KEY}="):
+        key_from_environment()
+    monkeypatch.setenv(KEY, "0123456789abcdef")
+    assert key_from_environment() == b"0123456789abcdef"
+
+
+@pytest.mark.parametrize(("keys", "expected"), [((b"one", b"one"), [True, True]), ((b"one", b"two"), [False])])
+def test_both_sides_prove_the_key(keys: tuple[bytes, bytes], expected: list[bool]) -> None:
+    client, server = pair()
+    found: list[bool] = []
+
+    def serve() -> None:
+        found.append(server.prove(keys[1], is_server=True))
+        if not found[0]:
+            server.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    if all(expected):
+        found.append(client.prove(keys[0], is_server=False))
+    else:
+        with pytest.raises(ConnectionError, match=r"ended|reset"):
+            client.prove(keys[0], is_server=False)
+    thread.join(10)
+    assert found == expected
+
+
+def test_a_server_that_only_repeats_what_it_hears_has_not_proved_the_key() -> None:
+    client, server = pair()
+
+    def repeat() -> None:
+        for _ in range(2):
+            server.connection.send_bytes(server.connection.recv_bytes())
+
+    thread = threading.Thread(target=repeat)
+    thread.start()
+    assert not client.prove(b"one", is_server=False)
+    thread.join(10)
+
+
+def test_messages_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "CHUNK_BYTES", 7)
+    client, server = pair()
+    sent, got = tmp_path / "sent", tmp_path / "got"
+    sent.write_bytes(bytes(range(100)))
+    client.send({"number": 2**64 - 1, "real": 0.1 + 0.2})
+    client.send_file(sent)
+    client.send({"next": None})
+    assert server.receive() == {"number": 2**64 - 1, "real": 0.1 + 0.2}
+    with got.open("w+b") as file:
+        file.write(bytes(300))  # what was there before ends
+        server.receive_file(file, 100)
+    assert got.read_bytes() == sent.read_bytes()
+    assert server.receive() == {"next": None}
+    client.close()
+    with pytest.raises(EOFError):
+        server.receive()
+
+
+def test_a_file_that_is_longer_than_announced_is_refused(tmp_path: Path) -> None:
+    client, server = pair()
+    (tmp_path / "sent").write_bytes(bytes(100))
+    client.send_file(tmp_path / "sent")
+    with (tmp_path / "got").open("w+b") as file, pytest.raises(OSError, match="bad message length"):
+        server.receive_file(file, 99)

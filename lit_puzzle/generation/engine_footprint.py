@@ -56,9 +56,9 @@ def engine_beside(size: ModelSize, grpo: Values, precision: str, device: Device)
         precision: of the layers in training.
         device: of the process.
     """
-    if grpo.get("rollouts.engine") != "vllm":
+    if grpo.get("rollouts.engine") not in ("vllm", "server"):
         return None
-    if grpo.get("rollouts.servers"):
+    if grpo.get("rollouts.engine") == "server":
         return EngineBeside({}, {}, {}, (), (), 1)
     dtype = str(grpo.get("rollouts.dtype", "auto"))
     width = BYTES["float32" if dtype == "auto" and precision == "float32" else "bfloat16" if dtype == "auto" else dtype]

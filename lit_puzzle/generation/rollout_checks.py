@@ -11,13 +11,13 @@ import torch
 from lit_puzzle.generation.engine import Completion
 from lit_puzzle.generation.ranks import Ranks
 from lit_puzzle.generation.rollout_settings import RolloutSettings
-from lit_puzzle.generation.wire import key_from_environment
+from lit_puzzle.generation.wire import SERVERS, key_from_environment, servers_from_environment
 from lit_puzzle.model.family import is_child
 from lit_puzzle.run.files import read_json
 
 
 def check_rollouts(settings: RolloutSettings, folder: Path, ranks: Ranks) -> None:
-    """Check settings that name vLLM, before anything slow.
+    """Check settings that name vLLM or servers, before anything slow.
 
     Args:
         settings: of rollouts.
@@ -28,19 +28,19 @@ def check_rollouts(settings: RolloutSettings, folder: Path, ranks: Ranks) -> Non
         ValueError: a folder whose weights vLLM cannot read again, processes that do not fill whole engines, or no
             key for servers.
     """
-    if settings.engine != "vllm":
+    if settings.engine == "transformers":
         return
     if not is_child(read_json(folder / "config.json")):
         raise ValueError(
-            f"rollouts.engine: vllm was given; {folder} is no child, and vLLM's own loader keeps "
+            f"rollouts.engine: {settings.engine} was given; {folder} is no child, and vLLM's own loader keeps "
             "old experts and sinks when it reads new weights. Assemble it with a plan, or use engine transformers."
         )
-    if settings.servers:
+    if settings.engine == "server":
         key_from_environment()
-        if ranks.size % len(settings.servers):
+        servers = servers_from_environment()
+        if ranks.size % len(servers):
             raise ValueError(
-                f"rollouts.servers: {len(settings.servers)} were given; their number must divide the {ranks.size} "
-                "processes of the run."
+                f"{SERVERS} names {len(servers)}; their number must divide the {ranks.size} processes of the run."
             )
     if ranks.local_size % settings.tensor_parallel:
         raise ValueError(

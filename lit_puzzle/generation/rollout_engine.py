@@ -5,7 +5,7 @@
     asleep      between a generation and the next call the engine leaves the GPU's memory to training; on a CPU it stays
 
 An engine is a process of its own (`lit_puzzle.generation.processes`), which ends with the process that started it, or
-that of a server (`rollouts.servers`, `lit_puzzle.generation.rollout_server`) on other GPUs, which ends with the
+that of a server (`engine: server`, `lit_puzzle.generation.rollout_server`) on other GPUs, which ends with the
 connection; each server then answers equally many processes. Whatever goes wrong with it is one ValueError, and the
 engine has ended then.
 
@@ -33,6 +33,7 @@ from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.generation.served_engine import ServedEngine
 from lit_puzzle.generation.trained_weights import SharedWeights
 from lit_puzzle.generation.vllm_engine import CPU_KV_CACHE_GIB, ROUTES
+from lit_puzzle.generation.wire import servers_from_environment
 
 ON_A_CPU = {"TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}  # no compiler; engines share the cores
 IN_ONE_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}  # starts faster, and its errors are whole
@@ -75,7 +76,7 @@ class RolloutEngine:
         ranks: Ranks = ALONE,
     ) -> None:
         self.settings, self.ranks, self.dtype = settings, ranks, dtype
-        servers = settings.servers
+        self._servers = servers = servers_from_environment() if settings.engine == "server" else []
         self._share = ranks.size // len(servers) if servers else settings.tensor_parallel  # processes of an engine
         self._first = ranks.rank - ranks.rank % self._share  # the process that asks for its group
         self._sleeps, self._awake = torch.cuda.is_available() and not servers, True
@@ -88,8 +89,8 @@ class RolloutEngine:
 
     def _start(self, folder: Path, temperature: float) -> EngineProcess | ServedEngine:
         settings, first = self.settings, self.ranks.local_rank
-        if settings.servers:
-            served = ServedEngine(settings.servers[self.ranks.rank // self._share])
+        if self._servers:
+            served = ServedEngine(self._servers[self.ranks.rank // self._share])
             served.load(folder, self.dtype, temperature, settings)
             return served
         gpus = visible_gpus()[first : first + settings.tensor_parallel]

@@ -2,8 +2,9 @@
 
     export LIT_PUZZLE_ROLLOUT_KEY=...                                         the same on both sides
     python -m lit_puzzle.generation.rollout_server --address=0.0.0.0:5005     ends with Ctrl-C
+    export LIT_PUZZLE_ROLLOUT_SERVERS=10.0.0.7:5005                           where the run starts, with engine: server
 
-A run that connects (`rollouts.servers`) gets an engine's process of its own, over all GPUs that the server sees,
+A run that connects gets an engine's process of its own, over all GPUs that the server sees,
 started from the run's folder; when the connection ends, however it does, so does the engine, and nothing of the run is
 left. One run at a time has the engine, a second one is refused; for two engines on one machine start two servers, each
 with its CUDA_VISIBLE_DEVICES.

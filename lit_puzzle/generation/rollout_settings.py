@@ -9,9 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from lit_puzzle.generation.wire import host_and_port
-
-RolloutEngineName = Literal["transformers", "vllm"]
+RolloutEngineName = Literal["transformers", "vllm", "server"]
 EngineDtype = Literal["auto", "float32", "bfloat16"]
 Correction = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask", "none"]
 MAX_MISMATCH = {"float32": 0.01, "bfloat16": 0.1}  # of `RolloutSettings.max_mismatch`, by the dtype of the engine
@@ -52,7 +50,8 @@ class RolloutSettings:
 
     Args:
         engine: `transformers` generates with the model that trains; `vllm` with an engine beside it, which gets the
-            trained weights after every update. Validation and evaluation of the run use it too.
+            trained weights after every update; `server` with engines of vLLM on other GPUs, which get them too
+            (`lit_puzzle.generation.rollout_server`). Validation and evaluation of the run use the same.
         dtype: of vLLM's weights; `auto`: bfloat16 where training computes in it, else float32.
         tensor_parallel: processes that share one engine, which then has the GPUs of all of them.
         gpu_memory_share: share of a GPU's memory that vLLM takes while it generates; released while training.
@@ -64,8 +63,6 @@ class RolloutSettings:
             0.01 in float32, 0.1 in bfloat16.
         engine_seconds: longest time in which an engine that works generates no token at all.
         replay_routes: trains on the experts that the engine chose for each token (GPUs only).
-        servers: HOST:PORT of rollout servers (`lit_puzzle.generation.rollout_server`), whose engines generate on GPUs
-            of their own; each answers equally many processes. Empty: an engine beside the model that trains.
 
     Raises:
         ValueError: another value of a choice, or numbers out of range.
@@ -81,7 +78,6 @@ class RolloutSettings:
     max_mismatch: float | None = None
     engine_seconds: float = 600.0
     replay_routes: bool = False
-    servers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         choices = {
@@ -103,25 +99,11 @@ class RolloutSettings:
                 raise ValueError(f"rollouts.{name} is {number}; a finite number above 0 is needed.")
         if not 0 < self.gpu_memory_share < 1:
             raise ValueError(f"rollouts.gpu_memory_share is {self.gpu_memory_share}; needed is above 0 and below 1.")
-        if self.engine == "transformers" and (self.replay_routes or self.tensor_parallel > 1):
+        if self.engine != "vllm" and (self.replay_routes or self.tensor_parallel > 1):
             raise ValueError(
                 "rollouts.replay_routes and tensor_parallel need rollouts.engine: vllm; transformers "
-                "generates with the model that trains."
+                "generates with the model that trains, a server shares its own GPUs and sends no routes."
             )
-
-        self._check_servers()
-
-    def _check_servers(self) -> None:
-        if self.servers and (self.engine != "vllm" or self.replay_routes or self.tensor_parallel > 1):
-            raise ValueError(
-                f"rollouts.servers was given with engine {self.engine}, replay_routes {self.replay_routes}, "
-                f"tensor_parallel {self.tensor_parallel}; servers need engine vllm, send no routes, and each uses all "
-                "GPUs that it sees: leave out the latter two."
-            )
-        for address in self.servers:
-            host_and_port(address)
-        if len(set(self.servers)) < len(self.servers):
-            raise ValueError(f"rollouts.servers is {list(self.servers)}; each is named once.")
 
     def mismatch_bound(self, dtype: str) -> float:
         """Return the largest allowed mean of |log rho| for an engine of this dtype."""

@@ -5,8 +5,8 @@
     key         K, the same on both sides. Client and server send random numbers Nc and Ns, then
                 HMAC-SHA256(K, "client" Nc Ns) and, once that is right, HMAC-SHA256(K, "server" Nc Ns)
 
-The key itself never travels; what follows is not encrypted: a private network, or a tunnel, is needed. Reads the key
-from an environment variable; writes nothing.
+The key itself never travels; what follows is not encrypted: a private network, or a tunnel, is needed. Reads key and
+addresses from environment variables; writes nothing.
 """
 
 import hmac
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 KEY = "LIT_PUZZLE_ROLLOUT_KEY"  # environment variable
+SERVERS = "LIT_PUZZLE_ROLLOUT_SERVERS"  # environment variable: where they run is no part of an experiment
 KEY_CHARACTERS = 16  # fewest of a key
 CHUNK_BYTES = 64 * 2**20
 MESSAGE_BYTES = 2**30  # largest message that a server takes
@@ -53,6 +54,23 @@ def host_and_port(address: str) -> tuple[str, int]:
     if not host or not port.isascii() or not port.isdecimal() or not 0 <= int(port) < 2**16:
         raise ValueError(f"The address of a rollout server is HOST:PORT, 10.0.0.7:5005 for example; got {address!r}.")
     return host.strip("[]"), int(port)
+
+
+def servers_from_environment() -> list[str]:
+    """Return the addresses of the rollout servers.
+
+    Raises:
+        ValueError: there are none, one is named twice, or one is not HOST:PORT.
+    """
+    servers = os.environ.get(SERVERS, "").replace(",", " ").split()
+    if not servers or len(set(servers)) < len(servers):
+        raise ValueError(
+            f"{SERVERS} is {' '.join(servers)!r}; rollouts.engine: server needs the addresses of rollout servers, each "
+            f"once: export {SERVERS}=10.0.0.7:5005,10.0.0.8:5005"
+        )
+    for address in servers:
+        host_and_port(address)
+    return servers
 
 
 class Wire:

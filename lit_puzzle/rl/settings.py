@@ -136,10 +136,9 @@ class GRPOSettings:
     stop: StopSettings = StopSettings()  # noqa: RUF009
 
     def __post_init__(self) -> None:
-        if self.rollouts.engine == "vllm" and self.sampling.top_k:
+        if self.rollouts.engine != "transformers" and self.sampling.top_k:
             raise ValueError(
-                f"grpo.sampling.top_k={self.sampling.top_k} was given; with rollouts.engine: vllm leave it 0, or use "
-                "top_p."
+                f"grpo.sampling.top_k={self.sampling.top_k} was given; with rollouts by vLLM leave it 0, or use top_p."
             )
         slices = 1 if self.steps_per_generation is None else self.steps_per_generation
         if self.num_generations < 2 or min(self.completions_per_device, slices, self.num_iterations) < 1:

@@ -37,7 +37,7 @@ def start_engine(
     Raises:
         ValueError: the engine does not start.
     """
-    if settings.engine != "vllm":
+    if settings.engine == "transformers":
         return None
     is_half = "bf16" in str(trainer.precision) or dtype == "bfloat16"
     chosen = settings.dtype if settings.dtype != "auto" else "bfloat16" if is_half else "float32"

@@ -29,7 +29,7 @@ def test_a_model_that_generates_by_itself_has_no_engine() -> None:
 
 def test_servers_take_nothing_here() -> None:
     for kind in ("cpu", "H100"):
-        rollouts = Values({"rollouts": {"engine": "vllm", "servers": ["gpu7:5005"]}})
+        rollouts = Values({"rollouts": {"engine": "server"}})
         found = engine_beside(SIZE, rollouts, "bf16-mixed", asked_device(kind, 8))
         assert found == EngineBeside({}, {}, {}, (), (), 1)
 

@@ -1,12 +1,13 @@
 """Rollouts by a server: the completions and weights of an engine beside the run; whoever does not belong is refused."""
 
 import json
-import shutil
+import os
 import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.local_engine import LocalEngine
@@ -23,12 +24,13 @@ from lit_puzzle.generation.rollout_server import RolloutServer
 from lit_puzzle.generation.rollout_settings import RolloutSettings
 from lit_puzzle.generation.sampling import Sampling
 from lit_puzzle.generation.served_engine import ServedEngine
-from lit_puzzle.generation.wire import KEY
+from lit_puzzle.generation.wire import KEY, SERVERS
 from lit_puzzle.model.checkpoint import Checkpoint
 
 CHILD = ROOT / "lit_puzzle" / "assets" / "tiny_child"
 SECRET = "a key for the tests of servers"
 PROMPTS, SAMPLING = [[1, 8, 3], [1, 9, 14, 20]], Sampling(8, seed=3, logprobs=True)
+SERVED = RolloutSettings("server", engine_seconds=20)
 NAME = "model.layers.1.self_attn.o_proj.weight"
 
 
@@ -51,6 +53,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[RolloutServer]:
     monkeypatch.setattr(rollout_server, "BUSY_SECONDS", 0.2)
     monkeypatch.setattr(PipedEngine, "started", [])
     server = RolloutServer("127.0.0.1:0", SECRET.encode())
+    monkeypatch.setenv(SERVERS, server.address)
     thread = threading.Thread(target=server.serve)
     thread.start()
     yield server
@@ -59,14 +62,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[RolloutServer]:
     assert not thread.is_alive()
 
 
-def settings(server: RolloutServer) -> RolloutSettings:
-    return RolloutSettings("vllm", servers=(server.address,), engine_seconds=20)
-
-
 def test_a_server_generates_what_an_engine_beside_the_run_does(
     server: RolloutServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    served = RolloutEngine(settings(server), CHILD)
+    served = RolloutEngine(SERVED, CHILD)
     monkeypatch.setattr(rollout_engine, "EngineProcess", LocalEngine)
     beside = RolloutEngine(RolloutSettings("vllm"), CHILD)
     tensor = Checkpoint(CHILD).read(NAME)
@@ -86,39 +85,39 @@ def test_a_server_generates_what_an_engine_beside_the_run_does(
 
 def test_every_run_starts_from_its_folder(server: RolloutServer) -> None:
     """What another run sent is gone with its engine."""
-    first = RolloutEngine(settings(server), CHILD)
+    first = RolloutEngine(SERVED, CHILD)
     expected = first.generate(PROMPTS, SAMPLING)
     first.update({NAME: Changed(Checkpoint(CHILD).read(NAME), 0.2)})
     assert first.generate(PROMPTS, SAMPLING) != expected
     first.close()
-    assert RolloutEngine(settings(server), CHILD).generate(PROMPTS, SAMPLING) == expected
+    assert RolloutEngine(SERVED, CHILD).generate(PROMPTS, SAMPLING) == expected
 
 
 def test_one_run_at_a_time(server: RolloutServer) -> None:
-    first = RolloutEngine(settings(server), CHILD)
+    first = RolloutEngine(SERVED, CHILD)
     with pytest.raises(ValueError, match=r"The rollout server at 127\.0\.0\.1:\d+: it serves another run\. Wait"):
-        RolloutEngine(settings(server), CHILD)
+        RolloutEngine(SERVED, CHILD)
     assert len(first.generate(PROMPTS, SAMPLING)) == 2
 
 
 def test_an_engine_ends_with_a_run_that_is_killed_in_a_rollout(server: RolloutServer) -> None:
-    engine = RolloutEngine(settings(server), CHILD)
+    engine = RolloutEngine(SERVED, CHILD)
     assert isinstance(engine._engine, ServedEngine)
     engine._engine.send("generate", PROMPTS, replace(SAMPLING, max_new_tokens=STUCK), [0, 1])
     engine._engine.close()  # what the system does for a process that was killed
     assert PipedEngine.started[0].has_ended.wait(10)
-    assert len(RolloutEngine(settings(server), CHILD).generate(PROMPTS, SAMPLING)) == 2
+    assert len(RolloutEngine(SERVED, CHILD).generate(PROMPTS, SAMPLING)) == 2
 
 
 def test_an_engine_that_dies_is_one_line_and_the_next_run_gets_another(server: RolloutServer) -> None:
-    engine = RolloutEngine(settings(server), CHILD)
+    engine = RolloutEngine(SERVED, CHILD)
     with pytest.raises(ValueError, match=r"rollout server at .*: vLLM of the server was killed by SIGKILL"):
         engine.generate(PROMPTS, replace(SAMPLING, max_new_tokens=FATAL))
-    assert len(RolloutEngine(settings(server), CHILD).generate(PROMPTS, SAMPLING)) == 2
+    assert len(RolloutEngine(SERVED, CHILD).generate(PROMPTS, SAMPLING)) == 2
 
 
 def test_an_engine_that_hangs_is_one_line(server: RolloutServer) -> None:
-    engine = RolloutEngine(replace(settings(server), engine_seconds=0.5), CHILD)
+    engine = RolloutEngine(replace(SERVED, engine_seconds=0.5), CHILD)
     with pytest.raises(ValueError, match=r"has told nothing for 0\.5 seconds: it hangs"):
         engine.generate(PROMPTS, replace(SAMPLING, max_new_tokens=STUCK))
 
@@ -129,27 +128,36 @@ def test_who_does_not_know_the_key_gets_nothing(server: RolloutServer, monkeypat
         stranger.sendall(b"GET / HTTP/1.1\r\n\r\n" + bytes(1000))
         monkeypatch.setenv(KEY, SECRET + "!")
         with pytest.raises(ValueError, match=f"has another {KEY}, or is something else"):
-            RolloutEngine(settings(server), CHILD)
+            RolloutEngine(SERVED, CHILD)
     assert PipedEngine.started == []
     monkeypatch.setenv(KEY, SECRET)
-    assert len(RolloutEngine(settings(server), CHILD).generate(PROMPTS, SAMPLING)) == 2
+    assert len(RolloutEngine(SERVED, CHILD).generate(PROMPTS, SAMPLING)) == 2
 
 
-def test_folders_are_those_of_the_run(server: RolloutServer, tmp_path: Path) -> None:
-    engine = RolloutEngine(settings(server), CHILD)
-    copy = tmp_path / "copy"
-    shutil.copytree(CHILD, copy)
-    assert isinstance(engine._engine, ServedEngine)
-    for call in ({"folder": str(tmp_path / "absent"), "fingerprint": ""}, {"folder": str(copy), "fingerprint": "else"}):
-        said = "it does not see" if call["fingerprint"] == "" else "the fingerprints differ"
-        engine._engine._send("read_folder", **call)
-        with pytest.raises(ValueError, match=said):
-            engine._engine.receive(20)
-        engine = RolloutEngine(settings(server), CHILD)
-        assert isinstance(engine._engine, ServedEngine)
-    engine._engine._send("rm", everything=True)
-    with pytest.raises(ValueError, match=r"it was asked for \"\{'call': 'rm'.*same version of lit_puzzle"):
-        engine._engine.receive(20)
+def served_engine() -> ServedEngine:
+    engine = ServedEngine(os.environ[SERVERS])
+    engine.load(CHILD, "float32", 1.0, SERVED)
+    assert engine.receive(20) is None
+    return engine
+
+
+@pytest.mark.parametrize(
+    ("call", "values", "said"),
+    [
+        ("read_folder", {"folder": "/absent", "fingerprint": ""}, r"it does not see /absent\. A server reads"),
+        ("read_folder", {"folder": str(CHILD), "fingerprint": "else"}, "the fingerprints differ"),
+        ("rm", {"folder": "/"}, r"it was asked for \"\{'call': 'rm'.*same version of lit_puzzle"),
+        ("read_folder", {}, r"missing key\(s\) \['folder', 'fingerprint'\]"),
+        ("generate", {"prompts": [], "sampling": {"top": 1}, "rows": []}, r"Sampling: unknown key\(s\) \['top'\]"),
+    ],
+)
+@pytest.mark.usefixtures("server")
+def test_calls_that_are_refused(call: str, values: dict[str, Any], said: str) -> None:
+    engine = served_engine()
+    engine._send(call, **values)
+    with pytest.raises(ValueError, match=said):
+        engine.receive(20)
+    served_engine().close()  # the next run is served
 
 
 def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,14 +171,14 @@ def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_checked_before_anything_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    two = RolloutSettings("vllm", servers=("a:1", "b:1"))
+    monkeypatch.setenv(SERVERS, "a:1,b:1")
     monkeypatch.setenv(KEY, "short")
     with pytest.raises(ValueError, match=f"{KEY} has 5 characters"):
-        check_rollouts(two, CHILD, Ranks(size=2))
+        check_rollouts(SERVED, CHILD, Ranks(size=2))
     monkeypatch.setenv(KEY, SECRET)
-    check_rollouts(two, CHILD, Ranks(size=4))
-    with pytest.raises(ValueError, match="2 were given; their number must divide the 3 processes"):
-        check_rollouts(two, CHILD, Ranks(size=3))
+    check_rollouts(SERVED, CHILD, Ranks(size=4))
+    with pytest.raises(ValueError, match="names 2; their number must divide the 3 processes"):
+        check_rollouts(SERVED, CHILD, Ranks(size=3))
 
 
 @needs_vllm
@@ -181,9 +189,9 @@ def test_a_server_of_vllm_generates_with_the_weights_that_were_sent(
     server = start_in_vllm("-m", "lit_puzzle.generation.rollout_server", "--address=127.0.0.1:0")
     try:
         assert server.stdout is not None
-        address = server.stdout.readline().split()[2]
+        monkeypatch.setenv(SERVERS, server.stdout.readline().split()[2])
         helper, results = ROOT / "tests" / "helpers" / "vllm_rollouts.py", tmp_path / "results.json"
-        output_of(start_in_vllm(helper, CHILD, results, address))
+        output_of(start_in_vllm(helper, CHILD, results, "server"))
     finally:
         server.kill()
         server.communicate()

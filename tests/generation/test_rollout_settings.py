@@ -8,7 +8,7 @@ from lit_puzzle.generation.rollout_settings import ImportanceSampling, RolloutSe
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"engine": "sglang"}, r"rollouts\.engine is 'sglang'; allowed: \['transformers', 'vllm'\]"),
+        ({"engine": "sglang"}, r"rollouts\.engine is 'sglang'; allowed: \['transformers', 'vllm', 'server'\]"),
         ({"dtype": "float16"}, r"rollouts\.dtype is 'float16'"),
         ({"kv_cache_gib": 0.0}, r"rollouts\.kv_cache_gib is 0\.0"),
         ({"max_mismatch": float("nan")}, r"rollouts\.max_mismatch is nan"),
@@ -16,17 +16,8 @@ from lit_puzzle.generation.rollout_settings import ImportanceSampling, RolloutSe
         ({"gpu_memory_share": 1.0}, r"gpu_memory_share is 1\.0"),
         ({"replay_routes": True}, r"need rollouts\.engine: vllm"),
         ({"tensor_parallel": 2}, r"need rollouts\.engine: vllm"),
-        ({"servers": ("gpu7:5005",)}, r"rollouts\.servers was given with engine transformers"),
-        (
-            {"engine": "vllm", "servers": ("gpu7:5005",), "tensor_parallel": 2},
-            "servers need engine vllm, send no routes",
-        ),
-        (
-            {"engine": "vllm", "servers": ("gpu7:5005",), "replay_routes": True},
-            "servers need engine vllm, send no routes",
-        ),
-        ({"engine": "vllm", "servers": ("gpu7",)}, "is HOST:PORT"),
-        ({"engine": "vllm", "servers": ("gpu7:5005", "gpu7:5005")}, "each is named once"),
+        ({"engine": "server", "tensor_parallel": 2}, "a server shares its own GPUs and sends no routes"),
+        ({"engine": "server", "replay_routes": True}, "a server shares its own GPUs and sends no routes"),
     ],
 )
 def test_refused(given, said):

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 import lit_puzzle.generation.wire as wire
-from lit_puzzle.generation.wire import KEY, Wire, host_and_port, key_from_environment
+from lit_puzzle.generation.wire import (
+    KEY,
+    SERVERS,
+    Wire,
+    host_and_port,
+    key_from_environment,
+    servers_from_environment,
+)
 
 
 def pair() -> tuple[Wire, Wire]:
@@ -25,6 +32,18 @@ def test_addresses_that_are_none(address: str) -> None:
 def test_addresses() -> None:
     assert host_and_port("gpu7.cluster:5005") == ("gpu7.cluster", 5005)
     assert host_and_port("[fe80::1]:80") == ("fe80::1", 80)
+
+
+@pytest.mark.parametrize("given", ["", " , ", "a:1,a:1", "a:1 b"])
+def test_servers_that_are_none(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SERVERS, given)
+    with pytest.raises(ValueError, match=f"{SERVERS} is .* each once: export {SERVERS}=|is HOST:PORT"):
+        servers_from_environment()
+
+
+def test_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SERVERS, "a:1, b:2 c:3")
+    assert servers_from_environment() == ["a:1", "b:2", "c:3"]
 
 
 def test_a_key_is_long(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """In vLLM's environment: a rollout engine with new weights, and what transformers computes with the same ones.
 
-    python vllm_rollouts.py CHILD RESULTS [HOST:PORT of a rollout server]
+    python vllm_rollouts.py CHILD RESULTS [ENGINE, default: vllm]
 
 Everything is float32, at temperature 0.7. The results are, for the folder's own weights, for changed ones (attention,
 then also the router) and for the folder read again: tokens and log-probabilities of both engines, and bytes sent.
@@ -10,7 +10,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -43,10 +43,10 @@ def scored(model: Any, prompt: list[int], tokens: list[int]) -> list[float]:
     return (logits / TEMPERATURE).log_softmax(-1)[range(len(tokens)), tokens].tolist()
 
 
-def main(child: str, results: str, *servers: str) -> None:
+def main(child: str, results: str, engine_name: Literal["vllm", "server"] = "vllm") -> None:
     model, tokenizer = load_policy(Path(child), "float32")
     reference = TransformersEngine(model, tokenizer, 64)
-    settings = RolloutSettings("vllm", kv_cache_gib=0.1, context_tokens=128, servers=servers)
+    settings = RolloutSettings(engine_name, kv_cache_gib=0.1, context_tokens=128)
     engine = RolloutEngine(settings, Path(child), "float32", TEMPERATURE)
     found = []
 
@@ -82,4 +82,4 @@ def main(child: str, results: str, *servers: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(*sys.argv[1:])  # type: ignore[arg-type]

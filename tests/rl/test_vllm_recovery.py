@@ -1,7 +1,7 @@
 """`recipes/rl_recover.yaml` with vLLM's rollouts; a process or an engine is killed: resumed, it is the same run.
 
 Killed at an arbitrary moment, while weights are written for the engine, while they are read by it, while it generates.
-By a rollout server (`rollouts.servers`) it is the same run, too.
+By a rollout server it is the same run, too.
 """
 
 import os
@@ -16,7 +16,7 @@ from helpers.vllm_environment import PYTHON, ROOT, needs_vllm, start_in_vllm
 from safetensors.torch import load_file
 
 from lit_puzzle.generation.processes import PROCESS
-from lit_puzzle.generation.wire import KEY
+from lit_puzzle.generation.wire import KEY, SERVERS
 
 RECIPE = """
 base: {recipe}
@@ -35,7 +35,7 @@ model:
     grpo:
       completions_per_device: {completions}
       sampling: {{max_new_tokens: 24}}
-      rollouts: {{engine: vllm, kv_cache_gib: 0.1, context_tokens: 160, max_mismatch: 0.0001, servers: {servers}}}
+      rollouts: {{engine: {engine}, kv_cache_gib: 0.1, context_tokens: 160, max_mismatch: 0.0001}}
 data:
   class_path: lit_puzzle.data.rl_prompts.PromptData
   init_args: {{train_prompts: 64, held_out_per_effort: 2}}
@@ -44,7 +44,7 @@ KILLER = ROOT / "tests" / "helpers" / "vllm_killed_run.py"
 
 
 def start(
-    folder: Path, run: str, devices: int = 1, kill: tuple[str, int, int] | None = None, servers: str = "[]"
+    folder: Path, run: str, devices: int = 1, kill: tuple[str, int, int] | None = None, engine: str = "vllm"
 ) -> subprocess.Popen[bytes]:
     recipe = folder / "recipe.yaml"
     recipe.write_text(
@@ -52,7 +52,7 @@ def start(
             recipe=ROOT / "recipes" / "rl_recover.yaml",
             devices=devices,
             completions=16 // devices,
-            servers=servers,
+            engine=engine,
         )
     )
     program = ["-m", "lit_puzzle"] if kill is None else [KILLER, *map(str, kill)]
@@ -136,10 +136,10 @@ def test_by_a_server_killed_and_resumed_it_is_the_same_run(
     server = start_in_vllm("-m", "lit_puzzle.generation.rollout_server", "--address=127.0.0.1:0")
     try:
         assert server.stdout is not None
-        servers = f"['{server.stdout.readline().split()[2]}']"
-        kill_in_the_third_update(folder, run, start(folder, run, devices, servers=servers))
+        monkeypatch.setenv(SERVERS, server.stdout.readline().split()[2])
+        kill_in_the_third_update(folder, run, start(folder, run, devices, engine="server"))
         check_no_orphans(before)
-        assert start(folder, run, devices, servers=servers).wait(900) == 0, said(folder, run)
+        assert start(folder, run, devices, engine="server").wait(900) == 0, said(folder, run)
         check_no_orphans(before)
     finally:
         server.kill()

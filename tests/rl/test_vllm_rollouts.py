@@ -210,7 +210,7 @@ def test_prompts_must_fit_the_context_of_the_engine() -> None:
 
 
 def test_top_k_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"top_k=5 was given; with rollouts\.engine: vllm"):
+    with pytest.raises(ValueError, match=r"top_k=5 was given; with rollouts by vLLM"):
         replace(VLLM, sampling=replace(VLLM.sampling, top_k=5))
 
 

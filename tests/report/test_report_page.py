@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from playwright.sync_api import Browser, sync_playwright
 
 from lit_puzzle.cli import main
-from lit_puzzle.environments.episodes import EPISODES_FILE, Episode, Texts, write_rows
+from lit_puzzle.environments.episodes import EPISODES_FILE, Episode, Texts, read_rows, write_rows
 from lit_puzzle.environments.verdict import Verdict
 from lit_puzzle.importance.importance_file import Importance
 from lit_puzzle.run.files import write_json
@@ -200,7 +201,7 @@ def test_rows_that_have_changed_since_are_not_shown(runs: Path, tmp_path: Path) 
     (tmp_path / "runs" / "frontier" / "inputs.json").write_text(moved)
     assert "The same prompts, by parent and child." in written(tmp_path / "runs", tmp_path / "r")
     rows = tmp_path / "runs" / "evaluate" / EPISODES_FILE
-    rows.write_text(rows.read_text().replace("chains", "CHAINS"))
+    write_rows(rows, [replace(episode, environment="CHAINS") for episode in read_rows(rows)])
     numbers = tmp_path / "runs" / "frontier" / "frontier.json"
     numbers.write_text(numbers.read_text().replace("request_rate/low/parent", "rate"))
     page = written(tmp_path / "runs", tmp_path / "again")

@@ -1,8 +1,8 @@
 """The record of a finished run, `run.json`: written last and atomically, it makes the run complete.
 
 run.json: recipe, command, git commit, versions, seed, hardware, `ended` (UTC, ISO 8601, in microseconds), seconds and
-peak memory of the last attempt, `inputs` and `outputs` (`lit_puzzle.run.inputs`), and `results`, a flat dict of the run's
-headline numbers.
+peak memory of the last attempt, `inputs` and `outputs` (`lit_puzzle.run.inputs`), and `results`, a flat dict of the
+run's headline numbers.
 """
 
 import os

@@ -177,7 +177,8 @@ class VLLMEngine:
             for row in numbers
         ]
         try:
-            names = self.model.enqueue([{"prompt_token_ids": list(ids)} for ids in prompts], requests, use_tqdm=False)
+            added = self.model.enqueue([{"prompt_token_ids": list(ids)} for ids in prompts], requests, use_tqdm=False)
+            names = [name.partition("-")[0] for name in added]  # outputs are without the suffix that vLLM adds to them
             ended = self._run(dict(zip(names, numbers, strict=True)), on_completion)
         except EngineDeadError as error:
             self.model.llm_engine.engine_core.shutdown()  # now, so that its messages do not bury the error

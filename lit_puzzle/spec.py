@@ -2,7 +2,6 @@
 
 Every stage from importance to export uses these frozen dataclasses. Each has `to_json()` (plain dicts, lists, numbers)
 and `from_json()` (strict: an unknown or missing key is a ValueError that names it). Loads in milliseconds: no torch.
-
 Source: arXiv 2602.11937 for the search space, arXiv 2411.19146 for budgets under a deployment scenario.
 """
 
@@ -231,6 +230,7 @@ class Budget:
         memory_gib: at most this much memory for weights and KV cache over all GPUs of the scenario.
         throughput_tokens_per_second: at least this many generated tokens a second.
         throughput_over_parent: at least this many times the parent's own best throughput in the scenario.
+        requests_over_parent: at least this many times the parent's requests a second: throughput / answer length.
         latency_seconds: at most this long for one request.
         total_parameters: at most this many parameters.
         active_parameters: at most this many parameters used per token.
@@ -240,6 +240,7 @@ class Budget:
     memory_gib: float | None = None
     throughput_tokens_per_second: float | None = None
     throughput_over_parent: float | None = None
+    requests_over_parent: float | None = None
     latency_seconds: float | None = None
     total_parameters: int | None = None
     active_parameters: int | None = None
@@ -275,14 +276,17 @@ class Target:
     Attributes:
         scenario: the deployment.
         budget: the bounds.
+        efforts: share of requests at each reasoning effort, for `requests_over_parent`; None: equal shares.
     """
 
     scenario: Scenario
     budget: Budget
+    efforts: dict[str, float] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain JSON value."""
-        return {"scenario": self.scenario.to_json(), "budget": self.budget.to_json()}
+        own = {} if self.efforts is None else {"efforts": dict(self.efforts)}
+        return {"scenario": self.scenario.to_json(), "budget": self.budget.to_json()} | own
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Target:
@@ -292,4 +296,5 @@ class Target:
             ValueError: a key is unknown or missing, or the values are not a deployment and its bounds.
         """
         values = checked_fields(cls, data)
-        return cls(Scenario.from_json(values["scenario"]), Budget.from_json(values["budget"]))
+        scenario, budget = Scenario.from_json(values.pop("scenario")), Budget.from_json(values.pop("budget"))
+        return cls(scenario, budget, **values)

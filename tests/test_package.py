@@ -22,6 +22,7 @@ PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "-
 ON_DEMAND = (
     "graders",
     "harmony",
+    "lm-eval",
     "reasoning-gym",
     "sandbox",
     "server",

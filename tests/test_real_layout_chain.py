@@ -10,6 +10,7 @@ from pyarrow.parquet import read_table
 from transformers import AutoTokenizer
 
 from lit_puzzle.cli import main
+from lit_puzzle.evaluate.accuracy import read_episodes
 from lit_puzzle.model.checkpoint import Checkpoint, fingerprint
 from lit_puzzle.spec import Plan
 
@@ -68,8 +69,8 @@ def test_prompts_have_the_date_of_the_recipe(folder: Path) -> None:
     shard = read_table(folder / RUNS / "generate" / "documents" / "shard-00000.parquet")
     text = tokenizer.decode(shard["input_ids"][0].as_py())
     assert "Current date: 2025-08-05" in text and re.search(r"Reasoning: (medium|high)", text)
-    episodes = (folder / RUNS / "evaluate" / "episodes.jsonl").read_text().splitlines()
-    assert len(episodes) == 3 * 4 * 8 and all("Current date: 2025-08-05" in line for line in episodes)
+    texts = [episode.texts for episode in read_episodes(folder / RUNS / "evaluate")]
+    assert len(texts) == 3 * 4 * 8 and all(text and "Current date: 2025-08-05" in text.prompt for text in texts)
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """The stage `average`: two recovered children become one, their weighted average.
 
 Reads two checkpoint folders of the same architecture. Writes `run_dir/child`, a complete folder, whole or not at all,
-and with a sweep `run_dir/sweep/<share>/episodes.jsonl`, the completions of the average of each share.
+and with a sweep `run_dir/sweep/<share>/episodes.parquet`, the completions of the average of each share.
 
 Memory and disk: those of `lit_puzzle.child.averaging`; a sweep has one more average on disk at a time, and the memory
 of an evaluation. Source: arXiv 2602.11937 (the released model averages its "high" and "balanced" recoveries; the shares

@@ -1,6 +1,6 @@
 """Measures averages of several shares on the same held-out problems: accuracy and tokens at each effort.
 
-Reads both checkpoints of the average. Writes `run_dir/sweep/<share>/episodes.jsonl`; a share whose episodes are there
+Reads both checkpoints of the average. Writes `run_dir/sweep/<share>/episodes.parquet`; a share whose episodes are there
 is not measured again. An average is on disk only while it is measured; the shares 0 and 1 are measured as they are.
 Source: arXiv 2602.11937, its table of generated tokens before RL, of both variants and of their average.
 """
@@ -19,8 +19,8 @@ from lit_puzzle.child.settings import Sweep
 from lit_puzzle.data.prompts import check_lengths
 from lit_puzzle.environments.answer_formats import fix_format
 from lit_puzzle.environments.environment import PromptAtEffort
-from lit_puzzle.environments.episodes import Episode
-from lit_puzzle.evaluate.accuracy import EPISODES_FILE, read_episodes, solve_problems, summarize, write_episodes
+from lit_puzzle.environments.episodes import EPISODES_FILE, Episode
+from lit_puzzle.evaluate.accuracy import read_episodes, solve_problems, summarize, write_episodes
 from lit_puzzle.generation.load import load_engine
 from lit_puzzle.model.chat import fix_date
 from lit_puzzle.model.opening import load_tokenizer

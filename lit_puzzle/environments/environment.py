@@ -16,9 +16,9 @@ import random
 import re
 import unicodedata
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, overload
+from typing import Any, Protocol, overload, runtime_checkable
 
 from lit_puzzle.environments.mixture import mixture_weights, turns
 
@@ -100,6 +100,19 @@ class Environment(Protocol):
         What has no final text, because it was truncated or calls a tool, is graded 0 before.
         """
         ...
+
+
+@runtime_checkable
+class Benchmark(Environment, Protocol):
+    """An environment whose problems are all for measuring: every one is held out, none is a prompt of training.
+
+    Attributes:
+        is_benchmark: true; what makes an environment one.
+        problems: all of its problems.
+    """
+
+    is_benchmark: bool
+    problems: Sequence[Problem]
 
 
 class Mixture(Sequence[Environment]):
@@ -192,11 +205,36 @@ def draw(
     chosen = effort_rng.choices(list(weights), list(weights.values()), k=count)
     seen: dict[str, set[str]] = {name: set() for name in names}
     pairs = []
+    orders = {each.name: _benchmark_order(each, seed, held_out) for each in environments if isinstance(each, Benchmark)}
     shares = environments.shares() if isinstance(environments, Mixture) else [1.0] * len(names)
     for index, turn in enumerate(turns(shares, count)):
         environment = environments[turn]
-        pairs.append((_draw_new(environment, problem_rng, held_out, seen[environment.name]), chosen[index]))
+        if environment.name in orders:
+            problem = _next_of(environment.name, orders[environment.name])
+        else:
+            problem = _draw_new(environment, problem_rng, held_out, seen[environment.name])
+        pairs.append((problem, chosen[index]))
     return pairs
+
+
+def _benchmark_order(benchmark: Benchmark, seed: int, held_out: bool) -> Iterator[Problem]:
+    """Return the problems of a benchmark that differ in what they ask, in an order that follows from the seed."""
+    if not held_out:
+        raise ValueError(
+            f"{benchmark.name} was given as a source of prompts for training; its problems are a benchmark, all "
+            "of them for measuring. Take it out here, and name it in held_out.environments of an evaluation."
+        )
+    different = {problem.question(): problem for problem in benchmark.problems}
+    order = list(different.values())
+    random.Random(f"benchmark {seed}").shuffle(order)
+    return iter(order)
+
+
+def _next_of(name: str, order: Iterator[Problem]) -> Problem:
+    problem = next(order, None)
+    if problem is None:
+        raise ValueError(f"{name} has fewer problems that differ than were asked for. Give a smaller number.")
+    return problem
 
 
 def _draw_new(environment: Environment, rng: random.Random, held_out: bool, seen: set[str]) -> Problem:

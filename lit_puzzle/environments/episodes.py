@@ -1,18 +1,19 @@
 """Rows of completions: one form for every graded completion, written by evaluation and training, read by reports.
 
-A row is a JSON object in a line:
+A finished set of rows is a Parquet file; rows that a training adds as it goes are JSON lines. A row has
     environment, effort         which environment verified it, at which reasoning effort
     problem                     crc32 of the messages, by which paired comparisons find the same problem
     seed, row                   of the random numbers that drew the completion
     correct, reason             the grade from 0 to 1, and why (`Verdict`)
     analysis                    whether thinking stands before the answer; null if the format does not tell them apart
     looping                     whether it ends in a loop (`lit_puzzle.environments.looping`); null if not known
+    prompt_tokens               length of the prompt; null in files of older versions
     generated_tokens, finish    length, and whether it ended by itself (`stop`) or at the cap (`length`)
     seconds                     from the call of the engine to the last token, waiting included; null if not measured
     rewards                     value of each reward by its name, before weighting; only of training
     prompt, completion, answer  texts, control tokens included, and the right answer; a file may leave all three out
 
-Reads and writes files of such rows. Needs no torch. Disk: 200 bytes a row and the texts.
+Reads and writes files of such rows. Needs no torch. Disk: 30 bytes a row (JSON lines 250) and the texts.
 """
 
 import math
@@ -25,14 +26,18 @@ from typing import Any, get_args
 
 from lit_puzzle.environments.completion import REASONS
 from lit_puzzle.environments.environment import Problem
+from lit_puzzle.environments.episode_table import parquet_bytes
 from lit_puzzle.environments.grading import CUT_OFF, Finish
+from lit_puzzle.environments.row_files import read_rows as read_any
 from lit_puzzle.environments.verdict import Verdict
 from lit_puzzle.run.files import to_json, write_atomically
-from lit_puzzle.run.json_lines import read_json_lines
 from lit_puzzle.run.strict_json import checked_keys
 
-EPISODES_FILE = "episodes.jsonl"  # of a run folder
+EPISODES_FILE = "episodes.parquet"  # of a run folder
+TABLE = ".parquet"  # a name that ends so is of a Parquet file, every other one of JSON lines
 SEEN = ("analysis", "looping")  # keys of a row that older files do not have
+OLDER = (*SEEN, "prompt_tokens")
+PARTS = ("verdict", "request", "texts")  # of an episode, flat in a row
 WITHOUT_FINAL = (*REASONS.values(), CUT_OFF)
 
 
@@ -43,6 +48,19 @@ class Texts:
     prompt: str
     completion: str
     answer: str
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is known of a request beside its completion.
+
+    Attributes:
+        prompt_tokens: of the prompt as the model read it; None: not known.
+        seconds: until its last token, None: not measured; it takes no part in comparisons.
+    """
+
+    prompt_tokens: int | None = None
+    seconds: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -58,7 +76,7 @@ class Episode:
         finish: `stop`, or `length` at the cap.
         seed: of the random numbers.
         row: number of the prompt for the random numbers.
-        seconds: until its last token; it takes no part in comparisons.
+        request: prompt tokens and seconds.
         texts: prompt, completion and right answer.
     """
 
@@ -70,7 +88,7 @@ class Episode:
     finish: Finish = "stop"
     seed: int = 0
     row: int = 0
-    seconds: float | None = field(default=None, compare=False)
+    request: Request = Request()
     texts: Texts | None = None
 
     @property
@@ -89,17 +107,22 @@ class Episode:
         return self.verdict.looping
 
     @property
+    def seconds(self) -> float | None:
+        """Until the last token; None: not measured."""
+        return self.request.seconds
+
+    @property
     def finished(self) -> bool:
         """Whether the completion ended by itself."""
         return self.finish == "stop"
 
     def to_row(self) -> dict[str, Any]:
-        """Return it as a flat JSON object."""
+        """Return it as a flat mapping of keys to values."""
         row = asdict(self)
-        verdict, texts = row.pop("verdict"), row.pop("texts")
+        verdict, request, texts = (row.pop(part) for part in PARTS)
         if verdict["rewards"] is None:
             del verdict["rewards"]
-        return row | verdict | (texts or {})
+        return row | verdict | request | (texts or {})
 
 
 def problem_number(problem: Problem) -> int:
@@ -127,15 +150,15 @@ def write_rows(path: Path, episodes: Sequence[Episode], texts: bool = True) -> N
     """Write a file of rows, atomically.
 
     Args:
-        path: the file.
+        path: the file: Parquet if its name ends in .parquet, else JSON lines.
         episodes: its rows.
         texts: whether rows hold prompt, completion and answer.
     """
-    write_atomically(path, _lines(episodes, texts))
+    write_atomically(path, parquet_bytes(_rows(episodes, texts)) if path.suffix == TABLE else _lines(episodes, texts))
 
 
 def append_rows(path: Path, episodes: Sequence[Episode], texts: bool = True) -> None:
-    """Add rows at the end of a file, which is made if it is not there.
+    """Add rows at the end of a file of JSON lines, which is made if it is not there.
 
     A line that a killed run has left half is cut off first.
 
@@ -155,7 +178,7 @@ def append_rows(path: Path, episodes: Sequence[Episode], texts: bool = True) -> 
 
 
 def cut_rows(path: Path, below: int) -> None:
-    """Keep the rows whose number is below `below`, and no half line; nothing where there is no file.
+    """Keep the rows of a file of JSON lines whose number is below `below`, and no half line, if there is a file.
 
     Raises:
         ValueError: the file cannot be read, or a line is no row; the message names file and line.
@@ -166,30 +189,36 @@ def cut_rows(path: Path, below: int) -> None:
     write_rows(path, [episode for episode in read_rows(path) if episode.row < below])
 
 
+def _rows(episodes: Sequence[Episode], texts: bool) -> list[dict[str, Any]]:
+    return [(episode if texts else replace(episode, texts=None)).to_row() for episode in episodes]
+
+
 def _lines(episodes: Sequence[Episode], texts: bool) -> str:
-    rows = [episode if texts else replace(episode, texts=None) for episode in episodes]
-    return "".join(to_json(row.to_row(), indent=None) + "\n" for row in rows)
+    return "".join(to_json(row, indent=None) + "\n" for row in _rows(episodes, texts))
 
 
 def read_rows(path: Path) -> list[Episode]:
-    """Return the rows of a file.
+    """Return the rows of a file, Parquet or JSON lines by its content.
 
     Raises:
-        ValueError: it cannot be read, or a line is no row; the message names file and line.
+        ValueError: it cannot be read, or a row is none; the message names the file, and line or row.
     """
-    return [_episode(row, place) for place, row in read_json_lines(path)]
+    if not path.exists() and path.suffix == TABLE and path.with_suffix(".jsonl").exists():
+        raise ValueError(f"{path} does not exist, only {path.stem}.jsonl of an older version: run the stage again.")
+    return [_episode(row, place) for place, row in read_any(path)]
 
 
 def _episode(value: Any, place: str) -> Episode:
     texts = list(Texts.__dataclass_fields__)
-    own = [name for name in Episode.__dataclass_fields__ if name not in ("verdict", "texts")]
-    optional = [*texts, *SEEN, "rewards"]
-    row: dict[str, Any] = dict.fromkeys(SEEN) | checked_keys(place, value, [*own, "correct", "reason"], optional)
-    rewards = row.get("rewards")
+    own = [name for name in Episode.__dataclass_fields__ if name not in PARTS]
+    needed = [*own, "correct", "reason", "seconds"]
+    row: dict[str, Any] = dict.fromkeys(OLDER) | checked_keys(place, value, needed, [*texts, *OLDER, "rewards"])
+    rewards = _mapping(row.get("rewards"))
     given = [name for name in texts if name in row]
     text_keys = ("environment", "effort", "reason", *given)
     wrong = [name for name in text_keys if not isinstance(row[name], str)]
     wrong += [name for name in ("problem", "generated_tokens", "seed", "row") if not _is_whole(row[name])]
+    wrong += [] if row["prompt_tokens"] is None or _is_whole(row["prompt_tokens"]) else ["prompt_tokens"]
     wrong += [] if _is_number(row["correct"]) and 0 <= row["correct"] <= 1 else ["correct"]
     wrong += [] if row["seconds"] is None or _is_number(row["seconds"]) else ["seconds"]
     wrong += [] if row["finish"] in get_args(Finish) else ["finish"]
@@ -203,8 +232,15 @@ def _episode(value: Any, place: str) -> Episode:
     return Episode(
         **{name: row[name] for name in own},
         verdict=verdict,
+        request=Request(row["prompt_tokens"], row["seconds"]),
         texts=Texts(**{name: row[name] for name in texts}) if given else None,
     )
+
+
+def _mapping(value: Any) -> Any:
+    """Return the pairs that Parquet has for a mapping as a mapping."""
+    pairs = isinstance(value, list) and all(isinstance(pair, tuple) for pair in value)
+    return dict(value) if pairs else value
 
 
 def _is_whole(value: object) -> bool:

@@ -5,10 +5,10 @@ accuracy = mean(c); paired change = mean(d); standard errors as in `lit_puzzle.e
 Request efficiency (paper: token throughput / mean generated tokens of a request, relative to the parent at high effort)
 needs `tokens/<effort>` from here and a throughput from elsewhere.
 
-Reads: a checkpoint folder. Writes: `episodes.jsonl` (a completion a line, in problem order, of the form of
+Reads: a checkpoint folder. Writes: `episodes.parquet` (a completion a row, in problem order, of the form of
 `lit_puzzle.environments.episodes`), `generation_lengths.json`; until then `blocks/`, a file of episodes for each block
-of problems that is finished. Resumable: the same command begins with the first block that is missing and ends with
-the same episodes, but for `seconds`.
+of problems that is finished, and the completions of the one at work. Resumable: the same command generates the
+completions that are missing and ends with the same episodes, but for `seconds` and where rounding decides.
 Memory: the weights + the KV cache, see `lit_puzzle.generation.transformers_engine`.
 Disk: about 200 bytes a problem and its texts. Traffic: one gather of the episodes.
 Source: arXiv 2602.11937 (accuracy and tokens at each effort; relative request rate).
@@ -22,7 +22,7 @@ from typing import Literal
 
 from lit_puzzle.data.prompts import check_lengths
 from lit_puzzle.environments.answer_formats import fix_format
-from lit_puzzle.environments.episodes import Episode, read_rows, write_rows
+from lit_puzzle.environments.episodes import EPISODES_FILE, Episode, read_rows, write_rows
 from lit_puzzle.environments.problem_identity import names_of, problems_identity
 from lit_puzzle.evaluate.baseline import check_problems, take_baseline
 from lit_puzzle.evaluate.held_out import HeldOut
@@ -49,17 +49,16 @@ from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import Identity, claim_inputs, file_identity, record_output, run_date
 
-EPISODES_FILE = "episodes.jsonl"
 BLOCKS = "blocks"  # folder of the blocks that are finished; removed once all of them are
 
 
 def write_episodes(folder: Path, episodes: Sequence[Episode], texts: bool = True) -> None:
-    """Write `episodes.jsonl`, with prompts and completions or without."""
+    """Write `episodes.parquet`, with prompts and completions or without."""
     write_rows(folder / EPISODES_FILE, episodes, texts)
 
 
 def read_episodes(folder: Path) -> list[Episode]:
-    """Read the `episodes.jsonl` of an evaluation's run folder."""
+    """Read the `episodes.parquet` of an evaluation's run folder."""
     file = folder / EPISODES_FILE
     if not file.is_file():
         raise ValueError(f"{file} does not exist: {folder} is no finished run of recipes/evaluate.yaml.")
@@ -79,7 +78,7 @@ def evaluate(
     """Evaluate any checkpoint folder, a stock gpt-oss parent or a child, on held-out problems.
 
     Args:
-        run_dir: the run's folder; gets `episodes.jsonl` and `generation_lengths.json`.
+        run_dir: the run's folder; gets `episodes.parquet` and `generation_lengths.json`.
         checkpoint: folder of the model and its tokenizer.
         held_out: which problems, at which efforts.
         sampling: how completions are drawn; one that `max_new_tokens` cuts off counts as wrong.
@@ -118,9 +117,9 @@ def evaluate(
     def load() -> Engine:
         return load_engine(engine, checkpoint) if scales is None else load_with_fp8_cache(engine, checkpoint, scales)
 
-    def solve(loaded: Engine, rows: range) -> list[Episode]:
+    def solve(loaded: Engine, rows: range, log: Path) -> list[Episode]:
         share = problems[rows.start : rows.stop]
-        return solve_problems(loaded, tokenizer, share, held_out.environments, sampling, rows)
+        return solve_problems(loaded, tokenizer, share, held_out.environments, sampling, rows, log)
 
     if not (run_dir / EPISODES_FILE).is_file():  # else an attempt that was killed had finished them
         solved = solve_in_blocks(run_dir / BLOCKS, load, solve, len(problems), held_out.block_size, held_out.texts)

@@ -2,7 +2,7 @@
 
 `after` is of the folder that is written: `load_best`, `save_child` and `reload_child` come first.
 
-Reads and writes: `<run>/before/episodes.jsonl`, `<run>/after/episodes.jsonl` (a completion a line).
+Reads and writes: `<run>/before/episodes.parquet`, `<run>/after/episodes.parquet` (a completion a row).
 reward/first and reward/last are means over the first and last tenth of the updates that generated. Beside accuracy and
 tokens stand the shares of completions that did not end, have no final answer, loop, or answer without thinking.
 Source: the tables of accuracy and generated tokens per effort in arXiv 2602.11937.

@@ -160,6 +160,16 @@ class LongContextAccuracy:
         Raises:
             ValueError: an item and its completion are longer than the policy's context, or of an unknown environment.
         """
+        return self.values(policy, tokenizer, items)["score"]
+
+    def efforts(self, items: Sequence[PromptAtEffort]) -> list[str]:
+        """Return the reasoning effort of each item."""
+        return [effort for _, effort in items]
+
+    def values(
+        self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: Sequence[PromptAtEffort]
+    ) -> dict[str, list[float]]:
+        """Return `score` of each item as `scores` does; of generated completions also `tokens`, `cut` and `looping`."""
         grading = self.grading
         if grading.answer_format != "auto":
             fix_format(tokenizer, grading.answer_format)
@@ -170,10 +180,10 @@ class LongContextAccuracy:
         new = [len(head) + len(tail) for head, tail in references] or [self.sampling.max_new_tokens] * len(items)
         self._check_context(policy, max((len(ids) + more for ids, more in zip(prompts, new, strict=True)), default=0))
         if grading.mode == "generated":
-            return self.scores_by_engine(TransformersEngine(policy, tokenizer, self.batch_size), tokenizer, items)
+            return self.values_by_engine(TransformersEngine(policy, tokenizer, self.batch_size), tokenizer, items)
         forced = [(prompt + head, tail) for prompt, (head, tail) in zip(prompts, references, strict=True)]
         hits = teacher_forced_hits(policy, tokenizer, forced, self.batch_size)
-        return [float(all(hit)) if grading.credit == "exact" else sum(hit) / len(hit) for hit in hits]
+        return {"score": [float(all(hit)) if grading.credit == "exact" else sum(hit) / len(hit) for hit in hits]}
 
     def scores_by_engine(
         self, engine: Engine, tokenizer: PreTrainedTokenizerBase, items: Sequence[PromptAtEffort]
@@ -183,11 +193,22 @@ class LongContextAccuracy:
         Raises:
             ValueError: an item and its completion are longer than the model's context, or of an unknown environment.
         """
+        return self.values_by_engine(engine, tokenizer, items)["score"]
+
+    def values_by_engine(
+        self, engine: Engine, tokenizer: PreTrainedTokenizerBase, items: Sequence[PromptAtEffort]
+    ) -> dict[str, list[float]]:
+        """Return `score`, `tokens`, `cut` and `looping` of each item as `scores_by_engine` does."""
         if self.grading.answer_format != "auto":
             fix_format(tokenizer, self.grading.answer_format)
         rows = [zlib.crc32(f"{effort} {problem.text()}".encode()) for problem, effort in items]
         episodes = solve_problems(engine, tokenizer, items, self._all(), self.sampling, rows)
-        return [episode.correct for episode in episodes]
+        return {
+            "score": [episode.correct for episode in episodes],
+            "tokens": [float(episode.generated_tokens) for episode in episodes],
+            "cut": [float(not episode.finished) for episode in episodes],
+            "looping": [float(episode.looping or False) for episode in episodes],
+        }
 
     def _check_context(self, policy: PreTrainedModel, longest: int) -> None:
         context = int(policy.config.max_position_embeddings)

@@ -1,8 +1,9 @@
 """Problems -> graded completions: all at once, shared among processes, or block after block with a file for each.
 
-Reads and writes with `solve_in_blocks`: a file of episodes for each finished block; what has its file is not generated
-again. A completion is drawn with random numbers of (seed, number of the problem, position), and a block has the same
-problems in every attempt: a run that was killed ends with the episodes of one that was not.
+Reads and writes with `solve_in_blocks`: a file of episodes for each finished block, and a log of the completions of the
+one at work (`lit_puzzle.evaluate.completion_log`). What has its file, or its line in the log, is not generated again. A
+completion is drawn with random numbers of (seed, number of the problem, position): a run that was killed ends with the
+episodes of one that was not, except where rounding decides.
 Memory: the engine's, and the texts of all episodes. Traffic: one gather of the episodes.
 """
 
@@ -16,12 +17,15 @@ from transformers import PreTrainedTokenizerBase
 from lit_puzzle.environments.answer_formats import answer_format
 from lit_puzzle.environments.chat_template import render_prompt
 from lit_puzzle.environments.environment import Environment, PromptAtEffort
-from lit_puzzle.environments.episodes import Episode, Texts, problem_number, read_rows, write_rows
+from lit_puzzle.environments.episodes import Episode, Request, Texts, problem_number, read_rows, write_rows
 from lit_puzzle.environments.grading import Ungraded, grade_all
 from lit_puzzle.environments.looping import is_looping
+from lit_puzzle.evaluate.completion_log import generate_missing
 from lit_puzzle.generation.engine import Engine
 from lit_puzzle.generation.sampling import Sampling
 from lit_puzzle.model.tokens import token_ids
+
+LOG = ".completions.jsonl"  # beside the file of a block, until it is finished
 
 
 def solve_problems(
@@ -31,6 +35,7 @@ def solve_problems(
     environments: Sequence[Environment],
     sampling: Sampling,
     rows: Sequence[int] | None = None,
+    log: Path | None = None,
 ) -> list[Episode]:
     """Generate a completion for each problem and verify it.
 
@@ -41,6 +46,7 @@ def solve_problems(
         environments: verify the completions.
         sampling: how completions are drawn.
         rows: number of each problem among those of all processes; None: 0, 1, 2, ...
+        log: file of completions that were generated before, to which new ones are added; None: there is none.
 
     Returns:
         The episodes, in the order of the problems.
@@ -56,7 +62,10 @@ def solve_problems(
     prompt_ids = [token_ids(tokenizer, prompt) for prompt in prompts]
     numbers = range(len(problems)) if rows is None else rows
     form = answer_format(tokenizer)
-    completions = list(engine.generate(prompt_ids, sampling, rows))
+    if log is None:
+        completions = list(engine.generate(prompt_ids, sampling, rows))
+    else:
+        completions = generate_missing(engine, prompt_ids, sampling, numbers, log)
     texts = [str(tokenizer.decode(completion.token_ids, skip_special_tokens=False)) for completion in completions]
     ungraded = [
         Ungraded(problem.environment, form.parse(text), problem.answer, completion.finish)
@@ -79,7 +88,7 @@ def solve_problems(
             finish=completion.finish,
             seed=sampling.seed,
             row=numbers[index],
-            seconds=completion.seconds,
+            request=Request(len(prompt_ids[index]), completion.seconds),
             texts=Texts(prompts[index], texts[index], problem.answer),
         )
         episodes.append(episode)
@@ -106,7 +115,7 @@ def gather_episodes(episodes: Sequence[Episode]) -> list[Episode]:
 def solve_in_blocks(
     folder: Path,
     load: Callable[[], Engine],
-    solve: Callable[[Engine, range], list[Episode]],
+    solve: Callable[[Engine, range, Path], list[Episode]],
     total: int,
     block_size: int,
     texts: bool,
@@ -116,7 +125,7 @@ def solve_in_blocks(
     Args:
         folder: gets a file of episodes for each block.
         load: makes the engine; it is not called where all files are there.
-        solve: returns the episodes of a range of problems, numbered as among all of them.
+        solve: returns the episodes of a range of problems, numbered as among all of them; with their log.
         total: number of problems.
         block_size: problems of a block.
         texts: whether the files hold prompts, completions and right answers.
@@ -128,7 +137,7 @@ def solve_in_blocks(
         ValueError: a file holds other episodes than those of its block.
     """
     blocks = [range(start, min(start + block_size, total)) for start in range(0, total, block_size)]
-    files = [folder / f"block-{number:05d}.jsonl" for number in range(len(blocks))]
+    files = [folder / f"block-{number:05d}.parquet" for number in range(len(blocks))]
     pairs = enumerate(zip(files, blocks, strict=True))
     finished = {number: _read_block(file, rows) for number, (file, rows) in pairs if file.is_file()}
     missing = [number for number in range(len(blocks)) if number not in finished]
@@ -136,7 +145,9 @@ def solve_in_blocks(
         engine = load()
         folder.mkdir(exist_ok=True)  # not before: what is refused leaves nothing behind
         for number in missing:
-            write_rows(files[number], solve(engine, blocks[number]), texts)
+            log = files[number].with_suffix(LOG)
+            write_rows(files[number], solve(engine, blocks[number], log), texts)
+            log.unlink(missing_ok=True)
             finished[number] = _read_block(files[number], blocks[number])
     return [episode for number in range(len(blocks)) for episode in finished[number]]
 

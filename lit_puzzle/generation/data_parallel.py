@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from weakref import finalize
 
-from lit_puzzle.generation.engine import Completion, check_prompts
+from lit_puzzle.generation.engine import Completion, OnCompletion, check_prompts
 from lit_puzzle.generation.processes import EngineProcess, close_all, visible_gpus
 from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.model.opening import load_config
@@ -66,7 +66,11 @@ class DataParallelEngine:
         self._answers()
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, rows: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        rows: Sequence[int] | None = None,
+        on_completion: OnCompletion | None = None,
     ) -> list[Completion]:
         """Return one completion for each prompt; see `lit_puzzle.generation.engine.Engine`.
 
@@ -74,24 +78,29 @@ class DataParallelEngine:
             ValueError: also an engine that failed, or whose process ended.
         """
         numbers = check_prompts(prompts, rows, sampling.max_new_tokens, self._context_tokens)
-        count = len(self._processes)
+        count, call = len(self._processes), "generate" if on_completion is None else "generate_telling"
         for first, process in enumerate(self._processes):
             own = [list(ids) for ids in prompts[first::count]]
-            process.send("generate", own, sampling, list(numbers[first::count]))
-        parts: list[list[Completion]] = self._answers()
+            process.send(call, own, sampling, list(numbers[first::count]))
+        parts: list[list[Completion]] = self._answers(on_completion)
         return [parts[place % count][place // count] for place in range(len(prompts))]
 
-    def _answers(self) -> list[Any]:
+    def _answers(self, on_completion: OnCompletion | None = None) -> list[Any]:
         """Return the answer of every process, in their order; the first failure ends all of them."""
         waiting = {process.connection: process for process in self._processes}
         answers: dict[int, Any] = {}
         while waiting:
             for ready in wait(list(waiting)):
                 assert isinstance(ready, Connection)
-                process = waiting.pop(ready)
+                process = waiting[ready]
                 try:
-                    answers[process.number] = process.receive()
+                    kind, content = process.message()
                 except ValueError:
                     close_all(self._processes, patience_seconds=0)
                     raise
+                if kind == "done":
+                    answers[process.number] = content
+                    del waiting[ready]
+                elif kind == "ended" and on_completion is not None:
+                    on_completion(*content)
         return [answers[process.number] for process in self._processes]

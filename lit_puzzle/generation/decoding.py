@@ -59,6 +59,7 @@ class Row:
     Args:
         prompt: its token ids.
         randoms: a random number for each token that may be generated.
+        number: of its prompt.
         token_ids: generated so far.
         logprobs: of `token_ids`, if they are asked for.
         finish: why it ended; None while it is in progress.
@@ -67,6 +68,7 @@ class Row:
 
     prompt: Sequence[int]
     randoms: Iterator[float]
+    number: int = 0
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish: Literal["stop", "length"] | None = None
@@ -109,9 +111,18 @@ class Decoding:
         sampling: how tokens are drawn.
         batch_size: most rows in progress.
         rows: the completions, none of them begun.
+        on_end: called with each row that has ended.
     """
 
-    def __init__(self, model: LoadedModel, sampling: Sampling, batch_size: int, rows: Sequence[Row]) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        sampling: Sampling,
+        batch_size: int,
+        rows: Sequence[Row],
+        on_end: Callable[[Row], None] = lambda _: None,
+    ) -> None:
+        self.on_end = on_end
         self.model = model
         self.sampling = sampling
         self.batch_size = batch_size
@@ -193,6 +204,7 @@ class Decoding:
             if row.finish:
                 self.finished += 1
                 row.seconds = round(time.monotonic() - self.begun, 3)
+                self.on_end(row)
         return token_B
 
     def _settle(self, size: int, batch: Batch) -> None:

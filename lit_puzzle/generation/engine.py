@@ -4,7 +4,7 @@ Implementations: `TransformersEngine` and `VLLMEngine`; `lit_puzzle.generation.l
 checkpoint folder. Reads and writes nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -36,6 +36,9 @@ class Completion:
     routes: NDArray[np.integer] | None = field(default=None, compare=False)
 
 
+OnCompletion = Callable[[int, Completion], None]  # number of a prompt (its row), and its completion
+
+
 class EngineFailedError(TrainingStoppedError):
     """An engine beside a training failed, or is not to be trusted: the run stops, with its state saved."""
 
@@ -44,7 +47,11 @@ class Engine(Protocol):
     """A model that is ready to generate."""
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, rows: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        rows: Sequence[int] | None = None,
+        on_completion: OnCompletion | None = None,
     ) -> list[Completion]:
         """Return one completion for each prompt, in the order of the prompts.
 
@@ -54,6 +61,8 @@ class Engine(Protocol):
             rows: number of each prompt, from 0 to 2^64 - 1; None: 0, 1, 2, ... A completion is drawn with random
                 numbers of (seed, row, position) and does not depend on which prompts are generated beside it. Prompts
                 with equal numbers share random numbers: samples of one prompt need different ones.
+            on_completion: called in this process with each completion that has ended, as soon as it is here, in any
+                order.
 
         Raises:
             ValueError: an empty prompt, one that leaves no room for `max_new_tokens`, a row out of range, or not as

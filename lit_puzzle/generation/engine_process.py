@@ -1,8 +1,9 @@
 """The process of one engine; started by `lit_puzzle.generation.processes` with an open connection.
 
-Receives calls, a name and its arguments: first `load`, then `generate` and, of vLLM, `read_trained`, `read_folder`,
-`sleep` and `wake`. Answers each with ("done", result) or ("refused", message of a ValueError); an engine that was asked
-to tell that it works sends ("works", steps so far) in between. Ends when the connection does. Reads the checkpoint;
+Receives calls, a name and its arguments: first `load`, then `generate` or `generate_telling` and, of vLLM,
+`read_trained`, `read_folder`, `sleep` and `wake`. Answers each with ("done", result) or ("refused", message of a
+ValueError). In between it sends ("works", steps so far) if it was loaded so, and, of `generate_telling`, ("ended",
+(row, completion)) for each completion. Ends when the connection does. Reads the checkpoint;
 writes nothing.
 """
 
@@ -42,7 +43,7 @@ def serve(connection: Connection) -> None:
                 answer = None
             else:
                 assert engine is not None
-                answer = _call(engine, name, arguments)
+                answer = _call(connection, engine, name, arguments)
         except ValueError as error:
             connection.send(("refused", str(error)))
             return
@@ -70,9 +71,12 @@ def _teller(connection: Connection) -> Callable[[int], None]:
     return tell
 
 
-def _call(engine: Engine, name: str, arguments: Any) -> Any:
+def _call(connection: Connection, engine: Engine, name: str, arguments: Any) -> Any:
     if name == "generate":
         return engine.generate(*arguments)
+    if name == "generate_telling":
+        prompts, sampling, rows = arguments
+        return engine.generate(prompts, sampling, rows, lambda row, ended: connection.send(("ended", (row, ended))))
     assert isinstance(engine, VLLMEngine)
     match name:
         case "read_trained":

@@ -80,19 +80,31 @@ class EngineProcess:
             ValueError: it failed, has ended, or told nothing for too long.
         """
         while True:
-            try:
-                if silent_seconds is not None and not self.connection.poll(silent_seconds):
-                    raise ValueError(
-                        f"{self.name} has generated nothing for {silent_seconds:g} seconds: it hangs, or needs longer "
-                        "than rollouts.engine_seconds. The same command resumes."
-                    )
-                kind, answer = self.connection.recv()
-            except (EOFError, OSError):
-                raise ValueError(self.ended()) from None
-            if kind == "refused":
-                raise ValueError(f"{self.name}: {answer}")
+            kind, answer = self.message(silent_seconds)
             if kind == "done":
                 return answer
+
+    def message(self, silent_seconds: float | None = None) -> tuple[str, Any]:
+        """Return the next thing that it tells: `done` and its answer, or what it tells before that.
+
+        Args:
+            silent_seconds: longest time in which it may tell nothing; None: any.
+
+        Raises:
+            ValueError: it failed, has ended, or told nothing for too long.
+        """
+        try:
+            if silent_seconds is not None and not self.connection.poll(silent_seconds):
+                raise ValueError(
+                    f"{self.name} has generated nothing for {silent_seconds:g} seconds: it hangs, or needs longer "
+                    "than rollouts.engine_seconds. The same command resumes."
+                )
+            kind, content = self.connection.recv()
+        except (EOFError, OSError):
+            raise ValueError(self.ended()) from None
+        if kind == "refused":
+            raise ValueError(f"{self.name}: {content}")
+        return kind, content
 
     def ended(self) -> str:
         """Return how it has ended, once its connection has."""

@@ -24,7 +24,7 @@ from weakref import finalize
 import torch
 from torch import Tensor
 
-from lit_puzzle.generation.engine import Completion
+from lit_puzzle.generation.engine import Completion, OnCompletion
 from lit_puzzle.generation.processes import EngineProcess, close_all, visible_gpus
 from lit_puzzle.generation.ranks import ALONE, Ranks
 from lit_puzzle.generation.rollout_checks import check_answers
@@ -136,7 +136,11 @@ class RolloutEngine:
         self._call("read_folder", folder, is_silent=True)
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, rows: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        rows: Sequence[int] | None = None,
+        on_completion: OnCompletion | None = None,
     ) -> list[Completion]:
         """Return one completion for each prompt; see `lit_puzzle.generation.engine.Engine`.
 
@@ -153,9 +157,9 @@ class RolloutEngine:
             if self._engine is not None:
                 every_prompt = [list(ids) for ids, _ in asked for ids in ids]
                 every_row = [row for _, numbers in asked for row in numbers]
-                completions: list[Completion] = self._call("generate", every_prompt, sampling, every_row)
-                check_answers(completions, len(every_prompt), self._engine.name)
-                answer = completions
+                made: list[Completion] = self._call("generate", every_prompt, sampling, every_row)
+                check_answers(made, len(every_prompt), self._engine.name)
+                answer = made
                 self._sleep()
         except ValueError as error:
             answer = str(error)
@@ -165,7 +169,11 @@ class RolloutEngine:
             self.close()
             raise ValueError(answer)
         begin = sum(len(ids) for ids, _ in asked[: self.ranks.rank - self._first])
-        return answer[begin : begin + len(prompts)]
+        completions = answer[begin : begin + len(prompts)]
+        for row, completion in zip(own[1], completions, strict=True):
+            if on_completion is not None:
+                on_completion(row, completion)
+        return completions
 
     def _call(self, name: str, *arguments: object, is_silent: bool = False) -> Any:
         """Call the engine, awake, where this process has it; return its answer. `is_silent`: it may take any time."""

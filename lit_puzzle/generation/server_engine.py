@@ -22,7 +22,7 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_puzzle.generation.engine import Completion, check_prompts
+from lit_puzzle.generation.engine import Completion, OnCompletion, check_prompts
 from lit_puzzle.generation.progress import Progress
 from lit_puzzle.generation.sampling import Sampling, ServerSettings
 from lit_puzzle.generation.stop_tokens import end_tokens_of
@@ -32,7 +32,7 @@ from lit_puzzle.run.files import read_json
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
-RESUME = "Nothing of it was counted. The same command begins with the first missing block."
+RESUME = "Nothing of it was counted. The same command asks for what is missing."
 EXTENSIONS: dict[str, Any] = {  # of vLLM to OpenAI's interface
     "return_token_ids": True,
     "skip_special_tokens": False,
@@ -67,7 +67,11 @@ class ServerEngine:
         self.model = asyncio.run(self._served_model())
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, rows: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        rows: Sequence[int] | None = None,
+        on_completion: OnCompletion | None = None,
     ) -> list[Completion]:
         """Return one completion for each prompt; see `lit_puzzle.generation.engine.Engine`.
 
@@ -76,7 +80,7 @@ class ServerEngine:
         """
         sampling.refuse_logprobs("A server")
         numbers = check_prompts(prompts, rows, sampling.max_new_tokens, self.context_tokens)
-        return asyncio.run(self._generate(prompts, sampling, numbers))
+        return asyncio.run(self._generate(prompts, sampling, numbers, on_completion))
 
     def _client(self) -> AsyncOpenAI:
         from openai import AsyncOpenAI
@@ -103,7 +107,11 @@ class ServerEngine:
         return asked
 
     async def _generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, rows: Sequence[int]
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        rows: Sequence[int],
+        on_completion: OnCompletion | None,
     ) -> list[Completion]:
         started, places = time.monotonic(), asyncio.Semaphore(self.settings.concurrency)
         progress, done = Progress(len(prompts)), list[int]()  # tokens of the completions that have ended
@@ -112,6 +120,8 @@ class ServerEngine:
             async def one(prompt: Sequence[int], row: int) -> Completion:
                 async with places:
                     found = await self._complete(client, prompt, sampling, row, started)
+                if on_completion is not None:
+                    on_completion(row, found)
                 done.append(len(found.token_ids))
                 progress.update(len(done), sum(done))
                 return found

@@ -23,7 +23,7 @@ from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import is_fsdp_managed_module
 
 from lit_puzzle.generation.decoding import Decoding, LoadedModel, Row, random_numbers
-from lit_puzzle.generation.engine import Completion, check_prompts
+from lit_puzzle.generation.engine import Completion, OnCompletion, check_prompts
 from lit_puzzle.generation.kv_rows import CompactCache, check_layers
 from lit_puzzle.generation.policy import evaluation_mode
 from lit_puzzle.generation.progress import Progress
@@ -63,15 +63,24 @@ class TransformersEngine:
         check_layers(self.make_cache())
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, rows: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        rows: Sequence[int] | None = None,
+        on_completion: OnCompletion | None = None,
     ) -> list[Completion]:
         """Return one completion for each prompt; see `lit_puzzle.generation.engine.Engine`."""
         context_tokens = int(self.model.config.max_position_embeddings)
         numbers = check_prompts(prompts, rows, sampling.max_new_tokens, context_tokens)
         model = LoadedModel(self._forward, self.make_cache, frozenset(self.end_ids), self.pad_id, self.model.device)
         pairs = zip(prompts, numbers, strict=True)
-        begun = [Row(prompt, random_numbers(sampling.seed, number)) for prompt, number in pairs]
-        decoding, progress = Decoding(model, sampling, self.batch_size, begun), Progress(len(begun))
+        begun = [Row(prompt, random_numbers(sampling.seed, number), number) for prompt, number in pairs]
+
+        def ended(row: Row) -> None:
+            if on_completion is not None:
+                on_completion(row.number, _completion(row, sampling))
+
+        decoding, progress = Decoding(model, sampling, self.batch_size, begun, ended), Progress(len(begun))
         with evaluation_mode(self.model), torch.no_grad():
             while self._continues(decoding.busy):
                 if decoding.busy:

@@ -27,7 +27,7 @@ from weakref import finalize
 import torch
 
 from lit_puzzle.generation.draws import uniforms
-from lit_puzzle.generation.engine import Completion, check_prompts
+from lit_puzzle.generation.engine import Completion, OnCompletion, check_prompts
 from lit_puzzle.generation.progress import Progress
 from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.generation.stop_tokens import end_tokens_of
@@ -149,7 +149,11 @@ class VLLMEngine:
         finalize(self, model.llm_engine.engine_core.shutdown)  # `LLM` itself may live on: frames that hold it leak
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, rows: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        rows: Sequence[int] | None = None,
+        on_completion: OnCompletion | None = None,
     ) -> list[Completion]:
         """Return one completion for each prompt; see `lit_puzzle.generation.engine.Engine`.
 
@@ -173,8 +177,9 @@ class VLLMEngine:
             for row in numbers
         ]
         try:
-            self.model.enqueue([{"prompt_token_ids": list(ids)} for ids in prompts], requests, use_tqdm=False)
-            outputs = self._run(len(prompts))
+            added = self.model.enqueue([{"prompt_token_ids": list(ids)} for ids in prompts], requests, use_tqdm=False)
+            names = [name.partition("-")[0] for name in added]  # outputs are without the suffix that vLLM adds to them
+            ended = self._run(dict(zip(names, numbers, strict=True)), on_completion)
         except EngineDeadError as error:
             self.model.llm_engine.engine_core.shutdown()  # now, so that its messages do not bury the error
             raise ValueError(
@@ -182,7 +187,7 @@ class VLLMEngine:
                 "memory, or failed for the reason in its log above. Free memory, or lower max_new_tokens or "
                 "VLLM_CPU_KVCACHE_SPACE, and run the same command again."
             ) from error
-        return [self._completion(output, seconds) for output, seconds in outputs]
+        return [ended[name] for name in names]
 
     def read_trained(self, weights: Path) -> None:
         """Read trained tensors from a file of `lit_puzzle.generation.trained_weights`, the others as they were."""
@@ -205,22 +210,26 @@ class VLLMEngine:
         """Take the GPU's memory back."""
         self.model.wake_up()
 
-    def _run(self, total: int) -> "list[tuple[RequestOutput, float]]":
-        """Return the finished requests in the order in which they were added, and the seconds that each took.
+    def _run(self, numbers: Mapping[str, int], on_completion: OnCompletion | None) -> dict[str, Completion]:
+        """Return the completion of each request, whose prompts have these numbers.
 
         Progress counts the tokens of finished requests only: vLLM gives out no others.
         """
-        progress, engine, begun = Progress(total), self.model.llm_engine, time.monotonic()
-        outputs: list[tuple[RequestOutput, float]] = []
+        progress, engine, begun = Progress(len(numbers)), self.model.llm_engine, time.monotonic()
+        ended: dict[str, Completion] = {}
         tokens = steps = 0
         while engine.has_unfinished_requests():
             finished = engine.step()
             steps += 1
             self.on_step(steps)
-            outputs += [(output, round(time.monotonic() - begun, 3)) for output in finished]
-            tokens += sum(len(output.outputs[0].token_ids) for output in finished)
-            progress.update(len(outputs), tokens)
-        return sorted(outputs, key=lambda pair: int(pair[0].request_id))
+            for output in finished:
+                completion = self._completion(output, round(time.monotonic() - begun, 3))
+                ended[output.request_id] = completion
+                tokens += len(completion.token_ids)
+                if on_completion is not None:
+                    on_completion(numbers[output.request_id], completion)
+            progress.update(len(ended), tokens)
+        return ended
 
     def _completion(self, output: "RequestOutput", seconds: float) -> Completion:
         (generated,) = output.outputs

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
 from lit_puzzle.pipeline.notes import Notes
 from lit_puzzle.pipeline.stages import Stage
 from lit_puzzle.run.config_changes import compare_configs
-from lit_puzzle.run.files import read_text, resolved
+from lit_puzzle.run.files import read_json, read_text, resolved
 from lit_puzzle.run.folder import CONFIG, RECORD, is_complete
 from lit_puzzle.run.inputs import SHOWN, Identity, file_identity, recorded_inputs, recorded_outputs, text_hash
 from lit_puzzle.run.lineage import is_part_of
@@ -104,6 +105,21 @@ def _difference(identity: Identity, place: Path, stage: Stage, other: Stage, not
         if shared and _placed(Path(output.path), notes) == place:
             part = shared[0]
             return f"{part} {output.content[part][:SHOWN]} instead of {identity.content[part][:SHOWN]}"
-    record = stage.folder / RECORD  # no content was recorded that could be compared
-    later = record.is_file() and (other.folder / RECORD).stat().st_mtime_ns > record.stat().st_mtime_ns
-    return f"{other.name} ended after this stage" if later else ""
+    return _ended_later(stage, other) if is_complete(stage.folder) else ""
+
+
+def _ended_later(stage: Stage, other: Stage) -> str:
+    """Return why another stage may have ended after this one, by their records alone; empty if it did not.
+
+    For inputs of which the other stage has recorded no content that could be compared.
+    """
+    ends = {}
+    for each in (stage, other):
+        ended = str(read_json(each.folder / RECORD).get("ended", ""))
+        try:
+            ends[each.name] = datetime.fromisoformat(ended)
+        except ValueError:
+            return (
+                f"{each.folder / RECORD} does not say when the run ended (`ended` is {ended!r}), so it cannot be known"
+            )
+    return f"{other.name} ended after this stage" if ends[other.name] > ends[stage.name] else ""

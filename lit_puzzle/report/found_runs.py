@@ -59,7 +59,7 @@ def find_runs(folders: Sequence[Path], own: Path) -> FoundRuns:
     """
     found: dict[Path, RunSummary] = {}
     left_out: dict[Path, str] = {}
-    ended: dict[Path, tuple[int, int]] = {}
+    ended: dict[Path, tuple[float, int]] = {}
     for folder in dict.fromkeys(path for given in folders for path in _runs_in(given)):
         if resolved(folder) == resolved(own):
             continue
@@ -81,14 +81,14 @@ def find_runs(folders: Sequence[Path], own: Path) -> FoundRuns:
     return FoundRuns(tuple(newest), left_out)
 
 
-def _ended(run: RunSummary) -> tuple[int, int]:
+def _ended(run: RunSummary) -> tuple[float, int]:
     """Return when a run ended, in s, by its record or, in one without `ended`, by the file's time; then that, in ns."""
     if run.record is None:
         return 0, 0
     written_ns = (run.folder / RECORD).stat().st_mtime_ns
     if "ended" not in run.record:
-        return written_ns // 10**9, written_ns
-    return int(datetime.fromisoformat(str(run.record["ended"])).timestamp()), written_ns
+        return written_ns / 1e9, written_ns
+    return datetime.fromisoformat(str(run.record["ended"])).timestamp(), written_ns
 
 
 def _runs_in(folder: Path, depth: int = DEPTH) -> Iterable[Path]:

@@ -1,6 +1,6 @@
 """The frontier of a parent and its child: two evaluations and two throughputs become requests, with intervals.
 
-Reads `episodes.jsonl` of two runs of `evaluate` on the same prompts, and `throughput.json`. Writes `frontier.json`:
+Reads `episodes.parquet` of two runs of `evaluate` on the same prompts, and `throughput.json`. Writes `frontier.json`:
 every setting, number and interval, the verdict, and where the numbers come from. Formulas:
 `lit_puzzle.report.request_rates` and `envelope`.
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from lit_puzzle.report.ablations import TITLE, ablations_section
 from lit_puzzle.report.found_runs import DAMAGED, FoundRuns, find_runs
 from lit_puzzle.report.model_sections import importance_section, kv_section, plan_section, scores_section
 from lit_puzzle.report.page import Report, Section, page
@@ -31,6 +32,7 @@ SECTIONS: tuple[tuple[str, Callable[[FoundRuns], Section]], ...] = (
     ("Speed", speed_section),
     ("KV cache", kv_section),
     ("Training", curves_section),
+    (TITLE, ablations_section),
     ("Results of all runs", results_section),
 )
 

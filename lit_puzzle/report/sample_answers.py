@@ -17,7 +17,7 @@ from lit_puzzle.environments.verdict import FAILED, UNCLEAR
 from lit_puzzle.report.run_summary import is_run
 from lit_puzzle.report.terminal_text import indented
 
-EPISODES = "episodes*.jsonl"
+EPISODES = "episodes.*"
 REASONS = (FAILED, UNCLEAR, "wrong", "partly right", "no final answer", "cut off")  # the most suspicious first
 
 

@@ -36,7 +36,7 @@ WRITTEN = (  # by stages
     *("library", "documents", "top_logits", "packed", "calibration_tokens"),
     *("candidates", "evaluations", "progress", "kv_calibration", "kv_scales"),
     *("hidden_states.*", "layers.*", "broken_batch_*.pt"),
-    *("calibration.jsonl", "episodes.jsonl", "generation_lengths.json", "importance.*", "kv_scales.*", "scores.json"),
+    *("calibration.jsonl", "episodes.*", "generation_lengths.json", "importance.*", "kv_scales.*", "scores.json"),
     *(
         "library.json",
         "plan.*",

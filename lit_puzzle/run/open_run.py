@@ -15,7 +15,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from lit_puzzle.run.config_changes import compare_configs
+from lit_puzzle.run.config_changes import Change, compare_configs
 from lit_puzzle.run.files import parse_yaml, read_text, read_yaml, resolved, write_atomically
 from lit_puzzle.run.folder import CONFIG, is_complete
 from lit_puzzle.run.inputs import INPUTS_FILE, forget_inputs, record_changes, recorded_inputs, run_date
@@ -173,7 +173,7 @@ def _resume(run_dir: Path, config: str) -> None:
     """Check that a run with results is of this recipe, and record changes that are allowed."""
     if not (run_dir / CONFIG).is_file():
         raise ValueError(f"{run_dir} has results, but no {CONFIG}; give --overwrite to start anew.")
-    before = read_text(run_dir / CONFIG)
+    before, changes = read_text(run_dir / CONFIG), list[Change]()
     if before != config:
         _check_version(run_dir)
         recorded = read_yaml(run_dir / CONFIG)
@@ -186,8 +186,10 @@ def _resume(run_dir: Path, config: str) -> None:
                 f"{run_dir} was started by a different recipe:\n{difference}\nUndo the change, choose another "
                 "--run_dir, or give --overwrite to remove the run that is there."
             )
+    named = ", ".join(f"{change.key}: {change.before} -> {change.now}" for change in changes[:3])
     if is_complete(run_dir):
-        raise ValueError(f"{run_dir} is complete; give --overwrite to run it again, or choose another --run_dir.")
+        what = f"complete, made with other keys ({named})" if changes else "complete"
+        raise ValueError(f"{run_dir} is {what}; give --overwrite to run it again, or choose another --run_dir.")
     if not (run_dir / INPUTS_FILE).is_file():
         raise ValueError(
             f"{run_dir} has results, but no {INPUTS_FILE}, which says of what; restore it, or give --overwrite to "
@@ -196,7 +198,6 @@ def _resume(run_dir: Path, config: str) -> None:
     if before != config:
         record_changes(run_dir, [vars(change) for change in changes])
         write_atomically(run_dir / CONFIG, config)
-        named = ", ".join(f"{change.key}: {change.before} -> {change.now}" for change in changes[:3])
         print(f"resuming {run_dir} with {len(changes)} changed keys: {named}", flush=True)
 
 

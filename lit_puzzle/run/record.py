@@ -1,8 +1,8 @@
 """The record of a finished run, `run.json`: written last and atomically, it makes the run complete.
 
-run.json: recipe, command, git commit, versions, seed, hardware, `ended` (UTC, ISO 8601, in seconds), seconds and peak
-memory of the last attempt, `inputs` and `outputs` (`lit_puzzle.run.inputs`), and `results`, a flat dict of the run's
-headline numbers.
+run.json: recipe, command, git commit, versions, seed, hardware, `ended` (UTC, ISO 8601, in microseconds), seconds and
+peak memory of the last attempt, `inputs` and `outputs` (`lit_puzzle.run.inputs`), and `results`, a flat dict of the
+run's headline numbers.
 """
 
 import os
@@ -55,7 +55,7 @@ class RunClock:
             "seed": seed,
             "hardware": hardware(),
             "resumed": resumed,
-            "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+            "ended": datetime.now(UTC).isoformat(timespec="microseconds"),
             "seconds": round(time.monotonic() - self.started, 3),
             "cpu_seconds": round(time.process_time(), 3),
             "peak_memory_gib": peak_memory_gib(),

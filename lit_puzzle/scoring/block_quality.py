@@ -17,7 +17,8 @@ Source: arXiv 2602.11937 (MSE of the states before the head), arXiv 2411.19146 (
 Memory besides the arguments, for chunks of n tokens, vocabulary V, b = 4 (8 in float64): at most 7 b n V bytes,
 independent of the number of tokens.
 
-Shapes: N tokens (of a chunk, or all), D hidden, V vocabulary, S samples, M metrics.
+Shapes: N tokens (of a chunk, or all), n of a chunk, L whose log-probabilities are kept, D hidden, V vocabulary,
+S samples, M metrics.
 """
 
 import math
@@ -40,18 +41,29 @@ class ScoredTokens:
         samples_N: index of each token's sample.
         targets_N: the token that follows in the sample, or NO_TOKEN.
         final_ND: the parent's hidden states after the last norm, as the head reads them.
-        log_probs_NV: the parent's log-probabilities, or None to have them computed from `final_ND`.
+        log_probs_LV: the parent's log-probabilities, in any memory; None to have them computed from `final_ND`.
+        rows_N: the row of `log_probs_LV` of each token; None where it has a row for every token, in their order.
     """
 
     samples_N: Tensor
     targets_N: Tensor
     final_ND: Tensor
-    log_probs_NV: Tensor | None = None
+    log_probs_LV: Tensor | None = None
+    rows_N: Tensor | None = None
 
     def only(self, kept_N: Tensor) -> "ScoredTokens":
-        """Return those of the tokens that are marked in `kept_N`."""
-        log_probs_NV = None if self.log_probs_NV is None else self.log_probs_NV[kept_N]
-        return ScoredTokens(self.samples_N[kept_N], self.targets_N[kept_N], self.final_ND[kept_N], log_probs_NV)
+        """Return those of the tokens that are marked in `kept_N`; the parent's log-probabilities are not copied."""
+        rows_N = (kept_N.nonzero()[:, 0] if self.rows_N is None else self.rows_N[kept_N]).cpu()
+        return ScoredTokens(
+            self.samples_N[kept_N], self.targets_N[kept_N], self.final_ND[kept_N], self.log_probs_LV, rows_N
+        )
+
+    def parent_log_probabilities(self, chunk: slice, head: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the parent's log-probabilities of some of the tokens, (n, V), on the device of their states."""
+        if self.log_probs_LV is None:
+            return log_probabilities(self.final_ND[chunk], head)
+        rows = chunk if self.rows_N is None else self.rows_N[chunk]
+        return self.log_probs_LV[rows].to(self.final_ND.device)
 
 
 def quality_loss_sums(
@@ -73,8 +85,7 @@ def quality_loss_sums(
     for start in range(0, len(child_ND), chunk_tokens):
         chunk = slice(start, start + chunk_tokens)
         states = tokens.final_ND[chunk], child_ND[chunk]
-        cached = tokens.log_probs_NV
-        parent_NV = log_probabilities(states[0], head) if cached is None else cached[chunk]
+        parent_NV = tokens.parent_log_probabilities(chunk, head)
         child_NV = log_probabilities(states[1], head)
         columns = [*hidden_quality_loss(*states), *logit_quality_loss(parent_NV, child_NV, tokens.targets_N[chunk])]
         sums_SM.index_add_(0, tokens.samples_N[chunk], torch.stack([column.double() for column in columns], dim=1))

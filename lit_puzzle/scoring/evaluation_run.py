@@ -10,7 +10,7 @@ Source: arXiv 2602.11937 section 4 (AA-LCR accuracy with one layer replaced).
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
@@ -28,13 +28,22 @@ from lit_puzzle.library.swap import swapped
 from lit_puzzle.model.blocks import PuzzleModel
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.layout import layer_prefix
-from lit_puzzle.scoring.evaluations import ByEngine, Evaluation, check_scores, item_tokens, score_items
+from lit_puzzle.scoring.evaluations import (
+    SCORE,
+    ByEngine,
+    Evaluation,
+    Measuring,
+    by_effort,
+    check_values,
+    item_tokens,
+    score_items,
+)
 from lit_puzzle.scoring.evidence import changed_window, changes_experts, item_share, unjudged
 from lit_puzzle.scoring.score_files import COULD_TELL, PARENT_FILE, Entry, ScoreFiles, Values
 from lit_puzzle.spec import Plan
 
 FOLDER = "candidate"  # in the run folder: what the engine reads
-Score = Callable[[Entry | None], list[float]]  # the score of every item with an entry in place; None: the parent itself
+Score = Callable[[Entry | None], Values]  # the values of every item with an entry in place; None: the parent itself
 Trained = Callable[[Entry], dict[str, Tensor]]  # the trained tensors of an entry, by their names inside its layer
 
 
@@ -64,7 +73,7 @@ class EvaluationRun:
     def measure_parent(self, score: Score) -> None:
         """Run the evaluation on the parent, unless its file is there."""
         if not self.processes.broadcast(self.files.has(PARENT_FILE)):
-            self._write(PARENT_FILE, {"score": score(None)})
+            self._write(PARENT_FILE, score(None))
 
     def measure(self, score: Score, entries: Sequence[Entry]) -> None:
         """Run the evaluation with each of the entries in place."""
@@ -80,8 +89,8 @@ class EvaluationRun:
                 self._write(entry.file_name, share)
                 continue
             values = score(entry)
-            self._write(entry.file_name, {"score": values} | share)
-            mean = sum(values) / len(values)
+            self._write(entry.file_name, values | share)
+            mean = sum(values[SCORE]) / len(values[SCORE])
             line = f"{number}/{len(entries)}: layer {entry.layer}, {entry.name}: {name} {mean:.3f}"
             self.processes.print(line, flush=True)
 
@@ -98,11 +107,11 @@ class EvaluationRun:
             unshard: whether sharded weights are gathered once for all items.
         """
 
-        def score(entry: Entry | None) -> list[float]:
-            if entry is None:
-                return score_items(model, self.tokenizer, self.evaluation, self.items, self.processes, unshard)
-            with swapped(model, entry.layer, entry.block, trained(entry)):
-                return score_items(model, self.tokenizer, self.evaluation, self.items, self.processes, unshard)
+        def score(entry: Entry | None) -> Values:
+            own = nullcontext() if entry is None else swapped(model, entry.layer, entry.block, trained(entry))
+            with own:
+                values = score_items(model, self.tokenizer, self.evaluation, self.items, self.processes, unshard)
+            return by_effort(self.evaluation, self.items, values)
 
         return score
 
@@ -116,21 +125,24 @@ class EvaluationRun:
             trained: the trained tensors of an entry.
         """
 
-        def score(entry: Entry | None) -> list[float]:
-            free, values = free_share(), list[float]()
+        def score(entry: Entry | None) -> Values:
+            free, values = free_share(), Values()
             if self.processes.is_global_zero:
                 with candidate_folder(parent, run_dir / FOLDER, entry, trained) as folder:
                     values = self._score_folder(settings, folder, free)
-            return list(self.processes.broadcast(values))
+            return dict(self.processes.broadcast(values))
 
         return score
 
-    def _score_folder(self, settings: EngineSettings, folder: Path, free: float | None) -> list[float]:
+    def _score_folder(self, settings: EngineSettings, folder: Path, free: float | None) -> Values:
         assert isinstance(self.evaluation, ByEngine)
         with engines_apart(settings, folder, free) as engine:
-            values = list(self.evaluation.scores_by_engine(engine, self.tokenizer, self.items))
-        check_scores(self.evaluation, values, len(self.items))
-        return values
+            if isinstance(self.evaluation, Measuring):
+                values: Values = self.evaluation.values_by_engine(engine, self.tokenizer, self.items)
+            else:
+                values = {SCORE: list(self.evaluation.scores_by_engine(engine, self.tokenizer, self.items))}
+        check_values(self.evaluation, values, len(self.items))
+        return by_effort(self.evaluation, self.items, values)
 
 
 @contextmanager

@@ -5,13 +5,19 @@ therefore also scored by the accuracy that it costs on tasks that need distant t
 given by `class_path`: `lit_puzzle.evaluate.long_context.LongContextAccuracy`, or a long-context benchmark of yours.
 
 quality loss = mean over items of (parent's score - candidate's score), with the standard error of that paired
-difference.
+difference. An evaluation that decodes answers (`Measuring`) also gives the change of their length and of their ends,
+at each reasoning effort, without a further pass:
+
+    tokens/<effort>     mean over the items of the effort of (candidate's - parent's) generated tokens of an answer
+    cut/<effort>        the same of 1 where the answer was cut off at the cap, else 0
+    looping/<effort>    the same of 1 where it ends in a loop, else 0
 
 Reads and writes nothing. Source: arXiv 2602.11937 section 4 (AA-LCR accuracy with one layer replaced). Memory: the
 model (whole on each process while it generates, see `lit_puzzle.training.sharding.unsharded`) and the KV cache of a
 batch. Traffic: one gather of the weights per candidate, 8 bytes per item.
 """
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,9 +29,11 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_puzzle.run.inputs import Identity, text_hash
+from lit_puzzle.scoring.score_files import Values
 from lit_puzzle.training.fabric import sum_over_processes
 from lit_puzzle.training.sharding import unsharded
 
+SCORE = "score"
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of an object that has no text of its own
 
 
@@ -75,6 +83,33 @@ class WithLengths(Protocol):
 
 
 @runtime_checkable
+class Measuring(Protocol):
+    """An `Evaluation` that measures more of each item than its score, in the same pass."""
+
+    def efforts(self, items: Any) -> Any:
+        """Return the reasoning effort of each item, a list of str.
+
+        Args:
+            items: what `items` returned.
+        """
+        ...
+
+    def values(self, policy: Any, tokenizer: Any, items: Any) -> Any:
+        """Return name -> value of each item: `score` as `Evaluation.scores`, and what else is measured.
+
+        Args:
+            policy: the model, with a candidate in place.
+            tokenizer: the parent's tokenizer.
+            items: some of what `items` returned.
+        """
+        ...
+
+    def values_by_engine(self, engine: Any, tokenizer: Any, items: Any) -> Any:
+        """Return the same from an engine (`ByEngine`)."""
+        ...
+
+
+@runtime_checkable
 class ByEngine(Protocol):
     """An `Evaluation` that can also be run by an engine, on a checkpoint folder.
 
@@ -120,17 +155,39 @@ def items_identity(evaluation: Evaluation, items: Sequence[Any]) -> Identity:
     return Identity(f"items of {evaluation.name}", {"items": text_hash(*texts)})
 
 
-def check_scores(evaluation: Evaluation, values: Sequence[float], count: int) -> None:
-    """Check the scores of `count` items.
+def check_values(evaluation: Evaluation, values: Values, count: int) -> None:
+    """Check the scores of `count` items, and what else was measured of them.
 
     Raises:
-        ValueError: there is not one for each, or one is outside 0..1.
+        ValueError: there is not one for each, a score is outside 0..1, or another value is not finite.
     """
-    if len(values) != count or not all(0 <= score <= 1 for score in values):
+    scores = values[SCORE]
+    if len(scores) != count or not all(0 <= score <= 1 for score in scores):
         raise ValueError(
-            f"evaluation {evaluation.name!r} gave {len(values)} scores for {count} items, from "
-            f"{min(values, default=None)} to {max(values, default=None)}; it must give one in 0..1 for each"
+            f"evaluation {evaluation.name!r} gave {len(scores)} scores for {count} items, from "
+            f"{min(scores, default=None)} to {max(scores, default=None)}; it must give one in 0..1 for each"
         )
+    for name, numbers in values.items():
+        if len(numbers) != count or not all(map(math.isfinite, numbers)):
+            raise ValueError(
+                f"evaluation {evaluation.name!r} gave {len(numbers)} values {name!r} for {count} items; it must give a "
+                "finite one for each"
+            )
+
+
+def by_effort(evaluation: Evaluation, items: Sequence[Any], values: Values) -> Values:
+    """Return the scores of all items, and what else was measured as `<name>/<effort>` of the items of each effort.
+
+    An effort with one item is left out: its change would have no standard error.
+    """
+    found = {SCORE: values[SCORE]}
+    if isinstance(evaluation, Measuring):
+        efforts = list(evaluation.efforts(items))
+        for name in values.keys() - {SCORE}:
+            for effort in dict.fromkeys(efforts):
+                own = [value for value, other in zip(values[name], efforts, strict=True) if other == effort]
+                found |= {f"{name}/{effort}": own} if len(own) > 1 else {}
+    return dict(sorted(found.items()))
 
 
 def score_items(
@@ -140,8 +197,8 @@ def score_items(
     items: Sequence[Any],
     processes: Fabric,
     unshard: bool,
-) -> list[float]:
-    """Score all items, divided among the processes; every process gets all scores.
+) -> Values:
+    """Score all items, divided among the processes; every process gets all values.
 
     Every process scores the same number of items (one that has fewer repeats the last), so that all of them call a
     sharded model equally often.
@@ -154,19 +211,27 @@ def score_items(
         processes: the processes.
         unshard: whether sharded weights are gathered once for all items.
 
+    Returns:
+        `score` of every item, and what else a `Measuring` evaluation has measured of it.
+
     Raises:
         ValueError: the evaluation does not give one score per item, or one outside 0..1.
     """
     rank, world_size = processes.global_rank, processes.world_size
     own = range(rank, -(-len(items) // world_size) * world_size, world_size)
+    share = [items[min(index, len(items) - 1)] for index in own]
     with _ready_to_generate(model, unshard):
-        values = evaluation.scores(model, tokenizer, [items[min(index, len(items) - 1)] for index in own])
-    check_scores(evaluation, values, len(own))
-    scores = torch.zeros(len(items), dtype=torch.float64)
-    for index, value in zip(own, values, strict=True):
-        if index < len(items):
-            scores[index] = value
-    return sum_over_processes(processes, scores).tolist()
+        if isinstance(evaluation, Measuring):
+            values: Values = evaluation.values(model, tokenizer, share)
+        else:
+            values = {SCORE: evaluation.scores(model, tokenizer, share)}
+    check_values(evaluation, values, len(own))
+    table = torch.zeros(len(values), len(items), dtype=torch.float64)
+    for row, numbers in zip(table, values.values(), strict=True):
+        for index, value in zip(own, numbers, strict=True):
+            if index < len(items):
+                row[index] = value
+    return dict(zip(values, sum_over_processes(processes, table).tolist(), strict=True))
 
 
 @contextmanager

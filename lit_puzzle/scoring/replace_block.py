@@ -198,7 +198,7 @@ class ReplaceOneBlock:
     def _results(self, part: Part, rows_B: Tensor | None) -> tuple[ScoredTokens, Tensor]:
         """Return the scored tokens of a batch, or of some of its rows, and their final states with the candidate."""
         batch, entering_BTD = self._on_device(part.batch), self._entering(part)
-        log_probs = None if self.log_probs_NV is None else self.log_probs_NV[part.scored].to(self.device)
+        log_probs = None if self.log_probs_NV is None else self.log_probs_NV[part.scored]
         tokens = scored_tokens(part, self.final_ND[part.scored].to(self.device), log_probs)
         if rows_B is not None:
             rows_B = rows_B.to(self.device)

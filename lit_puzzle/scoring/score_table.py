@@ -1,4 +1,4 @@
-"""The table of scores from the values of every sample and item: means, standard errors, ranks, accuracy drops.
+"""The table of scores from the values of every sample and item: means, standard errors, ranks, drops and changes.
 
 Reads the files of finished candidates (`lit_puzzle.scoring.score_files`); writes nothing. Source: arXiv 2602.11937
 section 4: in each sample the candidates are ranked, and ranks are averaged over a random subset of samples.
@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from lit_puzzle.scoring.evaluations import SCORE
 from lit_puzzle.scoring.score_files import COULD_TELL, Entry, ScoreFiles
 from lit_puzzle.scoring.scores import Metrics, measure
 
@@ -52,13 +53,23 @@ def score_table(
         if not rows:
             continue
         parent, *others = evaluated.read([parent_file, *(entry.file_name for entry in rows)])
-        before = parent["score"]
         for entry, own in zip(rows, others, strict=True):
-            after = own.get("score")
-            if after is None:
-                continue  # none of the items could tell
-            table[entry.layer, entry.name][name] = measure([b - a for b, a in zip(before, after, strict=True)])
+            for measured in own.keys() - {COULD_TELL}:  # nothing where none of the items could tell
+                changes = [after - before for before, after in zip(parent[measured], own[measured], strict=True)]
+                if measured == SCORE:  # a drop is a loss
+                    table[entry.layer, entry.name][name] = measure([-change for change in changes])
+                else:
+                    table[entry.layer, entry.name][f"{name}/{measured}"] = measure(changes)
     return table
+
+
+def parent_means(evaluations: Mapping[str, tuple[ScoreFiles, Sequence[Entry]]], parent_file: str) -> dict[str, float]:
+    """Return the parent's own mean of everything that evaluations measure, by the names of their changes."""
+    found = {}
+    for name, (files, rows) in evaluations.items():
+        for measured, values in files.read([parent_file])[0].items() if rows else ():
+            found[name if measured == SCORE else f"{name}/{measured}"] = sum(values) / len(values)
+    return found
 
 
 def shares(

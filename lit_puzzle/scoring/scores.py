@@ -1,16 +1,19 @@
 """The scores of a library: how much quality each candidate of each layer costs, in several metrics.
 
 Reads and writes `scores.json`: {"parent_fingerprint", "samples", "tokens", "longest", "entries": [{"layer",
-"candidate", "metrics": {name: {"mean", "standard_error"}}, "could_tell": {name: share}}]}. The search also accepts a
-file of your own in this form; `samples`, `tokens`, `longest` and `standard_error` may be left out and then are 0, and
-so may `could_tell`. The smallest such file:
+"candidate", "metrics": {name: {"mean", "standard_error"}}, "could_tell": {name: share}}], "parent": {name: mean}}. The
+search also accepts a file of your own in this form; `samples`, `tokens`, `longest` and `standard_error` may be left out
+and then are 0, and so may `could_tell` and `parent`. The smallest such file:
 
     {"parent_fingerprint": "5d1c...",
      "entries": [{"layer": 0, "candidate": "experts=8", "metrics": {"kl": {"mean": 0.1}}}]}
 
 The fingerprint is `parent_fingerprint` of the library's `library.json`, or, of a checkpoint folder,
 `lit_puzzle.model.checkpoint.fingerprint(folder)`. Names are those of the library's candidates, or of their halves.
-Every metric is a quality loss: 0 for the parent itself, larger is worse. An evaluation adds one under its own name.
+Every metric is a quality loss: 0 for the parent itself, larger is worse. An evaluation adds one under its own name,
+and, where it decodes answers, `<evaluation>/tokens/<effort>`, `/cut/<effort>` and `/looping/<effort>`: by how many
+tokens the mean answer at an effort gets longer, and by how much the shares of answers that are cut off or loop grow;
+these may be below 0. `parent` has the parent's own means, which they are changes of.
 `could_tell` has the share of `tokens`, and of the items of each evaluation, that the candidate can change
 (`lit_puzzle.scoring.evidence`). Where it is 0 the metrics are missing: they were not measured, and are not 0.
 
@@ -42,7 +45,7 @@ from lit_puzzle.run.strict_json import checked_keys
 
 SCORES_FILE = "scores.json"
 _KEYS, _COUNTS = {"parent_fingerprint", "entries"}, ("samples", "tokens", "longest")
-_ENTRY_KEYS, _SHARES = {"layer", "candidate", "metrics"}, "could_tell"
+_ENTRY_KEYS, _SHARES, _PARENT = {"layer", "candidate", "metrics"}, "could_tell", "parent"
 # An increase of the cross-entropy, or of an evaluation's errors, can be below 0; these cannot, but for rounding.
 NEVER_NEGATIVE = frozenset({"hidden_mse", "layer_error", "hidden_cosine", "kl", "js", "top1_disagreement", "mean_rank"})
 ROUNDING = 1e-6
@@ -76,6 +79,7 @@ class Scores:
         could_tell: (layer, candidate name) -> `tokens`, or an evaluation -> share that could tell; empty where the file
             does not say.
         longest: tokens of the longest sequence that was scored; 0 where the file does not say.
+        parent: name of a metric of an evaluation -> the parent's own mean; empty where the file does not say.
     """
 
     parent_fingerprint: str
@@ -84,6 +88,7 @@ class Scores:
     entries: Mapping[tuple[int, str], Metrics]
     could_tell: Mapping[tuple[int, str], Mapping[str, float]] = field(default_factory=dict)
     longest: int = 0
+    parent: Mapping[str, float] = field(default_factory=dict)
 
     def not_measured(self, layer: int, name: str, metric: str) -> str | None:
         """Return in words why a candidate has no score in a metric; None where the file does not say."""
@@ -136,7 +141,8 @@ class Scores:
             for (layer, name), metrics in self.entries.items()
         ]
         counts = {"samples": self.samples, "tokens": self.tokens} | ({"longest": self.longest} if self.longest else {})
-        return {"parent_fingerprint": self.parent_fingerprint, **counts, "entries": entries}
+        own = {_PARENT: dict(self.parent)} if self.parent else {}
+        return {"parent_fingerprint": self.parent_fingerprint, **counts, "entries": entries} | own
 
     @classmethod
     def from_json(cls, data: object) -> Scores:
@@ -145,7 +151,7 @@ class Scores:
         Raises:
             ValueError: a key is unknown or missing, a value is of another type, or an entry occurs twice.
         """
-        values = checked_keys("scores", data, _KEYS, _COUNTS)
+        values = checked_keys("scores", data, _KEYS, (*_COUNTS, _PARENT))
         fingerprint, entries = values["parent_fingerprint"], values["entries"]
         if not isinstance(fingerprint, str) or not isinstance(entries, list):
             raise ValueError(f"parent_fingerprint must be a text and entries a list, got {fingerprint!r}")
@@ -159,7 +165,10 @@ class Scores:
             read[key] = metrics
             if shares:
                 could_tell[key] = shares
-        return cls(fingerprint, entries=read, could_tell=could_tell, **counts)
+        own = values.get(_PARENT, {})
+        if not isinstance(own, Mapping) or not all(type(mean) in (int, float) for mean in own.values()):
+            raise ValueError(f"{_PARENT} must be an object of numbers, got {own!r}")
+        return cls(fingerprint, entries=read, could_tell=could_tell, parent=dict(own), **counts)
 
     def save(self, folder: Path) -> None:
         """Write `scores.json`."""

@@ -10,7 +10,8 @@ is.
 
 Scored apart (default), a candidate is its halves, `experts=N` and `window=W`, whose quality losses the search adds; as
 pairs, every candidate of the library has its own row. Evaluations (long-context accuracy) are run on the parent first,
-so that an error in one of them shows at once, and on window rows at the end, with the candidate in the whole model.
+so that an error in one of them shows at once, and on window rows at the end, with the candidate in the whole model. One
+that decodes answers also measures how much longer they get at each effort (`scoring.evaluate: all`: for experts too).
 
 Candidates that the data cannot judge get no score (`lit_puzzle.scoring.evidence`): windows on sequences no longer than
 themselves, expert sets that no token is routed out of. The stage says which before it scores.
@@ -50,7 +51,7 @@ from lit_puzzle.scoring.layer_errors import LAYER_ERROR
 from lit_puzzle.scoring.methods import candidate_values
 from lit_puzzle.scoring.replace_block import lay_out
 from lit_puzzle.scoring.score_files import COULD_TELL, PARENT_FILE, Entry, ScoreFiles, check_finite, entries_of
-from lit_puzzle.scoring.score_table import MEAN_RANK, score_table, shares
+from lit_puzzle.scoring.score_table import MEAN_RANK, parent_means, score_table, shares
 from lit_puzzle.scoring.scores import SCORES_FILE, Scores
 from lit_puzzle.scoring.sequences import open_sequences
 from lit_puzzle.scoring.settings import ScoringSettings
@@ -132,7 +133,8 @@ def score(
     table = score_table(run.blocks, entries, ranked, finished, PARENT_FILE)
     tokens = sum(int(part.batch["scored_mask"].sum()) for part in lay_out(batches, 0, 1, prompt_lengths))
     told, longest = shares(run.blocks, entries, finished), max(length for length, _ in lengths)
-    scores = Scores(candidates.parent_fingerprint, samples, tokens, table, told, longest)
+    own = parent_means(finished, PARENT_FILE)
+    scores = Scores(candidates.parent_fingerprint, samples, tokens, table, told, longest, own)
     scores.check_library(candidates)
     scores.save(run_dir)
     record_output(run_dir, "scores", file_identity(run_dir / SCORES_FILE))

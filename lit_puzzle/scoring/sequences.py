@@ -32,7 +32,10 @@ def open_sequences(
     batches = data.read_batches(run_dir)
     lengths = [[0] * len(batch) for batch in batches] if score_prompts else batches.prompt_lengths()
     if len(batches.rows) < 2:
-        raise ValueError("one sequence was given; a standard error needs two. Give more calibration data.")
+        raise ValueError(
+            "one sequence was given; a standard error needs two. Give more: data.init_args.prompts.num_prompts, "
+            "documents.tokens, or lines of sequences, whichever the recipe names."
+        )
     if processes.is_global_zero:
         tokens = {"tokens": batches.rows.sha256()}
         claim_inputs(run_dir, {"sequences": Identity(str(run_dir / TOKENS_FOLDER), tokens)})

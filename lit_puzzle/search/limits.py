@@ -4,6 +4,7 @@ For R replicas with batch B (requests in flight in each):
 
     memory          weight bytes + KV bytes of B requests <= usable bytes, per GPU; and of all GPUs <= memory_gib
     throughput      R B G / (B x prefill + G x decode) >= T   <=>   B x prefill + G x decode <= R B G / T
+    requests        the same times the length of answers: no sum over layers (`lit_puzzle.search.answer_lengths`)
     latency         B x prefill + G x decode <= latency_seconds
     parameters      total, active; layers with full attention; all independent of the deployment
     expert_parallel candidates whose number of experts it does not divide are forbidden
@@ -32,6 +33,7 @@ from lit_puzzle.costs.engine import GIB
 from lit_puzzle.costs.kv_layout import KVDemand, window_counts
 from lit_puzzle.costs.serving import Block, Deployment
 from lit_puzzle.library.library import Candidate
+from lit_puzzle.search.answer_lengths import REQUESTS
 from lit_puzzle.search.batches import DeployedBatch
 from lit_puzzle.search.solver.choices import Grid, Limit, Option
 from lit_puzzle.search.solver.counts import Counts, CountTable, order_of, reachable
@@ -82,13 +84,19 @@ def required_throughput(target: Target, parent: Prediction | None) -> tuple[str,
     over_parent, absolute = target.budget.throughput_over_parent, target.budget.throughput_tokens_per_second
     found = [] if absolute is None else [("throughput_tokens_per_second", absolute)]
     if over_parent is not None:
-        if parent is None:
-            raise ValueError(
-                f"throughput_over_parent: {over_parent:g} on {describe(target.scenario)}, but the parent does not fit "
-                "there at all; give throughput_tokens_per_second instead"
-            )
-        found.append(("throughput_over_parent", over_parent * parent.tokens_per_second))
+        speed = _speed_of(parent, target, "throughput_over_parent", over_parent)
+        found.append(("throughput_over_parent", over_parent * speed))
     return max(found, key=operator.itemgetter(1), default=None)
+
+
+def _speed_of(parent: Prediction | None, target: Target, key: str, over_parent: float) -> float:
+    """Return the parent's tokens a second."""
+    if parent is None:
+        raise ValueError(
+            f"{key}: {over_parent:g} on {describe(target.scenario)}, but the parent does not fit "
+            "there at all; give throughput_tokens_per_second instead"
+        )
+    return parent.tokens_per_second
 
 
 def grid(
@@ -209,6 +217,8 @@ def option(
 ) -> Option:
     """Return one deployment and batch size of a target with its limits.
 
+    The limit on requests is that of answers as long as the parent's (`lit_puzzle.search.answer_lengths.by_length`).
+
     Args:
         layers: the candidates.
         target: scenario and budget.
@@ -219,7 +229,7 @@ def option(
         batch: how the GPUs share the model, and requests in flight in each replica.
 
     Raises:
-        ValueError: the budget is a multiple of the parent's throughput, and the parent does not fit.
+        ValueError: the budget is a multiple of the parent's throughput or requests, and the parent does not fit.
     """
     deployment, requests = batch
     scenario, budget, rest = target.scenario, target.budget, model.rest(deployment, requests)
@@ -248,4 +258,7 @@ def option(
         limits.append(limit(key, seconds, tokens / throughput, tokens / unit))
     if budget.latency_seconds is not None:
         limits.append(limit("latency_seconds", seconds, budget.latency_seconds))
+    if (over_parent := budget.requests_over_parent) is not None:
+        own = float(deployment.replicas * requests * generated) / _speed_of(parent, target, REQUESTS, over_parent)
+        limits.append(limit(REQUESTS, seconds, own / over_parent, own))
     return Option(f"tensor parallel {deployment.tensor_parallel}, batch {requests}", tuple(limits))

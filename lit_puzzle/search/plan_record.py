@@ -16,6 +16,7 @@ from lit_puzzle.costs.block_cost import Prediction
 from lit_puzzle.costs.cost_model import CostModel
 from lit_puzzle.costs.serving import Block
 from lit_puzzle.library.library import Library
+from lit_puzzle.search.answer_lengths import REQUESTS, product
 from lit_puzzle.search.limits import GPU_MEMORY, SERVABLE, required_throughput
 from lit_puzzle.search.program import SearchProgram
 from lit_puzzle.search.report import SweepPoint
@@ -37,12 +38,19 @@ def check_totals(program: SearchProgram, solution: Solution) -> None:
         target, model, parent = constraints.targets[position], program.models[position], program.parents[position]
         prediction = model.predict(blocks, *program.deployed[position][index])
         expected = _by_key(prediction, target, parent, blocks)
+        lengths, level = program.lengths[position], program.levels[position][index]
         for limit in (*problem.limits, *problem.choices[position][index].limits):
             total = limit.in_user_unit(limit.total(solution.chosen))
+            if limit.key == REQUESTS and lengths is not None:
+                ratio = lengths.ratio(solution.chosen)
+                seconds = product(prediction.latency_seconds, ratio, level, limit.bound)
+                expected[REQUESTS] = limit.in_user_unit(seconds)
             if not math.isclose(total, expected[limit.key], rel_tol=SAME_TOTALS):
                 raise DisagreementError(
                     f"{limit.name}: the solver counted {total}, the cost model {expected[limit.key]}"
                 )
+        if lengths is not None:
+            expected[REQUESTS] = expected["throughput_over_parent"] / lengths.ratio(solution.chosen)
         _check_budgets(constraints.limits, target, parent, expected)
 
 
@@ -72,6 +80,7 @@ def _by_key(
         "memory_gib": prediction.memory_gib,
         "throughput_tokens_per_second": speed,
         "throughput_over_parent": math.nan if parent is None else speed / parent.tokens_per_second,
+        REQUESTS: math.nan if parent is None else speed / parent.tokens_per_second,
         "latency_seconds": prediction.latency_seconds,
         "total_parameters": prediction.parameters,
         "active_parameters": prediction.active_parameters,
@@ -86,9 +95,16 @@ def _check_budgets(limits: Budget, target: Target, parent: Prediction | None, pr
             f"the plan misses its budget: {predicted['throughput_tokens_per_second']} tokens a second, "
             f"{required[0]} requires {required[1]}"
         )
+    least = target.budget.requests_over_parent
+    if least is not None and not predicted[REQUESTS] >= least * (1 - SAME_TOTALS):
+        raise DisagreementError(f"the plan misses its budget: {REQUESTS} is {predicted[REQUESTS]}, required is {least}")
     for budget in (limits, target.budget):
         for key, bound in budget.to_json().items():
-            if bound is not None and not key.startswith("throughput") and predicted[key] > bound * (1 + SAME_TOTALS):
+            if (
+                bound is not None
+                and not key.startswith(("throughput", "requests"))
+                and predicted[key] > bound * (1 + SAME_TOTALS)
+            ):
                 raise DisagreementError(
                     f"the plan misses its budget: {key} is {predicted[key]}, at most {bound} is allowed"
                 )
@@ -152,18 +168,26 @@ def _proof(solution: Solution) -> dict[str, Any]:
 
 def _predicted(program: SearchProgram, solution: Solution) -> list[dict[str, Any]]:
     blocks, rows = program.blocks(solution.chosen), []
-    for target, model, parent, pairs, index in zip(
-        program.constraints.targets, program.models, program.parents, program.deployed, solution.options, strict=True
-    ):
+    for position, index in enumerate(solution.options):
+        target, model, parent = (
+            program.constraints.targets[position],
+            program.models[position],
+            program.parents[position],
+        )
+        pairs, lengths = program.deployed[position], program.lengths[position]
         child = _best_within(target, model, blocks, model.predict(blocks, *pairs[index]))
         required = required_throughput(target, parent)
+        longer = None if lengths is None else lengths.ratio(solution.chosen)
+        speedup = None if parent is None else child.tokens_per_second / parent.tokens_per_second
         rows.append(
             {
                 "target": target.to_json(),
                 "required_tokens_per_second": None if required is None else required[1],
                 "parent": None if parent is None else parent.to_json(),
                 "child": child.to_json(),
-                "speedup": None if parent is None else child.tokens_per_second / parent.tokens_per_second,
+                "speedup": speedup,
+                "answer_length": longer,
+                "requests_over_parent": None if longer is None or speedup is None else speedup / longer,
             }
         )
     return rows
@@ -194,4 +218,6 @@ def results(record: dict[str, Any]) -> dict[str, float]:
         numbers[f"memory_gib/{position}"] = child["memory_gib"]
         if row["speedup"] is not None:
             numbers[f"speedup/{position}"] = row["speedup"]
+        if row["answer_length"] is not None:
+            numbers |= {f"{name}/{position}": row[name] for name in ("answer_length", "requests_over_parent")}
     return numbers

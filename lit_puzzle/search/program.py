@@ -2,7 +2,8 @@
 
 Every budget is a limit on a sum over layers (`lit_puzzle.search.limits`). A deployment and a batch size are one option
 of a target; of every target one option must hold. The required throughput is the larger of
-`throughput_tokens_per_second` and `throughput_over_parent` x the parent's best throughput in the scenario.
+`throughput_tokens_per_second` and `throughput_over_parent` x the parent's best throughput in the scenario. Where
+requests are bounded, an option also has a length of answers (`lit_puzzle.search.answer_lengths`).
 
 Batch sizes: the scenario's own, else `batch_sizes`, else up to 12 in geometric steps from the largest that fits with
 the parent (from 1 where latency is bounded) to the largest that fits with the smallest plan
@@ -25,6 +26,7 @@ from lit_puzzle.costs.engine import GIB
 from lit_puzzle.costs.kv_layout import KVDemand, window_counts
 from lit_puzzle.costs.serving import Block, Deployment
 from lit_puzzle.library.library import Library
+from lit_puzzle.search.answer_lengths import AnswerLengths, by_length
 from lit_puzzle.search.batches import DeployedBatch, ladder
 from lit_puzzle.search.limits import (
     KVTable,
@@ -39,7 +41,7 @@ from lit_puzzle.search.limits import (
     windows_of,
 )
 from lit_puzzle.search.settings import Constraints, SearchSpace, Windows
-from lit_puzzle.search.solver.choices import ChoiceProblem, Grid, Traits
+from lit_puzzle.search.solver.choices import ChoiceProblem, Grid, Option, Traits
 from lit_puzzle.spec import Target
 
 
@@ -54,6 +56,8 @@ class SearchProgram:
         models: the cost model of every target.
         deployed: deployment and batch size of every option of every target.
         parents: the parent's best prediction per target; None where it does not fit.
+        levels: length of answers of every option of every target; 1 where requests are not bounded.
+        lengths: changes of answer lengths per target; None where requests are not bounded.
     """
 
     problem: ChoiceProblem
@@ -62,6 +66,8 @@ class SearchProgram:
     models: tuple[CostModel, ...]
     deployed: tuple[tuple[DeployedBatch, ...], ...]
     parents: tuple[Prediction | None, ...]
+    levels: tuple[tuple[float, ...], ...]
+    lengths: tuple[AnswerLengths | None, ...]
 
     def blocks(self, chosen: Sequence[int]) -> list[Block]:
         """Return the blocks of a plan as far as costs go."""
@@ -85,6 +91,7 @@ def build_program(
     constraints: Constraints,
     space: SearchSpace,
     tried: Sequence[Sequence[DeployedBatch]] | None = None,
+    lengths: Sequence[AnswerLengths | None] | None = None,
 ) -> SearchProgram:
     """State a search as a choice problem.
 
@@ -95,21 +102,33 @@ def build_program(
         constraints: what the child must reach; its sweep is not used.
         space: whether expert counts are uniform, and batch sizes to try; `layers` already follows its windows.
         tried: deployments and batch sizes of every target; overrides those of `space`.
+        lengths: changes of answer lengths of every target that bounds requests.
 
     Raises:
         ValueError: a throughput is relative to a parent that does not fit.
     """
+    lengths = [None] * len(models) if lengths is None else lengths
     parent = [cost_block(row[0]) for row in layers]
     parents = tuple(_best_or_none(model, parent) for model in models)
     always = servable(layers, models) + shape_limits(layers, models[0], constraints.limits, " of limits")
-    choices, deployed = [], []
+    choices: list[tuple[Option, ...]] = []
+    deployed: list[tuple[DeployedBatch, ...]] = []
+    levels: list[tuple[float, ...]] = []
     for position, where in enumerate(describe_all(constraints.targets)):
         target, model, best = constraints.targets[position], models[position], parents[position]
         tables = kv_tables(layers, model)
-        pairs = _to_try(layers, target, model, space, tables) if tried is None else tried[position]
+        answers, pairs = lengths[position], _to_try(layers, target, model, space, tables)
+        pairs = pairs if tried is None else list(dict.fromkeys(tried[position]))
         always += shape_limits(layers, model, target.budget, f" on {where}")
-        choices.append(tuple(option(layers, target, model, best, where, tables[pair[0]], pair) for pair in pairs))
-        deployed.append(tuple(pairs))
+        options = [option(layers, target, model, best, where, tables[pair[0]], pair) for pair in pairs]
+        each = [
+            (at_length, pair, level)
+            for pair, one in zip(pairs, options, strict=True)
+            for at_length, level in by_length(one, answers)
+        ]
+        choices.append(tuple(one for one, _, _ in each))
+        deployed.append(tuple(pair for _, pair, _ in each))
+        levels.append(tuple(level for _, _, level in each))
     counts = tuple(tuple(candidate.block.num_experts for candidate in row) for row in layers)
     parameters = grid(layers, models[0], models[0].deployments()[0], 1, lambda cost: cost.parameters)
     problem = ChoiceProblem(
@@ -119,7 +138,8 @@ def build_program(
         counts if space.uniform_experts else None,
         Traits(counts, windows_of(layers), parameters),
     )
-    return SearchProgram(problem, layers, constraints, tuple(models), tuple(deployed), parents)
+    models, lengths = tuple(models), tuple(lengths)
+    return SearchProgram(problem, layers, constraints, models, tuple(deployed), parents, tuple(levels), lengths)
 
 
 def _best_or_none(model: CostModel, blocks: Sequence[Block]) -> Prediction | None:

@@ -133,8 +133,9 @@ def _merged(
     merged, plan, source = build(tried=tried), best, before
     if found.quality_loss < best.quality_loss:
         plan, source = found, after
-    taken = (pairs[index] for pairs, index in zip(source.deployed, plan.options))
-    plan = dataclasses.replace(plan, options=tuple(pairs.index(pair) for pairs, pair in zip(tried, taken)))
+    options = (list(zip(*each)) for each in zip(merged.deployed, merged.levels))
+    taken = ((pairs[index], of[index]) for pairs, of, index in zip(source.deployed, source.levels, plan.options))
+    plan = dataclasses.replace(plan, options=tuple(pairs.index(one) for pairs, one in zip(options, taken)))
     if best.bound is None or found.bound is None:
         return merged, plan
     # The first bound holds for the first program only: once its plan is beaten, it may be above the new quality loss.

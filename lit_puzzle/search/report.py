@@ -99,6 +99,10 @@ def _targets(rows: Sequence[Mapping[str, Any]]) -> list[str]:
                 f"| {predicted['memory_gib']:.4g} | {predicted['latency_seconds']:.4g} "
                 f"| {predicted['deployment']['tensor_parallel']} | {predicted['batch_size']} |"
             )
+    for position, row in enumerate(rows, start=1):
+        if row.get("answer_length") is not None:
+            lines += ["", f"Target {position}: answers {row['answer_length']:.3f} times as long as the parent's, so "
+                      f"{row['requests_over_parent']:.3f} times its requests a second."]  # fmt: skip
     return lines
 
 

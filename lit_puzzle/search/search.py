@@ -43,6 +43,7 @@ from lit_puzzle.run.inputs import Identity, claim_inputs, file_identity, record_
 from lit_puzzle.run.lineage import check_made_with
 from lit_puzzle.scoring.scores import SCORES_FILE, Scores
 from lit_puzzle.search import refine
+from lit_puzzle.search.answer_lengths import AnswerLengths, answer_lengths
 from lit_puzzle.search.batches import DeployedBatch
 from lit_puzzle.search.edges import edges
 from lit_puzzle.search.limits import Layers
@@ -162,6 +163,7 @@ class Inputs:
         models: one cost model per target.
         space: what may be chosen.
         scores: the scores.
+        lengths: changes of answer lengths per target; None where requests are not bounded.
     """
 
     library: Library
@@ -170,6 +172,7 @@ class Inputs:
     models: tuple[CostModel, ...]
     space: SearchSpace
     scores: Scores
+    lengths: tuple[AnswerLengths | None, ...]
 
     @classmethod
     def load(
@@ -191,11 +194,18 @@ class Inputs:
         quality_losses = tuple(tuple(row) for row in objective.quality_losses(searched, scores))
         shape = ModelShape.from_config(library.config)
         models = tuple(CostModel(shape, t.scenario, costs.times, costs.engine) for t in constraints.targets)
-        return cls(library, layers, quality_losses, models, space, scores)
+        lengths = tuple(
+            None
+            if target.budget.requests_over_parent is None
+            else answer_lengths(layers, scores, target.efforts, constraints.lengths_by, objective.unmeasured)
+            for target in constraints.targets
+        )
+        return cls(library, layers, quality_losses, models, space, scores, lengths)
 
     def build(self, constraints: Constraints, tried: Sequence[Sequence[DeployedBatch]] | None = None) -> SearchProgram:
         """Build the program with these constraints; `tried` are its deployments and batch sizes when given."""
-        return build_program(self.layers, self.quality_losses, self.models, constraints, self.space, tried)
+        inputs = self.layers, self.quality_losses, self.models
+        return build_program(*inputs, constraints, self.space, tried, self.lengths)
 
 
 def _solve(

@@ -17,7 +17,13 @@ from lit_puzzle.costs.serving import KernelTimes
 from lit_puzzle.spec import Budget, Target
 
 Windows = Literal["free", "unchanged"]
-OF_A_DEPLOYMENT = ("memory_gib", "throughput_tokens_per_second", "throughput_over_parent", "latency_seconds")
+OF_A_DEPLOYMENT = (
+    "memory_gib",
+    "throughput_tokens_per_second",
+    "throughput_over_parent",
+    "requests_over_parent",
+    "latency_seconds",
+)
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,7 @@ class Constraints:
         limits: bounds that no deployment changes: total_parameters, active_parameters, full_attention_layers.
         sweep: values of the first target's throughput_over_parent; the lowest quality loss is found for each of them
             once the plan is written.
+        lengths_by: evaluation whose answer lengths `requests_over_parent` uses; None: the only one that measured any.
 
     Raises:
         ValueError: there is no target, a bound of `limits` depends on a deployment, or a value of `sweep` is not a
@@ -38,6 +45,7 @@ class Constraints:
     targets: list[Target]
     limits: Budget = field(default_factory=Budget)
     sweep: list[float] | None = None
+    lengths_by: str | None = None
 
     def __post_init__(self) -> None:
         if not self.targets:
@@ -63,7 +71,7 @@ class Constraints:
         budget = dataclasses.replace(
             first.budget, throughput_over_parent=over_parent, throughput_tokens_per_second=None
         )
-        return Constraints([Target(first.scenario, budget), *others], self.limits)
+        return Constraints([dataclasses.replace(first, budget=budget), *others], self.limits, None, self.lengths_by)
 
 
 @dataclass(frozen=True)

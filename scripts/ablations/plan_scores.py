@@ -1,6 +1,7 @@
 """Does the sum of replace-1-block scores predict the child? Random plans of one size against what they measure.
 
-    python scripts/ablations/plan_scores.py [--plans 60] [--distilled 24] [--part 0/1] [--folder runs/plan_scores]
+    python scripts/ablations/plan_scores.py [--plans 60] [--distilled 24] [--part 0/1] [--lengths]
+        [--folder runs/plan_scores]
 
 Plans keep 64 of the tiny parent's 96 experts, drawn among the library's counts, and replace the full attention of two
 of its three full layers, by a window of 16 or 48 tokens: all have the same number of parameters. The plan of the search
@@ -8,6 +9,10 @@ under the same bounds, for each objective, is measured beside them. For every pl
 were held out, and accuracy, mean of three efforts with 128 problems each; for the first `--distilled` plans also after
 25 updates of distillation. Printed are Spearman's rank correlations of every summed score with them (accuracy: with its
 negative), with 95 % intervals of the bootstrap over plans, and how many random plans are better than the search's.
+
+With `--lengths` the searches are left out, and the question is whether the changes of answer lengths add up: the ratio
+of child's to parent's mean tokens at each effort, and over all (`mix`), against 1 + the sum of the changes d of its
+blocks (each relative to the parent), and against the product of 1 + d.
 
 `--part 1/2` measures every second plan, for a process beside this one; a run without it prints. Resumable.
 """
@@ -17,7 +22,7 @@ import json
 import os
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -26,7 +31,7 @@ import numpy as np
 from scipy.stats import bootstrap, spearmanr  # type: ignore[import-untyped]
 
 from lit_puzzle.cli import run
-from lit_puzzle.library.library import Library
+from lit_puzzle.library.library import Library, parts
 from lit_puzzle.run.folder import is_complete
 from lit_puzzle.scoring.scores import Scores
 from lit_puzzle.search.objective import Objective
@@ -40,6 +45,7 @@ OBJECTIVES = {
     "mean_rank, windows by long context": Objective("mean_rank", "long_context"),
 }
 MEASURES = ("KL before", "errors before", "KL after", "errors after")
+EFFORTS = ("low", "medium", "high")
 TARGET = (
     "[{scenario: {gpu: cpu, num_gpus: 1, prompt_tokens: 96, generated_tokens: 48, kv_dtype: bfloat16, expert_dtype: "
     "bfloat16}, budget: {}}]"
@@ -54,12 +60,18 @@ def stage(recipe: str, run_dir: Path, *words: str) -> dict[str, float]:
     return results
 
 
-def prepare(folder: Path, seed: int) -> tuple[Library, Scores]:
-    """Make documents, importance, library and scores."""
+def documents(folder: Path, seed: int) -> Path:
+    """Make the documents to distill from and to measure on; return their folder."""
     stage("generate", folder / "generate", "--prompts.num_prompts=3072", f"--prompts.seed={seed}")
+    return folder / "generate" / "documents"
+
+
+def prepare(folder: Path, seed: int) -> tuple[Library, Scores]:
+    """Make importance, library and scores."""
     stage("importance", folder / "importance", f"--data.init_args.prompts.seed={seed}")
     stage("library", folder / "library", f"--importance={folder}/importance")
-    stage("score", folder / "score", f"--library={folder}/library", f"--seed={seed}")
+    words = (f"--library={folder}/library", f"--seed={seed}", "--scoring.evaluate=all")
+    stage("score", folder / "score", *words)
     return Library.load(folder / "library"), Scores.load(folder / "score")
 
 
@@ -105,8 +117,51 @@ def measure(folder: Path, plan: Plan, documents: Path, distilled: bool) -> dict[
         where = (f"--checkpoint={child}", f"--documents={documents}")
         found[f"KL {when}"] = stage("text_distance", folder / f"distance_{when}", *where)["kl"]
         problems = (f"--checkpoint={child}", "--held_out.prompts_per_effort=128", "--held_out.texts=false")
-        found[f"errors {when}"] = 1 - stage("evaluate", folder / f"evaluate_{when}", *problems)["accuracy"]
+        evaluated = stage("evaluate", folder / f"evaluate_{when}", *problems)
+        found[f"errors {when}"] = 1 - evaluated["accuracy"]
+        for effort in EFFORTS:
+            found |= {f"tokens/{effort} {when}": evaluated[f"tokens/{effort}"]}
+            found |= {f"cut/{effort} {when}": 1 - evaluated[f"finished/{effort}"]}
     return found
+
+
+def ratios(tokens: Mapping[str, float], parent: Mapping[str, float]) -> dict[str, float]:
+    """Return tokens over the parent's at each effort, and over all of them."""
+    mix = sum(tokens.values()) / sum(parent.values())
+    return {effort: tokens[effort] / parent[effort] for effort in EFFORTS} | {"mix": mix}
+
+
+def report_lengths(
+    library: Library, scores: Scores, names: Sequence[tuple[str, ...]], rows: Sequence[dict[str, float]], folder: Path
+) -> None:
+    """Print how the lengths of the plans' answers follow from those with one block replaced."""
+    problems = ("--checkpoint=lit_puzzle/assets/tiny_parent", "--held_out.prompts_per_effort=128")
+    own = stage("evaluate", folder / "evaluate_parent", *problems, "--held_out.texts=false")
+    parent = {effort: own[f"tokens/{effort}"] for effort in EFFORTS}
+    known = {effort: scores.parent[f"long_context/tokens/{effort}"] for effort in EFFORTS}
+    predicted = []
+    for plan in names:
+        halves = [(layer, half) for layer, name in enumerate(plan) for half in parts(library.candidate(layer, name))]
+        found = [scores.entries[layer, half] for layer, half in halves if half is not None]
+        gained = [{e: known[e] + one[f"long_context/tokens/{e}"].mean for e in EFFORTS} for one in found]
+        each = [ratios(one, known) for one in gained]
+        sums = {key: 1 + sum(one[key] - 1 for one in each) for key in (*EFFORTS, "mix")}
+        products = {key: float(np.prod([one[key] for one in each])) for key in (*EFFORTS, "mix")}
+        predicted.append({"sum": sums, "product": products})
+    print("| effort | when | by | rank correlation | true ratio | predicted | mean absolute error | ratio 1: error |")
+    print("|---|---|---|---|---|---|---|---|")
+    for when in ("before", "after"):
+        places = [place for place, row in enumerate(rows) if f"errors {when}" in row]
+        true = [ratios({e: rows[place][f"tokens/{e} {when}"] for e in EFFORTS}, parent) for place in places]
+        for key in (*EFFORTS, "mix") if len(places) > 2 else ():
+            for by in ("sum", "product"):
+                values, ours = [one[key] for one in true], [predicted[place][by][key] for place in places]
+                errors = [abs(a - b) for a, b in zip(values, ours, strict=True)]
+                numbers = [statistics.mean(x) for x in (values, ours, errors, [abs(value - 1) for value in values])]
+                cells = " | ".join(f"{number:.3f}" for number in numbers)
+                print(f"| {key} | {when} | {by} | {correlation(ours, values)} | {cells} |")
+        for effort in EFFORTS if places else ():
+            print(f"cut {when} at {effort}: {statistics.mean(rows[p][f'cut/{effort} {when}'] for p in places):.3f}")
 
 
 def correlation(sums: Sequence[float], values: Sequence[float]) -> str:
@@ -127,6 +182,7 @@ def main() -> None:
     parser.add_argument("--distilled", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--part", default="0/1", help="which plans: N/OF")
+    parser.add_argument("--lengths", action="store_true", help="whether changes of answer lengths add up")
     parser.add_argument("--folder", type=Path, default=Path("runs/plan_scores"))
     given = parser.parse_args()
     own, parts = map(int, given.part.split("/"))
@@ -135,15 +191,19 @@ def main() -> None:
     while len(names) < given.plans:
         drawn = random_plan(library, generator)
         names += [drawn] if drawn not in names else []
-    documents = given.folder / "generate" / "documents"
+    written = documents(given.folder, given.seed)
     rows = [
-        measure(given.folder / f"plan{place:02}", library.plan(drawn), documents, place < given.distilled)
+        measure(given.folder / f"plan{place:02}", library.plan(drawn), written, place < given.distilled)
         for place, drawn in enumerate(names)
         if place % parts == own
     ]
+    if given.lengths:
+        if parts == 1:
+            report_lengths(library, scores, names, rows, given.folder)
+        return
     searched = searched_plans(given.folder)
     best = {
-        name: measure(given.folder / f"searched{place}", plan, documents, given.distilled > 0)
+        name: measure(given.folder / f"searched{place}", plan, written, given.distilled > 0)
         for place, (name, plan) in enumerate(searched.items())
         if place % parts == own
     }

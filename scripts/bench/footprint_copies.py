@@ -15,7 +15,7 @@ COPIES = ("library", "search", "assemble", "average", "export")
 SHAPES = {
     "library": ((12, 128, 32), (24, 128, 32), (48, 128, 32)),
     "search": ((10, 128, 32), (20, 128, 32), (56, 128, 32)),
-    "assemble": ((200, 8, 64), (400, 8, 64), (1000, 8, 64)),
+    "assemble": ((250, 8, 64), (500, 8, 64), (1500, 8, 64)),
     "average": ((2, 8, 512), (2, 32, 512), (2, 64, 768)),
     "export": ((1, 32, 512), (1, 64, 640), (1, 128, 768)),
 }
@@ -75,9 +75,9 @@ def make_copy_inputs(folder: Path, stage: str, size: int) -> None:
     home = folder / stage / f"size_{size}"
     layers, experts, _ = SHAPES[stage][size]
     torch.manual_seed(size)
-    _write_parent(home / "parent", SHAPES[stage][size])
+    write_parent(home / "parent", SHAPES[stage][size])
     if stage == "average":
-        _write_parent(home / "second", SHAPES[stage][size])
+        write_parent(home / "second", SHAPES[stage][size])
     scores = tuple(torch.rand(experts, dtype=torch.float64) for _ in range(layers))
     (home / "importance").mkdir()
     Importance(fingerprint(home / "parent"), "random", 1, scores).save(home / "importance")
@@ -87,7 +87,8 @@ def make_copy_inputs(folder: Path, stage: str, size: int) -> None:
         _write_scores(home)
 
 
-def _write_parent(folder: Path, shape: tuple[int, int, int]) -> None:
+def write_parent(folder: Path, shape: tuple[int, int, int]) -> None:
+    """Write a random parent in bfloat16: layers, experts, hidden = inner channels."""
     import torch
     from transformers import GptOssConfig, GptOssForCausalLM
 

@@ -20,7 +20,7 @@ SHAPE = {
     **{"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 32},
     **{"sliding_window": 128, "max_position_embeddings": 65536},
 }
-SHARDED = ("importance", "calibrate_kv", "score", "precompute_logits")
+SHARDED = ("importance", "calibrate_kv", "score", "final_kl", "precompute_logits")
 TRAINING = ("distill_blocks", "distill", "distill_checkpointed", "rl_recover", "on_policy")
 IN_TWO = {  # further sizes of stages in two processes, which share what grows
     3: (*SHARDED, "distill_blocks", "distill_checkpointed"),
@@ -69,6 +69,7 @@ def _passes(folder: Path, size: int, processes: int) -> dict[str, tuple[str, lis
         "importance": ("importance", [f"{model}.parent={parent}", f"{model}.{chunk}", *devices, *data]),
         "calibrate_kv": ("calibrate_kv", [f"{model}.checkpoint={parent}", *devices, *data]),
         "score": ("score", [f"--parent={parent}", *library, *fabric, *short]),
+        "final_kl": ("final_kl", [f"--parent={parent}", *fabric, *short]),
         "precompute_logits": ("precompute_logits", [f"--parent={parent}", *logits, *fabric]),
         "text_distance": ("text_distance", [*pair, "--batch_size=2"]),
     }

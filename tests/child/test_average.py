@@ -181,7 +181,7 @@ def test_a_sweep_measures_each_share_once(
     printed = capsys.readouterr().out
     assert "Share of the first" in printed and "high / low" in printed
     assert sorted(path.name for path in (tmp_path / "run" / "sweep").iterdir()) == ["0", "0.5", "1"]
-    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "sweep").glob("*/episodes.jsonl")}
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "sweep").glob("*/episodes.parquet")}
     assert average(tmp_path / "run", *pair, sweep=sweep) == results
     assert times == {path: path.stat().st_mtime_ns for path in times}
     for bad, message in (([], "at least one"), ([0.5, 0.5], "none of them twice"), ([-0.1], r"sweep\.shares -0\.1")):

@@ -7,12 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from lit_puzzle.environments.completion import ParsedCompletion
 from lit_puzzle.environments.environment import Problem
 from lit_puzzle.environments.episodes import (
     Episode,
+    Request,
     Texts,
     Verdict,
     append_rows,
@@ -32,7 +35,7 @@ EPISODE = Episode(
     finish="stop",
     seed=2**64 - 1,
     row=3,
-    seconds=0.25,
+    request=Request(9, 0.25),
     texts=Texts("What?\u2028", "<|channel|>final<|message|>\ud83d<|return|>".replace("\ud83d", "☃"), "8"),
 )
 FINAL = "<|channel|>final<|message|>{}<|return|>"
@@ -56,7 +59,7 @@ class Grader:
 
 
 def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
-    episodes = [EPISODE, replace(EPISODE, seconds=None, finish="length", verdict=Verdict(1.0, "right"))]
+    episodes = [EPISODE, replace(EPISODE, request=Request(), finish="length", verdict=Verdict(1.0, "right"))]
     write_rows(tmp_path / "rows.jsonl", episodes)
     assert read_rows(tmp_path / "rows.jsonl") == episodes
     row = json.loads((tmp_path / "rows.jsonl").read_text().splitlines()[0])
@@ -64,6 +67,7 @@ def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
         "environment": "sums",
         "effort": "high",
         "problem": 7,
+        "prompt_tokens": 9,
         "generated_tokens": 12,
         "finish": "stop",
         "seed": 2**64 - 1,
@@ -77,6 +81,48 @@ def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
         "completion": "<|channel|>final<|message|>☃<|return|>",
         "answer": "8",
     }
+
+
+def test_parquet_has_a_typed_column_for_each_key(tmp_path: Path) -> None:
+    verdict = Verdict(0.5, "partly right", rewards={"length": -0.25})
+    episodes = [EPISODE, replace(EPISODE, request=Request(), verdict=verdict)]
+    write_rows(tmp_path / "rows.parquet", episodes)
+    assert read_rows(tmp_path / "rows.parquet") == episodes
+    table = parquet.read_table(tmp_path / "rows.parquet")
+    columns = {field.name: str(field.type).partition(" (")[0].rstrip(">") for field in table.schema}
+    assert columns == {
+        **{"environment": "string", "effort": "string", "problem": "int64", "seed": "uint64", "row": "uint64"},
+        **{"correct": "double", "reason": "string", "finish": "string", "analysis": "bool", "looping": "bool"},
+        **{"prompt_tokens": "int64", "generated_tokens": "int64", "seconds": "double"},
+        **{"rewards": "map<string, double", "prompt": "string", "completion": "string", "answer": "string"},
+    }
+    assert table["seed"].to_pylist() == [2**64 - 1] * 2 and table["prompt_tokens"].to_pylist() == [9, None]
+    write_rows(tmp_path / "rows.parquet", [EPISODE], texts=False)
+    assert set(parquet.read_schema(tmp_path / "rows.parquet").names) == {*columns} - {
+        *("rewards", "prompt", "completion", "answer")
+    }
+    write_rows(tmp_path / "rows.parquet", [])
+    assert read_rows(tmp_path / "rows.parquet") == []
+
+
+def test_damaged_parquet_is_named_with_its_row(tmp_path: Path) -> None:
+    file = tmp_path / "episodes.parquet"
+    write_rows(file, [replace(EPISODE, seed=1), replace(EPISODE, seed=1, generated_tokens=3)])
+    table = parquet.read_table(file)
+    for name, values, message in (
+        ("finish", ["stop", "eos"], r"episodes\.parquet:2: the row is damaged: finish is 'eos'"),
+        ("problem", ["7", "8"], r"episodes\.parquet:1: the row is damaged: problem is '7'"),
+        ("correct", [1.0, math.nan], r"episodes\.parquet:2: the row is damaged: correct is 'nan'"),
+        ("more", [1, 1], r"episodes\.parquet:1: unknown key\(s\) \['more'\]"),
+    ):
+        columns = {column: table[column].to_pylist() for column in table.column_names} | {name: values}
+        parquet.write_table(pyarrow.table(columns), file)
+        with pytest.raises(ValueError, match=message) as error:
+            read_rows(file)
+        assert "\n" not in str(error.value)
+    file.rename(tmp_path / "episodes.jsonl")
+    with pytest.raises(ValueError, match=r"only episodes\.jsonl of an older version: run the stage again"):
+        read_rows(file)
 
 
 def test_texts_can_be_left_out(tmp_path: Path) -> None:
@@ -94,7 +140,7 @@ def test_added_rows_follow_whole_ones(tmp_path: Path) -> None:
 
 
 def test_times_are_not_compared() -> None:
-    assert replace(EPISODE, seconds=9.0) == EPISODE != replace(EPISODE, row=4)
+    assert replace(EPISODE, request=Request(9, 1.0)) == EPISODE != replace(EPISODE, row=4)
 
 
 @pytest.mark.parametrize(

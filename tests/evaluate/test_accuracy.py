@@ -216,9 +216,9 @@ def test_stage_evaluates_a_folder_and_compares_with_another_run(
     assert "+0.000 ± 0.000" in capsys.readouterr().out
     assert again["accuracy_gain/high"] == again["tokens_gain/low"] == again["tokens_gain_se/low"] == 0.0
     third = tmp_path / "third"
-    with pytest.raises(ValueError, match=r"first/episodes\.jsonl: its 12 episodes.*same environments, efforts"):
+    with pytest.raises(ValueError, match=r"first/episodes\.parquet: its 12 episodes.*same environments, efforts"):
         evaluate(third, checkpoint, replace(held_out, seed=2), **settings, baseline=first)  # type: ignore[arg-type]
-    (first / "episodes.jsonl").write_text("")
+    (first / "episodes.parquet").write_text("")
     with pytest.raises(ValueError, match="its 0 episodes and the 12 problems"):
         evaluate(third, checkpoint, held_out, **settings, baseline=first)  # type: ignore[arg-type]
     assert not list(third.iterdir())
@@ -234,8 +234,7 @@ def test_three_engines_give_the_rows_of_one(checkpoint: Path, tmp_path: Path) ->
         folder.mkdir()
         engine = EngineSettings("transformers", batch_size=4, data_parallel=engines)
         results.append(evaluate(folder, checkpoint, held_out, Sampling(8, 1.0, seed=5), engine))
-        lines = (folder / "episodes.jsonl").read_text().splitlines()
-        rows.append([{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines])
+        rows.append(read_episodes(folder))
     assert rows[0] == rows[1] and len(rows[0]) == 20
     assert results[0] == results[1]
 
@@ -267,7 +266,7 @@ def test_stage_refuses_bad_input_before_anything_slow(checkpoint: Path, tmp_path
         "prompts_per_effort 1": lambda: HeldOut([Parity()], prompts_per_effort=1),
         "extreme": lambda: HeldOut([Parity()], ["extreme"]),
         r"baseline .*missing' does not exist": run(baseline=tmp_path / "missing"),
-        r"holds no episodes\.jsonl": run(baseline=tmp_path / "empty"),
+        r"holds no episodes\.parquet": run(baseline=tmp_path / "empty"),
         "names must differ": run(held_out=HeldOut([])),
         "no log-probabilities": run(sampling=Sampling(logprobs=True)),
         "without an FP8 cache": run(kv_scales=tmp_path),
@@ -298,9 +297,9 @@ def test_a_damaged_file_of_episodes_is_one_error(checkpoint: Path, tmp_path: Pat
     held_out = HeldOut([Parity()], ["low"], 4)
     (tmp_path / "before").mkdir()
     evaluate(tmp_path / "before", checkpoint, held_out, Sampling(4, 0.0), EngineSettings("transformers"))
-    file = tmp_path / "before" / "episodes.jsonl"
-    file.write_text(file.read_text()[:-30])
-    with pytest.raises(ValueError, match=r"episodes\.jsonl:4 is not JSON") as refused:
+    file = tmp_path / "before" / "episodes.parquet"
+    file.write_bytes(file.read_bytes()[:-30])
+    with pytest.raises(ValueError, match=r"episodes\.parquet cannot be read as Parquet") as refused:
         evaluate(tmp_path / "after", checkpoint, held_out, Sampling(4, 0.0), baseline=tmp_path / "before")
     assert "\n" not in str(refused.value)
 
@@ -336,7 +335,9 @@ def test_prompts_are_checked_before_the_model_is_loaded(
             evaluate(tmp_path, checkpoint, HeldOut([environment], ["low"], 4), Sampling(tokens))
 
 
-def test_an_evaluation_that_was_killed_begins_with_the_first_missing_block(checkpoint: Path, tmp_path: Path) -> None:
+def test_an_evaluation_that_was_killed_generates_what_is_missing(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """kill -9 between and inside blocks; after the last block, before the results; a block of other problems."""
     held_out = HeldOut([Parity()], ["low", "high"], 9, seed=1, block_size=4)
     settings = (held_out, Sampling(8, 1.0, seed=3), EngineSettings("transformers", batch_size=3))
@@ -345,40 +346,52 @@ def test_an_evaluation_that_was_killed_begins_with_the_first_missing_block(check
     killed.mkdir()
     results = evaluate(whole, checkpoint, *settings)
     assert sorted(path.name for path in whole.iterdir()) == [
-        *("episodes.jsonl", "generation_lengths.json", "inputs.json", "outputs.json"),
+        *("episodes.parquet", "generation_lengths.json", "inputs.json", "outputs.json"),
     ]
-    process = multiprocessing.get_context("spawn").Process(
-        target=_killed_in_block_2, args=(killed, checkpoint, settings)
-    )
+    process = multiprocessing.get_context("spawn").Process(target=_killed_after_10, args=(killed, checkpoint, settings))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
     blocks = {path.name: path.stat().st_mtime_ns for path in (killed / "blocks").iterdir()}
-    assert sorted(blocks) == ["block-00000.jsonl", "block-00001.jsonl"] and not (killed / "episodes.jsonl").exists()
-    first = (killed / "blocks" / "block-00000.jsonl").read_text()
-    (killed / "blocks" / "block-00001.jsonl").write_text(first)
-    with pytest.raises(ValueError, match=r"block-00001\.jsonl has 4 episodes, not those of problems 4 to 7"):
+    log = "block-00002.completions.jsonl"
+    assert sorted(blocks) == ["block-00000.parquet", "block-00001.parquet", log]
+    assert len((killed / "blocks" / log).read_text().splitlines()) == 2 and not (killed / "episodes.parquet").exists()
+    with (killed / "blocks" / log).open("a") as stream:
+        stream.write('{"row": 11, "token_ids": [5')  # of a kill while it was written
+    first = (killed / "blocks" / "block-00000.parquet").read_bytes()
+    (killed / "blocks" / "block-00001.parquet").write_bytes(first)
+    with pytest.raises(ValueError, match=r"block-00001\.parquet has 4 episodes, not those of problems 4 to 7"):
         evaluate(killed, checkpoint, *settings)
-    (killed / "blocks" / "block-00001.jsonl").unlink()
-    assert evaluate(killed, checkpoint, *settings) == results and not (killed / "blocks").exists()
-    assert _untimed(killed / "episodes.jsonl") == _untimed(whole / "episodes.jsonl")
-    before = (killed / "episodes.jsonl").read_bytes()
-    (killed / "generation_lengths.json").unlink()  # killed after the last completion
-    assert evaluate(killed, checkpoint, *settings) == results
-    assert (killed / "episodes.jsonl").read_bytes() == before
-
-
-def _killed_in_block_2(run_dir: Path, checkpoint: Path, settings: tuple[HeldOut, Sampling, EngineSettings]) -> None:
+    (killed / "blocks" / "block-00001.parquet").unlink()
+    asked: list[int] = []
     generate = TransformersEngine.generate
 
-    def until_block_2(engine: TransformersEngine, prompts: Any, sampling: Sampling, rows: Any) -> Any:
-        if rows[0] >= 8:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return generate(engine, prompts, sampling, rows)
+    def counted(engine: TransformersEngine, prompts: Any, sampling: Sampling, rows: Any, on_completion: Any) -> Any:
+        asked.extend(rows)
+        return generate(engine, prompts, sampling, rows, on_completion)
 
-    TransformersEngine.generate = until_block_2  # type: ignore[method-assign, assignment]
+    monkeypatch.setattr(TransformersEngine, "generate", counted)
+    assert evaluate(killed, checkpoint, *settings) == results and not (killed / "blocks").exists()
+    assert len(asked) == len(set(asked)) == 4 + 2 + 6 and set(asked) > {4, 5, 6, 7, 12, 13, 14, 15, 16, 17}
+    assert read_episodes(killed) == read_episodes(whole)
+    before = (killed / "episodes.parquet").read_bytes()
+    (killed / "generation_lengths.json").unlink()  # killed after the last completion
+    assert evaluate(killed, checkpoint, *settings) == results
+    assert (killed / "episodes.parquet").read_bytes() == before
+
+
+def _killed_after_10(run_dir: Path, checkpoint: Path, settings: tuple[HeldOut, Sampling, EngineSettings]) -> None:
+    """Evaluate in blocks of 4; the process is killed when the second completion of the third block is written."""
+    generate, ended = TransformersEngine.generate, list[int]()
+
+    def until_10(engine: TransformersEngine, prompts: Any, sampling: Sampling, rows: Any, on_completion: Any) -> Any:
+        def killed(row: int, completion: Any) -> None:
+            on_completion(row, completion)
+            ended.append(row)
+            if len(ended) == 10:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        return generate(engine, prompts, sampling, rows, killed)
+
+    TransformersEngine.generate = until_10  # type: ignore[method-assign, assignment]
     evaluate(run_dir, checkpoint, *settings)
-
-
-def _untimed(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) | {"seconds": None} for line in file.read_text().splitlines()]

@@ -11,8 +11,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import torch
 import yaml
+from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 
 Damage = Callable[[Path], object]
@@ -79,6 +81,18 @@ def replace(path: str, old: str, new: str) -> Damage:
         text = (folder / path).read_text()
         assert old in text, (path, old)
         write(path, text.replace(old, new, 1))(folder)
+
+    return apply
+
+
+def table(path: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Damage:
+    """A Parquet file with other rows."""
+
+    def apply(folder: Path) -> None:
+        rows = parquet.read_table(folder / path).to_pylist()
+        stream = pyarrow.BufferOutputStream()
+        parquet.write_table(pyarrow.Table.from_pylist([change(row) for row in rows]), stream)
+        write(path, stream.getvalue().to_pybytes())(folder)
 
     return apply
 

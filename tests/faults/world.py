@@ -194,7 +194,7 @@ STAGES = {
             "--engine.batch_size=8",
         ),
         ("child",),
-        ("episodes.jsonl", "generation_lengths.json"),
+        ("episodes.parquet", "generation_lengths.json"),
     ),
 }
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lit_puzzle.cli import STAGES, main
+from lit_puzzle.evaluate.accuracy import read_episodes
 from lit_puzzle.footprint.at_hand import available_bytes
 from lit_puzzle.footprint.plan import make_plan
 from lit_puzzle.run.footprint import GIB
@@ -56,5 +57,5 @@ def test_a_run_too_big_for_this_machine_is_refused_and_force_starts_it(
     assert "--force starts it all the same" in said.err
     assert not (tmp_path / "run").exists()
     main([*run, "--force"])
-    assert len((tmp_path / "run" / "episodes.jsonl").read_text().splitlines()) == ROWS
+    assert len(read_episodes(tmp_path / "run")) == ROWS
     assert (tmp_path / "run" / "run.json").is_file()

@@ -13,9 +13,17 @@ from lit_puzzle.run.inputs import claim_inputs, file_identity, record_output
 
 
 def write(
-    run_dir: Path, text: str = "", reads: list[Path] | None = None, steps: int = 1, fails: bool = False
+    run_dir: Path,
+    text: str = "",
+    reads: list[Path] | None = None,
+    steps: int = 1,
+    fails: bool = False,
+    records: bool = True,
 ) -> dict[str, float]:
-    """Write `out.txt`, what is read and a text; `steps.txt` grows by a line a step, a tenth of a second each."""
+    """Write `out.txt`, what is read and a text; `steps.txt` grows by a line a step, a tenth of a second each.
+
+    `records`: whether the content of `out.txt` is recorded.
+    """
     folders = [require_input(Path(folder), "upstream", "out.txt") for folder in reads or []]
     claim_inputs(run_dir, {str(place): file_identity(folder, ["out.txt"]) for place, folder in enumerate(folders)})
     if fails:
@@ -28,5 +36,6 @@ def write(
             stream.write(f"{step} {os.getpid()}\n")
         time.sleep(0.1)
     (run_dir / "out.txt").write_text("".join((folder / "out.txt").read_text() for folder in folders) + text)
-    record_output(run_dir, "out", file_identity(run_dir, ["out.txt"]))
+    if records:
+        record_output(run_dir, "out", file_identity(run_dir, ["out.txt"]))
     return {"steps": float(steps)}

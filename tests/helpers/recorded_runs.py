@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from lit_puzzle.environments.episodes import Episode, Texts, Verdict
+from lit_puzzle.environments.episodes import Episode, Request, Texts, Verdict
 from lit_puzzle.run.folder import CONFIG
 from lit_puzzle.run.inputs import Identity, claim_inputs, record_output
 from lit_puzzle.run.record import RunClock
@@ -39,4 +39,4 @@ def answer(row: int, reason: str = "wrong", completion: str = "some completion",
     texts = Texts(f"prompt {row}", completion, f"gold {row}")
     verdict = Verdict(1.0 if reason == "right" else 0.0, reason)
     finish = "length" if reason == "cut off" else "stop"
-    return Episode("sums", effort, 1000 + row, verdict, 12, finish, row=row, seconds=0.5, texts=texts)  # type: ignore[arg-type]
+    return Episode("sums", effort, 1000 + row, verdict, 12, finish, row=row, request=Request(9, 0.5), texts=texts)  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ from lit_puzzle.library.library import parent_blocks
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.scoring.evaluation_run import EvaluationRun
-from lit_puzzle.scoring.score_files import Entry, ScoreFiles
+from lit_puzzle.scoring.score_files import Entry, ScoreFiles, Values
 from lit_puzzle.serve.vllm.driver import ENVIRONMENT
 from lit_puzzle.spec import BlockSpec
 from lit_puzzle.tiny.world import Chains, Counting
@@ -42,7 +42,7 @@ def main(folder: Path) -> None:
     (folder / "found.json").write_text(json.dumps(found))
 
 
-def scores(settings: EngineSettings, folder: Path) -> list[float]:
+def scores(settings: EngineSettings, folder: Path) -> Values:
     parent = ASSETS / "tiny_parent"
     tokenizer, own = load_tokenizer(parent), parent_blocks(Checkpoint(parent).config)[1]
     problems = LongContextProblems(environments=FAMILIES, efforts=["low", "high"], problems_per_effort=12)

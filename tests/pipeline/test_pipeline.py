@@ -182,6 +182,26 @@ def test_an_upstream_made_anew_outside_of_the_pipeline_is_noticed(tmp_path: Path
     assert pipeline("--remake=true")[0] == 0 and pipeline.result() == "ffst"
 
 
+def test_without_recorded_content_the_recorded_ends_decide_and_no_times_of_files(tmp_path: Path) -> None:
+    """As after `cp -r`, git or rsync without -t: files have other times, in another order."""
+    pipeline = Pipeline(tmp_path)
+    pipeline.change("first", records=False)
+    assert pipeline()[0] == 0
+    for age, name in enumerate(STAGES):
+        for path in (pipeline.run / name).iterdir():
+            os.utime(path, (2_000_000_000 - age, 2_000_000_000 - age))  # the first stage's are the newest
+    code, out, err = pipeline()
+    assert code == 0 and states(out) == dict.fromkeys(STAGES, "complete") and "starts" not in out, err
+    file = pipeline.run / "first" / "run.json"
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps(record | {"ended": "2999-01-01T00:00:00.000000+00:00"}))
+    code, _, err = pipeline()
+    assert code == 2 and "second: 0 (first) was made anew since: first ended after this stage" in err
+    file.write_text(json.dumps({key: value for key, value in record.items() if key != "ended"}))
+    code, _, err = pipeline()
+    assert code == 2 and "first/run.json does not say when the run ended (`ended` is '')" in err
+
+
 def test_overwrite_makes_everything_anew_and_spares_files_of_others(tmp_path: Path) -> None:
     pipeline = Pipeline(tmp_path)
     assert pipeline()[0] == 0

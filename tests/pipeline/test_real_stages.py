@@ -22,6 +22,10 @@ STAGES: list[dict[str, Any]] = [
         "overrides": {"plan": None, "manual.importance": "runs/importance", "manual.experts": 8},
     },
 ]
+REPORT: dict[str, Any] = {
+    "recipe": "recipes/report.yaml",
+    "overrides": {"folders": ["runs/importance", "runs/library", "runs/assemble"]},
+}
 
 
 def start(folder: Path, *words: str) -> subprocess.Popen[str]:
@@ -39,9 +43,24 @@ def weights(folder: Path) -> bytes:
     return (folder / "child" / "model.safetensors").read_bytes()
 
 
+def check_report(pipeline: Path) -> None:
+    """The report, the last stage, draws the stages of the pipeline that it ran in, and names what was not run."""
+    page = (pipeline / "report" / "report.html").read_text()
+    for stage in STAGES:
+        folder = f"runs/all/{Path(stage['recipe']).stem}"
+        assert f"<td>{folder}</td>" in page, folder
+    results = read_json(pipeline / "report" / "run.json")["results"]
+    assert results["runs"] == 3 and {path.stem for path in (pipeline / "report" / "pictures").iterdir()} == {
+        *("importance", "plan", "kv_cache"),
+    }
+    assert "No frontier is there: lightning run recipes/frontier.yaml" in page
+    inputs = read_json(pipeline / "report" / "inputs.json")["inputs"]
+    assert set(inputs) == {f"runs/all/{Path(stage['recipe']).stem}" for stage in STAGES}
+
+
 @pytest.mark.slow
 def test_a_pipeline_gives_what_its_stages_give_alone_also_after_a_kill(tmp_path: Path) -> None:
-    content = {"command": "pipeline", "run_dir": "runs/all", "stages": STAGES}
+    content = {"command": "pipeline", "run_dir": "runs/all", "stages": [*STAGES, REPORT]}
     (tmp_path / "all.yaml").write_text(yaml.safe_dump(content))
     process = start(tmp_path, "all.yaml")
     deadline = time.monotonic() + 600
@@ -51,9 +70,10 @@ def test_a_pipeline_gives_what_its_stages_give_alone_also_after_a_kill(tmp_path:
     os.kill(process.pid, signal.SIGKILL)
     process.communicate(timeout=900)
     out = finish(start(tmp_path, "all.yaml"))
-    assert out.count(": complete after") == 3
+    assert out.count(": complete after") == 4
     made = json.loads((tmp_path / "runs/all/run.json").read_text())["results"]
-    assert made["stages"] == 3 and made["cpu_seconds/importance"] > 1
+    assert made["stages"] == 4 and made["cpu_seconds/importance"] > 1
+    check_report(tmp_path / "runs/all")
     for stage in STAGES:
         words = [
             f"--{key}={json.dumps(value) if value is not None else 'null'}" for key, value in stage["overrides"].items()

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from playwright.sync_api import Browser, sync_playwright
 
 from lit_puzzle.cli import main
-from lit_puzzle.environments.episodes import EPISODES_FILE, Episode, Texts, write_rows
+from lit_puzzle.environments.episodes import EPISODES_FILE, Episode, Texts, read_rows, write_rows
 from lit_puzzle.environments.verdict import Verdict
 from lit_puzzle.importance.importance_file import Importance
 from lit_puzzle.run.files import write_json
@@ -73,6 +74,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     important = record(root / "importance", "validate", {})
     Importance("f", "leave_one_out", 100, tuple(torch.rand(16).double() + 0.1 for _ in range(6))).save(important)
     trained = record(root / "rl_recover", "fit", {"accuracy/low/before": 0.4, "tokens/low/before": 7.0})
+    for variant, accuracy in (("searched", 0.5), ("random", 0.25)):
+        for seed in range(2):
+            values = {"accuracy/low": accuracy + seed / 4, "tokens/low": 7.0}
+            record(root / "grid" / f"evaluate-{variant}-{seed}", "evaluate", values)
     log = trained / "lightning_logs" / "version_0"
     log.mkdir(parents=True)
     (log / "metrics.csv").write_text(
@@ -99,7 +104,7 @@ def test_every_section_is_drawn_and_names_its_run(runs: Path, made: Path) -> Non
     titles = [re.sub("<[^>]*>", "", line) for line in page.splitlines() if line.startswith("<h2>")]
     assert titles == [
         *("Requests", "Plan", "Expert importance", "Replace-1-block scores", "Speed"),
-        *("KV cache", "Training", "Results of all runs", "Sample completions", "Sources"),
+        *("KV cache", "Training", "Ablations", "Results of all runs", "Sample completions", "Sources"),
     ]
     assert 'class="missing"' not in page and "http" not in page.replace("http-equiv", "")
     pictures = {path.stem for path in (made / "pictures").iterdir()}
@@ -110,6 +115,7 @@ def test_every_section_is_drawn_and_names_its_run(runs: Path, made: Path) -> Non
         "<td>stated</td>",
         "a machine",
         "0.0125 ± 0.01",
+        "<td>searched</td><td>2</td><td>0.625 ± 0.125</td>",
         f"commit {'a' * 12}",
     ):
         assert number in page, number
@@ -117,7 +123,7 @@ def test_every_section_is_drawn_and_names_its_run(runs: Path, made: Path) -> Non
         place = re.search(rf'<a href="#(run-\d+)">{runs / run}</a>', page)
         assert place and f'<tr id="{place[1]}">\n<td>{runs / run}</td>' in page
     results = json.loads((made / "run.json").read_text())["results"]
-    assert results == {"runs": 8.0, "sections": 9.0, "missing": 0.0}
+    assert results == {"runs": 12.0, "sections": 10.0, "missing": 0.0}
 
 
 def test_numbers_are_those_of_the_frontier(runs: Path, made: Path) -> None:
@@ -152,7 +158,7 @@ def test_half_of_the_stages_and_what_cannot_be_read(
     assert f"{some / 'damaged'}: its records cannot be read" in page
     assert f"{some / 'begun'}: incomplete" in page
     assert "Requests: No frontier is there" in capsys.readouterr().out
-    assert json.loads((tmp_path / "r" / "run.json").read_text())["results"]["missing"] == 7.0
+    assert json.loads((tmp_path / "r" / "run.json").read_text())["results"]["missing"] == 8.0
 
 
 def test_stages_of_a_pipeline_are_runs_of_their_own(runs: Path, tmp_path: Path) -> None:
@@ -200,7 +206,7 @@ def test_rows_that_have_changed_since_are_not_shown(runs: Path, tmp_path: Path) 
     (tmp_path / "runs" / "frontier" / "inputs.json").write_text(moved)
     assert "The same prompts, by parent and child." in written(tmp_path / "runs", tmp_path / "r")
     rows = tmp_path / "runs" / "evaluate" / EPISODES_FILE
-    rows.write_text(rows.read_text().replace("chains", "CHAINS"))
+    write_rows(rows, [replace(episode, environment="CHAINS") for episode in read_rows(rows)])
     numbers = tmp_path / "runs" / "frontier" / "frontier.json"
     numbers.write_text(numbers.read_text().replace("request_rate/low/parent", "rate"))
     page = written(tmp_path / "runs", tmp_path / "again")

@@ -49,10 +49,10 @@ def test_partly_right_answers_are_among_those_that_are_not_right() -> None:
 
 
 def test_a_sample_has_prompt_completion_gold_verdict_tokens_and_ending(tmp_path: Path) -> None:
-    run = run_with(tmp_path / "run", {"episodes.jsonl": [answer(5, "cut off", "4 + 4 =\n\x1b[31m9")]})
+    run = run_with(tmp_path / "run", {"episodes.parquet": [answer(5, "cut off", "4 + 4 =\n\x1b[31m9")]})
     assert answer_lines(run, None, 3, full=False) == [
         "",
-        "answers in episodes.jsonl: 1 rows: 1 cut off",
+        "answers in episodes.parquet: 1 rows: 1 cut off",
         "",
         "  cut off (grade 0): sums, low effort, row 5, problem 1005",
         "    length      12 tokens, cut off at the cap, 0.5 s",
@@ -64,40 +64,40 @@ def test_a_sample_has_prompt_completion_gold_verdict_tokens_and_ending(tmp_path:
 
 
 def test_long_texts_are_cut_unless_all_is_wanted(tmp_path: Path) -> None:
-    run = run_with(tmp_path / "run", {"episodes.jsonl": [answer(0, completion="x" * 5000)]})
+    run = run_with(tmp_path / "run", {"episodes.parquet": [answer(0, completion="x" * 5000)]})
     assert "4,400 characters left out" in "\n".join(answer_lines(run, None, 1, full=False))
     assert "x" * 5000 in "\n".join(answer_lines(run, None, 1, full=True))
 
 
 def test_the_model_after_training_comes_first_and_others_are_named(tmp_path: Path) -> None:
-    answers = {"before/episodes.jsonl": rows_of("ww"), "after/episodes.jsonl": rows_of("r"), ".x/episodes.jsonl": []}
-    run = run_with(tmp_path / "run", answers)
+    answers = {"before": rows_of("ww"), "after": rows_of("r"), ".x": []}
+    run = run_with(tmp_path / "run", {f"{folder}/episodes.parquet": rows for folder, rows in answers.items()})
     lines = answer_lines(run, None, 1, full=False)
     assert lines[1:3] == [
-        "answers in after/episodes.jsonl: 1 rows: 1 right",
-        "  other answers: --rows=before/episodes.jsonl",
+        "answers in after/episodes.parquet: 1 rows: 1 right",
+        "  other answers: --rows=before/episodes.parquet",
     ]
-    for name in ("before", "before/", "before/episodes.jsonl"):
-        assert answer_lines(run, name, 1, full=False)[1] == "answers in before/episodes.jsonl: 2 rows: 2 wrong"
-    with pytest.raises(ValueError, match=r"has no answers 'best'; it has after/episodes.jsonl, before/episodes.jsonl"):
+    for name in ("before", "before/", "before/episodes.parquet"):
+        assert answer_lines(run, name, 1, full=False)[1] == "answers in before/episodes.parquet: 2 rows: 2 wrong"
+    with pytest.raises(ValueError, match=r"it has after/episodes\.parquet, before/episodes\.parquet"):
         answer_lines(run, "best", 1, full=False)
 
 
 def test_answers_of_a_run_inside_are_not_taken(tmp_path: Path) -> None:
-    run_with(tmp_path / "run" / "inner", {"episodes.jsonl": rows_of("r")})
+    run_with(tmp_path / "run" / "inner", {"episodes.parquet": rows_of("r")})
     assert row_files(started_run(tmp_path / "run", {})) == []
     assert answer_lines(tmp_path / "run", None, 3, full=False) == ["", "answers: no graded answers in this folder"]
 
 
 def test_rows_without_texts_say_so(tmp_path: Path) -> None:
-    run = run_with(tmp_path / "run", {"episodes.jsonl": rows_of("w")}, texts=False)
+    run = run_with(tmp_path / "run", {"episodes.parquet": rows_of("w")}, texts=False)
     assert answer_lines(run, None, 1, full=False)[-1] == "    its texts were not recorded"
 
 
 def test_a_damaged_row_is_named_and_no_samples_read_none(tmp_path: Path) -> None:
-    run = run_with(tmp_path / "run", {"episodes.jsonl": rows_of("wr")})
-    with (run / "episodes.jsonl").open("a") as file:
-        file.write('{"environment": "su')
-    with pytest.raises(ValueError, match=r"episodes.jsonl:3 is not JSON.*--samples=0 the run is shown without"):
+    run = run_with(tmp_path / "run", {"episodes.parquet": rows_of("wr")})
+    rows = (run / "episodes.parquet").read_bytes()
+    (run / "episodes.parquet").write_bytes(rows[:-20])
+    with pytest.raises(ValueError, match=r"episodes.parquet cannot be read.*--samples=0 the run is shown without"):
         answer_lines(run, None, 1, full=False)
-    assert answer_lines(run, None, 0, full=False) == ["", "answers: in episodes.jsonl"]
+    assert answer_lines(run, None, 0, full=False) == ["", "answers: in episodes.parquet"]

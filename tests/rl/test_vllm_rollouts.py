@@ -107,7 +107,7 @@ def test_policy_and_engine_agree_after_every_update(whole_run: Path) -> None:
     last = logged[-1]
     assert last["train/sampling/sampling_logp_difference/max"] < 1e-5 and abs(last["train/sampling/kl"]) < 1e-9
     assert last["train/sampling/importance_sampling_ratio/mean"] == pytest.approx(1, abs=1e-5)
-    assert (whole_run / "after" / "episodes.jsonl").is_file()
+    assert (whole_run / "after" / "episodes.parquet").is_file()
 
 
 @pytest.mark.slow

@@ -45,8 +45,8 @@ def test_an_output_is_named_by_its_run_its_folder_or_its_file(tmp_path: Path, mo
     for name in (
         "child/config.json",
         "child/plan.json",
-        "before/episodes.jsonl",
-        "after/episodes.jsonl",
+        "before/episodes.parquet",
+        "after/episodes.parquet",
         "scores.json",
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -58,7 +58,7 @@ def test_an_output_is_named_by_its_run_its_folder_or_its_file(tmp_path: Path, mo
         assert runs.require_input(given, "scores", "scores.json") == tmp_path
     assert runs.require_input(tmp_path, "parent", ("config.json", "top_logits.json")) == tmp_path / "child"
     with pytest.raises(ValueError, match=r"The baseline .* may be .*after, .*before; name one of them"):
-        runs.require_input(tmp_path, "baseline", "episodes.jsonl")
+        runs.require_input(tmp_path, "baseline", "episodes.parquet")
     with pytest.raises(ValueError, match=r"The adapter .* holds no adapter_config\.json\."):
         runs.require_input(tmp_path, "adapter", "adapter_config.json")
     (tmp_path / "runs" / "library").mkdir(parents=True)

@@ -45,6 +45,17 @@ def test_a_changed_recipe_is_shown_and_refused(tmp_path):
         open_run(tmp_path / "run", "a: 1\nb: 3\n", overwrite=False)
 
 
+def test_a_complete_run_names_the_keys_that_differ(tmp_path):
+    """Where an input lies may change when a run is resumed; a complete one says that it was made with another."""
+    folder, other = tmp_path / "run", tmp_path / "other"
+    other.mkdir()
+    open_run(folder, "parent: a\n", overwrite=False)
+    claim_inputs(folder, {"parent": Identity("a", {"weights": "0"})})
+    RunClock().close(folder, Path("recipes/x.yaml"), 3, resumed=False, results={})
+    with pytest.raises(ValueError, match=r"is complete, made with other keys \(parent: a -> .*other\)"):
+        open_run(folder, f"parent: {other}\n", overwrite=False)
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_folder_that_is_no_run_is_never_touched(tmp_path, overwrite):
     (tmp_path / "thesis.tex").write_text("years of work")

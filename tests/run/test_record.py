@@ -34,9 +34,9 @@ def test_the_commit_of_a_checkout_that_is_left_as_it_is(tmp_path: Path, monkeypa
     assert index.stat().st_ino == before.st_ino and index.stat().st_mtime_ns == before.st_mtime_ns
 
 
-def test_the_end_is_in_utc_in_whole_seconds(tmp_path: Path) -> None:
-    before = datetime.now(UTC).replace(microsecond=0)
+def test_the_end_is_in_utc_in_microseconds(tmp_path: Path) -> None:
+    before = datetime.now(UTC)
     RunClock().close(tmp_path, Path("recipes/some.yaml"), None, False, {})
     text = read_json(tmp_path / "run.json")["ended"]
     ended = datetime.fromisoformat(text)
-    assert text == f"{ended:%Y-%m-%dT%H:%M:%S}+00:00" and before <= ended <= datetime.now(UTC)
+    assert text == f"{ended:%Y-%m-%dT%H:%M:%S.%f}+00:00" and before <= ended <= datetime.now(UTC)

@@ -91,5 +91,7 @@ def test_vllm_measures_as_transformers_does(tmp_path: Path) -> None:
     output_of(start_in_vllm(ROOT / "tests" / "helpers" / "vllm_measurements.py", tmp_path))
     found = json.loads((tmp_path / "found.json").read_text())
     for name in ("scores", "episodes"):
-        assert found["vllm"][name] == found["transformers"][name] and len(found["vllm"][name]) == 24
-    assert 0 < sum(found["vllm"]["scores"]) < 24
+        assert found["vllm"][name] == found["transformers"][name]
+    measured = found["vllm"]["scores"]
+    assert len(found["vllm"]["episodes"]) == len(measured["score"]) == 24 and 0 < sum(measured["score"]) < 24
+    assert len(measured["tokens/low"]) == 12 and min(measured["tokens/low"]) > 0

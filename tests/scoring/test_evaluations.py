@@ -19,13 +19,15 @@ from lit_puzzle.evaluate.solving import solve_problems
 from lit_puzzle.generation.sampling import Sampling
 from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.library.swap import swapped
-from lit_puzzle.scoring.evaluations import evaluation_items, items_identity, score_items
+from lit_puzzle.scoring.evaluations import by_effort, evaluation_items, items_identity, score_items
+from lit_puzzle.scoring.score_files import Values
 from lit_puzzle.spec import BlockSpec
 from lit_puzzle.tiny.tokenizer import build_tokenizer
 from lit_puzzle.tiny.world import Chains, Counting
 from lit_puzzle.training.fabric import FabricSettings, launch, load_parent
 
 TOKENS = 12
+EFFORTS = ("low", "high")
 ON_CPU = FabricSettings(accelerator="cpu")
 TINY_PARENT = Path(__file__).parents[2] / "lit_puzzle" / "assets" / "tiny_parent"
 BLOCK = BlockSpec((0, 1, 2, 5, 6, 7), 4)
@@ -50,8 +52,8 @@ def make_task(problems: int = 3) -> LongContextAccuracy:
     )
 
 
-def all_scores(parent: Path, settings: FabricSettings) -> dict[str, list[float]]:
-    """Scores of the parent, of the parent with a block replaced, and of the parent again."""
+def all_values(parent: Path, settings: FabricSettings) -> dict[str, Values]:
+    """Scores, lengths and ends of the parent, of the parent with a block replaced, and of the parent again."""
     processes, tokenizer, task = launch(settings), AutoTokenizer.from_pretrained(parent), make_task()
     model = load_parent(processes, settings, parent)
     score = partial(score_items, model, tokenizer, task, task.items(tokenizer), processes)
@@ -72,20 +74,32 @@ def test_problems_are_training_ones(parent):
 
 
 def test_scores_are_those_of_the_completions(parent):
-    found = all_scores(parent, ON_CPU)
+    found = all_values(parent, ON_CPU)
     assert found["parent"] == found["again"] != found["child"]
     tokenizer, model = AutoTokenizer.from_pretrained(parent), GptOssForCausalLM.from_pretrained(parent).eval()
     task = make_task()
     engine, sampling = TransformersEngine(model, tokenizer, 4), Sampling(TOKENS, 0.0)
     fix_format(tokenizer, "whole")
     episodes = solve_problems(engine, tokenizer, task.items(tokenizer), [Fingerprint()], sampling)
-    assert found["parent"] == [episode.correct for episode in episodes]
     lengths = [episode.generated_tokens for episode in episodes]
+    assert found["parent"] == {
+        "score": [episode.correct for episode in episodes],
+        "tokens": lengths,
+        "cut": [float(length == TOKENS and episode.finish == "length") for length, episode in zip(lengths, episodes)],
+        "looping": [0.0] * 6,
+    }
+    assert 0 < sum(found["parent"]["cut"]) < 6
+    grouped = by_effort(task, task.items(tokenizer), found["parent"])
+    assert grouped.keys() == {
+        "score",
+        *(f"{name}/{effort}" for name in ("tokens", "cut", "looping") for effort in EFFORTS),
+    }
+    assert grouped["tokens/low"] == lengths[:3] and grouped["tokens/high"] == lengths[3:]
     assert max(lengths[0::2]) != max(lengths[1::2])  # two processes would decode different numbers of steps
 
 
 def on_two(folder: Path, name: str, settings: FabricSettings, rank: int) -> None:
-    (folder.parent / f"{name}{rank}.json").write_text(json.dumps(all_scores(folder, settings)))
+    (folder.parent / f"{name}{rank}.json").write_text(json.dumps(all_values(folder, settings)))
 
 
 @pytest.mark.parametrize("name", ["gathered", "in step", "replicated"])
@@ -98,7 +112,7 @@ def test_two_processes_score_like_one(parent, name):
         unshard_evaluations=name == "gathered",
     )
     assert forked(2, partial(on_two, parent, name, settings)) == [0, 0]
-    one = all_scores(parent, ON_CPU)
+    one = all_values(parent, ON_CPU)
     for rank in (0, 1):
         assert json.loads((parent.parent / f"{name}{rank}.json").read_text()) == one
 
@@ -132,13 +146,34 @@ def test_scores_outside_0_to_1_are_refused(parent, task, message):
         score_items(model, build_tokenizer(), task, task.items(None), launch(ON_CPU), True)
 
 
+class Lengths(FixedScores):
+    """An evaluation whose items have efforts and lengths."""
+
+    def efforts(self, items: list[int]) -> list[str]:
+        return ["low" if item < 2 else "high" for item in items]
+
+    def values(self, policy: object, tokenizer: object, items: list[int]) -> Values:
+        return {"score": [1.0] * len(items), "tokens": self.given}
+
+    def values_by_engine(self, engine: object, tokenizer: object, items: list[int]) -> Values:
+        raise AssertionError
+
+
+def test_lengths_that_are_not_finite_are_refused_and_an_effort_of_one_item_left_out(parent):
+    model, values = load_parent(launch(ON_CPU), ON_CPU, parent), {"score": [1.0, 1.0, 1.0], "tokens": [4.0, 5.0, 6.0]}
+    assert by_effort(Lengths([]), [0, 1, 2], values) == {"score": [1.0, 1.0, 1.0], "tokens/low": [4.0, 5.0]}
+    for wrong in ([4.0, 5.0], [4.0, 5.0, float("inf")]):
+        with pytest.raises(ValueError, match="values 'tokens' for 3 items; it must give a finite one for each"):
+            score_items(model, build_tokenizer(), Lengths(wrong), [0, 1, 2], launch(ON_CPU), True)
+
+
 def test_one_item_has_no_standard_error():
     with pytest.raises(ValueError, match="'fixed' has 1 items; a standard error needs two"):
         evaluation_items(FixedScores([1.0], items=1), build_tokenizer())
 
 
 @torch.no_grad()
-def teacher_forced(parent: Path, settings: FabricSettings) -> dict[str, list[float]]:
+def teacher_forced(parent: Path, settings: FabricSettings) -> dict[str, Values]:
     """Teacher-forced scores of the parent, and of it with trained tensors in layer 0, with a pass in between."""
     processes, tokenizer = launch(settings), AutoTokenizer.from_pretrained(parent)
     problems = LongContextProblems(environments=[Chains(), Counting()], efforts=["low"], problems_per_effort=5)
@@ -167,7 +202,11 @@ def test_two_processes_are_teacher_forced_like_one(tmp_path, unshard):
     settings = FabricSettings(accelerator="cpu", devices=2, unshard_evaluations=unshard)
     assert forked(2, partial(forced_on_two, tmp_path, settings)) == [0, 0]
     one = teacher_forced(TINY_PARENT, ON_CPU)
-    assert one["parent"] == one["again"] != one["child"] and len(one["parent"]) == 5
+    assert (
+        one["parent"] == one["again"] != one["child"]
+        and one["parent"].keys() == {"score"}
+        and len(one["parent"]["score"]) == 5
+    )
     for rank in (0, 1):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == one
 

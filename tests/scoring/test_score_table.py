@@ -6,7 +6,7 @@ import pytest
 
 from lit_puzzle.library.library import Candidate, Library
 from lit_puzzle.scoring.score_files import Entry, ScoreFiles, check_finite, entries_of
-from lit_puzzle.scoring.score_table import ranks_by_sample, score_table
+from lit_puzzle.scoring.score_table import parent_means, ranks_by_sample, score_table
 from lit_puzzle.scoring.scores import Measurement
 from lit_puzzle.spec import BlockSpec
 
@@ -53,9 +53,16 @@ def test_a_table_by_hand(tmp_path):
     entries = entries_of(library(), pairs=False)
     for entry, values in zip(entries, ([1.0, 3.0], [7.0, 7.0], [2.0, 2.0]), strict=True):
         files.write(entry.file_name, {"hidden_mse": values})
-    evaluated.write("parent.json", {"score": [1.0, 1.0, 0.0, 1.0]})
-    evaluated.write(entries[1].file_name, {"score": [0.0, 1.0, 1.0, 0.0]})
-    table = score_table(files, entries, [0, 1], {"far": (evaluated, [entries[1]])}, "parent.json")
+    evaluated.write("parent.json", {"score": [1.0, 1.0, 0.0, 1.0], "tokens/low": [5.0, 6.0], "cut/low": [0.0, 1.0]})
+    evaluated.write(
+        entries[1].file_name, {"score": [0.0, 1.0, 1.0, 0.0], "tokens/low": [8.0, 5.0], "cut/low": [0.0, 0.0]}
+    )
+    evaluations = {"far": (evaluated, [entries[1]])}
+    table = score_table(files, entries, [0, 1], evaluations, "parent.json")
+    assert table[0, "window=8"]["far/tokens/low"] == Measurement(1.0, 2.0)  # 3 tokens longer, 1 shorter
+    assert table[0, "window=8"]["far/cut/low"] == Measurement(-0.5, 0.5)
+    assert parent_means(evaluations, "parent.json") == {"far": 0.75, "far/tokens/low": 5.5, "far/cut/low": 0.5}
+    assert parent_means({"far": (evaluated, [])}, "parent.json") == {}
     assert table[0, "experts=2"] == {"hidden_mse": Measurement(2.0, 1.0), "mean_rank": Measurement(0.75, 0.25)}
     assert table[0, "experts=1"] == {"hidden_mse": Measurement(2.0, 0.0), "mean_rank": Measurement(0.75, 0.25)}
     # drops 1, 0, -1, 1: mean 1/4, squared deviations 9/16 + 1/16 + 25/16 + 9/16 = 44/16, over 3 x 4

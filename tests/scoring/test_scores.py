@@ -18,6 +18,7 @@ GOOD = Scores(
         (0, "experts=4"): {"kl": Measurement(0.1, 1 / 3), "hidden_mse": Measurement(1e-300, 0.0)},
         (2, "window=16"): {"kl": Measurement(0.25, 0.5)},
     },
+    parent={"far/tokens/low": 5.5},
 )
 
 

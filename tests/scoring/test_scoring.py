@@ -39,6 +39,8 @@ from lit_puzzle.training.fabric import FabricSettings
 ROOT = Path(__file__).parents[2]
 RANKED = ScoringSettings(rank_samples=4)
 METRICS = {"hidden_mse", "hidden_cosine", "kl", "js", "lm_loss", "top1_disagreement", "mean_rank"}
+FAR = {"far", *(f"far/{name}/{effort}" for name in ("tokens", "cut", "looping") for effort in ("low", "high"))}
+PAIR = ("parent", "layer=1,window=4")
 
 
 @pytest.fixture(scope="module")
@@ -116,9 +118,13 @@ def test_the_table_has_every_row_and_metric(whole, inputs):
             assert metrics == {} and told == {"tokens": 0.0, "far": 0.0}
             continue
         assert 0 < told["tokens"] <= 1 and told.get("far", 1.0) == 1.0
-        assert set(metrics) == METRICS | ({"far"} if name.startswith("window") else set())
+        assert set(metrics) == METRICS | (FAR if name.startswith("window") else set())
         assert metrics["kl"].mean > 1e-4 and metrics["kl"].standard_error > 0, (layer, name)
     assert scores.entries[1, "window=4"]["far"].standard_error > 0
+    parent, child = (json.loads((whole / "evaluations" / "far" / f"{name}.json").read_text()) for name in PAIR)
+    assert set(scores.parent) == FAR and scores.parent["far/tokens/high"] == sum(parent["tokens/high"]) / 3
+    gained = sum(child["tokens/high"]) - sum(parent["tokens/high"])
+    assert scores.entries[1, "window=4"]["far/tokens/high"].mean == pytest.approx(gained / 3)
     results = json.loads((whole / "run.json").read_text())["results"]
     assert results["rows"] == 10 and results["kl/max"] == max(row["kl"].mean for row in scores.entries.values() if row)
     assert results["not_measured"] == 1 and scores.longest == max(len(row["input_ids"]) for row in rows)

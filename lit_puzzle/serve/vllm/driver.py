@@ -68,10 +68,12 @@ def run_engine(model: str, settings: dict[str, Any], steps: list[dict[str, Any]]
     """Start an engine, run its steps, and shut it down; return the results."""
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
+    from vllm.model_executor.model_loader.reload.layerwise import LAYERWISE_INFO
 
     engine = LLM(model=model, enforce_eager=True, **settings)
     results = [run_step(engine, step) for step in steps]
     del engine
+    LAYERWISE_INFO.clear()  # after a reload it would keep the engine's weights and KV cache
     gc.collect()
     cleanup_dist_env_and_memory()
     return results

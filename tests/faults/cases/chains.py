@@ -1,17 +1,20 @@
 """Results of one stage that the next reads: importance, library, scores, plans, evaluations."""
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from faults.case import NOTHING, Case, Right, refused
-from faults.damage import DROP, Damage, copy, cut, edit, remove, replace, tensors, write
+from faults.damage import DROP, Damage, all_of, copy, cut, edit, remove, replace, table, tensors, write
 
 IMPORTANCE = "runs/importance/importance"
 LIBRARY, SCORES, PLAN = "runs/library/library.json", "runs/score/scores.json", "runs/search/plan.json"
 ANOTHER = '{"layer": 0, "candidate": "experts=8", "metrics": {"kl": {"mean": 0.0, "standard_error": 0.0}}}'
-EPISODES = "runs/evaluate/episodes.jsonl"
+EPISODES = "runs/evaluate/episodes.parquet"
+OLDER = "runs/evaluate/episodes.jsonl"
 
 
 def of_importance(value: float) -> Damage:
@@ -49,6 +52,11 @@ def compared(name: str, damage: Damage, *words: str) -> Case:
         ("--baseline=runs/evaluate",),
         ("runs/evaluate",),
     )
+
+
+def other_problem(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a completion of another problem."""
+    return row | {"problem": row["problem"] + 1}
 
 
 def of_kl(value: object) -> Damage:
@@ -96,7 +104,7 @@ CASES = [
             ("distill", "--data.init_args.documents=runs/importance", "runs/importance", "documents.json"),
             ("export", "--kv_scales=runs/generate", "runs/generate", "kv_scales.json"),
             ("export", "--adapter=runs/generate", "runs/generate", "adapter_config.json"),
-            ("evaluate", "--baseline=runs/generate", "runs/generate", "episodes.jsonl"),
+            ("evaluate", "--baseline=runs/generate", "runs/generate", "episodes.parquet"),
         )
     ),
     *(
@@ -246,11 +254,12 @@ CASES = [
         ("runs/export",),
     ),
     compared("missing", remove("runs/evaluate"), "runs/evaluate"),
-    compared("cut", cut(EPISODES, 0.5), "episodes.jsonl"),
-    compared("other problems", replace(EPISODES, '"problem": ', '"problem": 1'), "runs/evaluate|problems"),
-    compared("a row that is a number", write(EPISODES, "7\n"), "episodes.jsonl"),
-    compared("an unknown key", replace(EPISODES, '"problem"', '"problme"'), "episodes.jsonl", "problme"),
-    compared("NaN", replace(EPISODES, '"correct": 0.0', '"correct": NaN'), "episodes.jsonl", "correct|JSON"),
-    compared("empty", write(EPISODES, ""), "episodes.jsonl|runs/evaluate"),
+    compared("cut", cut(EPISODES, 0.5), "episodes.parquet"),
+    compared("other problems", table(EPISODES, other_problem), "runs/evaluate|problems"),
+    compared("a row that is a number", write(EPISODES, "7\n"), "episodes.parquet"),
+    compared("an unknown key", table(EPISODES, lambda row: row | {"problme": 1}), "episodes.parquet", "problme"),
+    compared("NaN", table(EPISODES, lambda row: row | {"correct": math.nan}), "episodes.parquet", "correct"),
+    compared("empty", write(EPISODES, ""), "episodes.parquet|runs/evaluate"),
+    compared("of an older version", all_of(copy(EPISODES, OLDER), remove(EPISODES)), "episodes.parquet"),
     compared("an unfinished run", remove("runs/evaluate/run.json"), "runs/evaluate", "complete"),
 ]

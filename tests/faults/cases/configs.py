@@ -6,7 +6,7 @@ from faults.damage import Damage, all_of, cut, directory, edit, remove, replace,
 
 CONFIG = "child/config.json"
 DEEP = "[" * 100_000 + "]" * 100_000
-TEXTS = ("episodes.jsonl", "documents/*.parquet")
+TEXTS = ("episodes.parquet", "documents/*.parquet")
 OTHER_GENERATION: tuple[dict[str, object], ...] = (
     {"no_repeat_ngram_size": 2},
     {"min_new_tokens": 12},

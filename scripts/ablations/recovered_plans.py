@@ -1,0 +1,125 @@
+"""Which plan is best after recovery: objectives, scores and uniform plans, before and after a short distillation.
+
+    python scripts/ablations/recovered_plans.py [--seeds 0 1 2] [--rows NAME ...] [--windows] [--folder runs/recovered]
+
+For every seed (of calibration, scores, problems that blocks are scored on): importance, library, scores; for every row
+below the plan of `recipes/search.yaml`, its child, and the child after 25 updates of distillation on documents that are
+the same for all. Printed: predicted speed-up and requests, KL to the parent on held-out documents, errors and tokens of
+an answer over the parent's, 128 problems at each of three efforts; means over seeds and, in brackets, each seed's. The
+requests after recovery are the predicted speed-up over the measured length ratio.
+
+`--windows` scores windows after recovery: the parent with one window, before and after 25 updates. Printed is how the
+order of the six windows changes, and the plan of the search with these drops in place of the usual ones. Resumable.
+"""
+
+import argparse
+import json
+import os
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from plan_scores import EFFORTS, documents, measure, prepare, stage  # type: ignore[import-not-found]  # beside this file
+from scipy.stats import spearmanr  # type: ignore[import-untyped]
+
+from lit_puzzle.scoring.scores import Measurement, Scores
+from lit_puzzle.spec import Plan
+
+SCENARIO = "gpu: cpu, num_gpus: 1, prompt_tokens: 96, generated_tokens: 48, kv_dtype: bfloat16, expert_dtype: bfloat16"
+ROWS: dict[str, list[str]] = {
+    "throughput 1.06 (the recipe)": [],
+    "requests 1.02": [f"--constraints.targets=[{{scenario: {{{SCENARIO}}}, budget: {{requests_over_parent: 1.02}}}}]"],
+    "experts by hidden_mse": ["--objective.metric=hidden_mse"],
+    "experts by mean_rank": ["--objective.metric=mean_rank"],
+    "uniform experts, windows searched": ["--space.uniform_experts=true"],
+    "uniform experts and windows": ["--solver.name=uniform"],
+}
+
+
+def searched(folder: Path, scores: Path, place: Path, *words: str) -> tuple[Plan, float]:
+    """Return the plan of a search and its predicted speed-up."""
+    sources = [f"--library={folder}/library", f"--scores={scores}", "--constraints.sweep=null"]
+    found = stage("search", place, *sources, *words)
+    return Plan.load(place / "plan.json"), found["speedup/0"]
+
+
+def short(plan: Plan) -> str:
+    """Return a plan in a few words: experts of each layer, w where a full layer has a window."""
+    blocks = enumerate(plan.blocks)
+    return " ".join(
+        f"{b.num_experts}" + (f"w{b.window_tokens}" if layer % 2 and b.window_tokens else "") for layer, b in blocks
+    )
+
+
+def one_row(folder: Path, name: str, place: Path, written: Path, parent: dict[str, float]) -> dict[str, object]:
+    """Return what the plan of a row measures."""
+    plan, speedup = searched(folder, folder / "score", place / "search", *ROWS[name])
+    found: dict[str, object] = {"plan": short(plan), "speed-up": speedup}
+    measured = measure(place, plan, written, True)
+    own = sum(parent[f"tokens/{effort}"] for effort in EFFORTS)
+    for when in ("before", "after"):
+        found |= {f"{what} {when}": measured[f"{what} {when}"] for what in ("KL", "errors")}
+        found[f"length {when}"] = length = sum(measured[f"tokens/{effort} {when}"] for effort in EFFORTS) / own
+        found[f"requests {when}"] = speedup / length
+    return found
+
+
+def windows(folder: Path, seed: int, written: Path, parent: dict[str, float]) -> dict[str, object]:
+    """Return the windows' drops and KL before and after recovery, and the plans of the search with either."""
+    library, scores = prepare(folder, seed)
+    names = [key for key in scores.entries if key[1].startswith("window=")]
+    found: dict[str, dict[str, float]] = {}
+    entries = dict(scores.entries)
+    for layer, window in names:
+        chosen = [window if place == layer else row[0].name for place, row in enumerate(library.layers)]
+        found[f"{layer} {window}"] = measure(folder / f"{layer},{window}", library.plan(chosen), written, True)
+        drop = found[f"{layer} {window}"]["errors after"] - (1 - parent["accuracy"])
+        entries[layer, window] = dict(entries[layer, window]) | {"long_context": Measurement(drop)}
+    again = folder / "scores_recovered.json"
+    again.write_text(json.dumps(replace(scores, entries=entries).to_json()))
+    assert Scores.load(again).entries.keys() == scores.entries.keys()
+    usual, _ = searched(folder, folder / "score", folder / "row0" / "search")
+    plan, _ = searched(folder, again, folder / "search_recovered")
+    drops = [scores.entries[key]["long_context"].mean for key in names]
+    after = [row["errors after"] for row in found.values()]
+    rank = float(spearmanr(drops, after).statistic)
+    best = measure(folder / "row_recovered", plan, written, True)
+    result = {"rank correlation": rank, "plan": short(usual), "plan by recovered": short(plan)}
+    return result | {"errors after": best["errors after"], "KL after": best["KL after"], "rows": found, "drops": drops}
+
+
+def shown(values: list[float]) -> str:
+    """Return the mean, and each seed's in brackets."""
+    return f"{statistics.mean(values):.3f} ({', '.join(f'{value:.3f}' for value in values)})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rows", nargs="*", default=list(ROWS))
+    parser.add_argument("--windows", action="store_true")
+    parser.add_argument("--folder", type=Path, default=Path("runs/recovered"))
+    given = parser.parse_args()
+    written = documents(given.folder, 0)
+    words = ("--checkpoint=lit_puzzle/assets/tiny_parent", "--held_out.prompts_per_effort=128")
+    parent = stage("evaluate", given.folder / "parent", *words, "--held_out.texts=false")
+    print(f"parent: errors {1 - parent['accuracy']:.3f}")
+    found: dict[str, list[dict[str, object]]] = {name: [] for name in given.rows}
+    studied = []
+    for seed in given.seeds:
+        folder = given.folder / f"seed{seed}"
+        prepare(folder, seed)
+        for name in given.rows:
+            found[name].append(one_row(folder, name, folder / f"row{list(ROWS).index(name)}", written, parent))
+        studied += [windows(folder, seed, written, parent)] if given.windows else []
+    for name, rows in found.items():
+        print(f"| {name} | {'; '.join(str(row['plan']) for row in rows)} |")
+        for key in rows[0].keys() - {"plan"}:
+            print(f"    {key}: {shown([float(str(row[key])) for row in rows])}")
+    print(json.dumps({"rows": found, "windows": studied}))
+
+
+if __name__ == "__main__":
+    main()

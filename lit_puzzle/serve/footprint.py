@@ -4,6 +4,7 @@
                   larger matrix of a layer of E experts with N numbers each; one tensor where its dtype changes
     serve_check   transformers with 4 bytes a parameter (2 in bfloat16), then vLLM the same + vllm.kv_cache_gib
     throughput    vLLM, for each engine at a time: weights + kv_cache_gib, or the GPU; predicted or stated: nothing
+    both          what vLLM works on: the activations of a layer for the prompts it reads at a time, IN_FLIGHT at most
 
 Pure functions; imports no torch; reads `config.json`.
 """
@@ -12,12 +13,13 @@ from __future__ import annotations
 
 from lit_puzzle.child.footprint import copying_bytes, largest_tensor
 from lit_puzzle.generation.footprint import vllm_bytes
-from lit_puzzle.model.footprint import BYTES, forward_bytes, model_size, stored_bytes, stored_width
+from lit_puzzle.model.footprint import BYTES, ModelSize, forward_bytes, model_size, stored_bytes, stored_width
 from lit_puzzle.model.planned_shape import planned_config
 from lit_puzzle.run.footprint import GIB, Assumed, Decoding, Device, Footprint, Phase, Work
 from lit_puzzle.run.recipe_values import Values
 
 PACKED = 4.25 / 8  # bytes of a number in MXFP4
+IN_FLIGHT = 8192  # tokens of the prompts that vLLM reads together, at most (its `max_num_batched_tokens`)
 
 
 def export_footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
@@ -51,7 +53,9 @@ def check_footprint(values: Values, device: Device, assumed: Assumed) -> Footpri
     precision = "float32" if width == 4 else "bfloat16"
     weights = {"weights": float(size.parameters * width)}
     reading = forward_bytes(size, values.whole("prompts.count") * tokens, precision)
-    cache = {"KV cache": values.number("vllm.kv_cache_gib") * GIB}
+    cache = {"KV cache": values.number("vllm.kv_cache_gib") * GIB} | _working(
+        size, values.whole("prompts.count") * tokens
+    )
     return Footprint(
         "serve_check",
         (
@@ -72,16 +76,18 @@ def throughput_footprint(values: Values, device: Device, assumed: Assumed) -> Fo
     planned = {name: planned_config(values.path(name)) for name in ("parent", "child")}
     engines, work = source.inside("init_args.engines"), source.inside("init_args.workload")
     dtype, together, cache = str(engines.at("dtype")), bool(engines.at("together")), engines.get("kv_cache_gib")
-    held: dict[str, float] = {}
+    batches, held = [int(batch) for batch in work.at("batches")], dict[str, float]()
     for name, plan in planned.items():
         size = model_size(plan.config)
         if cache is None:
             parts = vllm_bytes(size, device, 1, BYTES[dtype])
         else:
-            parts = {"weights": float(size.parameters * BYTES[dtype]), "KV cache": engines.number("kv_cache_gib") * GIB}
+            weights = float(size.parameters * BYTES[dtype])
+            parts = {"weights": weights, "KV cache": engines.number("kv_cache_gib") * GIB}
+            precision = "float32" if dtype == "float32" else "bfloat16"
+            parts |= _working(size, max(batches) * work.whole("prompt_tokens"), precision)
         held = {f"{part} of the {name}": number for part, number in parts.items()} | (held if together else {})
     prompt, generated = work.whole("prompt_tokens"), work.whole("generated_tokens")
-    batches = [int(batch) for batch in work.at("batches")]
     works = tuple(
         Work(
             f"{name}, {batch} requests",
@@ -96,3 +102,8 @@ def throughput_footprint(values: Values, device: Device, assumed: Assumed) -> Fo
     )
     notes = tuple(plan.assumed for plan in planned.values())
     return Footprint("throughput", (Phase("vLLM", held),), disk={"logs": 1e6}, works=works, notes=notes)
+
+
+def _working(size: ModelSize, tokens: float, precision: str) -> dict[str, float]:
+    """Return what vLLM holds beside weights and KV cache while it reads prompts of so many tokens."""
+    return {"activations of one layer in vLLM": forward_bytes(size, min(tokens, IN_FLIGHT), precision)}

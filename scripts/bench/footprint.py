@@ -47,7 +47,8 @@ MODULES = (
     *("lit_puzzle.rl.module", "lit_puzzle.rl.trl_engine", "lit_puzzle.data.rl_prompts", "lit_puzzle.data.documents"),
     *("lit_puzzle.distill.global_kd", "lit_puzzle.distill.blocks", "lit_puzzle.distill.top_logits"),
     *("lit_puzzle.importance.importance", "lit_puzzle.data.calibration", "lit_puzzle.kv_cache.calibrate"),
-    *("lit_puzzle.scoring.scoring", "lit_puzzle.scoring.final_kl", "lit_puzzle.data.generate", "lit_puzzle.evaluate.accuracy"),
+    *("lit_puzzle.scoring.scoring", "lit_puzzle.scoring.final_kl"),
+    *("lit_puzzle.data.generate", "lit_puzzle.evaluate.accuracy"),
     *("lit_puzzle.evaluate.text_distance", "lit_puzzle.tiny.pretrain", "lit_puzzle.serve.export"),
     *(
         "lit_puzzle.child.assemble",

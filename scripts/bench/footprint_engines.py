@@ -38,8 +38,8 @@ def recipe_words(stage: str, model: Path, cache_gib: float, python: str) -> list
         ]
     workload = {"prompt_tokens": 96, "generated_tokens": 16, "batches": [8], "rounds": 1}
     engines = {"python": python, "dtype": "float32", "kv_cache_gib": cache_gib, "clock": "cpu", "together": True}
-    source = {"class_path": "lit_puzzle.serve.vllm.measured.Measured"}
-    source |= {"init_args": {"workload": workload, "engines": engines}}
+    measuring = {"workload": workload, "engines": engines}
+    source = {"class_path": "lit_puzzle.serve.vllm.measured.Measured", "init_args": measuring}
     return [*words, f"--parent={model}", f"--child={model}", f"--source={json.dumps(source)}"]
 
 

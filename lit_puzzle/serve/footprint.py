@@ -53,9 +53,8 @@ def check_footprint(values: Values, device: Device, assumed: Assumed) -> Footpri
     precision = "float32" if width == 4 else "bfloat16"
     weights = {"weights": float(size.parameters * width)}
     reading = forward_bytes(size, values.whole("prompts.count") * tokens, precision)
-    cache = {"KV cache": values.number("vllm.kv_cache_gib") * GIB} | _working(
-        size, values.whole("prompts.count") * tokens
-    )
+    cache = {"KV cache": values.number("vllm.kv_cache_gib") * GIB}
+    cache |= _working(size, values.whole("prompts.count") * tokens, precision)
     return Footprint(
         "serve_check",
         (

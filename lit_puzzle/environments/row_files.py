@@ -94,6 +94,19 @@ def _read_dataset(path: Path) -> Iterator[tuple[str, Any]]:
         yield place, row
 
 
+def parquet_size(path: Path) -> tuple[int, int]:
+    """Return how many rows a Parquet file states, and the bytes of its columns before compression.
+
+    Raises:
+        ValueError: it is no Parquet file.
+    """
+    try:
+        stated = parquet.read_metadata(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{path} cannot be read as Parquet: {_line(error)}") from error
+    return stated.num_rows, sum(stated.row_group(number).total_byte_size for number in range(stated.num_row_groups))
+
+
 def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
     number = characters = 0
     try:

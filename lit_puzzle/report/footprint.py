@@ -1,29 +1,46 @@
 """Bytes of `frontier` and `report`: the rows of two evaluations, and what is drawn.
 
-Pure functions; imports no torch; reads the size of the files of rows.
+    rows of a file   1,000 bytes a row and its columns as they are before compression (texts, above all)
+    reading          twice the larger file's columns up to 14 MB, and half of them
+
+Fitted to `scripts/bench/footprint_rows.py`. Pure functions; imports no torch; reads what files of rows state.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from lit_puzzle.environments.episodes import EPISODES_FILE
+from lit_puzzle.environments.row_files import parquet_size
 from lit_puzzle.run.footprint import Assumed, Device, Footprint, Phase
 from lit_puzzle.run.recipe_values import Values
 
-BYTES_OF_A_BYTE = 4.0  # of a file of rows, once it is read
-ASSUMED_BYTES = 100e6  # of a file that is not there yet
+BYTES_OF_A_ROW = 1000.0  # as objects, without the characters of texts
+READING_BYTES = 14e6
+SHARE_AT_WORK = 0.5  # of the columns of the file that is read
+ASSUMED_ROWS, ASSUMED_BYTES = 10_000, 100e6  # of a file that is not there yet: answers of 10,000 characters
 
 
 def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     """Return the footprint of `frontier`."""
     files = [values.path(name) / EPISODES_FILE for name in ("parent", "child")]
-    sizes = [float(file.stat().st_size) if file.is_file() else ASSUMED_BYTES for file in files]
-    missing = [f"{file} is not there: {ASSUMED_BYTES / 1e6:.0f} MB are assumed" for file in files if not file.is_file()]
-    phase = Phase("rows", {"rows of both evaluations": BYTES_OF_A_BYTE * sum(sizes)})
-    return Footprint("frontier", (phase,), disk={"frontier": 1e6}, notes=tuple(missing))
+    notes = tuple(f"{file} is not there: {_assumption()}" for file in files if not file.is_file())
+    sizes = [parquet_size(file) if file.is_file() else (ASSUMED_ROWS, ASSUMED_BYTES) for file in files]
+    return Footprint("frontier", (_rows(sizes),), disk={"frontier": 1e6}, notes=notes)
 
 
 def report_footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     """Return the footprint of `report`: the rows of parent and child, of which completions are shown."""
-    phase = Phase("rows", {"rows of both evaluations": 2 * BYTES_OF_A_BYTE * ASSUMED_BYTES})
-    note = f"rows of two evaluations: {ASSUMED_BYTES / 1e6:.0f} MB each are assumed"
+    phase, note = _rows([(ASSUMED_ROWS, ASSUMED_BYTES)] * 2), f"rows of two evaluations: {_assumption()}"
     return Footprint("report", (phase,), disk={"page and pictures": 1e7}, notes=(note,))
+
+
+def _assumption() -> str:
+    return f"{ASSUMED_ROWS:,} rows of {ASSUMED_BYTES / 1e6:.0f} MB are assumed"
+
+
+def _rows(sizes: Sequence[tuple[int, float]]) -> Phase:
+    held = sum(BYTES_OF_A_ROW * rows + columns for rows, columns in sizes)
+    larger = max(columns for _, columns in sizes)
+    reading = min(READING_BYTES, 2 * larger) + SHARE_AT_WORK * larger
+    return Phase("rows", {"rows of both evaluations": held, "reading a file": reading})

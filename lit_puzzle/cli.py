@@ -23,7 +23,6 @@ from lit_puzzle.footprint.table import plan_json, plan_lines
 from lit_puzzle.pipeline.folder import opened_pipeline
 from lit_puzzle.pipeline.plan import plan_of_pipeline
 from lit_puzzle.pipeline.prepared import prepared
-from lit_puzzle.report.show import show
 from lit_puzzle.run.closed_pipe import only_prints, reader_may_leave
 from lit_puzzle.run.commands import (
     LIGHTNING_COMMANDS,
@@ -86,6 +85,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             case ["run", recipe, *overrides]:
                 run(recipe, overrides)
             case ["show", *options]:
+                from lit_puzzle.report.show import show  # it reads tables: pyarrow, which no plan needs
+
                 show(options)
             case ["recipes"]:
                 print("\n".join(str(Path("recipes") / path) for path in packaged_recipes()))

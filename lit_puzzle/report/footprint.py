@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lit_puzzle.environments.episodes import EPISODES_FILE
-from lit_puzzle.environments.row_files import parquet_size
 from lit_puzzle.run.footprint import Assumed, Device, Footprint, Phase
 from lit_puzzle.run.recipe_values import Values
 
@@ -23,6 +21,9 @@ ASSUMED_ROWS, ASSUMED_BYTES = 10_000, 100e6  # of a file that is not there yet: 
 
 def footprint(values: Values, device: Device, assumed: Assumed) -> Footprint:
     """Return the footprint of `frontier`."""
+    from lit_puzzle.environments.episodes import EPISODES_FILE  # pyarrow takes as long as all other plans
+    from lit_puzzle.environments.row_files import parquet_size
+
     files = [values.path(name) / EPISODES_FILE for name in ("parent", "child")]
     notes = tuple(f"{file} is not there: {_assumption()}" for file in files if not file.is_file())
     sizes = [parquet_size(file) if file.is_file() else (ASSUMED_ROWS, ASSUMED_BYTES) for file in files]

@@ -1,8 +1,5 @@
 """grid.py: every combination once, placeholders and overrides in their places, refusals; the table."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -61,21 +58,3 @@ def test_the_packaged_ablation_wires_seeds_to_seeds(tmp_path: Path, monkeypatch:
     assert "--objective.window_metric=null" in stages["search-windows_by_kl-0"].words
     unread = set(stages) - {read for stage in stages.values() for read in stage.reads}
     assert all(name.startswith("evaluate-") for name in unread)
-
-
-def test_the_table_has_means_errors_and_what_is_missing(tmp_path: Path) -> None:
-    for name, accuracy in (("a-0", 0.5), ("a-1", 0.7), ("b-0", 0.25), ("b-1", None)):
-        folder = tmp_path / f"evaluate-{name}"
-        folder.mkdir()
-        if accuracy is not None:
-            numbers = {f"accuracy/{effort}": accuracy for effort in ("low", "medium", "high")}
-            tokens = {f"tokens/{effort}": 10.0 for effort in ("low", "medium", "high")}
-            (folder / "run.json").write_text(json.dumps({"complete": True, "results": numbers | tokens}))
-    command = [sys.executable, str(ROOT / "scripts" / "ablations" / "table.py"), str(tmp_path)]
-    lines = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.splitlines()
-    assert (
-        "| a | 2 | 0.600 ± 0.100 | 0.600 ± 0.100 | 0.600 ± 0.100 | 0.600 ± 0.100 | 0.500, 0.700 | 10.0 / 10.0 / 10.0 |"
-        in lines
-    )
-    assert "| b | 1 | 0.250 | 0.250 | 0.250 | 0.250 | 0.250 | 10.0 / 10.0 / 10.0 |" in lines
-    assert lines[-1] == "Not finished: evaluate-b-1."

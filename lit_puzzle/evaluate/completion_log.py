@@ -52,7 +52,7 @@ def generate_missing(
 
 
 def read_log(log: Path, rows: Sequence[int]) -> dict[int, Completion]:
-    """Return the completions of a log by row, after a half line at its end was cut off; empty if there is no log.
+    """Return the completions of a log by row, empty if there is none; an incomplete last line is removed.
 
     Raises:
         ValueError: a line is damaged, or of none of the rows.

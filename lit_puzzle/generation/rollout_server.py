@@ -128,7 +128,7 @@ def serve_run(wire: Wire) -> None:
 
 
 def _forward(wire: Wire, engine: EngineProcess) -> bool:
-    """Pass on what an engine tells until it has answered; return whether it goes on."""
+    """Pass on what an engine tells until it has answered; return whether it can be called again."""
     while True:
         if wire.connection in wait([engine.connection, wire.connection]):
             raise EOFError("a run that waits for an answer says nothing: it has left")

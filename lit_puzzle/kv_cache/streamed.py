@@ -1,7 +1,7 @@
 """The statistics of keys and values of a model that is read one layer at a time: the counts of the resident pass.
 
 Writes, in the folder of the pass, `statistics` after each layer: the counts of all layers so far. A pass that was
-killed goes on with the layer at which it stopped.
+killed resumes at the layer at which it stopped.
 
 Memory: that of `lit_puzzle.model.memory_budget`, with the statistics and 20 bytes for each key or value of one batch as
 activations. Disk: 2 x tokens x channels numbers, and the statistics.

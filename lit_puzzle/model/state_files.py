@@ -128,7 +128,7 @@ class StateFiles:
                 path.unlink()
                 raise ValueError(
                     f"{path} needs {self._bytes / 2**30:.2f} GiB of hidden states: {error.strerror}. Free disk, or "
-                    "give fewer tokens; the same command goes on."
+                    "give fewer tokens; the same command resumes."
                 ) from error
 
     def _mapped(self, path: Path) -> Tensor:

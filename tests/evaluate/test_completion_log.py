@@ -5,13 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.completion_server import Answer, Server, completion
+from helpers.completion_server import Answer, Server, completion, running_servers
 
 from lit_puzzle.evaluate.accuracy import read_episodes
 from lit_puzzle.evaluate.completion_log import generate_missing, read_log
@@ -26,17 +25,8 @@ REPOSITORY = PACKAGE.parent
 
 @pytest.fixture
 def start() -> Iterator[Callable[[Answer], Server]]:
-    servers = []
-
-    def begin(answer: Answer) -> Server:
-        servers.append(Server(answer))
-        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
-        return servers[-1]
-
-    yield begin
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    with running_servers() as begin:
+        yield begin
 
 
 def begin_evaluation(server: Server, run_dir: Path, concurrency: int) -> subprocess.Popen[str]:

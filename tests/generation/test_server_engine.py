@@ -1,13 +1,12 @@
 """A server of OpenAI's interface: order, requests, failures that are retried or end it; and real vLLM serving."""
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.completion_server import Answer, Server, completion
+from helpers.completion_server import Answer, Server, completion, running_servers
 from helpers.vllm_environment import PYTHON, needs_vllm
 
 from lit_puzzle.generation.load import load_engine
@@ -27,17 +26,8 @@ def stalls(request: dict[str, Any], times: int) -> tuple[int, Any]:
 
 @pytest.fixture
 def start() -> Iterator[Callable[[Answer], Server]]:
-    servers = []
-
-    def begin(answer: Answer) -> Server:
-        servers.append(Server(answer))
-        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
-        return servers[-1]
-
-    yield begin
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    with running_servers() as begin:
+        yield begin
 
 
 def settings(server: Server, **more: Any) -> EngineSettings:

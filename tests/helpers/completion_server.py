@@ -1,8 +1,10 @@
 """A little server of OpenAI's interface, for tests: it answers as it is told, and counts what it was asked."""
 
 import json
+import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -54,3 +56,21 @@ def completion(request: dict[str, Any], **changes: Any) -> dict[str, Any]:
     usage = {"prompt_tokens": 6, "completion_tokens": 3, "total_tokens": 9}
     answer = {"id": "1", "object": "text_completion", "created": 0, "model": "m", "usage": usage}
     return answer | {"choices": [choice | changes]}
+
+
+@contextmanager
+def running_servers() -> Iterator[Callable[[Answer], Server]]:
+    """Yield what starts a server with its answers; all of them end with the `with` statement."""
+    servers: list[Server] = []
+
+    def begin(answer: Answer) -> Server:
+        servers.append(Server(answer))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return servers[-1]
+
+    try:
+        yield begin
+    finally:
+        for server in servers:
+            server.shutdown()
+            server.server_close()

@@ -65,7 +65,7 @@ def main() -> None:
         }
     for effort, rows in found.items():
         for name, row in rows.items():
-            low, high = row["range"]
+            low, high = row["lowest"], row["highest"]
             print(
                 f"{effort:6s} {name:10s} {work[name][effort][0]} + {work[name][effort][1]} tokens: "
                 f"{row['requests_per_second']:.1f} requests/s, {row['ratio']:.3f} ({low:.3f} to {high:.3f}), "
@@ -87,7 +87,7 @@ def measured(evaluation: Path) -> dict[str, Workload]:
 
 def rates(
     engines: dict[str, TurnsEngine], work: dict[str, Workload], arguments: argparse.Namespace
-) -> dict[str, dict[str, float | list[float]]]:
+) -> dict[str, dict[str, float]]:
     """Return the request rate of each engine at its best batch, and its ratio to the first one's."""
     seconds: dict[str, dict[int, list[float]]] = {name: {} for name in engines}
     for batch in arguments.batches:
@@ -96,7 +96,7 @@ def rates(
                 prompt, generated = work[name]
                 step = {"do": "timed", "requests": batch, "prompt": prompt, "generated": generated, "seed": turn}
                 seconds[name].setdefault(batch, []).append(engine.step(step)["cpu"])
-    found: dict[str, dict[str, float | list[float]]] = {}
+    found: dict[str, dict[str, float]] = {}
     best = {
         name: min(taken, key=lambda batch: statistics.median(taken[batch][1:]) / batch)
         for name, taken in seconds.items()
@@ -109,7 +109,8 @@ def rates(
         found[name] = {
             "requests_per_second": 1 / statistics.median(own),
             "ratio": statistics.median(ratios),
-            "range": [min(ratios), max(ratios)],
+            "lowest": min(ratios),
+            "highest": max(ratios),
             "batch": best[name],
         }
     return found

@@ -99,8 +99,13 @@ class ServerEngine:
         try:
             async with self._client() as client:
                 served = [model.id async for model in client.models.list()]
-        except OpenAIError as error:
+        except (OpenAIError, JSONDecodeError) as error:
             raise ValueError(f"The server {self.settings.url} does not list its models: {_line(error)}") from error
+        except AttributeError as error:  # what openai makes of an answer that is no JSON
+            raise ValueError(
+                f"The server {self.settings.url} does not list its models: it answers with something else than JSON. "
+                "The address ends in /v1."
+            ) from error
         asked = self.settings.model or (served[0] if len(served) == 1 else None)
         if asked not in served:
             raise ValueError(f"The server {self.settings.url} serves {served}; engine.server.model is {asked}.")
@@ -152,6 +157,11 @@ class ServerEngine:
             raise ValueError(
                 f"The server {self.settings.url} did not answer prompt {row}: {_line(error)} {RESUME}"
             ) from error
+        if isinstance(answer, str):  # what openai makes of an answer whose type is not JSON
+            raise ValueError(
+                f"The server {self.settings.url} answered prompt {row} with something else than JSON: "
+                f"{answer[:100]!r}. {RESUME}"
+            )
         return self._completion(answer.to_dict(), row, time.monotonic() - started)
 
     def _completion(self, answer: dict[str, Any], row: int, seconds: float) -> Completion:
@@ -181,4 +191,4 @@ def _line(error: Exception) -> str:
     from openai import APIStatusError
 
     said = error.response.text if isinstance(error, APIStatusError) else error.__cause__
-    return " ".join(f"{type(error).__name__}: {error} {said or ''}".split())[:500] + "."
+    return " ".join(f"{type(error).__name__}: {error} {said or ''}".split())[:500].rstrip(".") + "."

@@ -70,9 +70,10 @@ def test_failures_are_retried_and_counted_once(start):
         (lambda request, times: (200, completion(request, token_ids=None)), "must know return_token_ids"),
         (lambda request, times: (200, completion(request, finish_reason="abort")), "finish_reason 'abort'"),
         (lambda request, times: (200, b"{"), "did not answer|without token ids"),
-        (stalls, "APITimeoutError.*same command"),
+        (lambda request, times: (200, "<p>welcome"), "with something else than JSON: '<p>welcome'"),
+        (stalls, r"APITimeoutError: Request timed out\. Nothing .* same command"),
     ],
-    ids=["error", "refusal", "no choice", "no ids", "aborted", "damaged", "stalls"],
+    ids=["error", "refusal", "no choice", "no ids", "aborted", "damaged", "page", "stalls"],
 )
 def test_what_ends_it_is_one_line(start, answer, message):
     engine = load_engine(settings(start(answer), retries=1, request_seconds=0.5), PARENT)
@@ -86,6 +87,15 @@ def test_another_model_and_no_server(start):
         load_engine(settings(start(lambda request, times: (500, {})), model="other"), PARENT)
     with pytest.raises(ValueError, match="does not list its models: APIConnectionError"):
         load_engine(EngineSettings("server", server=ServerSettings("http://127.0.0.1:1/v1", retries=0)), PARENT)
+
+
+@pytest.mark.parametrize("models", ["<p>welcome", b"{"], ids=["page", "damaged"])
+def test_an_address_of_something_else_is_one_line(start, models):
+    server = start(lambda request, times: (500, {}))
+    server.models = models
+    with pytest.raises(ValueError, match="does not list its models: ") as error:
+        load_engine(settings(server, retries=0), PARENT)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,20 @@ Answer = Callable[[dict[str, Any], int], tuple[int, Any]]
 
 
 class Server(ThreadingHTTPServer):
-    """Answers each request with `answer(request, number of times that this prompt was sent)`."""
+    """Answers each request with `answer(request, number of times that this prompt was sent)`; a text is sent as HTML.
+
+    `models` is what it answers to the question for its models.
+    """
 
     daemon_threads = True
 
     def __init__(self, answer: Answer) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.answer, self.sent, self.requests = answer, Counter[str](), list[dict[str, Any]]()
+        self.models: Any = {
+            "object": "list",
+            "data": [{"id": "m", "object": "model", "created": 0, "owned_by": "x"}],
+        }
 
     @property
     def url(self) -> str:
@@ -29,7 +36,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        self.reply(200, {"object": "list", "data": [{"id": "m", "object": "model", "created": 0, "owned_by": "x"}]})
+        self.reply(200, self.server.models)
 
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -39,9 +46,10 @@ class Handler(BaseHTTPRequestHandler):
         self.reply(*self.server.answer(request, self.server.sent[prompt]))
 
     def reply(self, status: int, content: Any) -> None:
-        body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        text = content.encode() if isinstance(content, str) else json.dumps(content).encode()
+        body = content if isinstance(content, bytes) else text
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", "text/html" if isinstance(content, str) else "application/json")
         self.send_header("Retry-After-Ms", "1")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

@@ -41,7 +41,9 @@ def require_input(path: Path, purpose: str, holds: str | tuple[str, ...] = ()) -
     if not path.exists() and path.parts[:1] == (PACKAGE.name,):
         path = PACKAGE.joinpath(*path.parts[1:])
     if not path.exists():
-        raise ValueError(f"The {purpose} {str(given)!r} does not exist.{_how_to_make(given)}")
+        run = next((folder for folder in path.parents if (folder / CONFIG).is_file() and not is_complete(folder)), None)
+        yet = "" if run is None else f" yet: the run in {str(run)!r} is not complete"
+        raise ValueError(f"The {purpose} {str(given)!r} does not exist{yet}.{_how_to_make(given)}")
     path = _folder_with((holds,) if isinstance(holds, str) else holds, path, purpose)
     run_folder = next((folder for folder in (path, *path.parents) if (folder / CONFIG).is_file()), None)
     if run_folder is not None and not is_complete(run_folder):

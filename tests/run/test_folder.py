@@ -17,6 +17,8 @@ def test_inputs_name_the_recipe_that_makes_them(tmp_path, monkeypatch):
     open_run(Path("runs/importance"), "a: 1\n", overwrite=False)
     with pytest.raises(ValueError, match=r"not complete\. Make it with: lightning run recipes/importance\.yaml"):
         runs.require_input(Path("runs/importance/importance.json").parent, "importance")
+    with pytest.raises(ValueError, match=r"does not exist yet: the run in 'runs/importance' is not complete\."):
+        runs.require_input(Path("runs/importance/child"), "child")
     RunClock().close(Path("runs/importance"), Path("x.yaml"), None, resumed=False, results={})
     assert runs.require_input(Path("runs/importance"), "importance") == Path("runs/importance")
 

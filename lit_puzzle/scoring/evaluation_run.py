@@ -32,10 +32,10 @@ from lit_puzzle.scoring.evaluations import (
     SCORE,
     ByEngine,
     Evaluation,
-    Measuring,
     by_effort,
     check_values,
     item_tokens,
+    measures,
     score_items,
 )
 from lit_puzzle.scoring.evidence import changed_window, changes_experts, item_share, unjudged
@@ -137,7 +137,7 @@ class EvaluationRun:
     def _score_folder(self, settings: EngineSettings, folder: Path, free: float | None) -> Values:
         assert isinstance(self.evaluation, ByEngine)
         with engines_apart(settings, folder, free) as engine:
-            if isinstance(self.evaluation, Measuring):
+            if measures(self.evaluation):
                 values: Values = self.evaluation.values_by_engine(engine, self.tokenizer, self.items)
             else:
                 values = {SCORE: list(self.evaluation.scores_by_engine(engine, self.tokenizer, self.items))}

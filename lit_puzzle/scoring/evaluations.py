@@ -21,7 +21,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from lightning.fabric import Fabric
@@ -130,6 +130,23 @@ class ByEngine(Protocol):
         ...
 
 
+def measures(evaluation: Evaluation) -> TypeGuard[Measuring]:
+    """Return whether an evaluation is `Measuring`.
+
+    Not where a subclass has its own way to score: what it inherits would measure the class above it.
+    """
+    kind = type(evaluation)
+    return isinstance(evaluation, Measuring) and all(
+        _defining(kind, measuring) <= _defining(kind, scoring)
+        for measuring, scoring in (("values", "scores"), ("values_by_engine", "scores_by_engine"))
+    )
+
+
+def _defining(kind: type, method: str) -> int:
+    """Return how many classes up a method is defined; beyond all of them if it is in none."""
+    return next((up for up, above in enumerate(kind.__mro__) if method in vars(above)), len(kind.__mro__))
+
+
 def item_tokens(
     evaluation: Evaluation, tokenizer: PreTrainedTokenizerBase, items: Sequence[Any]
 ) -> Sequence[int] | None:
@@ -181,7 +198,7 @@ def by_effort(evaluation: Evaluation, items: Sequence[Any], values: Values) -> V
     An effort with one item is left out: its change would have no standard error.
     """
     found = {SCORE: values[SCORE]}
-    if isinstance(evaluation, Measuring):
+    if measures(evaluation):
         efforts = list(evaluation.efforts(items))
         for name in values.keys() - {SCORE}:
             for effort in dict.fromkeys(efforts):
@@ -221,7 +238,7 @@ def score_items(
     own = range(rank, -(-len(items) // world_size) * world_size, world_size)
     share = [items[min(index, len(items) - 1)] for index in own]
     with _ready_to_generate(model, unshard):
-        if isinstance(evaluation, Measuring):
+        if measures(evaluation):
             values: Values = evaluation.values(model, tokenizer, share)
         else:
             values = {SCORE: evaluation.scores(model, tokenizer, share)}

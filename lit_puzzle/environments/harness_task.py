@@ -6,21 +6,31 @@ model's, sampling and the cap on tokens the recipe's. Graded is the final text, 
 texts (`until`), after one of its filters, by one of its metrics.
 
 Only tasks that generate: a chat model with reasoning has no log-likelihood of an answer to give. `answer` of a
-`Problem` is `INDEX: target`; the row is found by the index. Grading is the task's own code, in this process and without
-a time limit; tasks that run what a model writes are refused.
+`Problem` is `INDEX: target`; the row is found by the index. Grading is the task's own code on what a model has written
+(a regular expression may backtrack without end): it runs in a process of its own, which loads the task again, with a
+limit of seconds for each text. Tasks that run what a model writes are refused.
 
 Needs the package `lm-eval`. Reads the task's data, which `datasets` may download; writes nothing.
 """
 
+import json
+import math
 import numbers
 import random
+import sys
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from lit_puzzle.environments.environment import Problem
+from lit_puzzle.environments.graders.grading_worker import answer_jobs
+from lit_puzzle.environments.graders.worker_pool import SECONDS, run_jobs
+from lit_puzzle.environments.verdict import Verdict, grader_failed, verdict_of_grade
 from lit_puzzle.run.library_calls import library_errors
 
 GENERATES = "generate_until"
+MODULE = "lit_puzzle.environments.harness_task"  # this one, as a program that grades
 
 
 class HarnessTask:
@@ -34,6 +44,7 @@ class HarnessTask:
         filter: of the task's filters, which finds the answer in a text; None: its first.
         num_fewshot: examples before each problem; None: as many as the task says.
         seed: of the choice of examples.
+        seconds: that grading one text may take; then it counts as `grader failed`.
 
     Raises:
         ValueError: lm-eval is not installed, there is no such task, metric or filter, or one that is refused.
@@ -50,8 +61,11 @@ class HarnessTask:
         filter: str | None = None,
         num_fewshot: int | None = None,
         seed: int = 0,
+        seconds: float = SECONDS,
     ) -> None:
-        self.name = name or task
+        if not 0 < seconds < math.inf:
+            raise ValueError(f"{task}: seconds {seconds} was given; a positive, finite number is needed.")
+        self.name, self.seconds = name or task, seconds
         self._task = _load(task, include)
         _check_kind(self._task, task)
         with library_errors(f"the task {task} of lm-eval"):
@@ -64,14 +78,27 @@ class HarnessTask:
         if self._task.higher_is_better().get(self._metric) is False:
             raise ValueError(f"{task}: the task says of its metric {self._metric} that lower is better. Name another.")
         self._grade("", 0)  # whether it can be graded, before anything is generated
+        settings = {"task": task, "include": None if include is None else str(include)}
+        grading = {"metric": self._metric, "filter": self._filter, "num_fewshot": 0}
+        self._program = ("-m", MODULE, json.dumps(settings | grading))
 
     def problem(self, rng: random.Random) -> Problem:
         """Draw one problem."""
         return rng.choice(self.problems)
 
     def verify(self, final: str, problem_answer: str) -> float:
-        """Return the task's grade of a final text."""
+        """Return the task's grade of a final text; in this process, without a limit of time."""
         return self._grade(final, int(problem_answer.partition(":")[0]))
+
+    def verify_all(self, finals: Sequence[str], problem_answers: Sequence[str]) -> list[Verdict]:
+        """Return the verdict on each final text, from a process of its own with a limit of time."""
+        pairs = zip(finals, problem_answers, strict=True)
+        jobs = [{"kind": "harness", "final": final, "answer": answer} for final, answer in pairs]
+        replies = run_jobs(jobs, self.seconds, self._program, workers=1)
+        return [
+            grader_failed(f"lm-eval: {reply['failed']}") if "failed" in reply else verdict_of_grade(reply["grade"])
+            for reply in replies
+        ]
 
     def _filtered(self, final: str, index: int) -> dict[str, Any]:
         """Return what each filter makes of a final text."""
@@ -176,3 +203,24 @@ def _chosen(given: str | None, known: list[str], what: str) -> str:
     if given is not None and given not in known:
         raise ValueError(f"{what} {given} was given; the task has {', '.join(known)}.")
     return known[0] if given is None else given
+
+
+def main(settings: str, descriptor: int) -> None:
+    """Answer jobs of `HarnessTask.verify_all` until the other end is closed (`lit_puzzle.environments.graders`).
+
+    Args:
+        settings: of the task, as JSON.
+        descriptor: of the connection.
+    """
+
+    @cache
+    def load(_kind: str) -> Any:
+        given = json.loads(settings)
+        task = HarnessTask(**given | {"include": given["include"] and Path(given["include"])})
+        return lambda job: {"grade": task.verify(job["final"], job["answer"])}
+
+    answer_jobs(descriptor, load)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -27,10 +28,11 @@ from lit_puzzle.report.request_rates import Model, judge, points
 from lit_puzzle.run.files import write_json
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import claim_inputs, enclosing_run, file_identity, record_output, recorded_inputs
-from lit_puzzle.run.recipe import load_recipe
+from lit_puzzle.run.recipe import Recipe, load_recipe
 
 FRONTIER_FILE = "frontier.json"
 SAME = ("sampling", "held_out.samples_per_prompt", "held_out.answer_format", "kv_cache")  # keys of both evaluations
+DRAWN = ("held_out.seed", "held_out.prompts_per_effort", "held_out.efforts")  # of the problems
 
 
 def frontier(
@@ -116,20 +118,35 @@ def check_alike(folders: Mapping[str, Path]) -> None:
     Raises:
         ValueError: they differ; the message names key and values.
     """
-    recorded = []
+    recorded, problems = [], []
     for folder in folders.values():
         run = enclosing_run(folder)
         recipe = None if run is None else load_recipe(str(run / "config.yaml"))
         known = {} if run is None else recorded_inputs(run)
-        problems = known["held_out"].content if "held_out" in known else None
-        recorded.append({key: None if recipe is None else recipe.value(key) for key in SAME} | {"problems": problems})
+        problems.append(known["held_out"].content if "held_out" in known else None)
+        recorded.append({key: None if recipe is None else _value(recipe, key) for key in (*SAME, *DRAWN)})
+    has_others = None not in problems and problems[0] != problems[1]
     for key, old in recorded[0].items():
         new = recorded[1][key]
-        if old != new and None not in (old, new):
+        if old != new and None not in (old, new) and (key in SAME or has_others):
             raise ValueError(
                 f"{key} of the parent's evaluation is {old}, of the child's {new}: the two cannot be compared. "
                 "Evaluate both with the same settings."
             )
+    if has_others:  # by files or a template that have changed
+        raise ValueError(
+            f"{folders['parent']} and {folders['child']} have other problems: the two cannot be compared. "
+            "Evaluate both with the same settings and the same files."
+        )
+
+
+def _value(recipe: Recipe, key: str) -> Any:
+    """Return the value of a dotted key, or None."""
+    name, *rest = key.split(".")
+    value = recipe.value(name)
+    for part in rest:
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
 
 
 def compare_folders(folders: Mapping[str, Path], throughput: Path) -> list[str]:

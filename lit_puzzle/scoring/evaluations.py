@@ -153,15 +153,26 @@ def item_tokens(
     return list(evaluation.tokens(tokenizer, items)) if isinstance(evaluation, WithLengths) else None
 
 
-def evaluation_items(evaluation: Evaluation, tokenizer: PreTrainedTokenizerBase) -> Sequence[Any]:
+def evaluation_items(evaluation: Evaluation, tokenizer: PreTrainedTokenizerBase, context_tokens: int) -> Sequence[Any]:
     """Return all items of an evaluation.
 
+    Args:
+        evaluation: the evaluation.
+        tokenizer: the parent's.
+        context_tokens: what the model reads at most.
+
     Raises:
-        ValueError: there are fewer than two, or the evaluation itself refuses.
+        ValueError: there are fewer than two, one is longer than the context, or the evaluation itself refuses.
     """
     items: Sequence[Any] = evaluation.items(tokenizer)
     if len(items) < 2:
         raise ValueError(f"evaluation {evaluation.name!r} has {len(items)} items; a standard error needs two")
+    longest = max(item_tokens(evaluation, tokenizer, items) or [0])
+    if longest > context_tokens:
+        raise ValueError(
+            f"evaluation {evaluation.name!r}: a prompt with its completion has up to {longest} tokens; the model's "
+            f"context holds {context_tokens} (max_position_embeddings). Ask for shorter prompts or completions."
+        )
     return items
 
 

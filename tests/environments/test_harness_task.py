@@ -48,6 +48,7 @@ SUMS: dict[str, Any] = {
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of tasks on files that are made here; `datasets` caches beside it and asks no hub."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))  # for the process that grades
     rows = {"test": [{"a": n, "b": 2 * n + 1} for n in range(8)], "train": [{"a": n, "b": 1} for n in range(3)]}
     for name, content in rows.items():
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
@@ -109,7 +110,21 @@ def test_prompts_and_grades_are_those_of_the_harness(folder: Path, until: str | 
         chosen = HarnessTask("little_sums", include=folder / "tasks", filter=name)
         ours = [chosen.verify(text, problem.answer) for text, problem in zip(FINALS, chosen.problems, strict=True)]
         assert ours == theirs and 0 < sum(ours) < 8
+        apart = chosen.verify_all(FINALS, [problem.answer for problem in chosen.problems])
+        assert [verdict.correct for verdict in apart] == ours
         assert sum(ours) / 8 == found["results"]["little_sums"][f"exact_match,{name}"]
+
+
+def test_a_text_that_holds_the_task_up_is_counted_and_the_others_are_graded(folder: Path) -> None:
+    """A pattern of the task's that backtracks without end: the same text in this process would never return."""
+    slow = {"function": "regex", "regex_pattern": "^([0-9]+)+$"}
+    write_task(folder, {"filter_list": [{"name": "slow", "filter": [slow, {"function": "take_first"}]}]})
+    task = HarnessTask("little_sums", include=folder / "tasks", seconds=2.0)
+    answers = [task.problems[place].answer for place in (0, 1, 1, 2)]
+    verdicts = task.verify_all(["1", "1" * 60 + "?", "4", "8"], answers)
+    assert [verdict.correct for verdict in verdicts] == [1.0, 0.0, 1.0, 0.0]
+    assert [verdict.failed for verdict in verdicts] == [False, True, False, False]
+    assert verdicts[1].reason == "grader failed: lm-eval: no verdict within 2 s"
 
 
 def test_every_problem_is_measured_and_none_trained_on(folder: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import random
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -181,7 +182,18 @@ def test_a_subclass_with_scores_of_its_own_is_scored_by_them(parent):
 
 def test_one_item_has_no_standard_error():
     with pytest.raises(ValueError, match="'fixed' has 1 items; a standard error needs two"):
-        evaluation_items(FixedScores([1.0], items=1), build_tokenizer())
+        evaluation_items(FixedScores([1.0], items=1), build_tokenizer(), 1000)
+
+
+@pytest.mark.parametrize("mode", ["generated", "teacher_forced"])
+def test_items_beyond_the_context_are_refused_before_a_model_is_loaded(mode: Literal["generated", "teacher_forced"]):
+    """The longest item fits exactly, and not into one token less."""
+    problems = LongContextProblems(environments=[Chains(), Counting()], efforts=["low", "high"], problems_per_effort=5)
+    task, tokenizer = LongContextAccuracy(problems, Grading(mode)), build_tokenizer()
+    longest = max(task.tokens(tokenizer, task.items(tokenizer)))
+    assert len(evaluation_items(task, tokenizer, longest)) == 10
+    with pytest.raises(ValueError, match=rf"'long_context': .* {longest} tokens; .* context holds {longest - 1} "):
+        evaluation_items(task, tokenizer, longest - 1)
 
 
 @torch.no_grad()

@@ -24,7 +24,8 @@ from lit_puzzle.data.prompts import check_lengths
 from lit_puzzle.environments.answer_formats import fix_format
 from lit_puzzle.environments.episodes import EPISODES_FILE, Episode, read_rows, write_rows
 from lit_puzzle.environments.problem_identity import names_of, problems_identity
-from lit_puzzle.evaluate.baseline import check_grading, check_problems, take_baseline
+from lit_puzzle.evaluate.alike import check_alike
+from lit_puzzle.evaluate.baseline import check_problems, take_baseline
 from lit_puzzle.evaluate.held_out import HeldOut
 from lit_puzzle.evaluate.solving import solve_in_blocks, solve_problems
 from lit_puzzle.evaluate.summary import (
@@ -107,7 +108,7 @@ def evaluate(
     asked = problems_identity(names_of(held_out.environments), problems)
     if baseline is not None and before is not None:
         check_problems(before, problems, baseline / EPISODES_FILE)
-        check_grading(asked, baseline)
+        check_alike({"baseline": baseline, "run": run_dir}, asked)
         take_baseline(run_dir, identity, baseline)
     tokenizer = load_tokenizer(checkpoint)
     fix_date(tokenizer, run_date(run_dir))

@@ -36,25 +36,6 @@ def check_problems(episodes: Sequence[Episode], problems: Sequence[PromptAtEffor
         )
 
 
-def check_grading(asked: Identity, baseline: Path) -> None:
-    """Check that the right answers of a baseline were those of this run, and graded alike, as far as is recorded.
-
-    Args:
-        asked: problems of this run.
-        baseline: run folder of another evaluation, or a folder of episodes in a run.
-
-    Raises:
-        ValueError: they were not.
-    """
-    run = enclosing_run(baseline)
-    before = None if run is None else recorded_inputs(run).get("held_out")
-    if before is not None and before.content != asked.content:
-        raise ValueError(
-            f"baseline {baseline} was asked the same, but other answers were right, or they were graded in another way."
-            " Evaluate both with the same environments."
-        )
-
-
 def take_baseline(run_dir: Path, checkpoint: Identity, baseline: Path) -> None:
     """Take the date of a baseline and check that its prompts were rendered by the same chat template.
 

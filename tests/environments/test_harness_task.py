@@ -19,7 +19,7 @@ from lit_puzzle.environments.environment import draw
 from lit_puzzle.environments.harness_task import HarnessTask
 from lit_puzzle.environments.problem_identity import problems_identity
 from lit_puzzle.evaluate.accuracy import evaluate, read_episodes
-from lit_puzzle.evaluate.baseline import check_grading
+from lit_puzzle.evaluate.alike import check_alike
 from lit_puzzle.evaluate.held_out import HeldOut
 from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.run.folder import PACKAGE
@@ -152,13 +152,13 @@ def test_another_way_to_grade_is_not_compared(folder: Path) -> None:
     assert asked[0] == asked[1]
     run_date(folder / "run")
     claim_inputs(folder / "run", {"held_out": asked[0]})
-    check_grading(asked[1], folder / "run")
+    check_alike({"before": folder / "run", "now": folder / "other"}, asked[1])
     other = task(filter="whole")
     (folder / "tasks" / "helpers.py").write_text("LENIENT = True\n")
     for changed in (other, task()):
         identity = problems_identity("", [(problem, "low") for problem in changed.problems])
-        with pytest.raises(ValueError, match="other answers were right, or they were graded in another way"):
-            check_grading(identity, folder / "run")
+        with pytest.raises(ValueError, match="have other problems, right answers or graders"):
+            check_alike({"before": folder / "run", "now": folder / "other"}, identity)
 
 
 def test_a_task_file_that_is_no_yaml_is_named(folder: Path) -> None:

@@ -35,7 +35,7 @@ from lit_puzzle.scoring.evaluations import (
     by_effort,
     check_values,
     item_tokens,
-    measures,
+    measuring,
     score_items,
 )
 from lit_puzzle.scoring.evidence import changed_window, changes_experts, item_share, unjudged
@@ -137,10 +137,11 @@ class EvaluationRun:
     def _score_folder(self, settings: EngineSettings, folder: Path, free: float | None) -> Values:
         assert isinstance(self.evaluation, ByEngine)
         with engines_apart(settings, folder, free) as engine:
-            if measures(self.evaluation):
-                values: Values = self.evaluation.values_by_engine(engine, self.tokenizer, self.items)
+            measured = measuring(self.evaluation)
+            if measured is None:
+                values: Values = {SCORE: list(self.evaluation.scores_by_engine(engine, self.tokenizer, self.items))}
             else:
-                values = {SCORE: list(self.evaluation.scores_by_engine(engine, self.tokenizer, self.items))}
+                values = measured.values_by_engine(engine, self.tokenizer, self.items)
         check_values(self.evaluation, values, len(self.items))
         return by_effort(self.evaluation, self.items, values)
 

@@ -13,13 +13,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from lit_puzzle.costs.throughputs import THROUGHPUT_FILE, Throughputs, read_throughputs
 from lit_puzzle.environments.episodes import EPISODES_FILE, Episode, read_rows
+from lit_puzzle.evaluate.alike import check_alike
 from lit_puzzle.evaluate.standard_errors import detectable, mean_and_error, prompts_of
 from lit_puzzle.report.envelope import frontier as envelope
 from lit_puzzle.report.envelope import verdict
@@ -28,11 +28,9 @@ from lit_puzzle.report.request_rates import Model, judge, points
 from lit_puzzle.run.files import write_json
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import claim_inputs, enclosing_run, file_identity, record_output, recorded_inputs
-from lit_puzzle.run.recipe import Recipe, load_recipe
+from lit_puzzle.run.recipe import load_recipe
 
 FRONTIER_FILE = "frontier.json"
-SAME = ("sampling", "held_out.samples_per_prompt", "held_out.answer_format", "kv_cache")  # keys of both evaluations
-DRAWN = ("held_out.seed", "held_out.prompts_per_effort", "held_out.efforts")  # of the problems
 
 
 def frontier(
@@ -70,7 +68,7 @@ def frontier(
     speeds_of = read_throughputs(throughput)
     inputs = {name: file_identity(folder, [EPISODES_FILE]) for name, folder in folders.items()}
     claim_inputs(run_dir, inputs | {"throughput": file_identity(throughput, [THROUGHPUT_FILE])})
-    check_alike(folders)
+    check_alike(folders, more=("kv_cache",))
     notes = compare_folders(folders, throughput)
     rows = [read_rows(folder / EPISODES_FILE) for folder in folders.values()]
     requests = pair(*rows)
@@ -107,46 +105,6 @@ def frontier(
     for note in notes:
         Console().print(f"note: {note}", soft_wrap=True)
     return found | shares | ends
-
-
-def check_alike(folders: Mapping[str, Path]) -> None:
-    """Check that two evaluations drew, read and cached alike, as far as their runs have recorded it.
-
-    Args:
-        folders: of the parent's and of the child's evaluation.
-
-    Raises:
-        ValueError: they differ; the message names key and values.
-    """
-    recorded, problems = [], []
-    for folder in folders.values():
-        run = enclosing_run(folder)
-        recipe = None if run is None else load_recipe(str(run / "config.yaml"))
-        known = {} if run is None else recorded_inputs(run)
-        problems.append(known["held_out"].content if "held_out" in known else None)
-        recorded.append({key: None if recipe is None else _value(recipe, key) for key in (*SAME, *DRAWN)})
-    has_others = None not in problems and problems[0] != problems[1]
-    for key, old in recorded[0].items():
-        new = recorded[1][key]
-        if old != new and None not in (old, new) and (key in SAME or has_others):
-            raise ValueError(
-                f"{key} of the parent's evaluation is {old}, of the child's {new}: the two cannot be compared. "
-                "Evaluate both with the same settings."
-            )
-    if has_others:  # by files or a template that have changed
-        raise ValueError(
-            f"{folders['parent']} and {folders['child']} have other problems: the two cannot be compared. "
-            "Evaluate both with the same settings and the same files."
-        )
-
-
-def _value(recipe: Recipe, key: str) -> Any:
-    """Return the value of a dotted key, or None."""
-    name, *rest = key.split(".")
-    value = recipe.value(name)
-    for part in rest:
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
 
 
 def compare_folders(folders: Mapping[str, Path], throughput: Path) -> list[str]:

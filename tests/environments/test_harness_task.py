@@ -2,6 +2,7 @@
 
 import json
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ from lm_eval.tasks import TaskManager
 
 from lit_puzzle.environments.environment import draw
 from lit_puzzle.environments.harness_task import HarnessTask
+from lit_puzzle.environments.problem_identity import problems_identity
 from lit_puzzle.evaluate.accuracy import evaluate, read_episodes
+from lit_puzzle.evaluate.alike import check_alike
 from lit_puzzle.evaluate.held_out import HeldOut
 from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.run.folder import PACKAGE
+from lit_puzzle.run.inputs import claim_inputs, run_date
 
 FINALS = ["the answer is 1.", "4", "no idea", "10\nQuestion: 3", "Question: 13", "16", "19 or so", "2"]
 SUMS: dict[str, Any] = {
@@ -104,7 +108,8 @@ def test_prompts_and_grades_are_those_of_the_harness(folder: Path, until: str | 
     assert [list(problem.messages) for problem in task.problems] == [json.loads(text) for text in model.asked]
     roles = [message["role"] for message in task.problems[0].messages]
     assert roles == ["system", *["user", "assistant"] * 2, "user"]
-    assert [problem.answer for problem in task.problems] == [f"{n}: {3 * n + 1}" for n in range(8)]
+    answers = [problem.answer.partition(" (exact_match, number, lm-eval ")[0] for problem in task.problems]
+    assert answers == [f"{n}: {3 * n + 1}" for n in range(8)]
     for name in ("number", "whole"):
         theirs = [row["exact_match"] for row in found["samples"]["little_sums"] if row["filter"] == name]
         chosen = HarnessTask("little_sums", include=folder / "tasks", filter=name)
@@ -139,6 +144,29 @@ def test_every_problem_is_measured_and_none_trained_on(folder: Path) -> None:
         draw([task], ["none"], 2, 0, held_out=False)
 
 
+def test_another_way_to_grade_is_not_compared(folder: Path) -> None:
+    """By another filter of the task, and by a file beside the task that was edited."""
+    (folder / "tasks" / "helpers.py").write_text("LENIENT = False\n")
+    task = partial(HarnessTask, "little_sums", include=folder / "tasks")
+    asked = [problems_identity("", [(problem, "low") for problem in each.problems]) for each in (task(), task())]
+    assert asked[0] == asked[1]
+    run_date(folder / "run")
+    claim_inputs(folder / "run", {"held_out": asked[0]})
+    check_alike({"before": folder / "run", "now": folder / "other"}, asked[1])
+    other = task(filter="whole")
+    (folder / "tasks" / "helpers.py").write_text("LENIENT = True\n")
+    for changed in (other, task()):
+        identity = problems_identity("", [(problem, "low") for problem in changed.problems])
+        with pytest.raises(ValueError, match="have other problems, right answers or graders"):
+            check_alike({"before": folder / "run", "now": folder / "other"}, identity)
+
+
+def test_a_task_file_that_is_no_yaml_is_named(folder: Path) -> None:
+    (folder / "tasks" / "damaged.yaml").write_text("task: [little_sums\n")
+    with pytest.raises(ValueError, match=r"damaged\.yaml is no YAML"):
+        HarnessTask("little_sums", include=folder / "tasks")
+
+
 def test_an_evaluation_writes_rows_of_the_task(folder: Path) -> None:
     """The tiny parent knows no sums, but its completions are graded: the first number of the final text."""
     write_task(folder, {"task": "copies", "doc_to_text": "2 + {{a}} =", "num_fewshot": 0, "description": ""})
@@ -170,6 +198,7 @@ def test_an_evaluation_writes_rows_of_the_task(folder: Path) -> None:
             "the task says of its metric exact_match that lower is better",
         ),
         ({}, {"metric": "f1"}, "metric f1 was given; the task has exact_match, bleu"),
+        ({}, {"num_fewshot": -1}, "num_fewshot -1 was given; 0 is the least"),
         ({}, {"filter": "last"}, "filter last was given; the task has number, whole"),
         ({"doc_to_text": "{{a"}, {}, "the task little_sums of lm-eval cannot be used: TemplateSyntaxError"),
     ],

@@ -170,6 +170,18 @@ def test_a_control_that_cannot_show_is_skipped(reference: Reference) -> None:
     assert outcome(blind, right_results(reference), "log_probabilities") == "passed"
 
 
+def test_an_engine_of_vllms_own_model_that_keeps_its_experts_is_not_tested_by_a_reload(reference: Reference) -> None:
+    """vLLM 0.32 copies the experts of a stock gpt-oss past its own loaders, so a reload changes none."""
+    results = right_results(reference)
+    results["main"][3] = results["main"][1]
+    for is_child, expected in ((True, "failed"), (False, "skipped")):
+        checks = {check.name: check for check in compare(reference, results, True, 1e-4, is_child)}
+        assert checks["control_experts"].outcome == expected
+    assert checks["reload"].outcome == "skipped" and "keeps its experts" in checks["reload"].reason
+    taken = {check.name: check.outcome for check in compare(reference, right_results(reference), True, 1e-4, False)}
+    assert taken["control_experts"] == taken["reload"] == "passed"
+
+
 def test_permuted_experts_change_what_the_router_tells_apart(folder: Path, tmp_path: Path) -> None:
     """The control is computed with transformers: nothing changes where all experts are chosen with equal weights."""
     assert make_reference(folder, "float32", CheckPrompts(2, 32, 4), seed=0).permuted_change[0] > 1e-2

@@ -78,7 +78,7 @@ def serve_check(
     settings = {"dtype": vllm.dtype, "max_model_len": length, "kv_cache_memory_bytes": cache_bytes}
     engines = plan_engines(opened, reference, settings, prompts.tokens)
     results = dict(zip(engines, run_engines(run_dir, python, list(engines.values())), strict=True))
-    checks = compare(reference, results, exact, tolerance)
+    checks = compare(reference, results, exact, tolerance, is_child(opened.config))
     token_bytes = 2 * int(opened.config["num_key_value_heads"]) * int(opened.config["head_dim"])
     windows = [window for _, window in opened.blocks]
     checks.append(compare_allocation(results["bfloat16"][0], windows, 2 * token_bytes, cache_bytes))

@@ -40,6 +40,7 @@ from transformers import PreTrainedModel
 from lit_puzzle.model.loading import DtypeName, WaitingExperts, load_mapped, load_model
 from lit_puzzle.run.peers import connect
 from lit_puzzle.training.patience import patience
+from lit_puzzle.training.started import started_by
 from lit_puzzle.training.stored_checkpoints import METADATA, load_plain, load_sharded
 from lit_puzzle.training.trainable import keep_master_weights
 
@@ -183,7 +184,7 @@ class Sharded(ModelParallelStrategy):
         """Size the mesh, and connect the processes; Lightning's "auto" would make all devices tensor-parallel."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
-        connect(self.global_rank, self.world_size, self.broadcast)
+        connect(self.global_rank, self.world_size, self.broadcast, started_by(self.launcher))
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Return the trainable parameters and persistent buffers as sharded tensors on the CPU."""

@@ -5,7 +5,7 @@
 Makes random parents, and runs the recipes of `serve_check` (without its server) and `throughput` (parent and child at a
 time) on them. Measured is the anonymous memory of a command and all its processes together, at the fullest moment of
 one read every 20 ms, above that of the same recipe on the tiny parent with a KV cache of 16 MiB; `--plan` is taken
-above that of the same run. Weights grow sevenfold, KV caches fourfold. Prints a row for each run and one JSON line.
+above that of the same run. Weights grow eightfold, KV caches fourfold. Prints a row for each run and one JSON line.
 A random model may fail a check of `serve_check` (its experts hardly differ): what it holds is measured all the same.
 """
 
@@ -22,7 +22,7 @@ from footprint import MIB, anonymous
 from footprint_copies import write_parent
 from footprint_stages import TINY_PARENT
 
-SHAPES = ((2, 16, 512), (4, 32, 512), (8, 32, 512))  # layers, experts, hidden = inner channels
+SHAPES = ((2, 16, 512), (4, 32, 512), (9, 32, 512))  # layers, experts, hidden = inner channels
 CACHES_GIB = (1 / 16, 1 / 8, 1 / 4)
 BASE_GIB = 1 / 64
 STAGES = ("serve_check", "throughput")

@@ -51,7 +51,10 @@ _TRAINABLE = StateDictOptions(ignore_frozen_params=True, strict=False)
 def load_for(
     mesh: DeviceMesh | None, folder: Path, dtype: DtypeName, attention: str, experts: str = "grouped_mm"
 ) -> tuple[PreTrainedModel, WaitingExperts | None]:
-    """Load a model that `shard` then shards: from mapped files where the mesh has several processes, else into memory.
+    """Load a model that `shard` then shards: from mapped files where the mesh has several processes, else at once.
+
+    With one process each tensor goes to the mesh's device as it is read: the model is never whole in the memory of the
+    machine.
 
     Args:
         mesh: mesh of the running strategy; None where nothing is sharded.
@@ -64,7 +67,7 @@ def load_for(
         The model, and the experts that `shard` fills; None where all weights are loaded.
     """
     if mesh is None or mesh.size() == 1:
-        return load_model(folder, dtype, attention, experts), None
+        return load_model(folder, dtype, attention, experts, None if mesh is None else mesh.device_type), None
     return load_mapped(folder, dtype, attention, experts)
 
 

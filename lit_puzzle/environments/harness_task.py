@@ -61,6 +61,8 @@ class HarnessTask:
         with library_errors(f"the task {task} of lm-eval"):
             metrics = list(self._found("", 0))
         self._metric = _chosen(metric, metrics, f"{task}: metric")
+        if self._task.higher_is_better().get(self._metric) is False:
+            raise ValueError(f"{task}: the task says of its metric {self._metric} that lower is better. Name another.")
         self._grade("", 0)  # whether it can be graded, before anything is generated
 
     def problem(self, rng: random.Random) -> Problem:
@@ -75,7 +77,8 @@ class HarnessTask:
         """Return what each filter makes of a final text."""
         from lm_eval.api.instance import Instance
 
-        for stop in self._task.config.generation_kwargs.get("until") or ():
+        until = self._task.config.generation_kwargs.get("until") or []
+        for stop in [until] if isinstance(until, str) else until:
             final = final.split(stop)[0] if stop else final
         instance = Instance(GENERATES, self._rows[index], ("", {}), 0, resps=[final])
         for each in self._task._filters:

@@ -62,10 +62,11 @@ class RolloutServer:
         host, port = host_and_port(address)
         self._key, self._busy = key, threading.Lock()
         try:
-            self._listening = socket.create_server((host, port))
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            self._listening = socket.create_server((host, port), family=family)
         except OSError as error:
             raise ValueError(f"--address={address} was given; it cannot be listened at ({error}).") from None
-        self.address = f"{host}:{self._listening.getsockname()[1]}"
+        self.address = f"{address.rpartition(':')[0]}:{self._listening.getsockname()[1]}"
 
     def serve(self) -> None:
         """Serve runs until `close`."""

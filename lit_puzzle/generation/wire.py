@@ -27,6 +27,7 @@ CHUNK_BYTES = 64 * 2**20
 MESSAGE_BYTES = 2**30  # largest message that a server takes
 NONCE_BYTES, HANDSHAKE_SECONDS = 32, 10.0
 DEAD_AFTER_MS = 60_000  # without an answer of the other machine
+ASKED_AFTER, ASKED_EVERY, ASKED = 20, 10, 4  # seconds of silence after which a machine is asked whether it is there
 
 
 def key_from_environment() -> bytes:
@@ -82,6 +83,9 @@ class Wire:
 
     def __init__(self, stream: socket.socket) -> None:
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, ASKED_AFTER)
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, ASKED_EVERY)
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, ASKED)
         stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_AFTER_MS)
         stream.settimeout(None)

@@ -11,6 +11,7 @@ import yaml
 pytest.importorskip("lm_eval", reason="pip install 'lit-puzzle[lm-eval]'")
 from lm_eval import simple_evaluate
 from lm_eval.api.model import LM
+from lm_eval.models.utils import handle_stop_sequences
 from lm_eval.tasks import TaskManager
 
 from lit_puzzle.environments.environment import draw
@@ -74,7 +75,7 @@ class Recorded(LM):
         self.asked = [request.args[0] for request in requests]
         texts = []
         for text, request in zip(FINALS, requests, strict=True):
-            for stop in request.args[1]["until"]:
+            for stop in handle_stop_sequences(request.args[1]["until"], None):
                 text = text.split(stop)[0]
             texts.append(text)
         return texts
@@ -89,8 +90,10 @@ class Recorded(LM):
         raise NotImplementedError
 
 
-def test_prompts_and_grades_are_those_of_the_harness(folder: Path) -> None:
+@pytest.mark.parametrize("until", [["\n", "Question:"], "Question:"])
+def test_prompts_and_grades_are_those_of_the_harness(folder: Path, until: str | list[str]) -> None:
     """Against `simple_evaluate` on the same task file, with a model of the harness that gives the same texts."""
+    write_task(folder, {"generation_kwargs": {"until": until}})
     manager = TaskManager(include_path=str(folder / "tasks"), include_defaults=False)
     model, quiet = Recorded(), {"bootstrap_iters": 0, "fewshot_random_seed": 3}
     found = simple_evaluate(
@@ -146,6 +149,11 @@ def test_an_evaluation_writes_rows_of_the_task(folder: Path) -> None:
         ({"unsafe_code": True}, {}, "it runs what the model writes, outside a sandbox"),
         ({"gen_prefix": "The answer is"}, {}, "the task begins the answer itself"),
         ({}, {"metric": "bleu"}, "the metric bleu of a problem is .* a number from 0 to 1 is needed"),
+        (
+            {"metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": False}]},
+            {},
+            "the task says of its metric exact_match that lower is better",
+        ),
         ({}, {"metric": "f1"}, "metric f1 was given; the task has exact_match, bleu"),
         ({}, {"filter": "last"}, "filter last was given; the task has number, whole"),
         ({"doc_to_text": "{{a"}, {}, "the task little_sums of lm-eval cannot be used: TemplateSyntaxError"),

@@ -24,7 +24,7 @@ from lit_puzzle.generation.rollout_server import RolloutServer
 from lit_puzzle.generation.rollout_settings import RolloutSettings
 from lit_puzzle.generation.sampling import Sampling
 from lit_puzzle.generation.served_engine import ServedEngine
-from lit_puzzle.generation.wire import KEY, SERVERS
+from lit_puzzle.generation.wire import KEY, SERVERS, connect
 from lit_puzzle.model.checkpoint import Checkpoint
 
 CHILD = ROOT / "lit_puzzle" / "assets" / "tiny_child"
@@ -168,6 +168,17 @@ def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
             RolloutServer(address, SECRET.encode())
     with pytest.raises(ValueError, match=r"cannot be reached .*rollout_server --address=127\.0\.0\.1:\d+"):
         ServedEngine(address, connect_seconds=0)
+
+
+def test_an_address_in_brackets_is_one_of_ipv6() -> None:
+    try:
+        server = RolloutServer("[::1]:0", SECRET.encode())
+    except ValueError as error:
+        pytest.skip(str(error))  # a machine without IPv6
+    threading.Thread(target=server.serve, daemon=True).start()
+    assert server.address.startswith("[::1]:")
+    connect(server.address, 0).close()
+    server.close()
 
 
 def test_what_is_checked_before_anything_slow(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,16 @@ def pair() -> tuple[Wire, Wire]:
         return Wire(client), Wire(listening.accept()[0])
 
 
+def test_a_machine_that_has_gone_is_noticed_within_a_minute() -> None:
+    """Also while nothing is under way: the system's own default is two hours."""
+    for end in pair():
+        with socket.fromfd(end.connection.fileno(), socket.AF_INET, socket.SOCK_STREAM) as stream:
+            options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+            idle, every, times = (stream.getsockopt(socket.IPPROTO_TCP, option) for option in options)
+            assert stream.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) and idle + every * times <= 60
+        end.close()
+
+
 @pytest.mark.parametrize("address", ["", "host", "host:", ":5005", "host:x", "host:-1", "host:65536", "host:1.5"])
 def test_addresses_that_are_none(address: str) -> None:
     with pytest.raises(ValueError, match=r"is HOST:PORT, 10\.0\.0\.7:5005 for example"):

@@ -5,10 +5,10 @@
 Every row starts from `lit_puzzle/assets/tiny_child` and trains for about `BUDGET` CPU seconds (two rows: twice that),
 startup left out: the steps below, which short runs of other seeds had given, fixed before any row was run. Schedules
 end with the budget; nothing is validated, the last weights count. Documents of off-policy distillation are generated
-once, and not counted. Then the child is measured on held-out problems, the same ones for every row, for the parent and for the child before.
-A finished run is not run again; each is a process, forked with the libraries already imported, so that the CPU
-seconds in its run.json are its own. Ends with a table: means over seeds, ± their standard error; differences are paired
-by problem.
+once, and not counted. Then the child is measured on held-out problems, the same ones for every row, for the parent and
+for the child before. A finished run is not run again; each is a process, forked with the libraries already imported, so
+that the CPU seconds in its run.json are its own. Ends with a table: means over seeds, ± their standard error;
+differences are paired by problem.
 """
 
 import argparse

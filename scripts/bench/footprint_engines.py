@@ -8,7 +8,8 @@ time) on them. Measured is the anonymous memory of a command and all its process
 one read every 20 ms, above that of the same recipe on the tiny parent with a KV cache of 16 MiB; `--plan` is taken
 above that of the same run. A process that has just been forked does not count: it shares the memory of its parent, for
 longer where the machine is busy. Weights grow eightfold, KV caches fourfold. Prints a row for each run and one JSON
-line. A random model may fail a check of `serve_check` (its experts hardly differ): what it holds is measured all the same.
+line. A random model may fail a check of `serve_check` (its experts hardly differ): what it holds is measured all the
+same.
 """
 
 import argparse

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from helpers import anonymous_memory
 from helpers.live_bytes import LiveBytes
-from transformers import GptOssForCausalLM
+from transformers import GptOssConfig, GptOssForCausalLM
 
 from lit_puzzle.generation.sampling import Sampling
 from lit_puzzle.generation.transformers_engine import TransformersEngine
@@ -57,3 +58,18 @@ def test_long_prompts_are_read_in_linear_memory(
     peaks = [peak_bytes(model, 1, tokens, 2) for tokens in (2048, 4096, 8192)]
     assert peaks[2] < 64e6
     assert peaks[2] < 2.2 * peaks[1]
+
+
+@pytest.mark.slow
+def test_the_head_is_not_copied_for_every_row() -> None:
+    """A CPU copies frozen weights in bfloat16 for every row of a batch of states that is not contiguous."""
+    sizes = {"hidden_size": 512, "intermediate_size": 32, "num_hidden_layers": 1, "num_local_experts": 4}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 2**16}
+    rows, head = 16, 2 * 512 * 2**16
+    model = GptOssForCausalLM(GptOssConfig(**sizes, **heads)).bfloat16().eval().requires_grad_(False)
+    tokenizer = build_tokenizer()
+    engine = TransformersEngine(model, tokenizer, rows)
+    prompts = [[9, 11, 40, 30 + row] for row in range(rows)]
+    grown = anonymous_memory.peak_bytes(lambda: engine.generate(prompts, Sampling(2, temperature=0.0)))
+    logits = rows * 2**16 * 4
+    assert grown < 4 * logits + 2 * head < rows * head / 4, f"{grown / 2**20:.0f} MiB"

@@ -65,7 +65,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     folder = arguments.folder
-    stage("generate", folder / "generate", [])
+    if any(ROWS[name][0] == "distill" for name in arguments.rows):
+        stage("generate", folder / "generate", [])
     parent, before = (evaluated(folder / name, place) for name, place in (("parent", PARENT), ("before", CHILD)))
     found: dict[str, list[tuple[list[Episode], float]]] = {name: [] for name in arguments.rows}
     for seed in arguments.seeds:  # a seed of every row before the next seed

@@ -4,7 +4,8 @@ import pytest
 import torch
 from helpers import anonymous_memory
 from helpers.live_bytes import LiveBytes
-from transformers import GptOssConfig, GptOssForCausalLM
+from helpers.wide_head import HEAD_BYTES, wide_model
+from transformers import GptOssForCausalLM
 
 from lit_puzzle.generation.sampling import Sampling
 from lit_puzzle.generation.transformers_engine import TransformersEngine
@@ -63,13 +64,7 @@ def test_long_prompts_are_read_in_linear_memory(
 @pytest.mark.slow
 def test_the_head_is_not_copied_for_every_row() -> None:
     """A CPU copies frozen weights in bfloat16 for every row of a batch of states that is not contiguous."""
-    sizes = {"hidden_size": 512, "intermediate_size": 32, "num_hidden_layers": 1, "num_local_experts": 4}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 2**16}
-    rows, head = 16, 2 * 512 * 2**16
-    model = GptOssForCausalLM(GptOssConfig(**sizes, **heads)).bfloat16().eval().requires_grad_(False)
-    tokenizer = build_tokenizer()
-    engine = TransformersEngine(model, tokenizer, rows)
+    rows, engine = 16, TransformersEngine(wide_model(), build_tokenizer(), 16)
     prompts = [[9, 11, 40, 30 + row] for row in range(rows)]
     grown = anonymous_memory.peak_bytes(lambda: engine.generate(prompts, Sampling(2, temperature=0.0)))
-    logits = rows * 2**16 * 4
-    assert grown < 4 * logits + 2 * head < rows * head / 4, f"{grown / 2**20:.0f} MiB"
+    assert grown < 3 * HEAD_BYTES < rows * HEAD_BYTES / 4, f"{grown / 2**20:.0f} MiB"

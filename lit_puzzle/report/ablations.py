@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lit_puzzle.environments.environment import LEVELS
+from lit_puzzle.evaluate.alike import check_alike
 from lit_puzzle.report.found_runs import FoundRuns
 from lit_puzzle.report.page import Section, Table
 from lit_puzzle.report.run_summary import RunSummary
@@ -74,11 +75,11 @@ def ablation_table(grid: Grid) -> Table:
     """Return a grid as a table, the variant with the highest mean accuracy first.
 
     Raises:
-        ValueError: the evaluations are not of the same problems, or have no effort in common.
+        ValueError: the evaluations were not asked and graded alike, or have no effort in common.
     """
-    problems = {str(run.claims.get("inputs", {}).get("held_out", {}).get("content")) for run in grid.runs}
-    if len(problems) > 1:
-        raise ValueError(f"{grid.name}: its evaluations are not of the same problems, so that they are not compared.")
+    first, *others = grid.runs
+    for other in others:
+        check_alike({each.folder.name: each.folder for each in (first, other)})
     results = {variant: [_results(run) for run in runs] for variant, runs in grid.variants.items()}
     every = [result for seeds in results.values() for result in seeds]
     efforts = [effort for effort in LEVELS if all(f"accuracy/{effort}" in result for result in every)]
@@ -121,7 +122,7 @@ def ablations_section(found: FoundRuns) -> Section:
             tables.append(ablation_table(grid))
             drawn.append(grid)
         except ValueError as error:
-            refused.append(f"No table: {error}")
+            refused.append(f"No table of {grid.name}: {error}")
     if not tables:
         return Section(TITLE, missing=" ".join(refused))
     text = ["Accuracy by effort and its mean over efforts; ± is the standard error of the mean over seeds."]

@@ -5,6 +5,7 @@ input is one message and exit code 2. Imports nothing heavy, so that `--help` is
 `lightning-sdk`, whose script has the same name, and are passed to it if it is installed.
 """
 
+import faulthandler
 import importlib
 import os
 import shutil
@@ -127,6 +128,8 @@ def run(name: str, overrides: Sequence[str]) -> None:
         return
     check = partial(check_fit, recipe, command, target_of(command), words, force) if _rank() == 0 else _no_check
     named = {path.partition(".")[0] for path in recipe.class_paths()}
+    if not faulthandler.is_enabled():
+        faulthandler.enable(file=2)  # of a crash inside a library, others see only that this process has ended
     end_with_starter(_rank())
     own = command.partition(".")[0] if "." in command else None
     with verifying(verify), one_line_errors(own, named), failing_together():

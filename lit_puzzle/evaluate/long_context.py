@@ -291,7 +291,7 @@ def teacher_forced_hits(
                     attention_mask=mask_BT.to(policy.device),
                     position_ids=(mask_BT.cumsum(-1) - 1).clamp(min=0).to(policy.device),
                     use_cache=False,
-                    logits_to_keep=graded + 1,
+                    logits_to_keep=torch.arange(-graded - 1, 0, device=policy.device),  # a slice is not contiguous
                 )
                 .logits[:, :-1]
                 .argmax(-1)

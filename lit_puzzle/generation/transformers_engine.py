@@ -60,6 +60,8 @@ class TransformersEngine:
         self.batch_size = batch_size
         self.make_cache = make_cache or partial(CompactCache, config=model.config)
         self.end_ids, self.pad_id = end_and_pad(model, tokenizer)
+        # An index, not 1: a slice of the states is not contiguous, and a CPU would copy a frozen head for every row.
+        self._last = torch.tensor([-1], device=model.device)
         check_layers(self.make_cache())
 
     def generate(
@@ -105,7 +107,7 @@ class TransformersEngine:
             position_ids=positions_BT,
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=self._last,
         )
         return output.logits[:, -1]
 

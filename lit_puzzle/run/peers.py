@@ -6,6 +6,8 @@ the kernel closes when either ends, however it ends. Who fails sends its message
 of every process waits for that, and ends its process within `PATIENCE_SECONDS` of another one's failure: the main
 thread may be inside a library, where no signal or exception reaches it.
 
+Who ends without a word was killed, or has crashed in a library: its exit code tells the process that has started it.
+
 A process that Lightning has started ends with the one that started it, too, before there is a connection.
 
 Reads and writes nothing but these connections: a line of JSON, `{"token": ..., "rank": ...}` at the start and
@@ -17,13 +19,16 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 PATIENCE_SECONDS = 2.0  # in which a main thread that still can ends by itself
@@ -31,6 +36,9 @@ HINT = "This process stops, too; the same command continues the run."
 STARTED_BY = "LIT_PUZZLE_STARTED_BY"
 FAILED = 1  # exit code
 JOIN_SECONDS = 300.0  # in which all processes connect
+ENDING_SECONDS = 10.0  # between the end of a connection and that of its process
+
+Started = Mapping[int, "subprocess.Popen[bytes]"]
 
 
 @dataclass
@@ -40,6 +48,7 @@ class _Peers:
     rank: int
     world_size: int
     connections: dict[int, socket.socket]
+    started: Started
     failure: str | None = None
     heard: threading.Event = field(default_factory=threading.Event)
     leaving: bool = False
@@ -48,20 +57,26 @@ class _Peers:
 class _State:
     inside = False  # of `failing_together`, where it is told that a process has finished
     peers: _Peers | None = None
+    connected = False  # once; the connection says from then on how the first process ends
 
 
-def connect(rank: int, world_size: int, broadcast: Callable[[Any], Any]) -> None:
+def connect(
+    rank: int, world_size: int, broadcast: Callable[[Any], Any], started: Started = MappingProxyType({})
+) -> None:
     """Connect the processes of a run, right after they have formed their process group; all of them call it.
+
+    Processes that are connected stay so: a run may have several Trainers.
 
     Args:
         rank: of this process.
         world_size: number of processes. Nothing happens for one, and outside of `failing_together`.
         broadcast: returns on every process what the first one gives.
+        started: processes that this one has started, by rank.
 
     Raises:
         ConnectionError: the first process cannot be reached.
     """
-    if world_size == 1 or not _State.inside:
+    if world_size == 1 or not _State.inside or _State.peers is not None:
         return
     if rank == 0:
         address = os.environ.get("MASTER_ADDR", "127.0.0.1")
@@ -76,10 +91,10 @@ def connect(rank: int, world_size: int, broadcast: Callable[[Any], Any]) -> None
         connections = {0: connection}
     for connection in connections.values():
         _keep_alive(connection)
-    peers = _Peers(rank, world_size, connections)
+    peers = _Peers(rank, world_size, connections, started)
     for other, connection in connections.items():
         threading.Thread(target=_watch, args=(peers, other, connection), name=f"peer {other}", daemon=True).start()
-    _State.peers = peers
+    _State.peers, _State.connected = peers, True
 
 
 def _listen(address: str) -> socket.socket:
@@ -137,7 +152,7 @@ def _watch(peers: _Peers, other: int, connection: socket.socket) -> None:
     try:
         if peers.leaving or peers.failure is not None or (message is not None and message.get("done")):
             return
-        peers.failure = _failure(message, other, peers.world_size)
+        peers.failure = _failure(message, f"process {other} of {peers.world_size}", peers.started.get(other))
         print(f"error: {peers.failure}. {HINT}", file=sys.stderr, flush=True)
         for rank, each in peers.connections.items() if peers.rank == 0 else ():
             if rank != other:
@@ -148,10 +163,16 @@ def _watch(peers: _Peers, other: int, connection: socket.socket) -> None:
     os._exit(FAILED)
 
 
-def _failure(message: dict[str, Any] | None, other: int, world_size: int) -> str:
-    if message is None:
-        return f"process {other} of {world_size} was killed"
-    return str(message.get("passed_on") or f"process {other} of {world_size} failed: {message.get('failed')}")
+def _failure(message: dict[str, Any] | None, name: str, process: subprocess.Popen[bytes] | None) -> str:
+    if message is not None:
+        return str(message.get("passed_on") or f"{name} failed: {message.get('failed')}")
+    if process is None:
+        return f"{name} was killed"
+    try:
+        code = process.wait(ENDING_SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"{name} has closed its connection"
+    return f"{name} was killed by {signal.Signals(-code).name}" if code < 0 else f"{name} ended with exit code {code}"
 
 
 def report_failure(error: BaseException) -> None:
@@ -220,5 +241,7 @@ def _watch_starter(starter: int) -> None:
     while os.getppid() == starter:
         time.sleep(1.0)
     time.sleep(PATIENCE_SECONDS)
+    if _State.connected:  # it was killed, which its connection has told, or it has finished before this process
+        return
     print(f"error: process {starter}, which started this one, has ended. {HINT}", file=sys.stderr, flush=True)
     os._exit(FAILED)

@@ -1,7 +1,8 @@
 """Bytes of `export`, `serve_check` and `throughput`.
 
-    export        headers and a buffer; packing E N 17/32 + 22 N, unpacking 2 E N + max(2 E N, 20 N) bytes for the
-                  larger matrix of a layer of E experts with N numbers each; one tensor where its dtype changes
+    export        headers and a buffer; packing E N 17/32 + 22 N (18 N of float32), unpacking 2 E N + max(2 E N, 20 N)
+                  bytes for the larger matrix of a layer of E experts with N numbers each; one tensor where its dtype
+                  changes
     serve_check   transformers with 4 bytes a parameter (2 in bfloat16), then vLLM the same + vllm.kv_cache_gib
     throughput    vLLM, for each engine at a time: weights + kv_cache_gib, or the GPU; predicted or stated: nothing
     both          what vLLM works on: the activations of a layer for the prompts it reads at a time, IN_FLIGHT at most
@@ -34,7 +35,8 @@ def export_footprint(values: Values, device: Device, assumed: Assumed) -> Footpr
         at_work["a tensor in another dtype"] = float(BYTES[dtype] * largest_tensor(size))
     is_packed = "quantization_config" in size.config
     if experts == "mxfp4" and not is_packed:
-        at_work["experts of a layer, packed, and one at work"] = PACKED * most * one + 22.0 * one
+        at_a_time = 18.0 if stored_width(size) == 4 else 22.0  # in float32 already
+        at_work["experts of a layer, packed, and one at work"] = PACKED * most * one + at_a_time * one
     elif experts == "plain" and is_packed:
         at_work["experts of a layer, in rows and transposed"] = 2.0 * most * one + max(2.0 * most * one, 20.0 * one)
     if sum(at_work.values()) > held["buffer"]:  # one after the other

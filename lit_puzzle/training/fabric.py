@@ -26,6 +26,7 @@ from lit_puzzle.model.streaming import LayerSource, ResidentModel, load_streamed
 from lit_puzzle.run.peers import connect
 from lit_puzzle.training.patience import patience
 from lit_puzzle.training.sharding import load_for
+from lit_puzzle.training.started import started_by
 
 DTYPES: dict[str, DtypeName] = {
     "32-true": "float32",
@@ -78,7 +79,7 @@ def launch(settings: FabricSettings) -> Fabric:
     if not isinstance(fabric.strategy, SingleDeviceStrategy):  # how many "auto" devices are is known only now
         fabric = make(strategy=DDPStrategy(timeout=patience("fabric", settings.timeout_hours)))
     fabric.launch()
-    connect(fabric.global_rank, fabric.world_size, fabric.broadcast)
+    connect(fabric.global_rank, fabric.world_size, fabric.broadcast, started_by(fabric.strategy.launcher))
     return fabric
 
 

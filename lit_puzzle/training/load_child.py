@@ -24,6 +24,7 @@ from lit_puzzle.training.trainable import (
     add_adapters,
     compute_in_autocast_dtype,
     freeze_parameters,
+    give_head_contiguous_states,
     train_only,
     without_adapters,
 )
@@ -54,6 +55,7 @@ def load_child(mesh: DeviceMesh | None, folder: Path, settings: TrainingSettings
     if settings.moe_chunk_tokens is not None:
         chunk_experts(model, settings.moe_chunk_tokens)
     compute_in_autocast_dtype(model)
+    give_head_contiguous_states(model)
     shard(model, model.model.layers, mesh, waiting, trains=True)
     return child
 

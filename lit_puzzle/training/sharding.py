@@ -40,6 +40,7 @@ from transformers import PreTrainedModel
 from lit_puzzle.model.loading import DtypeName, WaitingExperts, load_mapped, load_model
 from lit_puzzle.run.peers import connect
 from lit_puzzle.training.patience import patience
+from lit_puzzle.training.started import started_by
 from lit_puzzle.training.stored_checkpoints import METADATA, load_plain, load_sharded
 from lit_puzzle.training.trainable import keep_master_weights
 
@@ -50,7 +51,10 @@ _TRAINABLE = StateDictOptions(ignore_frozen_params=True, strict=False)
 def load_for(
     mesh: DeviceMesh | None, folder: Path, dtype: DtypeName, attention: str, experts: str = "grouped_mm"
 ) -> tuple[PreTrainedModel, WaitingExperts | None]:
-    """Load a model that `shard` then shards: from mapped files where the mesh has several processes, else into memory.
+    """Load a model that `shard` then shards: from mapped files where the mesh has several processes, else at once.
+
+    With one process each tensor goes to the mesh's device as it is read: the model is never whole in the memory of the
+    machine.
 
     Args:
         mesh: mesh of the running strategy; None where nothing is sharded.
@@ -63,7 +67,7 @@ def load_for(
         The model, and the experts that `shard` fills; None where all weights are loaded.
     """
     if mesh is None or mesh.size() == 1:
-        return load_model(folder, dtype, attention, experts), None
+        return load_model(folder, dtype, attention, experts, None if mesh is None else mesh.device_type), None
     return load_mapped(folder, dtype, attention, experts)
 
 
@@ -183,7 +187,7 @@ class Sharded(ModelParallelStrategy):
         """Size the mesh, and connect the processes; Lightning's "auto" would make all devices tensor-parallel."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
-        connect(self.global_rank, self.world_size, self.broadcast)
+        connect(self.global_rank, self.world_size, self.broadcast, started_by(self.launcher))
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Return the trainable parameters and persistent buffers as sharded tensors on the CPU."""

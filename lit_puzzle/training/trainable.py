@@ -143,6 +143,19 @@ def _in_autocast_dtype(_module: nn.Module, _inputs: Any, embedded: Tensor) -> Te
     return embedded.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else embedded
 
 
+def give_head_contiguous_states(model: "PreTrainedModel") -> None:
+    """Under autocast on a CPU, copy the states that the head reads where they are a slice, as in generation.
+
+    PyTorch would copy a frozen head for every row of the batch instead. Without autocast nothing changes.
+    """
+    model.get_output_embeddings().register_forward_pre_hook(_contiguous)
+
+
+def _contiguous(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    on_cpu = inputs[0].device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    return (inputs[0].contiguous(), *inputs[1:]) if on_cpu else inputs
+
+
 def optimize_trainable(
     module: nn.Module,
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],

@@ -2,13 +2,13 @@
 
     python scripts/ablations/tiny_recovery.py [--seeds 0 1 2] [--rows ROW ...] [--folder runs/ablation_recovery]
 
-Every row starts from `lit_puzzle/assets/tiny_child` and trains for about `BUDGET` CPU seconds, startup left out: the
-steps below, which short runs of other seeds had given, fixed before any row was run. Schedules end with the budget;
-nothing is validated, the last weights count. Documents of off-policy distillation are generated once, and not counted.
-Then the child is measured on held-out problems, the same ones for every row, for the parent and for the child before.
-A finished run is not run again; each is a process, forked with the libraries already imported, so that the CPU
-seconds in its run.json are its own. Ends with a table: means over seeds, ± their standard error; differences are paired
-by problem.
+Every row starts from `lit_puzzle/assets/tiny_child` and trains for about `BUDGET` CPU seconds (two rows: twice that),
+startup left out: the steps below, which short runs of other seeds had given, fixed before any row was run. Schedules
+end with the budget; nothing is validated, the last weights count. Documents of off-policy distillation are generated
+once, and not counted. Then the child is measured on held-out problems, the same ones for every row, for the parent and
+for the child before. A finished run is not run again; each is a process, forked with the libraries already imported, so
+that the CPU seconds in its run.json are its own. Ends with a table: means over seeds, ± their standard error;
+differences are paired by problem.
 """
 
 import argparse
@@ -37,14 +37,18 @@ BUDGET = 30  # CPU seconds of training
 PROBLEMS = 256  # per effort
 PARENT, CHILD = PACKAGE / "assets" / "tiny_parent", PACKAGE / "assets" / "tiny_child"
 PART = "--model.init_args.training.trainable="
-BETA = ["--model.init_args.loss.divergence=reverse_kl"]
+LOSS = "--model.init_args.loss."
 STEPS = {"rl_recover": 16, "distill": 75, "on_policy": 15}
 # name -> (recipe, overrides)
 ROWS: dict[str, tuple[str, list[str]]] = {
     "GRPO": ("rl_recover", []),
     "off-policy": ("distill", []),
     "on-policy": ("on_policy", []),
-    "on-policy, reverse KL": ("on_policy", BETA),
+    "on-policy, reverse KL": ("on_policy", [f"{LOSS}divergence=reverse_kl"]),
+    "on-policy, forward KL": ("on_policy", [f"{LOSS}divergence=forward_kl"]),
+    "on-policy, mix of .75": ("on_policy", [f"{LOSS}beta=0.75"]),
+    "off-policy, twice as long": ("distill", [f"--trainer.max_steps={2 * STEPS['distill']}"]),
+    "on-policy, twice as long": ("on_policy", [f"--trainer.max_steps={2 * STEPS['on_policy']}"]),
     **{
         f"{name}, {part.replace('_', ' ')} alone": (recipe, [f"{PART}{part}"])
         for name, recipe in (("off-policy", "distill"), ("on-policy", "on_policy"))
@@ -61,7 +65,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     folder = arguments.folder
-    stage("generate", folder / "generate", [])
+    if any(ROWS[name][0] == "distill" for name in arguments.rows):
+        stage("generate", folder / "generate", [])
     parent, before = (evaluated(folder / name, place) for name, place in (("parent", PARENT), ("before", CHILD)))
     found: dict[str, list[tuple[list[Episode], float]]] = {name: [] for name in arguments.rows}
     for seed in arguments.seeds:  # a seed of every row before the next seed

@@ -2,7 +2,8 @@
 
 On the parents of `footprint_stages.py` these hold a few MiB, as much as the process itself gives and takes. Their
 parents here are shaped so that what the formula counts is more than that, and grows at least fourfold: many candidates
-(library, search), many tensors (assemble), large tensors (average, export). Weights are random, in bfloat16.
+(library, search), many tensors (assemble), large tensors (average, export). Weights are random, in bfloat16 but for two
+exports: experts packed from float32, and everything rounded from it.
 """
 
 import shutil
@@ -10,15 +11,19 @@ from pathlib import Path
 
 from footprint_stages import SHAPE
 
-COPIES = ("library", "search", "assemble", "average", "export")
+COPIES = ("library", "search", "assemble", "average", "export", "export_packed", "export_rounded")
+IN_FLOAT32 = ("export_packed", "export_rounded")
 # layers, experts, hidden = inner channels, by size
 SHAPES = {
-    "library": ((12, 128, 32), (24, 128, 32), (48, 128, 32)),
+    "library": ((12, 128, 32), (24, 128, 32), (50, 128, 32)),
     "search": ((10, 128, 32), (20, 128, 32), (56, 128, 32)),
     "assemble": ((250, 8, 64), (500, 8, 64), (1500, 8, 64)),
     "average": ((2, 8, 512), (2, 32, 512), (2, 64, 768)),
     "export": ((1, 32, 512), (1, 64, 640), (1, 128, 768)),
+    "export_packed": ((1, 32, 512), (1, 64, 640), (1, 128, 768)),
+    "export_rounded": ((1, 32, 512), (1, 64, 640), (1, 128, 768)),
 }
+EXPORTS = {"export": "experts=mxfp4", "export_packed": "experts=mxfp4", "export_rounded": "dtype=bfloat16"}
 EVERY_COUNT = list(range(1, 128))
 WINDOWS, SEARCHED_WINDOWS = [16, 32, 64, 1024], [64, 1024]
 KEPT_SHARE = 0.7  # of the parent's parameters, in a search
@@ -55,7 +60,10 @@ def copies(folder: Path, size: int) -> dict[str, tuple[str, list[str]]]:
         ),
         "assemble": ("assemble", [f"--parent={parents['assemble']}", *manual]),
         "average": ("average", [f"--first={first}", f"--second={first.with_name('second')}", "--sweep=null"]),
-        "export": ("export", [f"--checkpoint={parents['export']}", "--kv_scales=null", "--storage.experts=mxfp4"]),
+        **{
+            name: ("export", [f"--checkpoint={parents[name]}", "--kv_scales=null", f"--storage.{setting}"])
+            for name, setting in EXPORTS.items()
+        },
     }
 
 
@@ -75,7 +83,7 @@ def make_copy_inputs(folder: Path, stage: str, size: int) -> None:
     home = folder / stage / f"size_{size}"
     layers, experts, _ = SHAPES[stage][size]
     torch.manual_seed(size)
-    write_parent(home / "parent", SHAPES[stage][size])
+    write_parent(home / "parent", SHAPES[stage][size], "float32" if stage in IN_FLOAT32 else "bfloat16")
     if stage == "average":
         write_parent(home / "second", SHAPES[stage][size])
     scores = tuple(torch.rand(experts, dtype=torch.float64) for _ in range(layers))
@@ -87,8 +95,8 @@ def make_copy_inputs(folder: Path, stage: str, size: int) -> None:
         _write_scores(home)
 
 
-def write_parent(folder: Path, shape: tuple[int, int, int]) -> None:
-    """Write a random parent in bfloat16: layers, experts, hidden = inner channels."""
+def write_parent(folder: Path, shape: tuple[int, int, int], dtype: str = "bfloat16") -> None:
+    """Write a random parent: layers, experts, hidden = inner channels."""
     import torch
     from transformers import GptOssConfig, GptOssForCausalLM
 
@@ -103,7 +111,7 @@ def write_parent(folder: Path, shape: tuple[int, int, int]) -> None:
         "intermediate_size": width,
     }
     ends = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-    model = GptOssForCausalLM(GptOssConfig(**SHAPE | sizes, **ends)).to(torch.bfloat16)
+    model = GptOssForCausalLM(GptOssConfig(**SHAPE | sizes, **ends)).to(getattr(torch, dtype))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

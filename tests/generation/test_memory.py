@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from helpers import anonymous_memory
 from helpers.live_bytes import LiveBytes
+from helpers.wide_head import HEAD_BYTES, wide_model
 from transformers import GptOssForCausalLM
 
 from lit_puzzle.generation.sampling import Sampling
@@ -57,3 +59,12 @@ def test_long_prompts_are_read_in_linear_memory(
     peaks = [peak_bytes(model, 1, tokens, 2) for tokens in (2048, 4096, 8192)]
     assert peaks[2] < 64e6
     assert peaks[2] < 2.2 * peaks[1]
+
+
+@pytest.mark.slow
+def test_the_head_is_not_copied_for_every_row() -> None:
+    """A CPU copies frozen weights in bfloat16 for every row of a batch of states that is not contiguous."""
+    rows, engine = 16, TransformersEngine(wide_model(), build_tokenizer(), 16)
+    prompts = [[9, 11, 40, 30 + row] for row in range(rows)]
+    grown = anonymous_memory.peak_bytes(lambda: engine.generate(prompts, Sampling(2, temperature=0.0)))
+    assert grown < 3 * HEAD_BYTES < rows * HEAD_BYTES / 4, f"{grown / 2**20:.0f} MiB"

@@ -12,7 +12,7 @@ import torch
 from helpers.released_twin import write_released_twin
 from safetensors.torch import load_file, save_file
 from torch import multiprocessing
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from transformers import AutoModelForCausalLM, GptOssConfig, GptOssForCausalLM
 
 from lit_puzzle.model.checkpoint import Checkpoint
@@ -259,6 +259,28 @@ def load_rows(rank, folder, checkpoint, kind):
     for name, parameter in expected.named_parameters():
         assert torch.equal(full(model.get_parameter(name)), parameter), name
     (folder / f"read{rank}").write_text(json.dumps(waiting.bytes_read))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_one_process_loads_to_the_device_of_its_mesh(tmp_path):
+    """On a CPU nothing changes; `meta` stands for a GPU: no weight stays on the CPU."""
+    multiprocessing.spawn(load_on_meshes, (tmp_path,), nprocs=1)
+
+
+def load_on_meshes(rank, folder):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=1)
+    child = ASSETS / "tiny_child"
+    expected = dict(load_model(child, "float32", "sink_attention").named_parameters())
+    for mesh in (None, DeviceMesh("cpu", [0]), DeviceMesh("meta", [0])):
+        model, waiting = load_for(mesh, child, "float32", "sink_attention")
+        assert waiting is None and not model.training
+        found = dict(model.named_parameters())
+        assert found.keys() == expected.keys()
+        if mesh is not None and mesh.device_type == "meta":
+            assert {tensor.device.type for tensor in (*found.values(), *model.buffers())} == {"meta"}
+        else:
+            assert all(torch.equal(found[name], expected[name]) for name in expected)
     torch.distributed.destroy_process_group()
 
 

@@ -98,7 +98,7 @@ def processes_of(file: Path) -> list[int]:
         (1, "raise", "process 1 of 2 failed: RuntimeError: the graphics card is on fire"),
         (0, "raise", "process 0 of 2 failed: RuntimeError: the graphics card is on fire"),
         (1, "hang", "process 1 of 2 failed: RuntimeError: the graphics card is on fire"),
-        (1, "kill", "process 1 of 2 was killed"),
+        (1, "kill", "process 1 of 2 was killed by SIGKILL"),
         (0, "kill", "process 0 of 2 was killed"),
     ],
 )

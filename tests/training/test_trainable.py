@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import anonymous_memory
 from helpers.recovery_runs import forked
+from helpers.wide_head import HEAD_BYTES, wide_model
 from transformers import DynamicCache, GptOssForCausalLM
 
 from lit_puzzle.cli import main
@@ -16,7 +18,7 @@ from lit_puzzle.rl.settings import GRPOLossSettings, RewardSettings, RolloutSamp
 from lit_puzzle.run.folder import PACKAGE
 from lit_puzzle.training.load_child import adapted, load_child
 from lit_puzzle.training.settings import LoraSettings, TrainingSettings
-from lit_puzzle.training.trainable import add_adapters, without_adapters
+from lit_puzzle.training.trainable import add_adapters, give_head_contiguous_states, without_adapters
 
 CHILD = PACKAGE / "assets" / "tiny_child"
 SUITABLE = "embed_tokens, k_proj, lm_head, o_proj, q_proj, v_proj"
@@ -160,3 +162,17 @@ def test_a_part_trains_alone_and_stands_alone_in_the_settings(tiny_model: GptOss
     for other in ({"freeze": ["*.bias"]}, {"lora": LoraSettings()}):
         with pytest.raises(ValueError, match="trainable=router was given beside freeze or lora"):
             TrainingSettings(trainable="router", **other)
+
+
+@pytest.mark.slow
+def test_under_autocast_a_frozen_head_is_not_copied_for_every_row() -> None:
+    """As TRL generates: by transformers, whose head reads a slice of the states."""
+    rows, model = 16, wide_model()
+    give_head_contiguous_states(model)
+
+    def read() -> None:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            model(input_ids=torch.arange(4 * rows).view(rows, 4), logits_to_keep=1)
+
+    grown = anonymous_memory.peak_bytes(read)
+    assert grown < 3 * HEAD_BYTES < rows * HEAD_BYTES / 4, f"{grown / 2**20:.0f} MiB"

@@ -3,13 +3,13 @@
     python scripts/ablations/expert_choice.py [--parent DIR] [--seeds 0 1 2] [--rankings NAME ...]
         [--distilled NAME ...] [--part 0/1] [--folder runs/expert_choice]
 
-For every seed of the calibration prompts (128 of them, the same for all scores): the importance scores, their libraries
-(a quarter, a half, three quarters of the experts; no windows) and replace-1 KL; then for every score two children with
-half of the parent's experts: `uniform`, half in every layer, and `searched`, the plan of least summed KL with as many
-parameters. `best_of` has the sets of its scores side by side and takes, per layer and number, that of the lower KL.
-Measured are KL to the parent on documents that were held out and accuracy, mean of three efforts with 128 problems
-each; for the `--distilled` scores also after 25 updates of distillation. Printed: the means over the seeds with the
-standard error of the difference from leave-one-out (paired by seed), and a JSON line.
+For every seed, of the 128 calibration prompts (the same for all scores) and of distillation: the importance scores,
+their libraries (a quarter, a half, three quarters of the experts; no windows) and replace-1 KL; then for every score
+two children with half of the parent's experts: `uniform`, half in every layer, and `searched`, the plan of least summed
+KL with as many parameters. `best_of` has the sets of its scores side by side and takes, per layer and number, that of
+the lower KL. Measured are KL to the parent on documents that were held out and accuracy, mean of three efforts with 128
+problems each; for the `--distilled` scores also after 25 updates of distillation. Printed: the means over the seeds
+with the standard error of the difference from leave-one-out (paired by seed), and a JSON line.
 
 `--part 1/2` takes every second seed, for a process beside this one; a run without it prints. Resumable.
 """
@@ -119,7 +119,7 @@ class Choice:
         config = read_json(self.parent / "config.json")
         return count_parameters(config | {"num_local_experts": self.experts // 2})
 
-    def measure(self, place: Path, distilled: bool) -> dict[str, float]:
+    def measure(self, place: Path, distilled: bool, seed: int) -> dict[str, float]:
         """Return KL and accuracy of the child in a folder, and with `distilled` those after a short distillation."""
         children, found = {"before": place / "assemble" / "child"}, {}
         parent = f"--parent={self.parent}"
@@ -127,7 +127,8 @@ class Choice:
             words = [f"--model.init_args.child={children['before']}", f"--model.init_args.parent={self.parent}"]
             words += [f"--data.init_args.documents={self.documents}", f"--trainer.max_steps={STEPS}"]
             words += ["--trainer.val_check_interval=1000", "--trainer.limit_val_batches=0", "--trainer.callbacks=null"]
-            stage("distill", place / "distill", *words, "--model.init_args.evaluation.prompts_per_effort=2")
+            words += [f"--seed_everything={seed}", "--model.init_args.evaluation.prompts_per_effort=2"]
+            stage("distill", place / "distill", *words)
             children["after"] = place / "distill" / "child"
         for when, child in children.items():
             where = (f"--checkpoint={child}", parent, f"--documents={self.documents}")
@@ -164,7 +165,7 @@ def main() -> None:
     parser.add_argument("--parent", type=Path, default=Path("lit_puzzle/assets/tiny_parent"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rankings", nargs="+", default=list(RANKINGS))
-    parser.add_argument("--distilled", nargs="*", default=["leave_one_out", "geometric_mean"])
+    parser.add_argument("--distilled", nargs="*", default=["leave_one_out", "final_kl", "geometric_mean", "best_of"])
     parser.add_argument("--part", default="0/1", help="which seeds: N/OF")
     parser.add_argument("--folder", type=Path, default=Path("runs/expert_choice"))
     given = parser.parse_args()
@@ -178,7 +179,9 @@ def main() -> None:
         found = [
             {
                 ranking: {
-                    plan: choice.measure(choice.child(seed, ranking, plan), distilling and ranking in given.distilled)
+                    plan: choice.measure(
+                        choice.child(seed, ranking, plan), distilling and ranking in given.distilled, seed
+                    )
                     for plan in ("uniform", "searched")
                 }
                 for ranking in given.rankings

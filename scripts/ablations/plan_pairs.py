@@ -1,0 +1,183 @@
+"""Do pairs of blocks say more about a child than the sum of its blocks? The random plans of plan_scores.py again.
+
+    python scripts/ablations/plan_pairs.py [--plans 60] [--seed 0] [--folder runs/plan_scores]
+
+A plan replaces a set H of halves of blocks (experts or window of a layer). Its summed score is S = sum of s_h, h in H.
+
+    measured pairs  S + c sum over pairs {g, h} of H of (s_gh - s_g - s_h), c = 1 or 1/2; s_gh is the KL with both
+                    replaced in the parent. All of them, and only those of neighbouring or of the same layer.
+    fitted layers   a + b S + sum over layers of w_l t_l, t_l the part of S that is of layer l
+    fitted pairs    a + b S + sum over pairs of layers of w_lm t_l t_m
+
+Fitted on a random half of the plans (a and b by least squares, w by ridge on what is left, its strength by
+leave-one-out) and tested on the other half, 200 times. Printed are rank correlations (Spearman) with KL to the parent
+and errors of the children before distillation: of measured pairs over all plans, of fits over the tested half, and the
+share of the halves in which the fit orders better than S. KL of pairs is over the parent's completions, on the first 96
+sequences that blocks were scored on. Resumable.
+"""
+
+import argparse
+import json
+import os
+import random
+from collections.abc import Sequence
+from contextlib import ExitStack
+from itertools import combinations
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from plan_scores import (  # type: ignore[import-not-found]  # beside this file
+    OBJECTIVES,
+    correlation,
+    documents,
+    measure,
+    prepare,
+    random_plan,
+)
+from scipy.stats import spearmanr  # type: ignore[import-untyped]
+
+from lit_puzzle.data.calibration import pad_right
+from lit_puzzle.library.library import Library, parts
+from lit_puzzle.library.swap import swapped
+from lit_puzzle.model.blocks import with_own_blocks
+from lit_puzzle.model.loading import load_model
+from lit_puzzle.run.files import write_json
+
+SEQUENCES, SPLITS = 96, 200
+STRENGTHS = np.logspace(-2, 4, 25)
+Half = tuple[int, str]  # layer, experts=N or window=W
+Vector = NDArray[np.float64]
+
+
+class Replaced:
+    """The parent with halves of its blocks replaced.
+
+    Args:
+        library: the library.
+        sequences: JSON lines file of token ids and the number of those that are the prompt's.
+    """
+
+    def __init__(self, library: Library, sequences: Path) -> None:
+        self.library = library
+        self.model = with_own_blocks(load_model(Path("lit_puzzle/assets/tiny_parent"), "float32", "sink_attention"))
+        rows = [json.loads(line) for line in sequences.read_text().splitlines()[:SEQUENCES]]
+        self.ids_BT = pad_right([row["input_ids"] for row in rows])["input_ids"]
+        self.counted_BT = torch.zeros_like(self.ids_BT, dtype=torch.bool)
+        for counted_T, row in zip(self.counted_BT, rows, strict=True):
+            counted_T[row["prompt_tokens"] - 1 : len(row["input_ids"]) - 1] = True
+        self.log_p_NV = self._log_probabilities()
+
+    @torch.inference_mode()
+    def _log_probabilities(self) -> torch.Tensor:
+        states_BTD = self.model.model(input_ids=self.ids_BT, use_cache=False).last_hidden_state
+        logits_NV: torch.Tensor = self.model.lm_head(states_BTD[self.counted_BT])
+        return logits_NV.double().log_softmax(-1)
+
+    def kl(self, halves: Sequence[Half]) -> float:
+        """Return KL(parent, replaced) in nats per token."""
+        with ExitStack() as stack:
+            for layer in {layer for layer, _ in halves}:
+                name = ",".join(sorted(half for place, half in halves if place == layer))
+                stack.enter_context(swapped(self.model, layer, self.library.candidate(layer, name).block))
+            log_q_NV = self._log_probabilities()
+        return float((self.log_p_NV.exp() * (self.log_p_NV - log_q_NV)).sum(-1).mean())
+
+
+def halves_of(library: Library, plan: Sequence[str]) -> list[Half]:
+    """Return the halves that a plan replaces."""
+    rows = [(layer, half) for layer, name in enumerate(plan) for half in parts(library.candidate(layer, name))]
+    return [(layer, half) for layer, half in rows if half is not None]
+
+
+def pair_losses(library: Library, plans: Sequence[Sequence[str]], folder: Path) -> dict[frozenset[Half], float]:
+    """Return the KL of every half of the plans, and of every two that one plan replaces."""
+    file = folder / "pairs.json"
+    if not file.is_file():
+        parent = Replaced(library, folder / "score" / "calibration.jsonl")
+        sets = {frozenset(pair) for plan in plans for n in (1, 2) for pair in combinations(halves_of(library, plan), n)}
+        write_json(file, [[sorted(one), parent.kl(sorted(one))] for one in sorted(sets, key=sorted)])
+    return {frozenset((layer, half) for layer, half in halves): kl for halves, kl in json.loads(file.read_text())}
+
+
+def measured_pairs(
+    library: Library, plan: Sequence[str], losses: dict[frozenset[Half], float], apart: int, share: float
+) -> float:
+    """Return the sum of a plan, with pairs that are at most so many layers apart."""
+    halves = halves_of(library, plan)
+    total = sum(losses[frozenset([half])] for half in halves)
+    for one, other in combinations(halves, 2):
+        if abs(one[0] - other[0]) <= apart:
+            both = losses[frozenset([one, other])]
+            total += share * (both - losses[frozenset([one])] - losses[frozenset([other])])
+    return total
+
+
+def ridge(features_NF: Vector, values_N: Vector) -> Vector:
+    """Return the weights of a ridge regression through 0, its strength by leave-one-out."""
+
+    def solve(strength: float) -> tuple[float, Vector]:
+        inverse = np.linalg.inv(features_NF.T @ features_NF + strength * np.eye(features_NF.shape[1])) @ features_NF.T
+        weights = inverse @ values_N
+        left_out = (values_N - features_NF @ weights) / (1 - np.einsum("nf,fn->n", features_NF, inverse))
+        return float(np.square(left_out).mean()), weights
+
+    return min(map(solve, STRENGTHS), key=lambda found: found[0])[1]
+
+
+def compare(sums_N: Vector, features_NF: Vector, true_N: Vector, draws: np.random.Generator) -> tuple[float, ...]:
+    """Return mean rank correlations of the sum and of the fit over tested halves, and how often the fit's is larger."""
+    found = []
+    for _ in range(SPLITS):
+        order = draws.permutation(len(true_N))
+        own, tested = order[: len(order) // 2], order[len(order) // 2 :]
+        slope, start = np.polyfit(sums_N[own], true_N[own], 1)
+        centre, spread = features_NF[own].mean(0), features_NF[own].std(0) + 1e-12
+        scaled_NF = (features_NF - centre) / spread
+        weights = ridge(scaled_NF[own], true_N[own] - slope * sums_N[own] - start)
+        fitted = slope * sums_N[tested] + scaled_NF[tested] @ weights
+        found.append([spearmanr(x, true_N[tested]).statistic for x in (sums_N[tested], fitted)])
+    plain, fitted_too = np.array(found).T
+    return float(plain.mean()), float(fitted_too.mean()), float((fitted_too > plain).mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--plans", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, default=Path("runs/plan_scores"))
+    given = parser.parse_args()
+    library, scores = prepare(given.folder, given.seed)
+    generator, plans = random.Random(given.seed), list[tuple[str, ...]]()
+    while len(plans) < given.plans:
+        drawn = random_plan(library, generator)
+        plans += [drawn] if drawn not in plans else []
+    losses = pair_losses(library, plans, given.folder)
+    print(f"{sum(len(one) == 2 for one in losses)} pairs measured")
+    written = documents(given.folder, given.seed)
+    rows = [
+        measure(given.folder / f"plan{place:02}", library.plan(plan), written, False, given.seed)
+        for place, plan in enumerate(plans)
+    ]
+    true = {name: np.array([row[f"{name} before"] for row in rows]) for name in ("KL", "errors")}
+    print("| measured | KL | errors |\n|---|---|---|")
+    for what, apart, share in (("sum", -1, 0.0), ("all pairs", 9, 1.0), ("all, half", 9, 0.5), ("neighbours", 1, 1.0)):
+        sums = [measured_pairs(library, plan, losses, apart, share) for plan in plans]
+        print(f"| {what} | {' | '.join(correlation(sums, list(values)) for values in true.values())} |")
+    print("| score | fitted | of | sum | fit | fit is better in |\n|---|---|---|---|---|---|")
+    for name in ("kl", "hidden_mse", "kl, windows by long context"):
+        grid = OBJECTIVES[name].quality_losses(library, scores)
+        places = [{one.name: place for place, one in enumerate(candidates)} for candidates in library.layers]
+        terms_NL = np.array([[grid[n][places[n][one]] for n, one in enumerate(plan)] for plan in plans])
+        products_NP = np.stack([terms_NL[:, a] * terms_NL[:, b] for a, b in combinations(range(terms_NL.shape[1]), 2)])
+        for what, features_NF in (("layers", terms_NL), ("pairs", products_NP.T)):
+            for measured, values_N in true.items():
+                found = compare(terms_NL.sum(1), features_NF, values_N, np.random.default_rng(given.seed))
+                print(f"| {name} | {what} | {measured} | {found[0]:.3f} | {found[1]:.3f} | {found[2]:.0%} |")
+
+
+if __name__ == "__main__":
+    main()

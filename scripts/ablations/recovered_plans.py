@@ -1,6 +1,7 @@
 """Which plan is best after recovery: objectives, scores and uniform plans, before and after a short distillation.
 
-    python scripts/ablations/recovered_plans.py [--seeds 0 1 2] [--rows NAME ...] [--windows] [--folder runs/recovered]
+    python scripts/ablations/recovered_plans.py [--seeds 0 1 2] [--rows NAME ...] [--windows] [--clipped]
+        [--folder runs/recovered]
 
 For every seed (of calibration, scores, problems that blocks are scored on, distillation): importance, library, scores;
 for every row below the plan of `recipes/search.yaml`, its child, and the child after 25 updates of distillation on
@@ -10,7 +11,9 @@ problems at each of three efforts; means over seeds and, in brackets, each seed'
 predicted speed-up over the measured length ratio.
 
 `--windows` scores windows after recovery: the parent with one window, before and after 25 updates. Printed is how the
-order of the six windows changes, and the plan of the search with these drops in place of the usual ones. Resumable.
+order of the six windows changes, and the plan of the search with these drops in place of the usual ones.
+
+`--clipped` searches for requests with and without the gains of blocks that shorten answers. Resumable.
 """
 
 import argparse
@@ -29,9 +32,10 @@ from lit_puzzle.scoring.scores import Measurement, Scores
 from lit_puzzle.spec import Plan
 
 SCENARIO = "gpu: cpu, num_gpus: 1, prompt_tokens: 96, generated_tokens: 48, kv_dtype: bfloat16, expert_dtype: bfloat16"
+REQUESTS = "--constraints.targets=[{{scenario: {{{}}}, budget: {{requests_over_parent: {}}}}}]"
 ROWS: dict[str, list[str]] = {
     "throughput 1.06 (the recipe)": [],
-    "requests 1.02": [f"--constraints.targets=[{{scenario: {{{SCENARIO}}}, budget: {{requests_over_parent: 1.02}}}}]"],
+    "requests 1.02": [REQUESTS.format(SCENARIO, 1.02)],
     "1.15M parameters": ["--constraints.limits.total_parameters=1150000"],
     "experts by hidden_mse": ["--objective.metric=hidden_mse"],
     "experts by mean_rank": ["--objective.metric=mean_rank"],
@@ -53,6 +57,24 @@ def short(plan: Plan) -> str:
     return " ".join(
         f"{b.num_experts}" + (f"w{b.window_tokens}" if layer % 2 and b.window_tokens else "") for layer, b in blocks
     )
+
+
+def clip(folder: Path) -> None:
+    """Print the plans for requests where blocks that shorten answers count as such, and where as none that does."""
+    scores, file = Scores.load(folder / "score"), folder / "scores_clipped.json"
+    entries = {
+        key: {name: Measurement(max(0.0, one.mean)) if "/tokens/" in name else one for name, one in metrics.items()}
+        for key, metrics in scores.entries.items()
+    }
+    file.write_text(json.dumps(replace(scores, entries=entries).to_json()))
+    for budget in (1.0, 1.02):
+        for what, source in (("as measured", folder / "score"), ("clipped", file)):
+            try:
+                place = folder / f"search_{budget}_{what[:2]}"
+                found = short(searched(folder, source, place, REQUESTS.format(SCENARIO, budget))[0])
+            except SystemExit:
+                found = "no plan"
+            print(f"| {budget} | {what} | {found} |")
 
 
 def one_row(
@@ -104,6 +126,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="*", default=list(ROWS))
     parser.add_argument("--windows", action="store_true")
+    parser.add_argument("--clipped", action="store_true")
     parser.add_argument("--folder", type=Path, default=Path("runs/recovered"))
     given = parser.parse_args()
     written = documents(given.folder, 0)
@@ -117,6 +140,8 @@ def main() -> None:
         prepare(folder, seed)
         for name in given.rows:
             found[name].append(one_row(folder, name, folder / f"row{list(ROWS).index(name)}", written, parent, seed))
+        if given.clipped:
+            clip(folder)
         studied += [windows(folder, seed, written, parent)] if given.windows else []
     for name, rows in found.items():
         print(f"| {name} | {'; '.join(str(row['plan']) for row in rows)} |")

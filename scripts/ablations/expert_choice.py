@@ -27,12 +27,13 @@ from lit_puzzle.cli import run
 from lit_puzzle.model.layout import count_parameters
 from lit_puzzle.run.files import read_json
 from lit_puzzle.run.folder import is_complete
+from lit_puzzle.spec import Plan
 
 METHODS = {"leave_one_out": "LeaveOneOut", "reap": "Reap", "frequency": "Frequency"}
 GEOMETRIC = ("leave_one_out", "final_kl")
 BEST_OF = ("geometric_mean", "leave_one_out", "frequency")
 RANKINGS = (*METHODS, "final_kl", "geometric_mean", "best_of")
-STEPS = 25
+STEPS, PLAN = 25, Path("search/plan.json")
 TARGET = (
     "[{scenario: {gpu: cpu, num_gpus: 1, prompt_tokens: 96, generated_tokens: 48, kv_dtype: bfloat16, expert_dtype: "
     "bfloat16}, budget: {}}]"
@@ -103,7 +104,7 @@ class Choice:
         return library, score
 
     def child(self, seed: int, ranking: str, plan: str) -> Path:
-        """Make a child; return the folder of its plan and measurements."""
+        """Make a child; return the folder of its plan and measurements: an earlier ranking's, if that has this plan."""
         place = self.folder / f"seed{seed}" / f"{plan}_{ranking}"
         library, score = self.scores(seed, ranking)
         words = [f"--library={library}", f"--scores={score}", f"--constraints.targets={TARGET}"]
@@ -111,6 +112,10 @@ class Choice:
         words += [f"--constraints.limits.total_parameters={self.half()}"]
         words += ["--space.uniform_experts=true"] if plan == "uniform" else []
         stage("search", place / "search", *words)
+        for earlier in RANKINGS[: RANKINGS.index(ranking)]:
+            other = place.with_name(f"{plan}_{earlier}")
+            if is_complete(other / "assemble") and Plan.load(other / PLAN) == Plan.load(place / PLAN):
+                return other
         stage("assemble", place / "assemble", f"--parent={self.parent}", f"--plan={place}/search/plan.json")
         return place
 

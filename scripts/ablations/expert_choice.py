@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--parent", type=Path, default=Path("lit_puzzle/assets/tiny_parent"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rankings", nargs="+", default=list(RANKINGS))
-    parser.add_argument("--distilled", nargs="*", default=["leave_one_out", "final_kl", "geometric_mean", "best_of"])
+    parser.add_argument("--distilled", nargs="*", default=["leave_one_out", "geometric_mean"])
     parser.add_argument("--part", default="0/1", help="which seeds: N/OF")
     parser.add_argument("--folder", type=Path, default=Path("runs/expert_choice"))
     given = parser.parse_args()

@@ -13,7 +13,8 @@ Fitted on a random half of the plans (a and b by least squares, w by ridge on wh
 leave-one-out) and tested on the other half, 200 times. Printed are rank correlations (Spearman) with the KL of the
 children, nothing trained: of measured pairs over all plans, of fits over the tested halves, with the share of them in
 which the fit orders better than S. KL of pairs and of children is over completions of the parent, on 64 sequences that
-blocks were scored on, and on 64 others of them.
+blocks were scored on, and on 64 others of them, the mean over tokens; the first row sums means over sequences of their
+means, as the scores have them.
 """
 
 import argparse
@@ -69,14 +70,16 @@ class Replaced:
         logits_NV: torch.Tensor = self.model.lm_head(states_BTD[self.counted_BT])
         return logits_NV.double().log_softmax(-1)
 
-    def kl(self, halves: Sequence[Half]) -> float:
-        """Return KL(parent, replaced) in nats per token."""
+    def kl(self, halves: Sequence[Half], by_sequence: bool = False) -> float:
+        """Return KL(parent, replaced) in nats per token: the mean over tokens, or over the means of sequences."""
         with ExitStack() as stack:
             for layer in {layer for layer, _ in halves}:
                 name = ",".join(sorted(half for place, half in halves if place == layer))
                 stack.enter_context(swapped(self.model, layer, self.library.candidate(layer, name).block))
             log_q_NV = self._log_probabilities()
-        return float((self.log_p_NV.exp() * (self.log_p_NV - log_q_NV)).sum(-1).mean())
+        kl_N = (self.log_p_NV.exp() * (self.log_p_NV - log_q_NV)).sum(-1)
+        sequences = kl_N.split(self.counted_BT.sum(1).tolist())
+        return float(torch.stack([kl_T.mean() for kl_T in sequences]).mean() if by_sequence else kl_N.mean())
 
 
 def halves_of(library: Library, plan: Sequence[str]) -> list[Half]:
@@ -113,7 +116,9 @@ def ridge(features_NF: Vector, values_N: Vector) -> Vector:
     return min(map(solve, STRENGTHS), key=lambda found: found[0])[1]
 
 
-def compare(sums_N: Vector, features_NF: Vector, true_N: Vector, draws: np.random.Generator) -> tuple[float, ...]:
+def compare(
+    sums_N: Vector, features_NF: Vector, true_N: Vector, draws: np.random.Generator
+) -> tuple[float, float, float]:
     """Return mean rank correlations of the sum and of the fit over tested halves, and how often the fit's is larger."""
     found = []
     for _ in range(SPLITS):
@@ -142,13 +147,21 @@ def main() -> None:
         plans += [drawn] if drawn not in plans else []
     lines = (given.folder / "score" / "calibration.jsonl").read_text().splitlines()
     halves = [halves_of(library, plan) for plan in plans]
-    losses = pair_losses(Replaced(library, lines[:SEQUENCES]), halves)
+    parent = Replaced(library, lines[:SEQUENCES])
+    losses = pair_losses(parent, halves)
+    by_sequence = {one: parent.kl(sorted(one), by_sequence=True) for one in losses if len(one) == 1}
     others = Replaced(library, lines[SEQUENCES : 2 * SEQUENCES])
     true_N = np.array([others.kl(one) for one in halves])
     print(f"{sum(len(one) == 2 for one in losses)} pairs; KL {true_N.min():.3f} to {true_N.max():.3f}")
     print("| measured | rank correlation | mean predicted / true |\n|---|---|---|")
-    for what, apart, share in (("sum", -1, 0.0), ("all pairs", 9, 1.0), ("all, half", 9, 0.5), ("neighbours", 1, 1.0)):
-        sums_N = np.array([measured_pairs(one, losses, apart, share) for one in halves])
+    for what, found, apart, share in (
+        ("sum, means of sequences", by_sequence, -1, 0.0),
+        ("sum", losses, -1, 0.0),
+        ("all pairs", losses, 9, 1.0),
+        ("all, half", losses, 9, 0.5),
+        ("neighbours", losses, 1, 1.0),
+    ):
+        sums_N = np.array([measured_pairs(one, found, apart, share) for one in halves])
         print(f"| {what} | {correlation(list(sums_N), list(true_N))} | {(sums_N / true_N).mean():.2f} |")
     print("| score | fitted | sum | fit | fit is better in |\n|---|---|---|---|---|")
     for name in ("kl", "hidden_mse", "kl, windows by long context"):
@@ -157,8 +170,8 @@ def main() -> None:
         terms_NL = np.array([[grid[n][places[n][one]] for n, one in enumerate(plan)] for plan in plans])
         products_PN = np.stack([terms_NL[:, a] * terms_NL[:, b] for a, b in combinations(range(terms_NL.shape[1]), 2)])
         for what, features_NF in (("layers", terms_NL), ("pairs", products_PN.T)):
-            found = compare(terms_NL.sum(1), features_NF, true_N, np.random.default_rng(given.seed))
-            print(f"| {name} | {what} | {found[0]:.3f} | {found[1]:.3f} | {found[2]:.0%} |")
+            plain, fitted, better = compare(terms_NL.sum(1), features_NF, true_N, np.random.default_rng(given.seed))
+            print(f"| {name} | {what} | {plain:.3f} | {fitted:.3f} | {better:.0%} |")
 
 
 if __name__ == "__main__":

@@ -109,6 +109,6 @@ def test_every_part_runs_on_a_cpu(part: str, tmp_path: Path) -> None:
         [*command, "--out", str(tmp_path)], capture_output=True, text=True, env=environment, check=False
     )
     report = json.loads((tmp_path / "report.json").read_text())["parts"][part]
-    assert done.returncode == 0, (done.stdout, report)
+    assert done.returncode == 0, (report, (tmp_path / f"{part}.log").read_text()[-3000:])
     assert report["status"] == "ok" or (part in ("fp8_kv", "rollouts") and report["status"] == "skipped")
     assert f"{part}: {report['status']}" in done.stdout

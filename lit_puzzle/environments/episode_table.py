@@ -1,6 +1,7 @@
 """Rows of completions as a Parquet file: a column for each key, of one type, compressed by zstd.
 
-Texts and rewards are columns only where rows have them. Reads and writes nothing itself. Needs no torch.
+Texts and rewards are columns only where rows have them; a lone surrogate, which UTF-8 has not, is written as its
+escape. Reads and writes nothing itself. Needs no torch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,4 +44,6 @@ def parquet_bytes(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def _value(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
     return list(value.items()) if isinstance(value, dict) else value

@@ -214,7 +214,7 @@ def _episode(value: Any, place: str) -> Episode:
     needed = [*own, "correct", "reason", "seconds"]
     row: dict[str, Any] = dict.fromkeys(OLDER) | checked_keys(place, value, needed, [*texts, *OLDER, "rewards"])
     rewards = _mapping(row.get("rewards"))
-    given = [name for name in texts if name in row]
+    given = [name for name in texts if name in row] if any(row.get(name) is not None for name in texts) else []
     text_keys = ("environment", "effort", "reason", *given)
     wrong = [name for name in text_keys if not isinstance(row[name], str)]
     wrong += [name for name in ("problem", "generated_tokens", "seed", "row") if not _is_whole(row[name])]

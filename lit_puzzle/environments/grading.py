@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from lit_puzzle.environments.completion import REASONS, ParsedCompletion
 from lit_puzzle.environments.environment import Environment
-from lit_puzzle.environments.verdict import RIGHT, Verdict, grader_failed
+from lit_puzzle.environments.verdict import Verdict, grader_failed, verdict_of_grade
 
 Finish = Literal["stop", "length"]
 CUT_OFF = "cut off"  # the reason of a completion that the cap on its length has ended
@@ -98,6 +98,4 @@ def _verify_one(environment: Environment, final: str, answer: str) -> Verdict:
         raise ValueError(
             f"Environment {environment.name!r}: verify returned {correct!r}; a number from 0 to 1 is needed."
         )
-    if float(correct) == 1:
-        return RIGHT
-    return Verdict(float(correct), "partly right" if float(correct) else "wrong")
+    return verdict_of_grade(float(correct))

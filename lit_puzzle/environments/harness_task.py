@@ -3,24 +3,42 @@
 All problems of the task's evaluation split are for measuring, none for training (`Benchmark`): the numbers are those of
 the whole task. Few-shot examples are earlier turns of a chat; the chat template and the reasoning effort are the
 model's, sampling and the cap on tokens the recipe's. Graded is the final text, up to the first of the task's own stop
-texts (`until`), after one of its filters, by one of its metrics.
+texts (`until`), after one of its filters, by one of its metrics. How it is graded is part of each answer, so that
+evaluations by another metric, or by task files that have changed, are of other problems.
 
 Only tasks that generate: a chat model with reasoning has no log-likelihood of an answer to give. `answer` of a
-`Problem` is `INDEX: target`; the row is found by the index. Grading is the task's own code, in this process and without
-a time limit; tasks that run what a model writes are refused.
+`Problem` is `INDEX: target (grading)`; the row is found by the index. Grading is the task's own code on what a model
+has written (a regular expression may backtrack without end): it runs in a process of its own, which loads the task
+again, with a limit of seconds for each text. Tasks that run what a model writes are refused.
 
 Needs the package `lm-eval`. Reads the task's data, which `datasets` may download; writes nothing.
 """
 
+import json
+import math
 import numbers
 import random
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from lit_puzzle.environments.environment import Problem
+from lit_puzzle.environments.graders.grading_worker import answer_jobs
+from lit_puzzle.environments.graders.worker_pool import SECONDS, run_jobs
+from lit_puzzle.environments.verdict import Verdict, grader_failed, verdict_of_grade
+from lit_puzzle.run.files import read_text
+from lit_puzzle.run.inputs import SHOWN, files_hash
 from lit_puzzle.run.library_calls import library_errors
 
 GENERATES = "generate_until"
+TASK_FILES = (".yaml", ".yml", ".py", ".jinja")
+MODULE = "lit_puzzle.environments.harness_task"  # this one, as a program that grades
 
 
 class HarnessTask:
@@ -34,6 +52,7 @@ class HarnessTask:
         filter: of the task's filters, which finds the answer in a text; None: its first.
         num_fewshot: examples before each problem; None: as many as the task says.
         seed: of the choice of examples.
+        seconds: that grading one text may take; then it counts as `grader failed`.
 
     Raises:
         ValueError: lm-eval is not installed, there is no such task, metric or filter, or one that is refused.
@@ -50,32 +69,55 @@ class HarnessTask:
         filter: str | None = None,
         num_fewshot: int | None = None,
         seed: int = 0,
+        seconds: float = SECONDS,
     ) -> None:
-        self.name = name or task
+        if num_fewshot is not None and num_fewshot < 0:
+            raise ValueError(f"{task}: num_fewshot {num_fewshot} was given; 0 is the least.")
+        if not 0 < seconds < math.inf:
+            raise ValueError(f"{task}: seconds {seconds} was given; a positive, finite number is needed.")
+        self.name, self.seconds = name or task, seconds
         self._task = _load(task, include)
         _check_kind(self._task, task)
         with library_errors(f"the task {task} of lm-eval"):
             self._rows = list(self._task.eval_docs)
-            self.problems = _problems(self.name, self._task, self._rows, num_fewshot, seed)
+            problems = _problems(self.name, self._task, self._rows, num_fewshot, seed)
         self._filter = _chosen(filter, list(self._filtered("", 0)), f"{task}: filter")
         with library_errors(f"the task {task} of lm-eval"):
             metrics = list(self._found("", 0))
         self._metric = _chosen(metric, metrics, f"{task}: metric")
+        if self._task.higher_is_better().get(self._metric) is False:
+            raise ValueError(f"{task}: the task says of its metric {self._metric} that lower is better. Name another.")
         self._grade("", 0)  # whether it can be graded, before anything is generated
+        grading = f"({self._metric}, {self._filter}, {_version(include)})"
+        self.problems = tuple(replace(problem, answer=f"{problem.answer} {grading}") for problem in problems)
+        settings = {"task": task, "include": None if include is None else str(include)}
+        chosen = {"metric": self._metric, "filter": self._filter, "num_fewshot": 0}
+        self._program = ("-m", MODULE, json.dumps(settings | chosen))
 
     def problem(self, rng: random.Random) -> Problem:
         """Draw one problem."""
         return rng.choice(self.problems)
 
     def verify(self, final: str, problem_answer: str) -> float:
-        """Return the task's grade of a final text."""
+        """Return the task's grade of a final text; in this process, without a limit of time."""
         return self._grade(final, int(problem_answer.partition(":")[0]))
+
+    def verify_all(self, finals: Sequence[str], problem_answers: Sequence[str]) -> list[Verdict]:
+        """Return the verdict on each final text, from a process of its own with a limit of time."""
+        pairs = zip(finals, problem_answers, strict=True)
+        jobs = [{"kind": "harness", "final": final, "answer": answer} for final, answer in pairs]
+        replies = run_jobs(jobs, self.seconds, self._program, workers=1)
+        return [
+            grader_failed(f"lm-eval: {reply['failed']}") if "failed" in reply else verdict_of_grade(reply["grade"])
+            for reply in replies
+        ]
 
     def _filtered(self, final: str, index: int) -> dict[str, Any]:
         """Return what each filter makes of a final text."""
         from lm_eval.api.instance import Instance
 
-        for stop in self._task.config.generation_kwargs.get("until") or ():
+        until = self._task.config.generation_kwargs.get("until") or []
+        for stop in [until] if isinstance(until, str) else until:
             final = final.split(stop)[0] if stop else final
         instance = Instance(GENERATES, self._rows[index], ("", {}), 0, resps=[final])
         for each in self._task._filters:
@@ -110,6 +152,8 @@ def _load(task: str, include: Path | None) -> Any:
     if include is not None and not include.is_dir():
         raise ValueError(f"{task}: include {include} is no folder; give one of task files (YAML).")
     with library_errors(f"the task {task} of lm-eval"):
+        for file in [] if include is None else include.rglob("*.y*ml"):
+            _check_yaml(file)
         manager = None if include is None else TaskManager(include_path=str(include), include_defaults=False)
         if manager is None or task not in manager.all_tasks:
             manager = TaskManager()
@@ -119,6 +163,24 @@ def _load(task: str, include: Path | None) -> Any:
         parts = f"a group of {', '.join(list(found)[:5])}; name one of its tasks" if found else "not known"
         raise ValueError(f"lm-eval: {task} is {parts}. `lm_eval --tasks list` prints the names.")
     return next(iter(found.values()))
+
+
+def _check_yaml(file: Path) -> None:
+    """Refuse a task file that lm-eval would leave out without a word; its own tags (`!function`) are passed over."""
+    try:
+        for _ in yaml.parse(read_text(file), Loader=yaml.SafeLoader):
+            pass
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is no YAML: {' '.join(str(error).split())}") from error
+
+
+def _version(include: Path | None) -> str:
+    """Return what the code that grades is: the version of lm-eval, and a hash of the task files of one's own."""
+    found = f"lm-eval {version('lm-eval')}"
+    if include is None:
+        return found
+    names = [path.relative_to(include).as_posix() for path in include.rglob("*") if path.suffix in TASK_FILES]
+    return f"{found}, files {files_hash(include, sorted(names))[:SHOWN]}"
 
 
 def _check_kind(task: Any, name: str) -> None:
@@ -173,3 +235,24 @@ def _chosen(given: str | None, known: list[str], what: str) -> str:
     if given is not None and given not in known:
         raise ValueError(f"{what} {given} was given; the task has {', '.join(known)}.")
     return known[0] if given is None else given
+
+
+def main(settings: str, descriptor: int) -> None:
+    """Answer jobs of `HarnessTask.verify_all` until the other end is closed (`lit_puzzle.environments.graders`).
+
+    Args:
+        settings: of the task, as JSON.
+        descriptor: of the connection.
+    """
+
+    @cache
+    def load(_kind: str) -> Any:
+        given = json.loads(settings)
+        task = HarnessTask(**given | {"include": given["include"] and Path(given["include"])})
+        return lambda job: {"grade": task.verify(job["final"], job["answer"])}
+
+    answer_jobs(descriptor, load)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

@@ -43,6 +43,13 @@ def verdict_of(correct: bool) -> Verdict:
     return RIGHT if correct else WRONG
 
 
+def verdict_of_grade(grade: float) -> Verdict:
+    """Return the verdict of a grade from 0 to 1."""
+    if grade == 1:
+        return RIGHT
+    return Verdict(grade, "partly right" if grade else "wrong")
+
+
 def grader_failed(why: str) -> Verdict:
     """Return the verdict when a grader fails; it counts as 0 and is counted."""
     return Verdict(0.0, f"{FAILED}: {' '.join(why.split())[:200]}")

@@ -24,6 +24,7 @@ from lit_puzzle.data.prompts import check_lengths
 from lit_puzzle.environments.answer_formats import fix_format
 from lit_puzzle.environments.episodes import EPISODES_FILE, Episode, read_rows, write_rows
 from lit_puzzle.environments.problem_identity import names_of, problems_identity
+from lit_puzzle.evaluate.alike import check_alike
 from lit_puzzle.evaluate.baseline import check_problems, take_baseline
 from lit_puzzle.evaluate.held_out import HeldOut
 from lit_puzzle.evaluate.solving import solve_in_blocks, solve_problems
@@ -104,14 +105,15 @@ def evaluate(
     before = None if baseline is None else read_episodes(baseline)
     problems = held_out.problems()
     identity = checkpoint_identity(checkpoint)
+    asked = problems_identity(names_of(held_out.environments), problems)
     if baseline is not None and before is not None:
         check_problems(before, problems, baseline / EPISODES_FILE)
+        check_alike({"baseline": baseline, "run": run_dir}, asked)
         take_baseline(run_dir, identity, baseline)
     tokenizer = load_tokenizer(checkpoint)
     fix_date(tokenizer, run_date(run_dir))
     fix_format(tokenizer, held_out.answer_format)
     check_lengths(tokenizer, problems, checkpoint, sampling.max_new_tokens)
-    asked = problems_identity(names_of(held_out.environments), problems)
     claim_inputs(run_dir, {"checkpoint": identity, "held_out": asked} | _other_inputs(kv_scales, baseline))
 
     def load() -> Engine:

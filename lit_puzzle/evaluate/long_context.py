@@ -135,8 +135,13 @@ class LongContextAccuracy:
 
     def tokens(self, tokenizer: PreTrainedTokenizerBase, items: Sequence[PromptAtEffort]) -> list[int]:
         """Return the most tokens that prompt and completion of each item have."""
-        lengths = {effort: Length(tokenizer, [effort]) for effort in self.problems.efforts}
-        return [lengths[effort](problem) + self.sampling.max_new_tokens for problem, effort in items]
+        prompts = [token_ids(tokenizer, render_prompt(tokenizer, problem, effort)) for problem, effort in items]
+        return [len(ids) + new for ids, new in zip(prompts, self._new_tokens(tokenizer, items), strict=True)]
+
+    def _new_tokens(self, tokenizer: PreTrainedTokenizerBase, items: Sequence[PromptAtEffort]) -> list[int]:
+        if self.grading.mode == "generated":
+            return [self.sampling.max_new_tokens] * len(items)
+        return [len(given) + len(graded) for given, graded in self._references(tokenizer, items)]
 
     def _texts(self, tokenizer: PreTrainedTokenizerBase, task: TextTask, count: int) -> list[Problem]:
         """Return problems of one task of the wanted length, their needles stepping evenly through all depths."""
@@ -171,16 +176,11 @@ class LongContextAccuracy:
     ) -> dict[str, list[float]]:
         """Return `score` of each item as `scores` does; of generated completions also `tokens`, `cut` and `looping`."""
         grading = self.grading
-        if grading.answer_format != "auto":
-            fix_format(tokenizer, grading.answer_format)
-        references = []
-        if grading.mode == "teacher_forced":
-            references = self._references(tokenizer, items, answer_format(tokenizer))
-        prompts = [token_ids(tokenizer, render_prompt(tokenizer, problem, effort)) for problem, effort in items]
-        new = [len(head) + len(tail) for head, tail in references] or [self.sampling.max_new_tokens] * len(items)
-        self._check_context(policy, max((len(ids) + more for ids, more in zip(prompts, new, strict=True)), default=0))
+        self._check_context(policy, max(self.tokens(tokenizer, items), default=0))
         if grading.mode == "generated":
             return self.values_by_engine(TransformersEngine(policy, tokenizer, self.batch_size), tokenizer, items)
+        prompts = [token_ids(tokenizer, render_prompt(tokenizer, problem, effort)) for problem, effort in items]
+        references = self._references(tokenizer, items)
         forced = [(prompt + head, tail) for prompt, (head, tail) in zip(prompts, references, strict=True)]
         hits = teacher_forced_hits(policy, tokenizer, forced, self.batch_size)
         return {"score": [float(all(hit)) if grading.credit == "exact" else sum(hit) / len(hit) for hit in hits]}
@@ -219,9 +219,12 @@ class LongContextAccuracy:
             )
 
     def _references(
-        self, tokenizer: PreTrainedTokenizerBase, items: Sequence[PromptAtEffort], form: AnswerFormat
+        self, tokenizer: PreTrainedTokenizerBase, items: Sequence[PromptAtEffort]
     ) -> list[tuple[list[int], list[int]]]:
         """Return for each item the reference's tokens that are given to the policy, and those that are graded."""
+        if self.grading.answer_format != "auto":
+            fix_format(tokenizer, self.grading.answer_format)
+        form = answer_format(tokenizer)
         by_name = {environment.name: environment for environment in self._all()}
         unknown = sorted({problem.environment for problem, _ in items} - set(by_name))
         if unknown:

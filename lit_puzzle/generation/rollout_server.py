@@ -18,30 +18,17 @@ import argparse
 import os
 import socket
 import threading
-from collections.abc import Mapping
 from contextlib import suppress
 from multiprocessing.connection import wait
-from pathlib import Path
-from typing import Any, BinaryIO
 
 from lit_puzzle.generation.processes import EngineProcess, visible_gpus
-from lit_puzzle.generation.rollout_engine import engine_options, vllm_process
-from lit_puzzle.generation.rollout_settings import RolloutSettings
-from lit_puzzle.generation.sampling import EngineSettings, Sampling
-from lit_puzzle.generation.served_engine import rows_of
-from lit_puzzle.generation.wire import KEY, Wire, host_and_port, key_from_environment
-from lit_puzzle.model.checkpoint import fingerprint
-from lit_puzzle.run.strict_json import checked_fields, checked_keys
-from lit_puzzle.run.user_errors import one_line_errors
+from lit_puzzle.generation.rollout_engine import vllm_process
+from lit_puzzle.generation.served_engine import answer_of
+from lit_puzzle.generation.server_calls import engine_call
+from lit_puzzle.generation.wire import KEY, SAME_VERSION, Wire, host_and_port, key_from_environment
+from lit_puzzle.run.user_errors import one_line_errors, printable
 
-GPU_SHARE = 0.92  # vLLM's own default, of a GPU that nobody else uses
 BUSY_SECONDS = 20.0  # in which the engine of a run that was killed has ended
-ARGUMENTS = {  # of each call
-    "load": ("folder", "fingerprint", "dtype", "temperature", "kv_cache_gib", "context_tokens"),
-    "generate": ("prompts", "sampling", "rows"),
-    "read_trained": ("bytes",),
-    "read_folder": ("folder", "fingerprint"),
-}
 
 
 class RolloutServer:
@@ -62,10 +49,11 @@ class RolloutServer:
         host, port = host_and_port(address)
         self._key, self._busy = key, threading.Lock()
         try:
-            self._listening = socket.create_server((host, port))
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            self._listening = socket.create_server((host, port), family=family)
         except OSError as error:
             raise ValueError(f"--address={address} was given; it cannot be listened at ({error}).") from None
-        self.address = f"{host}:{self._listening.getsockname()[1]}"
+        self.address = f"{address.rpartition(':')[0]}:{self._listening.getsockname()[1]}"
 
     def serve(self) -> None:
         """Serve runs until `close`."""
@@ -93,7 +81,8 @@ class RolloutServer:
 
     def _serve_one(self, wire: Wire) -> None:
         if not self._busy.acquire(timeout=BUSY_SECONDS):
-            wire.receive()
+            with suppress(ValueError):
+                wire.receive()
             wire.send({"refused": "it serves another run. Wait for its end, or start a server for each run."})
             return
         try:
@@ -111,74 +100,46 @@ def serve_run(wire: Wire) -> None:
     gpus = visible_gpus()
     engine = vllm_process("vLLM of the server", 0, gpus, max(len(gpus), 1))
     weights = os.fdopen(os.memfd_create("served_weights"), "r+b", buffering=0)
+    is_loaded = False
     try:
         with weights:
             while True:
-                call = wire.receive()
-                try:
-                    engine.send(*engine_call(wire, call, weights, len(gpus)))
-                except ValueError as error:
-                    wire.send({"refused": str(error)})
-                    return
+                call = engine_call(wire, wire.receive(), weights, len(gpus))
+                if (call[0] == "load") == is_loaded:
+                    raise ValueError(f"it was asked to {call[0]} {'again' if is_loaded else 'first'}. {SAME_VERSION}")
+                engine.send(*call)
                 if not _forward(wire, engine):
                     return
+                is_loaded = True
+    except ValueError as error:
+        wire.send({"refused": printable(str(error)).replace("\n", " ")})
     finally:
         engine.close()
         engine.end(0)
 
 
 def _forward(wire: Wire, engine: EngineProcess) -> bool:
-    """Pass on what an engine tells until it has answered; return whether it can be called again."""
+    """Pass on what an engine tells until it has answered; return whether it can be called again.
+
+    Raises:
+        OSError, EOFError: the connection has ended.
+        ValueError: the run says something before it has the answer.
+    """
     while True:
         if wire.connection in wait([engine.connection, wire.connection]):
-            raise EOFError("a run that waits for an answer says nothing: it has left")
+            wire.receive()  # ends here if the run has left
+            raise ValueError(f"it was sent a call before it had answered the last one. {SAME_VERSION}")
         try:
             kind, answer = engine.connection.recv()
         except (EOFError, OSError):
             kind, answer = "refused", engine.ended()
-        wire.send({kind: rows_of(answer) if isinstance(answer, list) else answer})
+        if isinstance(answer, list):
+            for completion in answer:
+                wire.send(answer_of(completion))
+            answer = len(answer)
+        wire.send({kind: answer})
         if kind != "works":
             return bool(kind == "done")
-
-
-def engine_call(wire: Wire, call: Any, weights: BinaryIO, gpus: int) -> tuple[Any, ...]:
-    """Return the call of an engine's process that a run's message asks for.
-
-    Args:
-        wire: from which weights follow.
-        call: the message.
-        weights: file in shared memory that gets them.
-        gpus: how many GPUs the engine has.
-
-    Raises:
-        ValueError: another message than those of `ServedEngine`, or a folder that is not here.
-    """
-    name = call.get("call") if isinstance(call, Mapping) else None
-    if name not in ARGUMENTS:
-        raise ValueError(f"it was asked for {str(call)[:80]!r}. Give run and server the same version of lit_puzzle.")
-    values = checked_keys(str(name), call, ("call", *ARGUMENTS[name]))
-    if name == "generate":
-        return name, values["prompts"], Sampling(**checked_fields(Sampling, values["sampling"])), values["rows"]
-    if name == "read_trained":
-        wire.receive_file(weights, values["bytes"])
-        return name, Path(f"/proc/{os.getpid()}/fd/{weights.fileno()}")
-    folder = Path(values["folder"])
-    if not (folder / "config.json").is_file():
-        raise ValueError(
-            f"it does not see {folder}. A server reads the run's folders: give both machines one file system, "
-            "under the same path."
-        )
-    if fingerprint(folder) != values["fingerprint"]:
-        raise ValueError(f"its {folder} is not the run's: the fingerprints differ. Copy it again.")
-    return (name, folder) if name == "read_folder" else (name, *_loading(folder, values, gpus))
-
-
-def _loading(folder: Path, values: Mapping[str, Any], gpus: int) -> tuple[Any, ...]:
-    sizes = {name: values[name] for name in ("kv_cache_gib", "context_tokens")}
-    settings = RolloutSettings("vllm", gpu_memory_share=GPU_SHARE, **sizes)
-    options = engine_options(settings, gpus > 0) | ({"enable_sleep_mode": False} if gpus else {})
-    wanted = EngineSettings("vllm", values["dtype"], tensor_parallel=max(gpus, 1))
-    return wanted, folder, options, float(values["temperature"]), True
 
 
 def main() -> None:

@@ -2,12 +2,12 @@
 
     load          names a folder that the server must see under the same path: a file system that both have
     read_trained  sends the tensors that train, as the file of `lit_puzzle.generation.trained_weights`
-    generate      sends token ids; gets tokens and log-probabilities
+    generate      sends token ids; gets tokens and log-probabilities, each completion in a message of its own
 
 Reads that file and the folder's fingerprint; writes nothing. Traffic: these bytes, once for each server.
 """
 
-from collections.abc import Sequence
+import reprlib
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 from lit_puzzle.generation.engine import Completion
 from lit_puzzle.generation.rollout_settings import RolloutSettings
 from lit_puzzle.generation.sampling import Sampling
-from lit_puzzle.generation.wire import KEY, Wire, connect, key_from_environment
+from lit_puzzle.generation.wire import KEY, SAME_VERSION, Wire, connect, key_from_environment
 from lit_puzzle.model.checkpoint import fingerprint
 
 CONNECT_SECONDS = 60.0
@@ -80,25 +80,40 @@ class ServedEngine:
         """Return its answer; see `EngineProcess.receive`.
 
         Raises:
-            ValueError: it failed, has ended, or told nothing for too long.
+            ValueError: it refused or failed, has ended, told nothing for too long, or something else than answers.
         """
+        completions: list[Completion] = []
         while True:
-            try:
-                if silent_seconds is not None and not self.wire.connection.poll(silent_seconds):
-                    raise ValueError(
-                        f"{self.name} has told nothing for {silent_seconds:g} seconds: it hangs, or needs longer than "
-                        "rollouts.engine_seconds. The same command resumes."
-                    )
-                ((kind, answer),) = self.wire.receive().items()
-            except (EOFError, OSError):
+            message = self._message(silent_seconds)
+            match message:
+                case {"works": int()}:
+                    pass
+                case {"completion": [list() as ids, "stop" | "length" as finish, None | list() as logprobs, seconds]}:
+                    completions.append(Completion(ids, finish, logprobs, seconds))
+                case {"done": None}:
+                    return None
+                case {"done": int() as made} if made == len(completions):
+                    return completions
+                case {"refused": str() as why}:
+                    raise ValueError(f"{self.name}: {why}")
+                case _:
+                    raise ValueError(f"{self.name} told {reprlib.repr(message)}. {SAME_VERSION}")
+
+    def _message(self, silent_seconds: float | None) -> Any:
+        try:
+            if silent_seconds is not None and not self.wire.connection.poll(silent_seconds):
                 raise ValueError(
-                    f"{self.name} has ended the connection: it was stopped, or its machine was. Start it again; the "
-                    "same command resumes."
-                ) from None
-            if kind == "refused":
-                raise ValueError(f"{self.name}: {answer}")
-            if kind == "done":
-                return None if answer is None else completions_of(answer)
+                    f"it has told nothing for {silent_seconds:g} seconds: it hangs, or needs longer than "
+                    "rollouts.engine_seconds. The same command resumes."
+                )
+            return self.wire.receive()
+        except (EOFError, OSError):
+            raise ValueError(
+                f"{self.name} has ended the connection: it was stopped, or its machine was. Start it again; the same "
+                "command resumes."
+            ) from None
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from None
 
     def close(self) -> None:
         """End the connection, and with it the engine."""
@@ -112,11 +127,6 @@ def _named(folder: Path) -> dict[str, str]:
     return {"folder": str(folder.resolve()), "fingerprint": fingerprint(folder)}
 
 
-def rows_of(completions: Sequence[Completion]) -> list[list[Any]]:
-    """Return completions as JSON has them; see `completions_of`."""
-    return [[done.token_ids, done.finish, done.logprobs, done.seconds] for done in completions]
-
-
-def completions_of(rows: Sequence[Sequence[Any]]) -> list[Completion]:
-    """Return completions from JSON; numbers are the same in every bit."""
-    return [Completion(*row) for row in rows]
+def answer_of(completion: Completion) -> dict[str, Any]:
+    """Return the message that carries a completion; its numbers are the same in every bit."""
+    return {"completion": [completion.token_ids, completion.finish, completion.logprobs, completion.seconds]}

@@ -63,7 +63,8 @@ class ServerEngine:
             ) from error
         self.settings, self.tokenizer = settings, load_tokenizer(checkpoint)
         self.end_ids = end_tokens_of(checkpoint, self.tokenizer)
-        self.context_tokens = int(read_json(checkpoint / "config.json")["max_position_embeddings"])
+        config = read_json(checkpoint / "config.json")
+        self.context_tokens, self.vocabulary = int(config["max_position_embeddings"]), int(config["vocab_size"])
         self.model = asyncio.run(self._served_model())
 
     def generate(
@@ -129,7 +130,7 @@ class ServerEngine:
             try:
                 async with asyncio.TaskGroup() as group:
                     tasks = [group.create_task(one(*pair)) for pair in zip(prompts, rows, strict=True)]
-            except* ValueError as errors:  # the first one has ended the others
+            except* Exception as errors:  # the first one has ended the others
                 raise errors.exceptions[0] from None
         return [task.result() for task in tasks]
 
@@ -152,26 +153,32 @@ class ServerEngine:
             raise ValueError(
                 f"The server {self.settings.url} did not answer prompt {row}: {_line(error)} {RESUME}"
             ) from error
-        return self._completion(answer.to_dict(), row, time.monotonic() - started)
+        return self._completion(answer, row, sampling.max_new_tokens, time.monotonic() - started)
 
-    def _completion(self, answer: dict[str, Any], row: int, seconds: float) -> Completion:
-        """Return an answer as a completion.
+    def _completion(self, answer: Any, row: int, most_tokens: int, seconds: float) -> Completion:
+        """Return an answer as a completion of at most so many tokens.
 
         Raises:
             ValueError: it is none.
         """
         try:
-            (choice,) = answer["choices"]
-            finish, ids = choice["finish_reason"], [int(token) for token in choice["token_ids"]]
-        except (KeyError, TypeError, ValueError) as error:
+            (choice,) = answer.to_dict()["choices"]
+            finish, ids = choice["finish_reason"], list(choice["token_ids"])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"The server {self.settings.url} answered prompt {row} without token ids or an end ({error}): "
                 f"{str(answer)[:200]}. It must know return_token_ids, as vLLM does."
             ) from error
-        if finish not in ("stop", "length") or not ids:
+        wrong = [token for token in ids if type(token) is not int or not 0 <= token < self.vocabulary]
+        if finish not in ("stop", "length") or not 0 < len(ids) <= most_tokens or wrong:
             raise ValueError(
                 f"The server {self.settings.url} answered prompt {row} with finish_reason {finish!r} and {len(ids)} "
-                "tokens: that is no completion."
+                f"tokens{f', {str(wrong[0])[:40]} among them' if wrong else ''}: that is no completion."
+            )
+        if finish == "length" and len(ids) < most_tokens:
+            raise ValueError(
+                f"The server {self.settings.url} cut its answer to prompt {row} after {len(ids)} tokens; asked for "
+                f"were {most_tokens}. Give it a longer context, or lower max_new_tokens."
             )
         return Completion(ids, finish, seconds=seconds)
 

@@ -16,7 +16,9 @@ Reads the checkpoint; writes nothing but vLLM's compilation cache.
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import InvalidStateError
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -102,8 +104,8 @@ def load_vllm(
 def wake_on_death(model: "LLM") -> None:
     """Let calls that wait for an engine raise EngineDeadError when its main process is killed.
 
-    vLLM (0.32, 0.33) notices the death and closes its connection, but its synchronous client then waits for output
-    forever. A worker's death needs no help: the main process reports it.
+    vLLM (0.32, 0.33) notices the death and closes its connection, but its synchronous client then waits forever, for
+    output or for the answer to a call. A worker's death needs no help: the main process reports it.
     """
     from vllm.v1.engine.core_client import SyncMPClient
     from vllm.v1.engine.exceptions import EngineDeadError
@@ -111,11 +113,16 @@ def wake_on_death(model: "LLM") -> None:
     client = model.llm_engine.engine_core
     if not isinstance(client, SyncMPClient):  # the engine runs in this process
         return
-    outputs, sentinels = client.outputs_queue, client.resources.engine_manager.sentinels()
+    outputs, resources, calls = client.outputs_queue, client.resources, client.utility_results
+    sentinels = resources.engine_manager.sentinels()
 
     def wake() -> None:
         wait(sentinels)
+        resources.engine_dead = True  # first: a call puts itself down, then looks at this
         outputs.put(EngineDeadError())
+        for call in list(calls.values()):
+            with suppress(InvalidStateError):  # an answer came before
+                call.set_exception(EngineDeadError())
 
     Thread(target=wake, name="wake_on_death", daemon=True).start()
 
@@ -161,7 +168,6 @@ class VLLMEngine:
             ValueError: also an engine whose processes died.
         """
         from vllm import SamplingParams
-        from vllm.v1.engine.exceptions import EngineDeadError
 
         context_tokens = self.model.model_config.max_model_len  # vLLM would end a longer completion early
         numbers = check_prompts(prompts, rows, sampling.max_new_tokens, context_tokens)
@@ -176,39 +182,55 @@ class VLLMEngine:
             )
             for row in numbers
         ]
-        try:
+        with self._death_explained("generated"):
             added = self.model.enqueue([{"prompt_token_ids": list(ids)} for ids in prompts], requests, use_tqdm=False)
             names = [name.partition("-")[0] for name in added]  # outputs are without the suffix that vLLM adds to them
             ended = self._run(dict(zip(names, numbers, strict=True)), on_completion)
-        except EngineDeadError as error:
-            self.model.llm_engine.engine_core.shutdown()  # now, so that its messages do not bury the error
-            raise ValueError(
-                "vLLM's engine died while it generated: one of its processes was killed, most often for want of "
-                "memory, or failed for the reason in its log above. Free memory, or lower max_new_tokens or "
-                "VLLM_CPU_KVCACHE_SPACE, and run the same command again."
-            ) from error
         return [ended[name] for name in names]
 
     def read_trained(self, weights: Path) -> None:
-        """Read trained tensors from a file of `lit_puzzle.generation.trained_weights`, the others as they were."""
+        """Read trained tensors from a file of `lit_puzzle.generation.trained_weights`, the others as they were.
+
+        Raises:
+            ValueError: the engine's processes died.
+        """
         self._reload("read_trained", str(weights), str(self.folder))
 
     def read_folder(self, folder: Path) -> None:
-        """Read all tensors of a checkpoint folder of the same configuration."""
+        """Read all tensors of a checkpoint folder of the same configuration; errors as of `read_trained`."""
         self._reload("read_folder", str(folder))
 
     def _reload(self, method: str, *arguments: str) -> None:
-        self.model.collective_rpc(method, args=arguments)
-        self.model.reset_prefix_cache()
+        with self._death_explained("read weights"):
+            self.model.collective_rpc(method, args=arguments)
+            self.model.reset_prefix_cache()
+
+    @contextmanager
+    def _death_explained(self, doing: str) -> Iterator[None]:
+        """Raise ValueError where the engine's death ends what it was doing."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+        from zmq import ZMQError
+
+        try:
+            yield
+        except (EngineDeadError, ZMQError) as error:  # the second: vLLM closed its connection before a message was sent
+            self.model.llm_engine.engine_core.shutdown()  # now, so that its messages do not bury the error
+            raise ValueError(
+                f"vLLM's engine died while it {doing}: one of its processes was killed, most often for want of "
+                "memory, or failed for the reason in its log above. Free memory, or lower max_new_tokens or "
+                "VLLM_CPU_KVCACHE_SPACE, and run the same command again."
+            ) from error
 
     def sleep(self) -> None:
         """Free the GPU's memory: weights move to the machine's memory, the KV cache is forgotten."""
-        self.model.reset_prefix_cache()
-        self.model.sleep(level=1)
+        with self._death_explained("freed memory"):
+            self.model.reset_prefix_cache()
+            self.model.sleep(level=1)
 
     def wake(self) -> None:
         """Take the GPU's memory back."""
-        self.model.wake_up()
+        with self._death_explained("took memory back"):
+            self.model.wake_up()
 
     def _run(self, numbers: Mapping[str, int], on_completion: OnCompletion | None) -> dict[str, Completion]:
         """Return the completion of each request, whose prompts have these numbers.

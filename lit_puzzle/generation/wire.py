@@ -3,7 +3,8 @@
     message     one frame of JSON; nothing that is received is unpickled or run
     file        frames of `CHUNK_BYTES` at most, after a message that says how many bytes there are
     key         K, the same on both sides. Client and server send random numbers Nc and Ns, then
-                HMAC-SHA256(K, "client" Nc Ns) and, once that is right, HMAC-SHA256(K, "server" Nc Ns)
+                HMAC-SHA256(K, "client" Nc Ns) and, once that is right, HMAC-SHA256(K, "server" Nc Ns):
+                32 bytes each, without frames, all within `HANDSHAKE_SECONDS`
 
 The key itself never travels; what follows is not encrypted: a private network, or a tunnel, is needed. Reads key and
 addresses from environment variables; writes nothing.
@@ -24,9 +25,12 @@ KEY = "LIT_PUZZLE_ROLLOUT_KEY"  # environment variable
 SERVERS = "LIT_PUZZLE_ROLLOUT_SERVERS"  # environment variable: where they run is no part of an experiment
 KEY_CHARACTERS = 16  # fewest of a key
 CHUNK_BYTES = 64 * 2**20
-MESSAGE_BYTES = 2**30  # largest message that a server takes
-NONCE_BYTES, HANDSHAKE_SECONDS = 32, 10.0
+MESSAGE_BYTES = 2**30  # largest message
+PROOF_BYTES, HANDSHAKE_SECONDS = 32, 10.0
+TOO_LARGE = "a message has more than {:,} bytes. Generate for fewer or shorter prompts at a time, or by more servers."
+SAME_VERSION = "Give run and server the same version of lit_puzzle."
 DEAD_AFTER_MS = 60_000  # without an answer of the other machine
+ASKED_AFTER, ASKED_EVERY, ASKED = 20, 10, 4  # seconds of silence after which a machine is asked whether it is there
 
 
 def key_from_environment() -> bytes:
@@ -82,6 +86,9 @@ class Wire:
 
     def __init__(self, stream: socket.socket) -> None:
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, ASKED_AFTER)
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, ASKED_EVERY)
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, ASKED)
         stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_AFTER_MS)
         stream.settimeout(None)
@@ -91,28 +98,33 @@ class Wire:
         """Return whether the other side knows the key, to which it is proved that this side does.
 
         Raises:
-            OSError: the connection ended, which is what a server does to a wrong key; also what is not this protocol.
+            OSError: the connection ended, which is what a server does to a wrong key; or the other side needs longer
+                than `HANDSHAKE_SECONDS` in all.
         """
-        own = secrets.token_bytes(NONCE_BYTES)
-        self.connection.send_bytes(own)
-        other = self._proof()
+        until = time.monotonic() + HANDSHAKE_SECONDS
+        own = secrets.token_bytes(PROOF_BYTES)
+        os.write(self.connection.fileno(), own)
+        other = self._proof(until)
         both = other + own if is_server else own + other
         client, server = (hmac.digest(key, role + both, "sha256") for role in (b"client", b"server"))
         if is_server:
-            if not hmac.compare_digest(self._proof(), client):
+            if not hmac.compare_digest(self._proof(until), client):
                 return False
-            self.connection.send_bytes(server)
+            os.write(self.connection.fileno(), server)
             return True
-        self.connection.send_bytes(client)
-        return hmac.compare_digest(self._proof(), server)
+        os.write(self.connection.fileno(), client)
+        return hmac.compare_digest(self._proof(until), server)
 
-    def _proof(self) -> bytes:
-        if not self.connection.poll(HANDSHAKE_SECONDS):
-            raise TimeoutError("no proof of the key")
-        try:
-            return self.connection.recv_bytes(NONCE_BYTES)
-        except EOFError as error:
-            raise ConnectionError("ended") from error
+    def _proof(self, until: float) -> bytes:
+        proof = b""
+        while len(proof) < PROOF_BYTES:
+            if not self.connection.poll(max(until - time.monotonic(), 0)):
+                raise TimeoutError("no proof of the key")
+            read = os.read(self.connection.fileno(), PROOF_BYTES - len(proof))
+            if not read:
+                raise ConnectionError("ended")
+            proof += read
+        return proof
 
     def send(self, message: Mapping[str, Any]) -> None:
         """Send a message."""
@@ -124,9 +136,21 @@ class Wire:
         Raises:
             EOFError: the other side has ended the connection.
             OSError: the connection failed.
-            ValueError: it is no JSON.
+            ValueError: it is no JSON, or too large.
         """
-        return json.loads(self.connection.recv_bytes(MESSAGE_BYTES))
+        message = self._frame(MESSAGE_BYTES, TOO_LARGE.format(MESSAGE_BYTES))
+        try:
+            return json.loads(message)
+        except (ValueError, RecursionError):
+            raise ValueError(f"a message is no JSON. {SAME_VERSION}") from None
+
+    def _frame(self, max_bytes: int, otherwise: str) -> bytes:
+        try:
+            return self.connection.recv_bytes(max_bytes)
+        except OSError:
+            if self.connection.readable:
+                raise
+            raise ValueError(otherwise) from None  # a longer one is not read, and ends the reading
 
     def send_file(self, path: Path) -> None:
         """Send the bytes of a file."""
@@ -138,11 +162,13 @@ class Wire:
         """Write so many bytes, which the other side sends, into a file.
 
         Raises:
-            OSError: the connection failed, or a frame does not fit.
+            EOFError: the other side has ended the connection.
+            OSError: the connection failed.
+            ValueError: there are more bytes.
         """
         file.seek(0)
         while num_bytes > 0:
-            chunk = self.connection.recv_bytes(min(CHUNK_BYTES, num_bytes))
+            chunk = self._frame(min(CHUNK_BYTES, num_bytes), f"a file is not as announced. {SAME_VERSION}")
             file.write(chunk)
             num_bytes -= len(chunk)
         file.truncate()

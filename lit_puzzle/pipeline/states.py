@@ -117,7 +117,7 @@ def _ended_later(stage: Stage, other: Stage) -> str:
     for each in (stage, other):
         ended = str(read_json(each.folder / RECORD).get("ended", ""))
         try:
-            ends[each.name] = datetime.fromisoformat(ended)
+            ends[each.name] = datetime.fromisoformat(ended).timestamp()
         except ValueError:
             return (
                 f"{each.folder / RECORD} does not say when the run ended (`ended` is {ended!r}), so it cannot be known"

@@ -3,8 +3,8 @@
     mean over seeds +- s / sqrt(n), s the standard deviation over the n seeds
 
 An evaluation belongs to a grid if its folder is called STAGE-VARIANT-SEED, as in a pipeline with `each`
-(`recipes/ablations.yaml`), and others lie beside it. +- holds what a seed changes, not which problems were asked: they
-must be the same for all variants of a table. Reads records of runs; writes nothing. Imports no torch.
+(`recipes/ablations.yaml`), and others of its stage lie beside it. +- holds what a seed changes, not which problems were
+asked: they must be the same for all variants of a table. Reads records of runs; writes nothing. Imports no torch.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lit_puzzle.environments.environment import LEVELS
+from lit_puzzle.evaluate.alike import check_alike
 from lit_puzzle.report.found_runs import FoundRuns
 from lit_puzzle.report.page import Section, Table
 from lit_puzzle.report.run_summary import RunSummary
@@ -32,13 +33,20 @@ class Grid:
 
     Attributes:
         folder: of all of them.
+        stage: that they are of.
         variants: variant -> its runs, one for each seed, in their order.
         unfinished: names of those that are not complete.
     """
 
     folder: Path
+    stage: str
     variants: Mapping[str, Sequence[RunSummary]]
     unfinished: Sequence[str]
+
+    @property
+    def name(self) -> Path:
+        """Folder and stage, as a message names them."""
+        return self.folder / self.stage
 
     @property
     def runs(self) -> list[RunSummary]:
@@ -47,19 +55,19 @@ class Grid:
 
 
 def grids(found: FoundRuns) -> list[Grid]:
-    """Return the grids among runs, by folder; a grid has at least two variants."""
-    named: dict[Path, dict[str, dict[int, RunSummary]]] = {}
+    """Return the grids among runs, by folder and stage; a grid has at least two variants."""
+    named: dict[tuple[Path, str], dict[str, dict[int, RunSummary]]] = {}
     for run in found.of(MEASURED):
         match = NAME.fullmatch(run.folder.name)
         if match:
-            variants = named.setdefault(run.folder.parent, {})
+            variants = named.setdefault((run.folder.parent, match["stage"]), {})
             variants.setdefault(match["variant"], {})[int(match["seed"])] = run
     result = []
-    for folder, by_variant in sorted(named.items()):
+    for (folder, stage), by_variant in sorted(named.items()):
         left = [path.name for path in found.left_out if path.parent == folder and NAME.fullmatch(path.name)]
         ordered = {variant: [runs[seed] for seed in sorted(runs)] for variant, runs in by_variant.items()}
         if len(ordered) > 1:
-            result.append(Grid(folder, ordered, [name for name in left if name.startswith(f"{MEASURED}-")]))
+            result.append(Grid(folder, stage, ordered, [name for name in left if name.startswith(f"{stage}-")]))
     return result
 
 
@@ -67,16 +75,16 @@ def ablation_table(grid: Grid) -> Table:
     """Return a grid as a table, the variant with the highest mean accuracy first.
 
     Raises:
-        ValueError: the evaluations are not of the same problems, or have no effort in common.
+        ValueError: the evaluations were not asked and graded alike, or have no effort in common.
     """
-    problems = {str(run.claims.get("inputs", {}).get("held_out", {}).get("content")) for run in grid.runs}
-    if len(problems) > 1:
-        raise ValueError(f"{grid.folder}: its evaluations are not of the same problems, so that they are not compared.")
+    first, *others = grid.runs
+    for other in others:
+        check_alike({each.folder.name: each.folder for each in (first, other)})
     results = {variant: [_results(run) for run in runs] for variant, runs in grid.variants.items()}
     every = [result for seeds in results.values() for result in seeds]
     efforts = [effort for effort in LEVELS if all(f"accuracy/{effort}" in result for result in every)]
     if not efforts:
-        raise ValueError(f"{grid.folder}: its evaluations have no effort in common.")
+        raise ValueError(f"{grid.name}: its evaluations have no effort in common.")
     means = {
         variant: [statistics.mean(seed[f"accuracy/{effort}"] for effort in efforts) for seed in seeds]
         for variant, seeds in results.items()
@@ -103,17 +111,21 @@ def _results(run: RunSummary) -> Mapping[str, float]:
 
 
 def ablations_section(found: FoundRuns) -> Section:
-    """Return the section with a table for each grid.
-
-    Raises:
-        ValueError: what `ablation_table` names.
-    """
+    """Return the section with a table for each grid; of one that gives none, the reason."""
     known = grids(found)
     if not known:
         why = "No grid of evaluations (STAGE-VARIANT-SEED) is there: lightning run recipes/ablations.yaml"
         return Section(TITLE, missing=why)
-    tables = [ablation_table(grid) for grid in known]
+    drawn, tables, refused = [], [], []
+    for grid in known:
+        try:
+            tables.append(ablation_table(grid))
+            drawn.append(grid)
+        except ValueError as error:
+            refused.append(f"No table of {grid.name}: {error}")
+    if not tables:
+        return Section(TITLE, missing=" ".join(refused))
     text = ["Accuracy by effort and its mean over efforts; ± is the standard error of the mean over seeds."]
-    text += [f"From top to bottom: {', '.join(str(grid.folder) for grid in known)}."]
-    text += [f"Not finished in {grid.folder}: {', '.join(grid.unfinished)}." for grid in known if grid.unfinished]
-    return Section(TITLE, text, tables=tables, sources=[run for grid in known for run in grid.runs])
+    text += [f"From top to bottom: {', '.join(str(grid.name) for grid in drawn)}.", *refused]
+    text += [f"Not finished in {grid.folder}: {', '.join(grid.unfinished)}." for grid in drawn if grid.unfinished]
+    return Section(TITLE, text, tables=tables, sources=[run for grid in drawn for run in grid.runs])

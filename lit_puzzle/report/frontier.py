@@ -19,6 +19,7 @@ from rich.table import Table
 
 from lit_puzzle.costs.throughputs import THROUGHPUT_FILE, Throughputs, read_throughputs
 from lit_puzzle.environments.episodes import EPISODES_FILE, Episode, read_rows
+from lit_puzzle.evaluate.alike import check_alike
 from lit_puzzle.evaluate.standard_errors import detectable, mean_and_error, prompts_of
 from lit_puzzle.report.envelope import frontier as envelope
 from lit_puzzle.report.envelope import verdict
@@ -30,7 +31,6 @@ from lit_puzzle.run.inputs import claim_inputs, enclosing_run, file_identity, re
 from lit_puzzle.run.recipe import load_recipe
 
 FRONTIER_FILE = "frontier.json"
-SAME = ("sampling", "held_out.samples_per_prompt", "held_out.answer_format", "kv_cache")  # keys of both evaluations
 
 
 def frontier(
@@ -68,7 +68,7 @@ def frontier(
     speeds_of = read_throughputs(throughput)
     inputs = {name: file_identity(folder, [EPISODES_FILE]) for name, folder in folders.items()}
     claim_inputs(run_dir, inputs | {"throughput": file_identity(throughput, [THROUGHPUT_FILE])})
-    check_alike(folders)
+    check_alike(folders, more=("kv_cache",))
     notes = compare_folders(folders, throughput)
     rows = [read_rows(folder / EPISODES_FILE) for folder in folders.values()]
     requests = pair(*rows)
@@ -105,31 +105,6 @@ def frontier(
     for note in notes:
         Console().print(f"note: {note}", soft_wrap=True)
     return found | shares | ends
-
-
-def check_alike(folders: Mapping[str, Path]) -> None:
-    """Check that two evaluations drew, read and cached alike, as far as their runs have recorded it.
-
-    Args:
-        folders: of the parent's and of the child's evaluation.
-
-    Raises:
-        ValueError: they differ; the message names key and values.
-    """
-    recorded = []
-    for folder in folders.values():
-        run = enclosing_run(folder)
-        recipe = None if run is None else load_recipe(str(run / "config.yaml"))
-        known = {} if run is None else recorded_inputs(run)
-        problems = known["held_out"].content if "held_out" in known else None
-        recorded.append({key: None if recipe is None else recipe.value(key) for key in SAME} | {"problems": problems})
-    for key, old in recorded[0].items():
-        new = recorded[1][key]
-        if old != new and None not in (old, new):
-            raise ValueError(
-                f"{key} of the parent's evaluation is {old}, of the child's {new}: the two cannot be compared. "
-                "Evaluate both with the same settings."
-            )
 
 
 def compare_folders(folders: Mapping[str, Path], throughput: Path) -> list[str]:

@@ -1,9 +1,9 @@
 """Which keys of a recipe may change when a run is resumed: those that change no result, and where inputs lie.
 
 Compares two resolved recipes; reads and writes nothing. Harmless are the logger, callbacks that only log, how long and
-how often (updates, log lines, checkpoints), limits beyond which a training stops, and the number of devices of stages
-whose results do not depend on it. A run folder may be moved; so may an input, whose content is compared when the stage
-claims it.
+how often (updates, log lines, checkpoints), limits beyond which a training stops, where a server of completions is and
+how patient to be with it, and the number of devices of stages whose results do not depend on it. A run folder may be
+moved; so may an input, whose content is compared when the stage claims it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,11 @@ HARMLESS = frozenset(
         *("trainer.detect_anomaly", "model.init_args.save_every_batches", "run_dir"),
         *("model.init_args.grpo.stop", "model.init_args.grpo.rollouts.max_mismatch"),  # when to stop
         "model.init_args.grpo.rollouts.engine_seconds",
+        *(
+            f"{of}engine.server.{key}"
+            for of in ("", "model.init_args.evaluation.")
+            for key in ("url", "concurrency", "retries", "request_seconds", "key_variable")
+        ),
     }
 )
 DEVICES = {"score": ("fabric.devices", "fabric.num_nodes"), "precompute_logits": ("fabric.devices", "fabric.num_nodes")}

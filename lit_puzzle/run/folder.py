@@ -11,6 +11,7 @@ from lit_puzzle.run.recipe import recipe_that_makes
 
 PACKAGE = Path(__file__).parents[1]
 CONFIG, RECORD = "config.yaml", "run.json"
+ROWS = (".json", ".jsonl", ".parquet")  # formats that outputs have, or had
 
 
 def is_complete(folder: Path) -> bool:
@@ -63,8 +64,18 @@ def _folder_with(names: tuple[str, ...], path: Path, purpose: str) -> Path:
     if len(found) > 1:
         raise ValueError(f"The {purpose} {str(path)!r} may be {', '.join(map(str, found))}; name one of them.")
     if names and not found:
-        raise ValueError(f"The {purpose} {str(path)!r} holds no {' or '.join(names)}.{_how_to_make(path)}")
+        holds = f"holds no {' or '.join(names)}{_of_older_version(names, path)}"
+        raise ValueError(f"The {purpose} {str(path)!r} {holds}.{_how_to_make(path)}")
     return found[0] if found else path
+
+
+def _of_older_version(names: tuple[str, ...], path: Path) -> str:
+    """Say what a complete run folder has in place of a file: rows were in other formats once."""
+    if not is_complete(path):
+        return ""
+    stems = {Path(name).stem for name in names}
+    found = sorted(file.name for file in path.iterdir() if file.stem in stems and file.suffix in ROWS)
+    return f", only {' and '.join(found)} of an older version: run the stage again" if found else ""
 
 
 def _how_to_make(path: Path) -> str:

@@ -32,10 +32,10 @@ from lit_puzzle.scoring.evaluations import (
     SCORE,
     ByEngine,
     Evaluation,
-    Measuring,
     by_effort,
     check_values,
     item_tokens,
+    measuring,
     score_items,
 )
 from lit_puzzle.scoring.evidence import changed_window, changes_experts, item_share, unjudged
@@ -137,10 +137,11 @@ class EvaluationRun:
     def _score_folder(self, settings: EngineSettings, folder: Path, free: float | None) -> Values:
         assert isinstance(self.evaluation, ByEngine)
         with engines_apart(settings, folder, free) as engine:
-            if isinstance(self.evaluation, Measuring):
-                values: Values = self.evaluation.values_by_engine(engine, self.tokenizer, self.items)
+            measured = measuring(self.evaluation)
+            if measured is None:
+                values: Values = {SCORE: list(self.evaluation.scores_by_engine(engine, self.tokenizer, self.items))}
             else:
-                values = {SCORE: list(self.evaluation.scores_by_engine(engine, self.tokenizer, self.items))}
+                values = measured.values_by_engine(engine, self.tokenizer, self.items)
         check_values(self.evaluation, values, len(self.items))
         return by_effort(self.evaluation, self.items, values)
 

@@ -130,6 +130,22 @@ class ByEngine(Protocol):
         ...
 
 
+def measuring(evaluation: Evaluation) -> Measuring | None:
+    """Return an evaluation that is `Measuring`, None for any other.
+
+    A subclass with its own way to score is another: what it inherits would measure as the class above it does.
+    """
+    kind, pairs = type(evaluation), (("values", "scores"), ("values_by_engine", "scores_by_engine"))
+    if isinstance(evaluation, Measuring) and all(_defining(kind, of) <= _defining(kind, by) for of, by in pairs):
+        return evaluation
+    return None
+
+
+def _defining(kind: type, method: str) -> int:
+    """Return how many classes up a method is defined; beyond all of them if it is in none."""
+    return next((up for up, above in enumerate(kind.__mro__) if method in vars(above)), len(kind.__mro__))
+
+
 def item_tokens(
     evaluation: Evaluation, tokenizer: PreTrainedTokenizerBase, items: Sequence[Any]
 ) -> Sequence[int] | None:
@@ -137,15 +153,26 @@ def item_tokens(
     return list(evaluation.tokens(tokenizer, items)) if isinstance(evaluation, WithLengths) else None
 
 
-def evaluation_items(evaluation: Evaluation, tokenizer: PreTrainedTokenizerBase) -> Sequence[Any]:
+def evaluation_items(evaluation: Evaluation, tokenizer: PreTrainedTokenizerBase, context_tokens: int) -> Sequence[Any]:
     """Return all items of an evaluation.
 
+    Args:
+        evaluation: the evaluation.
+        tokenizer: the parent's.
+        context_tokens: what the model reads at most.
+
     Raises:
-        ValueError: there are fewer than two, or the evaluation itself refuses.
+        ValueError: there are fewer than two, one is longer than the context, or the evaluation itself refuses.
     """
     items: Sequence[Any] = evaluation.items(tokenizer)
     if len(items) < 2:
         raise ValueError(f"evaluation {evaluation.name!r} has {len(items)} items; a standard error needs two")
+    longest = max(item_tokens(evaluation, tokenizer, items) or [0])
+    if longest > context_tokens:
+        raise ValueError(
+            f"evaluation {evaluation.name!r}: a prompt with its completion has up to {longest} tokens; the model's "
+            f"context holds {context_tokens} (max_position_embeddings). Ask for shorter prompts or completions."
+        )
     return items
 
 
@@ -181,8 +208,9 @@ def by_effort(evaluation: Evaluation, items: Sequence[Any], values: Values) -> V
     An effort with one item is left out: its change would have no standard error.
     """
     found = {SCORE: values[SCORE]}
-    if isinstance(evaluation, Measuring):
-        efforts = list(evaluation.efforts(items))
+    measured = measuring(evaluation)
+    if measured is not None:
+        efforts = list(measured.efforts(items))
         for name in values.keys() - {SCORE}:
             for effort in dict.fromkeys(efforts):
                 own = [value for value, other in zip(values[name], efforts, strict=True) if other == effort]
@@ -221,10 +249,11 @@ def score_items(
     own = range(rank, -(-len(items) // world_size) * world_size, world_size)
     share = [items[min(index, len(items) - 1)] for index in own]
     with _ready_to_generate(model, unshard):
-        if isinstance(evaluation, Measuring):
-            values: Values = evaluation.values(model, tokenizer, share)
+        measured = measuring(evaluation)
+        if measured is None:
+            values: Values = {SCORE: evaluation.scores(model, tokenizer, share)}
         else:
-            values = {SCORE: evaluation.scores(model, tokenizer, share)}
+            values = measured.values(model, tokenizer, share)
     check_values(evaluation, values, len(own))
     table = torch.zeros(len(values), len(items), dtype=torch.float64)
     for row, numbers in zip(table, values.values(), strict=True):

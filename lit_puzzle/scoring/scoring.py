@@ -41,6 +41,7 @@ from lit_puzzle.model.checkpoint import fingerprint
 from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.model.streaming import LayerSource
+from lit_puzzle.run.files import read_json
 from lit_puzzle.run.folder import require_input
 from lit_puzzle.run.inputs import claim_inputs, file_identity, record_output, run_date
 from lit_puzzle.scoring.block_quality import METRICS
@@ -234,9 +235,10 @@ class _Run:
         """Return an evaluation with its items, the same in a resumed run.
 
         Raises:
-            ValueError: the items are not those that the run was started with.
+            ValueError: the items are not those that the run was started with, or too long for the parent.
         """
-        items = evaluation_items(evaluation, self.tokenizer)
+        context_tokens = int(read_json(self.parent / "config.json")["max_position_embeddings"])
+        items = evaluation_items(evaluation, self.tokenizer, context_tokens)
         if self.processes.is_global_zero:
             claim_inputs(self.run_dir, {f"evaluations.{evaluation.name}": items_identity(evaluation, items)})
         return EvaluationRun(evaluation, items, self.evaluation_files(evaluation), self.tokenizer, self.processes)

@@ -20,8 +20,9 @@ holds it meets the budget. Each L_k is one more option of a deployment and batch
 between the shortest and the longest answers that can matter; a plan between two of them is lost only if it meets the
 budget by less than a share (L / L_k - 1)^2 <= (STEP^.5 - 1)^2 = .04 %. So the optimum is proven up to that share.
 
-How well changes add up is measured in docs/results.md. A sum of changes may leave no answer at all (L <= 0): plans
-shorter than `SHORTEST` are not considered. Reads and writes nothing. Source: arXiv 2602.11937 (request rate).
+How well changes add up is measured in docs/results.md. A sum of changes may leave no answer at all (L <= 0), where the
+tangents say nothing: every plan has L >= `SHORTEST`, one more limit. Reads and writes nothing. Source: arXiv 2602.11937
+(request rate).
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from lit_puzzle.scoring.scores import Scores
 from lit_puzzle.search.objective import Unmeasured
 from lit_puzzle.search.solver.choices import Grid, Limit, Option
 
-REQUESTS = "requests_over_parent"  # key of the limit
+REQUESTS, ANSWERS = "requests_over_parent", "answer_length"  # keys of limits
 STEP = 1.04
 SHORTEST = 0.25  # of the parent's answers
 TOKENS = "/tokens/"  # EVALUATION/tokens/EFFORT
@@ -84,10 +85,13 @@ def by_length(option: Option, lengths: AnswerLengths | None) -> list[tuple[Optio
     if lengths is None or seconds is None:
         return [(option, 1.0)]
     others = tuple(limit for limit in option.limits if limit is not seconds)
+    least = not_shorter(lengths)
     fastest = seconds.constant + sum(map(min, seconds.coefficients))
     return [
         (
-            Option(f"{option.name}, answers {level:.2f} times as long", (*others, _around(seconds, lengths, level))),
+            Option(
+                f"{option.name}, answers {level:.2f} times as long", (*others, _around(seconds, lengths, level), least)
+            ),
             level,
         )
         for level in lengths.levels(seconds.bound / fastest)
@@ -109,6 +113,12 @@ def _around(seconds: Limit, lengths: AnswerLengths, level: float) -> Limit:
     )
     constant = product(seconds.constant, 1.0, level, bound)
     return Limit(seconds.name, coefficients, constant, bound, seconds.key, seconds.numerator)
+
+
+def not_shorter(lengths: AnswerLengths) -> Limit:
+    """Return L >= `SHORTEST`, as the upper bound 2 - L <= 2 - `SHORTEST`."""
+    shortening = tuple(tuple(-change if change < math.inf else 0.0 for change in row) for row in lengths.changes)
+    return Limit(f"answers at least {SHORTEST} times as long", shortening, 1.0, 2 - SHORTEST, ANSWERS, hard=True)
 
 
 def answer_lengths(

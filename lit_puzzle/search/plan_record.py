@@ -16,7 +16,7 @@ from lit_puzzle.costs.block_cost import Prediction
 from lit_puzzle.costs.cost_model import CostModel
 from lit_puzzle.costs.serving import Block
 from lit_puzzle.library.library import Library
-from lit_puzzle.search.answer_lengths import REQUESTS, product
+from lit_puzzle.search.answer_lengths import ANSWERS, REQUESTS, product
 from lit_puzzle.search.limits import GPU_MEMORY, SERVABLE, required_throughput
 from lit_puzzle.search.program import SearchProgram
 from lit_puzzle.search.report import SweepPoint
@@ -39,6 +39,8 @@ def check_totals(program: SearchProgram, solution: Solution) -> None:
         prediction = model.predict(blocks, *program.deployed[position][index])
         expected = _by_key(prediction, target, parent, blocks)
         lengths, level = program.lengths[position], program.levels[position][index]
+        if lengths is not None:
+            expected[ANSWERS] = 2 - lengths.ratio(solution.chosen)
         for limit in (*problem.limits, *problem.choices[position][index].limits):
             total = limit.in_user_unit(limit.total(solution.chosen))
             if limit.key == REQUESTS and lengths is not None:
@@ -123,7 +125,7 @@ def plan_record(
         run: name and seconds of the solver.
     """
     best = solutions[0]
-    tried = [len(pairs) for pairs in program.deployed]
+    tried = program.num_tried
     names = [[row[index].name for row, index in zip(program.layers, solution.chosen)] for solution in solutions]
     quality_losses = [row[index] for row, index in zip(program.problem.quality_loss, best.chosen)]
     return {

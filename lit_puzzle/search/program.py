@@ -69,6 +69,11 @@ class SearchProgram:
     levels: tuple[tuple[float, ...], ...]
     lengths: tuple[AnswerLengths | None, ...]
 
+    @property
+    def num_tried(self) -> list[int]:
+        """Number of deployments and batch sizes of every target."""
+        return [len(set(pairs)) for pairs in self.deployed]
+
     def blocks(self, chosen: Sequence[int]) -> list[Block]:
         """Return the blocks of a plan as far as costs go."""
         return [cost_block(row[index]) for row, index in zip(self.layers, chosen)]

@@ -237,4 +237,4 @@ def _solve(
 
 
 def _tried(program: SearchProgram, between: str) -> str:
-    return between.join(str(len(pairs)) for pairs in program.deployed)
+    return between.join(map(str, program.num_tried))

@@ -14,6 +14,7 @@ from typing import Literal
 
 from lit_puzzle.costs.engine import ServingEngine
 from lit_puzzle.costs.serving import KernelTimes
+from lit_puzzle.environments.environment import effort_weights
 from lit_puzzle.spec import Budget, Target
 
 Windows = Literal["free", "unchanged"]
@@ -38,8 +39,8 @@ class Constraints:
         lengths_by: evaluation whose answer lengths `requests_over_parent` uses; None: the only one that measured any.
 
     Raises:
-        ValueError: there is no target, a bound of `limits` depends on a deployment, or a value of `sweep` is not a
-            positive number.
+        ValueError: there is no target, a bound of `limits` depends on a deployment, a value of `sweep` is not a
+            positive number, or efforts or `lengths_by` are given that no budget asks for.
     """
 
     targets: list[Target]
@@ -55,6 +56,13 @@ class Constraints:
         misplaced = [name for name in OF_A_DEPLOYMENT if self.limits.to_json()[name] is not None]
         if misplaced:
             raise ValueError(f"limits: {misplaced} depend on a deployment; put them into the budget of a target")
+        for target in self.targets:
+            if target.efforts is not None:
+                effort_weights(target.efforts)
+                if target.budget.requests_over_parent is None:
+                    raise ValueError(f"efforts {target.efforts} are of requests_over_parent, which the budget lacks")
+        if self.lengths_by and all(target.budget.requests_over_parent is None for target in self.targets):
+            raise ValueError(f"lengths_by: {self.lengths_by} is of requests_over_parent, which no budget has")
         for value in self.sweep or ():
             try:
                 self.with_throughput(value)

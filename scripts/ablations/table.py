@@ -25,9 +25,12 @@ def main() -> None:
     folder = parser.parse_args().folder
     known = grids(find_runs([folder], own=folder / "report"))
     if not known:
-        raise SystemExit(f"{folder} has no finished evaluate-VARIANT-SEED. Run recipes/ablations.yaml first.")
+        raise SystemExit(f"{folder} has no finished STAGE-VARIANT-SEED. Run recipes/ablations.yaml first.")
     for grid in known:
-        print(markdown(ablation_table(grid)))
+        try:
+            print(markdown(ablation_table(grid)))
+        except ValueError as error:
+            print(f"No table: {error}")
         if grid.unfinished:
             print(f"Not finished: {', '.join(grid.unfinished)}.")
 

@@ -5,6 +5,7 @@
 For every seed (of the calibration problems and of the evaluation's sampling): importance, block library, scores; then
 for every variant below the search of `recipes/search.yaml` under the same budget, the assembled child, and its accuracy
 on the same held-out problems. Resumable: finished stages are not run again. Prints a table per budget and a JSON line.
+For ablations of your own take `recipes/ablations.yaml`, which has the solvers and the window score as a pipeline.
 """
 
 import argparse

@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 from part import Options, Row, Skipped, run
 
+from lit_puzzle.serve.vllm.driver import ENVIRONMENT
+
 ROOT = Path(__file__).parents[2]
 INSIDE = """
 import sys
@@ -49,7 +51,7 @@ def work(options: Options) -> Iterator[Row]:
     (folder / "job.json").write_text(json.dumps(job))
     (folder / "inside.py").write_text(INSIDE)
     files = [str(folder / name) for name in ("inside.py", "job.json", "results.json")]
-    environment = os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if options.device == "cpu" else {})
+    environment = ENVIRONMENT | os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if options.device == "cpu" else {})
     subprocess.run([str(python), *files], check=True, env=environment)
     results = json.loads((folder / "results.json").read_text())
     (exact, exact_room), (rounded, room) = results

@@ -105,6 +105,12 @@ def test_parquet_has_a_typed_column_for_each_key(tmp_path: Path) -> None:
     assert read_rows(tmp_path / "rows.parquet") == []
 
 
+def test_parquet_takes_lone_surrogates_and_rows_with_and_without_texts(tmp_path: Path) -> None:
+    given = [replace(EPISODE, texts=Texts("What?", "\ud800!", "8")), replace(EPISODE, texts=None)]
+    write_rows(tmp_path / "rows.parquet", given)
+    assert read_rows(tmp_path / "rows.parquet") == [replace(EPISODE, texts=Texts("What?", "\\ud800!", "8")), given[1]]
+
+
 def test_damaged_parquet_is_named_with_its_row(tmp_path: Path) -> None:
     file = tmp_path / "episodes.parquet"
     write_rows(file, [replace(EPISODE, seed=1), replace(EPISODE, seed=1, generated_tokens=3)])

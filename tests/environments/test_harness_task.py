@@ -2,6 +2,7 @@
 
 import json
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,18 @@ import yaml
 pytest.importorskip("lm_eval", reason="pip install 'lit-puzzle[lm-eval]'")
 from lm_eval import simple_evaluate
 from lm_eval.api.model import LM
+from lm_eval.models.utils import handle_stop_sequences
 from lm_eval.tasks import TaskManager
 
 from lit_puzzle.environments.environment import draw
 from lit_puzzle.environments.harness_task import HarnessTask
+from lit_puzzle.environments.problem_identity import problems_identity
 from lit_puzzle.evaluate.accuracy import evaluate, read_episodes
+from lit_puzzle.evaluate.alike import check_alike
 from lit_puzzle.evaluate.held_out import HeldOut
 from lit_puzzle.generation.sampling import EngineSettings, Sampling
 from lit_puzzle.run.folder import PACKAGE
+from lit_puzzle.run.inputs import claim_inputs, run_date
 
 FINALS = ["the answer is 1.", "4", "no idea", "10\nQuestion: 3", "Question: 13", "16", "19 or so", "2"]
 SUMS: dict[str, Any] = {
@@ -47,6 +52,7 @@ SUMS: dict[str, Any] = {
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of tasks on files that are made here; `datasets` caches beside it and asks no hub."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))  # for the process that grades
     rows = {"test": [{"a": n, "b": 2 * n + 1} for n in range(8)], "train": [{"a": n, "b": 1} for n in range(3)]}
     for name, content in rows.items():
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
@@ -74,7 +80,7 @@ class Recorded(LM):
         self.asked = [request.args[0] for request in requests]
         texts = []
         for text, request in zip(FINALS, requests, strict=True):
-            for stop in request.args[1]["until"]:
+            for stop in handle_stop_sequences(request.args[1]["until"], None):
                 text = text.split(stop)[0]
             texts.append(text)
         return texts
@@ -89,8 +95,10 @@ class Recorded(LM):
         raise NotImplementedError
 
 
-def test_prompts_and_grades_are_those_of_the_harness(folder: Path) -> None:
+@pytest.mark.parametrize("until", [["\n", "Question:"], "Question:"])
+def test_prompts_and_grades_are_those_of_the_harness(folder: Path, until: str | list[str]) -> None:
     """Against `simple_evaluate` on the same task file, with a model of the harness that gives the same texts."""
+    write_task(folder, {"generation_kwargs": {"until": until}})
     manager = TaskManager(include_path=str(folder / "tasks"), include_defaults=False)
     model, quiet = Recorded(), {"bootstrap_iters": 0, "fewshot_random_seed": 3}
     found = simple_evaluate(
@@ -100,13 +108,28 @@ def test_prompts_and_grades_are_those_of_the_harness(folder: Path) -> None:
     assert [list(problem.messages) for problem in task.problems] == [json.loads(text) for text in model.asked]
     roles = [message["role"] for message in task.problems[0].messages]
     assert roles == ["system", *["user", "assistant"] * 2, "user"]
-    assert [problem.answer for problem in task.problems] == [f"{n}: {3 * n + 1}" for n in range(8)]
+    answers = [problem.answer.partition(" (exact_match, number, lm-eval ")[0] for problem in task.problems]
+    assert answers == [f"{n}: {3 * n + 1}" for n in range(8)]
     for name in ("number", "whole"):
         theirs = [row["exact_match"] for row in found["samples"]["little_sums"] if row["filter"] == name]
         chosen = HarnessTask("little_sums", include=folder / "tasks", filter=name)
         ours = [chosen.verify(text, problem.answer) for text, problem in zip(FINALS, chosen.problems, strict=True)]
         assert ours == theirs and 0 < sum(ours) < 8
+        apart = chosen.verify_all(FINALS, [problem.answer for problem in chosen.problems])
+        assert [verdict.correct for verdict in apart] == ours
         assert sum(ours) / 8 == found["results"]["little_sums"][f"exact_match,{name}"]
+
+
+def test_a_text_that_holds_the_task_up_is_counted_and_the_others_are_graded(folder: Path) -> None:
+    """A pattern of the task's that backtracks without end: the same text in this process would never return."""
+    slow = {"function": "regex", "regex_pattern": "^([0-9]+)+$"}
+    write_task(folder, {"filter_list": [{"name": "slow", "filter": [slow, {"function": "take_first"}]}]})
+    task = HarnessTask("little_sums", include=folder / "tasks", seconds=2.0)
+    answers = [task.problems[place].answer for place in (0, 1, 1, 2)]
+    verdicts = task.verify_all(["1", "1" * 60 + "?", "4", "8"], answers)
+    assert [verdict.correct for verdict in verdicts] == [1.0, 0.0, 1.0, 0.0]
+    assert [verdict.failed for verdict in verdicts] == [False, True, False, False]
+    assert verdicts[1].reason == "grader failed: lm-eval: no verdict within 2 s"
 
 
 def test_every_problem_is_measured_and_none_trained_on(folder: Path) -> None:
@@ -119,6 +142,29 @@ def test_every_problem_is_measured_and_none_trained_on(folder: Path) -> None:
         draw([task], ["none"], 9, 0, held_out=True)
     with pytest.raises(ValueError, match="sums was given as a source of prompts for training; its problems"):
         draw([task], ["none"], 2, 0, held_out=False)
+
+
+def test_another_way_to_grade_is_not_compared(folder: Path) -> None:
+    """By another filter of the task, and by a file beside the task that was edited."""
+    (folder / "tasks" / "helpers.py").write_text("LENIENT = False\n")
+    task = partial(HarnessTask, "little_sums", include=folder / "tasks")
+    asked = [problems_identity("", [(problem, "low") for problem in each.problems]) for each in (task(), task())]
+    assert asked[0] == asked[1]
+    run_date(folder / "run")
+    claim_inputs(folder / "run", {"held_out": asked[0]})
+    check_alike({"before": folder / "run", "now": folder / "other"}, asked[1])
+    other = task(filter="whole")
+    (folder / "tasks" / "helpers.py").write_text("LENIENT = True\n")
+    for changed in (other, task()):
+        identity = problems_identity("", [(problem, "low") for problem in changed.problems])
+        with pytest.raises(ValueError, match="have other problems, right answers or graders"):
+            check_alike({"before": folder / "run", "now": folder / "other"}, identity)
+
+
+def test_a_task_file_that_is_no_yaml_is_named(folder: Path) -> None:
+    (folder / "tasks" / "damaged.yaml").write_text("task: [little_sums\n")
+    with pytest.raises(ValueError, match=r"damaged\.yaml is no YAML"):
+        HarnessTask("little_sums", include=folder / "tasks")
 
 
 def test_an_evaluation_writes_rows_of_the_task(folder: Path) -> None:
@@ -146,7 +192,13 @@ def test_an_evaluation_writes_rows_of_the_task(folder: Path) -> None:
         ({"unsafe_code": True}, {}, "it runs what the model writes, outside a sandbox"),
         ({"gen_prefix": "The answer is"}, {}, "the task begins the answer itself"),
         ({}, {"metric": "bleu"}, "the metric bleu of a problem is .* a number from 0 to 1 is needed"),
+        (
+            {"metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": False}]},
+            {},
+            "the task says of its metric exact_match that lower is better",
+        ),
         ({}, {"metric": "f1"}, "metric f1 was given; the task has exact_match, bleu"),
+        ({}, {"num_fewshot": -1}, "num_fewshot -1 was given; 0 is the least"),
         ({}, {"filter": "last"}, "filter last was given; the task has number, whole"),
         ({"doc_to_text": "{{a"}, {}, "the task little_sums of lm-eval cannot be used: TemplateSyntaxError"),
     ],

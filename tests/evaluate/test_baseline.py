@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from lit_puzzle.evaluate.alike import check_alike
 from lit_puzzle.evaluate.baseline import take_baseline
 from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.run.folder import PACKAGE
-from lit_puzzle.run.inputs import INPUTS_FILE, claim_inputs, run_date
+from lit_puzzle.run.inputs import INPUTS_FILE, Identity, claim_inputs, run_date
 
 CHILD = PACKAGE / "assets" / "tiny_child"
 CLOCK = "Current date: {{ strftime_now('%Y-%m-%d') }}{{ messages[0].content }}"
@@ -61,3 +62,18 @@ def test_another_chat_template_is_refused(clocked: Path, tmp_path: Path) -> None
     baseline = evaluated(tmp_path / "baseline", CHILD, "2020-02-29")
     with pytest.raises(ValueError, match="evaluated with another chat template"):
         take_baseline(tmp_path / "run", checkpoint_identity(clocked), baseline)
+
+
+def test_other_sampling_is_refused_before_anything_is_claimed(tmp_path: Path) -> None:
+    """Shorter answers lose accuracy, which would look like a loss of the model."""
+    folders = {name: tmp_path / name for name in ("baseline", "run")}
+    for tokens, folder in zip((200, 20), folders.values(), strict=True):
+        run_date(folder)
+        (folder / "config.yaml").write_text(f"command: evaluate\nsampling: {{max_new_tokens: {tokens}}}\n")
+    with pytest.raises(ValueError, match=r"sampling of baseline is .*200.*, of run .*20.*: the two cannot be compared"):
+        check_alike(folders)
+    (folders["run"] / "config.yaml").write_text("command: evaluate\nsampling: {max_new_tokens: 200}\n")
+    check_alike(folders, Identity("asked", {"problems": "a"}))  # the baseline has recorded none
+    claim_inputs(folders["baseline"], {"held_out": Identity("asked", {"problems": "b"})})
+    with pytest.raises(ValueError, match="have other problems, right answers or graders"):
+        check_alike(folders, Identity("asked", {"problems": "a"}))

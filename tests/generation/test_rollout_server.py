@@ -5,6 +5,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,21 @@ from typing import Any
 import pytest
 from helpers.local_engine import LocalEngine
 from helpers.piped_engine import FATAL, STUCK, PipedEngine
+from helpers.server_messages import GENERATE, LOAD
 from helpers.vllm_environment import ROOT, needs_vllm, output_of, start_in_vllm
 from torch import Tensor
 
 import lit_puzzle.generation.rollout_engine as rollout_engine
 import lit_puzzle.generation.rollout_server as rollout_server
+import lit_puzzle.generation.wire as wire
 from lit_puzzle.generation.ranks import Ranks
 from lit_puzzle.generation.rollout_checks import check_rollouts
 from lit_puzzle.generation.rollout_engine import RolloutEngine
 from lit_puzzle.generation.rollout_server import RolloutServer
 from lit_puzzle.generation.rollout_settings import RolloutSettings
 from lit_puzzle.generation.sampling import Sampling
-from lit_puzzle.generation.served_engine import ServedEngine
-from lit_puzzle.generation.wire import KEY, SERVERS
+from lit_puzzle.generation.served_engine import ServedEngine, answer_of
+from lit_puzzle.generation.wire import KEY, SERVERS, Wire, connect
 from lit_puzzle.model.checkpoint import Checkpoint
 
 CHILD = ROOT / "lit_puzzle" / "assets" / "tiny_child"
@@ -146,18 +149,76 @@ def served_engine() -> ServedEngine:
     [
         ("read_folder", {"folder": "/absent", "fingerprint": ""}, r"it does not see /absent\. A server reads"),
         ("read_folder", {"folder": str(CHILD), "fingerprint": "else"}, "the fingerprints differ"),
-        ("rm", {"folder": "/"}, r"it was asked for \"\{'call': 'rm'.*same version of lit_puzzle"),
+        ("rm", {"folder": "/"}, r"it was asked for \{'call': 'rm'.*same version of lit_puzzle"),
         ("read_folder", {}, r"missing key\(s\) \['folder', 'fingerprint'\]"),
         ("generate", {"prompts": [], "sampling": {"top": 1}, "rows": []}, r"Sampling: unknown key\(s\) \['top'\]"),
+        ("read_trained", {"bytes": -1}, r"read_trained: bytes was -1\. Give run and server the same version"),
+        ("read_trained", {"bytes": 10**18}, r"get 931,322,574\.6 GiB of weights; its machine has"),
+        ("read_folder", {"folder": "a" * 300, "fingerprint": ""}, r"it cannot read a+ \(File name too long\)"),
+        ("load", LOAD, "it was asked to load again"),
     ],
 )
 @pytest.mark.usefixtures("server")
 def test_calls_that_are_refused(call: str, values: dict[str, Any], said: str) -> None:
     engine = served_engine()
-    engine._send(call, **values)
+    engine.wire.send({"call": call} | values)
     with pytest.raises(ValueError, match=said):
         engine.receive(20)
     served_engine().close()  # the next run is served
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [
+        (b"\xff{", r"a message is no JSON\. Give run and server the same version"),
+        (b"[" * 10**5, "a message is no JSON"),
+        (bytes(10**8), r"a message has more than 10,000,000 bytes\. Generate for fewer or shorter prompts"),
+        (json.dumps(GENERATE).encode(), "it was asked to generate first"),
+    ],
+    ids=["bytes", "deep", "large", "early"],
+)
+@pytest.mark.usefixtures("server")
+def test_who_has_the_key_and_sends_something_else(sent: bytes, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "MESSAGE_BYTES", 10**7)
+    engine = ServedEngine(os.environ[SERVERS])
+    with suppress(OSError):  # the server ends the connection before it has read all of a message that is too large
+        engine.wire.connection.send_bytes(sent)
+    with pytest.raises(ValueError, match=rf"The rollout server at 127\.0\.0\.1:\d+: {said}"):
+        engine.receive(20)
+    served_engine().close()  # the next run is served
+
+
+@pytest.mark.usefixtures("server")
+def test_a_call_before_the_last_one_is_answered() -> None:
+    engine = served_engine()
+    engine.send("generate", PROMPTS, replace(SAMPLING, max_new_tokens=STUCK), [0, 1])
+    engine.send("generate", PROMPTS, SAMPLING, [0, 1])
+    with pytest.raises(ValueError, match="it was sent a call before it had answered the last one"):
+        engine.receive(20)
+
+
+@pytest.mark.parametrize("said", [{"finished": [1]}, [], {"completion": [[1], "end", None, 1.0]}, {"done": 1}])
+def test_a_server_of_another_version_is_one_line(said: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY, SECRET)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            other = Wire(listening.accept()[0])
+            other.prove(SECRET.encode(), is_server=True)
+            other.send(said)
+
+        threading.Thread(target=serve, daemon=True).start()
+        engine = ServedEngine(f"127.0.0.1:{listening.getsockname()[1]}")
+        with pytest.raises(ValueError, match=r"told .*\. Give run and server the same version"):
+            engine.receive(20)
+
+
+def test_answers_together_may_be_larger_than_a_message(server: RolloutServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = RolloutEngine(SERVED, CHILD)
+    expected = engine.generate(PROMPTS * 20, SAMPLING)
+    monkeypatch.setattr(wire, "MESSAGE_BYTES", 1000)
+    assert sum(len(json.dumps(answer_of(completion))) for completion in expected) > 5000
+    assert engine.generate(PROMPTS * 20, SAMPLING) == expected
 
 
 def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,6 +229,17 @@ def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
             RolloutServer(address, SECRET.encode())
     with pytest.raises(ValueError, match=r"cannot be reached .*rollout_server --address=127\.0\.0\.1:\d+"):
         ServedEngine(address, connect_seconds=0)
+
+
+def test_an_address_in_brackets_is_one_of_ipv6() -> None:
+    try:
+        server = RolloutServer("[::1]:0", SECRET.encode())
+    except ValueError as error:
+        pytest.skip(str(error))  # a machine without IPv6
+    threading.Thread(target=server.serve, daemon=True).start()
+    assert server.address.startswith("[::1]:")
+    connect(server.address, 0).close()
+    server.close()
 
 
 def test_what_is_checked_before_anything_slow(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import pytest
 from helpers.completion_server import Answer, Server, completion, running_servers
 from helpers.vllm_environment import PYTHON, needs_vllm
 
+from lit_puzzle.generation.engine import Completion
 from lit_puzzle.generation.load import load_engine
 from lit_puzzle.generation.sampling import EngineSettings, Sampling, ServerSettings
 from lit_puzzle.run.folder import PACKAGE
@@ -69,16 +70,34 @@ def test_failures_are_retried_and_counted_once(start):
         (lambda request, times: (200, {"choices": []}), "without token ids or an end"),
         (lambda request, times: (200, completion(request, token_ids=None)), "must know return_token_ids"),
         (lambda request, times: (200, completion(request, finish_reason="abort")), "finish_reason 'abort'"),
+        (lambda request, times: (200, completion(request, token_ids=[-1, 2])), "2 tokens, -1 among them"),
+        (lambda request, times: (200, completion(request, token_ids=[1.7, 2])), r"2 tokens, 1\.7 among them"),
+        (lambda request, times: (200, completion(request, token_ids=[10**9, 2])), "2 tokens, 1000000000 among them"),
+        (lambda request, times: (200, completion(request, token_ids=[3] * 13)), "13 tokens: that is no completion"),
+        (lambda request, times: (200, completion(request, finish_reason="length")), "cut its answer .* after 3 tokens"),
+        (lambda request, times: (200, [1]), "without token ids or an end"),
         (lambda request, times: (200, b"{"), "did not answer|without token ids"),
         (stalls, "APITimeoutError.*same command"),
     ],
-    ids=["error", "refusal", "no choice", "no ids", "aborted", "damaged", "stalls"],
+    ids=[
+        *("error", "refusal", "no choice", "no ids", "aborted", "negative", "fraction", "outside", "longer", "shorter"),
+        *("list", "damaged", "stalls"),
+    ],
 )
 def test_what_ends_it_is_one_line(start, answer, message):
     engine = load_engine(settings(start(answer), retries=1, request_seconds=0.5), PARENT)
     with pytest.raises(ValueError, match=message) as error:
         engine.generate(PROMPTS[:3], GREEDY)
     assert "\n" not in str(error.value)
+
+
+def test_what_fails_beside_the_server_keeps_its_name(start):
+    def full(row: int, done: Completion) -> None:
+        raise OSError(28, "No space left on device")
+
+    engine = load_engine(settings(start(lambda request, times: (200, completion(request)))), PARENT)
+    with pytest.raises(OSError, match="No space left on device"):
+        engine.generate(PROMPTS[:3], GREEDY, on_completion=full)
 
 
 def test_another_model_and_no_server(start):

@@ -145,11 +145,13 @@ def test_two_tensor_parallel_processes_draw_the_same_tokens(
 @needs_vllm
 def test_what_fails_in_vllm_is_one_clear_error(tmp_path: Path) -> None:
     output_of(start_in_vllm(HELPERS / "vllm_failures.py", PARENT, tmp_path / "errors.json"))
-    too_long, died, refused = json.loads((tmp_path / "errors.json").read_text())
+    too_long, died, unread, unsent, refused = json.loads((tmp_path / "errors.json").read_text())
     assert too_long.startswith(
         "Prompt 1 has 100 tokens; with max_new_tokens 4000 it exceeds the context of 4096 tokens."
     )
     assert died.startswith("vLLM's engine died while it generated: ") and "run the same command again" in died
+    assert unread.startswith("vLLM's engine died while it read weights: ")
+    assert unsent == died
     assert refused.startswith(f"vLLM does not start on {PARENT}: ") and "VLLM_CPU_KVCACHE_SPACE=N" in refused
     assert "\n" not in died + refused
 

@@ -1,26 +1,32 @@
 """The connection to a rollout server: addresses, proofs of the key, messages and files."""
 
+import os
 import socket
 import threading
+import time
 from pathlib import Path
 
 import pytest
+from helpers.server_messages import pair
 
 import lit_puzzle.generation.wire as wire
 from lit_puzzle.generation.wire import (
     KEY,
     SERVERS,
-    Wire,
     host_and_port,
     key_from_environment,
     servers_from_environment,
 )
 
 
-def pair() -> tuple[Wire, Wire]:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        client = socket.create_connection(listening.getsockname())
-        return Wire(client), Wire(listening.accept()[0])
+def test_a_machine_that_has_gone_is_noticed_within_a_minute() -> None:
+    """Also while nothing is under way: the system's own default is two hours."""
+    for end in pair():
+        with socket.fromfd(end.connection.fileno(), socket.AF_INET, socket.SOCK_STREAM) as stream:
+            options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+            idle, every, times = (stream.getsockopt(socket.IPPROTO_TCP, option) for option in options)
+            assert stream.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) and idle + every * times <= 60
+        end.close()
 
 
 @pytest.mark.parametrize("address", ["", "host", "host:", ":5005", "host:x", "host:-1", "host:65536", "host:1.5"])
@@ -80,12 +86,38 @@ def test_a_server_that_only_repeats_what_it_hears_has_not_proved_the_key() -> No
 
     def repeat() -> None:
         for _ in range(2):
-            server.connection.send_bytes(server.connection.recv_bytes())
+            os.write(server.connection.fileno(), os.read(server.connection.fileno(), 32))
 
     thread = threading.Thread(target=repeat)
     thread.start()
     assert not client.prove(b"one", is_server=False)
     thread.join(10)
+
+
+@pytest.mark.parametrize("is_server", [True, False])
+@pytest.mark.parametrize("every_seconds", [None, 0.05])
+def test_the_proofs_have_one_deadline(
+    is_server: bool, every_seconds: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the other side sends a few bytes and stops, or one byte now and then."""
+    monkeypatch.setattr(wire, "HANDSHAKE_SECONDS", 0.5)
+    own, other = pair()
+    said: list[str] = []
+
+    def prove() -> None:
+        with pytest.raises(TimeoutError, match="no proof of the key") as caught:
+            own.prove(b"one", is_server)
+        said.append(str(caught.value))
+
+    thread = threading.Thread(target=prove, daemon=True)
+    thread.start()
+    os.write(other.connection.fileno(), b"\0\0\0\x20abc")
+    until = time.monotonic() + 1.5
+    while every_seconds and time.monotonic() < until:
+        os.write(other.connection.fileno(), b"x")
+        time.sleep(every_seconds)
+    thread.join(1.5)
+    assert said and not thread.is_alive()
 
 
 def test_messages_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,5 +143,23 @@ def test_a_file_that_is_longer_than_announced_is_refused(tmp_path: Path) -> None
     client, server = pair()
     (tmp_path / "sent").write_bytes(bytes(100))
     client.send_file(tmp_path / "sent")
-    with (tmp_path / "got").open("w+b") as file, pytest.raises(OSError, match="bad message length"):
+    with (tmp_path / "got").open("w+b") as file, pytest.raises(ValueError, match="a file is not as announced"):
         server.receive_file(file, 99)
+
+
+@pytest.mark.parametrize("sent", [b"", b"\xff{", b"{", b"[" * 10**5], ids=["empty", "bytes", "cut", "deep"])
+def test_what_is_no_message(sent: bytes) -> None:
+    client, server = pair()
+    client.connection.send_bytes(sent)
+    with pytest.raises(ValueError, match="a message is no JSON"):
+        server.receive()
+
+
+def test_a_message_that_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "MESSAGE_BYTES", 10)
+    client, server = pair()
+    client.send({"a": 1000})
+    assert server.receive() == {"a": 1000}
+    client.send({"a": 10000})
+    with pytest.raises(ValueError, match="more than 10 bytes"):
+        server.receive()

@@ -197,6 +197,8 @@ def test_without_recorded_content_the_recorded_ends_decide_and_no_times_of_files
     file.write_text(json.dumps(record | {"ended": "2999-01-01T00:00:00.000000+00:00"}))
     code, _, err = pipeline()
     assert code == 2 and "second: 0 (first) was made anew since: first ended after this stage" in err
+    file.write_text(json.dumps(record | {"ended": "2999-01-01T00:00:00"}))  # without a zone
+    assert "first ended after this stage" in pipeline()[2]
     file.write_text(json.dumps({key: value for key, value in record.items() if key != "ended"}))
     code, _, err = pipeline()
     assert code == 2 and "first/run.json does not say when the run ended (`ended` is '')" in err

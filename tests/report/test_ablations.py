@@ -55,8 +55,24 @@ def test_the_section_names_what_is_missing(runs: Path) -> None:
 def test_evaluations_of_other_problems_are_not_compared(runs: Path) -> None:
     evaluation(runs / "evaluate-greedy-of-all-2", 0.5, problems="b")
     (grid,) = grids(find_runs([runs], runs / "report"))
-    with pytest.raises(ValueError, match="its evaluations are not of the same problems"):
+    with pytest.raises(ValueError, match=r"evaluate-greedy-of-all-2 .* have other problems"):
         ablation_table(grid)
+
+
+def test_each_stage_is_a_grid_and_one_without_a_table_takes_no_other_away(runs: Path) -> None:
+    for variant, values in SEEDS.items():
+        for seed, accuracy in enumerate(values):
+            evaluation(runs / f"before-{variant}-{seed}", accuracy - 0.25)
+    for date, problems in (("math-2026-11-26", "a"), ("code-2026-11-27", "b")):
+        evaluation(runs / f"eval-{date}", 0.5, problems)
+    section = ablations_section(find_runs([runs], runs / "report"))
+    assert [table.rows[0][4] for table in section.tables] == ["0.375 ± 0.125", "0.625 ± 0.125"]
+    assert f"From top to bottom: {runs / 'before'}, {runs / 'evaluate'}." in section.text
+    assert any(
+        line.startswith(f"No table of {runs / 'eval'}: ") and "have other problems" in line for line in section.text
+    )
+    alone = find_runs(sorted(runs.glob("eval-*")), runs / "report")
+    assert str(ablations_section(alone).missing).startswith(f"No table of {runs / 'eval'}: ")
 
 
 def test_one_seed_has_no_error(runs: Path) -> None:

@@ -68,12 +68,38 @@ def test_refusals(runs: dict[str, Path], tmp_path: Path) -> None:
         judged(runs)
 
 
-def test_other_sampling_is_refused(runs: dict[str, Path]) -> None:
-    for name, tokens in (("parent", 96), ("child", 48)):
+@pytest.mark.parametrize(
+    ("key", "old", "new"),
+    [
+        ("sampling", "{max_new_tokens: 96}", "{max_new_tokens: 48}"),
+        ("held_out.answer_format", "whole", "harmony"),
+        ("held_out.samples_per_prompt", "1", "4"),
+    ],
+)
+def test_other_settings_are_refused(runs: dict[str, Path], key: str, old: str, new: str) -> None:
+    top, _, inner = key.partition(".")
+    for name, value in (("parent", old), ("child", new)):
         write_json(runs[name] / "inputs.json", {"format": 1, "date": "2026-01-01", "inputs": {}})
         write_json(runs[name] / "run.json", {})
-        (runs[name] / "config.yaml").write_text(f"command: evaluate\nsampling: {{max_new_tokens: {tokens}}}\n")
-    with pytest.raises(ValueError, match=r"sampling of the parent's evaluation is .*96.*, of the child's .*48"):
+        setting = f"{top}: {{{inner}: {value}}}" if inner else f"{top}: {value}"
+        (runs[name] / "config.yaml").write_text(f"command: evaluate\n{setting}\n")
+    shown = [text.strip("{}").split(": ")[-1] for text in (old, new)]
+    with pytest.raises(ValueError, match=rf"{key} of parent is .*{shown[0]}.*, of child .*{shown[1]}"):
+        judged(runs)
+
+
+def test_other_problems_are_refused_with_the_setting_that_differs_or_without_one(runs: dict[str, Path]) -> None:
+    for name, other in (("parent", "a"), ("child", "b")):
+        inputs = {"held_out": {"path": "problems", "content": {"problems": other}}}
+        write_json(runs[name] / "inputs.json", {"format": 1, "date": "2026-01-01", "inputs": inputs})
+        write_json(runs[name] / "run.json", {})
+        (runs[name] / "config.yaml").write_text(f"command: evaluate\nheld_out: {{seed: {len(name)}}}\n")
+    with pytest.raises(ValueError, match=r"held_out\.seed of parent is 6, of child 5: the two"):
+        judged(runs)
+    (runs["child"] / "config.yaml").write_text("command: evaluate\nheld_out: {seed: 6}\n")
+    with pytest.raises(
+        ValueError, match=r"child have other problems, right answers or graders: the two cannot be compared\."
+    ):
         judged(runs)
 
 

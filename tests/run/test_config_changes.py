@@ -25,6 +25,7 @@ FIT: dict[str, Any] = {
         ],
     },
     "model": {"init_args": {"child": "runs/child", "lr": 0.1, "grpo": {"stop": {"max_kl": None}}}},
+    "engine": {"name": "server", "server": {"url": "http://a:1/v1", "retries": 5, "model": "m"}},
 }
 
 
@@ -42,6 +43,7 @@ def changed(*keys: str | int, value: Any, config: dict[str, Any] = FIT) -> dict[
     [
         changed("trainer", "max_steps", value=20),
         changed("trainer", "logger", value=False),
+        changed("engine", "server", value={"url": "http://b:2/v1", "retries": 9, "model": "m"}),
         changed("model", "init_args", "grpo", value={"stop": {"max_kl": 5.0}}),
         changed("trainer", "callbacks", 0, "init_args", value={"every_n_updates": 1, "keep": 9}),
         changed("trainer", "callbacks", value=FIT["trainer"]["callbacks"][:2]),
@@ -58,6 +60,7 @@ def test_what_changes_no_result_may_change(now: dict[str, Any]) -> None:
     [
         (changed("model", "init_args", "lr", value=0.2), "lr: 0.2"),
         (changed("trainer", "devices", value=2), "devices: 2"),
+        (changed("engine", "server", "model", value="n"), "model: n"),
         (changed("trainer", "callbacks", 1, "init_args", "monitor", value="val/accuracy"), "monitor: val/accuracy"),
         (changed("trainer", "callbacks", value=FIT["trainer"]["callbacks"][:1]), f"class_path: {BEST}"),
         (changed("command", value="validate"), "command: validate"),

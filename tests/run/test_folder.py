@@ -65,3 +65,14 @@ def test_an_output_is_named_by_its_run_its_folder_or_its_file(tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"The library .* holds no library\.json\. Make it with: lightning run"):
         runs.require_input(Path("runs/library"), "library", "library.json")
+
+
+def test_a_run_of_an_older_version_is_told_from_one_that_lacks_the_output(tmp_path: Path) -> None:
+    """`config.yaml` is in every run folder, so it is no old form of `config.json`."""
+    open_run(tmp_path / "old", "a: 1\n", overwrite=False)
+    (tmp_path / "old" / "episodes.jsonl").write_text("")
+    RunClock().close(tmp_path / "old", Path("x.yaml"), None, resumed=False, results={})
+    with pytest.raises(ValueError, match=r"no episodes\.parquet, only episodes\.jsonl of an older version"):
+        runs.require_input(tmp_path / "old", "baseline", "episodes.parquet")
+    with pytest.raises(ValueError, match=r"holds no config\.json\.$"):
+        runs.require_input(tmp_path / "old", "child", "config.json")

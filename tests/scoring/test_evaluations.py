@@ -4,6 +4,7 @@ import json
 import random
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from lit_puzzle.evaluate.solving import solve_problems
 from lit_puzzle.generation.sampling import Sampling
 from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.library.swap import swapped
-from lit_puzzle.scoring.evaluations import by_effort, evaluation_items, items_identity, score_items
+from lit_puzzle.scoring.evaluations import by_effort, evaluation_items, items_identity, measuring, score_items
 from lit_puzzle.scoring.score_files import Values
 from lit_puzzle.spec import BlockSpec
 from lit_puzzle.tiny.tokenizer import build_tokenizer
@@ -167,9 +168,32 @@ def test_lengths_that_are_not_finite_are_refused_and_an_effort_of_one_item_left_
             score_items(model, build_tokenizer(), Lengths(wrong), [0, 1, 2], launch(ON_CPU), True)
 
 
+class OwnScores(Lengths):
+    def scores(self, policy: object, tokenizer: object, items: list[int]) -> list[float]:
+        return [0.25] * len(items)
+
+
+def test_a_subclass_with_scores_of_its_own_is_scored_by_them(parent):
+    model = load_parent(launch(ON_CPU), ON_CPU, parent)
+    found = score_items(model, build_tokenizer(), OwnScores([4.0, 5.0, 6.0]), [0, 1, 2], launch(ON_CPU), True)
+    assert found == {"score": [0.25] * 3}
+    assert measuring(OwnScores([])) is None and None not in (measuring(Lengths([])), measuring(make_task()))
+
+
 def test_one_item_has_no_standard_error():
     with pytest.raises(ValueError, match="'fixed' has 1 items; a standard error needs two"):
-        evaluation_items(FixedScores([1.0], items=1), build_tokenizer())
+        evaluation_items(FixedScores([1.0], items=1), build_tokenizer(), 1000)
+
+
+@pytest.mark.parametrize("mode", ["generated", "teacher_forced"])
+def test_items_beyond_the_context_are_refused_before_a_model_is_loaded(mode: Literal["generated", "teacher_forced"]):
+    """The longest item fits exactly, and not into one token less."""
+    problems = LongContextProblems(environments=[Chains(), Counting()], efforts=["low", "high"], problems_per_effort=5)
+    task, tokenizer = LongContextAccuracy(problems, Grading(mode)), build_tokenizer()
+    longest = max(task.tokens(tokenizer, task.items(tokenizer)))
+    assert len(evaluation_items(task, tokenizer, longest)) == 10
+    with pytest.raises(ValueError, match=rf"'long_context': .* {longest} tokens; .* context holds {longest - 1} "):
+        evaluation_items(task, tokenizer, longest - 1)
 
 
 @torch.no_grad()

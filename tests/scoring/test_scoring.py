@@ -321,7 +321,7 @@ def test_a_broken_evaluation_shows_before_any_block_is_scored(inputs, tmp_path):
     refused: dict[str, list[Any]] = {
         "'broken' has 1 items": [Broken(1, 0.5)],
         "'broken' gave 3 scores for 3 items, from 1.5 to 1.5": [Broken(3, 0.5), Broken(3, 1.5)],
-        "far: a prompt with its completion has .* the model's context holds 256": [far],
+        "'far': a prompt with its completion has .* the model's context holds 256": [far],
     }
     for message, tasks in refused.items():
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
@@ -331,7 +331,7 @@ def test_a_broken_evaluation_shows_before_any_block_is_scored(inputs, tmp_path):
             score(folder, inputs / "parent", inputs / "library", small_data(inputs), evaluations=tasks)
         assert not (folder / "candidates").exists()
         claimed = json.loads((folder / "inputs.json").read_text())["inputs"]
-        assert "parent" in claimed and ("sequences" in claimed) == ("1 items" not in message)  # items are checked first
+        assert "parent" in claimed and ("sequences" in claimed) == ("gave" in message)  # items are checked first
     assert (tmp_path / "1" / "evaluations" / "first" / "parent.json").is_file()
 
 

@@ -65,6 +65,17 @@ def test_the_plan_is_the_best_that_meets_the_requests(seed):
     assert found.quality_loss <= best_by_definition(search, over_parent * 1.0004, changes) + 1e-9
 
 
+@pytest.mark.parametrize("most", [0.8, 1.2])
+@pytest.mark.parametrize("seed", range(4))
+def test_plans_that_would_leave_no_answers_are_none(seed, most):
+    changes = [[-abs(change) for change in row] for row in drawn(seed, most)]
+    search = program(1.05, changes, seed)
+    (found,) = mip.solve(search.problem)
+    check_totals(search, found)
+    assert AnswerLengths(changes).ratio(found.chosen) >= 0.25 - 1e-9
+    assert found.quality_loss == pytest.approx(best_by_definition(search, 1.05, changes), abs=1e-9)
+
+
 def test_lengths_change_the_plan():
     """With answers as long as the parent's it is the throughput that counts; longer ones must be paid in speed."""
     plain = mip.solve(program(1.3, None).problem)[0]
@@ -106,6 +117,7 @@ def test_refinement_keeps_the_length_of_the_plan(tmp_path):
     assert len(set(zip(found.deployed[0], found.levels[0]))) == len(found.deployed[0]) and len(others) == 1
     assert best.proven and found.problem.option_that_holds(0, best.chosen) is not None
     record = plan_record(library(), found, [best], [], {"solver": "mip", "seconds": 0.1})
+    assert record["optimality"]["deployments_and_batches_tried"] == [len(set(found.deployed[0]))]
     (row,) = record["predicted"]
     assert row["requests_over_parent"] == pytest.approx(row["speedup"] / row["answer_length"])
     assert row["requests_over_parent"] >= 1.05 * (1 - 1e-6)

@@ -35,6 +35,9 @@ def test_bad_solver_settings_are_refused(bad, message):
         ({"limits": Budget(latency_seconds=1.0)}, r"\['latency_seconds'\] depend on a deployment"),
         ({"limits": Budget(memory_gib=1.0)}, r"\['memory_gib'\] depend on a deployment"),
         ({"sweep": [1.1, 0.0]}, "sweep: Budget: throughput_over_parent must be positive"),
+        ({"targets": [replace(TARGET, efforts={"low": 1.0})]}, "are of requests_over_parent, which the budget lacks"),
+        ({"targets": [replace(TARGET, efforts={"hgih": 1.0})]}, r"Efforts \['hgih'\] were given; allowed are"),
+        ({"lengths_by": "far"}, "lengths_by: far is of requests_over_parent, which no budget has"),
         ({"sweep": [math.nan]}, "sweep: Budget: throughput_over_parent must be a finite number"),
     ],
 )

@@ -17,6 +17,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable
+from functools import cache
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -68,10 +69,10 @@ def schema() -> Callable[[dict[str, Any]], dict[str, Any]]:
 KINDS = {"symbolic": symbolic, "schema": schema}
 
 
-def reply_to(job: dict[str, Any], graders: dict[str, Callable[[dict[str, Any]], dict[str, Any]]]) -> dict[str, Any]:
+def reply_to(job: dict[str, Any], grader: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
     """Return the result of a job, or why there is none."""
     try:
-        return graders[job["kind"]](job)
+        return grader(job)
     except MemoryError:
         return {"failed": f"it needs more than {MEMORY_BYTES >> 30} GiB"}
     except RecursionError:
@@ -90,26 +91,34 @@ def reply_to(job: dict[str, Any], graders: dict[str, Callable[[dict[str, Any]], 
 
 
 def main(descriptor: int) -> None:
-    """Answer jobs until the other end is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    """Answer jobs of all kinds until the other end is closed."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     os.environ.clear()
+    answer_jobs(descriptor, cache(lambda kind: KINDS[kind]()))
+
+
+def answer_jobs(descriptor: int, grader_of: Callable[[str], Callable[[dict[str, Any]], dict[str, Any]]]) -> None:
+    """Answer jobs until the other end is closed; the kernel ends one that takes longer than its `seconds`.
+
+    Args:
+        descriptor: of the connection.
+        grader_of: the grader of a kind of jobs; may take time to load.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     connection = Connection(descriptor)
-    graders: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {}
     while True:
         try:
             job = json.loads(connection.recv_bytes())
         except (EOFError, ConnectionError):
             return
-        if job["kind"] not in graders:
-            graders[job["kind"]] = KINDS[job["kind"]]()
+        grader = grader_of(job["kind"])
         used = resource.getrusage(resource.RUSAGE_SELF)
         limit = int(used.ru_utime + used.ru_stime + job["seconds"]) + 2
         resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
         connection.send_bytes(b'{"begun": true}')
-        connection.send_bytes(json.dumps(reply_to(job, graders)).encode())
+        connection.send_bytes(json.dumps(reply_to(job, grader)).encode())
 
 
 if __name__ == "__main__":

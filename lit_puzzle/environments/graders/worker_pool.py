@@ -24,12 +24,15 @@ from typing import Any
 from lit_puzzle.environments.graders import grading_worker
 
 SECONDS = 5.0  # of a job, from when its library is loaded
-START_SECONDS = 60.0  # to start and to load the library
+START_SECONDS = 300.0  # to start and to load the library, on a busy machine
 LIBRARIES = {
     "symbolic": ("math_verify", "math-verify"),
     "schema": ("jsonschema", "jsonschema"),
     "language": ("langdetect", "langdetect"),
 }
+
+GRADERS = ("-P", str(Path(grading_worker.__file__)))  # -P: the folder of the file, which Python would search first,
+# has modules of its own
 
 _idle: dict[int, list["_Worker"]] = {}  # of each process, so that a forked one starts its own
 
@@ -50,20 +53,28 @@ def cores() -> int:
     return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def run_jobs(jobs: Sequence[dict[str, Any]], seconds: float | None = None) -> list[dict[str, Any]]:
+def run_jobs(
+    jobs: Sequence[dict[str, Any]],
+    seconds: float | None = None,
+    program: tuple[str, ...] = GRADERS,
+    workers: int | None = None,
+) -> list[dict[str, Any]]:
     """Return the reply to each job, in order.
 
     Args:
         jobs: see `grading_worker`; each is sent as JSON.
         seconds: of wall clock that a job may take; None: `SECONDS`.
+        program: arguments of Python for a process that answers jobs; the number of its connection is added.
+        workers: processes at a time; None: one for each core.
     """
     limit = SECONDS if seconds is None else seconds
+    workers = workers or cores()
     replies: list[dict[str, Any]] = [{} for _ in jobs]
     waiting = list(range(len(jobs)))[::-1]
     at_work: dict[Connection, _Worker] = {}
     while waiting or at_work:
-        while waiting and len(at_work) < cores():
-            worker = _take()
+        while waiting and len(at_work) < workers:
+            worker = _take(program)
             number = waiting.pop()
             worker.begin(number, jobs[number] | {"seconds": limit})
             at_work[worker.connection] = worker
@@ -80,10 +91,10 @@ def run_jobs(jobs: Sequence[dict[str, Any]], seconds: float | None = None) -> li
 class _Worker:
     """A worker process and the job that it is at."""
 
-    def __init__(self) -> None:
+    def __init__(self, program: tuple[str, ...]) -> None:
+        self.program = program
         self.connection, other = Pipe()
-        # -P: the folder of the file, which Python would search first, has modules of its own.
-        command = [sys.executable, "-P", str(Path(grading_worker.__file__)), str(other.fileno())]
+        command = [sys.executable, *program, str(other.fileno())]
         nothing = subprocess.DEVNULL
         self._process = subprocess.Popen(
             command, pass_fds=[other.fileno()], stdin=nothing, stdout=nothing, stderr=nothing
@@ -130,14 +141,14 @@ class _Worker:
         return self._process.wait()
 
 
-def _take() -> _Worker:
+def _take(program: tuple[str, ...]) -> _Worker:
     idle = _idle.setdefault(os.getpid(), [])
-    while idle:
-        worker = idle.pop()
+    for worker in [one for one in idle if one.program == program]:
+        idle.remove(worker)
         if worker.alive():
             return worker
         worker.close()
-    return _Worker()
+    return _Worker(program)
 
 
 @atexit.register

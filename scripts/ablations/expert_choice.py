@@ -3,13 +3,13 @@
     python scripts/ablations/expert_choice.py [--parent DIR] [--seeds 0 1 2] [--rankings NAME ...]
         [--distilled NAME ...] [--part 0/1] [--folder runs/expert_choice]
 
-For every seed of the calibration prompts (128 of them, the same for all scores): the importance scores, their libraries
-(a quarter, a half, three quarters of the experts; no windows) and replace-1 KL; then for every score two children with
-half of the parent's experts: `uniform`, half in every layer, and `searched`, the plan of least summed KL with as many
-parameters. `best_of` has the sets of its scores side by side and takes, per layer and number, that of the lower KL.
-Measured are KL to the parent on documents that were held out and accuracy, mean of three efforts with 128 problems
-each; for the `--distilled` scores also after 25 updates of distillation. Printed: the means over the seeds with the
-standard error of the difference from leave-one-out (paired by seed), and a JSON line.
+For every seed, of the 128 calibration prompts (the same for all scores) and of distillation: the importance scores,
+their libraries (a quarter, a half, three quarters of the experts; no windows) and replace-1 KL; then for every score
+two children with half of the parent's experts: `uniform`, half in every layer, and `searched`, the plan of least summed
+KL with as many parameters. `best_of` has the sets of its scores side by side and takes, per layer and number, that of
+the lower KL. Measured are KL to the parent on documents that were held out and accuracy, mean of three efforts with 128
+problems each; for the `--distilled` scores also after 25 updates of distillation. Printed: the means over the seeds
+with the standard error of the difference from leave-one-out (paired by seed), and a JSON line.
 
 `--part 1/2` takes every second seed, for a process beside this one; a run without it prints. Resumable.
 """
@@ -27,12 +27,13 @@ from lit_puzzle.cli import run
 from lit_puzzle.model.layout import count_parameters
 from lit_puzzle.run.files import read_json
 from lit_puzzle.run.folder import is_complete
+from lit_puzzle.spec import Plan
 
 METHODS = {"leave_one_out": "LeaveOneOut", "reap": "Reap", "frequency": "Frequency"}
 GEOMETRIC = ("leave_one_out", "final_kl")
 BEST_OF = ("geometric_mean", "leave_one_out", "frequency")
 RANKINGS = (*METHODS, "final_kl", "geometric_mean", "best_of")
-STEPS = 25
+STEPS, PLAN = 25, Path("search/plan.json")
 TARGET = (
     "[{scenario: {gpu: cpu, num_gpus: 1, prompt_tokens: 96, generated_tokens: 48, kv_dtype: bfloat16, expert_dtype: "
     "bfloat16}, budget: {}}]"
@@ -103,7 +104,7 @@ class Choice:
         return library, score
 
     def child(self, seed: int, ranking: str, plan: str) -> Path:
-        """Make a child; return the folder of its plan and measurements."""
+        """Make a child; return the folder of its plan and measurements: an earlier ranking's, if that has this plan."""
         place = self.folder / f"seed{seed}" / f"{plan}_{ranking}"
         library, score = self.scores(seed, ranking)
         words = [f"--library={library}", f"--scores={score}", f"--constraints.targets={TARGET}"]
@@ -111,6 +112,10 @@ class Choice:
         words += [f"--constraints.limits.total_parameters={self.half()}"]
         words += ["--space.uniform_experts=true"] if plan == "uniform" else []
         stage("search", place / "search", *words)
+        for earlier in RANKINGS[: RANKINGS.index(ranking)]:
+            other = place.with_name(f"{plan}_{earlier}")
+            if is_complete(other / "assemble") and Plan.load(other / PLAN) == Plan.load(place / PLAN):
+                return other
         stage("assemble", place / "assemble", f"--parent={self.parent}", f"--plan={place}/search/plan.json")
         return place
 
@@ -119,7 +124,7 @@ class Choice:
         config = read_json(self.parent / "config.json")
         return count_parameters(config | {"num_local_experts": self.experts // 2})
 
-    def measure(self, place: Path, distilled: bool) -> dict[str, float]:
+    def measure(self, place: Path, distilled: bool, seed: int) -> dict[str, float]:
         """Return KL and accuracy of the child in a folder, and with `distilled` those after a short distillation."""
         children, found = {"before": place / "assemble" / "child"}, {}
         parent = f"--parent={self.parent}"
@@ -127,7 +132,8 @@ class Choice:
             words = [f"--model.init_args.child={children['before']}", f"--model.init_args.parent={self.parent}"]
             words += [f"--data.init_args.documents={self.documents}", f"--trainer.max_steps={STEPS}"]
             words += ["--trainer.val_check_interval=1000", "--trainer.limit_val_batches=0", "--trainer.callbacks=null"]
-            stage("distill", place / "distill", *words, "--model.init_args.evaluation.prompts_per_effort=2")
+            words += [f"--seed_everything={seed}", "--model.init_args.evaluation.prompts_per_effort=2"]
+            stage("distill", place / "distill", *words)
             children["after"] = place / "distill" / "child"
         for when, child in children.items():
             where = (f"--checkpoint={child}", parent, f"--documents={self.documents}")
@@ -178,7 +184,9 @@ def main() -> None:
         found = [
             {
                 ranking: {
-                    plan: choice.measure(choice.child(seed, ranking, plan), distilling and ranking in given.distilled)
+                    plan: choice.measure(
+                        choice.child(seed, ranking, plan), distilling and ranking in given.distilled, seed
+                    )
                     for plan in ("uniform", "searched")
                 }
                 for ranking in given.rankings

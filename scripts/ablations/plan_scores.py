@@ -100,8 +100,8 @@ def searched_plans(folder: Path) -> dict[str, Plan]:
     return plans
 
 
-def measure(folder: Path, plan: Plan, documents: Path, distilled: bool) -> dict[str, float]:
-    """Return KL and errors of a plan's child, and with `distilled` those after a short distillation."""
+def measure(folder: Path, plan: Plan, documents: Path, distilled: bool, seed: int) -> dict[str, float]:
+    """Return KL and errors of a plan's child, and with `distilled` those after a short distillation with this seed."""
     folder.mkdir(parents=True, exist_ok=True)
     plan.save(folder / "plan.json")
     stage("assemble", folder / "assemble", f"--plan={folder}/plan.json")
@@ -110,7 +110,8 @@ def measure(folder: Path, plan: Plan, documents: Path, distilled: bool) -> dict[
     if distilled:
         words = [f"--model.init_args.child={children['before']}", f"--data.init_args.documents={documents}"]
         words += [f"--trainer.max_steps={STEPS}", "--trainer.val_check_interval=1000", "--trainer.limit_val_batches=0"]
-        words += ["--model.init_args.evaluation.prompts_per_effort=16", "--trainer.callbacks=null"]
+        words += ["--model.init_args.evaluation.prompts_per_effort=2", "--trainer.callbacks=null"]
+        words += [f"--seed_everything={seed}"]
         stage("distill", folder / "distill", *words)
         children["after"] = folder / "distill" / "child"
     for when, child in children.items():
@@ -193,7 +194,7 @@ def main() -> None:
         names += [drawn] if drawn not in names else []
     written = documents(given.folder, given.seed)
     rows = [
-        measure(given.folder / f"plan{place:02}", library.plan(drawn), written, place < given.distilled)
+        measure(given.folder / f"plan{place:02}", library.plan(drawn), written, place < given.distilled, given.seed)
         for place, drawn in enumerate(names)
         if place % parts == own
     ]
@@ -203,7 +204,7 @@ def main() -> None:
         return
     searched = searched_plans(given.folder)
     best = {
-        name: measure(given.folder / f"searched{place}", plan, written, given.distilled > 0)
+        name: measure(given.folder / f"searched{place}", plan, written, given.distilled > 0, given.seed)
         for place, (name, plan) in enumerate(searched.items())
         if place % parts == own
     }

@@ -1,15 +1,19 @@
 """Which plan is best after recovery: objectives, scores and uniform plans, before and after a short distillation.
 
-    python scripts/ablations/recovered_plans.py [--seeds 0 1 2] [--rows NAME ...] [--windows] [--folder runs/recovered]
+    python scripts/ablations/recovered_plans.py [--seeds 0 1 2] [--rows NAME ...] [--windows] [--clipped]
+        [--folder runs/recovered]
 
-For every seed (of calibration, scores, problems that blocks are scored on): importance, library, scores; for every row
-below the plan of `recipes/search.yaml`, its child, and the child after 25 updates of distillation on documents that are
-the same for all. Printed: predicted speed-up and requests, KL to the parent on held-out documents, errors and tokens of
-an answer over the parent's, 128 problems at each of three efforts; means over seeds and, in brackets, each seed's. The
-requests after recovery are the predicted speed-up over the measured length ratio.
+For every seed (of calibration, scores, problems that blocks are scored on, distillation): importance, library, scores;
+for every row below the plan of `recipes/search.yaml`, its child, and the child after 25 updates of distillation on
+documents that are the same for all. "1.15M parameters" has as many as "uniform experts" at most. Printed: predicted
+speed-up and requests, KL to the parent on held-out documents, errors and tokens of an answer over the parent's, 128
+problems at each of three efforts; means over seeds and, in brackets, each seed's. The requests after recovery are the
+predicted speed-up over the measured length ratio.
 
 `--windows` scores windows after recovery: the parent with one window, before and after 25 updates. Printed is how the
-order of the six windows changes, and the plan of the search with these drops in place of the usual ones. Resumable.
+order of the six windows changes, and the plan of the search with these drops in place of the usual ones.
+
+`--clipped` searches for requests with and without the gains of blocks that shorten answers. Resumable.
 """
 
 import argparse
@@ -28,9 +32,11 @@ from lit_puzzle.scoring.scores import Measurement, Scores
 from lit_puzzle.spec import Plan
 
 SCENARIO = "gpu: cpu, num_gpus: 1, prompt_tokens: 96, generated_tokens: 48, kv_dtype: bfloat16, expert_dtype: bfloat16"
+REQUESTS = "--constraints.targets=[{{scenario: {{{}}}, budget: {{requests_over_parent: {}}}}}]"
 ROWS: dict[str, list[str]] = {
     "throughput 1.06 (the recipe)": [],
-    "requests 1.02": [f"--constraints.targets=[{{scenario: {{{SCENARIO}}}, budget: {{requests_over_parent: 1.02}}}}]"],
+    "requests 1.02": [REQUESTS.format(SCENARIO, 1.02)],
+    "1.15M parameters": ["--constraints.limits.total_parameters=1150000"],
     "experts by hidden_mse": ["--objective.metric=hidden_mse"],
     "experts by mean_rank": ["--objective.metric=mean_rank"],
     "uniform experts, windows searched": ["--space.uniform_experts=true"],
@@ -53,11 +59,31 @@ def short(plan: Plan) -> str:
     )
 
 
-def one_row(folder: Path, name: str, place: Path, written: Path, parent: dict[str, float]) -> dict[str, object]:
+def clip(folder: Path) -> None:
+    """Print the plans for requests where blocks that shorten answers count as such, and where as none that does."""
+    scores, file = Scores.load(folder / "score"), folder / "scores_clipped.json"
+    entries = {
+        key: {name: Measurement(max(0.0, one.mean)) if "/tokens/" in name else one for name, one in metrics.items()}
+        for key, metrics in scores.entries.items()
+    }
+    file.write_text(json.dumps(replace(scores, entries=entries).to_json()))
+    for budget in (1.0, 1.02):
+        for what, source in (("as measured", folder / "score"), ("clipped", file)):
+            try:
+                place = folder / f"search_{budget}_{what[:2]}"
+                found = short(searched(folder, source, place, REQUESTS.format(SCENARIO, budget))[0])
+            except SystemExit:
+                found = "no plan"
+            print(f"| {budget} | {what} | {found} |")
+
+
+def one_row(
+    folder: Path, name: str, place: Path, written: Path, parent: dict[str, float], seed: int
+) -> dict[str, object]:
     """Return what the plan of a row measures."""
     plan, speedup = searched(folder, folder / "score", place / "search", *ROWS[name])
     found: dict[str, object] = {"plan": short(plan), "speed-up": speedup}
-    measured = measure(place, plan, written, True)
+    measured = measure(place, plan, written, True, seed)
     own = sum(parent[f"tokens/{effort}"] for effort in EFFORTS)
     for when in ("before", "after"):
         found |= {f"{what} {when}": measured[f"{what} {when}"] for what in ("KL", "errors")}
@@ -74,7 +100,7 @@ def windows(folder: Path, seed: int, written: Path, parent: dict[str, float]) ->
     entries = dict(scores.entries)
     for layer, window in names:
         chosen = [window if place == layer else row[0].name for place, row in enumerate(library.layers)]
-        found[f"{layer} {window}"] = measure(folder / f"{layer},{window}", library.plan(chosen), written, True)
+        found[f"{layer} {window}"] = measure(folder / f"{layer},{window}", library.plan(chosen), written, True, seed)
         drop = found[f"{layer} {window}"]["errors after"] - (1 - parent["accuracy"])
         entries[layer, window] = dict(entries[layer, window]) | {"long_context": Measurement(drop)}
     again = folder / "scores_recovered.json"
@@ -85,7 +111,7 @@ def windows(folder: Path, seed: int, written: Path, parent: dict[str, float]) ->
     drops = [scores.entries[key]["long_context"].mean for key in names]
     after = [row["errors after"] for row in found.values()]
     rank = float(spearmanr(drops, after).statistic)
-    best = measure(folder / "row_recovered", plan, written, True)
+    best = measure(folder / "row_recovered", plan, written, True, seed)
     result = {"rank correlation": rank, "plan": short(usual), "plan by recovered": short(plan)}
     return result | {"errors after": best["errors after"], "KL after": best["KL after"], "rows": found, "drops": drops}
 
@@ -100,6 +126,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="*", default=list(ROWS))
     parser.add_argument("--windows", action="store_true")
+    parser.add_argument("--clipped", action="store_true")
     parser.add_argument("--folder", type=Path, default=Path("runs/recovered"))
     given = parser.parse_args()
     written = documents(given.folder, 0)
@@ -112,7 +139,9 @@ def main() -> None:
         folder = given.folder / f"seed{seed}"
         prepare(folder, seed)
         for name in given.rows:
-            found[name].append(one_row(folder, name, folder / f"row{list(ROWS).index(name)}", written, parent))
+            found[name].append(one_row(folder, name, folder / f"row{list(ROWS).index(name)}", written, parent, seed))
+        if given.clipped:
+            clip(folder)
         studied += [windows(folder, seed, written, parent)] if given.windows else []
     for name, rows in found.items():
         print(f"| {name} | {'; '.join(str(row['plan']) for row in rows)} |")

@@ -7,7 +7,7 @@ Memory: a batch of rows. Rows are limited (`lit_puzzle.run.json_lines`), whateve
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,19 @@ def parquet_size(path: Path) -> tuple[int, int]:
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path} cannot be read as Parquet: {_line(error)}") from error
     return stated.num_rows, sum(stated.row_group(number).total_byte_size for number in range(stated.num_row_groups))
+
+
+def distinct_rows(path: Path, columns: Sequence[str]) -> int:
+    """Return how many rows of a Parquet file differ in some of its columns; only these are read.
+
+    Raises:
+        ValueError: it is no Parquet file, or has no such columns.
+    """
+    try:
+        table = parquet.read_table(path, columns=list(columns))
+        return int(table.group_by(list(columns)).aggregate([]).num_rows)
+    except (pyarrow.ArrowException, KeyError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as Parquet: {_line(error)}") from error
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:

@@ -23,7 +23,7 @@ from scipy.stats import DegenerateDataWarning, bootstrap  # type: ignore[import-
 
 from lit_puzzle.environments.environment import LEVELS
 from lit_puzzle.environments.episodes import Episode
-from lit_puzzle.report.request_rates import Model, Setting
+from lit_puzzle.report.request_rates import RESAMPLES_AT_A_TIME, Model, Setting
 
 Sums = NDArray[np.float64]
 Numbers = Mapping[str, float]
@@ -132,7 +132,7 @@ def intervals(
             drawn,
             statistic,
             n_resamples=resamples,
-            batch=1000,
+            batch=RESAMPLES_AT_A_TIME,
             vectorized=True,
             confidence_level=confidence,
             method="percentile",

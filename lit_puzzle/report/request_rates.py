@@ -20,6 +20,8 @@ from dataclasses import dataclass
 
 from lit_puzzle.report.envelope import Point, cost_at, frontier
 
+RESAMPLES_AT_A_TIME = 1000  # of the bootstrap of these numbers
+
 
 @dataclass(frozen=True)
 class Setting:

@@ -1,5 +1,6 @@
 """The plan of `frontier` reads how many rows two evaluations have."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,14 @@ def test_plan_grows_with_rows_and_with_the_characters_that_files_state(tmp_path:
     few, many, long = sizes
     assert many - few > 2 * 990 * BYTES_OF_A_ROW
     assert long - many > 2 * 1000 * 9_000  # both files' texts
+
+
+def test_plan_grows_with_prompts_not_with_samples_of_them(tmp_path: Path) -> None:
+    for name, problems in (("prompts", 1000), ("samples", 10)):
+        (tmp_path / name).mkdir()
+        given = [replace(row, problem=row.problem % problems) for row in rows(1000, 10)]
+        write_rows(tmp_path / name / EPISODES_FILE, given)
+    assert planned(tmp_path / "prompts") > 24 * 1000 * 1000 > 4 * planned(tmp_path / "samples")
 
 
 def test_file_that_is_no_table_is_named(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -53,7 +53,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Retry-After-Ms", "1")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        with suppress(BrokenPipeError):  # whoever did not wait for it
+            self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:
         pass

@@ -209,12 +209,16 @@ class VLLMEngine:
     def _death_explained(self, doing: str) -> Iterator[None]:
         """Raise ValueError where the engine's death ends what it was doing."""
         from vllm.v1.engine.exceptions import EngineDeadError
-        from zmq import ZMQError
 
+        core = self.model.llm_engine.engine_core
         try:
             yield
-        except (EngineDeadError, ZMQError) as error:  # the second: vLLM closed its connection before a message was sent
-            self.model.llm_engine.engine_core.shutdown()  # now, so that its messages do not bury the error
+        except Exception as error:
+            resources = getattr(core, "resources", None)  # none where the engine runs in this process
+            closed = resources is not None and resources.engine_dead  # before a message was sent: an error of sockets
+            if not isinstance(error, EngineDeadError) and not closed:
+                raise
+            core.shutdown()  # now, so that its messages do not bury the error
             raise ValueError(
                 f"vLLM's engine died while it {doing}: one of its processes was killed, most often for want of "
                 "memory, or failed for the reason in its log above. Free memory, or lower max_new_tokens or "

@@ -9,8 +9,10 @@ connection of a third one closes between two requests; a fourth gets a KV cache 
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from threading import Timer
+from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
@@ -45,7 +47,9 @@ def main(checkpoint: str, errors_path: str) -> None:
     Timer(1.0, main_process().kill).start()
     errors.append(error_of(lambda: engine.read_folder(Path(checkpoint))))
     engine = load_vllm(Path(checkpoint), settings, options)
-    engine.model.llm_engine.engine_core.input_socket.close()  # what vLLM does when it notices a death
+    core: Any = engine.model.llm_engine.engine_core
+    core.ensure_alive = partial(setattr, core.resources, "engine_dead", True)  # the death is noticed after this check
+    core.input_socket.close()
     errors.append(error_of(lambda: engine.generate([[5]], Sampling(4))))
     errors.append(error_of(lambda: load_vllm(Path(checkpoint), settings, small)))
     Path(errors_path).write_text(json.dumps(errors))

@@ -1,6 +1,7 @@
 """long_tables.py: exact lengths, the short problem's answer and solution, other letters between, refusals."""
 
 import random
+from typing import Literal
 
 import pytest
 
@@ -54,8 +55,10 @@ def test_a_table_that_does_not_fit_and_no_length_are_refused() -> None:
         LongTable(Sorting(), 0)
 
 
-def test_windows_can_be_scored_on_them() -> None:
+@pytest.mark.parametrize(("mode", "lengths"), [("generated", {395, 396}), ("teacher_forced", {313, 314})])
+def test_windows_can_be_scored_on_them(mode: Literal["generated", "teacher_forced"], lengths: set[int]) -> None:
+    """Prompts of 300 tokens, or one less, and behind them 96 tokens, or the 14 of the reference."""
     problems = LongContextProblems([LongTable(Chains(), 300)], context_tokens=300, problems_per_effort=3)
-    accuracy = LongContextAccuracy(problems, Grading(mode="teacher_forced"), Sampling(96))
+    accuracy = LongContextAccuracy(problems, Grading(mode), Sampling(96))
     tokens = accuracy.tokens(TOKENIZER, accuracy.items(TOKENIZER))
-    assert len(tokens) == 3 and set(tokens) <= {395, 396}
+    assert len(tokens) == 3 and set(tokens) <= lengths

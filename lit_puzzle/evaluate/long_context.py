@@ -135,13 +135,20 @@ class LongContextAccuracy:
 
     def tokens(self, tokenizer: PreTrainedTokenizerBase, items: Sequence[PromptAtEffort]) -> list[int]:
         """Return the most tokens that prompt and completion of each item have."""
-        prompts = [token_ids(tokenizer, render_prompt(tokenizer, problem, effort)) for problem, effort in items]
-        return [len(ids) + new for ids, new in zip(prompts, self._new_tokens(tokenizer, items), strict=True)]
+        return self._lengths(*self._rendered(tokenizer, items))
 
-    def _new_tokens(self, tokenizer: PreTrainedTokenizerBase, items: Sequence[PromptAtEffort]) -> list[int]:
-        if self.grading.mode == "generated":
-            return [self.sampling.max_new_tokens] * len(items)
-        return [len(given) + len(graded) for given, graded in self._references(tokenizer, items)]
+    def _rendered(
+        self, tokenizer: PreTrainedTokenizerBase, items: Sequence[PromptAtEffort]
+    ) -> tuple[list[list[int]], list[tuple[list[int], list[int]]]]:
+        """Return the tokens of each prompt, and its reference (`_references`) where answers are teacher-forced."""
+        references = self._references(tokenizer, items) if self.grading.mode == "teacher_forced" else []
+        prompts = [token_ids(tokenizer, render_prompt(tokenizer, problem, effort)) for problem, effort in items]
+        return prompts, references
+
+    def _lengths(self, prompts: list[list[int]], references: list[tuple[list[int], list[int]]]) -> list[int]:
+        forced = [len(given) + len(graded) for given, graded in references]
+        new = forced or [self.sampling.max_new_tokens] * len(prompts)
+        return [len(ids) + more for ids, more in zip(prompts, new, strict=True)]
 
     def _texts(self, tokenizer: PreTrainedTokenizerBase, task: TextTask, count: int) -> list[Problem]:
         """Return problems of one task of the wanted length, their needles stepping evenly through all depths."""
@@ -176,11 +183,10 @@ class LongContextAccuracy:
     ) -> dict[str, list[float]]:
         """Return `score` of each item as `scores` does; of generated completions also `tokens`, `cut` and `looping`."""
         grading = self.grading
-        self._check_context(policy, max(self.tokens(tokenizer, items), default=0))
+        prompts, references = self._rendered(tokenizer, items)
+        self._check_context(policy, max(self._lengths(prompts, references), default=0))
         if grading.mode == "generated":
             return self.values_by_engine(TransformersEngine(policy, tokenizer, self.batch_size), tokenizer, items)
-        prompts = [token_ids(tokenizer, render_prompt(tokenizer, problem, effort)) for problem, effort in items]
-        references = self._references(tokenizer, items)
         forced = [(prompt + head, tail) for prompt, (head, tail) in zip(prompts, references, strict=True)]
         hits = teacher_forced_hits(policy, tokenizer, forced, self.batch_size)
         return {"score": [float(all(hit)) if grading.credit == "exact" else sum(hit) / len(hit) for hit in hits]}

@@ -54,7 +54,8 @@ from lit_puzzle.model.chat import fix_date
 from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.model.opening import load_config, load_tokenizer
 from lit_puzzle.run.folder import require_input
-from lit_puzzle.run.inputs import Identity, run_date
+from lit_puzzle.run.identity import Identity
+from lit_puzzle.run.inputs import run_date
 from lit_puzzle.training.best_weights import load_best
 from lit_puzzle.training.finite import check_weights
 from lit_puzzle.training.load_child import load_child, reload_child

@@ -56,7 +56,8 @@ from lit_puzzle.rl.rewards import Weighted, build_rewards, length_rewards
 from lit_puzzle.rl.settings import ExtraReward, GRPOSettings, RewardSettings
 from lit_puzzle.rl.vllm_rollouts import VLLMRollouts, start_rollouts
 from lit_puzzle.run.folder import require_input
-from lit_puzzle.run.inputs import Identity, file_identity, run_date
+from lit_puzzle.run.identity import Identity, file_identity
+from lit_puzzle.run.inputs import run_date
 from lit_puzzle.training.best_weights import load_best
 from lit_puzzle.training.finite import check_loss, check_weights
 from lit_puzzle.training.load_child import load_child, reload_child

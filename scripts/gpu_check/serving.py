@@ -2,13 +2,13 @@
 
 config.json is all there is: `lit_puzzle.serve.vllm.random_weights` draws MXFP4 experts and the rest on the card, so no
 disk is needed and the speed is that of the architecture. vLLM's plain CUDA graphs, FP8 KV cache, one engine after the
-other. For each: the KV cache that vLLM made of the memory, then for batches and lengths
+other. For each: the KV cache that vLLM made of the memory, and
 
-    read      requests answered with one token: `batch x prompt tokens / seconds`
-    step      (seconds of 1 + n tokens - seconds of one) / n, the same requests, nothing cached between them
+    read      prompt tokens a second of requests answered with one token
+    step      (seconds of all tokens - seconds of an eighth of them) / the tokens between, the same number of requests
 
-beside the cost model's `step` and `read` for the same card; last, whole requests, as the `throughput` stage counts.
-Random weights choose all experts equally often and answer nothing: lengths and accuracy are not in it.
+beside the cost model's for the same card. Requests are sent at once, their prompts random and never cached. Random
+weights choose all experts equally often and answer nothing: lengths and accuracy are not in it.
 """
 
 import json
@@ -32,17 +32,17 @@ from lit_puzzle.costs.cost_model import CostModel
 from lit_puzzle.costs.gpus import gpus
 from lit_puzzle.costs.model_shape import ModelShape
 from lit_puzzle.costs.serving import Deployment, parent_blocks
-from lit_puzzle.serve.vllm.measured import EXECUTION
+from lit_puzzle.serve.vllm.measured import EXECUTION, VARIABLES
 from lit_puzzle.serve.vllm.turns import RANDOM_WEIGHTS, TurnsEngine
 from lit_puzzle.spec import Scenario
 
 HALVED = {15, 17, 19, *range(21, 36)}  # layers of 64 experts in place of 128
 WINDOWED = {3, 5, 21, 23, 27, 31, 33, 35}  # layers with a window of 8192 in place of full attention
 Workload = tuple[int, int, int]  # requests, prompt tokens, generated tokens
-STEPS: list[Workload] = [(1, 4096, 128), (16, 4096, 128), (64, 4096, 128), (4, 32768, 64)]
-REQUESTS: list[Workload] = [(64, 1024, 1024), (128, 1024, 1024)]
-WARM_TOKENS = 64
-SMALL: tuple[list[Workload], list[Workload]] = ([(2, 48, 4)], [(2, 32, 8)])
+READ: Workload = (16, 4096, 1)
+REQUESTS: list[Workload] = [(64, 1024, 256), (128, 1024, 256)]
+SMALL: tuple[Workload, list[Workload]] = ((2, 48, 1), [(2, 32, 16)])
+SHORTER = 8  # times fewer tokens
 
 
 def configs(small: bool) -> dict[str, dict[str, Any]]:
@@ -64,16 +64,24 @@ def configs(small: bool) -> dict[str, dict[str, Any]]:
 def work(options: Options) -> Iterator[Row]:
     """Start one engine after the other and time its workloads."""
     python, cuda = interpreter(), options.device == "cuda"
-    steps, requests = SMALL if options.small else (STEPS, REQUESTS)
-    longest = max(prompt + generated for _, prompt, generated in [*steps, *requests])
-    settings: dict[str, Any] = EXECUTION["graphs" if cuda else "eager"] | {
+    read, requests = SMALL if options.small else (READ, REQUESTS)
+    works, sizes = [read, *requests], [batch for batch, _, _ in requests]
+    settings: dict[str, Any] = {
         **{"load_format": RANDOM_WEIGHTS, "dtype": "bfloat16", "kv_cache_dtype": "fp8", "skip_tokenizer_init": True},
-        **{"enable_prefix_caching": False, "max_model_len": longest + 1},
-        "max_num_seqs": max(batch for batch, _, _ in [*steps, *requests]),
+        **{
+            "enable_prefix_caching": False,
+            "max_model_len": max(prompt + generated for _, prompt, generated in works) + 1,
+        },
+        "max_num_seqs": max(batch for batch, _, _ in works),
     }
+    execution = "graphs" if cuda else "eager"
+    settings |= EXECUTION[execution]
+    if cuda:
+        settings["compilation_config"] = settings["compilation_config"] | {"cudagraph_capture_sizes": sizes}
     if not cuda:
         settings |= {"kv_cache_memory_bytes": 2**28}
-    variables = {"PYTHONPATH": ":".join(filter(None, sys.path[1:]))} | ({} if cuda else {"CUDA_VISIBLE_DEVICES": ""})
+    variables = {"PYTHONPATH": ":".join(filter(None, sys.path[1:]))} | VARIABLES[execution]
+    variables |= {} if cuda else {"CUDA_VISIBLE_DEVICES": ""}
     for name, config in configs(options.small).items():
         folder = options.folder / name
         shutil.rmtree(folder, ignore_errors=True)
@@ -84,27 +92,30 @@ def work(options: Options) -> Iterator[Row]:
             engine.wait_until_ready()
             room = engine.step({"do": "capacity"})
             yield {"model": name, "ready after s": round(time.monotonic() - start, 1)} | room
-            engine.step({"do": "timed", "requests": 1, "prompt": steps[-1][1], "generated": 2, "seed": 0})
-            for batch, prompt, generated in steps:
-                base = {"do": "timed", "requests": batch, "prompt": prompt}
-                engine.step(base | {"prompt": min(prompt, WARM_TOKENS), "generated": 2, "seed": 0})  # kernels compiled
-                read = engine.step(base | {"generated": 1, "seed": 1})["wall"]
-                whole = engine.step(base | {"generated": generated + 1, "seed": 2})["wall"]
-                measured = {
-                    "read tokens/s": round(batch * prompt / read),
-                    "step ms": round(1000 * (whole - read) / generated, 3),
-                }
-                row = {"model": name, "batch": batch, "prompt": prompt, "generated": generated} | measured
-                yield row | predicted(config, batch, prompt, generated)
-            for batch, prompt, generated in requests:
-                given = {"do": "timed", "requests": batch, "prompt": prompt, "generated": generated}
-                seconds = engine.step(given | {"seed": 3})["wall"]
-                found = {"seconds": round(seconds, 2), "generated tokens/s": round(batch * generated / seconds, 1)}
-                yield {"model": name, "requests": batch, "prompt": prompt, "generated": generated} | found
+            for batch, prompt, generated in works:
+                given = {"do": "timed", "requests": batch, "prompt": prompt}
+                fewer = max(1, generated // SHORTER)
+                few, seconds = (  # the first time, kernels are compiled
+                    [engine.step(given | {"generated": tokens, "seed": seed})["wall"] for seed in (1, 2)][-1]
+                    for tokens in (fewer, generated)
+                )
+                row = {"model": name, "requests": batch, "prompt": prompt, "generated": generated}
+                if generated == 1:
+                    yield row | {"read tokens/s": round(batch * prompt / seconds)}
+                    continue
+                yield (
+                    row
+                    | {
+                        "seconds": round(seconds, 2),
+                        "generated tokens/s": round(batch * generated / seconds, 1),
+                        "step ms": round(1000 * (seconds - few) / (generated - fewer), 2),
+                    }
+                    | predicted(config, batch, prompt, generated)
+                )
 
 
 def predicted(config: dict[str, Any], batch: int, prompt: int, generated: int) -> Row:
-    """Return the cost model's step and reading speed on this card, of every source of kernel times."""
+    """Return the cost model's step on this card, of every source of kernel times that has such a shape."""
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     gpu = next((name for name in gpus() if name in card), "H100")
     scenario = Scenario(gpu, 1, prompt, generated, batch)
@@ -112,12 +123,10 @@ def predicted(config: dict[str, Any], batch: int, prompt: int, generated: int) -
     for times in sources():
         try:
             costs = CostModel(ModelShape.from_config(config), scenario, times)
-        except ValueError:  # no table of such a shape
+        except ValueError:
             continue
         whole = costs.predict(parent_blocks(config), Deployment(1, 1, 1), batch)
-        read = whole.latency_seconds - generated * whole.step_seconds
         found[f"{times.name}: step ms"] = round(1000 * whole.step_seconds, 3)
-        found[f"{times.name}: read tokens/s"] = round(batch * prompt / read)
     return found
 
 

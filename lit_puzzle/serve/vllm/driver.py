@@ -35,7 +35,7 @@ from torch import Tensor, ones_like
 
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.layout import layer_prefix
-from lit_puzzle.serve.vllm.turns import DONE, RANDOM_WEIGHTS, READY
+from lit_puzzle.serve.vllm.turns import DONE, READY
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process: complete errors, and ten times faster to start
@@ -58,8 +58,6 @@ def take_turns(model: str, settings: dict[str, Any]) -> None:
     """Start an engine, say so, and run one step for each line of standard input."""
     from vllm import LLM
 
-    if settings.get("load_format") == RANDOM_WEIGHTS:
-        import lit_puzzle.serve.vllm.random_weights  # noqa: F401  (registers the load format)
     engine = LLM(model=model, **settings)
     print(READY, flush=True)
     for line in sys.stdin:

@@ -28,6 +28,12 @@ EXECUTION: dict[str, dict[str, Any]] = {
     "graphs": {"compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}},
     "compiled": {},
 }  # of `vllm.LLM`
+OVERLAPPED = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}  # requests are scheduled while the GPU computes, as in a server
+VARIABLES: dict[str, dict[str, str]] = {
+    "eager": {},
+    "graphs": OVERLAPPED,
+    "compiled": OVERLAPPED | {"TORCHDYNAMO_DISABLE": "0"},
+}
 
 
 @dataclass(frozen=True)
@@ -153,9 +159,7 @@ class Measured:
             settings["load_format"] = RANDOM_WEIGHTS
         if self.engines.kv_cache_gib is not None:
             settings["kv_cache_memory_bytes"] = int(self.engines.kv_cache_gib * 2**30)
-        variables = ONE_THREAD if self.engines.clock == "cpu" else {}
-        if self.engines.execution == "compiled":
-            variables = variables | {"TORCHDYNAMO_DISABLE": "0"}
+        variables = VARIABLES[self.engines.execution] | (ONE_THREAD if self.engines.clock == "cpu" else {})
         return TurnsEngine(python, folder.resolve(), settings, run_dir / f"vllm_{name}.log", variables)
 
     def _rounds(self, engines: dict[str, TurnsEngine], batch: int) -> dict[str, list[float]]:

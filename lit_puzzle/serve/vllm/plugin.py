@@ -11,12 +11,13 @@ MODEL = "lit_puzzle.serve.vllm.model:GptOssPuzzleForCausalLM"
 
 
 def register() -> None:
-    """Register configuration, MXFP4 quantization, front-end settings and model."""
+    """Register configuration, MXFP4 quantization, front-end settings, model, and random weights as a load format."""
     from vllm.model_executor.layers.quantization import register_quantization_config
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
     from vllm.model_executor.models.registry import ModelRegistry
 
-    import lit_puzzle.model.gpt_oss  # noqa: F401  (registers the configuration with transformers)
+    import lit_puzzle.model.gpt_oss
+    import lit_puzzle.serve.vllm.random_weights  # noqa: F401  (registers the load format)
     from lit_puzzle.serve.vllm.harmony import PuzzleSettings
     from lit_puzzle.serve.vllm.quantization import MXFP4, PuzzleQuantization
 

@@ -169,12 +169,10 @@ class Capacity:
 
     Attributes:
         blocks: blocks of the pool (`num_gpu_blocks`).
-        block_bytes: bytes of a block.
         requests: maximum concurrency at `max_model_len` tokens per request.
     """
 
     blocks: int
-    block_bytes: int
     requests: float
 
 
@@ -203,7 +201,7 @@ def vllm_capacity(
     needed = sum(
         groups * most_blocks(tokens, window, block_tokens, in_flight_tokens) for window, groups in groups_of(counts)
     )
-    return Capacity(blocks, block_bytes, blocks / needed)
+    return Capacity(blocks, blocks / needed)
 
 
 def vllm_demand(

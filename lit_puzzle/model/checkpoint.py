@@ -24,7 +24,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -149,12 +149,6 @@ class Checkpoint:
         """Return all tensors of a layer by their name inside it (`mlp.router.weight`)."""
         prefix = layer_prefix(layer)
         return {name.removeprefix(prefix): self.read(name) for name in self.tensors if name.startswith(prefix)}
-
-    def outside_layers(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the full names and tensors that belong to no layer: embedding, last norm, head."""
-        for name in self.tensors:
-            if not name.startswith("model.layers."):
-                yield name, self.read(name)
 
     def fingerprint(self) -> str:
         """Return the identity of the checkpoint, see the function `fingerprint`; computed once."""

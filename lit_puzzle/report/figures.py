@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 MARKERS = {"low": "v", "medium": "s", "high": "^"}  # of efforts
 DOTS, MOST_TICKS = 130, 12  # per inch, of PNG files; labels of layers
+MOST_MARKS = 300  # of a curve: more make a band, and an SVG of 100 bytes for each
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,8 @@ def curves(panels: Mapping[str, Sequence[Series]]) -> Draw:
         every = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
         for axes, (name, lines) in zip(every, panels.items(), strict=True):
             for line in lines:
-                axes.plot(*zip(*line.points, strict=True), ".-", color=_color(colors, line.place), label=line.label)
+                form = ".-" if len(line.points) <= MOST_MARKS else "-"
+                axes.plot(*zip(*line.points, strict=True), form, color=_color(colors, line.place), label=line.label)
             axes.set_ylabel(name)
             axes.grid(alpha=0.5)
             axes.legend(ncols=3)

@@ -81,6 +81,12 @@ def find_runs(folders: Sequence[Path], own: Path) -> FoundRuns:
     return FoundRuns(tuple(newest), left_out)
 
 
+def files_in(folders: Sequence[Path], pattern: str) -> list[Path]:
+    """Return the files of a name in folders and at most three levels below, of complete runs or not."""
+    patterns = ["*/" * depth + pattern for depth in range(DEPTH + 1)]
+    return [file for folder in folders for each in patterns for file in folder.glob(each) if file.is_file()]
+
+
 def _ended(run: RunSummary) -> tuple[float, int]:
     """Return when a run ended, in s, by its record or, in one without `ended`, by the file's time; then that, in ns."""
     if run.record is None:

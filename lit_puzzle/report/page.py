@@ -6,6 +6,7 @@ Reads `page.html.jinja`; writes nothing. Needs jinja2; imports no torch.
 from __future__ import annotations
 
 import base64
+import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +38,9 @@ class Picture:
     @classmethod
     def drawn(cls, name: str, says: str, draw: Draw) -> Picture:
         """Draw a picture in every form that the report needs."""
-        return cls(name, says, {colors.scheme: svg(draw, colors) for colors in (LIGHT, DARK)}, png(draw))
+        drawn = cls(name, says, {colors.scheme: svg(draw, colors) for colors in (LIGHT, DARK)}, png(draw))
+        gc.collect()  # figures refer to themselves: else those of many pictures pile up
+        return drawn
 
 
 @dataclass(frozen=True)

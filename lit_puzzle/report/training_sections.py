@@ -6,7 +6,7 @@ Reads metrics.csv and run.json; writes nothing. Imports no torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lit_puzzle.environments.environment import LEVELS
@@ -19,6 +19,9 @@ from lit_puzzle.training.metrics_file import MetricsFile
 METRICS = ("lightning_logs/version_*/metrics.csv", "logs/metrics.csv")  # of Lightning's logger and of ours
 MOST_CURVES = 8
 STATES = ("before", "after")
+REWARD, LOSSES = "train/reward", ("train/loss", "val/loss")  # the first panel has the one or the other
+BY_EFFORT = ("val/accuracy/{}", "val/tokens/{}", "length/{}/mean")
+DRAWN = {REWARD, *LOSSES, *(name.format(effort) for name in BY_EFFORT for effort in LEVELS)}
 
 
 def curves_section(found: FoundRuns) -> Section:
@@ -27,6 +30,7 @@ def curves_section(found: FoundRuns) -> Section:
     drawn: list[tuple[RunSummary, Picture]] = []
     older, damaged = [], []
     for run in found.complete:
+        panels: Mapping[str, Sequence[Series]] = {}  # frees those of the run before
         try:
             panels = _panels(_columns(_metrics_files(run.folder)))
             if panels and len(drawn) < MOST_CURVES:
@@ -53,7 +57,7 @@ Columns = dict[str, list[tuple[float, float]]]  # metric -> (update, value)
 
 
 def _columns(files: Sequence[Path]) -> Columns:
-    """Read files of metrics, more than one where each attempt began its own; the last value of an update counts.
+    """Read what is drawn of files of metrics, several where each attempt began its own; an update's last value counts.
 
     Raises:
         ValueError: a file has something else than numbers.
@@ -62,18 +66,20 @@ def _columns(files: Sequence[Path]) -> Columns:
     for file in files:
         for step, values in MetricsFile(file).rows():
             for name, value in values.items():
-                if math.isfinite(value):
+                if name in DRAWN and math.isfinite(value):
                     found.setdefault(name, {})[step] = value
     return {name: sorted(points.items()) for name, points in found.items()}
 
 
 def _panels(columns: Columns) -> dict[str, list[Series]]:
     """Return the panels that a run has columns for."""
-    reward = ["train/reward"] if "train/reward" in columns else ["train/loss", "val/loss"]
-    tokens = "val/tokens/{}" if "val/tokens/low" in columns or "val/tokens/high" in columns else "length/{}/mean"
+    reward = (REWARD,) if REWARD in columns else LOSSES
+    accuracy, tokens, lengths = BY_EFFORT
+    if not {tokens.format("low"), tokens.format("high")} & columns.keys():
+        tokens = lengths
     panels = {
-        "reward" if reward == ["train/reward"] else "loss": [(name, name, place) for place, name in enumerate(reward)],
-        "accuracy": [(effort, f"val/accuracy/{effort}", 1 + place) for place, effort in enumerate(LEVELS)],
+        "reward" if REWARD in reward else "loss": [(name, name, place) for place, name in enumerate(reward)],
+        "accuracy": [(effort, accuracy.format(effort), 1 + place) for place, effort in enumerate(LEVELS)],
         "tokens": [(effort, tokens.format(effort), 1 + place) for place, effort in enumerate(LEVELS)],
     }
     drawn = {

@@ -4,7 +4,6 @@ A run writes `config.yaml` (the resolved recipe, first) and `run.json` (last, at
 incomplete, and the same command resumes it. How a command takes a folder: `lit_puzzle.run.open_run`.
 """
 
-import zipfile
 from pathlib import Path
 
 from lit_puzzle.run.recipe import recipe_that_makes
@@ -84,17 +83,3 @@ def _of_older_version(names: tuple[str, ...], path: Path) -> str:
 def _how_to_make(path: Path) -> str:
     maker = recipe_that_makes(path)
     return f" Make it with: lightning run {maker}" if maker else ""
-
-
-def newest_checkpoint(run_dir: Path) -> Path | None:
-    """Return the newest complete training checkpoint in `run_dir/checkpoints`, or None.
-
-    A sharded checkpoint (a folder) is complete if it has `meta.pt`; a single file if its zip directory, which is
-    written last, is readable.
-    """
-    found = [path for path in (run_dir / "checkpoints").glob("*.ckpt") if _checkpoint_is_complete(path)]
-    return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
-
-
-def _checkpoint_is_complete(path: Path) -> bool:
-    return (path / "meta.pt").is_file() if path.is_dir() else zipfile.is_zipfile(path)

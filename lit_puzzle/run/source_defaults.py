@@ -36,13 +36,11 @@ class Parameter:
             the fields that the default names.
         kinds: dotted names of the classes in its type.
         is_mapping: whether its type is a `dict`, whose values replace each other and are not merged.
-        is_class: whether its kinds are given by `class_path` and `init_args`, not as the fields of a dataclass.
     """
 
     default: Any
     kinds: tuple[str, ...]
     is_mapping: bool
-    is_class: bool
 
 
 @functools.cache
@@ -147,7 +145,7 @@ def _parameter(annotation: ast.expr | None, default: Any, module: str) -> Parame
             is_mapping = True
         elif node is not None:
             kinds.append(_dotted(node, module))
-    return Parameter(default, tuple(kinds), is_mapping, not any(is_dataclass(kind) for kind in kinds))
+    return Parameter(default, tuple(kinds), is_mapping)
 
 
 def _alternatives(node: ast.expr | None) -> list[ast.expr | None]:

@@ -62,14 +62,8 @@ def distill(child: PreTrainedModel, parent: PreTrainedModel, batch: dict[str, Te
     child.zero_grad()
 
 
-def cpu_seconds(work: Callable[[], None]) -> float:
-    start = time.process_time()
-    work()
-    return time.process_time() - start
-
-
-def main(runs: int, hidden: float, checkpointing: bool) -> None:
-    torch.set_num_threads(1)
+def training_pair(checkpointing: bool) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """Return the tiny parent, frozen, and the tiny child as it trains."""
     parent, child = (
         load_model(PACKAGE / "assets" / name, "float32", "sink_attention") for name in ("tiny_parent", "tiny_child")
     )
@@ -78,6 +72,18 @@ def main(runs: int, hidden: float, checkpointing: bool) -> None:
     if checkpointing:
         child.gradient_checkpointing_enable({"use_reentrant": False})
     child.train()
+    return parent, child
+
+
+def cpu_seconds(work: Callable[[], None]) -> float:
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def main(runs: int, hidden: float, checkpointing: bool) -> None:
+    torch.set_num_threads(1)
+    parent, child = training_pair(checkpointing)
     batch, settings = make_batch(), LossSettings(hidden=hidden)
     sides: dict[str, Callable[[], None]] = {
         "parent": lambda: plain_parent(parent, batch),

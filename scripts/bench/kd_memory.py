@@ -19,26 +19,16 @@ import time
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
+from kd import training_pair
 
 from lit_puzzle.distill.distillation_loss import distillation_loss
 from lit_puzzle.distill.settings import LossSettings
-from lit_puzzle.model.loading import load_model
-from lit_puzzle.model.modules import model_family
-from lit_puzzle.run.folder import PACKAGE
-from lit_puzzle.training.trainable import freeze_parameters
 
 
 def step(length: int, hidden: float, checkpointing: bool) -> None:
     """One step, after a short one that has loaded all that a step loads."""
     torch.set_num_threads(1)
-    parent, child = (
-        load_model(PACKAGE / "assets" / name, "float32", "sink_attention") for name in ("tiny_parent", "tiny_child")
-    )
-    parent.requires_grad_(False)
-    freeze_parameters(child, model_family(child).layer.frozen)
-    if checkpointing:
-        child.gradient_checkpointing_enable({"use_reentrant": False})
-    child.train()
+    parent, child = training_pair(checkpointing)
     for tokens in (64, length):
         before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
         ids_BT = torch.randint(3, 110, (1, tokens), generator=torch.Generator().manual_seed(0))

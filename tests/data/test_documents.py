@@ -17,9 +17,9 @@ from transformers import GptOssForCausalLM
 from lit_puzzle.data.document_files import Document, write_documents
 from lit_puzzle.data.documents import PackedDocuments
 from lit_puzzle.data.packing_settings import DocumentFilter, PackingSettings
-from lit_puzzle.run.folder import newest_checkpoint
 from lit_puzzle.tiny.tokenizer import build_tokenizer
 from lit_puzzle.training.checkpoints import UpdateCheckpoint
+from lit_puzzle.training.lightning import sound_checkpoint
 from lit_puzzle.training.sharding import Sharded
 
 TOKENS = 32
@@ -218,7 +218,7 @@ def fit(run: Path, rank: int, devices: int, folder: Path, parent: Path, steps: i
         max_epochs=-1, accumulate_grad_batches=2, val_check_interval=5, check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
     )  # fmt: skip
-    trainer.fit(Reader(run / f"seen{rank}.jsonl", dies_at), data, ckpt_path=newest_checkpoint(run))
+    trainer.fit(Reader(run / f"seen{rank}.jsonl", dies_at), data, ckpt_path=sound_checkpoint(run))
 
 
 def seen(run: Path, rank: int) -> dict[int, Any]:

@@ -16,9 +16,9 @@ from lit_puzzle.distill.blocks import BlockwiseDistillation
 from lit_puzzle.library.library import Candidate, Library, candidate_name, parent_blocks
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.loading import load_model
-from lit_puzzle.run.folder import newest_checkpoint
 from lit_puzzle.spec import BlockSpec
 from lit_puzzle.training.checkpoints import UpdateCheckpoint
+from lit_puzzle.training.lightning import sound_checkpoint
 
 KEPT = {4: (0, 2, 5, 7), 2: (3, 6)}
 
@@ -95,7 +95,7 @@ def fit(
     watched = [_Recorder(folder, on_step, rank), *callbacks, UpdateCheckpoint(every_n_updates=2)]
     trainer = make_trainer(folder, processes, steps, watched, **settings)
     made = make_module(inputs, **module)
-    trainer.fit(made, datamodule=make_data(inputs, **(data or {})), ckpt_path=newest_checkpoint(folder))
+    trainer.fit(made, datamodule=make_data(inputs, **(data or {})), ckpt_path=sound_checkpoint(folder))
     if rank == 0:
         torch.save(made.results, folder / "results.pt")
     return made

@@ -15,9 +15,9 @@ from lit_puzzle.data.document_files import Document, write_documents
 from lit_puzzle.data.documents import PackedDocuments
 from lit_puzzle.distill.global_kd import GlobalDistillation
 from lit_puzzle.distill.settings import LossSettings
-from lit_puzzle.run.folder import newest_checkpoint
 from lit_puzzle.tiny.tokenizer import build_tokenizer
 from lit_puzzle.training.checkpoints import BestCheckpoint, UpdateCheckpoint
+from lit_puzzle.training.lightning import sound_checkpoint
 from lit_puzzle.training.sharding import full
 
 SEQUENCE_TOKENS = 32
@@ -109,7 +109,7 @@ def fit(
     )
     made = make_module(models, **module)
     made.on_train_end = lambda: save_weights(made, folder / f"weights{rank}.pt")  # type: ignore[method-assign]
-    runner.fit(made, datamodule=make_data(models, **(data or {})), ckpt_path=newest_checkpoint(folder))
+    runner.fit(made, datamodule=make_data(models, **(data or {})), ckpt_path=sound_checkpoint(folder))
     (folder / f"results{rank}.json").write_text(json.dumps(made.results))
     return made
 

@@ -29,8 +29,8 @@ from helpers.recovery_runs import (
 from lit_puzzle.callbacks.generation_length import GenerationLength
 from lit_puzzle.callbacks.rollout_samples import RolloutSamples
 from lit_puzzle.rl.module import RLRecovery
-from lit_puzzle.run.folder import newest_checkpoint
 from lit_puzzle.training.checkpoints import BestCheckpoint, UpdateCheckpoint
+from lit_puzzle.training.lightning import sound_checkpoint
 from lit_puzzle.training.loggers import CSV
 from lit_puzzle.training.settings import LoraSettings, TrainingSettings
 
@@ -79,7 +79,7 @@ def run(folder: Path, child: Path, lora: bool, processes: int, rank: int, kill: 
     trainer = make_trainer(folder, processes, STEPS, [moments, *watching, *saving], **logging)
     module: RLRecovery = make_module(child, training=TrainingSettings(lora=LoraSettings(rank=4) if lora else None))
     module.on_train_end = lambda: save_weights(module, folder)  # type: ignore[method-assign]
-    trainer.fit(module, datamodule=make_data(prompts=16), ckpt_path=newest_checkpoint(folder))
+    trainer.fit(module, datamodule=make_data(prompts=16), ckpt_path=sound_checkpoint(folder))
     (folder / f"results{rank}.json").write_text(json.dumps(module.results))
     counts = moments.counts | {"file": len(moments.changes)}
     (folder.parent / f"{folder.name}.moments{rank}.json").write_text(json.dumps(counts))

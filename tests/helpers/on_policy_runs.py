@@ -15,9 +15,9 @@ from lit_puzzle.distill.on_policy_settings import OnPolicySettings
 from lit_puzzle.distill.settings import LossSettings
 from lit_puzzle.evaluate.before_after import EvaluationSettings
 from lit_puzzle.generation.sampling import Sampling
-from lit_puzzle.run.folder import newest_checkpoint
 from lit_puzzle.tiny.tokenizer import build_tokenizer
 from lit_puzzle.training.checkpoints import BestCheckpoint, UpdateCheckpoint
+from lit_puzzle.training.lightning import sound_checkpoint
 from lit_puzzle.training.sharding import full
 
 ROLLOUTS = OnPolicySettings(completions_per_device=4, sampling=Sampling(6, seed=3))
@@ -67,7 +67,7 @@ def fit(
     runner = make_trainer(folder, processes, steps, [Recorder(folder, on_step, rank), *callbacks, *saved], **settings)
     made = make_module(pair, **module)
     made.on_train_end = lambda: save_weights(made, folder / f"weights{rank}.pt")  # type: ignore[method-assign]
-    runner.fit(made, datamodule=make_data(prompts=24), ckpt_path=newest_checkpoint(folder))
+    runner.fit(made, datamodule=make_data(prompts=24), ckpt_path=sound_checkpoint(folder))
     (folder / f"results{rank}.json").write_text(json.dumps(made.results))
     return made
 

@@ -27,10 +27,10 @@ from lit_puzzle.generation.lengths import LengthStatistics, write_lengths
 from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig, GptOssPuzzleForCausalLM
 from lit_puzzle.rl.module import RLRecovery
 from lit_puzzle.rl.settings import ExtraReward, GRPOLossSettings, GRPOSettings, RolloutSampling
-from lit_puzzle.run.folder import newest_checkpoint
 from lit_puzzle.tiny.tokenizer import build_tokenizer
 from lit_puzzle.tiny.world import Chains, Counting
 from lit_puzzle.training.checkpoints import BestCheckpoint, UpdateCheckpoint
+from lit_puzzle.training.lightning import sound_checkpoint
 from lit_puzzle.training.sharding import Sharded, full
 
 GRPO = GRPOSettings(
@@ -184,7 +184,7 @@ def fit(
     if scores is not None:
         script_validation(module, scores)
     module.on_train_end = lambda: save_weights(module, folder)  # type: ignore[method-assign]  # before the best come back
-    trainer.fit(module, datamodule=make_data(), ckpt_path=newest_checkpoint(folder))
+    trainer.fit(module, datamodule=make_data(), ckpt_path=sound_checkpoint(folder))
     (folder / "results.json").write_text(json.dumps(module.results))
     (folder / "best.txt").write_text(Path(saved[1].best_model_path).name)
     return module

@@ -46,10 +46,10 @@ from lit_puzzle.rl.module import RLRecovery
 from lit_puzzle.rl.rewards import Correctness
 from lit_puzzle.rl.settings import RewardSettings
 from lit_puzzle.rl.trl_config import grpo_config
-from lit_puzzle.run.folder import newest_checkpoint
 from lit_puzzle.tiny.world import Counting
 from lit_puzzle.training.best_weights import load_best
 from lit_puzzle.training.checkpoints import BestCheckpoint, UpdateCheckpoint
+from lit_puzzle.training.lightning import sound_checkpoint
 from lit_puzzle.training.settings import LoraSettings, TrainingSettings
 from lit_puzzle.training.trainable import freeze_parameters
 from lit_puzzle.training.trainer_validation import check_trainer
@@ -106,7 +106,7 @@ def test_final_weights_equal_grpo_trainer(whole_run: Path, child: Path, tmp_path
 
 
 def newest_name(folder: Path) -> str | None:
-    newest = newest_checkpoint(folder)
+    newest = sound_checkpoint(folder)
     return None if newest is None else newest.name
 
 
@@ -272,7 +272,7 @@ def test_finished_run_reports_and_writes_the_child(whole_run: Path, child: Path)
 def test_checkpoints_contain_trainable_parameters_and_their_state_only(whole_run: Path) -> None:
     from torch.distributed.checkpoint import FileSystemReader
 
-    newest = newest_checkpoint(whole_run)
+    newest = sound_checkpoint(whole_run)
     assert newest is not None
     names = FileSystemReader(newest).read_metadata().state_dict_metadata
     weights = [name for name in names if name.startswith("state_dict.")]
@@ -308,7 +308,7 @@ def test_lora_trains_adapters_and_saves_them_merged(child: Path, tmp_path: Path)
         trainer.fit(module, datamodule=make_data())
 
     assert forked(1, run) == [0] and (tmp_path / "compared").is_file()
-    newest = newest_checkpoint(tmp_path)
+    newest = sound_checkpoint(tmp_path)
     assert newest is not None
     from torch.distributed.checkpoint import FileSystemReader
 

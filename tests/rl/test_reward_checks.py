@@ -9,7 +9,7 @@ from helpers.recovery_runs import Recorder, checkpoints, forked, make_child, mak
 
 from lit_puzzle.rl.reward_checks import CheckedAsyncReward, CheckedReward, Faults, checked_reward
 from lit_puzzle.rl.settings import ExtraReward
-from lit_puzzle.run.folder import newest_checkpoint
+from lit_puzzle.training.lightning import sound_checkpoint
 
 ROWS = {"prompts": ["c", "a", "b"], "completion_ids": [[1], [2], [3]], "effort": ["low", "high", "low"]}
 GIVEN = ROWS | {"environment": ["chains"] * 3, "completions": ["x"] * 3, "trainer_state": object()}
@@ -118,5 +118,5 @@ def test_a_run_stops_on_all_processes_and_its_checkpoints_stay(
     for rank in range(processes):
         said = (tmp_path / f"said{rank}").read_text()
         assert said.startswith("The reward 'breaks' is nan for completion 15 of 16, of training prompt ")
-    newest = newest_checkpoint(tmp_path / "run")
+    newest = sound_checkpoint(tmp_path / "run")
     assert newest is not None and newest.name == "step=4.ckpt"

@@ -21,9 +21,9 @@ from helpers.recovery_runs import (
 
 from lit_puzzle.rl.settings import ExtraReward
 from lit_puzzle.rl.stop_settings import StopSettings
-from lit_puzzle.run.folder import newest_checkpoint
 from lit_puzzle.run.stopped_training import TrainingStoppedError
 from lit_puzzle.training.checkpoints import UpdateCheckpoint
+from lit_puzzle.training.lightning import sound_checkpoint
 from lit_puzzle.training.settings import LoraSettings, TrainingSettings
 
 STEPS = 8
@@ -69,7 +69,7 @@ def fit(folder: Path, child: Path, rank: int, processes: int, stops: str | None)
     trainer = make_trainer(folder, processes, STEPS, [Recorder(folder, rank=rank), UpdateCheckpoint(3)])
     module.on_train_end = lambda: save_weights(module, folder)  # type: ignore[method-assign]
     try:
-        trainer.fit(module, datamodule=make_data(prompts=16), ckpt_path=newest_checkpoint(folder))
+        trainer.fit(module, datamodule=make_data(prompts=16), ckpt_path=sound_checkpoint(folder))
     except TrainingStoppedError as error:
         (folder / f"said{rank}").write_text(str(error))
 
@@ -90,7 +90,7 @@ def test_a_stopped_run_resumes_bit_for_bit(tiny_config: Any, tmp_path: Path, sto
     assert run("stopped", stops) == [0] * processes
     said = {(tmp_path / "stopped" / f"said{rank}").read_text() for rank in range(processes)}
     assert len(said) == 1 and SAID[stops] in said.pop()
-    newest = newest_checkpoint(tmp_path / "stopped")
+    newest = sound_checkpoint(tmp_path / "stopped")
     assert newest is not None and newest.name not in ("step=3.ckpt", "step=6.ckpt")
     assert run("stopped", None) == [0] * processes
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")

@@ -28,9 +28,9 @@ from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.rl.module import RLRecovery
 from lit_puzzle.rl.trl_config import grpo_config
 from lit_puzzle.rl.vllm_rollouts import routes_of
-from lit_puzzle.run.folder import newest_checkpoint
 from lit_puzzle.tiny.world import Chains
 from lit_puzzle.training.checkpoints import BestCheckpoint, UpdateCheckpoint
+from lit_puzzle.training.lightning import sound_checkpoint
 from lit_puzzle.training.settings import LoraSettings, TrainingSettings
 
 CHILD = Path(__file__).parents[2] / "lit_puzzle" / "assets" / "tiny_child"
@@ -64,7 +64,7 @@ def run(folder: Path, child: Path, on_step: Any, rank: int = 0, **settings: Any)
     trainer = make_trainer(folder, 1, STEPS, [Recorder(folder), Logged(folder, on_step), *saved])
     module = make_module(child, **{"grpo": VLLM} | settings)
     try:
-        trainer.fit(module, datamodule=make_data(16), ckpt_path=newest_checkpoint(folder))
+        trainer.fit(module, datamodule=make_data(16), ckpt_path=sound_checkpoint(folder))
     except EngineFailedError as error:
         (folder / "error.txt").write_text(str(error))
         raise SystemExit(3) from None
@@ -126,7 +126,7 @@ def test_an_engine_that_fails_stops_the_run_with_its_state_saved(
     folder = child.parent / f"{call} {spoil.__name__}"
     assert forked(1, lambda _: run(folder, child, partial(fails_at, 6, call, spoil))) == [3]
     assert re.search(said, (folder / "error.txt").read_text())
-    newest = newest_checkpoint(folder)
+    newest = sound_checkpoint(folder)
     assert newest is not None and newest.name == "step=6.ckpt"
     assert forked(1, lambda _: run(folder, child, nothing)) == [0]
     assert losses(folder) == losses(whole_run)
@@ -145,7 +145,7 @@ def test_weights_that_no_longer_arrive_are_noticed(child: Path) -> None:
 
     assert forked(1, lambda _: run(folder, child, stale)) == [3]
     assert "vLLM and the policy disagree in the rollout of update 3" in (folder / "error.txt").read_text()
-    newest = newest_checkpoint(folder)
+    newest = sound_checkpoint(folder)
     assert newest is not None and newest.name == "step=2.ckpt"
 
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from lit_puzzle.run import folder as runs
 from lit_puzzle.run.open_run import open_run
@@ -28,19 +27,6 @@ def test_packaged_assets_are_found_from_any_folder(tmp_path, monkeypatch):
     assert runs.require_input(Path("lit_puzzle/assets/tiny_child"), "child").joinpath("config.json").is_file()
     with pytest.raises(ValueError, match="'lit_puzzle/assets/no_such' does not exist"):
         runs.require_input(Path("lit_puzzle/assets/no_such"), "child")
-
-
-def test_only_complete_checkpoints_are_resumed_from(tmp_path):
-    folder = tmp_path / "checkpoints"
-    folder.mkdir()
-    assert runs.newest_checkpoint(tmp_path) is None
-    torch.save({"step": 1}, folder / "step=1.ckpt")
-    whole = (folder / "step=1.ckpt").read_bytes()
-    (folder / "step=2.ckpt").write_bytes(whole[: len(whole) // 2])
-    (folder / "step=3.ckpt").mkdir()
-    assert runs.newest_checkpoint(tmp_path) == folder / "step=1.ckpt"
-    (folder / "step=3.ckpt" / "meta.pt").write_bytes(whole)
-    assert runs.newest_checkpoint(tmp_path) == folder / "step=3.ckpt"
 
 
 def test_an_output_is_named_by_its_run_its_folder_or_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

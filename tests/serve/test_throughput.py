@@ -61,7 +61,7 @@ def test_settings_that_cannot_be_measured():
 @pytest.mark.slow
 def test_measured_in_vllm(tmp_path: Path) -> None:
     """The child beside itself: each batch is answered, more requests at a time are faster."""
-    engines = MeasuredEngines(PYTHON, "float32", 0.05, "cpu", together=True)
+    engines = MeasuredEngines(PYTHON, "float32", "eager", kv_cache_gib=0.05, clock="cpu", together=True)
     throughput(tmp_path, CHILD, CHILD, Measured(Workload(16, 16, [1, 16], rounds=1), engines))
     found = read_throughputs(tmp_path)
     assert found.kind == "measured" and list(found.tried) == ["1", "16"] and "vLLM 0." in found.scenario

@@ -12,9 +12,9 @@ from lightning import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lit_puzzle.run.folder import newest_checkpoint
 from lit_puzzle.training import loggers
 from lit_puzzle.training.checkpoints import UpdateCheckpoint
+from lit_puzzle.training.lightning import sound_checkpoint
 from lit_puzzle.training.loggers import CSV, TensorBoard, WandB
 from lit_puzzle.training.metrics_file import MetricsFile
 
@@ -79,7 +79,7 @@ def fit(folder: Path, name: str, at: int = -1, after_checkpoint: int = -1) -> No
         **settings,
     )
     train: Any = torch.zeros(100, 1)
-    trainer.fit(Model(on_step), DataLoader(train), DataLoader(train[:1]), ckpt_path=newest_checkpoint(folder))
+    trainer.fit(Model(on_step), DataLoader(train), DataLoader(train[:1]), ckpt_path=sound_checkpoint(folder))
 
 
 def in_csv(folder: Path) -> list[tuple[int, str, float]]:

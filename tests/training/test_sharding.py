@@ -36,9 +36,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from lit_puzzle.rl.settings import ExtraReward, GRPOSettings, RewardSettings
-from lit_puzzle.run.folder import newest_checkpoint
 from lit_puzzle.tiny.world import Counting
 from lit_puzzle.training.fabric import FabricSettings, launch
+from lit_puzzle.training.lightning import sound_checkpoint
 from lit_puzzle.training.settings import LoraSettings, TrainingSettings
 from lit_puzzle.training.sharding import full, shard, unsharded
 
@@ -249,7 +249,7 @@ def sampled_run(folder: Path, child: Path, rank: int, kill_at: int) -> None:
     folder.mkdir(exist_ok=True)
     trainer = make_trainer(folder, 2, 6, [Recorder(folder, on_step, rank), *checkpoints()])
     module = make_module(child, grpo=change(GRPO, completions_per_device=2))
-    trainer.fit(module, datamodule=make_data(), ckpt_path=newest_checkpoint(folder))
+    trainer.fit(module, datamodule=make_data(), ckpt_path=sound_checkpoint(folder))
 
 
 @pytest.mark.slow
@@ -261,7 +261,7 @@ def test_two_killed_processes_resume_bit_for_bit(child: Path) -> None:
     for rank in (0, 1):
         assert losses(killed, rank) == losses(whole, rank)
     assert losses(whole, 0) != losses(whole, 1), "both processes sampled the same"
-    assert newest_checkpoint(whole) is not None
+    assert sound_checkpoint(whole) is not None
 
 
 @pytest.mark.slow

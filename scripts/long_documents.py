@@ -1,7 +1,7 @@
 """Long documents of the tiny world: conversations about one table, the table in the first of them alone.
 
     python scripts/long_documents.py [--folder runs/long_documents] [--tokens 32768] [--documents 6] [--seed 1]
-    python scripts/long_documents.py --prompt 1024 --tokens 1536 --documents 800        the first prompt 1,024 tokens long
+    python scripts/long_documents.py --prompt 1024 --tokens 1536 --documents 640    the first prompt is that long
 
 The form of the last lessons of the tiny parent (`lit_puzzle.tiny.lessons.supervised`), which ended after 192 tokens, at
 any length; families take turns, targets are the assistant's tokens. Whatever a question needs stands at the beginning

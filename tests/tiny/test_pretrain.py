@@ -65,7 +65,9 @@ def test_retrieval_labels_follow_from_the_table(family: Family, entries: int) ->
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 @pytest.mark.parametrize(("longest", "context"), [(192, None), (600, 400)])
-def test_conversations_are_prompt_and_trace_and_never_held_out(family: Family, longest: int, context: int | None) -> None:
+def test_conversations_are_prompt_and_trace_and_never_held_out(
+    family: Family, longest: int, context: int | None
+) -> None:
     for seed in range(12):
         ids, labels = supervised(TOKENIZER, family, random.Random(seed), longest, {"high": 1.0}, 12, context)
         conversations = "".join(words(ids)).split("<|return|>")[:-1]

@@ -4,10 +4,10 @@
     python -m lit_puzzle.generation.rollout_server --address=0.0.0.0:5005     ends with Ctrl-C
     export LIT_PUZZLE_ROLLOUT_SERVERS=10.0.0.7:5005                           where the run starts, with engine: server
 
-A run that connects gets an engine's process of its own, over all GPUs that the server sees,
-started from the run's folder; when the connection ends, however it does, so does the engine, and nothing of the run is
-left. One run at a time has the engine, a second one is refused; for two engines on one machine start two servers, each
-with its CUDA_VISIBLE_DEVICES.
+A run that connects gets an engine's process of its own, over all GPUs that the server sees, started from the run's
+folder; when the connection ends, however it does, so does the engine, and nothing of the run is left. A run that
+stops in the middle of a message (`lit_puzzle.generation.wire`) loses the engine. One run at a time has the engine, a
+second one is refused; for two engines on one machine start two servers, each with its CUDA_VISIBLE_DEVICES.
 
 Reads checkpoint folders that the run names, under the same path as there (the fingerprint is compared); the weights
 that train come through the connection into a file in shared memory. Writes nothing. Memory: the engine's, 92% of each
@@ -17,8 +17,9 @@ GPU or `kv_cache_gib` beside the weights, and the sent tensors once. Traffic: `l
 import argparse
 import os
 import socket
+import sys
 import threading
-from contextlib import suppress
+from contextlib import closing, suppress
 from multiprocessing.connection import wait
 
 from lit_puzzle.generation.processes import EngineProcess, visible_gpus
@@ -29,6 +30,7 @@ from lit_puzzle.generation.wire import KEY, SAME_VERSION, Wire, host_and_port, k
 from lit_puzzle.run.user_errors import one_line_errors, printable
 
 BUSY_SECONDS = 20.0  # in which the engine of a run that was killed has ended
+RETRY_SECONDS = 1.0  # until runs are accepted again after the system refused one, for want of open files for example
 
 
 class RolloutServer:
@@ -47,7 +49,7 @@ class RolloutServer:
 
     def __init__(self, address: str, key: bytes) -> None:
         host, port = host_and_port(address)
-        self._key, self._busy = key, threading.Lock()
+        self._key, self._busy, self._closed = key, threading.Lock(), threading.Event()
         try:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             self._listening = socket.create_server((host, port), family=family)
@@ -56,28 +58,27 @@ class RolloutServer:
         self.address = f"{address.rpartition(':')[0]}:{self._listening.getsockname()[1]}"
 
     def serve(self) -> None:
-        """Serve runs until `close`."""
-        while True:
+        """Serve runs until `close`; where the system cannot accept one, say so and try again."""
+        while not self._closed.is_set():
             try:
                 stream, _ = self._listening.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._visit, args=(Wire(stream),), daemon=True).start()
+            except OSError as error:
+                if not self._closed.wait(RETRY_SECONDS):
+                    print(f"no run can connect ({error}); trying again", file=sys.stderr, flush=True)
+            else:
+                threading.Thread(target=self._visit, args=(stream,), daemon=True).start()
 
     def close(self) -> None:
         """Listen no longer; a run that is connected keeps its engine."""
+        self._closed.set()
         with suppress(OSError):
             self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()
 
-    def _visit(self, wire: Wire) -> None:
-        try:
+    def _visit(self, stream: socket.socket) -> None:
+        with suppress(OSError, EOFError), closing(Wire(stream)) as wire:  # whoever it was may leave at any time
             if wire.prove(self._key, is_server=True):
                 self._serve_one(wire)
-        except (OSError, EOFError):
-            pass  # whoever it was has left
-        finally:
-            wire.close()
 
     def _serve_one(self, wire: Wire) -> None:
         if not self._busy.acquire(timeout=BUSY_SECONDS):

@@ -5,6 +5,8 @@
     key         K, the same on both sides. Client and server send random numbers Nc and Ns, then
                 HMAC-SHA256(K, "client" Nc Ns) and, once that is right, HMAC-SHA256(K, "server" Nc Ns):
                 32 bytes each, without frames, all within `HANDSHAKE_SECONDS`
+    deadline    any time may pass between messages; inside a message or a file nothing may stand still for
+                `STALLED_SECONDS`, in either direction
 
 The key itself never travels; what follows is not encrypted: a private network, or a tunnel, is needed. Reads key and
 addresses from environment variables; writes nothing.
@@ -15,6 +17,7 @@ import json
 import os
 import secrets
 import socket
+import struct
 import time
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
@@ -30,6 +33,7 @@ PROOF_BYTES, HANDSHAKE_SECONDS = 32, 10.0
 TOO_LARGE = "a message has more than {:,} bytes. Generate for fewer or shorter prompts at a time, or by more servers."
 SAME_VERSION = "Give run and server the same version of lit_puzzle."
 DEAD_AFTER_MS = 60_000  # without an answer of the other machine
+STALLED_SECONDS = 60.0  # in which no byte of a begun message or file moves: the other side has stopped
 ASKED_AFTER, ASKED_EVERY, ASKED = 20, 10, 4  # seconds of silence after which a machine is asked whether it is there
 
 
@@ -92,6 +96,9 @@ class Wire:
         stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_AFTER_MS)
         stream.settimeout(None)
+        seconds, rest = divmod(STALLED_SECONDS, 1)
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            stream.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", int(seconds), int(rest * 1e6)))
         self.connection = Connection(stream.detach())
 
     def prove(self, key: bytes, is_server: bool) -> bool:
@@ -127,17 +134,22 @@ class Wire:
         return proof
 
     def send(self, message: Mapping[str, Any]) -> None:
-        """Send a message."""
+        """Send a message.
+
+        Raises:
+            OSError: the connection has ended, or the other side reads nothing for `STALLED_SECONDS`.
+        """
         self.connection.send_bytes(json.dumps(message, separators=(",", ":")).encode())
 
     def receive(self) -> Any:
-        """Return the next message.
+        """Return the next message, which may take any time to begin.
 
         Raises:
             EOFError: the other side has ended the connection.
-            OSError: the connection failed.
+            OSError: the connection failed, or the message stopped in its middle.
             ValueError: it is no JSON, or too large.
         """
+        self.connection.poll(None)
         message = self._frame(MESSAGE_BYTES, TOO_LARGE.format(MESSAGE_BYTES))
         try:
             return json.loads(message)
@@ -163,7 +175,7 @@ class Wire:
 
         Raises:
             EOFError: the other side has ended the connection.
-            OSError: the connection failed.
+            OSError: the connection failed, or the file stopped in its middle.
             ValueError: there are more bytes.
         """
         file.seek(0)

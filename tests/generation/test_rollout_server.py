@@ -2,8 +2,10 @@
 
 import json
 import os
+import resource
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -186,6 +188,49 @@ def test_who_has_the_key_and_sends_something_else(sent: bytes, said: str, monkey
     with pytest.raises(ValueError, match=rf"The rollout server at 127\.0\.0\.1:\d+: {said}"):
         engine.receive(20)
     served_engine().close()  # the next run is served
+
+
+@pytest.mark.parametrize("sent", [b"", b"\0\0", b"\0\0\1\0{"], ids=["weights", "length", "message"])
+@pytest.mark.usefixtures("server")
+def test_who_stops_in_a_message_loses_the_engine(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it has begun: a message's length, a message, or the weights that a message announced."""
+    monkeypatch.setattr(wire, "STALLED_SECONDS", 0.3)
+    engine = served_engine()
+    if sent:
+        os.write(engine.wire.connection.fileno(), sent)
+    else:
+        engine.wire.send({"call": "read_trained", "bytes": 100})
+    assert PipedEngine.started[0].has_ended.wait(5)
+    with pytest.raises(ValueError, match="has ended the connection"):
+        engine.receive(20)
+    served_engine().close()  # the next run is served
+
+
+@pytest.mark.usefixtures("server")
+def test_a_run_may_train_between_calls_for_longer_than_a_message_may_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "STALLED_SECONDS", 0.1)
+    engine = served_engine()
+    time.sleep(0.4)
+    engine.send("generate", PROMPTS, SAMPLING, [0, 1])
+    assert len(engine.receive(20)) == 2
+
+
+def test_a_server_that_cannot_accept_a_run_tries_again(
+    server: RolloutServer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Here for want of open files, as in a process that has as many as it may."""
+    monkeypatch.setattr(rollout_server, "RETRY_SECONDS", 0.1)
+    host, _, port = server.address.partition(":")
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket() as visitor:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (visitor.fileno() + 1, most))
+        try:
+            visitor.connect((host, int(port)))  # the server waits with a file for this one
+            time.sleep(0.5)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, most))
+    assert "no run can connect ([Errno 24] Too many open files); trying again" in capfd.readouterr().err
+    assert len(RolloutEngine(SERVED, CHILD).generate(PROMPTS, SAMPLING)) == 2
 
 
 @pytest.mark.usefixtures("server")

@@ -139,6 +139,23 @@ def test_messages_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         server.receive()
 
 
+@pytest.mark.parametrize("sent", [b"\0", b"\0\0\0\x20{"])
+def test_a_message_that_stops_in_its_middle(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "STALLED_SECONDS", 0.2)
+    client, server = pair()
+    os.write(client.connection.fileno(), sent)
+    with pytest.raises(BlockingIOError):
+        server.receive()
+
+
+def test_who_reads_nothing_ends_the_sending(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "STALLED_SECONDS", 0.2)
+    client, server = pair()
+    with pytest.raises(BlockingIOError):
+        server.send({"large": "x" * 10**8})
+    client.close()
+
+
 def test_a_file_that_is_longer_than_announced_is_refused(tmp_path: Path) -> None:
     client, server = pair()
     (tmp_path / "sent").write_bytes(bytes(100))

@@ -11,6 +11,7 @@ python="${PYTHON:-python3}"
     exit 2
 }
 [ -x .venv/bin/python ] || "$python" -m venv .venv
+echo "Installing what .venv lacks: 1.5 GB and some minutes at first (several GB more where there is a GPU)" >&2
 pip=(.venv/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt)
 
 torch_pin="$(grep '^torch==' constraints.txt)"

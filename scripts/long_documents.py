@@ -1,6 +1,7 @@
 """Long documents of the tiny world: conversations about one table, the table in the first of them alone.
 
     python scripts/long_documents.py [--folder runs/long_documents] [--tokens 32768] [--documents 6] [--seed 1]
+    python scripts/long_documents.py --prompt 1024 --tokens 1536 --documents 640    the first prompt is that long
 
 The form of the last lessons of the tiny parent (`lit_puzzle.tiny.lessons.supervised`), which ended after 192 tokens, at
 any length; families take turns, targets are the assistant's tokens. Whatever a question needs stands at the beginning
@@ -22,13 +23,13 @@ FAMILIES = (Chains(), Sorting(), Counting())
 EFFORTS = {"low": 1.0, "medium": 1.0, "high": 1.0}
 
 
-def documents(count: int, tokens: int, seed: int) -> list[Document]:
-    """Return documents of almost `tokens` tokens."""
+def documents(count: int, tokens: int, seed: int, prompt: int | None) -> list[Document]:
+    """Return documents of almost `tokens` tokens, the table alone or in a first prompt of `prompt` tokens."""
     tokenizer, found = load_tokenizer(PARENT), []
     for number in range(count):
         family = FAMILIES[number % len(FAMILIES)]
         rng = random.Random(f"long documents {seed} {number}")
-        ids, labels = supervised(tokenizer, family, rng, tokens, EFFORTS, most=tokens // 20)
+        ids, labels = supervised(tokenizer, family, rng, tokens, EFFORTS, tokens // 20, prompt)
         found.append(Document(ids, [int(label != IGNORED) for label in labels], family.name, "none"))
     return found
 
@@ -37,10 +38,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", type=Path, default=Path("runs/long_documents"))
     parser.add_argument("--tokens", type=int, default=32768)
+    parser.add_argument("--prompt", type=int)
     parser.add_argument("--documents", type=int, default=6)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    made = documents(arguments.documents, arguments.tokens, arguments.seed)
+    made = documents(arguments.documents, arguments.tokens, arguments.seed, arguments.prompt)
     record = write_documents(arguments.folder, made, PARENT)
     print(f"{record['documents']} documents, {record['tokens']} tokens, {record['targets']} targets")
 

@@ -6,6 +6,8 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" ""  # sourced without arguments it would see ours
 if [ "${1:-}" = --all ]; then
     shift
+    [ -x .venv-vllm/bin/python ] || echo "No .venv-vllm here: throughput is predicted and the serve check is left out" \
+        "(bash scripts/vllm_env.sh makes it, before this)" >&2
     lightning run recipes/pipeline.yaml "$@"
 elif [ -f runs/rl_recover/run.json ] && [ $# -eq 0 ]; then
     echo "runs/rl_recover is complete (run it anew with: bash scripts/quickstart.sh --overwrite):"

@@ -1,6 +1,7 @@
 """The README's commands work: each is run, or, where it would take minutes, resolved and checked."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -64,3 +65,18 @@ def test_quickstart_runs_the_main_job_as_written(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "lit_puzzle", "run", recipe, *cut], check=True, cwd=ROOT)
     assert (tmp_path / "run" / "run.json").is_file()
     assert (tmp_path / "run" / "child" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_quickstart_says_what_is_left_out_without_vllm(tmp_path: Path) -> None:
+    """The script as it is, in the environment of this test in place of one of its own."""
+    scripts = tmp_path / "scripts"
+    scripts.mkdir()
+    shutil.copy(ROOT / "scripts" / "quickstart.sh", scripts)
+    (scripts / "environment.sh").write_text(f'cd "{tmp_path}"\nexport PATH="{Path(sys.executable).parent}:$PATH"\n')
+    command = ["bash", str(scripts / "quickstart.sh"), "--all", "--plan"]
+    bare = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "bash scripts/vllm_env.sh" in bare.stderr and "serve_check" in bare.stdout
+    (tmp_path / ".venv-vllm" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv-vllm" / "bin" / "python").symlink_to(sys.executable)
+    assert "vllm_env" not in subprocess.run(command, check=True, capture_output=True, text=True).stderr

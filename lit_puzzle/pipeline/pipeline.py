@@ -82,19 +82,31 @@ def _check_unchanged(states: Mapping[str, State], remake: bool) -> None:
 
 
 def _one(stage: Stage, title: str, stages: dict[str, Stage], notes: Notes, shown: Progressing, remake: bool) -> None:
-    """Run a stage if it has to, and say so."""
+    """Run a stage if it has to, say so, and print what it printed if its recipe wants that."""
     if stage.left_out:
         shown.line(f"{title}: left out: {stage.left_out}")
         return
     state = state_of(stage, stages, notes)
     _check_unchanged({stage.name: state}, remake)
+    log = stage.folder.with_name(f"{stage.name}.log")
     if state.kind == "complete":
         shown.line(f"{title}: complete")
-        return
+    else:
+        _run(stage, title, state, log, notes, shown)
+    if stage.entry.print_output and log.is_file():
+        shown.line("\n".join(_output(log)))
+
+
+def _run(stage: Stage, title: str, state: State, log: Path, notes: Notes, shown: Progressing) -> None:
+    """Run a stage into its folder and its log.
+
+    Raises:
+        SystemExit: it has failed.
+    """
     anew = state.kind == "changed"
     does = {"new": "starts", "incomplete": "is resumed", "changed": f"is made anew: {state.why}"}[state.kind]
     shown.measured.pop(stage.name, None)
-    log, words = stage.folder.with_name(f"{stage.name}.log"), _words(stage, anew)
+    words = _words(stage, anew)
     shown.line(f"{title}: {does} (log: {log}; about {time_text(shown.seconds_left())} left in all)")
     before = notes.stages.get(stage.name)
     kept = before if before is not None and state.kind == "incomplete" else Note({})
@@ -106,8 +118,6 @@ def _one(stage: Stage, title: str, stages: dict[str, Stage], notes: Notes, shown
         _fail(title, log, ended, words)
     shown.measured[stage.name] = notes.stages[stage.name].seconds
     shown.line(f"{title}: complete after {time_text(ended.seconds)} ({time_text(ended.cpu_seconds)} of CPU)")
-    if stage.entry.print_output:
-        shown.line("\n".join(_output(log)))
 
 
 def _words(stage: Stage, anew: bool) -> list[str]:

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_puzzle.environments.chat_template import render_prompt
 from lit_puzzle.environments.environment import Problem, is_held_out
+from lit_puzzle.tiny.long_tables import LongTable
 from lit_puzzle.tiny.settings import Curriculum
 from lit_puzzle.tiny.world import TABLE_SIZE, Family, define, parse
 
@@ -114,16 +115,22 @@ def supervised(
     longest: int,
     efforts: Mapping[str, float],
     most: int = 12,
+    context_tokens: int | None = None,
 ) -> tuple[list[int], list[int]]:
     """Return at most `most` conversations about one table, one after the other; labels are the assistant's tokens.
 
-    Only the first conversation contains the table, so that most tokens of a batch are labels.
+    Only the first conversation contains the table, so that most tokens of a batch are labels. With `context_tokens` its
+    prompt is that long: the table stands among definitions that nobody asks about (`lit_puzzle.tiny.long_tables`).
     """
     ids: list[int] = []
     labels: list[int] = []
     for problem in _problems(family, rng, most):
         effort = rng.choices(list(efforts), list(efforts.values()))[0]
-        shown = problem if not ids else Problem(family.name, _only_question(problem), problem.answer)
+        shown = problem
+        if ids:
+            shown = Problem(family.name, _only_question(problem), problem.answer)
+        elif context_tokens:
+            shown = _lengthened(family, problem, context_tokens, rng)
         prompt = _ids(tokenizer, render_prompt(tokenizer, shown, effort))
         completion = _ids(tokenizer, family.trace(problem, effort))
         if len(ids) + len(prompt) + len(completion) <= longest:
@@ -147,6 +154,13 @@ def _problems(family: Family, rng: random.Random, count: int) -> list[Problem]:
         kept = [problem for problem in family.problems(rng, count) if not is_held_out(problem)]
         if kept:
             return kept
+
+
+def _lengthened(family: Family, problem: Problem, context_tokens: int, rng: random.Random) -> Problem:
+    """Return the problem in a prompt of so many tokens that is not held out."""
+    while is_held_out(long := LongTable(family, context_tokens).lengthened(problem, rng)):
+        pass
+    return long
 
 
 def _question(problem: Problem) -> str:

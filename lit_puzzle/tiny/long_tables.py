@@ -43,11 +43,17 @@ class LongTable:
 
     def problem(self, rng: random.Random) -> Problem:
         """Draw one problem with its own table."""
-        return fit(self, self.draft(rng), Length(_tokenizer(), ["high"]), self.context_tokens)
+        return self.lengthened(self.family.problem(rng), rng)
+
+    def lengthened(self, problem: Problem, rng: random.Random) -> Problem:
+        """Return a problem of the family with a prompt of `context_tokens`, its definitions among others."""
+        return fit(self, self._draft(problem, rng), Length(_tokenizer(), ["high"]), self.context_tokens)
 
     def draft(self, rng: random.Random) -> Draft:
         """Draw a problem of the family; its definitions are the needles."""
-        problem = self.family.problem(rng)
+        return self._draft(self.family.problem(rng), rng)
+
+    def _draft(self, problem: Problem, rng: random.Random) -> Draft:
         table, _, _ = parse(problem)
         needles = tuple(define(table, letter) for letter in table)
         question = "\n" + problem.messages[-1]["content"].partition("\n")[2]

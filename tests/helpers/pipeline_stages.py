@@ -37,6 +37,7 @@ def write(
             stream.write(f"{step} {os.getpid()}\n")
         time.sleep(0.1)
     (run_dir / "out.txt").write_text("".join((folder / "out.txt").read_text() for folder in folders) + text)
+    print(f"wrote {text!r}")
     if records:
         record_output(run_dir, "out", file_identity(run_dir, ["out.txt"]))
     return {"steps": float(steps)}

@@ -95,6 +95,19 @@ def test_stages_run_in_order_into_one_folder_and_complete_ones_stay(tmp_path: Pa
     assert is_complete(pipeline.run)
 
 
+def test_what_a_stage_prints_is_shown_if_wished_and_again_when_it_is_complete(tmp_path: Path) -> None:
+    pipeline = Pipeline(tmp_path)
+    entries = [{"recipe": f"{name}.yaml", "print_output": name == "second"} for name in STAGES]
+    pipeline.write("all.yaml", {"command": "pipeline", "run_dir": "runs/all", "stages": entries})
+    for complete in ("complete after", "complete\n"):
+        code, out, err = pipeline()
+        assert code == 0 and f"[2/3] second: {complete}" in out, err
+        assert out.count("wrote 's'") == 1 and "wrote 'f'" not in out
+    (pipeline.run / "second.log").unlink()
+    code, out, err = pipeline()
+    assert code == 0 and "wrote" not in out, err
+
+
 def test_a_failing_stage_ends_the_pipeline_with_its_error_and_the_command(tmp_path: Path) -> None:
     pipeline = Pipeline(tmp_path, fails=True)
     code, out, err = pipeline()

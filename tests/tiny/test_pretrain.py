@@ -64,9 +64,12 @@ def test_retrieval_labels_follow_from_the_table(family: Family, entries: int) ->
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_conversations_are_prompt_and_trace_and_never_held_out(family: Family) -> None:
+@pytest.mark.parametrize(("longest", "context"), [(192, None), (600, 400)])
+def test_conversations_are_prompt_and_trace_and_never_held_out(
+    family: Family, longest: int, context: int | None
+) -> None:
     for seed in range(12):
-        ids, labels = supervised(TOKENIZER, family, random.Random(seed), 192, {"high": 1.0})
+        ids, labels = supervised(TOKENIZER, family, random.Random(seed), longest, {"high": 1.0}, 12, context)
         conversations = "".join(words(ids)).split("<|return|>")[:-1]
         table = conversations[0].split("<|message|>")[2].split("\n")[0]
         traces = ""
@@ -74,12 +77,16 @@ def test_conversations_are_prompt_and_trace_and_never_held_out(family: Family) -
             question = conversation.split("<|message|>")[2].split("\n")[1].split("<|end|>")[0]
             answer = conversation.split("<|message|>")[-1]
             problem = Problem(family.name, ({"role": "user", "content": f"{table}\n{question}"},), answer)
-            assert not is_held_out(problem)
+            if not traces or not context:  # a later question was never asked about the lengthened table
+                assert not is_held_out(problem)
             assert parse_text(family.trace(problem, "high")).final == answer
             traces += family.trace(problem, "high")
         assert labeled(ids, labels) == traces
         assert "".join(words(ids)).startswith(render_prompt(TOKENIZER, problem, "high")[:40])
-        assert len(ids) <= 192
+        assert len(ids) <= longest and len(conversations) > 1
+        if context:
+            prompt = next(place for place, label in enumerate(labels) if label != IGNORED)
+            assert context - 1 <= prompt <= context
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)

@@ -291,8 +291,7 @@ class BlockwiseDistillation(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Drop the parent; add the losses so far."""
-        state: dict[str, Tensor] = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {name: tensor for name, tensor in state.items() if name.startswith("blocks.")}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k.startswith("blocks.")}
         checkpoint["losses"] = [torch.stack(self._losses), list(self._val_losses)]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MARKERS = {"low": "v", "medium": "s", "high": "^"}  # of efforts
-DOTS, MOST_TICKS = 130, 12  # per inch, of PNG files; labels of layers
-MOST_MARKS = 300  # of a curve: more make a band, and an SVG of 100 bytes for each
+DOTS, MOST_TICKS, MOST_MARKS = 130, 12, 300  # per inch, of PNG files; labels of layers; of a curve, 100 bytes each
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.layout import layer_prefix
 from lit_puzzle.model.modules import model_family
 from lit_puzzle.rl.module import RLRecovery
-from lit_puzzle.run.inputs import Identity
+from lit_puzzle.run.identity import Identity
 from lit_puzzle.training.sharding import load_for, shard
 
 

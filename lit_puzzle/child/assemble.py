@@ -26,7 +26,8 @@ from lit_puzzle.model.layout import count_parameters, kv_values
 from lit_puzzle.model.writer import atomic_folder
 from lit_puzzle.run.files import resolved
 from lit_puzzle.run.folder import require_file, require_input
-from lit_puzzle.run.inputs import Identity, claim_inputs, file_identity, record_output
+from lit_puzzle.run.identity import Identity, file_identity
+from lit_puzzle.run.inputs import claim_inputs, record_output
 from lit_puzzle.run.lineage import check_made_with
 from lit_puzzle.spec import Plan, read_plan
 

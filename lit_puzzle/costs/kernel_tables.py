@@ -6,7 +6,7 @@ importing the package. Latencies there are milliseconds; here everything is seco
 process for each set of filters: 0.1 to 0.3 s and a few MB for one deployment of one GPU.
 
     between measured points   linear: a kernel's time is a launch plus traffic or arithmetic, both linear in each size
-    outside of them           ValueError that names table and range; `lit_puzzle.costs.kernel_laws` extrapolates
+    outside of them           ValueError that names table and range; `attention_laws`, `kernel_laws` extrapolate
 
 Source: aiconfigurator-core 0.12.0; vLLM 0.24.0 measured on H100, H200, B200, vLLM 0.14.0 on A100 (no newer one there).
 """
@@ -177,3 +177,19 @@ def read_rows(path: str, columns: tuple[str, ...], filters: tuple[Filter, ...]) 
         raise ValueError(f"table {path} has no columns {missing}: this kernel was not measured on this GPU")
     table = parquet.read_table(file, columns=[*columns, "latency"], filters=list(filters))
     return list(zip(*(table[name].to_pylist() for name in (*columns, "latency")), strict=True))
+
+
+def measured_dtype(known: dict[str, str], what: str, dtype: str) -> str:
+    """Return the tables' name of a number format.
+
+    Args:
+        known: number formats that were measured, and the tables' names for them.
+        what: key of the scenario, for the error message.
+        dtype: the number format.
+
+    Raises:
+        ValueError: no kernel was measured with it.
+    """
+    if dtype not in known:
+        raise ValueError(f"no measured kernels with {what} {dtype!r}; allowed: {sorted(known)}")
+    return known[dtype]

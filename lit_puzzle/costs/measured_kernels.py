@@ -1,7 +1,8 @@
 """Kernel times from measured GPU kernels: a layer is the sum of its kernels as vLLM launches them.
 
-Reads the tables of `aiconfigurator-core` (extra `gpu-tables`) through `lit_puzzle.costs.kernel_laws`, which states the
-laws that extrapolate them; reads only what a deployment needs, once per process.
+Reads the tables of `aiconfigurator-core` (extra `gpu-tables`) through `lit_puzzle.costs.attention_laws` and
+`lit_puzzle.costs.kernel_laws`, which state the laws that extrapolate them; reads only what a deployment needs, once per
+process.
 
     decode layer     attention + products (queries, keys and values; output; router) + experts + 2 all-reduces
                      + small kernels
@@ -24,8 +25,9 @@ import functools
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from lit_puzzle.costs.attention_laws import DecodeAttention, PrefillAttention
 from lit_puzzle.costs.gpus import find_gpu
-from lit_puzzle.costs.kernel_laws import DecodeAttention, Experts, PrefillAttention, Products, load_products
+from lit_puzzle.costs.kernel_laws import Experts, Products, load_products
 from lit_puzzle.costs.kernel_tables import Curve, System, find_system, read_rows
 from lit_puzzle.costs.model_shape import ModelShape
 from lit_puzzle.costs.serving import Block, Deployment, Setting

@@ -42,7 +42,8 @@ from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.run.files import write_atomically
 from lit_puzzle.run.folder import require_input
-from lit_puzzle.run.inputs import Identity, file_identity, run_date
+from lit_puzzle.run.identity import Identity, file_identity
+from lit_puzzle.run.inputs import run_date
 
 CALIBRATION_FILE = "calibration.jsonl"
 TOKENS_FOLDER = "calibration_tokens"

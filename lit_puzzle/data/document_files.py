@@ -34,7 +34,7 @@ from lit_puzzle.data.shards import SCHEMA, Shard, read_shard
 from lit_puzzle.model.checkpoint import fingerprint
 from lit_puzzle.run.files import write_json
 from lit_puzzle.run.folder import require_input
-from lit_puzzle.run.inputs import Identity, file_identity
+from lit_puzzle.run.identity import Identity, file_identity
 from lit_puzzle.spec import Plan
 
 DOCUMENTS_FILE = "documents.json"

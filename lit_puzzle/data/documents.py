@@ -35,7 +35,7 @@ from lit_puzzle.data.shards import passing
 from lit_puzzle.environments.environment import LEVELS
 from lit_puzzle.model.writer import atomic_folder
 from lit_puzzle.run.files import read_json, write_json
-from lit_puzzle.run.inputs import Identity
+from lit_puzzle.run.identity import Identity
 
 PACKED_FILE = "packed.json"
 

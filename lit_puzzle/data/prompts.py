@@ -26,7 +26,7 @@ from lit_puzzle.environments.row_files import read_rows
 from lit_puzzle.model.opening import load_config
 from lit_puzzle.model.tokens import token_ids
 from lit_puzzle.run.folder import require_input
-from lit_puzzle.run.inputs import Identity
+from lit_puzzle.run.identity import Identity
 
 FORM = f'{ROW} and "environment": text'
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from lit_puzzle.environments.chat_template import render_prompt
 from lit_puzzle.environments.environment import Environment, Mixture, Problem, PromptAtEffort, draw, effort_weights
 from lit_puzzle.environments.problem_identity import names_of, problems_identity
-from lit_puzzle.run.inputs import Identity
+from lit_puzzle.run.identity import Identity
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -53,7 +53,8 @@ from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.model.modules import model_family
 from lit_puzzle.model.surgery import prune_layer
 from lit_puzzle.run.folder import require_input
-from lit_puzzle.run.inputs import Identity, record_output
+from lit_puzzle.run.identity import Identity
+from lit_puzzle.run.inputs import record_output
 from lit_puzzle.training.finite import check_weights
 from lit_puzzle.training.sharding import full, load_for
 from lit_puzzle.training.trainer_validation import check_trainer

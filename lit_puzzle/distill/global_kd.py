@@ -40,12 +40,13 @@ from lit_puzzle.distill.distillation_loss import LossTerms, distillation_loss, n
 from lit_puzzle.distill.evaluation import HeldOutEvaluation
 from lit_puzzle.distill.settings import DistillationEvaluation, LossSettings, check_no_head_adapter
 from lit_puzzle.distill.top_logits_files import RECORD_FILE, TopLogits
-from lit_puzzle.evaluate.before_after import validation_values
+from lit_puzzle.evaluate.before_after import is_measured, validation_values
 from lit_puzzle.model.chat import fix_date
 from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.run.folder import require_input
-from lit_puzzle.run.inputs import Identity, file_identity, run_date
+from lit_puzzle.run.identity import Identity, file_identity
+from lit_puzzle.run.inputs import run_date
 from lit_puzzle.spec import Plan
 from lit_puzzle.training.accumulation import batch_weight
 from lit_puzzle.training.best_weights import load_best
@@ -55,7 +56,7 @@ from lit_puzzle.training.load_child import load_child, reload_child
 from lit_puzzle.training.random_state import RandomState, get_random_state, of_all_processes, set_random_state
 from lit_puzzle.training.settings import TrainingSettings
 from lit_puzzle.training.sharding import load_for, shard
-from lit_puzzle.training.trainable import optimize_trainable, release_optimizers, without_adapters
+from lit_puzzle.training.trainable import drop_frozen, optimize_trainable, release_optimizers, without_adapters
 from lit_puzzle.training.trainer_validation import check_trainer
 
 
@@ -193,10 +194,8 @@ class GlobalDistillation(LightningModule):
             ValueError: a resumed run without these episodes.
         """
         folder = self.run_dir / "before"
-        if self.held_out is None or folder.is_dir():
+        if self.held_out is None or is_measured(folder, self.trainer.global_step):
             return
-        if self.trainer.global_step > 0:
-            raise ValueError(f"{folder} is missing: there is nothing to compare with. Use --overwrite.")
         self.held_out.evaluate(folder, self.child_folder, self.model, self.tokenizer, self.trainer)
 
     def on_train_batch_start(self, batch: PackedBatch, batch_idx: int) -> None:
@@ -281,9 +280,7 @@ class GlobalDistillation(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Drop frozen parameters; add random states and losses, unless only weights are saved."""
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        state: dict[str, Tensor] = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {k: v for k, v in state.items() if k in trained or k.startswith("average.")}
+        drop_frozen(self, checkpoint, besides="average.")
         if "optimizer_states" in checkpoint:
             checkpoint["random"] = of_all_processes(get_random_state(self.device))
             checkpoint["losses"] = [list(self._losses), list(self._val_losses)]

@@ -37,16 +37,16 @@ from lit_puzzle.data.prompts import check_lengths, encode
 from lit_puzzle.data.rl_prompts import PromptData, prompt_data
 from lit_puzzle.data.rollout_prompts import RolloutBatches, RolloutPrompts
 from lit_puzzle.distill.child_sampler import ChildSampler
-from lit_puzzle.distill.on_policy_evaluation import SampledEvaluation
 from lit_puzzle.distill.on_policy_loss import on_policy_loss
 from lit_puzzle.distill.on_policy_settings import OnPolicySettings
 from lit_puzzle.distill.rollout import Rollout, described, means_of, own_state, state_of_all, totals_of
 from lit_puzzle.distill.settings import LossSettings, check_no_head_adapter
 from lit_puzzle.environments.answer_formats import fix_format
 from lit_puzzle.environments.environment import PromptAtEffort
-from lit_puzzle.evaluate.before_after import EvaluationSettings, print_table, validation_values
+from lit_puzzle.evaluate.before_after import EvaluationSettings, is_measured, print_table, validation_values
 from lit_puzzle.evaluate.held_out import held_out_problems
 from lit_puzzle.evaluate.length_score import length_score
+from lit_puzzle.evaluate.sampled_evaluation import SampledEvaluation
 from lit_puzzle.generation.engine import EngineFailedError
 from lit_puzzle.generation.lengths import known_lengths
 from lit_puzzle.generation.rollout_checks import check_rollouts
@@ -54,7 +54,8 @@ from lit_puzzle.model.chat import fix_date
 from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.model.opening import load_config, load_tokenizer
 from lit_puzzle.run.folder import require_input
-from lit_puzzle.run.inputs import Identity, run_date
+from lit_puzzle.run.identity import Identity
+from lit_puzzle.run.inputs import run_date
 from lit_puzzle.training.best_weights import load_best
 from lit_puzzle.training.finite import check_weights
 from lit_puzzle.training.load_child import load_child, reload_child
@@ -62,7 +63,7 @@ from lit_puzzle.training.random_state import RandomState, set_random_state
 from lit_puzzle.training.rollouts import ranks_of
 from lit_puzzle.training.settings import TrainingSettings
 from lit_puzzle.training.sharding import load_for, shard
-from lit_puzzle.training.trainable import optimize_trainable, release_optimizers, without_adapters
+from lit_puzzle.training.trainable import drop_frozen, optimize_trainable, release_optimizers, without_adapters
 from lit_puzzle.training.trainer_validation import check_trainer
 
 
@@ -191,11 +192,8 @@ class OnPolicyDistillation(LightningModule):
     def on_train_start(self) -> None:
         """Evaluate the child before training, unless a resumed run finds these episodes in the run folder."""
         folder = self.run_dir / "before"
-        if folder.is_dir():
-            return
-        if self.trainer.global_step > 0:
-            raise ValueError(f"{folder} is missing: there is nothing to compare with. Use --overwrite.")
-        self._evaluate(folder, self.child_folder)
+        if not is_measured(folder, self.trainer.global_step):
+            self._evaluate(folder, self.child_folder)
 
     def on_train_batch_start(self, batch: RolloutPrompts, batch_idx: int) -> None:
         """Set the random state of the checkpoint that a run resumes from (dropout draws from it)."""
@@ -251,7 +249,8 @@ class OnPolicyDistillation(LightningModule):
     # ---- evaluating -----------------------------------------------------------------------------------------------
 
     def _evaluate(self, folder: Path, child: Path) -> None:
-        self.held_out.write(folder, child, self.sampler, self.tokenizer, self.trainer.is_global_zero)
+        engine, is_writer = self.sampler.engine(self.evaluation.batch_size), self.trainer.is_global_zero
+        self.held_out.write(folder, child, engine, self.tokenizer, is_writer)
 
     def validation_step(self, batch: list[PromptAtEffort], batch_idx: int) -> None:
         """Collect the problems; every process gets all."""
@@ -260,7 +259,8 @@ class OnPolicyDistillation(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Solve the collected problems together; log accuracy, score and numbers per effort."""
         pairs, self._validation_prompts = self._validation_prompts, []
-        values = validation_values(self.held_out.solve(pairs, self.sampler, self.tokenizer))
+        engine = self.sampler.engine(self.evaluation.batch_size)
+        values = validation_values(self.held_out.solve(pairs, engine, self.tokenizer))
         values["val/score"] = length_score(values, self.on_policy.best_within, known_lengths(self.child_folder))
         self.log("val/accuracy", values.pop("val/accuracy"), prog_bar=True, batch_size=len(pairs), sync_dist=True)
         self.log_dict(values, batch_size=len(pairs), sync_dist=True)
@@ -287,9 +287,7 @@ class OnPolicyDistillation(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Drop frozen parameters; add random states, losses and the rollout, unless only weights are saved."""
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        state: dict[str, Tensor] = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {name: tensor for name, tensor in state.items() if name in trained}
+        drop_frozen(self, checkpoint)
         if "optimizer_states" in checkpoint:
             checkpoint["processes"] = state_of_all(self.device, self._rollout, self._losses)
 

@@ -58,7 +58,8 @@ from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.model.layer_pass import LayerPass
 from lit_puzzle.model.streaming import LayerSource, ResidentModel
 from lit_puzzle.run.folder import require_input
-from lit_puzzle.run.inputs import claim_inputs, file_identity, record_output
+from lit_puzzle.run.identity import file_identity
+from lit_puzzle.run.inputs import claim_inputs, record_output
 from lit_puzzle.training.fabric import FabricSettings, launch, open_parent
 
 FOLDER = "top_logits"

@@ -33,7 +33,8 @@ from lit_puzzle.environments.graders.grading_worker import answer_jobs
 from lit_puzzle.environments.graders.worker_pool import SECONDS, run_jobs
 from lit_puzzle.environments.verdict import Verdict, grader_failed, verdict_of_grade
 from lit_puzzle.run.files import read_text
-from lit_puzzle.run.inputs import SHOWN, files_hash
+from lit_puzzle.run.identity import files_hash
+from lit_puzzle.run.inputs import SHOWN
 from lit_puzzle.run.library_calls import library_errors
 
 GENERATES = "generate_until"

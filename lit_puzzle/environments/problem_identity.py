@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Sequence
 
 from lit_puzzle.environments.environment import Environment, PromptAtEffort
-from lit_puzzle.run.inputs import Identity, text_hash
+from lit_puzzle.run.identity import Identity, text_hash
 
 
 def problems_identity(source: str, pairs: Iterable[PromptAtEffort]) -> Identity:

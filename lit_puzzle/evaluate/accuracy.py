@@ -48,7 +48,8 @@ from lit_puzzle.model.chat import fix_date
 from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.run.folder import require_input
-from lit_puzzle.run.inputs import Identity, claim_inputs, file_identity, record_output, run_date
+from lit_puzzle.run.identity import Identity, file_identity
+from lit_puzzle.run.inputs import claim_inputs, record_output, run_date
 
 BLOCKS = "blocks"  # folder of the blocks that are finished; removed once all of them are
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_puzzle.run.folder import CONFIG
-from lit_puzzle.run.inputs import Identity, enclosing_run, recorded_inputs
+from lit_puzzle.run.identity import Identity
+from lit_puzzle.run.inputs import enclosing_run, recorded_inputs
 from lit_puzzle.run.recipe import Recipe, load_recipe
 
 SAME = ("sampling", "held_out.samples_per_prompt", "held_out.answer_format")  # keys of both evaluations

@@ -12,7 +12,8 @@ from pathlib import Path
 from lit_puzzle.environments.environment import PromptAtEffort
 from lit_puzzle.environments.episodes import Episode, problem_number
 from lit_puzzle.model.identity import reads_clock
-from lit_puzzle.run.inputs import Identity, enclosing_run, recorded_inputs, run_date, take_date
+from lit_puzzle.run.identity import Identity
+from lit_puzzle.run.inputs import enclosing_run, recorded_inputs, run_date, take_date
 
 
 def check_problems(episodes: Sequence[Episode], problems: Sequence[PromptAtEffort], baseline: Path) -> None:

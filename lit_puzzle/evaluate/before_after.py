@@ -109,6 +109,21 @@ def solve_folder(
     return found[0]
 
 
+def is_measured(folder: Path, updates: int) -> bool:
+    """Return whether a run has evaluated its model before training.
+
+    Args:
+        folder: its folder `before`.
+        updates: that it has made so far.
+
+    Raises:
+        ValueError: it resumes after updates, without this evaluation.
+    """
+    if not folder.is_dir() and updates > 0:
+        raise ValueError(f"{folder} is missing: there is nothing to compare with. Use --overwrite.")
+    return folder.is_dir()
+
+
 def write_evaluation(folder: Path, episodes: Sequence[Episode], is_writer: bool, texts: bool = True) -> None:
     """Write the episodes of an evaluation, whole or not at all; all processes wait until they are there."""
     if is_writer:

@@ -39,7 +39,8 @@ from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.model.loading import load_model
 from lit_puzzle.run.files import to_json, write_atomically
 from lit_puzzle.run.folder import require_input
-from lit_puzzle.run.inputs import claim_inputs, file_identity, record_output
+from lit_puzzle.run.identity import file_identity
+from lit_puzzle.run.inputs import claim_inputs, record_output
 
 ROWS_FILE = "text_distance.jsonl"
 SUMS = ("kl", "log_loss", "parent_log_loss", "same_token")

@@ -60,7 +60,7 @@ def check_rollouts(settings: RolloutSettings, folder: Path, ranks: Ranks) -> Non
 
 
 def check_answers(completions: Sequence[Completion], expected: int, name: str) -> None:
-    """Check that an engine answered every prompt, with tokens whose log-probabilities, if any, are numbers.
+    """Check that an engine answered every prompt, with tokens whose log-probabilities, if any, are finite.
 
     Raises:
         ValueError: it did not.
@@ -71,8 +71,10 @@ def check_answers(completions: Sequence[Completion], expected: int, name: str) -
         if not completion.token_ids:
             raise ValueError(f"{name} generated no token for prompt {place}. The same command resumes.")
         logprobs = completion.logprobs
-        if logprobs is not None and not all(-float("inf") < number <= 1e-3 for number in logprobs):
+        wrong = [number for number in logprobs or () if not -float("inf") < number <= 1e-3]
+        if wrong:
             raise ValueError(
-                f"{name} gave log-probabilities for prompt {place} that are no numbers: its weights or its KV cache "
-                "are damaged. The same command resumes; rollouts.dtype: float32 is the exact one."
+                f"{name} gave prompt {place} the log-probability {wrong[0]:g}; expected are finite numbers of at most "
+                "0: its weights or its KV cache are damaged. The same command resumes; rollouts.dtype: float32 is the "
+                "exact one."
             )

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lit_puzzle.run.files import read_json, write_json
-from lit_puzzle.run.inputs import Identity, file_identity
+from lit_puzzle.run.identity import Identity, file_identity
 from lit_puzzle.run.strict_json import check_whole
 
 META_FILE, SCORES_FILE = "importance.json", "importance.safetensors"

@@ -36,7 +36,8 @@ from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.model.streaming import StreamedModel, load_streamed
 from lit_puzzle.run.folder import require_input
-from lit_puzzle.run.inputs import Identity, record_output
+from lit_puzzle.run.identity import Identity
+from lit_puzzle.run.inputs import record_output
 from lit_puzzle.training.sharding import load_for, shard
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from lit_puzzle.model.family import family_named
 from lit_puzzle.model.layout import layer_prefix
 from lit_puzzle.run.files import read_json, write_json
-from lit_puzzle.run.inputs import Identity, file_identity
+from lit_puzzle.run.identity import Identity, file_identity
 from lit_puzzle.run.strict_json import check_whole
 
 META_FILE, SCALES_FILE = "kv_scales.json", "kv_scales.safetensors"

@@ -22,7 +22,7 @@ from typing import Any
 
 from lit_puzzle.model.layout import layer_blocks
 from lit_puzzle.run.files import read_json, write_json
-from lit_puzzle.run.inputs import Identity, file_identity
+from lit_puzzle.run.identity import Identity, file_identity
 from lit_puzzle.run.strict_json import checked_keys
 from lit_puzzle.spec import BlockSpec, Plan
 

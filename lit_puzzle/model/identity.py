@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.run.files import read_json, read_text
-from lit_puzzle.run.inputs import Identity, files_hash, text_hash
+from lit_puzzle.run.identity import Identity, files_hash, text_hash
 
 TOKENIZER_SETTINGS = "tokenizer_config.json"
 TOKENIZER_FILES = (

@@ -4,7 +4,7 @@ Writes and reads, in one folder, `record.json` (number of tokens, channels, dtyp
 each state `NAME.LAYER`: tokens x channels numbers, the states that enter layer LAYER, beside `NAME.LAYER.hash`. A file
 has its name only when all its numbers are written and synced; one of another size, or without a hash, counts as none.
 When the folder is opened, files of other batches are removed, and files whose content is not that of their hash. Of a
-file of more than 64 MiB the hash covers 256 pages (`lit_puzzle.run.inputs.files_hash`): another file is noticed, a
+file of more than 64 MiB the hash covers 256 pages (`lit_puzzle.run.identity.files_hash`): another file is noticed, a
 changed number between the pages is not.
 
 Disk: tokens x channels x bytes per number for each file. Memory: none; the page cache holds what fits. Traffic of a
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from lit_puzzle.run.files import read_json, write_json
-from lit_puzzle.run.inputs import files_hash
+from lit_puzzle.run.identity import files_hash
 
 RECORD_FILE = "record.json"
 PARTIAL, HASH = ".partial", ".hash"

@@ -16,7 +16,7 @@ from typing import Any
 
 from lit_puzzle.run.files import read_json, read_text, write_json
 from lit_puzzle.run.folder import CONFIG
-from lit_puzzle.run.inputs import text_hash
+from lit_puzzle.run.identity import text_hash
 
 NOTES_FILE = "pipeline.json"
 FORMAT = 1

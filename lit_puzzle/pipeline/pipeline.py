@@ -135,7 +135,7 @@ def _fail(title: str, log: Path, ended: Ended, words: list[str]) -> None:
     again, alone = shlex.join(["lightning", *sys.argv[1:]]), shlex.join(["lightning", *words])
     print(
         f"{title}: failed with exit code {code} after {time_text(ended.seconds)}. Its last lines ({log}):\n    {last}\n"
-        f"This stage alone: {alone}\nThe pipeline goes on with: {again}",
+        f"This stage alone: {alone}\nTo resume the pipeline: {again}",
         file=sys.stderr,
         flush=True,
     )

@@ -17,7 +17,8 @@ from lit_puzzle.pipeline.stages import Stage
 from lit_puzzle.run.config_changes import compare_configs
 from lit_puzzle.run.files import read_json, read_text, resolved
 from lit_puzzle.run.folder import CONFIG, RECORD, is_complete
-from lit_puzzle.run.inputs import SHOWN, Identity, file_identity, recorded_inputs, recorded_outputs, text_hash
+from lit_puzzle.run.identity import Identity, file_identity, text_hash
+from lit_puzzle.run.inputs import SHOWN, recorded_inputs, recorded_outputs
 from lit_puzzle.run.lineage import is_part_of
 from lit_puzzle.run.marker import MARKER, is_run_folder, is_unclaimed
 

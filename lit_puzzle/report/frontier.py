@@ -27,7 +27,8 @@ from lit_puzzle.report.paired_requests import intervals, pair
 from lit_puzzle.report.request_rates import Model, judge, points
 from lit_puzzle.run.files import write_json
 from lit_puzzle.run.folder import require_input
-from lit_puzzle.run.inputs import claim_inputs, enclosing_run, file_identity, record_output, recorded_inputs
+from lit_puzzle.run.identity import file_identity
+from lit_puzzle.run.inputs import claim_inputs, enclosing_run, record_output, recorded_inputs
 from lit_puzzle.run.recipe import load_recipe
 
 FRONTIER_FILE = "frontier.json"

@@ -14,7 +14,8 @@ from pathlib import Path
 from lit_puzzle.report.run_summary import RunSummary, enclosing_folder, read_run
 from lit_puzzle.run.files import resolved
 from lit_puzzle.run.folder import PACKAGE
-from lit_puzzle.run.inputs import SHOWN, Identity, recorded_inputs, recorded_outputs
+from lit_puzzle.run.identity import Identity
+from lit_puzzle.run.inputs import SHOWN, recorded_inputs, recorded_outputs
 from lit_puzzle.run.lineage import is_part_of
 
 UNREADABLE = (ValueError, OSError, RuntimeError)  # damaged records, no permission, links in a circle

@@ -23,7 +23,8 @@ from lit_puzzle.report.results_table import number_text
 from lit_puzzle.report.run_summary import RunSummary
 from lit_puzzle.run.files import read_json
 from lit_puzzle.run.folder import require_input
-from lit_puzzle.run.inputs import recorded_inputs, text_hash
+from lit_puzzle.run.identity import text_hash
+from lit_puzzle.run.inputs import recorded_inputs
 from lit_puzzle.scoring.scores import SCORES_FILE, Scores
 from lit_puzzle.spec import Plan, read_plan
 

@@ -20,7 +20,8 @@ from lit_puzzle.report.request_sections import frontier_section, samples_section
 from lit_puzzle.report.training_sections import curves_section, results_section
 from lit_puzzle.run.files import write_atomically
 from lit_puzzle.run.folder import RECORD
-from lit_puzzle.run.inputs import claim_inputs, file_identity, record_output, run_date
+from lit_puzzle.run.identity import file_identity
+from lit_puzzle.run.inputs import claim_inputs, record_output, run_date
 
 REPORT_FILE, PICTURES = "report.html", "pictures"
 

@@ -22,7 +22,8 @@ from lit_puzzle.report.results_table import number_text
 from lit_puzzle.report.run_summary import RunSummary
 from lit_puzzle.report.terminal_text import cut, escaped
 from lit_puzzle.run.files import read_json
-from lit_puzzle.run.inputs import file_identity, recorded_inputs
+from lit_puzzle.run.identity import file_identity
+from lit_puzzle.run.inputs import recorded_inputs
 
 MODELS = ("parent", "child")
 STEPS = 40  # of a frontier between its first and last setting
@@ -134,8 +135,7 @@ def samples_section(found: FoundRuns, samples: int) -> Section:
     title, runs = "Sample completions", found.having(FRONTIER_FILE)
     if not runs:
         return Section(title, missing="No frontier names the evaluations of parent and child.")
-    compared = recorded_inputs(runs[0].folder)
-    files = [_rows_of(runs[0], compared[model].path) for model in MODELS]
+    compared, files = recorded_inputs(runs[0].folder), compared_rows(runs[0])
     if not all(file.is_file() for file in files):
         return Section(title, missing=f"The rows that {runs[0].folder} compared are not there any more.")
     for model, file in zip(MODELS, files, strict=True):
@@ -147,10 +147,22 @@ def samples_section(found: FoundRuns, samples: int) -> Section:
     return Section(title, text, samples=shown, sources=runs[:1])
 
 
-def _rows_of(run: RunSummary, recorded: str) -> Path:
-    """Return the rows of an evaluation where they were, or beside the run if the folders have moved together."""
-    file = run.located(recorded) / EPISODES_FILE
-    return file if file.is_file() else run.folder.parent / Path(recorded).name / EPISODES_FILE
+def compared_rows(run: RunSummary) -> list[Path]:
+    """Return the files of rows of parent and child that a frontier's run compared, whether they are there or not.
+
+    They are looked for where they were, and beside the run, if the folders have moved together.
+
+    Raises:
+        ValueError: its record is damaged.
+        KeyError: its record names no such evaluations.
+    """
+    compared = recorded_inputs(run.folder)
+    files = []
+    for model in MODELS:
+        recorded = compared[model].path
+        file = run.located(recorded) / EPISODES_FILE
+        files.append(file if file.is_file() else run.folder.parent / Path(recorded).name / EPISODES_FILE)
+    return files
 
 
 def _chosen(pairs: Sequence[tuple[Episode, Episode]], effort: str, count: int) -> list[tuple[Episode, Episode]]:

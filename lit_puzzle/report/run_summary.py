@@ -12,8 +12,7 @@ from typing import Any
 
 from lit_puzzle.report.results_table import number_text, results_text
 from lit_puzzle.run.files import read_json, read_yaml, resolved
-from lit_puzzle.run.folder import CONFIG, RECORD
-from lit_puzzle.run.inputs import INPUTS_FILE
+from lit_puzzle.run.folder import CONFIG, INPUTS_FILE, RECORD
 from lit_puzzle.run.lock import working_process
 from lit_puzzle.run.marker import MARKER
 

@@ -16,14 +16,14 @@ included), hidden size d, vocabulary V, m completions decoded together, M evalua
 Results: `recovery_results`. Source: arXiv 2602.11937, the RL recovery; GRPO, arXiv 2402.03300.
 """
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_puzzle.child.save import save_child
@@ -32,18 +32,14 @@ from lit_puzzle.data.prompts import check_lengths
 from lit_puzzle.data.rl_prompts import PromptData, prompt_data
 from lit_puzzle.environments.answer_formats import fix_format
 from lit_puzzle.environments.environment import PromptAtEffort
-from lit_puzzle.environments.episodes import Episode
-from lit_puzzle.evaluate.accuracy import read_episodes
 from lit_puzzle.evaluate.before_after import (
     EvaluationSettings,
+    is_measured,
     print_table,
-    recovery_results,
-    solve_folder,
-    solve_together,
     validation_values,
-    write_evaluation,
 )
 from lit_puzzle.evaluate.held_out import held_out_problems
+from lit_puzzle.evaluate.sampled_evaluation import SampledEvaluation
 from lit_puzzle.generation.engine import Engine
 from lit_puzzle.generation.lengths import LENGTHS_FILE, known_lengths
 from lit_puzzle.generation.rollout_checks import check_rollouts
@@ -56,14 +52,15 @@ from lit_puzzle.rl.rewards import Weighted, build_rewards, length_rewards
 from lit_puzzle.rl.settings import ExtraReward, GRPOSettings, RewardSettings
 from lit_puzzle.rl.vllm_rollouts import VLLMRollouts, start_rollouts
 from lit_puzzle.run.folder import require_input
-from lit_puzzle.run.inputs import Identity, file_identity, run_date
+from lit_puzzle.run.identity import Identity, file_identity
+from lit_puzzle.run.inputs import run_date
 from lit_puzzle.training.best_weights import load_best
 from lit_puzzle.training.finite import check_loss, check_weights
 from lit_puzzle.training.load_child import load_child, reload_child
 from lit_puzzle.training.rollouts import ranks_of
 from lit_puzzle.training.settings import TrainingSettings
 from lit_puzzle.training.sharding import unsharded
-from lit_puzzle.training.trainable import optimize_trainable, release_optimizers, without_adapters
+from lit_puzzle.training.trainable import drop_frozen, optimize_trainable, release_optimizers, without_adapters
 from lit_puzzle.training.trainer_validation import check_trainer
 
 
@@ -108,7 +105,7 @@ class RLRecovery(LightningModule):
         self.rollouts: VLLMRollouts | None = None
         self.policy: Any = None  # the model, inside a LoRA wrapper if there is one
         self._reward_history, self._length_rewards = list[float](), list[Weighted]()
-        self._validation_prompts, self._evaluation_prompts = list[PromptAtEffort](), list[PromptAtEffort]()
+        self._validation_prompts = list[PromptAtEffort]()
 
     # ---- building -------------------------------------------------------------------------------------------------
 
@@ -137,9 +134,9 @@ class RLRecovery(LightningModule):
         self.grpo.check_batch(trainer.accumulate_grad_batches, trainer.world_size, data.num_train_prompts)
         cap, efforts = self.grpo.sampling.max_new_tokens, list(data.efforts)
         self._length_rewards = length_rewards(self.rewards, efforts, self.parent_lengths, cap)
-        count, environments = evaluation.prompts_per_effort, data.environments
-        self._evaluation_prompts = held_out_problems(environments, efforts, count, evaluation.seed)
-        data.set_aside(problem for problem, _ in self._evaluation_prompts)
+        problems = held_out_problems(data.environments, efforts, evaluation.prompts_per_effort, evaluation.seed)
+        self.held_out = SampledEvaluation(evaluation, data.environments, problems, evaluation.max_new_tokens or cap)
+        data.set_aside(problem for problem, _ in problems)
 
     def configure_model(self) -> None:
         """Load the policy as it trains, then build the engine on it, in this order only."""
@@ -148,8 +145,8 @@ class RLRecovery(LightningModule):
         self.tokenizer = load_tokenizer(self.child, padding_side="left")
         fix_date(self.tokenizer, run_date(self.run_dir))
         fix_format(self.tokenizer, self.rewards.answer_format)
-        tokens = max(self.grpo.sampling.max_new_tokens, self.evaluation.max_new_tokens or 1)
-        pairs = self._evaluation_prompts + self.data.training_pairs()
+        tokens = max(self.grpo.sampling.max_new_tokens, self.held_out.max_new_tokens)
+        pairs = self.held_out.problems + self.data.training_pairs()
         check_lengths(self.tokenizer, pairs, self.child, tokens, self.grpo.rollouts.context_tokens)
         self._set_policy(load_child(self.device_mesh, self.child, self.training_settings))
         self._build_engine()
@@ -202,12 +199,8 @@ class RLRecovery(LightningModule):
             ValueError: a resumed run without these episodes.
         """
         folder = self.run_dir / "before"
-        if folder.is_dir():
-            return
-        if self.trainer.global_step > 0:
-            raise ValueError(f"{folder} is missing: there is nothing to compare with. Use --overwrite.")
-        episodes = self._measure(self.child)
-        write_evaluation(folder, episodes, self.trainer.is_global_zero, self.evaluation.texts)
+        if not is_measured(folder, self.trainer.global_step):
+            self._evaluate(folder, self.child)
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Return the loss of a slice (times the accumulation: TRL and Lightning both divide) and any new rollout.
@@ -243,32 +236,22 @@ class RLRecovery(LightningModule):
         gathers = self.grpo.unshard_rollouts and self.rollouts is None
         return unsharded(self.model) if gathers else nullcontext()
 
-    def _measure(self, folder: Path) -> list[Episode]:
-        """Solve the problems of the evaluation: by the model in memory, or by an engine that reads its folder."""
-        pairs, engine = self._evaluation_prompts, self.evaluation.engine
-        if engine is None:
-            return self._solve(pairs)
-        return solve_folder(engine, folder, self.tokenizer, pairs, self.data.environments, self._evaluated_tokens)
-
-    @property
-    def _evaluated_tokens(self) -> int:
-        return self.evaluation.max_new_tokens or self.grpo.sampling.max_new_tokens
-
-    def _solve(self, pairs: list[PromptAtEffort]) -> list[Episode]:
-        """Solve problems greedily, all processes together; leave randomness, modes and gradients as they were."""
-        settings, environments = self.evaluation, self.data.environments
+    @contextmanager
+    def _engine(self) -> Iterator[Engine]:
+        """Make what generates with the policy's weights of now; leave randomness, modes and gradients as they were."""
         with (
             torch.inference_mode(False),  # validation runs in it; its tensors could not take part in a later backward
             torch.no_grad(),
             self._gathered(),
             self.trainer.precision_plugin.forward_context(),
         ):
-            engine: Engine
             if self.rollouts:
-                engine = self.rollouts.current_engine()
+                yield self.rollouts.current_engine()
             else:
-                engine = TransformersEngine(self.model, self.tokenizer, settings.batch_size)
-            return solve_together(engine, self.tokenizer, pairs, environments, self._evaluated_tokens)
+                yield TransformersEngine(self.model, self.tokenizer, self.evaluation.batch_size)
+
+    def _evaluate(self, folder: Path, child: Path) -> None:
+        self.held_out.write(folder, child, self._engine(), self.tokenizer, self.trainer.is_global_zero)
 
     def validation_step(self, batch: list[PromptAtEffort], batch_idx: int) -> None:
         """Collect the problems; every process gets all."""
@@ -277,7 +260,7 @@ class RLRecovery(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Solve the collected problems together; log accuracy, score and numbers per effort."""
         pairs, self._validation_prompts = self._validation_prompts, []
-        values = validation_values(self._solve(pairs))
+        values = validation_values(self.held_out.solve(pairs, self._engine(), self.tokenizer))
         values["val/score"] = budget_score(values, self.rewards.budget, known_lengths(self.parent_lengths))
         self.log("val/accuracy", values.pop("val/accuracy"), prog_bar=True, batch_size=len(pairs), sync_dist=True)
         self.log_dict(values, batch_size=len(pairs), sync_dist=True)
@@ -294,9 +277,8 @@ class RLRecovery(LightningModule):
                 self.rollouts.read_folder(target)
             else:
                 self._set_policy(reload_child(self.device_mesh, target, self.training_settings, self.device))
-        before, after = read_episodes(self.run_dir / "before"), self._measure(target)
-        write_evaluation(self.run_dir / "after", after, is_writer, self.evaluation.texts)
-        self.results = recovery_results(before, after, self._reward_history, known_lengths(self.parent_lengths))
+        self._evaluate(self.run_dir / "after", target)
+        self.results = self.held_out.results(self.run_dir, self.parent_lengths, self._reward_history)
         if is_writer:
             print_table(self.results)
 
@@ -304,9 +286,7 @@ class RLRecovery(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Drop frozen parameters; add the engine's state, unless only weights are saved."""
-        trainable = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        state: dict[str, Tensor] = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {name: tensor for name, tensor in state.items() if name in trainable}
+        drop_frozen(self, checkpoint)
         if "optimizer_states" in checkpoint:
             checkpoint["engine"] = self.engine.state_dict()
             checkpoint["reward_history"] = list(self._reward_history)

@@ -11,6 +11,7 @@ from lit_puzzle.run.recipe import recipe_that_makes
 
 PACKAGE = Path(__file__).parents[1]
 CONFIG, RECORD = "config.yaml", "run.json"
+INPUTS_FILE, OUTPUTS_FILE = "inputs.json", "outputs.json"  # `lit_puzzle.run.inputs` writes them
 ROWS = (".json", ".jsonl", ".parquet")  # formats that outputs have, or had
 
 

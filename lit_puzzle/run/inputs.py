@@ -1,54 +1,29 @@
-"""Identity of inputs and outputs: what a run was started with, by content, so that nothing else takes its place.
+"""Inputs and outputs of a run: what it was started with, by content, so that nothing else takes its place.
 
-Reads and writes in a run folder: `inputs.json`, the date and every input of the run (path, and a hash of each part of
-its content), written before anything slow; `outputs.json`, what the run has made, which `run.json` takes over. Needs no
-torch: identities of checkpoints are made by `lit_puzzle.model.identity`.
+Reads and writes in a run folder: `inputs.json`, the date and every input of the run (`lit_puzzle.run.identity`),
+written before anything slow; `outputs.json`, what the run has made, which `run.json` takes over. Needs no torch.
 
     {"format": 1, "date": "2026-01-31",
      "inputs": {"parent": {"path": "parents/20b", "content": {"weights": "5d1c...", "tokenizer": "...", ...}}}}
 
-A resumed run compares contents; where an input lies does not matter. Memory: a buffer. Traffic: files below 64 MiB are
-read whole, of larger ones 256 pages of 4 KiB; a folder counts as one file, with at least 16 pages of each of its files.
+A resumed run compares contents; where an input lies does not matter.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from lit_puzzle.run.files import read_json, to_json, write_json
+from lit_puzzle.run.folder import INPUTS_FILE, OUTPUTS_FILE, RECORD
+from lit_puzzle.run.identity import Identity
 
-INPUTS_FILE, OUTPUTS_FILE = "inputs.json", "outputs.json"
 FORMAT = 1
-WHOLE_BYTES = 1 << 26
-PAGE_BYTES = 4096
-PAGES = 256
-BOOKKEEPING = frozenset({INPUTS_FILE, OUTPUTS_FILE, "run.json", "config.yaml"})  # of a run: no content of a folder
 SHOWN = 12  # digits of a hash in messages
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What an input or output is.
-
-    Attributes:
-        path: where it was found.
-        content: part -> hash, for example of `weights` and `tokenizer`; two inputs are the same if all parts are.
-    """
-
-    path: str
-    content: Mapping[str, str]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as JSON."""
-        return {"path": self.path, "content": dict(self.content)}
 
 
 @runtime_checkable
@@ -58,75 +33,6 @@ class ReadsInputs(Protocol):
     def input_identities(self) -> Mapping[str, Identity]:
         """Return the identity of every input by its name."""
         ...
-
-
-def text_hash(*texts: str) -> str:
-    """Return a hash of texts in their order."""
-    digest = hashlib.sha256()
-    for text in texts:
-        encoded = text.encode("utf-8", "surrogatepass")
-        digest.update(len(encoded).to_bytes(8, "little"))
-        digest.update(encoded)
-    return digest.hexdigest()
-
-
-def file_identity(path: Path, names: Iterable[str] | None = None) -> Identity:
-    """Return the identity of a file or a folder, see `files_hash`.
-
-    Args:
-        path: a file or a folder.
-        names: files of the folder; None: all but hidden ones and the bookkeeping of a run.
-
-    Raises:
-        ValueError: it does not exist or cannot be read.
-    """
-    return Identity(str(path), {"files": files_hash(path, names)})
-
-
-def files_hash(path: Path, names: Iterable[str] | None = None) -> str:
-    """Return a hash of a file, or of names and contents of files in a folder.
-
-    Args:
-        path: a file or a folder.
-        names: files of the folder; None: all but hidden ones and the bookkeeping of a run.
-
-    Raises:
-        ValueError: it does not exist or cannot be read.
-    """
-    if path.is_dir():
-        files = {name: path / name for name in names} if names is not None else _files(path)
-    else:
-        files = {"": path}
-    digest = hashlib.sha256()
-    try:
-        sizes = {name: file.stat().st_size for name, file in files.items()}
-        whole = sum(sizes.values()) <= WHOLE_BYTES
-        for name in sorted(files):
-            digest.update(json.dumps([name, sizes[name]]).encode())
-            _add_content(digest, files[name], sizes[name], whole, max(16, PAGES // len(files)))
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error}. Restore it, or name another input.") from error
-    return digest.hexdigest()
-
-
-def _files(folder: Path) -> dict[str, Path]:
-    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return {
-        path.as_posix(): folder / path
-        for path in found
-        if not any(part.startswith(".") for part in path.parts) and path.parts[0] not in BOOKKEEPING
-    }
-
-
-def _add_content(digest: hashlib._Hash, file: Path, size: int, whole: bool, pages: int) -> None:
-    with file.open("rb") as stream:
-        if whole or size <= PAGE_BYTES * pages:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-            return
-        for page in range(pages):
-            stream.seek((size - PAGE_BYTES) * page // (pages - 1))
-            digest.update(stream.read(PAGE_BYTES))
 
 
 def claim_inputs(run_dir: Path, inputs: Mapping[str, Identity]) -> None:
@@ -277,7 +183,7 @@ def record_output(run_dir: Path, name: str, identity: Identity) -> None:
 
 def recorded_outputs(run_dir: Path) -> dict[str, Identity]:
     """Return what a run has recorded to have made."""
-    for file in (run_dir / OUTPUTS_FILE, run_dir / "run.json"):
+    for file in (run_dir / OUTPUTS_FILE, run_dir / RECORD):
         if file.is_file():
             content = _object(file)
             return _identities(file, content if file.name == OUTPUTS_FILE else content.get("outputs", {}))

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from lit_puzzle.run.files import read_yaml, resolved
 from lit_puzzle.run.folder import CONFIG, RECORD
-from lit_puzzle.run.inputs import SHOWN, Identity, enclosing_run, recorded_inputs, recorded_outputs
+from lit_puzzle.run.identity import Identity
+from lit_puzzle.run.inputs import SHOWN, enclosing_run, recorded_inputs, recorded_outputs
 
 
 @dataclass(frozen=True)

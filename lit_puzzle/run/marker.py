@@ -18,8 +18,7 @@ from typing import Any
 
 from lit_puzzle import __version__
 from lit_puzzle.run.files import read_json, write_json
-from lit_puzzle.run.folder import CONFIG, RECORD
-from lit_puzzle.run.inputs import INPUTS_FILE, OUTPUTS_FILE
+from lit_puzzle.run.folder import CONFIG, INPUTS_FILE, OUTPUTS_FILE, RECORD
 from lit_puzzle.run.lock import LOCK_FILE, TAKEN_FILE
 
 MARKER = ".lit_puzzle_run"

@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 
 from lit_puzzle.run.config_changes import Change, compare_configs
 from lit_puzzle.run.files import parse_yaml, read_text, read_yaml, resolved, write_atomically
-from lit_puzzle.run.folder import CONFIG, is_complete
-from lit_puzzle.run.inputs import INPUTS_FILE, forget_inputs, record_changes, recorded_inputs, run_date
+from lit_puzzle.run.folder import CONFIG, INPUTS_FILE, is_complete
+from lit_puzzle.run.inputs import forget_inputs, record_changes, recorded_inputs, run_date
 from lit_puzzle.run.lock import LOCK_FILE, TAKEN_FILE, locked
 from lit_puzzle.run.marker import (
     BOOKKEEPING,

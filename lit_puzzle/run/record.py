@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_puzzle.run.files import write_json
-from lit_puzzle.run.folder import PACKAGE, RECORD
-from lit_puzzle.run.inputs import OUTPUTS_FILE, recorded_inputs, recorded_outputs
+from lit_puzzle.run.folder import OUTPUTS_FILE, PACKAGE, RECORD
+from lit_puzzle.run.inputs import recorded_inputs, recorded_outputs
 
 PACKAGES = (
     *("lit-puzzle", "torch", "lightning", "transformers", "trl", "peft", "torchmetrics", "safetensors"),

@@ -28,7 +28,7 @@ from lightning.fabric import Fabric
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_puzzle.run.inputs import Identity, text_hash
+from lit_puzzle.run.identity import Identity, text_hash
 from lit_puzzle.scoring.score_files import Values
 from lit_puzzle.training.fabric import sum_over_processes
 from lit_puzzle.training.sharding import unsharded

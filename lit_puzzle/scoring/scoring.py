@@ -43,7 +43,8 @@ from lit_puzzle.model.opening import load_tokenizer
 from lit_puzzle.model.streaming import LayerSource
 from lit_puzzle.run.files import read_json
 from lit_puzzle.run.folder import require_input
-from lit_puzzle.run.inputs import claim_inputs, file_identity, record_output, run_date
+from lit_puzzle.run.identity import file_identity
+from lit_puzzle.run.inputs import claim_inputs, record_output, run_date
 from lit_puzzle.scoring.block_quality import METRICS
 from lit_puzzle.scoring.evaluation_run import EvaluationRun, engine_of
 from lit_puzzle.scoring.evaluations import Evaluation, evaluation_items, items_identity

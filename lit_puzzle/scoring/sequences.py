@@ -9,7 +9,8 @@ from lightning.fabric import Fabric
 
 from lit_puzzle.data.calibration import TOKENS_FOLDER, CalibrationData
 from lit_puzzle.data.token_rows import RowBatches
-from lit_puzzle.run.inputs import Identity, claim_inputs
+from lit_puzzle.run.identity import Identity
+from lit_puzzle.run.inputs import claim_inputs
 
 
 def open_sequences(

@@ -39,7 +39,8 @@ from lit_puzzle.costs.timed_blocks import TimedBlocks
 from lit_puzzle.library.library import LIBRARY_FILE, Library
 from lit_puzzle.run.files import write_json
 from lit_puzzle.run.folder import require_input
-from lit_puzzle.run.inputs import Identity, claim_inputs, file_identity, record_output
+from lit_puzzle.run.identity import Identity, file_identity
+from lit_puzzle.run.inputs import claim_inputs, record_output
 from lit_puzzle.run.lineage import check_made_with
 from lit_puzzle.scoring.scores import SCORES_FILE, Scores
 from lit_puzzle.search import refine

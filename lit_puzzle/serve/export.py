@@ -29,7 +29,8 @@ from lit_puzzle.model.layout import whole
 from lit_puzzle.model.safetensors_file import DTYPES
 from lit_puzzle.model.writer import atomic_folder
 from lit_puzzle.run.folder import CONFIG, RECORD, is_complete, require_input
-from lit_puzzle.run.inputs import Identity, claim_inputs, file_identity, record_output
+from lit_puzzle.run.identity import Identity, file_identity
+from lit_puzzle.run.inputs import claim_inputs, record_output
 from lit_puzzle.run.lineage import check_ancestors, training_runs
 from lit_puzzle.serve import experts, stock
 from lit_puzzle.serve import weights as steps

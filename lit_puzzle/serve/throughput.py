@@ -24,7 +24,8 @@ from lit_puzzle.costs.throughputs import THROUGHPUT_FILE, Throughputs
 from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.run.files import read_json, write_json
 from lit_puzzle.run.folder import require_input
-from lit_puzzle.run.inputs import claim_inputs, file_identity, record_output
+from lit_puzzle.run.identity import file_identity
+from lit_puzzle.run.inputs import claim_inputs, record_output
 from lit_puzzle.spec import Scenario
 
 

@@ -19,7 +19,8 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.states import TrainerStatus
 
-from lit_puzzle.run.inputs import Identity, ReadsInputs, claim_inputs, dated
+from lit_puzzle.run.identity import Identity
+from lit_puzzle.run.inputs import ReadsInputs, claim_inputs, dated
 from lit_puzzle.run.open_run import join_run, opened_run
 from lit_puzzle.run.parser import RecipeParser, without_unset_date
 from lit_puzzle.run.peers import report_failure

@@ -13,7 +13,7 @@ def patience(where: str, timeout_hours: float) -> timedelta:
         timeout_hours: hours that a process waits for another one in a collective.
 
     Raises:
-        ValueError: it is no number of hours between a second and a year.
+        ValueError: it is not a number, or not between a second and a year.
     """
     is_number = isinstance(timeout_hours, int | float) and not isinstance(timeout_hours, bool)
     if not is_number or not LEAST_HOURS <= timeout_hours <= MOST_HOURS:

@@ -185,3 +185,17 @@ def release_optimizers(trainer: "Trainer") -> None:
     for optimizer in trainer.optimizers:
         optimizer.zero_grad()
         optimizer.state.clear()
+
+
+def drop_frozen(module: nn.Module, checkpoint: dict[str, Any], besides: str | None = None) -> None:
+    """Keep of a checkpoint's `state_dict` the parameters that train.
+
+    Args:
+        module: the LightningModule.
+        checkpoint: what Lightning saves; is changed.
+        besides: beginning of further names to keep.
+    """
+    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    state: dict[str, Tensor] = checkpoint["state_dict"]
+    kept = {name for name in state if name in trained or (besides is not None and name.startswith(besides))}
+    checkpoint["state_dict"] = {name: tensor for name, tensor in state.items() if name in kept}

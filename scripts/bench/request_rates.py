@@ -48,8 +48,9 @@ def main() -> None:
     else:
         work = {name: measured(Path(folders[1])) for name, folders in models.items()}
     longest = max(sum(workload) for efforts in work.values() for workload in efforts.values())
-    settings = {"dtype": "float32", "max_model_len": longest + 1, "enable_prefix_caching": False}
+    settings = {"dtype": "float32", "enforce_eager": True, "max_model_len": longest + 1}
     settings |= {"kv_cache_memory_bytes": CACHE_BYTES, "max_num_seqs": max(arguments.batches)}
+    settings |= {"enable_prefix_caching": False}
     python = require_vllm(arguments.python)
     with ExitStack() as stack:
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -88,8 +88,8 @@ def main() -> None:
         shutil.rmtree(folder)
 
 
-def make_parent(folder: Path, layers: int, experts: int) -> None:
-    """Write a checkpoint of random weights in the shapes of gpt-oss."""
+def gpt_oss_config(layers: int, experts: int) -> dict[str, Any]:
+    """Return a config.json with the sizes of gpt-oss."""
     sizes = {"hidden_size": 2880, "intermediate_size": 2880, "head_dim": 64, "vocab_size": VOCABULARY}
     heads = {"num_attention_heads": 64, "num_key_value_heads": 8, "sliding_window": 128, "num_experts_per_tok": 4}
     config: dict[str, Any] = {"model_type": "gpt_oss", "architectures": ["GptOssForCausalLM"], "dtype": "bfloat16"}
@@ -97,6 +97,12 @@ def make_parent(folder: Path, layers: int, experts: int) -> None:
     config |= {"max_position_embeddings": 131072, "quantization_config": {"quant_method": "mxfp4"}}
     yarn = {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}
     config |= {"rope_theta": 150000.0, "rope_scaling": yarn | {"original_max_position_embeddings": 4096}}
+    return config
+
+
+def make_parent(folder: Path, layers: int, experts: int) -> None:
+    """Write a checkpoint of random weights in the shapes of gpt-oss."""
+    config = gpt_oss_config(layers, experts)
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
     shapes = tensor_shapes(config, range(layers))

@@ -11,9 +11,10 @@ import pytest
 
 from lit_puzzle.costs import kernel_tables
 from lit_puzzle.costs.accounting import distinct_experts
+from lit_puzzle.costs.attention_laws import DecodeAttention, PrefillAttention, quadratic
 from lit_puzzle.costs.cost_model import CostModel
 from lit_puzzle.costs.engine import EngineStep, ServingEngine
-from lit_puzzle.costs.kernel_laws import DecodeAttention, Experts, PrefillAttention, load_products, quadratic
+from lit_puzzle.costs.kernel_laws import Experts, load_products
 from lit_puzzle.costs.kernel_tables import Curve, data_folder, find_system, mix, read_rows
 from lit_puzzle.costs.measured_kernels import Collectives, MeasuredKernels
 from lit_puzzle.costs.model_shape import ModelShape

@@ -10,8 +10,9 @@ import pytest
 from lit_puzzle.evaluate.alike import check_alike
 from lit_puzzle.evaluate.baseline import take_baseline
 from lit_puzzle.model.identity import checkpoint_identity
-from lit_puzzle.run.folder import PACKAGE
-from lit_puzzle.run.inputs import INPUTS_FILE, Identity, claim_inputs, run_date
+from lit_puzzle.run.folder import INPUTS_FILE, PACKAGE
+from lit_puzzle.run.identity import Identity
+from lit_puzzle.run.inputs import claim_inputs, run_date
 
 CHILD = PACKAGE / "assets" / "tiny_child"
 CLOCK = "Current date: {{ strftime_now('%Y-%m-%d') }}{{ messages[0].content }}"

@@ -20,9 +20,10 @@ from lit_puzzle.environments.chat_template import render_prompt
 from lit_puzzle.environments.environment import Environment, PromptAtEffort, is_held_out
 from lit_puzzle.environments.long_context_tasks import Retrieval, VariableChain, default_tasks
 from lit_puzzle.environments.long_context_text import TextTask
-from lit_puzzle.evaluate.long_context import LongContextAccuracy, reference_answer, teacher_forced_hits
+from lit_puzzle.evaluate.long_context import LongContextAccuracy
 from lit_puzzle.evaluate.long_context_settings import Grading, LongContextProblems
 from lit_puzzle.evaluate.solving import solve_problems
+from lit_puzzle.evaluate.teacher_forcing import reference_answer, teacher_forced_hits
 from lit_puzzle.generation.sampling import Sampling
 from lit_puzzle.generation.transformers_engine import TransformersEngine
 from lit_puzzle.model.gpt_oss import GptOssPuzzleConfig, GptOssPuzzleForCausalLM

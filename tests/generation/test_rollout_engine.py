@@ -63,9 +63,9 @@ def test_options_of_vllm():
     [
         ([Completion([3], "stop", [-0.5])], "answered 1 of 2 prompts"),
         ([Completion([3], "stop", [-0.5]), Completion([], "stop", [])], "generated no token for prompt 1"),
-        ([Completion([3], "stop", [float("nan")]), Completion([3], "stop")], "for prompt 0 that are no numbers"),
-        ([Completion([3], "stop", [float("-inf")]), Completion([3], "stop")], "for prompt 0 that are no numbers"),
-        ([Completion([3], "stop", [0.7]), Completion([3], "stop")], "for prompt 0 that are no numbers"),
+        ([Completion([3], "stop", [float("nan")]), Completion([3], "stop")], "the log-probability nan; expected"),
+        ([Completion([3], "stop", [float("-inf")]), Completion([3], "stop")], "the log-probability -inf; expected"),
+        ([Completion([3], "stop", [0.7]), Completion([3], "stop")], "the log-probability 0.7; expected"),
     ],
 )
 def test_answers_that_are_refused(answers, said):

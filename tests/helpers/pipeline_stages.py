@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 from lit_puzzle.run.folder import require_input
-from lit_puzzle.run.inputs import claim_inputs, file_identity, record_output
+from lit_puzzle.run.identity import file_identity
+from lit_puzzle.run.inputs import claim_inputs, record_output
 
 
 def write(

@@ -7,7 +7,8 @@ import yaml
 
 from lit_puzzle.environments.episodes import Episode, Request, Texts, Verdict
 from lit_puzzle.run.folder import CONFIG
-from lit_puzzle.run.inputs import Identity, claim_inputs, record_output
+from lit_puzzle.run.identity import Identity
+from lit_puzzle.run.inputs import claim_inputs, record_output
 from lit_puzzle.run.record import RunClock
 
 

@@ -101,7 +101,7 @@ def test_a_failing_stage_ends_the_pipeline_with_its_error_and_the_command(tmp_pa
     assert code == 2 and not (pipeline.run / "third").exists() and not is_complete(pipeline.run)
     assert "[2/3] second: failed with exit code 2" in err and "error: this stage refuses: 3 is too many" in err
     assert "This stage alone: lightning run second.yaml --run_dir=runs/all/second" in err
-    assert err.rstrip().endswith("The pipeline goes on with: lightning run all.yaml")
+    assert err.rstrip().endswith("To resume the pipeline: lightning run all.yaml")
     assert "something to say" in (pipeline.run / "second.log").read_text()
     pipeline.change("second", fails=False)
     code, out, err = pipeline("--overrides.third.text=T")

@@ -9,7 +9,7 @@ from helpers.recorded_runs import complete_run, started_run
 
 from lit_puzzle.report.ablations import ablation_table, ablations_section, grids
 from lit_puzzle.report.found_runs import find_runs
-from lit_puzzle.run.inputs import Identity
+from lit_puzzle.run.identity import Identity
 
 SEEDS = {"searched": [0.5, 0.75], "greedy-of-all": [0.25, 0.25]}
 SCRIPT = Path(__file__).parents[2] / "scripts" / "ablations" / "table.py"

@@ -10,7 +10,8 @@ from helpers.recorded_runs import complete_run, started_run, weights
 from lit_puzzle.report.lineage_tree import lineage_lines, made_lines
 from lit_puzzle.report.run_summary import read_run
 from lit_puzzle.run.folder import PACKAGE
-from lit_puzzle.run.inputs import Identity, record_output
+from lit_puzzle.run.identity import Identity
+from lit_puzzle.run.inputs import record_output
 
 ASSET = PACKAGE / "assets" / "tiny_parent"
 

@@ -1,8 +1,6 @@
-"""Identity of inputs: claimed once, compared by content on resume, moved without harm; one date a run."""
+"""Inputs of a run: claimed once, compared by content on resume, moved without harm; one date a run."""
 
 import json
-import os
-import shutil
 import threading
 from datetime import date
 from pathlib import Path
@@ -10,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from lit_puzzle.run import inputs
-from lit_puzzle.run.inputs import Identity, claim_inputs, file_identity, files_hash, run_date, take_date
+from lit_puzzle.run.identity import Identity, file_identity
+from lit_puzzle.run.inputs import claim_inputs, run_date, take_date
 
 
 def test_the_same_inputs_are_taken_and_others_are_named(tmp_path: Path) -> None:
@@ -52,47 +51,6 @@ def test_inputs_may_be_claimed_in_several_steps(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="another a"):
         claim_inputs(tmp_path, {"a": Identity("a", {"files": "3"})})
     assert inputs.recorded_inputs(tmp_path).keys() == {"a", "b"}
-
-
-def test_a_folder_is_the_names_and_contents_of_its_files(tmp_path: Path) -> None:
-    folder = tmp_path / "folder"
-    (folder / "inside").mkdir(parents=True)
-    (folder / "inside" / "a").write_text("a")
-    (folder / "b").write_text("b")
-    whole = files_hash(folder)
-    for name in ("run.json", "config.yaml", "inputs.json", ".hidden"):
-        (folder / name).write_text("bookkeeping")
-    assert files_hash(folder) == whole
-    shutil.copytree(folder, tmp_path / "copy")
-    assert files_hash(tmp_path / "copy") == whole
-    assert files_hash(folder, ["b"]) != whole
-    (folder / "b").rename(folder / "c")
-    assert files_hash(folder) != whole
-    with pytest.raises(ValueError, match="no_such cannot be read"):
-        files_hash(tmp_path / "no_such")
-
-
-def test_large_files_are_sampled_from_the_first_page_to_the_last(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(inputs, "WHOLE_BYTES", 10)
-    file, pages = tmp_path / "large", inputs.PAGES * 4
-    file.write_bytes(os.urandom(inputs.PAGE_BYTES * pages))
-    first = files_hash(file)
-    for place in (0, inputs.PAGE_BYTES * pages - 1):
-        with file.open("r+b") as stream:
-            stream.seek(place)
-            old = stream.read(1)
-            stream.seek(place)
-            stream.write(bytes([old[0] ^ 1]))
-        assert files_hash(file) != first
-        with file.open("r+b") as stream:
-            stream.seek(place)
-            stream.write(old)
-    assert files_hash(file) == first
-    with file.open("ab") as stream:
-        stream.write(b"x")
-    assert files_hash(file) != first
 
 
 def test_the_date_of_the_first_call_holds(tmp_path: Path) -> None:

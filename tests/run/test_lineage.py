@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lit_puzzle.run.inputs import Identity, claim_inputs, record_output
+from lit_puzzle.run.identity import Identity
+from lit_puzzle.run.inputs import claim_inputs, record_output
 from lit_puzzle.run.lineage import ancestors, check_ancestors, check_made_with, training_runs
 
 

@@ -11,7 +11,8 @@ import torch
 from safetensors import SafetensorError
 
 from lit_puzzle.run.folder import is_complete
-from lit_puzzle.run.inputs import Identity, claim_inputs, recorded_inputs, run_date
+from lit_puzzle.run.identity import Identity
+from lit_puzzle.run.inputs import claim_inputs, recorded_inputs, run_date
 from lit_puzzle.run.marker import write_marker
 from lit_puzzle.run.open_run import open_run, opened_run, write_errors
 from lit_puzzle.run.record import RunClock

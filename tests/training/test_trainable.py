@@ -18,7 +18,7 @@ from lit_puzzle.rl.settings import GRPOLossSettings, RewardSettings, RolloutSamp
 from lit_puzzle.run.folder import PACKAGE
 from lit_puzzle.training.load_child import adapted, load_child
 from lit_puzzle.training.settings import LoraSettings, TrainingSettings
-from lit_puzzle.training.trainable import add_adapters, give_head_contiguous_states, without_adapters
+from lit_puzzle.training.trainable import add_adapters, drop_frozen, give_head_contiguous_states, without_adapters
 
 CHILD = PACKAGE / "assets" / "tiny_child"
 SUITABLE = "embed_tokens, k_proj, lm_head, o_proj, q_proj, v_proj"
@@ -162,6 +162,17 @@ def test_a_part_trains_alone_and_stands_alone_in_the_settings(tiny_model: GptOss
     for other in ({"freeze": ["*.bias"]}, {"lora": LoraSettings()}):
         with pytest.raises(ValueError, match="trainable=router was given beside freeze or lora"):
             TrainingSettings(trainable="router", **other)
+
+
+def test_checkpoints_have_what_trains_and_what_is_named() -> None:
+    model = torch.nn.Linear(2, 1)
+    model.bias.requires_grad_(False)
+    state = {**model.state_dict(), "average.bias": torch.zeros(1)}
+    checkpoints: list[dict[str, Any]] = [{"state_dict": dict(state), "epoch": 3} for _ in range(2)]
+    drop_frozen(model, checkpoints[0])
+    drop_frozen(model, checkpoints[1], besides="average.")
+    assert [sorted(checkpoint["state_dict"]) for checkpoint in checkpoints] == [["weight"], ["average.bias", "weight"]]
+    assert checkpoints[0]["epoch"] == 3
 
 
 @pytest.mark.slow

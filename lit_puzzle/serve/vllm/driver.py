@@ -1,7 +1,7 @@
 """Run engines inside vLLM's own environment: read a job (JSON), write the results of each engine (JSON).
 
     VENV/bin/python -m lit_puzzle.serve.vllm.driver JOB RESULTS
-    VENV/bin/python -m lit_puzzle.serve.vllm.driver turns MODEL SETTINGS    (see `lit_puzzle.serve.vllm.turns`)
+    VENV/bin/python -m lit_puzzle.serve.vllm.driver turns MODEL SETTINGS [plugin]    (see `lit_puzzle.serve.vllm.turns`)
 
 A job is a list of engines, which are started one after the other in this process: a `model` folder, the `settings` of
 `vllm.LLM`, and `steps`. The results are a list for each engine, with one entry for each step:
@@ -35,7 +35,7 @@ from torch import Tensor, ones_like
 
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.model.layout import layer_prefix
-from lit_puzzle.serve.vllm.turns import DONE, READY
+from lit_puzzle.serve.vllm.turns import DONE, RANDOM_WEIGHTS, READY
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process: complete errors, and ten times faster to start
@@ -58,7 +58,9 @@ def take_turns(model: str, settings: dict[str, Any]) -> None:
     """Start an engine, say so, and run one step for each line of standard input."""
     from vllm import LLM
 
-    engine = LLM(model=model, enforce_eager=True, **settings)
+    if settings.get("load_format") == RANDOM_WEIGHTS:
+        import lit_puzzle.serve.vllm.random_weights  # noqa: F401  (registers the load format)
+    engine = LLM(model=model, **settings)
     print(READY, flush=True)
     for line in sys.stdin:
         print(f"{DONE}{json.dumps(run_step(engine, json.loads(line)))}", flush=True)
@@ -183,6 +185,10 @@ def changed(folder: Path, permute_layer: int | None, unit_scales: bool) -> Itera
 
 if __name__ == "__main__":
     os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
+    if sys.argv[-1] == "plugin":
+        from lit_puzzle.serve.vllm.plugin import register
+
+        register()
     if sys.argv[1] == "turns":
         take_turns(sys.argv[2], json.loads(sys.argv[3]))
     else:

@@ -20,9 +20,14 @@ from typing import Any, Literal
 from lit_puzzle.costs.throughputs import Throughputs
 from lit_puzzle.run.files import read_json
 from lit_puzzle.serve.vllm.check import require_vllm
-from lit_puzzle.serve.vllm.turns import TurnsEngine
+from lit_puzzle.serve.vllm.turns import RANDOM_WEIGHTS, TurnsEngine
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "0"}
+EXECUTION: dict[str, dict[str, Any]] = {
+    "eager": {"enforce_eager": True},
+    "graphs": {"compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}},
+    "compiled": {},
+}  # of `vllm.LLM`
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,11 @@ class MeasuredEngines:
 
     Args:
         python: interpreter of vLLM's environment (`scripts/vllm_env.sh` prints it).
-        dtype: of the weights.
+        dtype: of the weights; of experts that are not packed.
+        execution: `compiled`, vLLM's own way on a GPU (torch.compile and CUDA graphs); `graphs`, without torch.compile;
+            `eager`, kernel by kernel, for a CPU: on a GPU it measures how fast kernels are launched.
+        weights: `checkpoint`, or `random`: drawn in the shapes of config.json, which is all that a folder then needs.
+        kv_dtype: of the KV cache: `auto`, that of the weights, or `fp8`.
         kv_cache_gib: size of each engine's KV cache; null: vLLM's choice, for one engine at a time.
         clock: `wall`, or `cpu` for seconds of the processor, of one thread.
         together: whether both engines run at a time and take turns; false: one after the other.
@@ -73,6 +82,9 @@ class MeasuredEngines:
 
     python: Path = Path(".venv-vllm/bin/python")
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    execution: Literal["eager", "graphs", "compiled"] = "compiled"
+    weights: Literal["checkpoint", "random"] = "checkpoint"
+    kv_dtype: Literal["auto", "fp8"] = "auto"
     kv_cache_gib: float | None = None
     clock: Literal["wall", "cpu"] = "wall"
     together: bool = False
@@ -129,15 +141,21 @@ class Measured:
             )
 
     def _engine(self, python: Path, run_dir: Path, name: str, folder: Path) -> TurnsEngine:
-        settings: dict[str, Any] = {"dtype": self.engines.dtype, "max_model_len": self.workload.tokens + 1}
-        settings |= {
+        settings: dict[str, Any] = EXECUTION[self.engines.execution] | {
+            "dtype": self.engines.dtype,
+            "kv_cache_dtype": self.engines.kv_dtype,
+            "max_model_len": self.workload.tokens + 1,
             "enable_prefix_caching": False,
             "max_num_seqs": max(self.workload.batches),
             "skip_tokenizer_init": True,
         }
+        if self.engines.weights == "random":
+            settings["load_format"] = RANDOM_WEIGHTS
         if self.engines.kv_cache_gib is not None:
             settings["kv_cache_memory_bytes"] = int(self.engines.kv_cache_gib * 2**30)
         variables = ONE_THREAD if self.engines.clock == "cpu" else {}
+        if self.engines.execution == "compiled":
+            variables = variables | {"TORCHDYNAMO_DISABLE": "0"}
         return TurnsEngine(python, folder.resolve(), settings, run_dir / f"vllm_{name}.log", variables)
 
     def _rounds(self, engines: dict[str, TurnsEngine], batch: int) -> dict[str, list[float]]:
@@ -162,7 +180,8 @@ class Measured:
         best = {name: max(row[name] for row in tried.values()) for name in seconds}
         turns = "engines in turns" if used.together else "one engine after the other"
         text = (
-            f"this machine, vLLM {version}, {used.dtype}, {work.prompt_tokens} prompt and {work.generated_tokens} "
+            f"this machine, vLLM {version}, {used.dtype}, {used.execution}, KV cache {used.kv_dtype}, weights "
+            f"{used.weights}, {work.prompt_tokens} prompt and {work.generated_tokens} "
             f"generated tokens, batches {work.batches}, median of {work.rounds} rounds in {used.clock} seconds, {turns}"
         )
         return Throughputs(best["parent"], best["child"], "measured", text, tried)

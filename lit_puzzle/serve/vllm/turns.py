@@ -13,6 +13,7 @@ from typing import Any, Self
 
 DONE = "done "
 READY = "ready"
+RANDOM_WEIGHTS = "random_weights"  # load format of vLLM that `lit_puzzle.serve.vllm.random_weights` registers
 
 
 class TurnsEngine:
@@ -24,15 +25,25 @@ class TurnsEngine:
         settings: of `vllm.LLM`.
         log: file for what the engine says.
         variables: environment variables added to this process's.
+        plugin: whether to register the plugin by hand, where this project is on PYTHONPATH and not installed.
     """
 
     def __init__(
-        self, python: Path, model: Path, settings: Mapping[str, Any], log: Path, variables: Mapping[str, str]
+        self,
+        python: Path,
+        model: Path,
+        settings: Mapping[str, Any],
+        log: Path,
+        variables: Mapping[str, str],
+        plugin: bool = False,
     ) -> None:
         self.log = log
         self._stream = log.open("w")
         self._process = subprocess.Popen(
-            [str(python), "-m", "lit_puzzle.serve.vllm.driver", "turns", str(model), json.dumps(settings)],
+            [
+                *(str(python), "-m", "lit_puzzle.serve.vllm.driver", "turns", str(model), json.dumps(settings)),
+                *["plugin"] * plugin,
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stream,

@@ -1,0 +1,125 @@
+"""gpt-oss-120b and the released architecture of its child (arXiv 2602.11937) in vLLM on this card, with random weights.
+
+config.json is all there is: `lit_puzzle.serve.vllm.random_weights` draws MXFP4 experts and the rest on the card, so no
+disk is needed and the speed is that of the architecture. vLLM's plain CUDA graphs, FP8 KV cache, one engine after the
+other. For each: the KV cache that vLLM made of the memory, then for batches and lengths
+
+    read      requests answered with one token: `batch x prompt tokens / seconds`
+    step      (seconds of 1 + n tokens - seconds of one) / n, the same requests, nothing cached between them
+
+beside the cost model's `step` and `read` for the same card; last, whole requests, as the `throughput` stage counts.
+Random weights choose all experts equally often and answer nothing: lengths and accuracy are not in it.
+"""
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from cost_model import sources
+from fp8_kv import interpreter
+from part import Options, Row, run
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
+from streaming import gpt_oss_config
+
+from lit_puzzle.child.child import child_config
+from lit_puzzle.costs.cost_model import CostModel
+from lit_puzzle.costs.gpus import gpus
+from lit_puzzle.costs.model_shape import ModelShape
+from lit_puzzle.costs.serving import Deployment, parent_blocks
+from lit_puzzle.serve.vllm.measured import EXECUTION
+from lit_puzzle.serve.vllm.turns import RANDOM_WEIGHTS, TurnsEngine
+from lit_puzzle.spec import Scenario
+
+HALVED = {15, 17, 19, *range(21, 36)}  # layers of 64 experts in place of 128
+WINDOWED = {3, 5, 21, 23, 27, 31, 33, 35}  # layers with a window of 8192 in place of full attention
+Workload = tuple[int, int, int]  # requests, prompt tokens, generated tokens
+STEPS: list[Workload] = [(1, 4096, 128), (16, 4096, 128), (64, 4096, 128), (4, 32768, 64)]
+REQUESTS: list[Workload] = [(64, 1024, 1024), (128, 1024, 1024)]
+WARM_TOKENS = 64
+SMALL: tuple[list[Workload], list[Workload]] = ([(2, 48, 4)], [(2, 32, 8)])
+
+
+def configs(small: bool) -> dict[str, dict[str, Any]]:
+    """Return config.json of parent and child."""
+    parent = gpt_oss_config(2 if small else 36, 4 if small else 128)
+    if small:
+        del parent["quantization_config"]  # vLLM has no kernel of MXFP4 for CPUs
+        parent |= {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4}
+        parent |= {"num_key_value_heads": 2, "head_dim": 32}
+        blocks: list[tuple[int, int | None]] = [(4, 128), (2, 32)]
+    else:
+        blocks = [
+            (64 if layer in HALVED else 128, 128 if layer % 2 == 0 else 8192 if layer in WINDOWED else None)
+            for layer in range(36)
+        ]
+    return {"parent": parent, "child": child_config(parent, blocks)}
+
+
+def work(options: Options) -> Iterator[Row]:
+    """Start one engine after the other and time its workloads."""
+    python, cuda = interpreter(), options.device == "cuda"
+    steps, requests = SMALL if options.small else (STEPS, REQUESTS)
+    longest = max(prompt + generated for _, prompt, generated in [*steps, *requests])
+    settings: dict[str, Any] = EXECUTION["graphs" if cuda else "eager"] | {
+        **{"load_format": RANDOM_WEIGHTS, "dtype": "bfloat16", "kv_cache_dtype": "fp8", "skip_tokenizer_init": True},
+        **{"enable_prefix_caching": False, "max_model_len": longest + 1},
+        "max_num_seqs": max(batch for batch, _, _ in [*steps, *requests]),
+    }
+    if not cuda:
+        settings |= {"kv_cache_memory_bytes": 2**28}
+    variables = {"PYTHONPATH": ":".join(filter(None, sys.path[1:]))} | ({} if cuda else {"CUDA_VISIBLE_DEVICES": ""})
+    for name, config in configs(options.small).items():
+        folder = options.folder / name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps(config))
+        start = time.monotonic()
+        with TurnsEngine(python, folder, settings, options.folder / f"{name}.log", variables, plugin=True) as engine:
+            engine.wait_until_ready()
+            room = engine.step({"do": "capacity"})
+            yield {"model": name, "ready after s": round(time.monotonic() - start, 1)} | room
+            engine.step({"do": "timed", "requests": 1, "prompt": steps[-1][1], "generated": 2, "seed": 0})
+            for batch, prompt, generated in steps:
+                base = {"do": "timed", "requests": batch, "prompt": prompt}
+                engine.step(base | {"prompt": min(prompt, WARM_TOKENS), "generated": 2, "seed": 0})  # kernels compiled
+                read = engine.step(base | {"generated": 1, "seed": 1})["wall"]
+                whole = engine.step(base | {"generated": generated + 1, "seed": 2})["wall"]
+                measured = {
+                    "read tokens/s": round(batch * prompt / read),
+                    "step ms": round(1000 * (whole - read) / generated, 3),
+                }
+                row = {"model": name, "batch": batch, "prompt": prompt, "generated": generated} | measured
+                yield row | predicted(config, batch, prompt, generated)
+            for batch, prompt, generated in requests:
+                given = {"do": "timed", "requests": batch, "prompt": prompt, "generated": generated}
+                seconds = engine.step(given | {"seed": 3})["wall"]
+                found = {"seconds": round(seconds, 2), "generated tokens/s": round(batch * generated / seconds, 1)}
+                yield {"model": name, "requests": batch, "prompt": prompt, "generated": generated} | found
+
+
+def predicted(config: dict[str, Any], batch: int, prompt: int, generated: int) -> Row:
+    """Return the cost model's step and reading speed on this card, of every source of kernel times."""
+    card = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    gpu = next((name for name in gpus() if name in card), "H100")
+    scenario = Scenario(gpu, 1, prompt, generated, batch)
+    found: Row = {}
+    for times in sources():
+        try:
+            costs = CostModel(ModelShape.from_config(config), scenario, times)
+        except ValueError:  # no table of such a shape
+            continue
+        whole = costs.predict(parent_blocks(config), Deployment(1, 1, 1), batch)
+        read = whole.latency_seconds - generated * whole.step_seconds
+        found[f"{times.name}: step ms"] = round(1000 * whole.step_seconds, 3)
+        found[f"{times.name}: read tokens/s"] = round(batch * prompt / read)
+    return found
+
+
+if __name__ == "__main__":
+    run(work)

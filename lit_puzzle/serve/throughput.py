@@ -1,6 +1,7 @@
 """The best token throughput of a parent and its child in one scenario: measured, predicted, or stated by somebody.
 
-Reads two checkpoint folders. Writes `throughput.json`: both numbers, every batch size that was tried, how and where.
+Reads two checkpoint folders; config.json alone where there are no weights, which predictions do not need. Writes
+`throughput.json`: both numbers, every batch size that was tried, how and where.
 The three sources never mix: the numbers of one file have one source, which the file and every report name.
 Source: arXiv 2602.11937 (the best throughput over batch sizes counts).
 """
@@ -24,7 +25,7 @@ from lit_puzzle.costs.throughputs import THROUGHPUT_FILE, Throughputs
 from lit_puzzle.model.identity import checkpoint_identity
 from lit_puzzle.run.files import read_json, write_json
 from lit_puzzle.run.folder import require_input
-from lit_puzzle.run.identity import file_identity
+from lit_puzzle.run.identity import Identity, file_identity
 from lit_puzzle.run.inputs import claim_inputs, record_output
 from lit_puzzle.spec import Scenario
 
@@ -104,7 +105,7 @@ def throughput(run_dir: Path, parent: Path, child: Path, source: ThroughputSourc
     """
     folders = {"parent": require_input(parent, "parent", "config.json")}
     folders["child"] = require_input(child, "child", "config.json")
-    claim_inputs(run_dir, {name: checkpoint_identity(folder) for name, folder in folders.items()})
+    claim_inputs(run_dir, {name: _identity(folder) for name, folder in folders.items()})
     found = source.throughputs(run_dir, folders["parent"], folders["child"])
     write_json(run_dir / THROUGHPUT_FILE, asdict(found))
     record_output(run_dir, "throughput", file_identity(run_dir, [THROUGHPUT_FILE]))
@@ -114,6 +115,13 @@ def throughput(run_dir: Path, parent: Path, child: Path, source: ThroughputSourc
         "tokens_per_second/child": found.child,
         "speed_up": found.child / found.parent,
     }
+
+
+def _identity(folder: Path) -> Identity:
+    """Return the identity of a checkpoint, or of a config.json without weights, which predictions do not need."""
+    if any(folder.glob("*.safetensors")):
+        return checkpoint_identity(folder)
+    return file_identity(folder, ["config.json"])
 
 
 def _print(found: Throughputs) -> None:

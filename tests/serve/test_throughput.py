@@ -1,6 +1,7 @@
 """Throughputs that are stated and predicted; the file and its refusals; measured in real vLLM."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,35 @@ def test_measured_in_vllm(tmp_path: Path) -> None:
     for model in ("parent", "child"):
         assert found.tried["16"][model] > 2 * found.tried["1"][model] > 0
     assert (found.parent, found.child) == (found.tried["16"]["parent"], found.tried["16"]["child"])
+
+
+def settings_alone(folder: Path) -> dict[str, Path]:
+    """Return folders of parent and child with config.json and nothing else."""
+    for name, whole in {"parent": PARENT, "child": CHILD}.items():
+        (folder / name).mkdir()
+        shutil.copyfile(whole / "config.json", folder / name / "config.json")
+    return {name: folder / name for name in ("parent", "child")}
+
+
+def test_predictions_need_no_weights(tmp_path: Path) -> None:
+    scenario = Scenario("H100", 1, 96, 48, kv_dtype="bfloat16", expert_dtype="bfloat16")
+    for name, folders in {"whole": {"parent": PARENT, "child": CHILD}, "alone": settings_alone(tmp_path)}.items():
+        (tmp_path / name).mkdir()
+        throughput(tmp_path / name, **folders, source=Predicted(scenario))
+    assert read_throughputs(tmp_path / "alone") == read_throughputs(tmp_path / "whole")
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_random_weights_in_vllm(tmp_path: Path) -> None:
+    """vLLM's gpt-oss and ours start from config.json alone."""
+    folders, work = settings_alone(tmp_path), Workload(16, 16, [1, 16], rounds=1)
+    engines = {"execution": "eager", "kv_cache_gib": 0.05, "clock": "cpu", "together": True}
+    with pytest.raises(ValueError, match="weights: random"):
+        throughput(tmp_path, **folders, source=Measured(work, MeasuredEngines(PYTHON, "float32", **engines)))
+    random = MeasuredEngines(PYTHON, "float32", weights="random", **engines)
+    throughput(tmp_path, **folders, source=Measured(work, random))
+    found = read_throughputs(tmp_path)
+    assert "weights random" in found.scenario
+    for model in ("parent", "child"):
+        assert found.tried["16"][model] > 2 * found.tried["1"][model] > 0

@@ -117,12 +117,14 @@ class Measured:
         """Measure both folders.
 
         Raises:
-            ValueError: no vLLM, lengths beyond a model's context, or an engine that ended.
+            ValueError: no vLLM, lengths beyond a model's context, no weights, or an engine that ended.
         """
         python = require_vllm(self.engines.python)
         folders = {"parent": parent, "child": child}
         for folder in folders.values():
             self._check_length(folder)
+            if self.engines.weights == "checkpoint" and not any(folder.glob("*.safetensors")):
+                raise ValueError(f"{folder} has no *.safetensors; weights: random measures by its config.json alone.")
         seconds: dict[str, dict[int, list[float]]] = {name: {} for name in folders}
         groups = [folders] if self.engines.together else [{name: folder} for name, folder in folders.items()]
         version = ""

@@ -6,8 +6,10 @@ line `done <JSON>` on its standard output for each. It ends with its input.
 
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -49,6 +51,7 @@ class TurnsEngine:
             stderr=self._stream,
             text=True,
             env=os.environ | dict(variables),
+            start_new_session=True,  # vLLM may have processes of its own
         )
 
     def __enter__(self) -> Self:
@@ -58,7 +61,8 @@ class TurnsEngine:
     def __exit__(self, *_: object) -> None:
         """End the engine."""
         assert self._process.stdin is not None
-        self._process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._stream.close()
 

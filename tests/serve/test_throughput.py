@@ -1,5 +1,6 @@
 """Throughputs that are stated and predicted; the file and its refusals; measured in real vLLM."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -92,11 +93,10 @@ def test_predictions_need_no_weights(tmp_path: Path) -> None:
 def test_random_weights_in_vllm(tmp_path: Path) -> None:
     """vLLM's gpt-oss and ours start from config.json alone."""
     folders, work = settings_alone(tmp_path), Workload(16, 16, [1, 16], rounds=1)
-    engines = {"execution": "eager", "kv_cache_gib": 0.05, "clock": "cpu", "together": True}
+    engines = MeasuredEngines(PYTHON, "float32", "eager", kv_cache_gib=0.05, clock="cpu", together=True)
     with pytest.raises(ValueError, match="weights: random"):
-        throughput(tmp_path, **folders, source=Measured(work, MeasuredEngines(PYTHON, "float32", **engines)))
-    random = MeasuredEngines(PYTHON, "float32", weights="random", **engines)
-    throughput(tmp_path, **folders, source=Measured(work, random))
+        throughput(tmp_path, **folders, source=Measured(work, engines))
+    throughput(tmp_path, **folders, source=Measured(work, dataclasses.replace(engines, weights="random")))
     found = read_throughputs(tmp_path)
     assert "weights random" in found.scenario
     for model in ("parent", "child"):

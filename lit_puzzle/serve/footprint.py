@@ -13,7 +13,7 @@ Pure functions; imports no torch; reads `config.json`.
 from __future__ import annotations
 
 from lit_puzzle.child.footprint import copying_bytes, largest_tensor
-from lit_puzzle.generation.footprint import vllm_bytes
+from lit_puzzle.generation.footprint import vllm_bytes, vllm_weights
 from lit_puzzle.model.footprint import BYTES, ModelSize, forward_bytes, model_size, stored_bytes, stored_width
 from lit_puzzle.model.planned_shape import planned_config
 from lit_puzzle.run.footprint import GIB, Assumed, Decoding, Device, Footprint, Phase, Work
@@ -78,13 +78,15 @@ def throughput_footprint(values: Values, device: Device, assumed: Assumed) -> Fo
     engines, work = source.inside("init_args.engines"), source.inside("init_args.workload")
     dtype, together, cache = str(engines.at("dtype")), bool(engines.at("together")), engines.get("kv_cache_gib")
     batches, held = [int(batch) for batch in work.at("batches")], dict[str, float]()
+    ranks = int(engines.get("tensor_parallel", 1))
+    devices, on_each = (1, ranks) if device.kind == "cpu" else (ranks, 1)
     for name, plan in planned.items():
         size = model_size(plan.config)
         if cache is None:
-            parts = vllm_bytes(size, device, 1, BYTES[dtype])
+            parts = vllm_bytes(size, device, devices, BYTES[dtype])
         else:
-            weights = float(size.parameters * BYTES[dtype])
-            parts = {"weights": weights, "KV cache": engines.number("kv_cache_gib") * GIB}
+            weights = vllm_weights(size, device, devices, BYTES[dtype])
+            parts = {"weights": weights, "KV cache": on_each * engines.number("kv_cache_gib") * GIB}
             precision = "float32" if dtype == "float32" else "bfloat16"
             parts |= _working(size, max(batches) * work.whole("prompt_tokens"), precision)
         held = {f"{part} of the {name}": number for part, number in parts.items()} | (held if together else {})
@@ -96,7 +98,7 @@ def throughput_footprint(values: Values, device: Device, assumed: Assumed) -> Fo
             float(batch * (work.whole("rounds") + 1)),
             float(prompt),
             dtype=dtype,
-            decoding=Decoding(generated, batch, "vllm", 1),
+            decoding=Decoding(generated, batch, "vllm", ranks),
         )
         for name, plan in planned.items()
         for batch in batches

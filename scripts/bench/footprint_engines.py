@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from footprint import MIB, anonymous
 from footprint_copies import write_parent
@@ -40,7 +41,8 @@ def recipe_words(stage: str, model: Path, cache_gib: float, python: str) -> list
             f"--vllm.kv_cache_gib={cache_gib}",
         ]
     workload = {"prompt_tokens": 96, "generated_tokens": 16, "batches": [8], "rounds": 1}
-    engines = {"python": python, "dtype": "float32", "kv_cache_gib": cache_gib, "clock": "cpu", "together": True}
+    kind: dict[str, Any] = {"python": python, "dtype": "float32", "execution": "eager", "clock": "cpu"}
+    engines = kind | {"kv_cache_gib": cache_gib, "together": True}
     measuring = {"workload": workload, "engines": engines}
     source = {"class_path": "lit_puzzle.serve.vllm.measured.Measured", "init_args": measuring}
     return [*words, f"--parent={model}", f"--child={model}", f"--source={json.dumps(source)}"]

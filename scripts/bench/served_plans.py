@@ -27,7 +27,7 @@ GENERATED = {  # requests of 1,024 prompt and 1,024 generated tokens -> generate
     64: {"parent": 2258.3, "child": 2699.0},
     128: {"parent": 3544.6, "child": 4129.5},
 }
-READ = {  # requests, prompt tokens -> prompt tokens a second
+READ: dict[tuple[int, int], dict[str, float]] = {  # requests, prompt tokens -> prompt tokens a second
     (16, 4096): {"parent": 46381, "child": 47337},
     (4, 32768): {"parent": 34644, "child": 37351},
 }

@@ -57,6 +57,10 @@ def test_settings_that_cannot_be_measured():
         Workload(1, 1, [])
     with pytest.raises(ValueError, match="together: true needs kv_cache_gib"):
         MeasuredEngines(together=True)
+    with pytest.raises(ValueError, match="execution: compiled computes in another one"):
+        MeasuredEngines(clock="cpu")
+    with pytest.raises(ValueError, match="runs both engines on one device"):
+        MeasuredEngines(kv_cache_gib=1, together=True, tensor_parallel=2)
 
 
 @needs_vllm

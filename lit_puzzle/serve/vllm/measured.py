@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from lit_puzzle.costs.throughputs import Throughputs
 from lit_puzzle.run.files import read_json
+from lit_puzzle.run.strict_json import check_whole
 from lit_puzzle.serve.vllm.check import require_vllm
 from lit_puzzle.serve.vllm.turns import RANDOM_WEIGHTS, TurnsEngine
 
@@ -81,9 +82,11 @@ class MeasuredEngines:
         kv_cache_gib: size of each engine's KV cache; null: vLLM's choice, for one engine at a time.
         clock: `wall`, or `cpu` for seconds of the processor, of one thread.
         together: whether both engines run at a time and take turns; false: one after the other.
+        tensor_parallel: GPUs that share each engine's weights; on a CPU, processes.
 
     Raises:
-        ValueError: a size that is not positive, or two engines at a time without one.
+        ValueError: a size that is not positive, two engines at a time without one or on several devices, or seconds of
+            the processor where the engine is not in the process that counts them.
     """
 
     python: Path = Path(".venv-vllm/bin/python")
@@ -94,12 +97,21 @@ class MeasuredEngines:
     kv_cache_gib: float | None = None
     clock: Literal["wall", "cpu"] = "wall"
     together: bool = False
+    tensor_parallel: int = 1
 
     def __post_init__(self) -> None:
         if self.kv_cache_gib is not None and not 0 < self.kv_cache_gib < math.inf:
             raise ValueError(f"kv_cache_gib {self.kv_cache_gib} was given; it must be positive and finite, or null.")
         if self.together and self.kv_cache_gib is None:
             raise ValueError("together: true needs kv_cache_gib, or the first engine takes all memory. Give a size.")
+        if self.clock == "cpu" and self.execution != "eager":
+            raise ValueError(
+                f"clock: cpu counts this process, and execution: {self.execution} computes in another one. "
+                "Use execution: eager, or clock: wall."
+            )
+        check_whole("engines", "tensor_parallel", self.tensor_parallel, 1)
+        if self.together and self.tensor_parallel > 1:
+            raise ValueError("together: true runs both engines on one device; with tensor_parallel, leave it out.")
 
 
 class Measured:
@@ -152,6 +164,7 @@ class Measured:
         settings: dict[str, Any] = EXECUTION[self.engines.execution] | {
             "dtype": self.engines.dtype,
             "kv_cache_dtype": self.engines.kv_dtype,
+            "tensor_parallel_size": self.engines.tensor_parallel,
             "max_model_len": self.workload.tokens + 1,
             "enable_prefix_caching": False,
             "max_num_seqs": max(self.workload.batches),
@@ -187,7 +200,7 @@ class Measured:
         turns = "engines in turns" if used.together else "one engine after the other"
         text = (
             f"this machine, vLLM {version}, {used.dtype}, {used.execution}, KV cache {used.kv_dtype}, weights "
-            f"{used.weights}, {work.prompt_tokens} prompt and {work.generated_tokens} "
+            f"{used.weights}, {used.tensor_parallel} devices, {work.prompt_tokens} prompt and {work.generated_tokens} "
             f"generated tokens, batches {work.batches}, median of {work.rounds} rounds in {used.clock} seconds, {turns}"
         )
         return Throughputs(best["parent"], best["child"], "measured", text, tried)

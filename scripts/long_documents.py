@@ -30,15 +30,24 @@ def documents(count: int, tokens: int, seed: int, prompt: int | None) -> list[Do
         family = FAMILIES[number % len(FAMILIES)]
         rng = random.Random(f"long documents {seed} {number}")
         ids, labels = supervised(tokenizer, family, rng, tokens, EFFORTS, tokens // 20, prompt)
+        if all(label == IGNORED for label in labels):
+            raise SystemExit(f"--tokens {tokens} has no room for a prompt of {prompt} tokens and one answer")
         found.append(Document(ids, [int(label != IGNORED) for label in labels], family.name, "none"))
     return found
+
+
+def positive(text: str) -> int:
+    """Return a whole number above 0."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not above 0")
+    return number
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", type=Path, default=Path("runs/long_documents"))
     parser.add_argument("--tokens", type=int, default=32768)
-    parser.add_argument("--prompt", type=int)
+    parser.add_argument("--prompt", type=positive, help="tokens of the first prompt; default: its table alone")
     parser.add_argument("--documents", type=int, default=6)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()

@@ -93,7 +93,7 @@ def _one(stage: Stage, title: str, stages: dict[str, Stage], notes: Notes, shown
         shown.line(f"{title}: complete")
     else:
         _run(stage, title, state, log, notes, shown)
-    if stage.entry.print_output and log.is_file():
+    if stage.entry.print_output and _is_of_this_run(log, stage.folder / RECORD):
         shown.line("\n".join(_output(log)))
 
 
@@ -113,6 +113,7 @@ def _run(stage: Stage, title: str, state: State, log: Path, notes: Notes, shown:
     note = Note(stage.values, None, kept.seconds, kept.cpu_seconds, kept.attempts)
     notes.keep(stage.name, note)
     ended = run_process(words, log, lambda seconds: shown.tick(stage.name, seconds))
+    log.touch()  # younger than what the stage wrote
     notes.keep(stage.name, note.after(stage.folder, ended.seconds, ended.cpu_seconds))
     if ended.code or not is_complete(stage.folder):
         _fail(title, log, ended, words)
@@ -125,6 +126,11 @@ def _words(stage: Stage, anew: bool) -> list[str]:
     more = [f"--chat_date={run_date(stage.folder.parent)}"] if stage.values["values"].get("chat_date") is None else []
     more += ["--verify=full"] if verifies_all() else []
     return ["run", *stage.arguments, *more, *(["--overwrite"] if anew else [])]
+
+
+def _is_of_this_run(log: Path, record: Path) -> bool:
+    """Return whether a log tells how its stage was completed, rather than of an attempt before that."""
+    return log.is_file() and log.stat().st_mtime_ns >= record.stat().st_mtime_ns
 
 
 def _output(log: Path) -> list[str]:

@@ -1,7 +1,7 @@
 """FP8 KV cache in vLLM on this device: log-probabilities against the cache in bfloat16, and how many tokens fit.
 
 The embedded tiny child (scales of 1, which its values do not need to be better) through
-`lit_puzzle.serve.vllm.driver`, with the plugin registered by hand, so that nothing must be installed beside vLLM. The
+`lit_puzzle.serve.vllm.driver`, with an entry point of its own, so that nothing must be installed beside vLLM. The
 interpreter is VLLM_PYTHON, that of .venv-vllm, or this one.
 """
 
@@ -15,17 +15,18 @@ from pathlib import Path
 import torch
 from part import Options, Row, Skipped, run
 
-from lit_puzzle.serve.vllm.driver import ENVIRONMENT
-
 ROOT = Path(__file__).parents[2]
-INSIDE = """
-import sys
-from lit_puzzle.serve.vllm.plugin import register
-from lit_puzzle.serve.vllm.driver import main
-if __name__ == "__main__":
-    register()
-    main(*sys.argv[1:])
-"""
+ENTRY_POINT = "[vllm.general_plugins]\nlit_puzzle_checkout = lit_puzzle.serve.vllm.plugin:register\n"
+
+
+def with_plugin(folder: Path) -> dict[str, str]:
+    """Return variables with which all of vLLM's processes find this project and its plugin, without installing it."""
+    found = folder / "plugin" / "lit_puzzle_checkout-0.dist-info"
+    found.mkdir(parents=True, exist_ok=True)
+    (found / "METADATA").write_text("Metadata-Version: 2.1\nName: lit_puzzle_checkout\nVersion: 0\n")
+    (found / "entry_points.txt").write_text(ENTRY_POINT)
+    paths = [str(found.parent), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    return {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def interpreter() -> Path:
@@ -49,10 +50,9 @@ def work(options: Options) -> Iterator[Row]:
     formats = ("auto", "fp8")
     job = [{"model": str(child), "settings": settings | {"kv_cache_dtype": kind}, "steps": steps} for kind in formats]
     (folder / "job.json").write_text(json.dumps(job))
-    (folder / "inside.py").write_text(INSIDE)
-    files = [str(folder / name) for name in ("inside.py", "job.json", "results.json")]
-    environment = ENVIRONMENT | os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if options.device == "cpu" else {})
-    subprocess.run([str(python), *files], check=True, env=environment)
+    files = [str(folder / name) for name in ("job.json", "results.json")]
+    environment = os.environ | with_plugin(folder) | ({"CUDA_VISIBLE_DEVICES": ""} if options.device == "cpu" else {})
+    subprocess.run([str(python), "-m", "lit_puzzle.serve.vllm.driver", *files], check=True, env=environment)
     results = json.loads((folder / "results.json").read_text())
     (exact, exact_room), (rounded, room) = results
     before, after = torch.tensor(exact), torch.tensor(rounded)

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from cost_model import sources
-from fp8_kv import interpreter
+from fp8_kv import interpreter, with_plugin
 from part import Options, Row, run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
@@ -74,21 +74,19 @@ def work(options: Options) -> Iterator[Row]:
         },
         "max_num_seqs": max(batch for batch, _, _ in works),
     }
-    execution = "graphs" if cuda else "eager"
-    settings |= EXECUTION[execution]
+    settings |= EXECUTION["graphs"]
     if cuda:
         settings["compilation_config"] = settings["compilation_config"] | {"cudagraph_capture_sizes": sizes}
-    if not cuda:
+    else:
         settings |= {"kv_cache_memory_bytes": 2**28}
-    variables = {"PYTHONPATH": ":".join(filter(None, sys.path[1:]))} | VARIABLES[execution]
-    variables |= {} if cuda else {"CUDA_VISIBLE_DEVICES": ""}
+    variables = with_plugin(options.folder) | VARIABLES["graphs"] | ({} if cuda else {"CUDA_VISIBLE_DEVICES": ""})
     for name, config in configs(options.small).items():
         folder = options.folder / name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         (folder / "config.json").write_text(json.dumps(config))
         start = time.monotonic()
-        with TurnsEngine(python, folder, settings, options.folder / f"{name}.log", variables, plugin=True) as engine:
+        with TurnsEngine(python, folder, settings, options.folder / f"{name}.log", variables) as engine:
             engine.wait_until_ready()
             room = engine.step({"do": "capacity"})
             yield {"model": name, "ready after s": round(time.monotonic() - start, 1)} | room

@@ -23,11 +23,12 @@ def write(
 ) -> dict[str, float]:
     """Write `out.txt`, what is read and a text; `steps.txt` grows by a line a step, a tenth of a second each.
 
+    `fails`: whether it does, as long as there is no file `mended`.
     `records`: whether the content of `out.txt` is recorded.
     """
     folders = [require_input(Path(folder), "upstream", "out.txt") for folder in reads or []]
     claim_inputs(run_dir, {str(place): file_identity(folder, ["out.txt"]) for place, folder in enumerate(folders)})
-    if fails:
+    if fails and not Path("mended").exists():
         print("something to say", file=sys.stderr)
         raise ValueError("this stage refuses: 3 is too many; give 2")
     (run_dir / "pid.csv").write_text(str(os.getpid()))

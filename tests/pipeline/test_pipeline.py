@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -106,6 +107,20 @@ def test_what_a_stage_prints_is_shown_if_wished_and_again_when_it_is_complete(tm
     (pipeline.run / "second.log").unlink()
     code, out, err = pipeline()
     assert code == 0 and "wrote" not in out, err
+
+
+def test_a_stage_completed_by_its_own_command_does_not_show_the_attempt_that_failed(tmp_path: Path) -> None:
+    pipeline = Pipeline(tmp_path, fails=True)
+    entries = [{"recipe": f"{name}.yaml", "print_output": True} for name in STAGES]
+    pipeline.write("all.yaml", {"command": "pipeline", "run_dir": "runs/all", "stages": entries})
+    code, _, err = pipeline()
+    assert code == 2
+    (tmp_path / "mended").touch()
+    alone = err.split("This stage alone: lightning ")[1].splitlines()[0]
+    subprocess.run([sys.executable, "-m", "lit_puzzle", *shlex.split(alone)], cwd=tmp_path, check=True)
+    code, out, err = pipeline()
+    assert code == 0 and "[2/3] second: complete\n" in out, err
+    assert "refuses" not in out and "wrote 'f'" in out
 
 
 def test_a_failing_stage_ends_the_pipeline_with_its_error_and_the_command(tmp_path: Path) -> None:

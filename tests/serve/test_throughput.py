@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,3 +108,23 @@ def test_random_weights_in_vllm(tmp_path: Path) -> None:
     assert "weights random" in found.scenario
     for model in ("parent", "child"):
         assert found.tried["16"][model] > 2 * found.tried["1"][model] > 0
+
+
+def test_an_engine_that_starts_is_killed_when_its_input_ends() -> None:
+    starting = """
+import queue, threading, time
+from lit_puzzle.serve.vllm.driver import read_steps
+steps = queue.Queue()
+threading.Thread(target=read_steps, args=(steps,), daemon=True).start()
+print(steps.get(), flush=True)
+time.sleep(600)
+"""
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", starting]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, start_new_session=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write("a step\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "a step\n"
+        process.stdin.close()
+        assert process.wait(timeout=60) == -signal.SIGKILL

@@ -1,7 +1,7 @@
 """Run engines inside vLLM's own environment: read a job (JSON), write the results of each engine (JSON).
 
     VENV/bin/python -m lit_puzzle.serve.vllm.driver JOB RESULTS
-    VENV/bin/python -m lit_puzzle.serve.vllm.driver turns MODEL SETTINGS [plugin]    (see `lit_puzzle.serve.vllm.turns`)
+    VENV/bin/python -m lit_puzzle.serve.vllm.driver turns MODEL SETTINGS    (see `lit_puzzle.serve.vllm.turns`)
 
 A job is a list of engines, which are started one after the other in this process: a `model` folder, the `settings` of
 `vllm.LLM`, and `steps`. The results are a list for each engine, with one entry for each step:
@@ -24,8 +24,11 @@ Memory: that of the largest engine, and one tensor during a reload.
 import gc
 import json
 import os
+import queue
 import random
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,13 +58,25 @@ def main(job_path: str, results_path: str) -> None:
 
 
 def take_turns(model: str, settings: dict[str, Any]) -> None:
-    """Start an engine, say so, and run one step for each line of standard input."""
+    """Start an engine, say so, and run one step for each line of standard input.
+
+    This process leads a group of its own; it and what vLLM starts are killed when the input ends, while it starts too.
+    """
+    steps: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=read_steps, args=(steps,), daemon=True).start()
     from vllm import LLM
 
     engine = LLM(model=model, **settings)
     print(READY, flush=True)
+    while True:
+        print(f"{DONE}{json.dumps(run_step(engine, json.loads(steps.get())))}", flush=True)
+
+
+def read_steps(steps: queue.Queue[str]) -> None:
+    """Hand on the lines of standard input; at its end, kill this process group."""
     for line in sys.stdin:
-        print(f"{DONE}{json.dumps(run_step(engine, json.loads(line)))}", flush=True)
+        steps.put(line)
+    os.killpg(0, signal.SIGKILL)
 
 
 def run_engine(model: str, settings: dict[str, Any], steps: list[dict[str, Any]]) -> list[Any]:
@@ -183,10 +198,6 @@ def changed(folder: Path, permute_layer: int | None, unit_scales: bool) -> Itera
 
 if __name__ == "__main__":
     os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
-    if sys.argv[-1] == "plugin":
-        from lit_puzzle.serve.vllm.plugin import register
-
-        register()
     if sys.argv[1] == "turns":
         take_turns(sys.argv[2], json.loads(sys.argv[3]))
     else:

@@ -1,7 +1,7 @@
 """An engine of vLLM's environment that answers step by step, so that several engines can take turns.
 
 The process runs `lit_puzzle.serve.vllm.driver` with the word `turns`: a step (JSON) per line on its standard input, a
-line `done <JSON>` on its standard output for each. It ends with its input.
+line `done <JSON>` on its standard output for each. It ends with its input, and so with the process that started it.
 """
 
 import json
@@ -27,25 +27,15 @@ class TurnsEngine:
         settings: of `vllm.LLM`.
         log: file for what the engine says.
         variables: environment variables added to this process's.
-        plugin: whether to register the plugin by hand, where this project is on PYTHONPATH and not installed.
     """
 
     def __init__(
-        self,
-        python: Path,
-        model: Path,
-        settings: Mapping[str, Any],
-        log: Path,
-        variables: Mapping[str, str],
-        plugin: bool = False,
+        self, python: Path, model: Path, settings: Mapping[str, Any], log: Path, variables: Mapping[str, str]
     ) -> None:
         self.log = log
         self._stream = log.open("w")
         self._process = subprocess.Popen(
-            [
-                *(str(python), "-m", "lit_puzzle.serve.vllm.driver", "turns", str(model), json.dumps(settings)),
-                *["plugin"] * plugin,
-            ],
+            [str(python), "-m", "lit_puzzle.serve.vllm.driver", "turns", str(model), json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stream,

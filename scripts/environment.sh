@@ -10,8 +10,10 @@ python="${PYTHON:-python3}"
     echo "lit_puzzle needs Python 3.11 or newer; set PYTHON to one (found: $("$python" --version))" >&2
     exit 2
 }
-[ -x .venv/bin/python ] || "$python" -m venv .venv
-echo "Installing what .venv lacks: 1.5 GB and some minutes at first (several GB more where there is a GPU)" >&2
+if [ ! -x .venv/bin/python ]; then
+    echo "Installing into .venv: 1.7 GB and some minutes (several GB more where there is a GPU)" >&2
+    "$python" -m venv .venv
+fi
 pip=(.venv/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt)
 
 torch_pin="$(grep '^torch==' constraints.txt)"

@@ -8,15 +8,16 @@ Reads that file and the folder's fingerprint; writes nothing. Traffic: these byt
 """
 
 import reprlib
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lit_puzzle.generation.engine import Completion
 from lit_puzzle.generation.rollout_settings import RolloutSettings
 from lit_puzzle.generation.sampling import Sampling
-from lit_puzzle.generation.wire import KEY, SAME_VERSION, Wire, connect, key_from_environment
+from lit_puzzle.generation.wire import KEY, SAME_VERSION, STALLED_SECONDS, Wire, connect, key_from_environment
 from lit_puzzle.model.checkpoint import fingerprint
 
 CONNECT_SECONDS = 60.0
@@ -52,29 +53,37 @@ class ServedEngine:
             self.wire.close()
             raise ValueError(f"{self.name} has another {KEY}, or is something else. Give both the same one.")
 
+        self.stalled = False
+
     def load(self, folder: Path, dtype: str, temperature: float, settings: RolloutSettings) -> None:
         """Ask for an engine with the weights of a folder."""
         sizes = {"kv_cache_gib": settings.kv_cache_gib, "context_tokens": settings.context_tokens}
         self._send("load", **_named(folder), dtype=dtype, temperature=temperature, **sizes)
 
     def send(self, name: str, *arguments: Any) -> None:
-        """Call it, as `EngineProcess.send`; a connection that has ended is found when the answer is waited for."""
+        """Call it, as `EngineProcess.send`; a connection that fails is found when the answer is waited for."""
         match name, arguments:
             case "generate", (prompts, Sampling() as sampling, rows):
                 tokens = [list(map(int, ids)) for ids in prompts]
                 self._send(name, prompts=tokens, sampling=asdict(sampling), rows=list(map(int, rows)))
             case "read_trained", (Path() as weights,):
                 self._send(name, bytes=weights.stat().st_size)
-                with suppress(OSError):
-                    self.wire.send_file(weights)
+                self._try(partial(self.wire.send_file, weights))
             case "read_folder", (Path() as folder,):
                 self._send(name, **_named(folder))
             case _:
                 raise ValueError(f"A rollout server was asked for {name!r}.")
 
     def _send(self, call: str, **values: Any) -> None:
-        with suppress(OSError):
-            self.wire.send({"call": call} | values)
+        self._try(partial(self.wire.send, {"call": call} | values))
+
+    def _try(self, send: Callable[[], None]) -> None:
+        try:
+            send()
+        except BlockingIOError:
+            self.stalled = True
+        except OSError:
+            pass  # the server may have said why
 
     def receive(self, silent_seconds: float | None = None) -> Any:
         """Return its answer; see `EngineProcess.receive`.
@@ -101,6 +110,11 @@ class ServedEngine:
 
     def _message(self, silent_seconds: float | None) -> Any:
         try:
+            if self.stalled:
+                raise ValueError(
+                    f"it has read nothing of a message for {STALLED_SECONDS:g} seconds: it hangs, or its machine does. "
+                    "Start it again; the same command resumes."
+                )
             if silent_seconds is not None and not self.wire.connection.poll(silent_seconds):
                 raise ValueError(
                     f"it has told nothing for {silent_seconds:g} seconds: it hangs, or needs longer than "

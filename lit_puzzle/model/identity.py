@@ -7,7 +7,9 @@ Files that no stage reads (a README) do not count.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lit_puzzle.model.checkpoint import Checkpoint
 from lit_puzzle.run.files import read_json, read_text
@@ -33,12 +35,21 @@ def checkpoint_identity(checkpoint: Checkpoint | Path) -> Identity:
     """
     opened = Checkpoint(checkpoint) if isinstance(checkpoint, Path) else checkpoint
     folder = opened.folder
-    content = {"weights": opened.fingerprint(), "config": text_hash(json.dumps(opened.config, sort_keys=True))}
+    content = {"weights": opened.fingerprint(), "config": _config_hash(opened.config)}
     content |= tokenizer_content(folder)
     for name in OTHER_FILES:
         if (folder / name).is_file():
             content[name.removesuffix(".json")] = files_hash(folder, [name])
     return Identity(str(folder), content)
+
+
+def config_identity(folder: Path) -> Identity:
+    """Return the identity of a folder of which config.json alone counts: that part of a checkpoint's."""
+    return Identity(str(folder), {"config": _config_hash(read_json(folder / "config.json"))})
+
+
+def _config_hash(config: Mapping[str, Any]) -> str:
+    return text_hash(json.dumps(config, sort_keys=True))
 
 
 def tokenizer_content(folder: Path) -> dict[str, str]:

@@ -22,10 +22,10 @@ from lit_puzzle.costs.model_shape import ModelShape
 from lit_puzzle.costs.roofline import Roofline
 from lit_puzzle.costs.serving import KernelTimes, parent_blocks
 from lit_puzzle.costs.throughputs import THROUGHPUT_FILE, Throughputs
-from lit_puzzle.model.identity import checkpoint_identity
+from lit_puzzle.model.identity import checkpoint_identity, config_identity
 from lit_puzzle.run.files import read_json, write_json
 from lit_puzzle.run.folder import require_input
-from lit_puzzle.run.identity import Identity, file_identity
+from lit_puzzle.run.identity import file_identity
 from lit_puzzle.run.inputs import claim_inputs, record_output
 from lit_puzzle.spec import Scenario
 
@@ -105,7 +105,11 @@ def throughput(run_dir: Path, parent: Path, child: Path, source: ThroughputSourc
     """
     folders = {"parent": require_input(parent, "parent", "config.json")}
     folders["child"] = require_input(child, "child", "config.json")
-    claim_inputs(run_dir, {name: _identity(folder) for name, folder in folders.items()})
+    identities = {
+        name: checkpoint_identity(folder) if any(folder.glob("*.safetensors")) else config_identity(folder)
+        for name, folder in folders.items()
+    }
+    claim_inputs(run_dir, identities)
     found = source.throughputs(run_dir, folders["parent"], folders["child"])
     write_json(run_dir / THROUGHPUT_FILE, asdict(found))
     record_output(run_dir, "throughput", file_identity(run_dir, [THROUGHPUT_FILE]))
@@ -115,13 +119,6 @@ def throughput(run_dir: Path, parent: Path, child: Path, source: ThroughputSourc
         "tokens_per_second/child": found.child,
         "speed_up": found.child / found.parent,
     }
-
-
-def _identity(folder: Path) -> Identity:
-    """Return the identity of a checkpoint, or of a config.json without weights, which predictions do not need."""
-    if any(folder.glob("*.safetensors")):
-        return checkpoint_identity(folder)
-    return file_identity(folder, ["config.json"])
 
 
 def _print(found: Throughputs) -> None:

@@ -115,7 +115,9 @@ def work(options: Options) -> Iterator[Row]:
 def predicted(config: dict[str, Any], batch: int, prompt: int, generated: int) -> Row:
     """Return the cost model's step on this card, of every source of kernel times that has such a shape."""
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    gpu = next((name for name in gpus() if name in card), "H100")
+    gpu = next((name for name in gpus() if name in card), None)
+    if gpu is None:  # a CPU, or a card that the cost model does not know
+        return {}
     scenario = Scenario(gpu, 1, prompt, generated, batch)
     found: Row = {}
     for times in sources():

@@ -258,6 +258,26 @@ def test_a_server_of_another_version_is_one_line(said: Any, monkeypatch: pytest.
             engine.receive(20)
 
 
+def test_a_server_that_stands_still_while_it_gets_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY, SECRET)
+    monkeypatch.setattr(wire, "STALLED_SECONDS", 0.3)
+    (tmp_path / "weights").write_bytes(bytes(10**8))
+    held = []
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            held.append(Wire(listening.accept()[0]))
+            held[0].prove(SECRET.encode(), is_server=True)
+
+        threading.Thread(target=serve, daemon=True).start()
+        engine = ServedEngine(f"127.0.0.1:{listening.getsockname()[1]}")
+        engine.send("read_trained", tmp_path / "weights")
+        start = time.monotonic()
+        with pytest.raises(ValueError, match=r"The rollout server at .* it has read nothing of a message"):
+            engine.receive(60)
+        assert time.monotonic() - start < 30  # not told by its silence
+
+
 def test_answers_together_may_be_larger_than_a_message(server: RolloutServer, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = RolloutEngine(SERVED, CHILD)
     expected = engine.generate(PROMPTS * 20, SAMPLING)

@@ -13,6 +13,7 @@ from helpers.vllm_environment import PYTHON, needs_vllm
 
 from lit_puzzle.costs.throughputs import THROUGHPUT_FILE, read_throughputs
 from lit_puzzle.run.folder import PACKAGE
+from lit_puzzle.run.inputs import recorded_inputs
 from lit_puzzle.serve.throughput import Predicted, Stated, throughput
 from lit_puzzle.serve.vllm.measured import Measured, MeasuredEngines, Workload
 from lit_puzzle.spec import Scenario
@@ -93,6 +94,43 @@ def test_predictions_need_no_weights(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         throughput(tmp_path / name, **folders, source=Predicted(scenario))
     assert read_throughputs(tmp_path / "alone") == read_throughputs(tmp_path / "whole")
+    configs = [
+        {key: one.content["config"] for key, one in recorded_inputs(tmp_path / name).items()}
+        for name in ("alone", "whole")
+    ]
+    assert configs[0] == configs[1] and configs[0]["parent"] != configs[0]["child"]  # as reports compare
+
+
+DRAWN = """
+import torch
+from lit_puzzle.serve.vllm.random_weights import draw
+generator = torch.Generator().manual_seed(0)
+def drawn(name, shape, dtype=torch.float32):
+    tensor = torch.full(shape, 7, dtype=dtype)
+    draw(name, tensor, generator)
+    return tensor
+layer = "model.layers.0."
+assert drawn(layer + "input_layernorm.weight", (8,)).eq(1).all()
+assert drawn("model.norm.weight", (8,)).eq(1).all()
+for zero in ("attn.qkv_proj.bias", "attn.sinks", "mlp.router.bias", "mlp.experts.w13_bias"):
+    assert drawn(layer + zero, (8,)).eq(0).all()
+for weight in ("mlp.router.weight", "attn.o_proj.weight", "mlp.experts.w2_weight"):
+    assert .09 < drawn(layer + weight, (64, 100)).std() < .11
+assert .9 < drawn("model.embedding.weight", (64, 100)).std() < 1.1
+codes = drawn(layer + "mlp.experts.w13_weight", (64, 100), torch.uint8)
+assert (codes.min(), codes.max()) == (0, 255)
+assert drawn(layer + "mlp.experts.w13_weight_scale", (8,), torch.uint8).eq(120).all()
+hidden = torch.nn.functional.rms_norm(drawn("model.embedding.weight", (256, 64)), (64,))
+chosen = (hidden @ drawn(layer + "mlp.router.weight", (16, 64)).T).topk(4).indices.flatten().bincount(minlength=16)
+assert chosen.min() > 256 * 4 / 16 / 3, chosen  # of 64 for each, by 256 tokens
+"""
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_random_weights_use_all_experts() -> None:
+    done = subprocess.run([PYTHON, "-c", DRAWN], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @needs_vllm

@@ -7,7 +7,7 @@ prefix is cached) that are continued by exactly `generated_tokens`:
 
 Where both engines fit at a time they take turns round by round, so that a machine that slows down slows both; the first
 round of each batch warms up and does not count. `seconds` are of the clock on the wall, or, for one thread on a busy
-CPU, of the processor. Memory: both models and both KV caches.
+CPU, of the processor. Memory: weights and KV cache of each engine that runs at a time.
 """
 
 import math
@@ -74,7 +74,7 @@ class MeasuredEngines:
 
     Args:
         python: interpreter of vLLM's environment (`scripts/vllm_env.sh` prints it).
-        dtype: of the weights; of experts that are not packed.
+        dtype: of the weights, where they are not stored in MXFP4.
         execution: `compiled`, vLLM's own way on a GPU (torch.compile and CUDA graphs); `graphs`, without torch.compile;
             `eager`, kernel by kernel, for a CPU: on a GPU it measures how fast kernels are launched.
         weights: `checkpoint`, or `random`: drawn in the shapes of config.json, which is all that a folder then needs.

@@ -66,13 +66,10 @@ def work(options: Options) -> Iterator[Row]:
     python, cuda = interpreter(), options.device == "cuda"
     read, requests = SMALL if options.small else (READ, REQUESTS)
     works, sizes = [read, *requests], [batch for batch, _, _ in requests]
+    longest = max(prompt + generated for _, prompt, generated in works)
     settings: dict[str, Any] = {
         **{"load_format": RANDOM_WEIGHTS, "dtype": "bfloat16", "kv_cache_dtype": "fp8", "skip_tokenizer_init": True},
-        **{
-            "enable_prefix_caching": False,
-            "max_model_len": max(prompt + generated for _, prompt, generated in works) + 1,
-        },
-        "max_num_seqs": max(batch for batch, _, _ in works),
+        **{"enable_prefix_caching": False, "max_model_len": longest + 1, "max_num_seqs": max(read[0], *sizes)},
     }
     settings |= EXECUTION["graphs"]
     if cuda:
@@ -90,26 +87,27 @@ def work(options: Options) -> Iterator[Row]:
             engine.wait_until_ready()
             room = engine.step({"do": "capacity"})
             yield {"model": name, "ready after s": round(time.monotonic() - start, 1)} | room
-            for batch, prompt, generated in works:
-                given = {"do": "timed", "requests": batch, "prompt": prompt}
-                fewer = max(1, generated // SHORTER)
-                few, seconds = (  # the first time, kernels are compiled
-                    [engine.step(given | {"generated": tokens, "seed": seed})["wall"] for seed in (1, 2)][-1]
-                    for tokens in (fewer, generated)
+            seconds = seconds_of(engine, *read)
+            row = {"model": name, "requests": read[0], "prompt": read[1]}
+            yield row | {"read tokens/s": round(read[0] * read[1] / seconds)}
+            for batch, prompt, generated in requests:
+                few, seconds = (
+                    seconds_of(engine, batch, prompt, tokens) for tokens in (generated // SHORTER, generated)
                 )
                 row = {"model": name, "requests": batch, "prompt": prompt, "generated": generated}
-                if generated == 1:
-                    yield row | {"read tokens/s": round(batch * prompt / seconds)}
-                    continue
-                yield (
-                    row
-                    | {
-                        "seconds": round(seconds, 2),
-                        "generated tokens/s": round(batch * generated / seconds, 1),
-                        "step ms": round(1000 * (seconds - few) / (generated - fewer), 2),
-                    }
-                    | predicted(config, batch, prompt, generated)
-                )
+                row |= {
+                    "seconds": round(seconds, 2),
+                    "generated tokens/s": round(batch * generated / seconds, 1),
+                    "step ms": round(1000 * (seconds - few) / (generated - fewer), 2),
+                }
+                yield row | predicted(config, batch, prompt, generated)
+
+
+def seconds_of(engine: TurnsEngine, requests: int, prompt: int, generated: int) -> float:
+    """Return the seconds of a round; before it is one with other prompts, for which kernels are compiled."""
+    step = {"do": "timed", "requests": requests, "prompt": prompt, "generated": generated}
+    engine.step(step | {"seed": 1})
+    return float(engine.step(step | {"seed": 2})["wall"])
 
 
 def predicted(config: dict[str, Any], batch: int, prompt: int, generated: int) -> Row:

@@ -91,9 +91,8 @@ def work(options: Options) -> Iterator[Row]:
             row = {"model": name, "requests": read[0], "prompt": read[1]}
             yield row | {"read tokens/s": round(read[0] * read[1] / seconds)}
             for batch, prompt, generated in requests:
-                few, seconds = (
-                    seconds_of(engine, batch, prompt, tokens) for tokens in (generated // SHORTER, generated)
-                )
+                fewer = generated // SHORTER
+                few, seconds = (seconds_of(engine, batch, prompt, tokens) for tokens in (fewer, generated))
                 row = {"model": name, "requests": batch, "prompt": prompt, "generated": generated}
                 row |= {
                     "seconds": round(seconds, 2),

@@ -32,12 +32,14 @@ from lit_puzzle.costs.cost_model import CostModel
 from lit_puzzle.costs.gpus import gpus
 from lit_puzzle.costs.model_shape import ModelShape
 from lit_puzzle.costs.serving import Deployment, parent_blocks
+from lit_puzzle.model.layout import layer_blocks
+from lit_puzzle.run.files import read_yaml
+from lit_puzzle.run.folder import PACKAGE
 from lit_puzzle.serve.vllm.measured import EXECUTION, VARIABLES
 from lit_puzzle.serve.vllm.turns import RANDOM_WEIGHTS, TurnsEngine
 from lit_puzzle.spec import Scenario
 
-HALVED = {15, 17, 19, *range(21, 36)}  # layers of 64 experts in place of 128
-WINDOWED = {3, 5, 21, 23, 27, 31, 33, 35}  # layers with a window of 8192 in place of full attention
+RELEASED = PACKAGE / "recipes" / "gpt_oss_120b" / "assemble_released.yaml"
 Workload = tuple[int, int, int]  # requests, prompt tokens, generated tokens
 READ: Workload = (16, 4096, 1)
 REQUESTS: list[Workload] = [(64, 1024, 256), (128, 1024, 256)]
@@ -52,12 +54,10 @@ def configs(small: bool) -> dict[str, dict[str, Any]]:
         del parent["quantization_config"]  # vLLM has no kernel of MXFP4 for CPUs
         parent |= {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4}
         parent |= {"num_key_value_heads": 2, "head_dim": 32}
-        blocks: list[tuple[int, int | None]] = [(4, 128), (2, 32)]
-    else:
-        blocks = [
-            (64 if layer in HALVED else 128, 128 if layer % 2 == 0 else 8192 if layer in WINDOWED else None)
-            for layer in range(36)
-        ]
+        return {"parent": parent, "child": child_config(parent, [(4, 128), (2, 32)])}
+    manual = read_yaml(RELEASED)["manual"]
+    windows = [manual["windows"].get(layer, window) for layer, (_, window) in enumerate(layer_blocks(parent))]
+    blocks = list(zip(manual["experts"], windows, strict=True))
     return {"parent": parent, "child": child_config(parent, blocks)}
 
 

@@ -61,8 +61,10 @@ def test_settings_that_cannot_be_measured():
         Workload(1, 1, [])
     with pytest.raises(ValueError, match="together: true needs kv_cache_gib"):
         MeasuredEngines(together=True)
-    with pytest.raises(ValueError, match="execution: compiled computes in another one"):
+    with pytest.raises(ValueError, match="execution: compiled with tensor_parallel: 1 computes in others"):
         MeasuredEngines(clock="cpu")
+    with pytest.raises(ValueError, match="execution: eager with tensor_parallel: 2 computes in others"):
+        MeasuredEngines(execution="eager", clock="cpu", tensor_parallel=2)
     with pytest.raises(ValueError, match="runs both engines on one device"):
         MeasuredEngines(kv_cache_gib=1, together=True, tensor_parallel=2)
 

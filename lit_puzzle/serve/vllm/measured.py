@@ -104,12 +104,12 @@ class MeasuredEngines:
             raise ValueError(f"kv_cache_gib {self.kv_cache_gib} was given; it must be positive and finite, or null.")
         if self.together and self.kv_cache_gib is None:
             raise ValueError("together: true needs kv_cache_gib, or the first engine takes all memory. Give a size.")
-        if self.clock == "cpu" and self.execution != "eager":
-            raise ValueError(
-                f"clock: cpu counts this process, and execution: {self.execution} computes in another one. "
-                "Use execution: eager, or clock: wall."
-            )
         check_whole("engines", "tensor_parallel", self.tensor_parallel, 1)
+        if self.clock == "cpu" and (self.execution != "eager" or self.tensor_parallel > 1):
+            raise ValueError(
+                f"clock: cpu counts this process, and execution: {self.execution} with tensor_parallel: "
+                f"{self.tensor_parallel} computes in others. Use execution: eager without it, or clock: wall."
+            )
         if self.together and self.tensor_parallel > 1:
             raise ValueError("together: true runs both engines on one device; with tensor_parallel, leave it out.")
 
@@ -175,6 +175,8 @@ class Measured:
         if self.engines.kv_cache_gib is not None:
             settings["kv_cache_memory_bytes"] = int(self.engines.kv_cache_gib * 2**30)
         variables = VARIABLES[self.engines.execution] | (ONE_THREAD if self.engines.clock == "cpu" else {})
+        if self.engines.tensor_parallel > 1:  # on a CPU vLLM wants a NUMA node for each process otherwise
+            variables |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         return TurnsEngine(python, folder.resolve(), settings, run_dir / f"vllm_{name}.log", variables)
 
     def _rounds(self, engines: dict[str, TurnsEngine], batch: int) -> dict[str, list[float]]:

@@ -67,7 +67,7 @@ def documents(folder: Path, seed: int) -> Path:
 
 
 def prepare(folder: Path, seed: int) -> tuple[Library, Scores]:
-    """Make importance, library and scores."""
+    """Make importance (leave-one-out), library and scores."""
     stage("importance", folder / "importance", f"--data.init_args.prompts.seed={seed}")
     stage("library", folder / "library", f"--importance={folder}/importance")
     words = (f"--library={folder}/library", f"--seed={seed}", "--scoring.evaluate=all")

@@ -3,12 +3,12 @@
     python scripts/ablations/recovered_plans.py [--seeds 0 1 2] [--rows NAME ...] [--windows] [--clipped]
         [--folder runs/recovered]
 
-For every seed (of calibration, scores, problems that blocks are scored on, distillation): importance, library, scores;
-for every row below the plan of `recipes/search.yaml`, its child, and the child after 25 updates of distillation on
-documents that are the same for all. "1.15M parameters" has as many as "uniform experts" at most. Printed: predicted
-speed-up and requests, KL to the parent on held-out documents, errors and tokens of an answer over the parent's, 128
-problems at each of three efforts; means over seeds and, in brackets, each seed's. The requests after recovery are the
-predicted speed-up over the measured length ratio.
+For every seed (of calibration, scores, problems that blocks are scored on, distillation): leave-one-out importance,
+library, scores; for every row below the plan of `recipes/search.yaml`, its child, and the child after 25 updates of
+distillation on documents that are the same for all. "1.15M parameters" has as many as "uniform experts" at most.
+Printed: predicted speed-up and requests, KL to the parent on held-out documents, errors and tokens of an answer over
+the parent's, 128 problems at each of three efforts; means over seeds and, in brackets, each seed's. The requests after
+recovery are the predicted speed-up over the measured length ratio.
 
 `--windows` scores windows after recovery: the parent with one window, before and after 25 updates. Printed is how the
 order of the six windows changes, and the plan of the search with these drops in place of the usual ones.

@@ -67,11 +67,11 @@ def documents(folder: Path, seed: int) -> Path:
     return folder / "generate" / "documents"
 
 
-def prepare(folder: Path, seed: int, recipe: str = "importance") -> tuple[Library, Scores]:
-    """Make importance, by its recipe, library and scores."""
+def prepare(folder: Path, seed: int, recipe: str = "importance", evaluate: str = "all") -> tuple[Library, Scores]:
+    """Make importance, by its recipe, library and scores; problems are put to all blocks, or to windows alone."""
     stage(recipe, folder / "importance", f"--data.init_args.prompts.seed={seed}")
     stage("library", folder / "library", f"--importance={folder}/importance")
-    words = (f"--library={folder}/library", f"--seed={seed}", "--scoring.evaluate=all")
+    words = (f"--library={folder}/library", f"--seed={seed}", f"--scoring.evaluate={evaluate}")
     stage("score", folder / "score", *words)
     return Library.load(folder / "library"), Scores.load(folder / "score")
 

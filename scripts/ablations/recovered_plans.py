@@ -11,7 +11,8 @@ problems at each of three efforts; means over seeds and, in brackets, each seed'
 predicted speed-up over the measured length ratio.
 
 `--importance importance final_kl` makes every row by each of these recipes, and prints differences from the first with
-their standard error (paired by seed). `--windows` and `--clipped` study leave-one-out.
+their standard error (paired by seed). Recipes other than `importance` score lengths of windows alone and leave out the
+row of requests. `--windows` and `--clipped` study leave-one-out.
 
 `--windows` scores windows after recovery: the parent with one window, before and after 25 updates. Printed is how the
 order of the six windows changes, and the plan of the search with these drops in place of the usual ones.
@@ -154,9 +155,10 @@ def main() -> None:
     studied = []
     for seed in given.seeds:
         for recipe in given.importance:
-            folder = given.folder / (f"seed{seed}" if recipe == "importance" else f"seed{seed}_{recipe}")
-            prepare(folder, seed, recipe)
-            for name in given.rows:
+            whole = recipe == "importance"
+            folder = given.folder / (f"seed{seed}" if whole else f"seed{seed}_{recipe}")
+            prepare(folder, seed, recipe, "all" if whole else "windows")
+            for name in [name for name in given.rows if whole or "requests" not in name]:
                 place = folder / f"row{list(ROWS).index(name)}"
                 row = one_row(folder, name, place, written, parent, seed)
                 found.setdefault(f"{recipe}: {name}", []).append(row)

@@ -50,6 +50,19 @@ def setting(ranks: int = 1, gpu: str = "H100", engine: ServingEngine = NO_OVERHE
     return Setting(SHAPE, Scenario(gpu, ranks, 4096, 4096, **scenario), Deployment(ranks, 1, 1), engine)
 
 
+def test_slower_experts_bound_prompts_and_leave_decoding() -> None:
+    """8192 tokens of 4 experts, 6 x 2880^2 operations each, at 100 TFLOP/s on each of 2 ranks."""
+    measured, slower = MeasuredKernels(), MeasuredKernels(expert_flops=1e14)
+    two, block = setting(2), Block(128, 128)
+    tables = Experts.load(H100, SHAPE, Deployment(2, 1, 1), ("mxfp4", "bfloat16"), "power_law_1.01")
+    lost = 8192 * 4 * 6 * 2880**2 / 2 / 1e14 - tables.at(128, 8192)
+    assert lost > 0
+    assert slower.prefill_layer(two, block, 8192) - measured.prefill_layer(two, block, 8192) == pytest.approx(lost)
+    assert slower.decode_layer(two, block, 64, 4096) == measured.decode_layer(two, block, 64, 4096)
+    with pytest.raises(ValueError, match="expert_flops must be positive, got 0"):
+        MeasuredKernels(expert_flops=0)
+
+
 def test_a_decode_layer_is_the_sum_of_its_rows() -> None:
     """8 ranks, 256 sequences, 4096 tokens: every kernel but the products (interpolated in 2880) is one row."""
     folder = "h100_sxm/{}/vllm/0.24.0/{}_perf.parquet"

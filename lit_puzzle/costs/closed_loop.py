@@ -23,7 +23,7 @@ import heapq
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -76,22 +76,18 @@ class Latency:
     output_token: float
 
 
-@dataclass
 class _Loop:
     """State of the simulation; requests are named by their index."""
 
-    prompts: Sequence[int]
-    generated: Sequence[int]
-    front: FrontEnd
-    times: StepTimes
-    now: float = 0.0
-    steps: int = 0
-    sent: list[float] = field(default_factory=list)
-    first: dict[int, float] = field(default_factory=dict)
-    last: dict[int, float] = field(default_factory=dict)
-    arriving: list[tuple[float, int]] = field(default_factory=list)  # heap of time of arrival and request
-    waiting: list[list[int]] = field(default_factory=list)  # request and prompt tokens left to read, oldest first
-    decoding: list[tuple[int, int]] = field(default_factory=list)  # heap of last step and request
+    def __init__(self, prompts: Sequence[int], generated: Sequence[int], times: StepTimes, front: FrontEnd) -> None:
+        self.prompts, self.generated, self.times, self.front = prompts, generated, times, front
+        self.now, self.steps = 0.0, 0
+        self.sent: list[float] = []
+        self.first: dict[int, float] = {}
+        self.last: dict[int, float] = {}
+        self.arriving: list[tuple[float, int]] = []  # heap of time of arrival and request
+        self.waiting: list[list[int]] = []  # request and prompt tokens left to read, oldest first
+        self.decoding: list[tuple[int, int]] = []  # heap of last step and request
 
     def send(self) -> None:
         """Send the next request, if one is left."""
@@ -162,7 +158,7 @@ def closed_loop(
             f"closed_loop: {times.sequences} sequences and steps of {times.chunk_tokens} tokens; give at least one "
             "sequence, and room for prompts beside them"
         )
-    loop = _Loop(prompts, generated, front or FrontEnd(), times)
+    loop = _Loop(prompts, generated, times, front or FrontEnd())
     for _ in range(clients):
         loop.send()
     read, ended = 0, list[int]()

@@ -1,7 +1,7 @@
 """Does the sum of replace-1-block scores predict the child? Random plans of one size against what they measure.
 
     python scripts/ablations/plan_scores.py [--plans 60] [--distilled 24] [--part 0/1] [--lengths]
-        [--folder runs/plan_scores]
+        [--distill_seed 0] [--folder runs/plan_scores]
 
 Plans keep 64 of the tiny parent's 96 experts, drawn among the library's counts, and replace the full attention of two
 of its three full layers, by a window of 16 or 48 tokens: all have the same number of parameters. The plan of the search
@@ -14,6 +14,7 @@ With `--lengths` the searches are left out, and the question is whether the chan
 of child's to parent's mean tokens at each effort, and over all (`mix`), against 1 + the sum of the changes d of its
 blocks (each relative to the parent), and against the product of 1 + d.
 
+`--distill_seed 1` distills the same plans with another seed than the others have; `--plans 20` are the first 20 of 60.
 `--part 1/2` measures every second plan, for a process beside this one; a run without it prints. Resumable.
 """
 
@@ -66,11 +67,11 @@ def documents(folder: Path, seed: int) -> Path:
     return folder / "generate" / "documents"
 
 
-def prepare(folder: Path, seed: int) -> tuple[Library, Scores]:
-    """Make importance, library and scores."""
-    stage("importance", folder / "importance", f"--data.init_args.prompts.seed={seed}")
+def prepare(folder: Path, seed: int, recipe: str = "importance", evaluate: str = "all") -> tuple[Library, Scores]:
+    """Make importance, by its recipe, library and scores; problems are put to all blocks, or to windows alone."""
+    stage(recipe, folder / "importance", f"--data.init_args.prompts.seed={seed}")
     stage("library", folder / "library", f"--importance={folder}/importance")
-    words = (f"--library={folder}/library", f"--seed={seed}", "--scoring.evaluate=all")
+    words = (f"--library={folder}/library", f"--seed={seed}", f"--scoring.evaluate={evaluate}")
     stage("score", folder / "score", *words)
     return Library.load(folder / "library"), Scores.load(folder / "score")
 
@@ -182,6 +183,7 @@ def main() -> None:
     parser.add_argument("--plans", type=int, default=60)
     parser.add_argument("--distilled", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--distill_seed", type=int, help="the seed of all else, if not given")
     parser.add_argument("--part", default="0/1", help="which plans: N/OF")
     parser.add_argument("--lengths", action="store_true", help="whether changes of answer lengths add up")
     parser.add_argument("--folder", type=Path, default=Path("runs/plan_scores"))
@@ -193,8 +195,10 @@ def main() -> None:
         drawn = random_plan(library, generator)
         names += [drawn] if drawn not in names else []
     written = documents(given.folder, given.seed)
+    seed = given.seed if given.distill_seed is None else given.distill_seed
+    folder = given.folder if seed == given.seed else given.folder / f"distill_seed{seed}"
     rows = [
-        measure(given.folder / f"plan{place:02}", library.plan(drawn), written, place < given.distilled, given.seed)
+        measure(folder / f"plan{place:02}", library.plan(drawn), written, place < given.distilled, seed)
         for place, drawn in enumerate(names)
         if place % parts == own
     ]
@@ -204,7 +208,7 @@ def main() -> None:
         return
     searched = searched_plans(given.folder)
     best = {
-        name: measure(given.folder / f"searched{place}", plan, written, given.distilled > 0, given.seed)
+        name: measure(folder / f"searched{place}", plan, written, given.distilled > 0, seed)
         for place, (name, plan) in enumerate(searched.items())
         if place % parts == own
     }

@@ -1,14 +1,18 @@
 """Which plan is best after recovery: objectives, scores and uniform plans, before and after a short distillation.
 
-    python scripts/ablations/recovered_plans.py [--seeds 0 1 2] [--rows NAME ...] [--windows] [--clipped]
-        [--folder runs/recovered]
+    python scripts/ablations/recovered_plans.py [--seeds 0 1 2] [--rows NAME ...] [--importance RECIPE ...]
+        [--windows] [--clipped] [--folder runs/recovered]
 
-For every seed (of calibration, scores, problems that blocks are scored on, distillation): importance, library, scores;
-for every row below the plan of `recipes/search.yaml`, its child, and the child after 25 updates of distillation on
-documents that are the same for all. "1.15M parameters" has as many as "uniform experts" at most. Printed: predicted
-speed-up and requests, KL to the parent on held-out documents, errors and tokens of an answer over the parent's, 128
-problems at each of three efforts; means over seeds and, in brackets, each seed's. The requests after recovery are the
-predicted speed-up over the measured length ratio.
+For every seed (of calibration, scores, problems that blocks are scored on, distillation): leave-one-out importance,
+library, scores; for every row below the plan of `recipes/search.yaml`, its child, and the child after 25 updates of
+distillation on documents that are the same for all. "1.15M parameters" has as many as "uniform experts" at most.
+Printed: predicted speed-up and requests, KL to the parent on held-out documents, errors and tokens of an answer over
+the parent's, 128 problems at each of three efforts; means over seeds and, in brackets, each seed's. The requests after
+recovery are the predicted speed-up over the measured length ratio.
+
+`--importance importance final_kl` makes every row by each of these recipes, and prints differences from the first with
+their standard error (paired by seed). Recipes other than `importance` score lengths of windows alone and leave out the
+row of requests. `--windows` and `--clipped` study leave-one-out.
 
 `--windows` scores windows after recovery: the parent with one window, before and after 25 updates. Printed is how the
 order of the six windows changes, and the plan of the search with these drops in place of the usual ones.
@@ -59,9 +63,9 @@ def short(plan: Plan) -> str:
     )
 
 
-def clip(folder: Path) -> None:
+def clip(folder: Path, seed: int) -> None:
     """Print the plans for requests where blocks that shorten answers count as such, and where as none that does."""
-    scores, file = Scores.load(folder / "score"), folder / "scores_clipped.json"
+    (_, scores), file = prepare(folder, seed), folder / "scores_clipped.json"
     entries = {
         key: {name: Measurement(max(0.0, one.mean)) if "/tokens/" in name else one for name, one in metrics.items()}
         for key, metrics in scores.entries.items()
@@ -121,10 +125,24 @@ def shown(values: list[float]) -> str:
     return f"{statistics.mean(values):.3f} ({', '.join(f'{value:.3f}' for value in values)})"
 
 
+def report(found: dict[str, list[dict[str, object]]], first: str) -> None:
+    """Print rows ("recipe: name", one result per seed), and what they differ by from those of the first recipe."""
+    for title, rows in found.items():
+        recipe, name = title.split(": ", 1)
+        print(f"| {title} | {'; '.join(str(row['plan']) for row in rows)} |")
+        for key in rows[0].keys() - {"plan"}:
+            values = [float(str(row[key])) for row in rows]
+            gains = [one - float(str(row[key])) for one, row in zip(values, found[f"{first}: {name}"], strict=True)]
+            error = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else float("nan")
+            against = "" if recipe == first else f"; {statistics.mean(gains):+.3f} ± {error:.3f}"
+            print(f"    {key}: {shown(values)}{against}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="*", default=list(ROWS))
+    parser.add_argument("--importance", nargs="+", default=["importance"])
     parser.add_argument("--windows", action="store_true")
     parser.add_argument("--clipped", action="store_true")
     parser.add_argument("--folder", type=Path, default=Path("runs/recovered"))
@@ -133,20 +151,22 @@ def main() -> None:
     words = ("--checkpoint=lit_puzzle/assets/tiny_parent", "--held_out.prompts_per_effort=128")
     parent = stage("evaluate", given.folder / "parent", *words, "--held_out.texts=false")
     print(f"parent: errors {1 - parent['accuracy']:.3f}")
-    found: dict[str, list[dict[str, object]]] = {name: [] for name in given.rows}
+    found: dict[str, list[dict[str, object]]] = {}
     studied = []
     for seed in given.seeds:
+        for recipe in given.importance:
+            whole = recipe == "importance"
+            folder = given.folder / (f"seed{seed}" if whole else f"seed{seed}_{recipe}")
+            prepare(folder, seed, recipe, "all" if whole else "windows")
+            for name in [name for name in given.rows if whole or "requests" not in name]:
+                place = folder / f"row{list(ROWS).index(name)}"
+                row = one_row(folder, name, place, written, parent, seed)
+                found.setdefault(f"{recipe}: {name}", []).append(row)
         folder = given.folder / f"seed{seed}"
-        prepare(folder, seed)
-        for name in given.rows:
-            found[name].append(one_row(folder, name, folder / f"row{list(ROWS).index(name)}", written, parent, seed))
         if given.clipped:
-            clip(folder)
+            clip(folder, seed)
         studied += [windows(folder, seed, written, parent)] if given.windows else []
-    for name, rows in found.items():
-        print(f"| {name} | {'; '.join(str(row['plan']) for row in rows)} |")
-        for key in rows[0].keys() - {"plan"}:
-            print(f"    {key}: {shown([float(str(row[key])) for row in rows])}")
+    report(found, given.importance[0])
     print(json.dumps({"rows": found, "windows": studied}))
 
 

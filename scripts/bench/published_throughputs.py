@@ -207,12 +207,15 @@ def simulate(run: Run, costs: CostModel, deployment: Deployment, requests: int, 
         return costs.predict(PARENT, deployment, sequences).step_seconds
 
     @functools.cache
-    def rounded(tokens: int) -> float:
+    def prefill(tokens: int) -> float:
         layers = sum(costs.times.prefill_layer(setting, block, tokens) for block in PARENT)
         return layers + costs.times.prefill_rest(setting, tokens)
 
     def read(tokens: int) -> float:
-        return rounded(max(1, round(tokens / READ_TOKENS)) * READ_TOKENS)
+        whole = costs.scenario.prompt_tokens
+        if whole > costs.engine.chunk_tokens:  # later chunks attend to the earlier ones
+            return prefill(whole) * tokens / whole
+        return prefill(max(1, round(tokens / READ_TOKENS)) * READ_TOKENS)
 
     draw, count = random.Random(0), WAVES * run.concurrency
     prompts, generated = (

@@ -101,7 +101,9 @@ def searched_plans(folder: Path) -> dict[str, Plan]:
     return plans
 
 
-def measure(folder: Path, plan: Plan, documents: Path, distilled: bool, seed: int) -> dict[str, float]:
+def measure(
+    folder: Path, plan: Plan, documents: Path, distilled: bool, seed: int, updates: int = STEPS
+) -> dict[str, float]:
     """Return KL and errors of a plan's child, and with `distilled` those after a short distillation with this seed."""
     folder.mkdir(parents=True, exist_ok=True)
     plan.save(folder / "plan.json")
@@ -110,9 +112,9 @@ def measure(folder: Path, plan: Plan, documents: Path, distilled: bool, seed: in
     children = {"before": folder / "assemble" / "child"}
     if distilled:
         words = [f"--model.init_args.child={children['before']}", f"--data.init_args.documents={documents}"]
-        words += [f"--trainer.max_steps={STEPS}", "--trainer.val_check_interval=1000", "--trainer.limit_val_batches=0"]
-        words += ["--model.init_args.evaluation.prompts_per_effort=2", "--trainer.callbacks=null"]
-        words += [f"--seed_everything={seed}"]
+        words += ["--trainer.val_check_interval=1000", "--trainer.limit_val_batches=0", "--trainer.callbacks=null"]
+        words += ["--model.init_args.evaluation.prompts_per_effort=2"]
+        words += [f"--trainer.max_steps={updates}", f"--seed_everything={seed}"]
         stage("distill", folder / "distill", *words)
         children["after"] = folder / "distill" / "child"
     for when, child in children.items():

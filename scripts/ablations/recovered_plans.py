@@ -1,14 +1,14 @@
 """Which plan is best after recovery: objectives, scores and uniform plans, before and after a short distillation.
 
     python scripts/ablations/recovered_plans.py [--seeds 0 1 2] [--rows NAME ...] [--importance RECIPE ...]
-        [--windows] [--clipped] [--folder runs/recovered]
+        [--updates 25] [--windows] [--clipped] [--folder runs/recovered]
 
-For every seed (of calibration, scores, problems that blocks are scored on, distillation): leave-one-out importance,
-library, scores; for every row below the plan of `recipes/search.yaml`, its child, and the child after 25 updates of
-distillation on documents that are the same for all. "1.15M parameters" has as many as "uniform experts" at most.
-Printed: predicted speed-up and requests, KL to the parent on held-out documents, errors and tokens of an answer over
-the parent's, 128 problems at each of three efforts; means over seeds and, in brackets, each seed's. The requests after
-recovery are the predicted speed-up over the measured length ratio.
+For every seed (of calibration, scores, problems that blocks are scored on, distillation): importance (leave-one-out),
+library, scores; for every row below the plan of `recipes/search.yaml`, its child, and the child after `--updates` of
+distillation, on documents that are the same for all. "1.15M parameters" has as many as "uniform experts" at most. Printed: predicted
+speed-up and requests, KL to the parent on held-out documents, errors and tokens of an answer over the parent's, 128
+problems at each of three efforts; means over seeds and, in brackets, each seed's. The requests after recovery are the
+predicted speed-up over the measured length ratio.
 
 `--importance importance final_kl` makes every row by each of these recipes, and prints differences from the first with
 their standard error (paired by seed). Recipes other than `importance` score lengths of windows alone and leave out the
@@ -29,7 +29,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from plan_scores import EFFORTS, documents, measure, prepare, stage  # type: ignore[import-not-found]  # beside this file
+from plan_scores import EFFORTS, STEPS, documents, measure, prepare, stage  # type: ignore[import-not-found]
 from scipy.stats import spearmanr  # type: ignore[import-untyped]
 
 from lit_puzzle.scoring.scores import Measurement, Scores
@@ -82,12 +82,13 @@ def clip(folder: Path, seed: int) -> None:
 
 
 def one_row(
-    folder: Path, name: str, place: Path, written: Path, parent: dict[str, float], seed: int
+    folder: Path, name: str, written: Path, parent: dict[str, float], seed: int, updates: int
 ) -> dict[str, object]:
     """Return what the plan of a row measures."""
+    place = folder / (f"row{list(ROWS).index(name)}" + (f"_{updates}" if updates != STEPS else ""))
     plan, speedup = searched(folder, folder / "score", place / "search", *ROWS[name])
     found: dict[str, object] = {"plan": short(plan), "speed-up": speedup}
-    measured = measure(place, plan, written, True, seed)
+    measured = measure(place, plan, written, True, seed, updates)
     own = sum(parent[f"tokens/{effort}"] for effort in EFFORTS)
     for when in ("before", "after"):
         found |= {f"{what} {when}": measured[f"{what} {when}"] for what in ("KL", "errors")}
@@ -143,6 +144,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="*", default=list(ROWS))
     parser.add_argument("--importance", nargs="+", default=["importance"])
+    parser.add_argument("--updates", type=int, default=STEPS)
     parser.add_argument("--windows", action="store_true")
     parser.add_argument("--clipped", action="store_true")
     parser.add_argument("--folder", type=Path, default=Path("runs/recovered"))
@@ -159,8 +161,7 @@ def main() -> None:
             folder = given.folder / (f"seed{seed}" if whole else f"seed{seed}_{recipe}")
             prepare(folder, seed, recipe, "all" if whole else "windows")
             for name in [name for name in given.rows if whole or "requests" not in name]:
-                place = folder / f"row{list(ROWS).index(name)}"
-                row = one_row(folder, name, place, written, parent, seed)
+                row = one_row(folder, name, written, parent, seed, given.updates)
                 found.setdefault(f"{recipe}: {name}", []).append(row)
         folder = given.folder / f"seed{seed}"
         if given.clipped:

@@ -3,8 +3,9 @@
     python scripts/bench/speedup_variants.py
 
 Prints, for parent and child at 64K/64K on 8 H100 and 8 B200, where the milliseconds of a decoding step go in every
-tensor parallelism (its largest batch), with the prompts read meanwhile; then the six speed-ups of
-published_speedups.py and their errors in each of `VARIANTS`. The last line is JSON: `steps` and `errors`.
+tensor parallelism (its largest batch), with the prompts read meanwhile; the throughputs of both models in the same
+tensor parallelism, each with its best batch; then the six speed-ups of published_speedups.py and their errors in each
+of `VARIANTS`. The last line is JSON: `steps`, `deployments` and `errors`.
 
 Source: published_speedups.py; the command of the model card of gpt-oss-puzzle-88B sets MXFP8 inputs on B200 and a
 memory utilization of 0.95; the factors are the checks of the laws of extrapolation in docs/costs.md.
@@ -20,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from published_speedups import BRANCH, CHILD, ENGINE, MODEL, PARENT, PUBLISHED, SCENARIOS, STOCK, speedup
+from published_speedups import BRANCH, CHILD, ENGINE, MODEL, PARENT, PUBLISHED, SCENARIOS, STOCK, predict, speedup
 
 from lit_puzzle.costs.accounting import mean_over_steps
 from lit_puzzle.costs.attention_laws import DecodeAttention
@@ -133,6 +134,20 @@ def steps() -> Iterator[dict[str, Any]]:
                 yield {"where": where, "tokens_per_second": speed, "milliseconds": milliseconds}
 
 
+def deployments() -> Iterator[dict[str, Any]]:
+    """Print and yield both models in the same tensor parallelism, on 8 GPUs."""
+    for name, scenario in SCENARIOS.items():
+        for each in CostModel(MODEL, scenario, MEASURED, ENGINE).deployments() if scenario.num_gpus > 1 else ():
+            where = f"{name} {each.replicas} x TP{each.tensor_parallel}"
+            parent, child = predict(
+                dataclasses.replace(scenario, tensor_parallel=each.tensor_parallel), MEASURED, ENGINE
+            )
+            speeds = [round(found.tokens_per_second) for found in (parent, child)]
+            error = speeds[1] / speeds[0] / PUBLISHED[name][2] - 1
+            print(f"{where:34s} {speeds[0]} -> {speeds[1]} = {speeds[1] / speeds[0]:.3f} ({error:+.1%})")
+            yield {"where": where, "tokens_per_second": speeds, "error": round(error, 4)}
+
+
 def errors() -> dict[str, dict[str, float | None]]:
     """Print the speed-ups of every variant and return their relative errors; None where a model does not fit."""
     print("\nspeed-up and error" + " " * 21 + "".join(f"{name:>17s}" for name in SCENARIOS))
@@ -149,4 +164,4 @@ def errors() -> dict[str, dict[str, float | None]]:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"name": "speedup_variants", "steps": list(steps()), "errors": errors()}))
+    print(json.dumps({"steps": list(steps()), "deployments": list(deployments()), "errors": errors()}))

@@ -27,7 +27,8 @@ FAR = (
 )
 SIZES = {
     "generate": [*ENGINE, "--sampling.max_new_tokens=40", "--shard_size=32"],
-    "importance": [*CPU, "--data.init_args.documents.tokens=9000", "--data.init_args.batch_tokens=4096"],
+    "final_kl": ["--fabric.accelerator=cpu", "--fabric.devices=1", "--data.init_args.documents.tokens=9000",
+                 "--data.init_args.batch_tokens=4096"],
     "library": ["--experts=[2,4]", "--windows=[64]"],
     "score": ["--fabric.accelerator=cpu", "--fabric.devices=1", "--data.init_args.documents.tokens=9000",
               "--data.init_args.batch_tokens=4096", f"--evaluations={FAR}"],

@@ -34,7 +34,7 @@ class ManualPlan:
         if self.experts is None and self.importance is not None:
             raise ValueError("importance is given without experts; say how many experts each layer keeps")
         if self.experts is not None and self.importance is None:
-            raise ValueError("experts is given without importance; name the run folder of recipes/importance.yaml")
+            raise ValueError("experts is given without importance; name the run folder of recipes/final_kl.yaml")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,10 @@ ValueError.
     decode attention    is bound by reading the cache, so its time is linear in cached tokens. Beyond the longest
                         measured context, up to 131072 tokens: seconds per sequence and token, the median over the
                         measured batches of the slope of their last two contexts (one batch alone scatters by 10%). A
-                        window that was not measured: full attention at min(context, window).
+                        window w that was not measured with these heads: full attention up to w tokens; beyond, that of
+                        w tokens x `beyond`, by how much the kernel with the nearest window takes longer at twice its
+                        window than full attention at its window, for as many sequences x key-value heads, in heads of
+                        other sizes (8192: 1.2 to 1.6 on H100 with an fp8 cache, 1.0 to 1.3 otherwise).
     prefill attention   is bound by arithmetic, counted in pairs of query and key. The chunks of a prompt add up to the
                         prompt read at once. Full attention beyond the longest measured prompt: a n + b n^2 through the
                         last two measured prompts.
@@ -19,6 +22,8 @@ Source: the laws count arithmetic and memory traffic; the tables are those of ai
 
 from __future__ import annotations
 
+import functools
+import math
 import statistics
 from bisect import bisect_left
 from collections import defaultdict
@@ -28,6 +33,7 @@ from lit_puzzle.costs.kernel_tables import Curve, System, measured_dtype, read_r
 from lit_puzzle.costs.model_shape import ModelShape
 
 LONGEST_CONTEXT = 131072  # the longest that was measured for any number of heads
+WIDE_WINDOW = 1024  # narrower ones lie across two tiles of a kernel where full attention reads one
 KV_DTYPES = {"bfloat16": "bfloat16", "fp8": "fp8"}
 
 
@@ -39,11 +45,16 @@ class DecodeAttention:
         windows: for each window and number of sequences, seconds by context.
         sizes: for each window, the measured numbers of sequences, ascending.
         slope: seconds per sequence and token of its context, beyond the measured contexts of full attention.
+        kv_heads: key-value heads of a rank.
+        beyond: for windows measured with heads of other sizes, seconds beyond the window over those of full attention,
+            by sequences x key-value heads.
     """
 
     windows: dict[int, dict[int, Curve]]
     sizes: dict[int, list[int]]
     slope: float
+    kv_heads: int
+    beyond: dict[int, Curve]
 
     @classmethod
     def load(cls, system: System, model: ModelShape, ranks: int, kv_dtype: str) -> DecodeAttention:
@@ -60,7 +71,8 @@ class DecodeAttention:
             for window, batches in windows.items()
         }
         slope = statistics.median(curve.last_slope() / batch for batch, curve in curves[0].items())
-        return cls(curves, {window: list(batches) for window, batches in curves.items()}, slope)
+        kv_heads, beyond = -(-model.num_kv_heads // ranks), _beyond(path, model.head_dim, kv_dtype)
+        return cls(curves, {window: list(batches) for window, batches in curves.items()}, slope, kv_heads, beyond)
 
     def at(self, window_tokens: int | None, batch_size: int, context_tokens: float) -> float:
         """Return the seconds for `batch_size` sequences that attend to `context_tokens` each, or to their window.
@@ -72,7 +84,7 @@ class DecodeAttention:
             raise ValueError(f"a context of {context_tokens:g} tokens; attention was measured up to {LONGEST_CONTEXT}")
         window = window_tokens or 0
         if window and window not in self.windows:
-            context_tokens, window = min(context_tokens, float(window)), 0
+            return self._in_window(window, batch_size, context_tokens)
         batches = self.windows[window]
         if batch_size in batches:
             return self._one(window, batch_size, context_tokens)
@@ -84,8 +96,39 @@ class DecodeAttention:
         below, above = (self._one(window, size, context_tokens) for size in (low, high))
         return below + (batch_size - low) / (high - low) * (above - below)
 
+    def _in_window(self, window: int, batch_size: int, context_tokens: float) -> float:
+        full = self.at(None, batch_size, min(context_tokens, float(window)))
+        if context_tokens <= window or not self.beyond:
+            return full
+        ratios = self.beyond[min(self.beyond, key=lambda measured: abs(math.log(measured / window)))]
+        return full * ratios.at(min(max(batch_size * self.kv_heads, ratios.sizes[0]), ratios.sizes[-1]))
+
     def _one(self, window: int, batch: int, context_tokens: float) -> float:
         return _extrapolate(self.windows[window][batch], context_tokens, window, batch * self.slope)
+
+
+@functools.cache
+def _beyond(path: str, head_dim: int, kv_dtype: str) -> dict[int, Curve]:
+    """Read how much longer a window's kernel takes at twice its window than full attention at its window.
+
+    Returns:
+        For each wide window that was measured with heads of other sizes than `head_dim`: the median ratio by sequences
+        x key-value heads.
+    """
+    filters = (("kv_cache_dtype", "=", measured_dtype(KV_DTYPES, "kv_dtype", kv_dtype)), ("head_dim", "!=", head_dim))
+    columns = ("window_size", "step", "head_dim", "num_heads", "num_key_value_heads", "batch_size")
+    rows = {row[:-1]: row[-1] for row in read_rows(path, columns, filters)}
+    ratios: dict[int, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for (window, step, *heads, batch), latency in rows.items():
+        full = rows.get((0, window - 1, *heads, batch))
+        if window >= WIDE_WINDOW and step + 1 == 2 * window and full:
+            ratios[window][batch * heads[-1]].append(latency / full)
+    return {
+        window: Curve(
+            path, "sequences x key-value heads", tuple(sorted(by)), tuple(statistics.median(by[n]) for n in sorted(by))
+        )
+        for window, by in ratios.items()
+    }
 
 
 def _extrapolate(curve: Curve, context_tokens: float, window: int, slope: float) -> float:

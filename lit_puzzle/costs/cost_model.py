@@ -34,7 +34,7 @@ from lit_puzzle.costs.accounting import (
 from lit_puzzle.costs.block_cost import BlockCost, Prediction
 from lit_puzzle.costs.engine import GIB, ServingEngine
 from lit_puzzle.costs.gpus import find_gpu
-from lit_puzzle.costs.kv_layout import KVDemand, WindowCounts, vllm_demand, window_counts
+from lit_puzzle.costs.kv_layout import KVDemand, WindowCounts, vllm_demand, weighted_width, window_counts
 from lit_puzzle.costs.model_shape import ModelShape
 from lit_puzzle.costs.serving import Block, Deployment, KernelTimes, Setting
 from lit_puzzle.spec import KV_DTYPE_BYTES, Scenario
@@ -182,8 +182,11 @@ class CostModel:
             else:
                 lengths = scenario.prompt_tokens, scenario.generated_tokens
                 block = kv.block_tokens or self.gpu.vllm.kv_block_tokens
-                chunk = min(self.engine.chunk_tokens * kv.concurrent_batches, self.scenario.prompt_tokens)
-                self._kv_demands[key] = vllm_demand(counts, lengths, token_bytes, block, chunk)
+                in_flight, width = self.engine.chunk_tokens * kv.concurrent_batches, None
+                if kv.allocator == "vllm_weighted":
+                    width = weighted_width(counts, kv.context_tokens or scenario.total_tokens, block, in_flight)
+                chunk = min(in_flight, self.scenario.prompt_tokens)
+                self._kv_demands[key] = vllm_demand(counts, lengths, token_bytes, block, chunk, width)
         return self._kv_demands[key]
 
     def _demand_of(self, blocks: Iterable[Block], deployment: Deployment) -> KVDemand:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -82,6 +83,7 @@ class Kernels:
         experts: routing and experts.
         products: products with plain matrices.
         collectives: all-reduce and all-gather.
+        expert_flops: FLOP/s that the experts reach at most.
         tabulated: cached sums of tables by number of experts, tokens and whether in a graph; shared by all settings
             that differ only in prompt, batch and engine.
         layers: the same with the engine's small kernels, for this setting alone.
@@ -92,6 +94,7 @@ class Kernels:
     experts: Experts
     products: Products
     collectives: Collectives
+    expert_flops: float = math.inf
     tabulated: dict[tuple[int, int, bool], float] = field(default_factory=dict)
     layers: dict[tuple[int, int, bool], float] = field(default_factory=dict)
 
@@ -105,18 +108,23 @@ class MeasuredKernels:
             power_law_1.2. The default is aiconfigurator-core's own.
         expert_inputs: number format that the experts multiply: bfloat16, vLLM's default, or mxfp8, which a B200 has and
             `VLLM_USE_FLASHINFER_MOE_MXFP4_MXFP8=1` turns on.
+        expert_flops: FLOP/s of each GPU that the experts reach at most, for an engine with a slower kernel than the
+            measured one, such as Marlin (`VLLM_MXFP4_USE_MARLIN=1`) on an H100; None: as measured.
 
     Raises:
-        ValueError: `expert_inputs` is neither.
+        ValueError: `expert_inputs` is neither, or `expert_flops` is not positive.
     """
 
     name: ClassVar[str] = "measured kernels"
     distribution: str = "power_law_1.01"
     expert_inputs: str = "bfloat16"
+    expert_flops: float | None = None
 
     def __post_init__(self) -> None:
         if self.expert_inputs not in ("bfloat16", "mxfp8"):
             raise ValueError(f"MeasuredKernels: expert_inputs must be bfloat16 or mxfp8, got {self.expert_inputs!r}")
+        if self.expert_flops is not None and not self.expert_flops > 0:
+            raise ValueError(f"MeasuredKernels: expert_flops must be positive, got {self.expert_flops!r}")
 
     def check(self, setting: Setting) -> None:
         """Read the tables that the setting needs.
@@ -124,11 +132,11 @@ class MeasuredKernels:
         Raises:
             ValueError: a kernel was not measured in this setting.
         """
-        _kernels(setting, self.distribution, self.expert_inputs)
+        _kernels(setting, self)
 
     def decode_layer(self, setting: Setting, block: Block, batch_size: int, context_tokens: float) -> float:
         """Return the seconds of one decode step of one layer."""
-        kernels = _kernels(setting, self.distribution, self.expert_inputs)
+        kernels = _kernels(setting, self)
         attention = kernels.decode_attention.at(block.window_tokens, batch_size, context_tokens)
         return attention + _besides_attention(
             kernels, setting, block.num_experts, batch_size, _in_graph(setting, batch_size)
@@ -136,7 +144,7 @@ class MeasuredKernels:
 
     def prefill_layer(self, setting: Setting, block: Block, prompt_tokens: int) -> float:
         """Return the seconds to read one prompt through one layer, chunk by chunk."""
-        kernels = _kernels(setting, self.distribution, self.expert_inputs)
+        kernels = _kernels(setting, self)
         seconds = kernels.prefill_attention.at(block.window_tokens, prompt_tokens)
         for tokens in _chunks(setting, prompt_tokens):
             seconds += _besides_attention(kernels, setting, block.num_experts, tokens, graph=False)
@@ -145,7 +153,7 @@ class MeasuredKernels:
     def decode_rest(self, setting: Setting, batch_size: int) -> float:
         """Return the seconds of the head, sampling and the engine's overhead."""
         collectives, graph = (
-            _kernels(setting, self.distribution, self.expert_inputs).collectives,
+            _kernels(setting, self).collectives,
             _in_graph(setting, batch_size),
         )
         reduce = collectives.reduce(batch_size * setting.model.hidden, graph)
@@ -153,12 +161,12 @@ class MeasuredKernels:
 
     def prefill_rest(self, setting: Setting, prompt_tokens: int) -> float:
         """Return the seconds outside the layers; the head sees the last token only, overhead is counted in decode."""
-        collectives, hidden = _kernels(setting, self.distribution, self.expert_inputs).collectives, setting.model.hidden
+        collectives, hidden = _kernels(setting, self).collectives, setting.model.hidden
         reduce = sum(collectives.reduce(tokens * hidden, graph=False) for tokens in _chunks(setting, prompt_tokens))
         return reduce + self._head(setting, 1)
 
     def _head(self, setting: Setting, sequences: int) -> float:
-        kernels, model = _kernels(setting, self.distribution, self.expert_inputs), setting.model
+        kernels, model = _kernels(setting, self), setting.model
         logits = sequences * model.vocab
         seconds = kernels.products.at(model.vocab / setting.deployment.tensor_parallel, model.hidden, sequences)
         seconds += kernels.collectives.gather(logits)
@@ -175,10 +183,12 @@ def _chunks(setting: Setting, prompt_tokens: int) -> list[int]:
 
 
 @functools.lru_cache(maxsize=64)
-def _kernels(setting: Setting, distribution: str, inputs: str) -> Kernels:
+def _kernels(setting: Setting, times: MeasuredKernels) -> Kernels:
     scenario = setting.scenario
-    dtypes = (scenario.kv_dtype, scenario.weight_dtype, scenario.expert_dtype, inputs)
-    tables = _load(find_system(scenario.gpu), setting.model, setting.deployment, dtypes, distribution)
+    dtypes = (scenario.kv_dtype, scenario.weight_dtype, scenario.expert_dtype, times.expert_inputs)
+    tables = _load(find_system(scenario.gpu), setting.model, setting.deployment, dtypes, times.distribution)
+    if times.expert_flops is not None:
+        tables = dataclasses.replace(tables, expert_flops=times.expert_flops, tabulated={})
     return dataclasses.replace(tables, layers={})
 
 
@@ -208,7 +218,8 @@ def _besides_attention(kernels: Kernels, setting: Setting, num_experts: int, tok
         seconds = kernels.products.at(queries + 2 * keys, model.hidden, tokens)
         seconds += kernels.products.at(model.hidden, queries, tokens)
         seconds += kernels.products.at(num_experts, model.hidden, tokens)
-        seconds += kernels.experts.at(num_experts, tokens)
+        multiplied = 6 * model.hidden * model.intermediate * model.experts_per_token * tokens / ranks
+        seconds += max(kernels.experts.at(num_experts, tokens), multiplied / kernels.expert_flops)
         kernels.tabulated[key] = seconds + 2 * kernels.collectives.reduce(tokens * model.hidden, graph)
     kernels.layers[key] = kernels.tabulated[key] + _small_kernels(setting, queries, keys, tokens)
     return kernels.layers[key]

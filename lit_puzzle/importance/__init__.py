@@ -1,1 +1,1 @@
-"""Importance scores of a parent's experts: computed in one pass, kept in a file."""
+"""Importance scores of a parent's experts: computed in one pass, combined, kept in a file."""

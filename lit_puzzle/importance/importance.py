@@ -51,7 +51,7 @@ class ExpertImportance(LightningModule):
 
     Args:
         parent: checkpoint folder.
-        method: scoring rule: `LeaveOneOut` (the paper's, and the default), `Reap`, `Frequency` or `Random` of
+        method: scoring rule: `LeaveOneOut` (the paper's; also where none is given), `Reap`, `Frequency` or `Random` of
             `lit_puzzle.importance.expert_scores`, or your own class with their interface.
         dtype: dtype of the weights; errors are always computed and summed in float32 or better.
         attn_implementation: "sink_attention" needs memory linear in the sequence; "eager" is the reference.

@@ -71,7 +71,7 @@ class Importance:
         """
         if not ((folder / META_FILE).is_file() and (folder / SCORES_FILE).is_file()):
             raise ValueError(
-                f"{folder} lacks {META_FILE} or {SCORES_FILE}. Make them with: lightning run recipes/importance.yaml"
+                f"{folder} lacks {META_FILE} or {SCORES_FILE}. Make them with: lightning run recipes/final_kl.yaml"
             )
         try:
             meta = read_json(folder / META_FILE)
@@ -116,7 +116,7 @@ class Importance:
         if fingerprint != self.fingerprint:
             raise ValueError(
                 f"The importance scores are of parent {self.fingerprint}, not of {fingerprint}: expert indices would "
-                "mean other experts. Run recipes/importance.yaml on this parent."
+                "mean other experts. Run the recipe that made the scores on this parent."
             )
 
     def check_values(self) -> None:

@@ -90,19 +90,20 @@ def importance_section(found: FoundRuns) -> Section:
     """
     title, runs = "Expert importance", found.having(IMPORTANCE)
     if not runs:
-        return Section(title, missing="No importance is there: lightning run recipes/importance.yaml")
+        return Section(title, missing="No importance is there: lightning run recipes/final_kl.yaml")
     file = runs[0].folder / IMPORTANCE
     try:
         tensors = load_file(file)
         layers = [tensors[f"layers.{layer}"].tolist() for layer in range(len(tensors))]
     except (SafetensorError, KeyError) as error:
         raise ValueError(f"{file} is damaged: {error}") from error
-    method = read_json(runs[0].folder / "importance.json")
+    meta = read_json(runs[0].folder / "importance.json")
     experts = max(map(len, layers))
     rows = [[scores[expert] if expert < len(scores) else None for scores in layers] for expert in range(experts)]
-    text = (
-        f"Scores by {method['method']} over {method['tokens']:,} tokens; a higher score means a more important expert."
-    )
+    text = f"Scores by {meta['method']} over {meta['tokens']:,} tokens; a higher score means a more important expert."
+    missing = sum(map(len, meta.get("not_measured", [])))
+    if missing:
+        text += f" Experts that were not measured (empty), because no token was routed to them: {missing}."
     picture = Picture.drawn("importance", "Importance of every expert of every layer", heat_map(rows, [], "importance"))
     return Section(title, [text, *choice_text(runs)], [picture], sources=runs[:1])
 

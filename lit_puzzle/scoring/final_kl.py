@@ -82,7 +82,8 @@ def final_kl(
     Raises:
         ValueError: parent and data do not belong together, there are too few sequences, or a score is not finite.
     """
-    checkpoint = Checkpoint(require_input(parent, "parent checkpoint", "config.json"))
+    parent = require_input(parent, "parent checkpoint", "config.json")
+    checkpoint = Checkpoint(parent)
     if resolved(data.parent) != resolved(parent):
         raise ValueError(f"the data is of the parent {data.parent}, the scores of {parent}: name the same folder")
     blocks, files, processes = parent_blocks(checkpoint.config), ScoreFiles(run_dir / "candidates"), launch(fabric)

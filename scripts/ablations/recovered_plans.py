@@ -3,12 +3,12 @@
     python scripts/ablations/recovered_plans.py [--seeds 0 1 2] [--rows NAME ...] [--importance RECIPE ...]
         [--updates 25] [--windows] [--clipped] [--folder runs/recovered]
 
-For every seed (of calibration, scores, problems that blocks are scored on, distillation): importance, library, scores;
-for every row below the plan of `recipes/search.yaml`, its child, and the child after `--updates` of distillation, on
-documents that are the same for all. "1.15M parameters" has as many as "uniform experts" at most. Printed: predicted
-speed-up and requests, KL to the parent on held-out documents, errors and tokens of an answer over the parent's, 128
-problems at each of three efforts; means over seeds and, in brackets, each seed's. The requests after recovery are the
-predicted speed-up over the measured length ratio.
+For every seed (of calibration, scores, problems that blocks are scored on, distillation): importance (leave-one-out),
+library, scores; for every row below the plan of `recipes/search.yaml`, its child, and the child after `--updates` of
+distillation, on documents that are the same for all. "1.15M parameters" has as many as "uniform experts" at most.
+Printed: predicted speed-up and requests, KL to the parent on held-out documents, errors and tokens of an answer over
+the parent's, 128 problems at each of three efforts; means over seeds and, in brackets, each seed's. The requests after
+recovery are the predicted speed-up over the measured length ratio.
 
 `--importance importance final_kl` makes every row by each of these recipes, and prints differences from the first with
 their standard error (paired by seed). Recipes other than `importance` score lengths of windows alone and leave out the

@@ -6,12 +6,14 @@ Every row is one closed-loop benchmark: prompts of 80 to 100% of `input_seq_len`
 `output_seq_len`, `concurrency` requests in flight on `tensor_parallel` GPUs. Predicted are, separately,
 
     throughput    tokens a second of each GPU: B G / (B x prefill + G x decode) / GPUs
-    step          seconds per output token: decode + (B - 1) prefill / G
-    first token   seconds: 1.5 steps + prefill in a running engine; in the first of 10 waves half of all prompts before
+    step          seconds per output token after the first
+    first token   seconds to it; both from the closed loop of 10 x concurrency requests, simulated
 
-with B = concurrency, or the requests that fit the memory if fewer, and lengths of 90%. Constants are those of the cost
-model, none is fitted to a row. The setting is that of the benchmark (SemiAnalysis InferenceMAX, its published server
-commands): asynchronous scheduling and, on B200, FP8 KV cache and experts with MXFP8 inputs.
+with B = concurrency, or the requests that fit the memory if fewer, and lengths of 90%; the simulation
+(`lit_puzzle.costs.closed_loop`) draws them. The
+setting is that of the benchmark (SemiAnalysis InferenceMAX, its published server commands): asynchronous scheduling,
+chunks of 8192 tokens; on B200 FP8 KV cache and experts with MXFP8 inputs; on H100 and H200 experts by Marlin, whose
+rate, like the two constants of the front end, `first_token_fit.py` fits to every second row's time to the first token.
 
 --rows is a CSV file with the columns `gpu_model` (h100, h200, b200), `input_seq_len`, `output_seq_len`,
 `tensor_parallel`, `concurrency`, `output_throughput_per_gpu` and, where known, `mean_time_to_first_token_sec` and
@@ -27,8 +29,10 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import json
 import math
+import random
 import statistics
 import sys
 from collections import defaultdict
@@ -36,6 +40,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from lit_puzzle.costs.closed_loop import FrontEnd, Latency, StepTimes, closed_loop
 from lit_puzzle.costs.cost_model import CostModel
 from lit_puzzle.costs.engine import ServingEngine
 from lit_puzzle.costs.gpus import gpus
@@ -43,7 +48,7 @@ from lit_puzzle.costs.kernel_tables import SYSTEMS
 from lit_puzzle.costs.kv_layout import KVAllocation
 from lit_puzzle.costs.measured_kernels import MeasuredKernels
 from lit_puzzle.costs.model_shape import ModelShape
-from lit_puzzle.costs.serving import Block
+from lit_puzzle.costs.serving import Block, Deployment, Setting
 from lit_puzzle.model import planned_shape
 from lit_puzzle.spec import Scenario
 
@@ -53,7 +58,10 @@ COLUMNS = ("gpu_model", "input_seq_len", "output_seq_len", "tensor_parallel", "c
 THROUGHPUT = "output_throughput_per_gpu"
 TIMES = ("mean_time_to_first_token_sec", "mean_time_per_output_token_sec")
 MOST = 10_000_000  # tokens or requests of a row
-LENGTH_SHARE, WAVES = 0.9, 10  # random_range_ratio 0.8 and num_prompts 10 x concurrency, InferenceMAX
+SHORTEST, WAVES = 0.8, 10  # random_range_ratio and num_prompts / concurrency, InferenceMAX
+LENGTH_SHARE = (1 + SHORTEST) / 2
+MARLIN_FLOPS = 190e12  # of each GPU: VLLM_MXFP4_USE_MARLIN=1 in InferenceMAX's commands; fitted by first_token_fit.py
+READ_TOKENS = 64  # prompt tokens of a step are rounded to a multiple of this
 # gpu_model, input_seq_len, output_seq_len, tensor_parallel, concurrency, tokens/s of each GPU, seconds to the first
 # token and per output token: InferenceMAX, 2026-01-02, vLLM 0.13.0, MXFP4.
 ROWS = [
@@ -158,32 +166,63 @@ def carried() -> list[Run]:
     return [Run(row[0].upper(), (row[1], row[2]), row[3], row[4], row[5], row[6], row[7]) for row in ROWS]
 
 
-def predict(run: Run) -> dict[str, float]:
-    """Return throughput of each GPU, seconds per output token, and seconds to the first token."""
+def predict(run: Run, front: FrontEnd | None = None, expert_flops: float | None = MARLIN_FLOPS) -> dict[str, float]:
+    """Return throughput of each GPU, seconds per output token, and seconds to the first token.
+
+    Args:
+        run: the benchmark.
+        front: seconds outside the engine; None: the fitted ones.
+        expert_flops: rate of Marlin on H100 and H200; None: the measured kernels as they are.
+    """
     prompt, generated = (round(LENGTH_SHARE * length) for length in run.lengths)
-    blackwell, requests = run.gpu == "B200", run.concurrency
+    blackwell = run.gpu == "B200"
     scenario = Scenario(
         run.gpu,
         run.ranks,
         prompt,
         generated,
-        batch_size=requests,
+        batch_size=run.concurrency,
         kv_dtype="fp8" if blackwell else "bfloat16",
         tensor_parallel=run.ranks,
     )
-    times = MeasuredKernels(expert_inputs="mxfp8" if blackwell else "bfloat16")
+    times = MeasuredKernels(expert_inputs="mxfp8") if blackwell else MeasuredKernels(expert_flops=expert_flops)
     costs = CostModel(MODEL, scenario, times, ServingEngine(kv=KVAllocation("ideal")))
     (deployment,) = costs.deployments()
-    requests = min(requests, max(1, costs.largest_batch(PARENT, deployment)))  # the others wait
+    requests = min(run.concurrency, max(1, costs.largest_batch(PARENT, deployment)))  # the others wait
     found = costs.predict(PARENT, deployment, requests)
-    prefill = (found.latency_seconds - generated * found.step_seconds) / requests
-    running = 1.5 * found.step_seconds + prefill
-    first_wave = found.step_seconds + prefill * (requests + 1) / 2
+    latency = simulate(run, costs, deployment, requests, front)
     return {
         "throughput": found.tokens_per_second / run.ranks,
-        "step": found.step_seconds + (requests - 1) * prefill / generated,
-        "first_token": running + (first_wave - running) / WAVES,
+        "step": latency.output_token,
+        "first_token": latency.first_token,
     }
+
+
+def simulate(run: Run, costs: CostModel, deployment: Deployment, requests: int, front: FrontEnd | None) -> Latency:
+    """Return the latencies of the closed loop, of which at most `requests` are in the engine."""
+    setting = Setting(MODEL, costs.scenario, deployment, costs.engine)
+
+    @functools.cache
+    def decode(sequences: int) -> float:
+        return costs.predict(PARENT, deployment, sequences).step_seconds
+
+    @functools.cache
+    def prefill(tokens: int) -> float:
+        layers = sum(costs.times.prefill_layer(setting, block, tokens) for block in PARENT)
+        return layers + costs.times.prefill_rest(setting, tokens)
+
+    def read(tokens: int) -> float:
+        whole = costs.scenario.prompt_tokens
+        if whole > costs.engine.chunk_tokens:  # later chunks attend to the earlier ones
+            return prefill(whole) * tokens / whole
+        return prefill(max(1, round(tokens / READ_TOKENS)) * READ_TOKENS)
+
+    draw, count = random.Random(0), WAVES * run.concurrency
+    prompts, generated = (
+        [draw.randint(math.ceil(SHORTEST * length), length) for _ in range(count)] for length in run.lengths
+    )
+    times = StepTimes(decode, read, costs.engine.chunk_tokens, requests)
+    return closed_loop(prompts, generated, run.concurrency, times, front)
 
 
 def summary(ratios: Iterable[float]) -> dict[str, float]:

@@ -15,7 +15,7 @@ arXiv 2602.11937: on 8 x H100 at least 1.6 times the parent at 64K/64K and 1.2 t
               how much was proven. Skipped without aiconfigurator-core (extra `gpu-tables`).
 
 With `--plans N`, instead: which plan the paper's budgets give for N such libraries, where the engine pads its KV cache
-as vLLM does, and where it does not (`allocator: ideal`).
+as vLLM does, as the branch for gpt-oss-puzzle-88B does, and where it does not (`allocator: ideal`).
 
 Prints medians of wall-clock and CPU seconds, and the slowest run; library and scores are in a temporary folder. Ends
 with one JSON line.
@@ -211,11 +211,12 @@ def plans(count: int) -> None:
     for seed in range(count):
         with tempfile.TemporaryDirectory() as name:
             save(Path(name), seed)
-            for allocator in ("vllm", "ideal"):
+            for allocator in ("vllm", "vllm_weighted", "ideal"):
                 words = (
                     "--constraints.sweep=null",
                     "--solver.num_solutions=1",
                     f"--costs.engine.kv.allocator={allocator}",
+                    "--costs.engine.kv.context_tokens=131072",
                 )
                 record = search(Path(name), *words)
                 blocks = record["plan"]["blocks"]

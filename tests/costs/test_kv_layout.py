@@ -16,6 +16,7 @@ from lit_puzzle.costs.kv_layout import (
     most_blocks,
     padding_share,
     vllm_capacity,
+    weighted_width,
     window_counts,
 )
 from lit_puzzle.costs.model_shape import ModelShape
@@ -65,6 +66,21 @@ def test_measured_requests_over_those_of_the_parent() -> None:
         assert requests(pattern(full, wide)) / parent == pytest.approx(times, abs=0.006)
 
 
+def test_the_branch_for_the_released_model_pads_by_bytes() -> None:
+    """A pool of 38.72 GiB (FP8, one GPU) was reported to hold 2,819,653 tokens, 21.51 requests of 131072."""
+    width = weighted_width(pattern(10, 8), 131072, 16, 2 * 8192)
+    assert width == 10 and groups_of(pattern(10, 8), width) == [(None, 1), (8192, 1), (128, 2)]
+    held = vllm_capacity(pattern(10, 8), round(38.72 * 2**30), 131072, 2 * 8 * 64, 16, 2 * 8192, width)
+    assert held.requests == pytest.approx(21.51, abs=0.005)
+    assert held.requests * 131072 == pytest.approx(2_819_653, rel=2e-4)
+    parent = window_counts([None] * 18 + [128] * 18)
+    assert weighted_width(parent, 131072, 16, 16384) == 18  # no padding, and the widest
+    # Where all layers reserve the same, 2 pads nothing; 3 is wider and pads 3 of 36 layers, less than a tenth.
+    assert weighted_width(pattern(10, 8), 8192, 16, 8192) == 3
+    assert weighted_width(((None, 4), (128, 2)), 100, 16, 8192) == 2  # 3 and 4 pad 3 and 2 of 6 layers
+    assert weighted_width(((None, 3), (128, 1)), 100, 16, 8192) == 3  # at most 3 layers: one group each
+
+
 def test_mean_blocks_is_the_mean_over_every_step() -> None:
     generator = random.Random(0)
     for prompt, generated, window, block in itertools.product((0, 5, 100), (1, 37), (None, 1, 16, 50), (1, 16)):
@@ -100,6 +116,12 @@ def test_a_cost_model_counts_as_its_engine_allocates() -> None:
         sum(ideal.block(each, one, 1).kv_bytes for each in blocks)
     )
     assert real.largest_batch(blocks, one) < ideal.largest_batch(blocks, one)
+    branch = costs(allocator="vllm_weighted")
+    assert real.largest_batch(blocks, one) < branch.largest_batch(blocks, one) < ideal.largest_batch(blocks, one)
+    short = costs(
+        allocator="vllm_weighted", context_tokens=8192
+    )  # groups of 3: two layers of padding of full attention
+    assert short.largest_batch(blocks, one) < branch.largest_batch(blocks, one)
     batch = real.largest_batch(blocks, one)
     assert real.predict(blocks, one, batch).fits and not real.predict(blocks, one, batch + 1).fits
     assert real.kv_demand(window_counts([None] * 36), Deployment(1, 1, 8)).fixed_bytes == 36 * 16 * 2 * 8 * 64
@@ -124,6 +146,7 @@ def test_requests_in_step_are_counted_at_their_longest() -> None:
         ({"version": "0.13.0"}, "the KV cache of vLLM '0.13.0' is not modeled; allowed: "),
         ({"allocator": "paged"}, "unknown allocator 'paged'; allowed"),
         ({"block_tokens": 24}, "block_tokens must be a multiple of 16, got 24"),
+        ({"context_tokens": 0}, "context_tokens must be at least 1, got 0"),
         ({"concurrent_batches": 3}, "concurrent_batches must be 1 or 2, got 3"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+import statistics
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,19 @@ def rows(path: str, **wanted: Any) -> list[dict[str, Any]]:
 
 def setting(ranks: int = 1, gpu: str = "H100", engine: ServingEngine = NO_OVERHEAD, **scenario: Any) -> Setting:
     return Setting(SHAPE, Scenario(gpu, ranks, 4096, 4096, **scenario), Deployment(ranks, 1, 1), engine)
+
+
+def test_slower_experts_bound_prompts_and_leave_decoding() -> None:
+    """8192 tokens of 4 experts, 6 x 2880^2 operations each, at 100 TFLOP/s on each of 2 ranks."""
+    measured, slower = MeasuredKernels(), MeasuredKernels(expert_flops=1e14)
+    two, block = setting(2), Block(128, 128)
+    tables = Experts.load(H100, SHAPE, Deployment(2, 1, 1), ("mxfp4", "bfloat16"), "power_law_1.01")
+    lost = 8192 * 4 * 6 * 2880**2 / 2 / 1e14 - tables.at(128, 8192)
+    assert lost > 0
+    assert slower.prefill_layer(two, block, 8192) - measured.prefill_layer(two, block, 8192) == pytest.approx(lost)
+    assert slower.decode_layer(two, block, 64, 4096) == measured.decode_layer(two, block, 64, 4096)
+    with pytest.raises(ValueError, match="expert_flops must be positive, got 0"):
+        MeasuredKernels(expert_flops=0)
 
 
 def test_a_decode_layer_is_the_sum_of_its_rows() -> None:
@@ -110,11 +124,26 @@ def test_costs_are_ordered_as_physics_says(gpu: str) -> None:
     assert times.decode_rest(eight, 64) < times.decode_rest(one, 64)
 
 
-def test_a_window_that_was_not_measured_is_a_shorter_context() -> None:
+def test_a_window_that_was_not_measured_is_a_shorter_context_and_costs_more_beyond() -> None:
     attention = DecodeAttention.load(H100, SHAPE, 8, "fp8")
-    assert attention.at(8192, 48, 100_000.0) == attention.at(None, 48, 8192.0)
-    assert attention.at(8192, 48, 3000.0) == attention.at(None, 48, 3000.0)
-    assert attention.at(128, 48, 100_000.0) == pytest.approx(attention.at(128, 48, 4096.0), rel=0.05)
+    full = attention.at(None, 32, 8192.0)
+    assert attention.at(8192, 32, 5000.0) == attention.at(None, 32, 5000.0)
+    assert attention.at(8192, 32, 8192.0) == full
+    # One key-value head and 32 sequences: so many were measured with heads of 128, by 5 query heads on each.
+    heads = {"head_dim": 128, "num_heads": 5, "num_key_value_heads": 1, "batch_size": 32, "kv_cache_dtype": "fp8"}
+    path = "h100_sxm/attention/vllm/0.24.0/generation_attention_perf.parquet"
+    ratios = []
+    for queries, keys, batch in ((5, 1, 32), (10, 2, 16), (20, 4, 8), (40, 8, 4)):
+        heads |= {"num_heads": queries, "num_key_value_heads": keys, "batch_size": batch}
+        (windowed,), (short,) = (
+            rows(path, window_size=8192, step=16383, **heads),
+            rows(path, window_size=0, step=8191, **heads),
+        )
+        ratios.append(windowed["latency"] / short["latency"])
+    assert statistics.median(ratios) > 1.4
+    assert attention.at(8192, 32, 100_000.0) == pytest.approx(full * statistics.median(ratios))
+    assert attention.at(8192, 2048, 100_000.0) > attention.at(None, 2048, 8192.0)  # more than were measured
+    assert attention.at(8192, 32, 100_000.0) == attention.at(8192, 32, 9000.0)
 
 
 @pytest.mark.parametrize(("gpu", "kv_dtype"), [("H100", "fp8"), ("H100", "bfloat16"), ("H200", "fp8"), ("B200", "fp8")])

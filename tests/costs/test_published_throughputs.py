@@ -30,6 +30,16 @@ def test_every_second_carried_figure_is_within_a_fifth_and_all_within_a_tenth_on
     assert throughputs.summary(ratios)["mean_absolute_error"] < 0.1
 
 
+def test_times_of_the_other_half_are_within_a_tenth_on_average(throughputs: ModuleType) -> None:
+    runs = throughputs.carried()[1::2]
+    found = [throughputs.predict(run) for run in runs]
+    for name in ("step", "first_token"):
+        ratios = [guess[name] / getattr(run, name) for guess, run in zip(found, runs, strict=True)]
+        assert throughputs.summary(ratios)["mean_absolute_error"] < 0.1
+    idle = [throughputs.predict(run, throughputs.FrontEnd(0.0, 0.0))["first_token"] for run in runs]
+    assert all(least < guess["first_token"] for least, guess in zip(idle, found, strict=True))
+
+
 def test_what_does_not_fit_the_memory_waits(throughputs: ModuleType, tmp_path: Path) -> None:
     rows = [f"h100,8192,8192,1,{concurrency},100" for concurrency in (64, 640)]
     (tmp_path / "rows.csv").write_text("\n".join([HEADER, *rows]) + "\n")

@@ -21,7 +21,7 @@ def test_file_round_trip_ranking_and_refusals(tmp_path):
     for counts in ([1], [0, 1], [1, 3]):
         with pytest.raises(ValueError, match="give"):
             loaded.keep(counts)
-    with pytest.raises(ValueError, match=r"recipes/importance\.yaml"):
+    with pytest.raises(ValueError, match=r"recipes/final_kl\.yaml"):
         Importance.load(tmp_path / "elsewhere")
     (tmp_path / "importance.safetensors").write_bytes(b"torn")
     with pytest.raises(ValueError, match="damaged"):

@@ -15,16 +15,16 @@ import yaml
 from lit_puzzle.run.files import read_json
 
 STAGES: list[dict[str, Any]] = [
-    {"recipe": "recipes/importance.yaml", "overrides": {"data.init_args.prompts.num_prompts": 6}},
+    {"recipe": "recipes/final_kl.yaml", "overrides": {"data.init_args.prompts.num_prompts": 6}},
     {"recipe": "recipes/library.yaml", "overrides": {"experts": [8], "windows": []}},
     {
         "recipe": "recipes/assemble.yaml",
-        "overrides": {"plan": None, "manual.importance": "runs/importance", "manual.experts": 8},
+        "overrides": {"plan": None, "manual.importance": "runs/final_kl", "manual.experts": 8},
     },
 ]
 REPORT: dict[str, Any] = {
     "recipe": "recipes/report.yaml",
-    "overrides": {"folders": ["runs/importance", "runs/library", "runs/assemble"]},
+    "overrides": {"folders": ["runs/final_kl", "runs/library", "runs/assemble"]},
 }
 
 
@@ -64,7 +64,7 @@ def test_a_pipeline_gives_what_its_stages_give_alone_also_after_a_kill(tmp_path:
     (tmp_path / "all.yaml").write_text(yaml.safe_dump(content))
     process = start(tmp_path, "all.yaml")
     deadline = time.monotonic() + 600
-    while not (tmp_path / "runs/all/importance/config.yaml").is_file():
+    while not (tmp_path / "runs/all/final_kl/config.yaml").is_file():
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
@@ -72,7 +72,7 @@ def test_a_pipeline_gives_what_its_stages_give_alone_also_after_a_kill(tmp_path:
     out = finish(start(tmp_path, "all.yaml"))
     assert out.count(": complete after") == 4
     made = json.loads((tmp_path / "runs/all/run.json").read_text())["results"]
-    assert made["stages"] == 4 and made["cpu_seconds/importance"] > 1
+    assert made["stages"] == 4 and made["cpu_seconds/final_kl"] > 1
     check_report(tmp_path / "runs/all")
     for stage in STAGES:
         words = [
@@ -81,4 +81,4 @@ def test_a_pipeline_gives_what_its_stages_give_alone_also_after_a_kill(tmp_path:
         finish(start(tmp_path, str(stage["recipe"]), *[word.replace('"', "") for word in words]))
     assert weights(tmp_path / "runs/all/assemble") == weights(tmp_path / "runs/assemble")
     inputs = read_json(tmp_path / "runs/all/assemble/inputs.json")["inputs"]
-    assert inputs["importance"]["path"] == "runs/all/importance"
+    assert inputs["importance"]["path"] == "runs/all/final_kl"

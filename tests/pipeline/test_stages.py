@@ -105,14 +105,14 @@ def test_without_vllm_throughputs_are_predicted_and_the_serve_check_is_left_out(
 
 def test_stages_that_read_one_that_is_left_out_are_left_out_too(tmp_path: Path) -> None:
     entries = [
-        {"recipe": "recipes/importance.yaml", "needs": str(tmp_path / "nowhere")},
+        {"recipe": "recipes/final_kl.yaml", "needs": str(tmp_path / "nowhere")},
         {"recipe": "recipes/library.yaml"},
         {"recipe": "recipes/generate.yaml"},
     ]
     found = read_stages(tmp_path, entries, {})
     assert [stage.left_out for stage in found] == [
         f"{tmp_path / 'nowhere'} is not there",
-        "it reads importance, which is left out",
+        "it reads final_kl, which is left out",
         "",
     ]
 
@@ -137,14 +137,14 @@ def test_a_named_stage_stands_for_a_folder_of_its_name(tmp_path: Path) -> None:
         (["recipes/trainer.yaml"], "recipes/trainer.yaml has no run_dir"),
         (["recipes/pipeline.yaml"], "is a pipeline itself"),
         (["recipes/generate.yaml", "recipes/generate.yaml"], "two stages are called 'generate'; give one"),
-        (["recipes/library.yaml", "recipes/importance.yaml"], "reads the stage 'importance', which comes after it"),
-        (["recipes/library.yaml"], "no stage makes and which is not there. Add a stage with recipes/importance.yaml"),
+        (["recipes/library.yaml", "recipes/final_kl.yaml"], "reads the stage 'final_kl', which comes after it"),
+        (["recipes/library.yaml"], "no stage makes and which is not there. Add a stage with recipes/final_kl.yaml"),
         (
             [{"recipe": "recipes/evaluate.yaml", "overrides": {"checkpoint": "runs/evaluate/child"}}],
             "the stage's own folder",
         ),
         (
-            [{"recipe": "recipes/importance.yaml"}, {"recipe": "recipes/library.yaml", "overrides": {"expert": [4]}}],
+            [{"recipe": "recipes/final_kl.yaml"}, {"recipe": "recipes/library.yaml", "overrides": {"expert": [4]}}],
             "unknown key 'expert'. Did you mean 'experts'",
         ),
     ],

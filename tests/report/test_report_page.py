@@ -71,8 +71,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     scored = record(root / "score", "score", {})
     entries = {(layer, f"experts={n}"): {"kl": Measurement(0.1 / n, 0.01)} for layer in range(6) for n in (4, 8)}
     Scores("f", 10, 100, entries).save(scored)
-    important = record(root / "importance", "validate", {})
-    Importance("f", "leave_one_out", 100, tuple(torch.rand(16).double() + 0.1 for _ in range(6))).save(important)
+    important = record(root / "final_kl", "final_kl", {})
+    scores = tuple(torch.rand(16).double() + 0.1 for _ in range(6))
+    scores[2][5] = torch.nan
+    Importance("f", "final_kl", 100, scores, ((), (), (5,), (), (), ())).save(important)
     trained = record(root / "rl_recover", "fit", {"accuracy/low/before": 0.4, "tokens/low/before": 7.0})
     for variant, accuracy in (("searched", 0.5), ("random", 0.25)):
         for seed in range(2):
@@ -115,11 +117,13 @@ def test_every_section_is_drawn_and_names_its_run(runs: Path, made: Path) -> Non
         "<td>stated</td>",
         "a machine",
         "0.0125 ± 0.01",
+        "Scores by final_kl over 100 tokens",
+        "because no token was routed to them: 1.",
         "<td>searched</td><td>2</td><td>0.625 ± 0.125</td>",
         f"commit {'a' * 12}",
     ):
         assert number in page, number
-    for run in ("frontier", "assemble", "importance", "score", "rl_recover", "evaluate"):
+    for run in ("frontier", "assemble", "final_kl", "score", "rl_recover", "evaluate"):
         place = re.search(rf'<a href="#(run-\d+)">{runs / run}</a>', page)
         assert place and f'<tr id="{place[1]}">\n<td>{runs / run}</td>' in page
     results = json.loads((made / "run.json").read_text())["results"]

@@ -225,6 +225,12 @@ def test_bad_input_is_refused_before_the_parent_is_loaded(parent, sequences, tmp
         final_kl(tmp_path / "run", parent, CalibrationData(parent, sequences=one), EXACT)
 
 
+def test_the_packaged_parent_is_scored_from_any_folder(sequences, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    packaged = Path("lit_puzzle/assets/tiny_parent")
+    assert len(run(tmp_path / "run", packaged, sequences).scores) == 6 and not packaged.exists()
+
+
 def test_a_run_with_other_sequences_is_not_gone_on_with(parent, sequences, tmp_path):
     run(tmp_path / "run", parent, sequences)
     other = tmp_path / "other.jsonl"

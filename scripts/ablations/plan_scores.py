@@ -14,7 +14,8 @@ With `--lengths` the searches are left out, and the question is whether the chan
 of child's to parent's mean tokens at each effort, and over all (`mix`), against 1 + the sum of the changes d of its
 blocks (each relative to the parent), and against the product of 1 + d.
 
-`--distill_seed 1` distills the same plans with another seed than the others have; `--plans 20` are the first 20 of 60.
+`--distill_seed 1` distills the same plans, without those of the searches, with another seed; `--plans 20` are the first
+20 of 60.
 `--part 1/2` measures every second plan, for a process beside this one; a run without it prints. Resumable.
 """
 
@@ -208,7 +209,7 @@ def main() -> None:
         if parts == 1:
             report_lengths(library, scores, names, rows, given.folder)
         return
-    searched = searched_plans(given.folder)
+    searched = searched_plans(given.folder) if folder == given.folder else {}
     best = {
         name: measure(folder / f"searched{place}", plan, written, given.distilled > 0, seed)
         for place, (name, plan) in enumerate(searched.items())
@@ -237,8 +238,10 @@ def report(
             known = [place for place, row in enumerate(rows) if measured in row]
             values = [rows[place][measured] for place in known]
             cells.append(correlation([sums[place] for place in known], values) if len(known) > 2 else "")
-            better.append(f"{sum(value < best[name][measured] for value in values)} of {len(values)}" if known else "")
-        table[name] = {"correlations": cells, "better": better, "searched": best[name]}
+            better.append(
+                f"{sum(value < best[name][measured] for value in values)} of {len(values)}" if known and best else ""
+            )
+        table[name] = {"correlations": cells, "better": better, "searched": best.get(name)}
         print(f"| {name} | {' | '.join(cells)} | {', '.join(better)} |")
     for measured in MEASURES:
         values = [row[measured] for row in rows if measured in row]

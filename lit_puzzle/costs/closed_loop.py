@@ -149,7 +149,8 @@ def closed_loop(
         front: seconds outside the engine; None: the fitted ones.
 
     Raises:
-        ValueError: there is no request or no client, a length is below 1, or steps have no room for prompts.
+        ValueError: there is no request or no client, a length is below 1, steps have no room for prompts, or a step's
+            seconds are not positive and finite.
     """
     if not prompts or len(prompts) != len(generated) or min(*prompts, *generated, clients) < 1:
         raise ValueError("closed_loop: give as many prompts as completions, all lengths and clients at least 1")
@@ -167,6 +168,11 @@ def closed_loop(
         next_read, next_ended = loop.schedule(sequences + len(ended))
         if read or sequences:
             seconds = (times.decode(sequences) if sequences else 0.0) + (times.read(read) if read else 0.0)
+            if not 0 < seconds < math.inf:
+                raise ValueError(
+                    f"closed_loop: a step of {sequences} sequences and {read} prompt tokens takes {seconds!r} seconds; "
+                    "they must be positive and finite"
+                )
             loop.end(seconds, 1 if read or next_read else loop.skip(seconds), ended)
         elif not next_read:
             loop.now = loop.arriving[0][0]

@@ -129,13 +129,14 @@ def shown(values: list[float]) -> str:
 def report(found: dict[str, list[dict[str, object]]], first: str) -> None:
     """Print rows ("recipe: name", one result per seed), and what they differ by from those of the first recipe."""
     for title, rows in found.items():
-        recipe, name = title.split(": ", 1)
+        name = title.split(": ", 1)[1]
+        others = found.get(f"{first}: {name}", rows)
         print(f"| {title} | {'; '.join(str(row['plan']) for row in rows)} |")
         for key in rows[0].keys() - {"plan"}:
             values = [float(str(row[key])) for row in rows]
-            gains = [one - float(str(row[key])) for one, row in zip(values, found[f"{first}: {name}"], strict=True)]
+            gains = [one - float(str(row[key])) for one, row in zip(values, others, strict=True)]
             error = statistics.stdev(gains) / len(gains) ** 0.5 if len(gains) > 1 else float("nan")
-            against = "" if recipe == first else f"; {statistics.mean(gains):+.3f} ± {error:.3f}"
+            against = "" if others is rows else f"; {statistics.mean(gains):+.3f} ± {error:.3f}"
             print(f"    {key}: {shown(values)}{against}")
 
 

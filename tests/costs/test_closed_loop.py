@@ -1,6 +1,7 @@
 """Latencies in a closed loop: by hand, and what it must do when load grows."""
 
 import dataclasses
+import math
 
 import pytest
 
@@ -82,5 +83,8 @@ def test_refuses() -> None:
         closed_loop([], [], 1, TIMES)
     with pytest.raises(ValueError, match="room for prompts beside them"):
         closed_loop([1], [1], 1, dataclasses.replace(TIMES, sequences=100))
+    for seconds in (math.nan, math.inf, 0.0):
+        with pytest.raises(ValueError, match="1 sequences and 0 prompt tokens takes"):
+            closed_loop([10, 10], [5, 5], 1, dataclasses.replace(TIMES, decode={1: seconds}.__getitem__))
     with pytest.raises(ValueError, match="token_seconds"):
         FrontEnd(0.1, -1.0)

@@ -20,7 +20,7 @@ from lit_puzzle.run.folder import CONFIG, RECORD, is_complete
 from lit_puzzle.run.identity import Identity, file_identity, text_hash
 from lit_puzzle.run.inputs import SHOWN, recorded_inputs, recorded_outputs
 from lit_puzzle.run.lineage import is_part_of
-from lit_puzzle.run.marker import MARKER, is_run_folder, is_unclaimed
+from lit_puzzle.run.marker import MARKER, has_results, is_run_folder, is_unclaimed
 
 SHOWN_CHANGES = 3
 
@@ -57,22 +57,25 @@ def state_of(stage: Stage, stages: dict[str, Stage], notes: Notes) -> State:
             "away, or choose another --run_dir."
         )
     complete = is_complete(stage.folder)
-    differing = (_recipe_change(stage, notes) if complete else "") or next(_input_changes(stage, stages, notes), "")
+    differing = _recipe_change(stage, notes, complete) or next(_input_changes(stage, stages, notes), "")
     if differing:
         return State("changed", differing)
     return State("complete" if complete else "incomplete")
 
 
-def _recipe_change(stage: Stage, notes: Notes) -> str:
-    """Return how the recipe of a complete stage differs from now; empty if it does not."""
+def _recipe_change(stage: Stage, notes: Notes, complete: bool) -> str:
+    """Return how the recipe of a stage differs from now; empty if it does not, or only in what may change on resume."""
     note = notes.stages.get(stage.name)
+    if not complete and (note is None or not has_results(stage.folder)):
+        return ""
     if note is None:
         return "it was not made by this pipeline"
     file = stage.folder / CONFIG
-    if note.config is not None and (not file.is_file() or text_hash(read_text(file)) != note.config):
+    if complete and note.config is not None and (not file.is_file() or text_hash(read_text(file)) != note.config):
         return "it was made again by another command"
     _, changes = compare_configs(note.values, stage.values, ())
-    if not changes:
+    forbidden, _ = compare_configs(note.values.get("values", {}), stage.values["values"], ())
+    if not changes or not (complete or forbidden):
         return ""
     named = [f"{each.key.removeprefix('values.')}: {each.before} -> {each.now}" for each in changes[:SHOWN_CHANGES]]
     return f"keys have changed since: {', '.join(named)}{' and more' if len(changes) > SHOWN_CHANGES else ''}"

@@ -197,6 +197,19 @@ def test_a_changed_key_is_refused_and_made_anew_on_request_with_what_reads_it(tm
     assert "[1/3] first: complete\n" in out and "[3/3] third: is made anew: 1 (second) was made anew since" in out
 
 
+def test_a_key_changed_while_a_stage_was_interrupted_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    pipeline = Pipeline(tmp_path, steps=40)
+    process = pipeline.start()
+    pipeline.wait_for_steps(3)
+    process.terminate()
+    process.communicate(timeout=900)
+    pipeline.change("second", text="S")
+    code, out, err = pipeline()
+    assert code == 2 and "second: keys have changed since: text: s -> S" in err and "--remake=true" in err and not out
+    code, out, err = pipeline("--remake=true")
+    assert code == 0 and "[2/3] second: is made anew" in out and pipeline.result() == "ffSt", err
+
+
 def test_an_upstream_made_anew_outside_of_the_pipeline_is_noticed(tmp_path: Path) -> None:
     pipeline = Pipeline(tmp_path)
     assert pipeline()[0] == 0

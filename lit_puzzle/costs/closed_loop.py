@@ -152,7 +152,7 @@ def closed_loop(
         ValueError: there is no request or no client, a length is below 1, steps have no room for prompts, or a step's
             seconds are not positive and finite.
     """
-    if not prompts or len(prompts) != len(generated) or min(*prompts, *generated, clients) < 1:
+    if not prompts or len(prompts) != len(generated) or not all(n >= 1 for n in (*prompts, *generated, clients)):
         raise ValueError("closed_loop: give as many prompts as completions, all lengths and clients at least 1")
     if not 1 <= times.sequences < times.chunk_tokens:
         raise ValueError(

@@ -89,8 +89,8 @@ class KVAllocation:
         if self.concurrent_batches not in (1, 2):
             raise ValueError(f"KVAllocation: concurrent_batches must be 1 or 2, got {self.concurrent_batches!r}")
         context = self.context_tokens
-        if context is not None and (isinstance(context, bool) or context < 1):
-            raise ValueError(f"KVAllocation: context_tokens must be at least 1, got {context!r}")
+        if context is not None and (not isinstance(context, int) or isinstance(context, bool) or context < 1):
+            raise ValueError(f"KVAllocation: context_tokens must be a whole number of at least 1, got {context!r}")
         block = self.block_tokens
         if block is not None and (isinstance(block, bool) or block < 1 or block % BLOCK_MULTIPLE):
             raise ValueError(f"KVAllocation: block_tokens must be a multiple of {BLOCK_MULTIPLE}, got {block!r}")
@@ -129,8 +129,10 @@ def group_width(counts: WindowCounts) -> int:
 def weighted_width(counts: WindowCounts, tokens: int, block_tokens: int, in_flight_tokens: int) -> int:
     """Return how many layers the branch for gpt-oss-puzzle-88B puts into a group: the widest of least padding.
 
+    With at most 3 layers of every type it is the most layers, whatever that pads.
+
     Padding is (-n_t mod width) layers of each type, by the blocks that vLLM reserves for one of them. A width below 3
-    is taken only where 3 and more pad over a tenth of all bytes more, or where no type has more than 3 layers.
+    is taken only where 3 and more pad over a tenth of all bytes more.
 
     Args:
         counts: layers of each attention type.

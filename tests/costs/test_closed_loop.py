@@ -81,6 +81,8 @@ def test_equal_steps_taken_at_once_are_those_taken_one_by_one(monkeypatch: pytes
 def test_refuses() -> None:
     with pytest.raises(ValueError, match="as many prompts"):
         closed_loop([], [], 1, TIMES)
+    with pytest.raises(ValueError, match="all lengths and clients at least 1"):
+        closed_loop([10], [math.nan], 1, TIMES)  # type: ignore[list-item]
     with pytest.raises(ValueError, match="room for prompts beside them"):
         closed_loop([1], [1], 1, dataclasses.replace(TIMES, sequences=100))
     for seconds in (math.nan, math.inf, 0.0):

@@ -146,7 +146,8 @@ def test_requests_in_step_are_counted_at_their_longest() -> None:
         ({"version": "0.13.0"}, "the KV cache of vLLM '0.13.0' is not modeled; allowed: "),
         ({"allocator": "paged"}, "unknown allocator 'paged'; allowed"),
         ({"block_tokens": 24}, "block_tokens must be a multiple of 16, got 24"),
-        ({"context_tokens": 0}, "context_tokens must be at least 1, got 0"),
+        ({"context_tokens": 0}, "context_tokens must be a whole number of at least 1, got 0"),
+        ({"context_tokens": float("nan")}, "context_tokens must be a whole number of at least 1, got nan"),
         ({"concurrent_batches": 3}, "concurrent_batches must be 1 or 2, got 3"),
     ],
 )

@@ -10,10 +10,10 @@ Every row is one closed-loop benchmark: prompts of 80 to 100% of `input_seq_len`
     first token   seconds to it; both from the closed loop of 10 x concurrency requests, simulated
 
 with B = concurrency, or the requests that fit the memory if fewer, and lengths of 90%; the simulation
-(`lit_puzzle.costs.closed_loop`) draws them. The
-setting is that of the benchmark (SemiAnalysis InferenceMAX, its published server commands): asynchronous scheduling,
-chunks of 8192 tokens; on B200 FP8 KV cache and experts with MXFP8 inputs; on H100 and H200 experts by Marlin, whose
-rate, like the two constants of the front end, `first_token_fit.py` fits to every second row's time to the first token.
+(`lit_puzzle.costs.closed_loop`) draws them. The setting is that of the benchmark (SemiAnalysis InferenceMAX, its
+published server commands): asynchronous scheduling, chunks of 8192 tokens; on B200 FP8 KV cache and experts with MXFP8
+inputs; on H100 and H200 experts by Marlin, whose rate, like the two constants of the front end, `first_token_fit.py`
+fits to every second row's time to the first token.
 
 --rows is a CSV file with the columns `gpu_model` (h100, h200, b200), `input_seq_len`, `output_seq_len`,
 `tensor_parallel`, `concurrency`, `output_throughput_per_gpu` and, where known, `mean_time_to_first_token_sec` and

@@ -54,7 +54,7 @@ def test_the_table_lists_the_layers_of_the_child(tmp_path: Path) -> None:
     _, body = card_of(tmp_path)
     rows = [line.split(" | ") for line in body.splitlines() if line.startswith("| ") and " of 16 " in line]
     assert [row[2] for row in rows] == ["16", "full attention", "16", "48", "16", "48"]
-    assert [row[1] for row in rows] == [f"{kept} of 16" for kept in (16, 8, 12, 8, 12, 8)]
+    assert [row[1] for row in rows] == [f"{kept} of 16" for kept in (16, 8, 8, 8, 12, 12)]
     assert {row[3] for row in rows} == {"floating point"}
     assert "![Experts and attention of every layer](plan.png)" in body
     picture = (tmp_path / "model" / "plan.png").read_bytes()

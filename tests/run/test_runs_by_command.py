@@ -183,7 +183,7 @@ def test_a_packaged_recipe_is_a_base_anywhere_and_modules_lie_beside_a_recipe(
     monkeypatch.setattr(sys, "path", [*sys.path])
     with pytest.raises(SystemExit):
         main(["run", str(mine / "own.yaml"), "--print_config"])
-    assert yaml.safe_load(capsys.readouterr().out)["trainer"]["max_steps"] == 120
+    assert yaml.safe_load(capsys.readouterr().out)["trainer"]["max_steps"] == 100
     main(["run", str(mine / "stage.yaml")])
     assert json.loads((tmp_path / "run" / "run.json").read_text())["results"] == {"one": 1.0}
     assert "no packaged recipe has this name" in refused(
@@ -202,7 +202,7 @@ def test_more_steps_of_a_packaged_recipe_need_its_schedule_pinned() -> None:
     before, longer = resolved(), resolved("--trainer.max_steps=200")
     difference, _ = compare_configs(before, longer, ())
     changed = [line for line in difference.splitlines() if line.startswith(("-  ", "+  "))]
-    assert [line.split() for line in changed] == [["-", "total_iters:", "120"], ["+", "total_iters:", "200"]]
+    assert [line.split() for line in changed] == [["-", "total_iters:", "100"], ["+", "total_iters:", "200"]]
     pinned = resolved("--trainer.max_steps=200", "--model.init_args.lr_scheduler.init_args.total_iters=120")
     assert compare_configs(before, pinned, ())[0] == ""
 

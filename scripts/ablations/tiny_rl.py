@@ -1,7 +1,7 @@
 """Ablation of length control in RL recovery on the tiny child, and of the average of its variants.
 
     python scripts/ablations/tiny_rl.py [--seeds 0 1 2] [--variants budgets none ...] [--folder runs/ablation_rl]
-    python scripts/ablations/tiny_rl.py --recovery [--seeds 3 4 5]
+    python scripts/ablations/tiny_rl.py --recovery [--seeds 0 1 2]
     python scripts/ablations/tiny_rl.py --averages [--seeds 0 1 2]
 
 Runs `recipes/rl_recover.yaml` once for every variant and seed (everything random except the problems of the evaluation,

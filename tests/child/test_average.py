@@ -129,7 +129,7 @@ def test_different_mxfp4_experts_are_refused_or_dequantized(tmp_path: Path) -> N
     assert torch.equal(made.read(other).float(), plain(ours, other))
 
 
-def test_checkpoints_that_do_not_fit_together_are_refused(tmp_path: Path, pair: tuple[Path, Path], tiny_config: Any) -> None:
+def test_unlike_checkpoints_are_refused(tmp_path: Path, pair: tuple[Path, Path], tiny_config: Any) -> None:
     def refused(second: Path, message: str, **options: Any) -> None:
         with pytest.raises(ValueError, match=message) as refusal:
             average(tmp_path / "run", pair[0], second, **options)
